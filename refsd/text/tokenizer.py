@@ -1,0 +1,159 @@
+"""The CLIP tokenizer: lower-case, split into words, merge byte pairs, frame with bos and eos."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from refsd.errors import ModelError, UsageError
+from refsd.text.vocabulary import EOS, Vocabulary, clip_vocabulary, read_vocabulary
+
+# A word is a special token, an English contraction, a run of letters, one digit, or a run of
+# anything else that is not space: the pattern OpenAI published with CLIP.
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+class Piece(NamedTuple):
+    """One token of a prompt: its id, its name in the vocabulary, and the text it stands for."""
+
+    id: int
+    token: str
+    text: str
+
+
+class CLIPTokenizer:
+    """prompt -> ids: [bos, at most model_max_length - 2 tokens, eos, pad ...].   -> (B, L) int64
+
+    The ids are those of transformers 5 (`CLIPTokenizer`) for the same files: NFC, white space
+    runs to one space, lower case, then byte pair encoding of each word. There is no ftfy repair
+    and no HTML unescaping, unlike OpenAI's original; docs/tokenizer.md lists the differences.
+
+        tok = CLIPTokenizer.clip()
+        tok("a photo of an astronaut")        # int64 (1, 77)
+        tok.truncated("a very long prompt")   # the text that did not fit, or ""
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+        self.model_max_length = vocabulary.length
+        self._tokenizer = _build(vocabulary)
+        names = {role: token["content"] for role, token in vocabulary.named.items()}
+        self.bos_token_id = self._id(names["bos_token"])
+        self.eos_token_id = self._id(names["eos_token"])
+        self.pad_token_id = self._id(names["pad_token"])
+
+    @classmethod
+    def clip(cls, *, pad: str = EOS) -> "CLIPTokenizer":
+        """The tokenizer of CLIP and Stable Diffusion 1.x, from the vocabulary that ships here."""
+        return cls(clip_vocabulary(pad))
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "CLIPTokenizer":
+        """The tokenizer of a diffusers `tokenizer` folder; ModelError says what is wrong in it."""
+        return cls(read_vocabulary(path))
+
+    def __call__(self, prompt: str | Sequence[str]) -> np.ndarray:
+        """Ids of one prompt or several, cut and padded to model_max_length.   -> (B, L) int64
+
+        Raises UsageError for what is not text: another type, or a lone surrogate.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, Sequence) or not prompts:
+            kind = "an empty list" if isinstance(prompts, Sequence) else type(prompts).__name__
+            raise UsageError(f"prompt: got {kind}, expected a string or a list of strings")
+
+        ids = np.full((len(prompts), self.model_max_length), self.pad_token_id, np.int64)
+        for row, text in zip(ids, prompts):
+            kept = self._encode(text).ids[: self.model_max_length - 2]
+            row[: len(kept) + 2] = [self.bos_token_id, *kept, self.eos_token_id]
+        return ids
+
+    def pieces(self, prompt: str) -> list[Piece]:
+        """Every token of the prompt, without bos, eos and padding, and before the cut."""
+        found = self._encode(prompt)
+        spans = zip(found.ids, found.tokens, found.offsets)
+        return [Piece(i, token, prompt[start:end]) for i, token, (start, end) in spans]
+
+    def truncated(self, prompt: str) -> str:
+        """The end of the prompt that does not fit, in the prompt's own spelling; "" if it fits."""
+        offsets = self._encode(prompt).offsets[self.model_max_length - 2 :]
+        return prompt[offsets[0][0] :] if offsets else ""
+
+    def require_rows(self, rows: int, positions: int) -> None:
+        """Check that a text encoder of `rows` embeddings and `positions` places takes our ids."""
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        if largest >= rows:
+            raise ModelError(
+                f"tokenizer: ids go up to {largest}, the text encoder has {rows} embeddings "
+                f"({self.vocabulary.source}). Tokenizer and text encoder are of different models"
+            )
+        if self.model_max_length > positions:
+            raise ModelError(
+                f"tokenizer: model_max_length is {self.model_max_length}, the text encoder has "
+                f"{positions} positions ({self.vocabulary.source})"
+            )
+
+    def _encode(self, prompt: str):
+        if not isinstance(prompt, str):
+            raise UsageError(f"prompt: got {type(prompt).__name__}, expected a string")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"prompt: character {error.start} is the lone surrogate "
+                f"U+{ord(prompt[error.start]):04X}, which is no text. Remove it"
+            ) from None
+        return self._tokenizer.encode(prompt, add_special_tokens=False)
+
+    def _id(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ModelError(f"{self.vocabulary.source}: no token {token[:80]!r} in the vocabulary")
+        return found
+
+
+def _build(vocabulary: Vocabulary):
+    """The vocabulary as a pipeline of the tokenizers library, which is imported only here."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    unknown = vocabulary.named["unk_token"]["content"]
+    if unknown not in vocabulary.tokens:
+        raise ModelError(f"{vocabulary.source}: the unknown token {unknown[:80]!r} is not in it")
+    try:
+        model = models.BPE(
+            vocab=vocabulary.tokens,
+            merges=vocabulary.merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=unknown,
+        )
+    except Exception as error:  # the library raises nothing narrower
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{vocabulary.source}: not a usable vocabulary: {reason}") from None
+    tokenizer = Tokenizer(model)
+
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+
+    for i, token in vocabulary.added.items():
+        tokenizer.add_tokens([AddedToken(**token)])
+        if tokenizer.token_to_id(token["content"]) != i:
+            raise ModelError(
+                f"{vocabulary.source}: added token {token['content'][:80]!r} claims id {i}, "
+                f"its place is {tokenizer.token_to_id(token['content'])}"
+            )
+    for token in vocabulary.named.values():
+        if token["content"] in vocabulary.tokens:
+            tokenizer.add_tokens([AddedToken(**token)])
+    return tokenizer
