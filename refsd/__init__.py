@@ -1,0 +1,29 @@
+"""refsd, the reference Stable Diffusion.
+
+    import refsd
+    pipe = refsd.StableDiffusionPipeline.from_pretrained()
+    pipe("a glossy red sphere left of a small blue cube", generator=7).images[0].save("out.png")
+
+`refsd.F` holds the ops, `refsd.use(backend)` chooses who computes them, `refsd.watch` listens.
+Importing this package imports neither NumPy nor SciPy: what is used is imported when it is used.
+"""
+
+import importlib
+
+from refsd.registry import use, watch
+from refsd.version import __version__
+
+__all__ = ["F", "StableDiffusionPipeline", "__version__", "use", "watch"]
+
+_LAZY = {
+    "F": ("refsd.functional", None),
+    "StableDiffusionPipeline": ("refsd.pipelines.stable_diffusion", "StableDiffusionPipeline"),
+}
+
+
+def __getattr__(name):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'refsd' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = importlib.import_module(module)
+    return value if attribute is None else getattr(value, attribute)

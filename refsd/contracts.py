@@ -1,0 +1,115 @@
+"""What contracts are made of: shapes without data, checks with one voice, and the foretold result.
+
+A contract is a function with its op's signature. It reads only `.shape` and `.dtype`, so that a
+`Spec` can stand in for an array and a whole model can be planned without weights.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from refsd.errors import UsageError
+
+FLOATS = ("float32", "float64")
+
+
+class Spec(NamedTuple):
+    """The shape and dtype of an array that need not exist."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Output(NamedTuple):
+    """What an op will give: shape, dtype, and its cost in FLOPs (multiply and add count as two).
+
+    `bytes` is the least traffic possible: every input read once and the output written once.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    flops: int
+    bytes: int
+
+
+def output(shape: tuple[int, ...], dtype: str, *, flops: int, reads: tuple[Any, ...]) -> Output:
+    """An Output whose bytes are counted from the arrays read and the array written."""
+    read = sum(math.prod(a.shape) * itemsize(a.dtype) for a in reads if a is not None)
+    shape = tuple(int(n) for n in shape)
+    return Output(shape, str(dtype), int(flops), read + math.prod(shape) * itemsize(dtype))
+
+
+def itemsize(dtype: Any) -> int:
+    """Bytes an element: the digits of the dtype's name are its bits ("int64" -> 8)."""
+    name = str(dtype)
+    return 1 if name == "bool" else int("".join(c for c in name if c.isdigit())) // 8
+
+
+def need(condition: bool, op: str, message: str) -> None:
+    """Raise the one error of all backends, `op: message`, unless the condition holds."""
+    if not condition:
+        raise UsageError(f"{op}: {message}")
+
+
+def floats(op: str, **arrays: Any) -> str:
+    """The common dtype of the arrays that are not None: float32 or float64, the same for all."""
+    given = {name: array for name, array in arrays.items() if array is not None}
+    for name, array in given.items():
+        need(hasattr(array, "shape") and hasattr(array, "dtype"), op,
+             f"{name} is a {type(array).__name__}, wanted an array")
+        need(str(array.dtype) in FLOATS, op,
+             f"{name} has dtype {array.dtype}, wanted {' or '.join(FLOATS)}: convert it first")
+    dtypes = {str(array.dtype) for array in given.values()}
+    need(len(dtypes) == 1, op, "one dtype for all, got "
+         + ", ".join(f"{name} {array.dtype}" for name, array in given.items()))
+    return dtypes.pop()
+
+
+def integers(op: str, name: str, array: Any) -> None:
+    """Require an array of a signed or unsigned integer dtype."""
+    need(hasattr(array, "shape") and hasattr(array, "dtype"), op,
+         f"{name} is a {type(array).__name__}, wanted an array")
+    need("int" in str(array.dtype), op, f"{name} has dtype {array.dtype}, wanted integers")
+
+
+def dims(op: str, name: str, array: Any, letters: str) -> tuple[int, ...]:
+    """The shape of an array that must have one dimension a letter ("N C H W")."""
+    wanted = letters.split()
+    need(len(array.shape) == len(wanted), op,
+         f"{name} has shape {tuple(array.shape)}, wanted ({', '.join(wanted)})")
+    return tuple(array.shape)
+
+
+def positive(op: str, **options: Any) -> None:
+    """Require Python (or NumPy) integers of at least 1."""
+    for name, value in options.items():
+        need(is_int(value) and value >= 1, op, f"{name} is {value!r}, wanted an integer >= 1")
+
+
+def positive_eps(op: str, eps: Any) -> None:
+    """Require a finite eps > 0: without it a constant row divides by zero."""
+    need(isinstance(eps, (int, float)) and 0 < eps < math.inf, op,
+         f"eps is {eps!r}, wanted a finite number > 0")
+
+
+def vector(op: str, name: str, array: Any, length: int, of: str) -> None:
+    """Require a one-dimensional array of the given length (or None)."""
+    need(array is None or tuple(array.shape) == (length,), op,
+         f"{name} has shape {None if array is None else tuple(array.shape)}, "
+         f"wanted ({length},): one value for each {of}")
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is an integer and no bool."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def broadcast(op: str, a: Any, b: Any) -> tuple[int, ...]:
+    """The shape two arrays broadcast to under NumPy's rules."""
+    shape = []
+    for i in range(max(len(a.shape), len(b.shape)), 0, -1):
+        m = a.shape[-i] if i <= len(a.shape) else 1
+        n = b.shape[-i] if i <= len(b.shape) else 1
+        need(m == n or m == 1 or n == 1, op,
+             f"shapes {tuple(a.shape)} and {tuple(b.shape)} do not broadcast: {m} against {n}")
+        shape.append(n if m == 1 else m)
+    return tuple(shape)

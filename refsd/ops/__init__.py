@@ -1,0 +1,16 @@
+"""The definitions: every op once, as NumPy that reads like its formula, one short file a family."""
+
+from refsd.ops import (
+    activation,
+    arithmetic,
+    attention,
+    conv,
+    embedding,
+    layout,
+    linear,
+    norm,
+    resize,
+)
+
+__all__ = ["activation", "arithmetic", "attention", "conv", "embedding", "layout", "linear",
+           "norm", "resize"]

@@ -1,0 +1,120 @@
+"""Convolution (the machine-learning one: correlation, the kernel is not flipped).
+
+One definition and three algorithms that compute it: `im2col` is the formula as a matrix product,
+`fft` and `winograd2`/`winograd4` (conv_tiled.py) trade multiplications for additions tile by tile.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from refsd.contracts import dims, floats, is_int, need, output, positive, vector
+from refsd.ops.conv_tiled import fft, winograd2, winograd4
+from refsd.registry import op
+
+# The unrolled windows of one slice of rows. At 512 x 512 x 256 they would be 2.4 GB at once.
+SLICE_BYTES = 64 * 2**20
+
+
+class Choice(NamedTuple):
+    """Which algorithm computes a convolution, and why."""
+
+    algorithm: str
+    why: str
+
+
+def conv2d_contract(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1,
+                    algorithm="auto"):
+    dtype = floats("conv2d", x=x, weight=weight, bias=bias)
+    N, C, H, W = dims("conv2d", "x", x, "N C H W")
+    O, I, kh, kw = dims("conv2d", "weight", weight, "O C/groups kH kW")
+    positive("conv2d", groups=groups, kH=kh, kW=kw)
+    need(I * groups == C, "conv2d", f"x has {C} channels, weight expects {I * groups} "
+         f"(x {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups})")
+    need(O % groups == 0, "conv2d", f"{O} output channels do not split into {groups} groups")
+    vector("conv2d", "bias", bias, O, "output channel")
+    (sh, sw), (dh, dw) = _pair("stride", stride), _pair("dilation", dilation)
+    (top, bottom), (left, right) = sides(padding)
+    Ho = (H + top + bottom - dh * (kh - 1) - 1) // sh + 1
+    Wo = (W + left + right - dw * (kw - 1) - 1) // sw + 1
+    need(Ho >= 1 and Wo >= 1, "conv2d", f"the kernel {kh} x {kw} (dilation {dilation}) does not "
+         f"fit into {H} x {W} pixels with padding {padding}")
+    conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm)
+    return output((N, O, Ho, Wo), dtype, flops=2 * N * O * Ho * Wo * I * kh * kw,
+                  reads=(x, weight, bias))
+
+
+@op(conv2d_contract)
+def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
+    """y[n,o,i,j] = b[o] + sum_{c,u,v} w[o,c,u,v] x[n, c, i s + u d - top, j s + v d - left]
+
+    x (N, C, H, W), weight (O, C / groups, kH, kW), bias (O,) -> (N, O, H', W'), where
+    H' = floor((H + top + bottom - d (kH - 1) - 1) / s) + 1. Outside x there are zeros. stride s
+    and dilation d: a number or (vertical, horizontal); padding: a number, (vertical, horizontal),
+    or ((top, bottom), (left, right)). Group g of the outputs sees group g of the inputs only.
+    """
+    choice = conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm)
+    x = np.pad(x, ((0, 0), (0, 0), *sides(padding)))
+    compute = {"im2col": im2col, "fft": fft, "winograd2": winograd2, "winograd4": winograd4}
+    y = compute[choice.algorithm](x, weight, _pair("stride", stride), _pair("dilation", dilation),
+                                  groups)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def im2col(x, weight, stride, dilation, groups):
+    """Unroll every window into a column: then convolution is one matrix product.   No padding."""
+    (N, C, _, _), (O, I, kh, kw) = x.shape, weight.shape
+    reach = (dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1)
+    windows = sliding_window_view(x, reach, axis=(2, 3))
+    windows = windows[:, :, ::stride[0], ::stride[1], ::dilation[0], ::dilation[1]]
+    windows = windows.transpose(1, 4, 5, 0, 2, 3)  # C kH kW N H' W'
+    Ho, Wo = windows.shape[4:]
+
+    matrix = weight.reshape(groups, O // groups, I * kh * kw)
+    y = np.empty((N, O, Ho, Wo), x.dtype)
+    rows = max(1, SLICE_BYTES // (C * kh * kw * N * Wo * x.itemsize))
+    for i in range(0, Ho, rows):
+        columns = windows[:, :, :, :, i:i + rows].reshape(groups, I * kh * kw, -1)
+        y[:, :, i:i + rows] = (matrix @ columns).reshape(O, N, -1, Wo).swapaxes(0, 1)
+    return y
+
+
+def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto") -> Choice:
+    """The algorithm for a convolution: a function of the kernel's shape and the options alone.
+
+    Raises UsageError if the algorithm asked for by name cannot compute it.
+    """
+    kh, kw = weight.shape[2:]
+    fits_winograd = (kh, kw) == (3, 3) and _pair("stride", stride) == (1, 1) == _pair(
+        "dilation", dilation)
+    if algorithm in ("winograd2", "winograd4"):
+        need(fits_winograd, "conv2d", f"{algorithm} computes 3 x 3 kernels with stride 1 and "
+             f"dilation 1, got {kh} x {kw}, stride {stride}, dilation {dilation}")
+    if algorithm in ("im2col", "fft", "winograd2", "winograd4"):
+        return Choice(algorithm, "it was asked for")
+    need(algorithm == "auto", "conv2d", f"algorithm is {algorithm!r}, wanted auto, im2col, fft, "
+         "winograd2 or winograd4")
+    if kh * kw >= 49:
+        return Choice("fft", f"a {kh} x {kw} kernel has 49 taps or more: the transform's cost does "
+                      "not grow with them")
+    return Choice("im2col", f"a {kh} x {kw} kernel is small: the definition as one matrix product")
+
+
+def sides(padding):
+    """padding as ((top, bottom), (left, right))"""
+    if isinstance(padding, (tuple, list)) and all(isinstance(p, (tuple, list)) for p in padding):
+        pairs = tuple(tuple(p) for p in padding)
+        need(len(pairs) == 2 and all(len(p) == 2 and all(is_int(n) and n >= 0 for n in p)
+                                     for p in pairs), "conv2d",
+             f"padding is {padding!r}, wanted ((top, bottom), (left, right)), integers >= 0")
+        return pairs
+    vertical, horizontal = _pair("padding", padding, least=0)
+    return (vertical, vertical), (horizontal, horizontal)
+
+
+def _pair(name, value, least=1):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    need(len(pair) == 2 and all(is_int(n) and n >= least for n in pair), "conv2d",
+         f"{name} is {value!r}, wanted an integer >= {least} or a pair of them")
+    return pair

@@ -1,0 +1,66 @@
+"""Enlarging pictures."""
+
+
+import numpy as np
+
+from refsd.contracts import dims, floats, need, output, positive
+from refsd.registry import op
+
+
+def _resize(name, x, height, width, flops):
+    dtype = floats(name, x=x)
+    N, C, H, W = dims(name, "x", x, "N C H W")
+    positive(name, height=height, width=width)
+    need(H > 0 and W > 0, name, f"x {tuple(x.shape)} has no pixels")
+    return output((N, C, height, width), dtype, flops=flops * N * C * height * width, reads=(x,))
+
+
+def upsample_nearest_contract(x, *, height, width):
+    return _resize("upsample_nearest", x, height, width, 0)
+
+
+@op(upsample_nearest_contract)
+def upsample_nearest(x, *, height, width):
+    """y[i, j] = x[floor(i H / height), floor(j W / width)].   (N, C, H, W) -> (N, C, height, width)
+
+    The ratio and its product with i are float32, as in torch: for odd ratios that decides pixels.
+    """
+    rows, columns = _nearest(x.shape[2], height), _nearest(x.shape[3], width)
+    return x[:, :, rows[:, None], columns]
+
+
+def _nearest(size, wanted):
+    scale = np.float32(size) / np.float32(wanted)
+    index = np.floor(np.arange(wanted, dtype="float32") * scale).astype("int64")
+    return np.minimum(index, size - 1)
+
+
+def upsample_bilinear_contract(x, *, height, width, align_corners):
+    need(isinstance(align_corners, bool), "upsample_bilinear",
+         f"align_corners is {align_corners!r}, wanted True or False")
+    return _resize("upsample_bilinear", x, height, width, 11)
+
+
+@op(upsample_bilinear_contract)
+def upsample_bilinear(x, *, height, width, align_corners):
+    """Linear interpolation along both axes.   (N, C, H, W) -> (N, C, height, width)
+
+    `align_corners` maps the centres of the corner pixels onto each other: source = i (H - 1) /
+    (height - 1). Without it the pictures' edges meet: source = (i + 1/2) H / height - 1/2, at least
+    0 (the half-pixel rule of torch and OpenCV).
+    """
+    top, bottom, down = _linear(x.shape[2], height, align_corners, x.dtype)
+    left, right, across = _linear(x.shape[3], width, align_corners, x.dtype)
+    rows = x[:, :, top] * (1 - down)[:, None] + x[:, :, bottom] * down[:, None]
+    return rows[..., left] * (1 - across) + rows[..., right] * across
+
+
+def _linear(size, wanted, align_corners, dtype):
+    """For each wanted position: the two source indices and the weight of the second."""
+    i = np.arange(wanted, dtype="float64")
+    if align_corners:
+        source = i * ((size - 1) / max(wanted - 1, 1))
+    else:
+        source = np.maximum((i + 0.5) * (size / wanted) - 0.5, 0)
+    first = np.minimum(source.astype("int64"), size - 1)
+    return first, np.minimum(first + 1, size - 1), (source - first).astype(dtype)

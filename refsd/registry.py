@@ -1,0 +1,155 @@
+"""Ops, their kernels on each backend, and the dispatch between them: the whole mechanism.
+
+An *op* is a plain NumPy function that defines what is computed, with a *contract* beside it that
+checks a call and foretells its result. A *kernel* is another function with the same name and
+signature that computes the same on some backend. `dispatch` sends a call to the active backend.
+Nothing is silent: no fallback, no copy, no cast.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from refsd.errors import UsageError
+
+# The module whose import declares a backend's kernels. Fastest first: "auto" takes the first.
+BACKENDS = {"numpy": "refsd.ops"}
+
+
+class Op(NamedTuple):
+    """An op: its definition, the contract that guards it, and the signature all kernels share."""
+
+    name: str
+    definition: Callable
+    contract: Callable
+    signature: inspect.Signature
+
+
+_ops: dict[str, Op] = {}
+_kernels: dict[tuple[str, str], Callable] = {}
+_active: ContextVar[str] = ContextVar("refsd_backend", default="numpy")
+_watcher: ContextVar[Callable | None] = ContextVar("refsd_watcher", default=None)
+
+
+def op(contract: Callable) -> Callable[[Callable], Callable]:
+    """Declare a NumPy function as the definition of an op; it is returned unchanged."""
+
+    def declare(definition: Callable) -> Callable:
+        name, signature = definition.__name__, inspect.signature(definition)
+        _require_same_signature(f"the contract of {name}", contract, signature)
+        _ops[name] = Op(name, definition, contract, signature)
+        _kernels["numpy", name] = definition
+        return definition
+
+    return declare
+
+
+def kernel(backend: str) -> Callable[[Callable], Callable]:
+    """Declare a function as the kernel of the op of its name on `backend`."""
+
+    def declare(function: Callable) -> Callable:
+        name = function.__name__
+        if name not in _ops:
+            raise ImportError(f"kernel {name} for {backend}: there is no op of that name")
+        _require_same_signature(f"the {backend} kernel {name}", function, _ops[name].signature)
+        _kernels[backend, name] = function
+        return function
+
+    return declare
+
+
+def _require_same_signature(what: str, function: Callable, signature: inspect.Signature) -> None:
+    if inspect.signature(function) != signature:
+        raise ImportError(f"{what} has the signature {inspect.signature(function)}, "
+                          f"its op has {signature}")
+
+
+def ops() -> dict[str, Op]:
+    """All declared ops by name."""
+    importlib.import_module(BACKENDS["numpy"])
+    return dict(_ops)
+
+
+def choose_backend(name: str = "auto") -> str:
+    """The name of a backend that exists ("auto": the fastest); raises UsageError otherwise."""
+    if name == "auto":
+        return next(iter(BACKENDS))
+    if name not in BACKENDS:
+        raise UsageError(f"backend {name!r} is not one of: auto, {', '.join(BACKENDS)}")
+    return name
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Send the ops called inside the `with` block to `backend`."""
+    name = choose_backend(backend)
+    importlib.import_module(BACKENDS[name])
+    token = _active.set(name)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def active_backend() -> str:
+    """The backend that ops are sent to here and now."""
+    return _active.get()
+
+
+@contextmanager
+def watch(watcher: Callable[[str, dict, dict, Any], None]) -> Iterator[None]:
+    """Call `watcher(op, inputs, options, output)` after every op inside the `with` block.
+
+    `inputs` holds the arrays by parameter name, `options` the keywords, defaults included. Watchers
+    nest: an inner one hears each op first, then the outer one.
+    """
+    outer = _watcher.get()
+
+    def both(*event):
+        watcher(*event)
+        if outer is not None:
+            outer(*event)
+
+    token = _watcher.set(both)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def dispatch(name: str, args: tuple, options: dict) -> Any:
+    """Check a call against the op's contract, run it on the active backend, tell the watcher."""
+    backend = _active.get()
+    _ops[name].contract(*args, **options)
+    function = _kernels.get((backend, name))
+    if function is None:
+        raise UsageError(f"{name} has no kernel on the backend {backend!r}; "
+                         f"it exists on: {', '.join(b for b, n in _kernels if n == name)}")
+    output = function(*args, **options)
+
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(name, *_named(_ops[name].signature, args, options), output)
+    return output
+
+
+def _named(signature: inspect.Signature, args: tuple, options: dict) -> tuple[dict, dict]:
+    bound = signature.bind(*args, **options)
+    bound.apply_defaults()
+    keywords = {p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    inputs = {k: v for k, v in bound.arguments.items() if k not in keywords}
+    return inputs, {k: v for k, v in bound.arguments.items() if k in keywords}
+
+
+def dispatched(definition: Callable) -> Callable:
+    """The public face of an op: same name, signature and docstring, sent to the active backend."""
+
+    @functools.wraps(definition)
+    def public(*args, **options):
+        return dispatch(definition.__name__, args, options)
+
+    return public
