@@ -1,0 +1,125 @@
+"""Text to image as five stages, each of which can be called, recorded and replayed alone.
+
+    tokenize -> encode_text -> make_schedule -> denoise -> decode
+
+`denoise` is a generator: whoever calls it owns the progress bar, the previews and the stopping.
+The arithmetic between network calls uses plain operators, so any backend's arrays serve.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refsd import functional as F
+from refsd.errors import ModelError
+from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.schedulers.scheduler import draw_noise
+
+
+class DenoisingStep(NamedTuple):
+    """One step is done: its place, the training step it left, and the latents it arrived at."""
+
+    index: int
+    timestep: Any
+    latents: Any
+
+
+def tokenize(tokenizer: Any, prompts: list[str]) -> np.ndarray:
+    """Stage 1: the prompts as ids.   B texts -> (B, 77)"""
+    return tokenizer(prompts)
+
+
+def encode_text(text_encoder: TextEncoder, ids: np.ndarray, *, clip_skip: int | None = None) -> Any:
+    """Stage 2: the ids as vectors.   (B, L) -> (B, L, D)"""
+    return text_encoder(ids, clip_skip=clip_skip).last_hidden_state
+
+
+def make_schedule(scheduler: Any, steps: int) -> np.ndarray:
+    """Stage 3: the training steps to visit, the noisiest first.   -> (T,)
+
+    T is the number of UNet calls a picture: `steps`, or one more for PNDM.
+    """
+    scheduler.set_timesteps(steps)
+    return scheduler.timesteps
+
+
+def initial_latents(scheduler: Any, shape: tuple[int, ...], dtype: str, generator: Any) -> Any:
+    """Noise at the schedule's start.   -> (B, 4, h, w)   make_schedule comes first"""
+    return draw_noise(shape, dtype, generator) * float(scheduler.init_noise_sigma)
+
+
+def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
+            negative_prompt_embeds: Any = None, *, guidance_scale: float,
+            guidance_rescale: float = 0.0, eta: float = 0.0,
+            generator: Any = None) -> Iterator[DenoisingStep]:
+    """Stage 4: from noise to latents, one step at a time.   (B, 4, h, w), (B, L, D) -> steps
+
+    With negative_prompt_embeds the model is asked twice and guided away from them:
+    eps = eps(neg) + s (eps(text) - eps(neg)), Ho and Salimans 2022. A caller may send() a dict
+    with new "latents", "prompt_embeds" or "negative_prompt_embeds" in answer to a step.
+    """
+    condition = guidance_condition(unet, guidance_scale, latents.shape[0])
+    for index, timestep in enumerate(scheduler.timesteps):
+        x = scheduler.scale_model_input(latents, timestep)
+        if negative_prompt_embeds is None:
+            predicted = unet(x, timestep, prompt_embeds, timestep_cond=condition)
+        else:
+            both = unet(F.concat([x, x], axis=0), timestep,
+                        F.concat([negative_prompt_embeds, prompt_embeds], axis=0),
+                        timestep_cond=condition)
+            half = latents.shape[0]
+            away, towards = both[:half], both[half:]
+            predicted = away + guidance_scale * (towards - away)
+            if guidance_rescale > 0:
+                predicted = rescale(predicted, towards, guidance_rescale)
+        latents = scheduler.step(predicted, timestep, latents, eta=eta,
+                                 generator=generator).prev_sample
+
+        changed = yield DenoisingStep(index, timestep, latents)
+        if changed:
+            latents = changed.get("latents", latents)
+            prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
+            negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
+
+
+def guidance_condition(unet: UNet, guidance_scale: float, batch: int) -> Any:
+    """The guidance scale as sinusoids, for distilled models that take it as an input; else None.
+
+    -> (B, K) with K = unet.time_cond_dim.   Meng et al. 2023, "On Distillation of Guided ..."
+    """
+    if unet.time_cond_dim is None:
+        return None
+    w = np.full(batch, (guidance_scale - 1) * 1000, np.float32)
+    return F.timestep_embedding(w, dim=unet.time_cond_dim, flip_sin_to_cos=False, freq_shift=1,
+                                dtype=unet.dtype)
+
+
+def rescale(guided: Any, text: Any, share: float) -> Any:
+    """`share` of the way to the guided prediction with the text prediction's deviation.
+
+    (B, 4, h, w) twice -> the same.   Lin et al. 2023, section 3.4; deviations are unbiased.
+    """
+    axes = {"axis": (1, 2, 3), "keepdims": True, "ddof": 1}
+    rescaled = guided * (np.std(text, **axes) / np.std(guided, **axes))
+    return share * rescaled + (1 - share) * guided
+
+
+def decode(vae: VAE, latents: Any) -> np.ndarray:
+    """Stage 5: the pictures.   (B, 4, h, w) -> (B, H, W, 3) float in [0, 1]"""
+    pictures = vae.decode(latents / vae.config.scaling_factor)
+    return np.clip(np.asarray(pictures) * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+
+
+def to_bytes(pictures: np.ndarray) -> np.ndarray:
+    """round(255 x), halves to even, as diffusers; others cut.   (B, H, W, 3) in [0, 1] -> uint8"""
+    return (pictures * 255).round().astype("uint8")
+
+
+def require_finite(array: Any, stage: str) -> None:
+    """Stop with the stage's name at the first NaN or infinity."""
+    bad = ~np.isfinite(np.asarray(array))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ModelError(f"{stage}: {int(bad.sum())} of {bad.size} numbers are NaN or infinite, "
+                         f"the first at {where}. The weights are damaged or the inputs overflow")
