@@ -1,0 +1,76 @@
+"""What both generators accept: seeds, shapes and dtypes, checked at the door."""
+
+import math
+import operator
+
+import numpy as np
+
+from refsd.errors import UsageError
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def check_seed(seed):
+    """The seed in 0 .. 2^64 - 1; a negative one counts from 2^64 down, as in torch."""
+    number = as_int(seed)
+    if number is None:
+        raise UsageError(f"seed: got {seed!r}, a {type(seed).__name__}; give an int")
+    if not -(2**63) <= number < 2**64:
+        raise UsageError(f"seed: got {number}; give an int from -2**63 to 2**64 - 1")
+    return number % 2**64
+
+
+def check_shape_and_dtype(name, shape, dtype):
+    """The sizes and the dtype; the dtype may follow the shape, as in randn((2, 3), "float64")."""
+    if len(shape) > 1 and isinstance(shape[-1], (str, type, np.dtype)):
+        if dtype != "float32":
+            raise UsageError(f"{name}: got two dtypes, {shape[-1]!r} and {dtype!r}; give one")
+        *shape, dtype = shape
+    return check_shape(name, shape), check_dtype(name, dtype)
+
+
+def check_shape(name, shape):
+    """A tuple of sizes, from one tuple, one list or the sizes themselves."""
+    if len(shape) == 0:
+        raise UsageError(f"{name}: got no shape; give the sizes, or () for a single number")
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        shape = shape[0]
+    sizes = tuple(as_int(size) for size in shape)
+    if any(size is None or size < 0 for size in sizes):
+        raise UsageError(f"{name}: got the shape {tuple(shape)!r}; give ints of 0 or more")
+    if math.prod(sizes) >= 2**60:
+        raise UsageError(f"{name}: got the shape {sizes}; give one that fits into memory")
+    return sizes
+
+
+def check_dtype(name, dtype):
+    """One of the names in DTYPES, from the name, a NumPy scalar type or a NumPy dtype."""
+    known = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+    if not isinstance(known, str) or known not in DTYPES:
+        raise UsageError(f"{name}: got the dtype {dtype!r}; give one of {', '.join(DTYPES)}")
+    return known
+
+
+def as_int(value):
+    """The value as an int; None for a bool, and for what is no integer."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def to_dtype(x, dtype):
+    """x rounded to the dtype, ties to even; bfloat16 values come as a float32 array.
+
+    A float64 that becomes a half goes through float32, as torch's half types do.
+    """
+    if dtype == "float64":
+        return x.astype(np.float64)
+    x = x.astype(np.float32)
+    if dtype == "bfloat16":
+        bits = x.view(np.uint32)
+        last = (bits >> np.uint32(16)) & np.uint32(1)
+        return ((bits + (np.uint32(0x7FFF) + last)) & np.uint32(0xFFFF0000)).view(np.float32)
+    return x.astype(dtype)
