@@ -5,6 +5,7 @@ A contract is a function with its op's signature. It reads only `.shape` and `.d
 """
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 from refsd.errors import UsageError
@@ -51,28 +52,31 @@ def need(condition: bool, op: str, message: str) -> None:
 
 
 def floats(op: str, **arrays: Any) -> str:
-    """The common dtype of the arrays that are not None: float32 or float64, the same for all."""
-    given = {name: array for name, array in arrays.items() if array is not None}
-    for name, array in given.items():
-        need(hasattr(array, "shape") and hasattr(array, "dtype"), op,
-             f"{name} is a {type(array).__name__}, wanted an array")
+    """The common dtype of the arrays: float32 or float64, the same for all."""
+    for name, array in arrays.items():
+        _need_array(op, name, array)
         need(str(array.dtype) in FLOATS, op,
              f"{name} has dtype {array.dtype}, wanted {' or '.join(FLOATS)}: convert it first")
-    dtypes = {str(array.dtype) for array in given.values()}
+    dtypes = {str(array.dtype) for array in arrays.values()}
     need(len(dtypes) == 1, op, "one dtype for all, got "
-         + ", ".join(f"{name} {array.dtype}" for name, array in given.items()))
+         + ", ".join(f"{name} {array.dtype}" for name, array in arrays.items()))
     return dtypes.pop()
+
+
+def given(**optional: Any) -> dict[str, Any]:
+    """Those of the optional arrays that are there."""
+    return {name: array for name, array in optional.items() if array is not None}
 
 
 def integers(op: str, name: str, array: Any) -> None:
     """Require an array of a signed or unsigned integer dtype."""
-    need(hasattr(array, "shape") and hasattr(array, "dtype"), op,
-         f"{name} is a {type(array).__name__}, wanted an array")
+    _need_array(op, name, array)
     need("int" in str(array.dtype), op, f"{name} has dtype {array.dtype}, wanted integers")
 
 
 def dims(op: str, name: str, array: Any, letters: str) -> tuple[int, ...]:
     """The shape of an array that must have one dimension a letter ("N C H W")."""
+    _need_array(op, name, array)
     wanted = letters.split()
     need(len(array.shape) == len(wanted), op,
          f"{name} has shape {tuple(array.shape)}, wanted ({', '.join(wanted)})")
@@ -87,8 +91,14 @@ def positive(op: str, **options: Any) -> None:
 
 def positive_eps(op: str, eps: Any) -> None:
     """Require a finite eps > 0: without it a constant row divides by zero."""
-    need(isinstance(eps, (int, float)) and 0 < eps < math.inf, op,
-         f"eps is {eps!r}, wanted a finite number > 0")
+    need(is_number(eps) and 0 < eps < math.inf, op,
+         f"eps is {eps!r}, wanted a finite Python number > 0")
+
+
+def flag(op: str, **options: Any) -> None:
+    """Require True or False: any other value would be a guess at what was meant."""
+    for name, value in options.items():
+        need(isinstance(value, bool), op, f"{name} is {value!r}, wanted True or False")
 
 
 def vector(op: str, name: str, array: Any, length: int, of: str) -> None:
@@ -99,8 +109,13 @@ def vector(op: str, name: str, array: Any, length: int, of: str) -> None:
 
 
 def is_int(value: Any) -> bool:
-    """Whether a value is an integer and no bool."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    """Whether a value is an integer (Python's or NumPy's) and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is Python's int or float. NumPy's float64 would widen float32 arrays."""
+    return type(value) in (int, float)
 
 
 def broadcast(op: str, a: Any, b: Any) -> tuple[int, ...]:
@@ -113,3 +128,8 @@ def broadcast(op: str, a: Any, b: Any) -> tuple[int, ...]:
              f"shapes {tuple(a.shape)} and {tuple(b.shape)} do not broadcast: {m} against {n}")
         shape.append(n if m == 1 else m)
     return tuple(shape)
+
+
+def _need_array(op: str, name: str, array: Any) -> None:
+    need(hasattr(array, "shape") and hasattr(array, "dtype"), op,
+         f"{name} has type {type(array).__name__}, wanted an array")

@@ -14,7 +14,8 @@ from refsd.registry import op
 
 
 def _elementwise(name, x, flops):
-    return output(x.shape, floats(name, x=x), flops=flops * math.prod(x.shape), reads=(x,))
+    dtype = floats(name, x=x)
+    return output(x.shape, dtype, flops=flops * math.prod(x.shape), reads=(x,))
 
 
 def silu_contract(x):

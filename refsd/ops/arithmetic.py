@@ -4,20 +4,22 @@ import math
 
 import numpy as np
 
-from refsd.contracts import Spec, broadcast, floats, need, output
+from refsd.contracts import Spec, broadcast, floats, is_number, need, output
 from refsd.registry import op
 
 
 def _binary(name, a, b):
-    if isinstance(b, (int, float)) and not isinstance(b, bool):
-        b = Spec((), str(a.dtype))
-    dtype = floats(name, a=a, b=b)
+    dtype = floats(name, a=a)
+    if is_number(b):
+        b = Spec((), dtype)
+    floats(name, a=a, b=b)
     shape = broadcast(name, a, b)
     return output(shape, dtype, flops=math.prod(shape), reads=(a, b))
 
 
 def _unary(name, x):
-    return output(x.shape, floats(name, x=x), flops=math.prod(x.shape), reads=(x,))
+    dtype = floats(name, x=x)
+    return output(x.shape, dtype, flops=math.prod(x.shape), reads=(x,))
 
 
 def add_contract(a, b):
@@ -81,7 +83,8 @@ def sqrt(x):
 
 
 def clamp_contract(x, *, low, high):
-    need(low <= high, "clamp", f"low {low!r} is above high {high!r}")
+    need(is_number(low) and is_number(high) and low <= high, "clamp",
+         f"low {low!r} and high {high!r} must be Python numbers, low <= high")
     return _unary("clamp", x)
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from refsd.contracts import dims, floats, need, output, positive
+from refsd.contracts import dims, flag, floats, given, need, output, positive
 from refsd.ops.activation import softmax
 from refsd.registry import op
 
@@ -13,7 +13,7 @@ SLICE_BYTES = 32 * 2**20
 
 
 def attention_contract(q, k, v, *, heads, mask=None, causal=False):
-    dtype = floats("attention", q=q, k=k, v=v, mask=mask)
+    dtype = floats("attention", q=q, k=k, v=v, **given(mask=mask))
     N, L, C = dims("attention", "q", q, "N L C")
     batch, S, width = dims("attention", "k", k, "N S C")
     positive("attention", heads=heads)
@@ -21,6 +21,8 @@ def attention_contract(q, k, v, *, heads, mask=None, causal=False):
          f"q {tuple(q.shape)} and k {tuple(k.shape)} must agree in N and C")
     need(tuple(v.shape[:2]) == (N, S) and len(v.shape) == 3, "attention",
          f"v {tuple(v.shape)} must have a row for each of the keys {tuple(k.shape)}")
+    flag("attention", causal=causal)
+    need(C > 0, "attention", f"q {tuple(q.shape)} has no features")
     need(C % heads == 0 and v.shape[2] % heads == 0, "attention",
          f"widths {C} (q, k) and {v.shape[2]} (v) do not split into {heads} heads")
     need(S > 0, "attention", f"there are no keys: k has shape {tuple(k.shape)}")
@@ -42,9 +44,9 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
     `causal` lets query i see the keys 0..i only. A query that sees no key gives zeros. Works in
     slices of queries, so that the scores never take more than SLICE_BYTES (or one query's worth).
     """
-    (N, L, C), S = q.shape, k.shape[1]
+    (N, L, C), (_, S, D) = q.shape, v.shape
     q, k, v = (_split_heads(t, heads) for t in (q, k, v))
-    y = np.empty((N, L, heads, v.shape[-1]), q.dtype)
+    y = np.empty((N, L, heads, D // heads), q.dtype)
     if mask is not None:
         mask = np.broadcast_to(mask, (N, heads, L, S))
 
@@ -58,7 +60,7 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
             if causal:
                 scores[:, np.arange(S) > np.arange(L)[part, None]] = -math.inf
             y[n, part] = (softmax(scores, axis=-1) @ v[n]).swapaxes(0, 1)
-    return y.reshape(N, L, -1)
+    return y.reshape(N, L, D)
 
 
 def _split_heads(x, heads):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from refsd.contracts import dims, floats, is_int, need, output, positive, vector
+from refsd.contracts import dims, floats, given, is_int, need, output, positive, vector
 from refsd.ops.conv_tiled import fft, winograd2, winograd4
 from refsd.registry import op
 
@@ -26,10 +26,10 @@ class Choice(NamedTuple):
 
 def conv2d_contract(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1,
                     algorithm="auto"):
-    dtype = floats("conv2d", x=x, weight=weight, bias=bias)
+    dtype = floats("conv2d", x=x, weight=weight, **given(bias=bias))
     N, C, H, W = dims("conv2d", "x", x, "N C H W")
     O, I, kh, kw = dims("conv2d", "weight", weight, "O C/groups kH kW")
-    positive("conv2d", groups=groups, kH=kh, kW=kw)
+    positive("conv2d", groups=groups, N=N, C=C, O=O, kH=kh, kW=kw)
     need(I * groups == C, "conv2d", f"x has {C} channels, weight expects {I * groups} "
          f"(x {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups})")
     need(O % groups == 0, "conv2d", f"{O} output channels do not split into {groups} groups")

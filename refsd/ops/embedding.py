@@ -4,7 +4,18 @@ import math
 
 import numpy as np
 
-from refsd.contracts import FLOATS, dims, floats, integers, need, output, positive
+from refsd.contracts import (
+    FLOATS,
+    Spec,
+    dims,
+    flag,
+    floats,
+    integers,
+    is_number,
+    need,
+    output,
+    positive,
+)
 from refsd.registry import op
 
 
@@ -12,7 +23,8 @@ def embedding_contract(ids, weight):
     dtype = floats("embedding", weight=weight)
     integers("embedding", "ids", ids)
     _, width = dims("embedding", "weight", weight, "vocabulary K")
-    return output((*ids.shape, width), dtype, flops=0, reads=(ids,))
+    shape = (*ids.shape, width)
+    return output(shape, dtype, flops=0, reads=(ids, Spec(shape, dtype)))
 
 
 @op(embedding_contract)
@@ -31,7 +43,7 @@ def gather_contract(x, index):
     integers("gather", "index", index)
     need(tuple(index.shape) == (N,), "gather",
          f"index has shape {tuple(index.shape)}, wanted ({N},): one row for each sample of x")
-    return output((N, D), dtype, flops=0, reads=(index,))
+    return output((N, D), dtype, flops=0, reads=(index, Spec((N, D), dtype)))
 
 
 @op(gather_contract)
@@ -53,7 +65,12 @@ def _require_rows(name, index, rows):
 def timestep_embedding_contract(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
     name = "timestep_embedding"
     (N,) = dims(name, "timesteps", timesteps, "N")
+    need("int" in str(timesteps.dtype) or "float" in str(timesteps.dtype), name,
+         f"timesteps has dtype {timesteps.dtype}, wanted integers or floats")
     positive(name, dim=dim)
+    flag(name, flip_sin_to_cos=flip_sin_to_cos)
+    need(is_number(freq_shift) and math.isfinite(freq_shift), name,
+         f"freq_shift is {freq_shift!r}, wanted a finite Python number")
     need(dim >= 2 and dim // 2 != freq_shift, name,
          f"dim {dim} with freq_shift {freq_shift} leaves no frequencies")
     need(str(dtype) in FLOATS, name, f"dtype is {dtype!r}, wanted {' or '.join(FLOATS)}")
@@ -88,8 +105,9 @@ def rope_contract(x, positions, *, base, interleaved):
     (L,) = dims("rope", "positions", positions, "L")
     need(len(x.shape) >= 2 and x.shape[-2] == L and x.shape[-1] % 2 == 0, "rope",
          f"x {tuple(x.shape)} must end in (L, D) with L = {L} positions and an even D")
-    need(isinstance(base, (int, float)) and 0 < base < math.inf, "rope",
-         f"base is {base!r}, wanted a finite number > 0")
+    flag("rope", interleaved=interleaved)
+    need(is_number(base) and 0 < base < math.inf, "rope",
+         f"base is {base!r}, wanted a finite Python number > 0")
     return output(x.shape, dtype, flops=3 * math.prod(x.shape), reads=(x, positions))
 
 

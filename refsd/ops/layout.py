@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from refsd.contracts import dims, floats, is_int, need, output, positive
+from refsd.contracts import Spec, dims, floats, is_int, need, output, positive
 from refsd.registry import op
 
 
@@ -69,7 +69,7 @@ def slice_contract(x, *, axis, start, stop):
          f"start {start!r} and stop {stop!r} must satisfy 0 <= start <= stop <= {size}")
     axis %= len(x.shape)
     shape = (*x.shape[:axis], stop - start, *x.shape[axis + 1:])
-    return output(shape, dtype, flops=0, reads=())
+    return output(shape, dtype, flops=0, reads=(Spec(shape, dtype),))
 
 
 @op(slice_contract)
@@ -97,8 +97,9 @@ def pad(x, *, widths):
 
 def transpose_contract(x, *, axes):
     dtype = floats("transpose", x=x)
-    need(isinstance(axes, (list, tuple)) and sorted(axes) == list(range(len(x.shape))),
-         "transpose", f"axes is {axes!r}, wanted an order of 0 to {len(x.shape) - 1}")
+    need(isinstance(axes, (list, tuple)) and all(is_int(a) for a in axes)
+         and sorted(axes) == list(range(len(x.shape))), "transpose",
+         f"axes is {axes!r}, wanted an order of 0 to {len(x.shape) - 1}")
     return output(tuple(x.shape[a] for a in axes), dtype, flops=0, reads=(x,))
 
 

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from refsd.contracts import broadcast, dims, floats, need, output, vector
+from refsd.contracts import broadcast, dims, floats, given, need, output, vector
 from refsd.registry import op
 
 
 def linear_contract(x, weight, bias=None):
-    dtype = floats("linear", x=x, weight=weight, bias=bias)
+    dtype = floats("linear", x=x, weight=weight, **given(bias=bias))
     features, K = dims("linear", "weight", weight, "out K")
     need(len(x.shape) >= 1 and x.shape[-1] == K, "linear",
          f"the last axis of x (shape {tuple(x.shape)}) must be the {K} inputs of weight "

@@ -34,7 +34,8 @@ def group_norm(x, weight, bias, *, groups, eps):
 
     x (N, C, ...), weight and bias (C,) -> (N, C, ...).   Wu and He 2018.
     """
-    normal = _standardize(x.reshape(x.shape[0], groups, -1), eps).reshape(x.shape)
+    grouped = x.reshape(len(x), groups, math.prod(x.shape[1:]) // groups)
+    normal = _standardize(grouped, eps).reshape(x.shape)
     column = (-1,) + (1,) * (x.ndim - 2)
     return normal * weight.reshape(column) + bias.reshape(column)
 

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from refsd.contracts import dims, floats, need, output, positive
+from refsd.contracts import dims, flag, floats, need, output, positive
 from refsd.registry import op
 
 
@@ -36,8 +36,7 @@ def _nearest(size, wanted):
 
 
 def upsample_bilinear_contract(x, *, height, width, align_corners):
-    need(isinstance(align_corners, bool), "upsample_bilinear",
-         f"align_corners is {align_corners!r}, wanted True or False")
+    flag("upsample_bilinear", align_corners=align_corners)
     return _resize("upsample_bilinear", x, height, width, 11)
 
 
