@@ -1,0 +1,56 @@
+"""python -m training: pictures -> autoencoder -> latents -> diffusion -> model folder -> figures.
+
+Every stage goes on where it was stopped; a stage that is finished is skipped.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/training"), help="checkpoints")
+    parser.add_argument("--target", type=Path, default=Path("refsd/data/model"), help="result")
+    parser.add_argument("--pictures", type=int, default=60_000)
+    parser.add_argument("--vae-steps", type=int, default=2_200)
+    parser.add_argument("--steps", type=int, default=10_000, help="of the diffusion")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--init", type=Path, help="a model folder to go on from")
+    parser.add_argument(
+        "stages", nargs="*", help="pictures vae latents diffusion export measure; default: all"
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = _arguments()
+    stages = args.stages or ["pictures", "vae", "latents", "diffusion", "export", "measure"]
+    from training import diffusion, export, latents, measure, pictures, vae
+    from training.tokenizer import load_tokenizer, write_tokenizer
+
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.init:
+        export.begin_from(args.init, args.folder)
+    if "pictures" in stages:
+        pictures.draw_pictures(args.folder, args.pictures)
+    if "vae" in stages:
+        vae.train(args.folder, steps=args.vae_steps)
+    if "latents" in stages and not (args.folder / "latents.npy").exists():
+        write_tokenizer(args.folder / "tokenizer")
+        tokenizer = load_tokenizer(args.folder / "tokenizer")
+        latents.encode_captions(args.folder, tokenizer, args.pictures)
+        latents.encode_pictures(args.folder, export.trained_vae(args.folder))
+    if "diffusion" in stages:
+        diffusion.train_parallel(args.folder, workers=args.workers, steps=args.steps)
+    if "export" in stages:
+        export.export(args.folder, args.target)
+    if "measure" in stages:
+        print("the check on ray-traced pictures")
+        measure.report(measure.check_of_the_check())
+        print("the model")
+        measure.report(measure.measure(export.open_model(args.target)))
+
+
+if __name__ == "__main__":
+    main()

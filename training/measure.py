@@ -1,0 +1,76 @@
+"""How often the model draws what it was asked for: prompts and seeds never used in training."""
+
+import numpy as np
+import torch
+
+from training.captions import describe
+from training.fidelity import judge
+from training.pictures import HELD_OUT, held_out
+from training.raytrace import render
+from training.scenes import sample_scene
+from training.vae import psnr
+
+FIRST = HELD_OUT + 1_000_000
+
+
+def prompts(count, solids):
+    """Captions of `count` held-out scenes of so many solids; two solids always with a relation."""
+    out = []
+    for seed in range(FIRST + 100_000 * solids, FIRST + 100_000 * solids + count):
+        rng = np.random.default_rng([2236, seed])
+        out.append(describe(sample_scene(seed, count=solids), rng, plain=solids == 2))
+    return out
+
+
+def draw(pipe, texts, *, steps=20, guidance=7.5, first=0, batch=20):
+    """(len(texts), 128, 128, 3) uint8 of a diffusers pipeline; picture i has seed first + i."""
+    out = []
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        noise = [torch.Generator().manual_seed(first + start + i) for i in range(len(part))]
+        images = pipe(
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=noise,
+            output_type="np",
+        ).images
+        out.append((255.0 * images + 0.5).astype(np.uint8))
+    return np.concatenate(out)
+
+
+def share(verdicts):
+    """[{name: bool}] -> {name: share of True}, each over the pictures where it was asked."""
+    names = dict.fromkeys(name for verdict in verdicts for name in verdict)
+    return {n: float(np.mean([v[n] for v in verdicts if n in v])) for n in names}
+
+
+def check_of_the_check(count=200):
+    """The same figures on ray-traced pictures of the prompts: what the check itself gets right."""
+    out = {}
+    for solids in (1, 2, 3):
+        scenes = [sample_scene(FIRST + 100_000 * solids + i, count=solids) for i in range(count)]
+        captions = prompts(count, solids)
+        out[solids] = share([judge(render(s), c) for s, c in zip(scenes, captions, strict=True)])
+    return out
+
+
+def measure(pipe, *, counts=None, **options):
+    """{solids: shares} over held-out prompts, and under "psnr" the autoencoder's dB."""
+    out = {"psnr": psnr(pipe.vae, held_out(64, first=FIRST))}
+    for solids, count in (counts or {1: 100, 2: 100, 3: 50}).items():
+        captions = prompts(count, solids)
+        pictures = draw(pipe, [caption.text for caption in captions], **options)
+        verdicts = [judge(p, c) for p, c in zip(pictures, captions, strict=True)]
+        out[solids] = share(verdicts)
+    return out
+
+
+def report(figures):
+    """The figures as lines of text."""
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            words = ", ".join(f"{name} {100 * part:.1f} %" for name, part in value.items())
+            print(f"{key} solid(s): {words}", flush=True)
+        else:
+            print(f"autoencoder: {value:.2f} dB", flush=True)
