@@ -6,6 +6,7 @@ Source: Radford et al. 2021; names as in transformers' CLIPTextModel.
 import numpy as np
 
 from refsd import functional as F
+from refsd.contracts import is_int, need
 
 ACTIVATIONS = {"quick_gelu": F.quick_gelu, "gelu": F.gelu}
 
@@ -16,8 +17,10 @@ def clip_text(input_ids, *, embeddings, encoder, final_layer_norm, config, layer
     The last layer's output under the final norm; `layers_skipped` leaves that many layers out
     before the final norm (diffusers' clip_skip).
     """
-    hidden = embed(input_ids, **embeddings)
     layers = encoder["layers"]
+    need(is_int(layers_skipped) and 0 <= layers_skipped <= len(layers), "clip_text",
+         f"layers_skipped is {layers_skipped!r}, wanted an integer from 0 to {len(layers)}")
+    hidden = embed(input_ids, **embeddings)
     for layer in layers[:len(layers) - layers_skipped]:
         hidden = encoder_layer(hidden, **layer, config=config)
     return F.layer_norm(hidden, **final_layer_norm, eps=config.eps)

@@ -5,6 +5,7 @@ checkpoints of Stable Diffusion 1.x.
 """
 
 from refsd import functional as F
+from refsd.contracts import need
 from refsd.models.layers import downsample, resnet, transformer, upsample
 
 
@@ -16,6 +17,9 @@ def unet(sample, timesteps, encoder_hidden_states, *, time_embedding, conv_in, d
     encoder_hidden_states the text; timestep_cond (N, K) is the guidance embedding of distilled
     models (LCM). What is predicted (noise, v or x_0) is the scheduler's business.
     """
+    need(len(down_blocks) == len(up_blocks) == len(config.heads), "unet",
+         f"{len(down_blocks)} levels down, {len(up_blocks)} up, heads {config.heads}: wanted as "
+         "many of each")
     if config.center_input_sample:
         sample = F.sub(F.mul(sample, 2), 1)
     temb = embed_time(timesteps, timestep_cond, **time_embedding, config=config,
