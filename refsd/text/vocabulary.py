@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from refsd.errors import ModelError
-from refsd.weights.config import read_json, read_text
+from refsd.weights.files import read_json, read_text
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")  # the first to name a token decides

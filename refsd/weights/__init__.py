@@ -1,0 +1,18 @@
+"""Checkpoints in and out: safetensors, diffusers folders, Stable Diffusion 1.x single files."""
+
+from refsd.weights.checkpoint import Component, load_checkpoint, load_folder
+from refsd.weights.location import resolve
+from refsd.weights.reader import read_safetensors
+from refsd.weights.tree import flatten, to_tree
+from refsd.weights.writer import write_safetensors
+
+__all__ = [
+    "Component",
+    "flatten",
+    "load_checkpoint",
+    "load_folder",
+    "read_safetensors",
+    "resolve",
+    "to_tree",
+    "write_safetensors",
+]

@@ -1,0 +1,94 @@
+"""Files of a model, opened with care: ordinary files only, JSON up to a limit and no oddities."""
+
+import json
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from refsd.errors import ModelError, ResourceError, UsageError
+
+MAX_CONFIG = 1 << 20
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """An ordinary file, opened unbuffered for reading.
+
+    Raises ModelError when there is none, ResourceError when the system refuses to open it.
+    """
+    try:
+        file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115  returned
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(f"{path}: no such file. Is the model complete?") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: a folder, expected a file") from None
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a NUL in the name
+        raise UsageError(f"{str(path)[:200]!r}: not a file name") from None
+    if not os.path.isfile(file.fileno()):
+        file.close()
+        raise ModelError(f"{path}: not an ordinary file")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe without waiting for its writer, so that it can be refused."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_bytes(path: str | Path, *, limit: int) -> bytes:
+    """The bytes of a file of at most `limit` bytes; ModelError when it is longer."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ModelError(f"{path}: {size:,} bytes, at most {limit:,} are allowed for this file")
+        found = b""
+        while len(found) <= limit and (part := file.read(limit + 1 - len(found))):
+            found += part
+    if len(found) > limit:
+        raise ModelError(f"{path}: grew beyond {limit:,} bytes while it was read")
+    return found
+
+
+def read_text(path: str | Path, *, limit: int) -> str:
+    """The text of a small UTF-8 file; raises as `read_bytes`, ModelError when it is not UTF-8."""
+    try:
+        return read_bytes(path, limit=limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def parse_json(text: str, where: str | Path) -> object:
+    """JSON as Python values. Refused with ModelError: duplicate keys, NaN, nesting without end."""
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except RecursionError:
+        raise ModelError(f"{where}: JSON nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError and the two below
+        raise ModelError(f"{where}: not valid JSON: {' '.join(str(error).split())}") from None
+
+
+def read_json(path: str | Path, *, limit: int = MAX_CONFIG) -> object:
+    """The parsed content of a small JSON file; raises as `read_text` and `parse_json`."""
+    return parse_json(read_text(path, limit=limit), path)
+
+
+def read_object(path: str | Path, *, limit: int = MAX_CONFIG) -> dict:
+    """The JSON object of a small file; raises as `read_json`, ModelError for another value."""
+    found = read_json(path, limit=limit)
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: a JSON {type(found).__name__}, expected an object")
+    return found
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the key {twice[:200]!r} appears twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,48 @@
+"""Older names of the same tensors, brought to the names that refsd.models takes apart."""
+
+import re
+from collections.abc import Iterable
+
+from refsd.errors import ModelError
+from refsd.weights.expect import Found
+
+# diffusers before 0.14 named the VAE's attention so.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD = re.compile(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.(?:weight|bias)$)")
+# Its projections are 1x1 convolutions in the first checkpoints, matrices in the later ones.
+_PIXEL_PROJECTION = re.compile(r"\.mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight$")
+
+
+def canonical(component: str, name: str) -> str | None:
+    """Today's name of a tensor of a "unet", "vae" or "text_encoder"; None for one to leave out.
+
+    The text encoder keeps the prefix "text_model." of the Stable Diffusion 1.x checkpoints, which
+    transformers 5 writes without; its position_ids are 0, 1, 2, .. and no weights.
+    """
+    if component == "vae":
+        return _OLD.sub(lambda match: OLD_ATTENTION[match[0]], name)
+    if component == "text_encoder":
+        if name.endswith("embeddings.position_ids"):
+            return None
+        if not name.startswith(("text_model.", "text_projection.")):
+            return f"text_model.{name}"
+    return name
+
+
+def canonical_names(component: str, names: Iterable[str], where: str) -> dict[str, str]:
+    """Today's name -> the name in the file; ModelError when two tensors claim one name."""
+    found: dict[str, str] = {}
+    for name in names:
+        new = canonical(component, name)
+        if new in found:
+            raise ModelError(f"{where}: {ascii(name)[:200]} and {found[new]!r} are the same tensor")
+        if new is not None:
+            found[new] = name
+    return found
+
+
+def without_kernel(name: str, found: Found) -> Found:
+    """(O, I, 1, 1) -> (O, I) for the projections of the VAE's attention; anything else as it is."""
+    if _PIXEL_PROJECTION.search(name) and len(found.shape) == 4 and found.shape[2:] == (1, 1):
+        return Found(found.dtype, found.shape[:2])
+    return found

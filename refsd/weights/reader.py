@@ -1,0 +1,110 @@
+"""Tensors out of a safetensors file: read, never mapped, one after the other."""
+
+import logging
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.weights.files import open_file
+from refsd.weights.header import FLOATS, Header, TensorInfo, identity, read_header
+
+# bfloat16 is read as its bits and widened; everything else is what NumPy calls it.
+NUMPY = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "BF16": "<u2",
+    "I32": "<i4", "U32": "<u4", "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
+}  # fmt: skip
+WORKING = (None, "float32", "float64")
+
+logger = logging.getLogger(__name__)
+
+
+def read_safetensors(
+    path: str | Path, *, dtype: str | None = None, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file by name, in the order in which they lie in it.
+
+    dtype None keeps each tensor's own type, with bfloat16 as float32, which holds its every value.
+    "float32" or "float64" converts the floating-point ones: exact, but for float64 to float32,
+    which rounds. names limits what is read. Memory: the result, and one tensor to convert.
+
+    Raises ModelError for a damaged file, one that changes while it is read, a pickle, or an 8-bit
+    float; ResourceError for a failing disk. A file that shrinks meanwhile is an error like others.
+    """
+    return read_tensors(read_header(path), dtype=dtype, names=names)
+
+
+def read_tensors(
+    header: Header, *, dtype: str | None = None, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """`read_safetensors` of a file whose header was read before; it must not have changed."""
+    if dtype not in WORKING:
+        raise UsageError(f"dtype: got {dtype!r}, expected None, 'float32' or 'float64'")
+    wanted = header.tensors if names is None else {n: header.tensors[n] for n in names}
+    in_order = sorted(wanted.items(), key=lambda item: item[1].start)
+
+    with open_file(header.path) as file:
+        _check_unchanged(header, file)
+        found = {name: _read(file, header, name, info, dtype) for name, info in in_order}
+        _check_unchanged(header, file)
+    return found
+
+
+def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: str | None):
+    if info.dtype not in NUMPY:
+        raise ModelError(
+            f"{header.path}: tensor {ascii(name)[:200]} is {info.dtype}, which is not supported. "
+            "Convert the file to float16"
+        )
+    array = np.empty(info.shape, NUMPY[info.dtype])
+    file.seek(header.data + info.start)
+    rest = memoryview(array.reshape(-1).view(np.uint8))
+    while rest:
+        try:
+            count = file.readinto(rest)
+        except OSError as error:
+            raise ResourceError(f"{header.path}: reading failed: {error.strerror}") from None
+        if not count:
+            raise ModelError(f"{header.path}: ended inside tensor {ascii(name)[:200]}. {CHANGED}")
+        rest = rest[count:]
+    if sys.byteorder == "big":
+        array = array.astype(array.dtype.newbyteorder("="))
+
+    if info.dtype == "BF16":
+        array = np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
+    if dtype is not None and info.dtype in FLOATS:
+        array = array.astype(dtype, copy=False)
+    return array
+
+
+CHANGED = "It changed while it was read. Try again when nothing writes to it"
+
+
+def _check_unchanged(header: Header, file: BinaryIO) -> None:
+    """Neither this open file nor what its path now names differs from what the header was of."""
+    try:
+        named = identity(os.stat(header.path))
+    except OSError:
+        named = None
+    if named != header.identity or identity(os.fstat(file.fileno())) != header.identity:
+        raise ModelError(f"{header.path}: {CHANGED}")
+
+
+def nonfinite(array: np.ndarray) -> bool:
+    """Whether a floating-point array holds a NaN or an infinity."""
+    if array.dtype.kind != "f" or not array.size:
+        return False
+    with np.errstate(all="ignore"):
+        return not (np.isfinite(array.max()) and np.isfinite(array.min()))
+
+
+def warn_nonfinite(tensors: dict[str, np.ndarray], where: str) -> None:
+    """Log the names of tensors with NaN or infinite weights, which is never what was trained."""
+    bad = [ascii(name)[1:-1][:200] for name, array in tensors.items() if nonfinite(array)]
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        logger.warning("%s: NaN or infinite weights in %s%s", where, ", ".join(bad[:5]), more)
