@@ -1,0 +1,57 @@
+"""The samplers of Stable Diffusion under diffusers' names, one file each; NumPy only.
+
+    scheduler = refsd.schedulers.from_config(json.loads(text_of_scheduler_config))
+    scheduler.set_timesteps(20)
+    for t in scheduler.timesteps:
+        eps = model(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(eps, t, x).prev_sample
+
+Timesteps, sigmas and alphas_cumprod have the bits of diffusers 0.42.1 on torch 2.13.0;
+docs/schedules.md says what that takes and where the two part.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from refsd.errors import ModelError
+from refsd.schedulers.config import Config
+from refsd.schedulers.ddim import DDIMScheduler
+from refsd.schedulers.ddpm import DDPMScheduler
+from refsd.schedulers.dpm_solver import DPMSolverMultistepScheduler
+from refsd.schedulers.euler import EulerDiscreteScheduler
+from refsd.schedulers.euler_ancestral import EulerAncestralDiscreteScheduler
+from refsd.schedulers.lcm import LCMScheduler
+from refsd.schedulers.pndm import PNDMScheduler
+from refsd.schedulers.scheduler import Scheduler, Step
+
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    cls.__name__: cls
+    for cls in (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        LCMScheduler,
+        PNDMScheduler,
+    )
+}
+
+
+def from_config(config: Mapping[str, Any]) -> Scheduler:
+    """The scheduler that a scheduler_config.json describes; its `_class_name` says which.
+
+    Raises ModelError for a class or an option value that refsd does not have.
+    """
+    name = config.get("_class_name")
+    if name not in SCHEDULERS:
+        close = difflib.get_close_matches(str(name), SCHEDULERS, 1)
+        hint = f"; closest is {close[0]}" if close else ""
+        raise ModelError(
+            f"scheduler config: _class_name is {name!r}; refsd has {', '.join(SCHEDULERS)}{hint}"
+        )
+    return SCHEDULERS[name].from_config(config)
+
+
+__all__ = [*SCHEDULERS, "SCHEDULERS", "Config", "Scheduler", "Step", "from_config"]

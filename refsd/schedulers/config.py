@@ -1,0 +1,134 @@
+"""Scheduler options: one table of defaults a class, resolved once and checked, then read-only.
+
+The names and defaults are diffusers 0.42.1's. An option value that refsd does not implement is
+refused by name; it is never ignored.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from refsd.errors import UsageError
+
+# The training noise, the same five options in every class.
+BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+}
+# How a predicted x0 is kept in range, in the classes that do it.
+CLIPPING = {
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+}
+CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+}
+RANGES = {
+    "num_train_timesteps": (1, 1_000_000),
+    "beta_start": (0, 1),
+    "beta_end": (0, 1),
+    "dynamic_thresholding_ratio": (0, 1),
+    "clip_sample_range": (0, math.inf),
+    "sample_max_value": (0, math.inf),
+    "steps_offset": (0, 1_000_000),
+    "original_inference_steps": (1, 1_000_000),
+    "flow_shift": (0, 1_000_000),
+    "timestep_scaling": (0, 1_000_000),
+    "sigma_min": (1e-10, 1e10),
+    "sigma_max": (1e-10, 1e10),
+    "lambda_min_clipped": (-math.inf, math.inf),
+}
+
+
+class Config(dict):
+    """Every resolved option of a scheduler, read-only, as keys and as attributes.
+
+    `defaulted` names the options that nobody gave. `Other.from_config(config)` drops those and
+    takes its own defaults for them, as diffusers does with its `_use_default_values`.
+    """
+
+    def __init__(self, values: Mapping[str, Any], defaulted: Iterable[str] = ()) -> None:
+        super().__init__(values)
+        object.__setattr__(self, "defaulted", frozenset(defaulted))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"this scheduler config has no option {name!r}") from None
+
+    def __reduce__(self):
+        return Config, (dict(self), tuple(sorted(self.defaulted)))
+
+    def _refuse(self, *args, **kwargs) -> NoReturn:
+        raise UsageError(
+            "a scheduler's config is read-only: make a new scheduler with "
+            "Scheduler.from_config(config, name=value)"
+        )
+
+    __setattr__ = __delattr__ = __setitem__ = __delitem__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse
+
+
+def resolve(name, defaults, choices, given) -> Config:
+    """The options of class `name`: what was given, checked, over its defaults.
+
+    Raises UsageError for an option that the class does not have or a value that it does not take.
+    """
+    for key in given:
+        if key not in defaults:
+            close = difflib.get_close_matches(str(key), defaults, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(defaults)}"
+            raise UsageError(f"{name} has no option {key!r}; {hint}")
+
+    values = {"_class_name": name, **defaults, **given}
+    for key in given:
+        wants = _wants(key, values[key], defaults[key], CHOICES | choices)
+        if wants:
+            raise UsageError(f"{name}: {key} is {values[key]!r}; refsd takes {wants}")
+
+    if values["trained_betas"] is not None:
+        values["trained_betas"] = [float(beta) for beta in values["trained_betas"]]
+        if len(values["trained_betas"]) != values["num_train_timesteps"]:
+            raise UsageError(
+                f"{name}: trained_betas has {len(values['trained_betas'])} values; give "
+                f"num_train_timesteps of them, {values['num_train_timesteps']}"
+            )
+    return Config(values, [key for key in defaults if key not in given])
+
+
+def _wants(key, value, default, choices):
+    """What the option takes, in words, if `value` is not that; else None."""
+    if key in choices:
+        known = any(value == choice and type(value) is type(choice) for choice in choices[key])
+        return None if known else " or ".join(repr(choice) for choice in choices[key])
+    if value is None and default is None:
+        return None
+    if key == "trained_betas":
+        good = isinstance(value, (list, tuple, np.ndarray)) and all(
+            _is_number(beta) and 0 <= beta <= 1 for beta in value
+        )
+        return None if good else "None or a list of numbers from 0 to 1"
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "True or False"
+
+    low, high = RANGES[key]
+    whole = isinstance(default, int)
+    good = _is_number(value) and low <= value <= high and (isinstance(value, int) or not whole)
+    return None if good else f"{'an integer' if whole else 'a number'} from {low} to {high}"
+
+
+def _is_number(value):
+    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)

@@ -1,0 +1,187 @@
+"""The noise schedule: betas, alphas_cumprod, sigmas and the timesteps that a sampler visits.
+
+With beta_t the variance of the noise added at training step t (Ho et al. 2020, arXiv:2006.11239):
+
+    alpha_bar_t = (1 - beta_0) (1 - beta_1) ... (1 - beta_t)
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+    sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)
+
+Every table has the bits of diffusers 0.42.1 on torch 2.13.0 (x86 with AVX2). That decides how each
+line is written: which steps are float32, which float64, and where a product is not rounded.
+docs/schedules.md lists the traps.
+"""
+
+import math
+
+import numpy as np
+
+from refsd.errors import UsageError
+
+
+def linspace32(start, end, count):
+    """start + i (end - start) / (count - 1) in float32, the bits of torch.linspace.   -> (count,)
+
+    torch rounds the ends and the step to float32, counts from the nearer end, and multiplies and
+    adds in one rounding (FMA, on x86 with AVX2). Here the float64 product of a float32 step and i
+    is exact, and so is the float64 sum unless the step is 2^29 times smaller than the ends.
+    """
+    start, end = np.float32(start), np.float32(end)
+    if count == 1:
+        return np.array([start])
+    step = np.float64((end - start) / np.float32(count - 1))
+    i = np.arange(count)
+    from_start = np.float64(start) + step * i
+    from_end = np.float64(end) - step * (count - 1 - i)
+    return np.where(i < count // 2, from_start, from_end).astype(np.float32)
+
+
+def betas(config):
+    """beta_t of the configured schedule in float32.   -> (T,)"""
+    count, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.trained_betas is not None:
+        beta = np.array(config.trained_betas, dtype=np.float32)
+    elif config.beta_schedule == "linear":
+        beta = linspace32(start, end, count)
+    elif config.beta_schedule == "scaled_linear":
+        beta = np.square(linspace32(start**0.5, end**0.5, count))
+    else:
+        beta = cosine_betas(count)
+    return zero_terminal_snr(beta) if config.get("rescale_betas_zero_snr") else beta
+
+
+def cosine_betas(count, max_beta=0.999):
+    """beta_t = min(1 - f(t + 1) / f(t), max_beta), f(t) = cos^2(pi/2 (t/T + 0.008) / 1.008).
+
+    Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17; in double, then float32.   -> (T,)
+    """
+
+    def alpha_bar(t):
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    ratios = (alpha_bar((i + 1) / count) / alpha_bar(i / count) for i in range(count))
+    return np.array([min(1 - ratio, max_beta) for ratio in ratios], dtype=np.float32)
+
+
+def cumprod_alphas(beta):
+    """alpha_bar_t = prod_{s <= t} (1 - beta_s).   (T,) -> (T,)
+
+    torch.cumprod keeps the running product in double and rounds each stored value to float32.
+    """
+    alpha = 1 - beta
+    return np.cumprod(alpha.astype(np.float64)).astype(np.float32)
+
+
+def zero_terminal_snr(beta):
+    """betas whose alpha_bar keeps its first value and ends at exactly 0.   (T,) -> (T,)
+
+    sqrt(alpha_bar) is shifted and scaled; Lin et al. 2023, arXiv:2305.08891, algorithm 1.
+    """
+    root = np.sqrt(cumprod_alphas(beta))
+    first, last = root[0], root[-1]
+    root = (root - last) * (first / (first - last))
+
+    alpha_bar = np.square(root)
+    alpha = np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+    return 1 - alpha
+
+
+def training_sigmas(alphas_cumprod):
+    """sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t).   (T,) -> (T,)"""
+    if alphas_cumprod[-1] <= 0:
+        raise UsageError(
+            "alpha_bar ends at 0, where sigma is infinite; use rescale_betas_zero_snr, which keeps "
+            "the last sigma finite, or other betas"
+        )
+    return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+
+def spaced_timesteps(spacing, steps, train, *, offset, last=None, extra=0):
+    """Descending timesteps, not rounded for "linspace".   -> (steps,)
+
+    leading: multiples of T // n, plus offset; trailing: T - k T/n - 1; linspace: 0 to T - 1 evenly
+    (Lin et al. 2023, table 2). `last` replaces T as the end of the range. With `extra` = 1 one step
+    more is laid out and the smallest left out.
+    """
+    last = train if last is None else last
+    count = steps + extra
+    if spacing == "linspace":
+        timesteps = np.linspace(0, last - 1, count)[::-1]
+    elif spacing == "leading":
+        timesteps = (np.arange(count) * (last // count))[::-1] + offset
+    else:
+        # For 61 of the step counts up to 1000 (61, 103, 121, ...) rounding makes arange one longer,
+        # and diffusers visits timestep -1, the noisiest, at the end. refsd leaves that one out.
+        timesteps = np.round(np.arange(last, 0, -train / steps)) - 1
+        timesteps = timesteps[timesteps >= 0]
+    return timesteps[:steps]
+
+
+def interpolate(timesteps, table):
+    """The table of the T training steps at fractional timesteps.   (n,), (T,) -> (n,) float64"""
+    return np.interp(timesteps, np.arange(len(table)), table)
+
+
+def karras_sigmas(low, high, steps, rho=7.0):
+    """(high^(1/rho) + i/(n-1) (low^(1/rho) - high^(1/rho)))^rho, i = 0..n-1.   -> (n,) float64
+
+    Karras et al. 2022, arXiv:2206.00364, equation 5.
+    """
+    ramp = np.linspace(0, 1, steps)
+    high, low = high ** (1 / rho), low ** (1 / rho)
+    return (high + ramp * (low - high)) ** rho
+
+
+def exponential_sigmas(low, high, steps):
+    """Evenly spaced in log sigma, from high to low.   -> (n,) float64"""
+    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def beta_sigmas(low, high, steps, alpha=0.6, beta=0.6):
+    """low + q (high - low) with q the Beta(alpha, beta) quantiles of 1 .. 0.   -> (n,) float64
+
+    Lee et al. 2024, arXiv:2407.12173.
+    """
+    from scipy.special import betaincinv  # here, because import refsd must not load SciPy
+
+    return low + betaincinv(alpha, beta, 1 - np.linspace(0, 1, steps)) * (high - low)
+
+
+SIGMAS = {
+    "use_karras_sigmas": karras_sigmas,
+    "use_exponential_sigmas": exponential_sigmas,
+    "use_beta_sigmas": beta_sigmas,
+}
+
+
+def chosen_sigmas(config):
+    """The one option of SIGMAS that is on, or None; a UsageError if there are two."""
+    chosen = [name for name in SIGMAS if config[name]]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other; give one")
+    return chosen[0] if chosen else None
+
+
+def sigma_to_timestep(sigma, log_sigmas):
+    """The fractional t with log sigma_t = log sigma, interpolated.   (n,) -> (n,) float64
+
+    `log_sigmas` is the ascending table of the T training steps; sigmas beyond it get an end of it.
+    """
+    log_sigma = np.log(np.maximum(sigma, 1e-10))
+    low = np.searchsorted(log_sigmas, log_sigma, side="right") - 1
+    low = np.clip(low, 0, len(log_sigmas) - 2)
+    below, above = log_sigmas[low], log_sigmas[low + 1]
+    weight = np.clip((below - log_sigma) / (below - above), 0, 1)
+    return (1 - weight) * low + weight * (low + 1)
+
+
+def log32(x):
+    """The float32 nearest to log x, of one float32; -inf at 0.
+
+    torch's own (Intel MKL) is another float32 in some per cent of the cases, and varies by CPU.
+    """
+    return np.float32(math.log(x)) if x > 0 else np.float32(-math.inf)
+
+
+def exp32(x):
+    """The float32 nearest to e^x, of one float32; see log32."""
+    return np.float32(math.exp(x))

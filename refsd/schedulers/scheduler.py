@@ -1,0 +1,233 @@
+"""What the samplers share: options, the place in the schedule, noise, and the forward process.
+
+A sampler's file holds its update formula; this one holds no formula but the forward process
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps          (`add_noise`)
+
+Scalars are float32, as in torch, and become Python floats where they meet an array, so that any
+array type with + - * / serves.
+"""
+
+import operator
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refsd.errors import ModelError, UsageError
+from refsd.schedulers import noise_schedule
+from refsd.schedulers.config import Config, resolve
+
+
+class Step(NamedTuple):
+    """The sample at the next timestep, and x0 as seen from here where the sampler predicts it."""
+
+    prev_sample: Any
+    pred_original_sample: Any = None
+
+
+class Scheduler:
+    """A noise schedule and a way down it: `set_timesteps`, then `step` once a timestep.
+
+    Options are keywords with diffusers' names; `DEFAULTS` lists them, `config` holds all of them.
+    `timesteps` and `alphas_cumprod` are NumPy arrays. Raises UsageError for bad options.
+    """
+
+    DEFAULTS: dict[str, Any] = {}
+    CHOICES: dict[str, tuple] = {}
+    order = 1
+    init_noise_sigma = 1.0  # the standard deviation that the first sample is to have
+    known_options: set[str] = set()
+
+    def __init_subclass__(cls) -> None:
+        Scheduler.known_options.update(cls.DEFAULTS)
+
+    def __init__(self, **options: Any) -> None:
+        self.config = resolve(type(self).__name__, self.DEFAULTS, self.CHOICES, options)
+        self.alphas_cumprod = noise_schedule.cumprod_alphas(noise_schedule.betas(self.config))
+        self.final_alpha_cumprod = np.float32(1)
+        if not self.config.get("set_alpha_to_one", True):
+            self.final_alpha_cumprod = self.alphas_cumprod[0]
+        self.num_inference_steps = None
+        self._set_schedule(np.arange(self.config.num_train_timesteps)[::-1].copy())
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> "Scheduler":
+        """This sampler with the options of `config`, a dict or another scheduler's config.
+
+        As in diffusers: options that the other class left at its defaults are dropped, so that this
+        class's own defaults hold; options that this class does not have are kept in `config` for
+        the next one. Raises ModelError for a value in `config` that this class does not take.
+        """
+        if not isinstance(config, Mapping):
+            raise UsageError(
+                f"from_config got a {type(config).__name__}; give the dict of a "
+                "scheduler_config.json or another scheduler's config"
+            )
+        dropped = getattr(config, "defaulted", None) or config.get("_use_default_values", ())
+        options = {
+            key: value
+            for key, value in config.items()
+            if key not in dropped and not key.startswith("_")
+        }
+        unknown = sorted(set(options) - cls.known_options)
+        if unknown:
+            warnings.warn(f"{cls.__name__} ignores {', '.join(unknown)}", stacklevel=2)
+
+        own = {key: value for key, value in options.items() if key in cls.DEFAULTS}
+        try:
+            scheduler = cls(**own | overrides)
+        except UsageError as problem:
+            if overrides:
+                raise
+            raise ModelError(str(problem)) from None
+        scheduler.config = Config({**options, **scheduler.config}, scheduler.config.defaulted)
+        return scheduler
+
+    def scale_model_input(self, sample: Any, timestep: Any) -> Any:
+        """What the model is to see of `sample`: the sample itself, in this sampler."""
+        return sample
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at timesteps[begin_index], for image to image. set_timesteps forgets it."""
+        if begin_index not in range(len(self.timesteps)):
+            raise UsageError(
+                f"begin_index is {begin_index!r}; give an integer from 0 to "
+                f"{len(self.timesteps) - 1}"
+            )
+        self.begin_index = int(begin_index)
+
+    def add_noise(self, original: Any, noise: Any, timesteps: Any) -> Any:
+        """sqrt(alpha_bar_t) original + sqrt(1 - alpha_bar_t) noise.   (N, ...) -> (N, ...)
+
+        `timesteps` is one training step from 0 to T - 1, or one for each of the N.
+        """
+        steps = [self._training_step(t) for t in np.atleast_1d(timesteps)]
+        alpha_bar = self.alphas_cumprod[steps].astype(original.dtype)
+        signal = per_sample(np.sqrt(alpha_bar), original)
+        return signal * original + per_sample(np.sqrt(1 - alpha_bar), original) * noise
+
+    def index_for_timestep(self, timestep: Any) -> int:
+        """Where `timestep` is in `timesteps`: the second place if there are more.
+
+        So that a run which starts in the middle of a schedule with repeats skips no sigma.
+        """
+        places = np.flatnonzero(self.timesteps == timestep)
+        if len(places) == 0:
+            raise UsageError(
+                f"timestep {timestep} is not in the schedule; give one of scheduler.timesteps"
+            )
+        return int(places[1] if len(places) > 1 else places[0])
+
+    def _set_schedule(self, timesteps):
+        """A fresh run over `timesteps`; nothing of an earlier run is left."""
+        self.timesteps = timesteps
+        self.step_index = None
+        self.begin_index = None
+
+    def _enter(self, timestep):
+        """The index of this step: looked up at a run's first step, counted from then on."""
+        if self.step_index is None:
+            found = self.begin_index is None
+            self.step_index = self.index_for_timestep(timestep) if found else self.begin_index
+        if self.step_index >= len(self.timesteps):
+            raise UsageError(
+                f"all {len(self.timesteps)} steps are done; call set_timesteps for another run"
+            )
+        return self.step_index
+
+    def _steps_to_noise(self, timesteps):
+        """Indices into sigmas for add_noise; after set_begin_index, of the step to come."""
+        timesteps = np.atleast_1d(timesteps)
+        if self.begin_index is None:
+            return [self.index_for_timestep(t) for t in timesteps]
+        here = self.begin_index if self.step_index is None else self.step_index
+        return [here] * len(timesteps)
+
+    def _training_step(self, timestep):
+        """`timestep` as an int from 0 to T - 1."""
+        last = self.config.num_train_timesteps - 1
+        try:
+            number = operator.index(timestep)
+        except TypeError:
+            number = -1
+        if not 0 <= number <= last:
+            raise UsageError(f"timestep is {timestep!r}; give an integer from 0 to {last}")
+        return number
+
+    def _alpha_bar(self, timestep):
+        """alpha_bar_t; past the end of the schedule (t < 0) the final one."""
+        return self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod
+
+    def _check_steps(self, steps, most=None):
+        """`steps` as an int from 1 to T (or `most`)."""
+        most = self.config.num_train_timesteps if most is None else most
+        is_whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+        if not is_whole or not 1 <= steps <= most:
+            raise UsageError(f"num_inference_steps is {steps!r}; give an integer from 1 to {most}")
+        return int(steps)
+
+    def _check_in_table(self, timesteps):
+        """The timesteps, if they all are training steps (an offset can push the first over T)."""
+        if len(timesteps) and timesteps[0] >= self.config.num_train_timesteps:
+            raise UsageError(
+                f"the first of {len(timesteps)} timesteps would be {timesteps[0]}, beyond the "
+                f"{self.config.num_train_timesteps - 1} of training; take fewer steps or a smaller "
+                "steps_offset"
+            )
+        return timesteps
+
+    def _custom_timesteps(self, timesteps):
+        """A caller's own timesteps: descending, from T - 1 at the most to 0 at the least."""
+        values = np.asarray(timesteps)
+        most = self.config.num_train_timesteps - 1
+        good = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iuf"
+        if not good or not (np.diff(values) < 0).all() or not 0 <= values[-1] <= values[0] <= most:
+            raise UsageError(
+                f"timesteps is {timesteps!r}; give numbers from {most} to 0, each below the last"
+            )
+        return values
+
+    def _check_pair(self, model_output, sample):
+        if self.num_inference_steps is None:
+            raise UsageError(f"{type(self).__name__}: call set_timesteps before step")
+        for name, x in (("model_output", model_output), ("sample", sample)):
+            if x.dtype not in (np.float32, np.float64):
+                raise UsageError(f"step: {name} is {x.dtype}; give float32 or float64")
+        if model_output.shape != sample.shape or model_output.dtype != sample.dtype:
+            raise UsageError(
+                f"step: model_output is {model_output.dtype} {model_output.shape}, sample is "
+                f"{sample.dtype} {sample.shape}; give two of one shape and dtype"
+            )
+
+
+def only_one(**given: Any) -> str:
+    """The name of the one argument that is not None; a UsageError if there is not exactly one."""
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise UsageError(f"set_timesteps got {names or 'nothing'}; give one of {', '.join(given)}")
+    return names[0]
+
+
+def per_sample(values, like):
+    """A coefficient for each of the N in `like`: a float where all agree, else (N, 1, ...)."""
+    if (values == values[0]).all():
+        return float(values[0])
+    return np.asarray(values, like.dtype).reshape(-1, *[1] * (len(like.shape) - 1))
+
+
+def draw_noise(shape, dtype, generator):
+    """N(0, 1) from one generator for the whole batch, or from a list, (1, ...) from each.
+
+    The order in which diffusers' randn_tensor consumes its generators; a list of one counts as one.
+    """
+    if isinstance(generator, (list, tuple)) and len(generator) == 1:
+        generator = generator[0]
+    if generator is None:
+        raise UsageError("this sampler adds noise at each step; give step a generator")
+    if not isinstance(generator, (list, tuple)):
+        return generator.randn(tuple(shape), dtype)
+    if len(generator) != shape[0]:
+        raise UsageError(f"step got {len(generator)} generators; give one, or {shape[0]}")
+    return np.concatenate([one.randn((1, *shape[1:]), dtype) for one in generator])

@@ -1,0 +1,76 @@
+"""The samplers that work on x = x0 + sigma eps (variance exploding) rather than on x_t.
+
+    x = x_t / sqrt(alpha_bar_t),   sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)
+
+The model was trained on x_t, so it is to see x / sqrt(sigma^2 + 1) (`scale_model_input`).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from refsd.errors import UsageError
+from refsd.schedulers import noise_schedule
+from refsd.schedulers.scheduler import Scheduler, per_sample
+
+
+class SigmaSpaceScheduler(Scheduler):
+    """`sigmas` has an entry a step and a last one; `timesteps` are float32 and may be fractions."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.config.rescale_betas_zero_snr:
+            self.alphas_cumprod[-1] = 2**-24  # not 0, so that the first sigma, 4096, is finite
+        self.training_sigmas = noise_schedule.training_sigmas(self.alphas_cumprod)
+        timesteps = np.arange(self.config.num_train_timesteps)[::-1].astype(np.float32)
+        self._set_sigmas(self.training_sigmas[::-1], timesteps, last=0)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation that the first sample is to have."""
+        largest = self.sigmas.max()
+        if self.config.timestep_spacing == "leading":
+            return float(np.sqrt(np.square(largest) + 1))
+        return float(largest)
+
+    def scale_model_input(self, sample: Any, timestep: float) -> Any:
+        """sample / sqrt(sigma^2 + 1), with the sigma of `timestep`."""
+        sigma = self.sigmas[self._enter(timestep)]
+        return sample / float(np.sqrt(np.square(sigma) + 1))
+
+    def add_noise(self, original: Any, noise: Any, timesteps: Any) -> Any:
+        """original + sigma noise.   (N, ...) -> (N, ...)
+
+        sigma is that of `timesteps`, one of the run's or one for each of the N; after
+        set_begin_index it is that of the step to come, whatever `timesteps` says.
+        """
+        steps = self._steps_to_noise(timesteps)
+        return original + noise * per_sample(self.sigmas[steps], original)
+
+    def _to_x0(self, output, x, sigma, sigma_hat):
+        """x0 from the model's output at x, which stands at sigma_hat (v is read at sigma)."""
+        if self.config.prediction_type == "sample":
+            return output
+        if self.config.prediction_type == "epsilon":
+            return x - float(sigma_hat) * output
+        variance = np.square(sigma) + 1
+        return output * float(-sigma / np.sqrt(variance)) + x / float(variance)
+
+    def _set_sigmas(self, sigmas, timesteps, *, last):
+        self._set_schedule(timesteps)
+        self.sigmas = np.append(sigmas, last).astype(np.float32)
+
+    def _spaced(self, steps):
+        """float32 timesteps of `steps` steps, fractional for linspace spacing."""
+        config = self.config
+        return noise_schedule.spaced_timesteps(
+            config.timestep_spacing, steps, config.num_train_timesteps, offset=config.steps_offset
+        ).astype(np.float32)
+
+    def _check_float(self, timestep):
+        """An int is likely to be a counter; the timesteps of these samplers are float32."""
+        if np.asarray(timestep).dtype.kind != "f":
+            raise UsageError(
+                f"timestep is {timestep!r}; give one of scheduler.timesteps, a float "
+                f"({type(self).__name__} counts in fractions)"
+            )
