@@ -9,7 +9,7 @@ from refsd.ops.activation import softmax
 from refsd.registry import op
 
 # Scores of one slice of queries. 4096 tokens x 8 heads would be 512 MiB an image at once.
-SLICE_BYTES = 32 * 2**20
+SLICE_BYTES = 8 * 2**20
 
 
 def attention_contract(q, k, v, *, heads, mask=None, causal=False):

@@ -14,7 +14,7 @@ from refsd.ops.conv_tiled import fft, winograd2, winograd4
 from refsd.registry import op
 
 # The unrolled windows of one slice of rows. At 512 x 512 x 256 they would be 2.4 GB at once.
-SLICE_BYTES = 64 * 2**20
+SLICE_BYTES = 16 * 2**20
 
 
 class Choice(NamedTuple):

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import irfft2, next_fast_len, rfft2
 
 # The transformed tiles of one slice of tile rows.
-SLICE_BYTES = 64 * 2**20
+SLICE_BYTES = 16 * 2**20
 
 
 def fft(x, weight, stride, dilation, groups):

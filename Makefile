@@ -1,0 +1,51 @@
+# make image | test | parity | parity-full | lint | train: each sets up all it needs.
+PYTHON ?= python3
+PROMPT ?= a glossy red sphere left of a small blue cube
+VENV := .venv
+PARITY := .venv-parity
+PARITY_TESTS := tests/parity
+
+.PHONY: help image test parity parity-full lint train clean
+
+help:
+	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
+	@echo "make test         the tests, without torch"
+	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
+	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
+	@echo "make lint         ruff"
+	@echo "make train        make the bundled model anew: hours"
+
+$(VENV)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+# torch 2.13.0 comes first and alone, so that nothing else pulls a build with CUDA.
+$(PARITY)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --upgrade pip
+	$(PARITY)/bin/python -m pip install --quiet torch==2.13.0
+	$(PARITY)/bin/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+image: $(VENV)/ready
+	$(VENV)/bin/python -m refsd "$(PROMPT)" -o image.png
+
+test: $(VENV)/ready
+	$(VENV)/bin/python -m pytest tests
+
+parity: $(PARITY)/ready
+	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m "not full" $(PARITY_TESTS)
+
+parity-full: $(PARITY)/ready
+	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m full -s $(PARITY_TESTS)
+
+lint: $(PARITY)/ready
+	$(PARITY)/bin/ruff check refsd tests training
+
+train: $(PARITY)/ready
+	$(PARITY)/bin/python -m training
+
+clean:
+	rm -rf $(VENV) $(PARITY) build *.egg-info

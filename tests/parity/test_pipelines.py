@@ -1,0 +1,191 @@
+"""Whole pipelines against diffusers: the same folder, seed and options must give the same picture.
+
+The criterion is that of the README: every pixel within one grey level, 99.9 % of them identical.
+The model is tiny and its weights are random, so the pictures show nothing; that is no matter here.
+"""
+
+import gzip
+import json
+from importlib import resources
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import refsd
+from refsd import schedulers
+from refsd.random import TorchGenerator
+
+PROMPT = "a photograph of an astronaut riding a horse"
+SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SIZE = 64
+
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}),
+    "ddim-trailing-v": ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False,
+                                          "prediction_type": "v_prediction",
+                                          "rescale_betas_zero_snr": True}),
+    "ddim-sample": ("DDIMScheduler", {"prediction_type": "sample", "clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
+    "pndm-prk": ("PNDMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    "euler-karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "euler-v": ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {"steps_offset": 1}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {}),
+    "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "lcm": ("LCMScheduler", {}),
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A tiny Stable Diffusion 1.x as diffusers saves it, with CLIP's whole vocabulary."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("tiny")
+    pipe = StableDiffusionPipeline(
+        tokenizer=_tokenizer(root),
+        text_encoder=CLIPTextModel(CLIPTextConfig(
+            vocab_size=49408, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+            num_attention_heads=4, max_position_embeddings=77, eos_token_id=2)),
+        unet=UNet2DConditionModel(
+            sample_size=SIZE // 8, block_out_channels=(32, 64), layers_per_block=1,
+            cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")),
+        vae=AutoencoderKL(
+            block_out_channels=(16, 16, 32, 32), norm_num_groups=8, layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
+        scheduler=diffusers.PNDMScheduler(**SD1, skip_prk_steps=True, steps_offset=1),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.save_pretrained(root / "model")
+    return root / "model"
+
+
+def _tokenizer(root):
+    """transformers' own tokenizer over the vocabulary that ships with refsd."""
+    packed = (resources.files("refsd") / "data" / "clip_bpe_merges.txt.gz").read_bytes()
+    merges = gzip.decompress(packed).decode().splitlines()[1:]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+    tokens = letters + [c + "</w>" for c in letters] + [m.replace(" ", "") for m in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    (root / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (root / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+    return CLIPTokenizer(str(root / "vocab.json"), str(root / "merges.txt"), model_max_length=77)
+
+
+@pytest.fixture(scope="session")
+def theirs(folder):
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def ours(folder):
+    return refsd.StableDiffusionPipeline.from_pretrained(folder, backend="numpy")
+
+
+def same_picture(theirs, ours, seeds=7, **options):
+    """Draw with both and hold the pictures against each other."""
+    lists = isinstance(seeds, list)
+    torch_generator = [torch.Generator().manual_seed(s) for s in seeds] if lists else (
+        torch.Generator().manual_seed(seeds))
+    our_generator = [TorchGenerator(s) for s in seeds] if lists else TorchGenerator(seeds)
+    options = {"num_inference_steps": 6, "height": SIZE, "width": SIZE} | options
+    expected = theirs(generator=torch_generator, **options).images
+    found = ours(generator=our_generator, **options).images
+    assert len(found) == len(expected)
+    for a, b in zip(expected, found):
+        difference = np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int))
+        assert np.asarray(a).std() > 1, "a flat picture would prove nothing"
+        assert difference.max() <= 1
+        assert (difference == 0).all(axis=-1).mean() >= 0.999
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler(theirs, ours, name, eta):
+    kind, options = SCHEDULERS[name]
+    theirs.scheduler = getattr(diffusers, kind)(**SD1, **options)
+    ours.scheduler = getattr(schedulers, kind)(**SD1, **options)
+    same_picture(theirs, ours, prompt=PROMPT, negative_prompt="blurry, low quality", eta=eta)
+
+
+@pytest.mark.parametrize("options", [
+    {"prompt": [PROMPT, "a bowl of soup", ""]},
+    {"prompt": [PROMPT, "a bowl of soup"], "negative_prompt": ["red", "green, blue"]},
+    {"prompt": [PROMPT, "a bowl of soup"], "num_images_per_prompt": 2, "negative_prompt": "dull"},
+    {"prompt": PROMPT, "guidance_scale": 1.0},
+    {"prompt": PROMPT, "guidance_scale": 0.0},
+    {"prompt": PROMPT, "guidance_rescale": 0.7},
+    {"prompt": PROMPT, "clip_skip": 1},
+    {"prompt": PROMPT + " 🐎 été" * 40},
+    {"prompt": PROMPT, "height": 64, "width": 96},
+    {"prompt": PROMPT, "height": 72, "width": 56},
+    {"prompt": PROMPT, "num_inference_steps": 1},
+], ids=str)
+def test_every_option(folder, theirs, ours, options):
+    config = {**SD1, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+    theirs.scheduler = diffusers.DDIMScheduler(**config)
+    ours.scheduler = schedulers.DDIMScheduler(**config)
+    same_picture(theirs, ours, **options)
+
+
+def test_a_generator_for_each_picture(theirs, ours):
+    same_picture(theirs, ours, seeds=[1, 2**40 + 5, 3], prompt=[PROMPT, "a cat", "a dog"], eta=0.5)
+
+
+def test_scheduler_of_the_folder(folder):
+    theirs = StableDiffusionPipeline.from_pretrained(folder)
+    ours = refsd.StableDiffusionPipeline.from_pretrained(folder)
+    assert ours.scheduler.config["_class_name"] == "PNDMScheduler"
+    same_picture(theirs, ours, prompt=PROMPT)
+
+
+def test_switching_the_scheduler_as_people_do(folder):
+    theirs = StableDiffusionPipeline.from_pretrained(folder)
+    ours = refsd.StableDiffusionPipeline.from_pretrained(folder)
+    theirs.scheduler = diffusers.EulerDiscreteScheduler.from_config(theirs.scheduler.config)
+    ours.scheduler = schedulers.EulerDiscreteScheduler.from_config(ours.scheduler.config)
+    same_picture(theirs, ours, prompt=PROMPT)
+
+
+def test_given_latents_and_embeddings(theirs, ours):
+    theirs.scheduler = diffusers.DDIMScheduler(**SD1, clip_sample=False)
+    ours.scheduler = schedulers.DDIMScheduler(**SD1, clip_sample=False)
+    random = np.random.default_rng(0)
+    given = {"latents": random.standard_normal((2, 4, 8, 8)).astype("f4"),
+             "prompt_embeds": random.standard_normal((2, 77, 32)).astype("f4"),
+             "negative_prompt_embeds": random.standard_normal((2, 77, 32)).astype("f4")}
+    expected = theirs(**{k: torch.tensor(v) for k, v in given.items()}, num_inference_steps=4,
+                      output_type="np").images
+    found = ours(**given, num_inference_steps=4, output_type="np").images
+    assert np.abs(found - expected).max() < 0.5 / 255
+
+
+def test_callback_replaces_the_latents(theirs, ours):
+    theirs.scheduler = diffusers.DDIMScheduler(**SD1, clip_sample=False)
+    ours.scheduler = schedulers.DDIMScheduler(**SD1, clip_sample=False)
+
+    def halve(pipe, step, timestep, tensors):
+        return {"latents": tensors["latents"] * 0.5} if step == 2 else {}
+
+    same_picture(theirs, ours, prompt=PROMPT, callback_on_step_end=halve)
+
+
+def test_posterior_of_the_vae_is_drawn_from_the_same_stream(theirs, ours):
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 3, SIZE, SIZE)).astype("f4")
+    with torch.no_grad():
+        posterior = theirs.vae.encode(torch.tensor(image)).latent_dist
+    expected = posterior.sample(torch.Generator().manual_seed(3)).numpy()
+    found = ours.vae.encode(image)
+    # The posterior is a network's output (its error is bounded in test_models); the noise is exact.
+    np.testing.assert_allclose(found.sample(TorchGenerator(3)), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found.mode(), posterior.mode().numpy(), rtol=0, atol=2e-5)
