@@ -60,9 +60,11 @@ def check_choice(name: str, value: Any, choices: Any) -> str:
     return value
 
 
-def refuse_unknown(function: str, unknown: dict, known: Any) -> None:
-    """Raise UsageError for the first keyword that the function does not have."""
-    for name in unknown:
+def refuse_unknown(function: str, names: Any, known: Any) -> None:
+    """Raise UsageError for the first name that is not known, with the nearest that is."""
+    for name in names:
+        if name in known:
+            continue
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
         raise UsageError(f"{function} has no argument {name!r}; {hint}")

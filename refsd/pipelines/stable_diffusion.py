@@ -115,7 +115,7 @@ class StableDiffusionPipeline:
         check_output_type(output_type)
         check_integer("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
         refuse_unknown("callback_on_step_end_tensor_inputs",
-                       dict.fromkeys(callback_on_step_end_tensor_inputs), CALLBACK_INPUTS)
+                       callback_on_step_end_tensor_inputs, CALLBACK_INPUTS)
         guided = guidance_scale > 1 and self.unet.time_cond_dim is None
 
         clock = {"start": time.perf_counter()}

@@ -6,6 +6,7 @@
 The arithmetic between network calls uses plain operators, so any backend's arrays serve.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -57,8 +58,11 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
 
     With negative_prompt_embeds the model is asked twice and guided away from them:
     eps = eps(neg) + s (eps(text) - eps(neg)), Ho and Salimans 2022. A caller may send() a dict
-    with new "latents", "prompt_embeds" or "negative_prompt_embeds" in answer to a step.
+    with new "latents", "prompt_embeds" or "negative_prompt_embeds" in answer to a step. eta and
+    generator go to the samplers that add noise.
     """
+    takes = inspect.signature(scheduler.step).parameters
+    noise = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in takes}
     condition = guidance_condition(unet, guidance_scale, latents.shape[0])
     for index, timestep in enumerate(scheduler.timesteps):
         x = scheduler.scale_model_input(latents, timestep)
@@ -73,8 +77,7 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
             predicted = away + guidance_scale * (towards - away)
             if guidance_rescale > 0:
                 predicted = rescale(predicted, towards, guidance_rescale)
-        latents = scheduler.step(predicted, timestep, latents, eta=eta,
-                                 generator=generator).prev_sample
+        latents = scheduler.step(predicted, timestep, latents, **noise).prev_sample
 
         changed = yield DenoisingStep(index, timestep, latents)
         if changed:
