@@ -80,7 +80,7 @@ def slice(x, *, axis, start, stop):
 
 def pad_contract(x, *, widths):
     dtype = floats("pad", x=x)
-    good = isinstance(widths, (list, tuple)) and len(widths) == len(x.shape) and all(
+    good = isinstance(widths, (list, tuple)) and 0 < len(widths) == len(x.shape) and all(
         isinstance(w, (list, tuple)) and len(w) == 2 and all(is_int(n) and n >= 0 for n in w)
         for w in widths)
     need(good, "pad", f"widths is {widths!r}, wanted a pair (before, after) of integers >= 0 for "
