@@ -1,0 +1,96 @@
+"""What holds for every op, for any shape, place in memory and dtype: driven by op_table.OPS."""
+
+import numpy as np
+import pytest
+from bounds import BOUNDS, PRECISIONS, assert_within
+from hypothesis import given
+from hypothesis import strategies as st
+from op_table import LAYOUTS, OPS, lay_out, normal
+
+from refsd import functional as F
+from refsd import registry
+from refsd.contracts import Spec
+
+DTYPES = ("float32", "float64")
+
+
+def test_the_tables_cover_every_op():
+    assert set(OPS) == set(registry.ops())
+    assert set(BOUNDS) == set(registry.ops())
+
+
+def arrays_in(value):
+    """All arrays in a call's arguments."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from arrays_in(item)
+    elif isinstance(value, dict):
+        yield from arrays_in(tuple(value.values()))
+
+
+def memory(array):
+    """The whole buffer an array is a view of: what lies around and between its elements too."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def to_specs(value):
+    if isinstance(value, np.ndarray):
+        return Spec(value.shape, str(value.dtype))
+    return [to_specs(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+@given(data=st.data())
+def test_op(name, data):
+    """dtype in = dtype out, the foretold shape, inputs untouched, no warning, within the bound."""
+    call = data.draw(OPS[name])
+    op = registry.ops()[name]
+    results = {}
+    for dtype in DTYPES:
+        args, options = call.build(dtype)
+        buffers = [memory(a) for a in arrays_in((args, options))]
+        before = [b.tobytes() for b in buffers]
+
+        foretold = op.contract(*args, **options)
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            y = getattr(F, name)(*args, **options)
+
+        assert (y.shape, str(y.dtype)) == (foretold.shape, foretold.dtype)
+        assert y.dtype == dtype
+        assert [b.tobytes() for b in buffers] == before, "an input was changed"
+        specs = {k: to_specs(v) for k, v in options.items()}
+        assert op.contract(*map(to_specs, args), **specs) == foretold
+        results[dtype] = y
+
+    truth = results["float64"]
+    assert np.isfinite(truth).all()
+    bound = BOUNDS[name](*call.build("float64"), truth, PRECISIONS["float32"])
+    assert_within(results["float32"], truth, bound, name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (0, 3), (2, 0, 3)])
+def test_layouts_keep_the_values(layout, shape):
+    data = normal(shape, 1)
+    laid = lay_out(data, layout)
+    if layout == "broadcast" and data.ndim and len(data):
+        data = np.repeat(data[:1], len(data), axis=0)
+    assert laid.shape == data.shape
+    assert np.array_equal(laid, data)
+
+
+def test_layouts_are_what_they_say():
+    data = normal((2, 3, 4, 5), 1)
+    laid = {layout: lay_out(data, layout) for layout in LAYOUTS}
+    assert laid["fortran"].flags.f_contiguous
+    assert laid["channels_last"].strides == (4 * 4 * 5 * 3, 4, 4 * 5 * 3, 4 * 3)
+    assert laid["strided"].strides[-1] == 8 and np.isnan(memory(laid["strided"])).any()
+    assert all(s < 0 for s in laid["reversed"].strides)
+    assert np.isnan(memory(laid["window"])[0]).all()
+    assert not laid["readonly"].flags.writeable
+    assert not laid["unaligned"].flags.aligned
+    assert laid["broadcast"].strides[0] == 0
