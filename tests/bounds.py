@@ -201,7 +201,7 @@ def _winograd(x, weight, groups, name, p):
 
 def _fft(x, weight, groups, y, p):
     """A transform of P x Q has an error of at most 10 u log2(P Q) in the 2-norm (see the docs)."""
-    (N, C), (O, I) = x.shape[:2], weight.shape[:2]
+    N, (O, I) = len(x), weight.shape[:2]
     longest = 1.25 * max(64, 4 * max(x.shape[2:]))
     rho = gamma(10 * 2 * math.log2(longest), p)
     x, weight = x.reshape(N, groups, 1, I, -1), weight.reshape(1, groups, O // groups, I, -1)
