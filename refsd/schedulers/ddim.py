@@ -75,7 +75,7 @@ class DDIMScheduler(Scheduler):
 
         variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
         sigma = eta * np.sqrt(variance)
-        # 1 - alpha_bar_s - sigma^2 is 0 for eta = 1 at alpha_bar_t = 0, and must not round below it.
+        # For eta = 1 at alpha_bar_t = 0 the true value is 0, and must not round to less.
         direction = np.maximum(1 - alpha_bar_s - np.square(sigma), np.float32(0))
         x_s = float(np.sqrt(alpha_bar_s)) * x0 + float(np.sqrt(direction)) * eps
 

@@ -6,8 +6,9 @@
                   ... + alpha_t ((e^-h - 1) / h + 1) D1           "heun"
     third order   ... + alpha_t ((e^-h - 1) / h + 1) D1 - alpha_t ((e^-h - 1 + h) / h^2 - 1/2) D2
 
-alpha, sigma are those of x_t = alpha x0 + sigma eps; D1 and D2 are the first and second differences
-of x0 over the last steps, in units of h.
+alpha, sigma are those of x_t = alpha x0 + sigma eps. D1 and D2 are divided differences of x0 over
+the last steps, times h and h^2. Taylor's formula wants the second derivative there, twice D2; the
+authors' code and diffusers take D2 once, so that order 3 converges like order 2.
 
 Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
 arXiv:2211.01095, algorithm 2 and appendix B.

@@ -109,7 +109,7 @@ def spaced_timesteps(spacing, steps, train, *, offset, last=None, extra=0):
     elif spacing == "leading":
         timesteps = (np.arange(count) * (last // count))[::-1] + offset
     else:
-        # For 61 of the step counts up to 1000 (61, 103, 121, ...) rounding makes arange one longer,
+        # For 62 of the step counts up to 1000 (61, 103, 121, ...) rounding makes arange one longer,
         # and diffusers visits timestep -1, the noisiest, at the end. refsd leaves that one out.
         timesteps = np.round(np.arange(last, 0, -train / steps)) - 1
         timesteps = timesteps[timesteps >= 0]

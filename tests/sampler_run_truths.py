@@ -1,0 +1,256 @@
+"""Truths about many steps: quadratures exact on polynomials, convergence orders, draws of noise.
+
+Each is a function of a `schedulers` package, so that test_schedulers.py can run it on copies with
+one planted mistake. Samples are float64, so that only the coefficients round.
+"""
+
+import itertools
+import math
+
+import numpy as np
+from scheduler_samples import EPS, SD, Noise, make, one, run
+
+
+def pndm_integrates_polynomials(schedulers):
+    """Adams-Bashforth of order k gives the exact mean over the next step of any x^(k-1).
+
+    Outputs are e_i = i^p at step i, at x = 0; there a step is linear in the blend e', so that e' is
+    the quotient by the step with outputs 1.
+    """
+
+    def blends(p, scheduler):
+        results = []
+        for i, t in enumerate(scheduler.timesteps[:9]):
+            step = max(i - 1, 0) if i != 1 else 1
+            results.append(scheduler.step(one(float(step) ** p), t, one(0)).prev_sample.item())
+        return results
+
+    for p in range(4):
+        unit = blends(0, make(schedulers, "PNDMScheduler", 20, skip_prk_steps=True))
+        got = blends(p, make(schedulers, "PNDMScheduler", 20, skip_prk_steps=True))
+        for i in range(2, 9):
+            if p < min(i, 4):
+                k = i - 1
+                mean = ((k + 1) ** (p + 1) - k ** (p + 1)) / (p + 1)
+                assert abs(got[i] / unit[i] - mean) < 1e-10, (p, i)
+        redone = (0**p + 1**p) / 2  # the first step again, by the trapezoid of its two ends
+        assert abs(got[1] / unit[1] - redone) < 1e-12
+    for p in range(4):  # Runge-Kutta calls at 0, 1/2, 1/2 and 1: Simpson's rule, exact up to cubics
+        moves = []
+        for power in (p, 0):
+            scheduler = make(schedulers, "PNDMScheduler", 20)
+            for at, t in zip((0, 0.5, 0.5, 1), scheduler.timesteps):
+                step = scheduler.step(one(float(at) ** power), t, one(0))
+            moves.append(step.prev_sample.item())
+        assert abs(moves[0] / moves[1] - 1 / (p + 1)) < 1e-12
+
+
+def dpm_solver_integrates_polynomials(schedulers):
+    """Order 2 (heun) and 3 are exact for x0 linear in lambda.
+
+    x_t = sigma_t / sigma_s x_s + sigma_t * integral of e^lambda x0(lambda), in closed form.
+    Order 3 takes half the second derivative (see dpm_solver.py): of lambda^2 it lacks the half of
+    the last term, alpha_t ((e^-h - 1 + h) / h^2 - 1/2) h^2.
+    """
+    for order, solver in ((2, "heun"), (3, "midpoint")):
+        scheduler = make(
+            schedulers,
+            "DPMSolverMultistepScheduler",
+            20,
+            solver_order=order,
+            solver_type=solver,
+            prediction_type="sample",
+            **SD,
+        )
+        ratios = scheduler.sigmas[:-1].astype(np.float64)
+        lambdas = -np.log(ratios)
+        sigma = ratios / np.sqrt(ratios**2 + 1)
+        for p in range(order):
+            scheduler.set_timesteps(20)
+            for i, t in enumerate(scheduler.timesteps[:6]):
+                got = scheduler.step(one(lambdas[i] ** p), t, one(0.5)).prev_sample.item()
+                if i + 1 < order:
+                    continue
+                a, b = lambdas[i], lambdas[i + 1]
+                primitive = [lambda u: 1, lambda u: u - 1, lambda u: u * u - 2 * u + 2][p]
+                integral = math.exp(b) * primitive(b) - math.exp(a) * primitive(a)
+                expected = sigma[i + 1] / sigma[i] * 0.5 + sigma[i + 1] * integral
+                # h is the difference of two rounded lambdas; the higher differences divide by it.
+                h = b - a
+                if p == 2:
+                    alpha = sigma[i + 1] / ratios[i + 1]
+                    expected += alpha * (math.exp(-h) - 1 + h - h**2 / 2)
+                assert abs(got - expected) < 64 * EPS / h**2, (order, p, i)
+
+
+def first_order_dpm_solver_is_ddim(schedulers):
+    """On the same timesteps, with the same last alpha_bar."""
+
+    def model(x, i):
+        return np.tanh(x)
+
+    ddim = make(schedulers, "DDIMScheduler", 20, set_alpha_to_one=False, **SD)
+    dpm = make(
+        schedulers,
+        "DPMSolverMultistepScheduler",
+        solver_order=1,
+        final_sigmas_type="sigma_min",
+        **SD,
+    )
+    timesteps = ddim.timesteps + 1
+    dpm.set_timesteps(timesteps=timesteps)
+    x = y = one(1.2)
+    for i, t in enumerate(timesteps):
+        x = ddim.step(model(x, i), t, x).prev_sample
+        y = dpm.step(model(y, i), t, y).prev_sample
+        # lambda is under 4 and rounds by 2^-23; six roundings a step, on an x0 of up to 14.
+        assert abs(x - y).item() < (i + 1) * 6 * 2 * EPS * 14
+
+
+def error_of(scheduler, space):
+    """How far a run ends from the exact solution, for data with mean 0.8 and deviation 0.5.
+
+    The exact predictor is eps = sigma (x - mean) / (s^2 + sigma^2) in x = x0 + sigma eps, and the
+    exact path x - mean ~ sqrt(s^2 + sigma^2).
+    """
+    mean, s = 0.8, 0.5
+    if space == "sigma":
+        ratios = scheduler.sigmas.astype(np.float64)
+    else:
+        alpha_bar = scheduler.alphas_cumprod.astype(np.float64)
+        table = np.sqrt((1 - alpha_bar) / alpha_bar)
+        ratios = table[scheduler.timesteps] if space == "timestep" else scheduler.sigmas
+        ratios = ratios.astype(np.float64)
+    scale = np.ones_like(ratios) if space == "sigma" else np.sqrt(ratios**2 + 1)
+
+    x = 3.0
+    exact = mean + (x - mean) * math.sqrt((s**2 + ratios[-1] ** 2) / (s**2 + ratios[0] ** 2))
+    x = one(x / scale[0])
+    for i, t in enumerate(scheduler.timesteps[: len(ratios) - 1]):
+        eps = ratios[i] * (x * scale[i] - mean) / (s**2 + ratios[i] ** 2)
+        x = scheduler.step(eps, t, x).prev_sample
+    return abs(x.item() * scale[-1] - exact)
+
+
+def samplers_converge_at_their_order(schedulers):
+    """Twice the steps, half the error at order 1, a quarter at order 2.
+
+    solver_order 3 is of order 2 as well, with a third of the error (see dpm_solver.py).
+    """
+    euler = []
+    for steps in (50, 100, 200):
+        scheduler = make(schedulers, "EulerDiscreteScheduler")
+        scheduler.set_timesteps(sigmas=np.geomspace(10, 0.1, steps + 1).tolist())
+        euler.append(error_of(scheduler, "sigma"))
+    orders = {"euler": (euler, 1)}
+    for label, order, config in (
+        ("dpm 1", 1, {"solver_order": 1}),
+        ("dpm 2m", 2, {}),
+        ("dpm 2m heun", 2, {"solver_type": "heun"}),
+        ("dpm 3m", 2, {"solver_order": 3}),
+    ):
+        errors = []
+        for steps in (25, 50, 100):
+            scheduler = make(
+                schedulers,
+                "DPMSolverMultistepScheduler",
+                steps,
+                use_exponential_sigmas=True,
+                final_sigmas_type="sigma_min",
+                lower_order_final=False,
+                **SD | config,
+            )
+            errors.append(error_of(scheduler, "variance"))
+        orders[label] = (errors, order)
+    for label, (errors, order) in orders.items():
+        for coarse, fine in itertools.pairwise(errors):
+            measured = math.log2(coarse / fine)
+            assert abs(measured - order) < 0.35, f"{label}: order {measured:.2f}, {errors}"
+
+
+def dpm_solver_ends_at_lower_order(schedulers):
+    """Its order at each step shows in how many past outputs the step depends on."""
+
+    def reach(i, **config):
+        """How many outputs before step i's own change the result of step i."""
+        reached = 0
+        for back in range(1, min(i, 3) + 1):
+            results = []
+            for value in (0.0, 1.0):
+                scheduler = make(
+                    schedulers,
+                    "DPMSolverMultistepScheduler",
+                    config.get("steps", 10),
+                    prediction_type="sample",
+                    solver_order=3,
+                    **{k: v for k, v in config.items() if k != "steps"},
+                )
+                for j, t in enumerate(scheduler.timesteps[: i + 1]):
+                    step = scheduler.step(one(value if j == i - back else 0.3), t, one(0.5))
+                results.append(step.prev_sample.item())
+            reached = back if results[0] != results[1] else reached
+        return reached
+
+    low = {"final_sigmas_type": "sigma_min"}
+    assert [reach(i) for i in (0, 1, 2, 5, 7, 8, 9)] == [0, 1, 2, 2, 2, 1, 0]
+    assert [reach(i, **low, lower_order_final=False) for i in (8, 9)] == [2, 2]
+    assert reach(9, **low, lower_order_final=False, euler_at_final=True) == 0
+    assert [reach(i, steps=16) for i in (14, 15)] == [2, 0]
+    assert [reach(i, steps=16, **low) for i in (14, 15)] == [2, 2]
+
+
+def noise_is_drawn_in_diffusers_order(schedulers):
+    """How many draws a run of 5 steps makes, of what shape and dtype."""
+    cases = (
+        ("DDIM", {}, {}, 0),
+        ("DDIM", {}, {"eta": 0.5}, 5),
+        ("DDPM", {}, {}, 4),
+        ("DDPM", {"steps_offset": 1}, {}, 5),
+        ("PNDM", {"skip_prk_steps": True}, {}, 0),
+        ("EulerDiscrete", {}, {}, 0),
+        ("EulerDiscrete", {}, {"s_churn": 1.0}, 5),
+        ("EulerAncestralDiscrete", {}, {}, 5),
+        ("DPMSolverMultistep", {}, {}, 0),
+        ("LCM", {}, {}, 4),
+    )
+    x = np.ones((3, 2, 4), np.float32)
+    for name, config, options, draws in cases:
+        for dtype in (np.float32, np.float64):
+            noise = [Noise(), Noise(), Noise()]
+            for generator, shape in ((noise[0], (3, 2, 4)), ([noise[1]], (3, 2, 4)), (noise, None)):
+                scheduler = make(schedulers, f"{name}Scheduler", 5, **config)
+                for one_noise in noise:
+                    one_noise.draws.clear()
+                run(scheduler, lambda x, i: x, x.astype(dtype), generator=generator, **options)
+                used = noise if shape is None else [generator] if shape else []
+                for user in used:
+                    user = user[0] if isinstance(user, list) else user
+                    assert user.draws == [(shape or (1, 2, 4), np.dtype(dtype))] * draws, name
+
+
+def a_step_of_length_0_leaves_the_sample(schedulers):
+    """Karras sigmas that end at sigma_min end there twice."""
+    for config in ({}, {"solver_type": "heun"}, {"solver_order": 3}):
+        scheduler = make(
+            schedulers,
+            "DPMSolverMultistepScheduler",
+            20,
+            use_karras_sigmas=True,
+            final_sigmas_type="sigma_min",
+            **config,
+        )
+        assert scheduler.sigmas[-1] == scheduler.sigmas[-2]
+        for t in scheduler.timesteps:
+            step = scheduler.step(one(0.1), t, one(0.5))
+        assert step.prev_sample == 0.5
+
+
+TRUTHS = [
+    a_step_of_length_0_leaves_the_sample,
+    pndm_integrates_polynomials,
+    dpm_solver_integrates_polynomials,
+    first_order_dpm_solver_is_ddim,
+    samplers_converge_at_their_order,
+    dpm_solver_ends_at_lower_order,
+    noise_is_drawn_in_diffusers_order,
+]

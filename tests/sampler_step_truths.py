@@ -1,0 +1,221 @@
+"""Truths about one step of a sampler: perfect models, zero outputs, variances, identities.
+
+Each is a function of a `schedulers` package, so that test_schedulers.py can run it on copies with
+one planted mistake. Samples are float64, so that only the coefficients round.
+"""
+
+import math
+
+import numpy as np
+from scheduler_samples import EPS, NAMES, SD, Noise, make, one, own_options
+
+
+def a_perfect_model_gives_x0_in_one_step(schedulers):
+    """From the noisiest timestep to no noise at all, for each prediction type."""
+    x0, eps = 0.7, -1.3
+    for name in NAMES:
+        config = {"timestep_spacing": "trailing", **SD}
+        if "set_alpha_to_one" in own_options(name):
+            config["set_alpha_to_one"] = True
+        if name == "PNDMScheduler":
+            config["skip_prk_steps"] = True
+        kinds = schedulers.SCHEDULERS[name].CHOICES.get(
+            "prediction_type", ("epsilon", "sample", "v_prediction")
+        )
+        for kind in kinds:
+            scheduler = make(schedulers, name, 1, prediction_type=kind, **config)
+            alpha_bar = float(scheduler.alphas_cumprod[999])
+            signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+            x = signal * x0 + noise * eps
+            out = {"epsilon": eps, "sample": x0, "v_prediction": signal * eps - noise * x0}[kind]
+            if "Euler" in name:
+                x = x / signal
+            (t,) = scheduler.timesteps
+            step = scheduler.step(one(out), t, one(x), generator=Noise())
+            # Some 8 roundings of coefficients on terms of up to 20 (the sigma at t is 14.6).
+            assert abs(step.prev_sample.item() - x0) < 8 * EPS * 20, (name, kind)
+            if step.pred_original_sample is not None:
+                assert abs(step.pred_original_sample.item() - x0) < 8 * EPS * 20, (name, kind)
+
+
+def zero_output_scales_the_sample(schedulers):
+    """With eps = 0 all there is to do is to rescale x, by sqrt(alpha_bar_s / alpha_bar_t)."""
+    for name in ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"):
+        config = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+        scheduler = make(schedulers, name, 10, timestep_spacing="trailing", **SD, **config)
+        alpha_bar = scheduler.alphas_cumprod.astype(np.float64)
+        t, s = 999, 899
+        got = scheduler.step(one(0), scheduler.timesteps[0], one()).prev_sample.item()
+        assert abs(got / math.sqrt(alpha_bar[s] / alpha_bar[t]) - 1) < 16 * EPS, name
+    euler = make(schedulers, "EulerDiscreteScheduler", 10)
+    assert euler.step(one(0), euler.timesteps[0], one()).prev_sample == 1
+
+
+def euler_follows_the_slope(schedulers):
+    """x + (sigma_next - sigma) eps, and x / sqrt(sigma^2 + 1) for the model to see."""
+    scheduler = make(schedulers, "EulerDiscreteScheduler", 10, **SD)
+    sigma, following = (float(value) for value in scheduler.sigmas[:2])
+    t = scheduler.timesteps[0]
+    seen = scheduler.scale_model_input(one(3.0), t).item()
+    assert abs(seen - 3 / math.sqrt(sigma**2 + 1)) < 4 * EPS
+    got = scheduler.step(one(0.5), t, one(3.0)).prev_sample.item()
+    assert abs(got - (3 + (following - sigma) * 0.5)) < 4 * EPS * sigma
+    assert scheduler.init_noise_sigma == sigma
+    leading = make(schedulers, "EulerDiscreteScheduler", 10, timestep_spacing="leading", **SD)
+    sigma = float(leading.sigmas[0])
+    assert abs(leading.init_noise_sigma - math.sqrt(sigma**2 + 1)) < 4 * EPS * sigma
+
+
+def churn_adds_noise_up_to_sigma_hat(schedulers):
+    """At its most, gamma = sqrt(2) - 1: sigma_hat = sqrt(2) sigma, and the noise has sigma."""
+    for steps, churn in ((10, 1e9), (10, 0.5)):
+        scheduler = make(schedulers, "EulerDiscreteScheduler", steps, **SD)
+        t, sigma = scheduler.timesteps[0], float(scheduler.sigmas[0])
+        gamma = min(churn / steps, math.sqrt(2) - 1)
+        noise = Noise(value=1.0)
+        got = scheduler.step(one(0), t, one(2.0), s_churn=churn, s_noise=0.5, generator=noise)
+        expected = 2 + 0.5 * sigma * math.sqrt((1 + gamma) ** 2 - 1)
+        # sigma_hat^2 - sigma^2 cancels: an error of 2 EPS in each is 1 / gamma as much.
+        assert abs(got.prev_sample.item() - expected) < 4 * EPS * sigma / gamma
+    scheduler = make(schedulers, "EulerDiscreteScheduler", 10, **SD)
+    quiet = scheduler.step(one(0), scheduler.timesteps[0], one(), s_churn=9.0, s_tmax=1.0)
+    assert quiet.prev_sample == 1
+
+
+def ancestral_noise_makes_up_for_the_longer_step(schedulers):
+    """sigma_up^2 + sigma_down^2 = sigma_next^2, and sigma_up^2 is the posterior's variance."""
+    scheduler = make(schedulers, "EulerAncestralDiscreteScheduler", 10, **SD)
+    for i, t in enumerate(scheduler.timesteps[:-1]):
+        sigma, following = (float(value) for value in scheduler.sigmas[i : i + 2])
+        scheduler.step_index = i
+        down = scheduler.step(one(1.0), t, one(0), generator=Noise(value=0.0)).prev_sample.item()
+        scheduler.step_index = i
+        up = scheduler.step(one(0), t, one(0), generator=Noise(value=1.0)).prev_sample.item()
+        down += sigma
+        assert abs(up**2 + down**2 - following**2) < 16 * EPS * sigma * following
+        posterior = 1 / (1 / following**2 + 1 / (sigma**2 - following**2))
+        # 1 - (sigma_next / sigma)^2 cancels as the steps get short.
+        assert abs(up**2 / posterior - 1) < 16 * EPS / (1 - (following / sigma) ** 2)
+
+
+def ddim_with_eta_1_is_ddpm(schedulers):
+    ddim = make(schedulers, "DDIMScheduler", 20, **SD)
+    ddpm = make(schedulers, "DDPMScheduler", 20, **SD)
+    for t in ddim.timesteps[:-1]:
+        out, x = one(0.8), one(-0.4)
+        a = ddim.step(out, t, x, eta=1.0, generator=Noise(int(t))).prev_sample.item()
+        b = ddpm.step(out, t, x, generator=Noise(int(t))).prev_sample.item()
+        # x0 is up to 14 at the noisiest step, with some 16 roundings of coefficients on each side;
+        # at the quietest beta = 1 - alpha_bar_t / alpha_bar_s is a difference of 2 %.
+        assert abs(a - b) < 32 * EPS * 14
+
+
+def ddpm_variances(schedulers):
+    """fixed_small is the posterior's variance, fixed_large is beta; the last step adds 1e-10."""
+    for variance_type in ("fixed_small", "fixed_small_log", "fixed_large"):
+        scheduler = make(schedulers, "DDPMScheduler", 10, variance_type=variance_type, **SD)
+        alpha_bar = scheduler.alphas_cumprod.astype(np.float64)
+        t, s = (int(value) for value in scheduler.timesteps[:2])
+        beta = 1 - alpha_bar[t] / alpha_bar[s]
+        small = (1 - alpha_bar[s]) / (1 - alpha_bar[t]) * beta
+        got = scheduler.step(one(0), t, one(0), generator=Noise(value=1.0)).prev_sample.item()
+        expected = math.sqrt(beta if variance_type == "fixed_large" else small)
+        assert abs(got / expected - 1) < 16 * EPS, variance_type
+    offset = make(schedulers, "DDPMScheduler", 10, steps_offset=1, **SD)
+    got = offset.step(one(0), 1, one(0), generator=Noise(value=1.0)).prev_sample.item()
+    assert abs(got / 1e-10 - 1) < 4 * EPS
+
+
+def ddim_clips_and_rederives_eps(schedulers):
+    scheduler = make(schedulers, "DDIMScheduler", 10, clip_sample=True, clip_sample_range=0.5, **SD)
+    t, s = (int(value) for value in scheduler.timesteps[:2])
+    a_t, a_s = (float(scheduler.alphas_cumprod[i]) for i in (t, s))
+    x, eps = 3.0, 0.1
+    for rederive in (False, True):
+        step = scheduler.step(one(eps), t, one(x), use_clipped_model_output=rederive)
+        e = (x - math.sqrt(a_t) * 0.5) / math.sqrt(1 - a_t) if rederive else eps
+        expected = math.sqrt(a_s) * 0.5 + math.sqrt(1 - a_s) * e
+        assert step.pred_original_sample == 0.5
+        assert abs(step.prev_sample.item() - expected) < 16 * EPS * 3
+
+
+def thresholding_by_hand(schedulers):
+    """The median of |x0| = 1, 2, 3, 4, 5 is 3: x0 is clipped to 3 and divided by it."""
+    config = schedulers.Config(
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.5, "sample_max_value": 9.0}
+    )
+    keep = schedulers.prediction.keep_in_range
+    x0 = np.array([[1.0, -2.0, 3.0, -4.0, 5.0], [0.1, -0.2, 0.3, -0.4, 0.5]])
+    got = keep(x0, config)
+    assert np.allclose(got, [[1 / 3, -2 / 3, 1, -1, 1], x0[1]], rtol=1e-15)
+    config = schedulers.Config({**config, "sample_max_value": 2.0})
+    assert np.allclose(keep(x0, config)[0], [0.5, -1, 1, -1, 1], rtol=1e-15)
+
+
+def lcm_boundary_and_noise(schedulers):
+    """f(x, 0) = x; else f blends x0 and x, and the noise brings it to alpha_bar_s."""
+    scheduler = make(schedulers, "LCMScheduler")
+    scheduler.set_timesteps(timesteps=[400, 0])
+    alpha_bar = [float(value) for value in scheduler.alphas_cumprod[[400, 0]]]
+    x, eps = 0.9, 0.2
+    step = scheduler.step(one(eps), 400, one(x), generator=Noise(value=1.0))
+    x0 = (x - math.sqrt(1 - alpha_bar[0]) * eps) / math.sqrt(alpha_bar[0])
+    k = 400 * 10.0
+    f = k / math.sqrt(k**2 + 0.25) * x0 + 0.25 / (k**2 + 0.25) * x
+    assert abs(step.pred_original_sample.item() - f) < 16 * EPS
+    expected = math.sqrt(alpha_bar[1]) * f + math.sqrt(1 - alpha_bar[1])
+    assert abs(step.prev_sample.item() - expected) < 16 * EPS
+    assert scheduler.step(one(eps), 0, one(x)).prev_sample == x
+    scheduler = make(schedulers, "LCMScheduler", timestep_scaling=0.01)
+    scheduler.set_timesteps(timesteps=[50])
+    step = scheduler.step(one(0.0), 50, one(x))  # k = 0.5: c_skip = 1/2, c_out = 1/sqrt(2)
+    x0 = x / math.sqrt(scheduler.alphas_cumprod[50])
+    assert abs(step.prev_sample.item() - (0.5 * x + x0 / math.sqrt(2))) < 16 * EPS
+
+
+def add_noise_is_the_forward_process(schedulers):
+    for name in NAMES:
+        scheduler = make(schedulers, name, 10, **SD)
+        t = scheduler.timesteps[[2, 7]]
+        signal = scheduler.add_noise(np.ones((2, 1, 1)), np.zeros((2, 1, 1)), t).ravel()
+        noise = scheduler.add_noise(np.zeros((2, 1, 1)), np.ones((2, 1, 1)), t).ravel()
+        alpha_bar = scheduler.alphas_cumprod[t.astype(int)].astype(np.float64)
+        if "Euler" in name:
+            assert (signal == 1).all()
+            assert (noise == scheduler.sigmas[[2, 7]]).all()
+        else:
+            assert np.abs(signal**2 / alpha_bar - 1).max() < 8 * EPS, name
+            assert np.abs(signal**2 + noise**2 - 1).max() < 8 * EPS, name
+        both = scheduler.add_noise(np.full((2, 1, 1), 2.0), np.full((2, 1, 1), 3.0), t).ravel()
+        assert np.abs(both - (2 * signal + 3 * noise)).max() < 1e-13
+        single = scheduler.add_noise(np.zeros((2, 1, 1)), np.ones((2, 1, 1)), t[0]).ravel()
+        assert (single == noise[0]).all()
+
+
+def begin_index_starts_in_the_middle(schedulers):
+    for name in ("Euler", "EulerAncestral"):
+        scheduler = make(schedulers, f"{name}DiscreteScheduler", 10, **SD)
+        scheduler.set_begin_index(4)
+        noisy = scheduler.add_noise(one(0), one(), scheduler.timesteps[:1])
+        assert noisy == scheduler.sigmas[4]
+        scheduler.step(one(0), scheduler.timesteps[4], one(), generator=Noise())
+        assert scheduler.step_index == 5
+        assert scheduler.add_noise(one(0), one(), scheduler.timesteps[:1]) == scheduler.sigmas[5]
+        scheduler.set_timesteps(10)
+        assert scheduler.begin_index is None and scheduler.step_index is None
+
+
+TRUTHS = [
+    a_perfect_model_gives_x0_in_one_step,
+    zero_output_scales_the_sample,
+    euler_follows_the_slope,
+    churn_adds_noise_up_to_sigma_hat,
+    ancestral_noise_makes_up_for_the_longer_step,
+    ddim_with_eta_1_is_ddpm,
+    ddpm_variances,
+    ddim_clips_and_rederives_eps,
+    thresholding_by_hand,
+    lcm_boundary_and_noise,
+    add_noise_is_the_forward_process,
+    begin_index_starts_in_the_middle,
+]

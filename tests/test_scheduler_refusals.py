@@ -1,0 +1,218 @@
+"""Bad options, schedules and steps: one line that names the field and says what it takes."""
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+from scheduler_samples import NAMES, SD, Noise, make, one, own_options, run
+
+import refsd.schedulers
+from refsd.errors import ModelError, UsageError
+
+BAD_STEPS = (0, -1, 1001, 10**9, 1.5, True, "20", math.nan)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", BAD_STEPS, ids=repr)
+def test_bad_step_counts(name, steps):
+    with pytest.raises(UsageError, match="num_inference_steps is .*give an integer from 1 to "):
+        make(refsd.schedulers, name, steps)
+
+
+@pytest.mark.parametrize(
+    "name, option, value",
+    [
+        ("DDIM", "beta_schedule", "sigmoid"),
+        ("DDIM", "timestep_spacing", "sideways"),
+        ("DDIM", "prediction_type", None),
+        ("DDIM", "num_train_timesteps", 0),
+        ("DDIM", "num_train_timesteps", 10**12),
+        ("DDIM", "num_train_timesteps", 1000.0),
+        ("DDIM", "beta_start", math.nan),
+        ("DDIM", "beta_end", "0.012"),
+        ("DDIM", "beta_end", True),
+        ("DDIM", "clip_sample", 1),
+        ("DDIM", "steps_offset", -1),
+        ("DDIM", "trained_betas", [0.1, 2.0]),
+        ("DDIM", "trained_betas", [0.1, math.nan]),
+        ("DDIM", "trained_betas", "0.1"),
+        ("DDIM", "trained_betas", [0.1, 0.2]),
+        ("DDPM", "variance_type", "learned_range"),
+        ("DDPM", "variance_type", "fixed_large_log"),
+        ("PNDM", "prediction_type", "sample"),
+        ("EulerDiscrete", "interpolation_type", "log_linear"),
+        ("EulerDiscrete", "timestep_type", "continuous"),
+        ("EulerDiscrete", "sigma_min", -1.0),
+        ("EulerAncestralDiscrete", "prediction_type", "sample"),
+        ("DPMSolverMultistep", "algorithm_type", "sde-dpmsolver++"),
+        ("DPMSolverMultistep", "solver_order", 4),
+        ("DPMSolverMultistep", "use_lu_lambdas", True),
+        ("DPMSolverMultistep", "use_flow_sigmas", True),
+        ("DPMSolverMultistep", "use_dynamic_shifting", True),
+        ("DPMSolverMultistep", "variance_type", "learned"),
+        ("LCM", "original_inference_steps", 0),
+    ],
+)
+def test_bad_options(name, option, value):
+    """A UsageError as a keyword, a ModelError in a checkpoint's configuration."""
+    cls = refsd.schedulers.SCHEDULERS[f"{name}Scheduler"]
+    with pytest.raises(UsageError, match=option) as problem:
+        cls(**{option: value})
+    assert "\n" not in str(problem.value)
+    with pytest.raises(ModelError, match=option):
+        refsd.schedulers.from_config({"_class_name": cls.__name__, option: value})
+    with pytest.raises(UsageError, match=option):
+        cls.from_config({}, **{option: value})
+
+
+def test_unknown_names():
+    with pytest.raises(
+        UsageError, match="no option 'beta_begin'; did you mean beta_end|beta_start"
+    ):
+        refsd.schedulers.DDIMScheduler(beta_begin=0.1)
+    with pytest.raises(UsageError, match="did you mean timestep_spacing"):
+        refsd.schedulers.DDIMScheduler.from_config({}, timesteps_spacing="leading")
+    with pytest.raises(ModelError, match="_class_name is 'EulerScheduler'.*EulerDiscreteScheduler"):
+        refsd.schedulers.from_config({"_class_name": "EulerScheduler"})
+    with pytest.raises(ModelError, match="_class_name is None"):
+        refsd.schedulers.from_config({})
+    with pytest.raises(UsageError, match="from_config got a str"):
+        refsd.schedulers.DDIMScheduler.from_config("scheduler_config.json")
+    with pytest.warns(UserWarning, match="DDIMScheduler ignores flavour"):
+        config = refsd.schedulers.DDIMScheduler.from_config({"flavour": 3}).config
+    assert config["flavour"] == 3
+
+
+def test_two_sigma_choices_exclude_each_other():
+    both = {"use_karras_sigmas": True, "use_beta_sigmas": True}
+    for name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler"):
+        with pytest.raises(UsageError, match="use_karras_sigmas and use_beta_sigmas exclude"):
+            make(refsd.schedulers, name, **both)
+
+
+@pytest.mark.parametrize(
+    "name, config, steps, kwargs, message",
+    [
+        ("PNDM", {}, 3, {}, "Runge-Kutta start needs 4"),
+        ("DDIM", {"steps_offset": 1}, 1000, {}, "1000, beyond the 999 of training"),
+        ("DPMSolverMultistep", {"timestep_spacing": "leading"}, 1000, {}, "fewer than 1000"),
+        ("EulerDiscrete", {}, None, {}, "got nothing; give one of num_inference_steps"),
+        ("EulerDiscrete", {}, 5, {"timesteps": [5, 1]}, "num_inference_steps', 'timesteps"),
+        ("EulerDiscrete", {}, None, {"timesteps": [1, 5]}, "each below the last"),
+        ("EulerDiscrete", {}, None, {"timesteps": [1000, 5]}, "from 999 to 0"),
+        ("EulerDiscrete", {}, None, {"timesteps": [math.nan]}, "from 999 to 0"),
+        ("EulerDiscrete", {}, None, {"timesteps": []}, "timesteps is"),
+        ("EulerDiscrete", {}, None, {"sigmas": [1.0]}, "two numbers or more"),
+        ("EulerDiscrete", {}, None, {"sigmas": [1.0, 2.0]}, "each below the last"),
+        ("EulerDiscrete", {}, None, {"sigmas": [1.0, -1.0]}, "down to 0"),
+        ("EulerDiscrete", {"use_karras_sigmas": True}, None, {"timesteps": [5, 1]}, "chooses them"),
+        ("DPMSolverMultistep", {"use_karras_sigmas": True}, None, {"timesteps": [5]}, "chooses"),
+        ("DDPM", {}, None, {"timesteps": [5, 5]}, "each below the last"),
+        ("LCM", {}, 51, {}, "num_inference_steps is 51; give an integer from 1 to 50"),
+        ("LCM", {}, 4, {"original_inference_steps": 1001}, "original_inference_steps is 1001"),
+        ("LCM", {}, 4, {"strength": 0.0}, "strength is 0.0"),
+        ("LCM", {}, 4, {"strength": math.nan}, "strength is nan"),
+        ("LCM", {}, 4, {"strength": 0.01}, "strength is 0.01"),
+    ],
+)
+def test_bad_schedules(name, config, steps, kwargs, message):
+    scheduler = make(refsd.schedulers, f"{name}Scheduler", **config)
+    with pytest.raises(UsageError, match=message):
+        scheduler.set_timesteps(*[steps] if steps else [], **kwargs)
+
+
+def test_bad_steps():
+    ddim = make(refsd.schedulers, "DDIMScheduler")
+    with pytest.raises(UsageError, match="call set_timesteps before step"):
+        ddim.step(one(), 1, one())
+    ddim.set_timesteps(10)
+    for t in (1000, -1, 3.5, "3", None):
+        with pytest.raises(UsageError, match="timestep is .*from 0 to 999"):
+            ddim.step(one(), t, one())
+    for eta in (-0.1, 1.1, math.nan):
+        with pytest.raises(UsageError, match="eta is"):
+            ddim.step(one(), 1, one(), eta=eta, generator=Noise())
+    with pytest.raises(UsageError, match="give two of one shape and dtype"):
+        ddim.step(one(), 1, np.ones((1, 2)))
+    with pytest.raises(UsageError, match="give two of one shape and dtype"):
+        ddim.step(one(), 1, np.ones((1, 1), np.float32))
+    with pytest.raises(UsageError, match="model_output is float16"):
+        ddim.step(one().astype(np.float16), 1, one().astype(np.float16))
+    with pytest.raises(UsageError, match="give step a generator"):
+        ddim.step(one(), 1, one(), eta=1.0)
+    with pytest.raises(UsageError, match="both generator and variance_noise"):
+        ddim.step(one(), 1, one(), eta=1.0, generator=Noise(), variance_noise=one())
+    with pytest.raises(UsageError, match="got 2 generators; give one, or 1"):
+        ddim.step(one(), 1, one(), eta=1.0, generator=[Noise(), Noise()])
+
+    euler = make(refsd.schedulers, "EulerDiscreteScheduler", 2)
+    with pytest.raises(UsageError, match="timestep is 0; give one of scheduler.timesteps"):
+        euler.step(one(), 0, one())
+    with pytest.raises(UsageError, match="timestep 3.5 is not in the schedule"):
+        euler.step(one(), 3.5, one())
+    run(euler, lambda x, i: x, one())
+    with pytest.raises(UsageError, match="all 2 steps are done"):
+        euler.step(one(), euler.timesteps[-1], one())
+    for index in (-1, 2, "1"):
+        with pytest.raises(UsageError, match="begin_index is .*from 0 to 1"):
+            euler.set_begin_index(index)
+
+
+def test_epsilon_at_alpha_bar_0_and_sigmas_without_end():
+    flawed = make(
+        refsd.schedulers,
+        "DDIMScheduler",
+        10,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    with pytest.raises(UsageError, match="use a v_prediction model"):
+        flawed.step(one(), 999, one())
+    assert np.isfinite(flawed.step(one(), 899, one()).prev_sample)
+    with pytest.raises(UsageError, match="alpha_bar ends at 0"):
+        refsd.schedulers.EulerDiscreteScheduler(beta_end=1.0)
+
+
+def test_eta_1_from_alpha_bar_0_is_finite():
+    """The direction's weight, sqrt(1 - alpha_bar_s - sigma^2), must not be the root of -6e-8."""
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", **SD}
+    for steps in range(2, 60):
+        scheduler = make(
+            refsd.schedulers, "DDIMScheduler", steps, prediction_type="v_prediction", **config
+        )
+        step = scheduler.step(one(), 999, one(), eta=1.0, generator=Noise())
+        assert np.isfinite(step.prev_sample)
+
+
+def test_the_config_is_complete_and_read_only():
+    for name in NAMES:
+        config = make(refsd.schedulers, name).config
+        assert set(own_options(name)) | {"_class_name"} == set(config)
+        assert config.num_train_timesteps == config["num_train_timesteps"] == 1000
+        for change in (
+            lambda c: c.update(beta_end=1),
+            lambda c: c.__setitem__("beta_end", 1),
+            lambda c: setattr(c, "beta_end", 1),
+            lambda c: c.pop("beta_end"),
+            lambda c: c.clear(),
+        ):
+            with pytest.raises(UsageError, match="read-only"):
+                change(config)
+        with pytest.raises(AttributeError, match="no option 'flavour'"):
+            config.flavour  # noqa: B018
+    trained = [0.01] * 1000
+    config = refsd.schedulers.DDIMScheduler(trained_betas=np.array(trained, np.float64)).config
+    assert json.loads(json.dumps(config))["trained_betas"] == trained
+    twin = pickle.loads(pickle.dumps(config))
+    assert twin == config and twin.defaulted == config.defaulted
+
+
+def test_the_place_of_a_repeated_timestep_is_the_second():
+    karras = make(refsd.schedulers, "DPMSolverMultistepScheduler", 500, use_karras_sigmas=True)
+    values, counts = np.unique(karras.timesteps, return_counts=True)
+    assert counts.max() > 1
+    repeated = values[counts.argmax()]
+    first = int(np.argmax(karras.timesteps == repeated))
+    assert karras.index_for_timestep(repeated) == first + 1

@@ -1,0 +1,243 @@
+"""The samplers against what is not themselves, and mistakes planted in them, which must be noticed.
+
+The truths are in schedule_truths.py, sampler_step_truths.py and sampler_run_truths.py; what the
+samplers do with bad input is in test_scheduler_refusals.py.
+"""
+
+import importlib
+import shutil
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sampler_run_truths
+import sampler_step_truths
+import schedule_truths
+from scheduler_samples import EPS, SD, Noise, make, run
+
+import refsd.schedulers
+
+TRUTHS = schedule_truths.TRUTHS + sampler_step_truths.TRUTHS + sampler_run_truths.TRUTHS
+
+
+@pytest.mark.parametrize("truth", TRUTHS, ids=lambda function: function.__name__)
+def test_truth(truth):
+    truth(refsd.schedulers)
+
+
+MUTANTS = """
+noise_schedule.py | linspace32(start**0.5, end**0.5, count) | linspace32(start, end, count)
+noise_schedule.py | np.cumprod(alpha.astype(np.float64)).astype(np.float32) | np.cumprod(alpha)
+noise_schedule.py | i < count // 2 | i < count
+noise_schedule.py | return np.sqrt((1 - alphas_cumprod) / alphas_cumprod) | return (1 - alphas_cumprod) / alphas_cumprod
+noise_schedule.py | (last // count))[::-1] + offset | (last // count))[::-1]
+noise_schedule.py | (last // count))[::-1] + offset | (last // count) + offset)[::-1] + 1
+noise_schedule.py | -train / steps)) - 1 | -train / steps))
+noise_schedule.py | timesteps = timesteps[timesteps >= 0] | timesteps = timesteps[timesteps >= -1]
+noise_schedule.py | return timesteps[:steps] | return timesteps[-steps:]
+noise_schedule.py | rho=7.0 | rho=5.0
+noise_schedule.py | (root - last) * (first | root * (first
+noise_schedule.py | max_beta=0.999 | max_beta=0.99
+noise_schedule.py | (1 - weight) * low + weight * (low + 1) | weight * low + (1 - weight) * (low + 1)
+noise_schedule.py | alpha=0.6, beta=0.6 | alpha=0.6, beta=0.7
+ddim.py | eta * np.sqrt(variance) | eta * variance
+ddim.py | 1 - alpha_bar_s - np.square(sigma) | 1 - alpha_bar_s
+ddim.py | s = t - | s = t - 1 -
+ddim.py | if use_clipped_model_output: | if not use_clipped_model_output:
+ddim.py | float(sigma) * variance_noise | variance_noise
+ddpm.py | if t > 0: | if t >= 0:
+ddpm.py | np.sqrt(alpha_bar_s) * beta | alpha_bar_s * beta
+ddpm.py | np.sqrt(alpha) * | alpha *
+ddpm.py | np.float32(1e-20) | np.float32(0)
+ddpm.py | return np.sqrt(beta) | return beta
+ddpm.py | exp32(0.5 * log32 | exp32(log32
+pndm.py | 55 * | 54 *
+pndm.py | 59 * | 58 *
+pndm.py | 37 * | 36 *
+pndm.py | 9 * past[3] | 8 * past[3]
+pndm.py | 23 * | 24 *
+pndm.py | 16 * | 15 *
+pndm.py | 5 * past[2] | 4 * past[2]
+pndm.py | (3 * past[0] - past[1]) / 2 | 2 * past[0] - past[1]
+pndm.py | e = (e + past[0]) / 2 | pass
+pndm.py | 1 / 6 if call == 0 else 1 / 3 | 1 / 3
+pndm.py | e = self.blend + 1 / 6 * e | e = self.blend
+pndm.py | - float(alpha_bar_s - alpha_bar_t) | - float(alpha_bar_t - alpha_bar_s)
+pndm.py | self.outputs[-3:] | self.outputs[-2:]
+pndm.py | [t[:2], t[1:]] | [t[:1], t[0:]]
+pndm.py | [a, b + half, b + half, b] | [a, b + half, b, b]
+euler.py | self.sigmas[i], self.sigmas[i + 1] | self.sigmas[i], self.sigmas[i]
+euler.py | 2**0.5 - 1 | 2**0.5
+euler.py | s_churn / len(self.timesteps) | s_churn
+euler.py | generator) * s_noise | generator)
+euler.py | else self.training_sigmas[0] | else self.training_sigmas[1]
+sigma_space.py | float(np.sqrt(np.square(sigma) + 1)) | float(np.square(sigma) + 1)
+sigma_space.py | np.sqrt(np.square(largest) + 1) | largest
+sigma_space.py | -sigma / np.sqrt(variance) | -sigma / variance
+sigma_space.py | x / float(variance) | x / float(np.sqrt(variance))
+sigma_space.py | self.alphas_cumprod[-1] = 2**-24 | self.alphas_cumprod[-1] = 2**-14
+euler_ancestral.py | sigma_up = np.sqrt( | sigma_up = (
+euler_ancestral.py | variance_next - np.square(sigma_up) | variance_next - sigma_up
+euler_ancestral.py | self.sigmas[i], self.sigmas[i + 1] | self.sigmas[i + 1], self.sigmas[i + 1]
+dpm_solver.py | d1 = float(1 / r0) | d1 = float(r0)
+dpm_solver.py | float(0.5 * (alpha_t * decay)) | float(alpha_t * decay)
+dpm_solver.py | return x_t + float(alpha_t * (decay / h + 1)) * d1 | return x_t + float(alpha_t * (decay / h - 1)) * d1
+dpm_solver.py | if order == 1 or h == 0: | if order == 1:
+dpm_solver.py | exp32(-h) - 1 | exp32(h) - 1
+dpm_solver.py | len(self.timesteps) - 1 - i | len(self.timesteps) - i
+dpm_solver.py | len(self.timesteps) < 15 | len(self.timesteps) < 5
+dpm_solver.py | if left == 1 and short | if left == 2 and short
+dpm_solver.py | self.config.lambda_min_clipped)) | self.config.lambda_min_clipped)) + 1
+dpm_solver.py | float(1 / (r0 + r1)) * bend | float(2 / (r0 + r1)) * bend
+dpm_solver.py | float(r0 / (r0 + r1)) * bend | float(r1 / (r0 + r1)) * bend
+dpm_solver.py | self._levels(i + 1) | self._levels(i)
+dpm_solver.py | if self.config.thresholding else | if self.config.get("clip_sample") else
+lcm.py | DATA_VARIANCE = 0.25 | DATA_VARIANCE = 0.5
+lcm.py | c_skip = DATA_VARIANCE / (np.square(k) | c_skip = DATA_VARIANCE / (k
+lcm.py | if i != self.num_inference_steps - 1 | if True
+lcm.py | (train // original) - 1 | (train // original)
+lcm.py | np.float32(t) * self.config.timestep_scaling | np.float32(t) * 10.0
+prediction.py | return signal * x - noise * output | return signal * x + noise * output
+prediction.py | return signal * output + noise * x | return signal * output - noise * x
+prediction.py | np.clip(flat, -s, s) / s | np.clip(flat, -s, s)
+prediction.py | return (x - noise * output) / signal | return x - noise * output
+prediction.py | np.clip(s, 1, | np.clip(s, 0.5,
+scheduler.py | if not self.config.get("set_alpha_to_one", True) | if self.config.get("set_alpha_to_one", True)
+scheduler.py | one.randn((1, *shape[1:]), dtype) | one.randn((1, *shape), dtype)[0]
+scheduler.py | generator = generator[0] | generator = generator * shape[0]
+scheduler.py | per_sample(np.sqrt(1 - alpha_bar) | per_sample(1 - alpha_bar
+scheduler.py | if key not in dropped and | if
+scheduler.py | Config({**options, **scheduler.config} | Config({**scheduler.config}
+scheduler.py | if self.step_index is None else self.step_index | if True else self.step_index
+config.py | key for key in defaults if key not in given | key for key in ()
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.strip().splitlines())
+def test_mutants(mutant, tmp_path, monkeypatch):
+    """One planted mistake in a copy of the package: a truth has to fail."""
+    file, old, new = mutant.split(" | ")
+    package = f"schedulers_{sha256(mutant.encode()).hexdigest()[:12]}"
+    source = Path(refsd.schedulers.__file__).parent
+    shutil.copytree(source, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (tmp_path / package).glob("*.py"):
+        text = path.read_text()
+        if path.name == file:
+            assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
+            text = text.replace(old, new)
+        path.write_text(text.replace("refsd.schedulers", package))
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    copy = importlib.import_module(package)
+    try:
+        assert any(fails(truth, copy) for truth in TRUTHS), "no truth noticed"
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
+            del sys.modules[name]
+
+
+def fails(truth, schedulers):
+    try:
+        with np.errstate(all="ignore"):
+            truth(schedulers)
+    except (AssertionError, ArithmeticError, AttributeError, LookupError, ValueError):
+        return True
+    return False
+
+
+RUNS = [
+    ("DDIMScheduler", {}, {"eta": 0.7}),
+    ("DDIMScheduler", {"prediction_type": "v_prediction"}, {}),
+    ("DDPMScheduler", {}, {}),
+    ("PNDMScheduler", {"skip_prk_steps": True}, {}),
+    ("PNDMScheduler", {}, {}),
+    ("EulerDiscreteScheduler", {}, {"s_churn": 2.0}),
+    ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}, {}),
+    ("EulerAncestralDiscreteScheduler", {}, {}),
+    ("DPMSolverMultistepScheduler", {}, {}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}, {}),
+    ("LCMScheduler", {}, {}),
+]
+
+
+class Plain:
+    """An array that knows + - * / with its like and with Python's own numbers; nothing else."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, data):
+        self.data, self.shape, self.dtype = data, data.shape, data.dtype
+
+    def _apply(self, other, operation):
+        assert type(other) in (Plain, float, int), f"met a {type(other)}"
+        other = other.data if isinstance(other, Plain) else other
+        result = operation(self.data, other)
+        assert result.dtype == self.dtype
+        return Plain(result)
+
+    def __add__(self, other):
+        return self._apply(other, lambda a, b: a + b)
+
+    def __sub__(self, other):
+        return self._apply(other, lambda a, b: a - b)
+
+    def __rsub__(self, other):
+        return self._apply(other, lambda a, b: b - a)
+
+    def __mul__(self, other):
+        return self._apply(other, lambda a, b: a * b)
+
+    def __truediv__(self, other):
+        return self._apply(other, lambda a, b: a / b)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+@pytest.mark.parametrize("name, config, options", RUNS)
+def test_any_array_type_with_operators_serves(name, config, options):
+    class PlainNoise(Noise):
+        def randn(self, shape, dtype):
+            return Plain(super().randn(shape, dtype))
+
+    results = []
+    for wrap, noise in ((lambda x: x, Noise(3)), (Plain, PlainNoise(3))):
+        scheduler = make(refsd.schedulers, name, 8, **SD, **config)
+        x = wrap(np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4))
+        x = scheduler.add_noise(x, noise.randn((2, 3, 4), np.float32), scheduler.timesteps[0])
+        results.append(run(scheduler, lambda x, i: x * 0.1, x, generator=noise, **options))
+    assert np.array_equal(results[0], results[1].data)
+
+
+@pytest.mark.parametrize("name, config, options", RUNS)
+def test_dtype_in_is_dtype_out(name, config, options):
+    results = []
+    for dtype in (np.float32, np.float64):
+        scheduler = make(refsd.schedulers, name, 8, **SD, **config)
+        x = np.linspace(-1, 1, 24).reshape(2, 3, 4).astype(dtype)
+        x = run(scheduler, lambda x, i: x * 0.1, x, generator=Noise(3), **options)
+        assert x.dtype == dtype
+        results.append(x)
+    # 8 steps of some 10 roundings on terms of up to 15 (x0 at the noisiest step).
+    assert np.abs(results[0] - results[1]).max() < 8 * 10 * EPS * 15
+
+
+@pytest.mark.parametrize("name, config, options", RUNS)
+def test_nothing_is_left_of_an_earlier_run(name, config, options):
+    x = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)
+    before = x.copy()
+
+    def model(x, i):
+        return np.tanh(x + 0.1 * i)
+
+    fresh = make(refsd.schedulers, name, 8, **SD, **config)
+    expected = run(fresh, model, x, generator=Noise(3), **options)
+    used = make(refsd.schedulers, name, 12, **SD, **config)
+    for t in used.timesteps[:5]:
+        used.step(model(x, 0), t, x, generator=Noise(9), **options)
+    used.set_timesteps(8)
+    assert np.array_equal(run(used, model, x, generator=Noise(3), **options), expected)
+    used.set_timesteps(8)
+    assert np.array_equal(run(used, model, x, generator=Noise(3), **options), expected)
+    assert np.array_equal(x, before)
