@@ -154,6 +154,19 @@ def test_pieces_name_the_text_they_stand_for(clip):
     assert [p.token for p in pieces] == ["an</w>", "astronaut</w>", "'s</w>", "7</w>"]
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("cafe\u0301 n\u0303", "café ñ"),  # composed first: NFC
+        ("ΟΔΟΣ ÉÜ", "οδοσ éü"),  # lower case letter by letter: no final sigma
+        ("a\u3000\u00a0 b\t\r\nc", "a b c"),
+        ("  a  ", "a"),
+    ],
+)
+def test_texts_that_mean_the_same_have_the_same_ids(clip, one, other):
+    assert clip(one).tolist() == clip(other).tolist()
+
+
 def test_special_literals_become_special_ids(clip):
     assert [p.id for p in clip.pieces("a <|endoftext|> <|StartOfText|>")] == [320, 49407, 49406]
 

@@ -103,7 +103,6 @@ def _plain_name(file: object) -> bool:
         isinstance(file, str)
         and len(file) <= 200
         and re.fullmatch(r"[^/\\:\0]+\.safetensors", file) is not None
-        and not file.startswith(".")
     )
 
 

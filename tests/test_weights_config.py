@@ -1,0 +1,123 @@
+"""config.json: what refsd does not compute is refused by name, and nothing is allocated for it."""
+
+import json
+import os
+
+import pytest
+from weights_samples import TINY, refused, write_folder
+
+from refsd.errors import ModelError
+from refsd.weights import checkpoint, load_checkpoint
+from refsd.weights.expect import unet_shapes
+from refsd.weights.validate import TABLES, validate
+
+BAD_CONFIGS = [
+    ("unet", "sample_size", -1),
+    ("unet", "sample_size", True),
+    ("unet", "block_out_channels", [10**9]),
+    ("unet", "block_out_channels", [8, 10**300]),
+    ("unet", "block_out_channels", [8] * 1000),
+    ("unet", "block_out_channels", []),
+    ("unet", "block_out_channels", 8),
+    ("unet", "block_out_channels", [8, 16.0]),
+    ("unet", "block_out_channels", [8, "16"]),
+    ("unet", "layers_per_block", 10**9),
+    ("unet", "layers_per_block", 0),
+    ("unet", "layers_per_block", [1]),
+    ("unet", "layers_per_block", None),
+    ("unet", "in_channels", -4),
+    ("unet", "attention_head_dim", 3),
+    ("unet", "attention_head_dim", None),
+    ("unet", "norm_num_groups", 5),
+    ("unet", "norm_num_groups", None),
+    ("unet", "norm_eps", 1e308),
+    ("unet", "norm_eps", "1e-5"),
+    ("unet", "down_block_types", ["DownBlock2D"]),
+    ("unet", "down_block_types", ["AttnDownBlock2D", "DownBlock2D"]),
+    ("unet", "up_block_types", ["os.system", "UpBlock2D"]),
+    ("unet", "mid_block_type", None),
+    ("unet", "_class_name", "FluxTransformer2DModel"),
+    ("unet", "_class_name", "os.system"),
+    ("unet", "_class_name", 7),
+    ("vae", "scaling_factor", 0),
+    ("vae", "latent_channels", [4]),
+    ("vae", "block_out_channels", [8, 16, 32]),
+    ("vae", "sample_size", -1),
+    ("vae", "_class_name", "AutoencoderTiny"),
+    ("text_encoder", "hidden_size", 13),
+    ("text_encoder", "hidden_size", 1 << 40),
+    ("text_encoder", "vocab_size", 10**12),
+    ("text_encoder", "hidden_act", "relu"),
+    ("text_encoder", "eos_token_id", None),
+    ("text_encoder", "model_type", "t5"),
+    ("text_encoder", "architectures", ["T5EncoderModel"]),
+    ("text_encoder", "architectures", "T5EncoderModel"),
+]
+
+
+@pytest.mark.parametrize("component, option, value", BAD_CONFIGS)
+def test_bad_configs_are_refused_by_option(tmp_path, monkeypatch, component, option, value):
+    monkeypatch.setattr(checkpoint, "read_tensors", lambda *a, **k: pytest.fail("tensors read"))
+    write_folder(tmp_path)
+    file = tmp_path / component / "config.json"
+    file.write_text(json.dumps({**TINY[component], option: value}))
+    option = {"_class_name": "class", "architectures": "class"}.get(option, option)
+    other = {"hidden_size": "num_attention_heads"}.get(option, option)
+    with pytest.raises(ModelError, match=f"{option}|{other}"):
+        load_checkpoint(tmp_path)
+    refused(lambda: load_checkpoint(tmp_path), str(file))
+
+
+CHANGES_NUMBERS = {
+    "unet": {
+        "only_cross_attention": True, "downsample_padding": 0, "mid_block_scale_factor": 2,
+        "act_fn": "gelu", "transformer_layers_per_block": 2, "encoder_hid_dim": 8,
+        "reverse_transformer_layers_per_block": [1], "encoder_hid_dim_type": "text_proj",
+        "num_attention_heads": 8, "dual_cross_attention": True, "class_embed_type": "timestep",
+        "addition_embed_type": "text", "num_class_embeds": 10, "resnet_skip_time_act": True,
+        "resnet_time_scale_shift": "scale_shift", "resnet_out_scale_factor": 2.0,
+        "time_embedding_type": "fourier", "time_embedding_act_fn": "silu",
+        "timestep_post_act": "silu", "conv_in_kernel": 5, "conv_out_kernel": 1,
+        "attention_type": "gated", "class_embeddings_concat": True, "cross_attention_norm": "layer",
+        "mid_block_only_cross_attention": True, "mid_block_type": "UNetMidBlock2D",
+    },
+    "vae": {
+        "act_fn": "relu", "shift_factor": 0.1, "latents_mean": [0, 0, 0, 0],
+        "latents_std": [1, 1, 1, 1], "in_channels": 4, "out_channels": 1,
+    },
+    "text_encoder": {"hidden_act": "gelu_new", "model_type": "clip"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "component, option, value",
+    [(c, *item) for c, options in CHANGES_NUMBERS.items() for item in options.items()],
+)
+def test_options_that_refsd_does_not_compute_are_refused_by_name(component, option, value):
+    config = {**TINY[component], option: value}
+    with pytest.raises(ModelError, match=f"{option} is .*, expected") as caught:
+        validate(component, config)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("component", TABLES)
+def test_every_default_is_accepted(component):
+    found = validate(component, {})
+    assert found.keys() == TABLES[component].keys()
+
+
+def test_unknown_options_are_logged(caplog):
+    validate("vae", {**TINY["vae"], "new_option": 1, "_diffusers_version": "9"})
+    assert "ignoring unknown options ['new_option']" in caplog.text
+
+
+def test_a_huge_config_is_refused_by_its_size(tmp_path):
+    write_folder(tmp_path)
+    file = tmp_path / "vae" / "config.json"
+    os.truncate(file, 100_000_000)
+    refused(lambda: load_checkpoint(tmp_path), str(file), "at most 1,048,576")
+
+
+def test_a_config_of_too_many_parameters_is_refused():
+    config = {"block_out_channels": [16_384] * 4, "layers_per_block": 8, "norm_num_groups": 32}
+    refused(lambda: unet_shapes(config), "the config of the unet", "at most 17,179,869,184")

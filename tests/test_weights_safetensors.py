@@ -1,0 +1,185 @@
+"""safetensors files: what is read and written is exact, and takes the memory it should."""
+
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from weights_samples import GOOD, entry, file_of, refused
+
+from refsd.errors import ResourceError, UsageError
+from refsd.weights import memory, read_safetensors, write_safetensors
+from refsd.weights.header import TensorInfo, read_header
+
+
+def test_a_good_file_is_read_as_it_lies(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(GOOD)
+    found = read_safetensors(path)
+    assert list(found) == ["a", "b", "c"]
+    body = GOOD[-28:]
+    for name, dtype, shape, part in (
+        ("a", "<f4", (2,), body[:8]),
+        ("b", "<f2", (2, 3), body[8:20]),
+        ("c", "<i8", (), body[20:]),
+    ):
+        assert found[name].dtype == dtype and found[name].shape == shape
+        assert found[name].tobytes() == part
+        assert found[name].flags.writeable and found[name].flags.owndata
+    assert list(read_safetensors(path, names=["b"])) == ["b"]
+
+
+def test_every_bfloat16_becomes_the_float32_with_its_bits(tmp_path):
+    bits = np.arange(1 << 16, dtype="<u2")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(file_of({"w": entry("BF16", (1 << 16,), (0, 1 << 17))}, bits.tobytes()))
+    found = read_safetensors(path)["w"]
+    assert found.dtype == np.float32
+    # bfloat16 is the upper half of a float32
+    assert (found.view("u4") == bits.astype("u4") * 65_536).all()
+
+
+def test_every_float16_becomes_the_float32_of_its_value(tmp_path):
+    """sign (-1)^s, exponent e, mantissa m: m 2^-24 where e = 0, else (1024 + m) 2^(e - 25)."""
+    bits = np.arange(1 << 16)
+    s, e, m = bits >> 15, (bits >> 10) & 31, bits & 1023
+    value = np.where(e == 0, m * 2.0**-24, (1024 + m) * 2.0 ** (e - 25)) * np.where(s, -1.0, 1.0)
+    path = tmp_path / "x.safetensors"
+    body = bits.astype("<u2").tobytes()
+    path.write_bytes(file_of({"w": entry("F16", (1 << 16,), (0, 1 << 17))}, body))
+    found = read_safetensors(path, dtype="float32")["w"]
+    assert found.dtype == np.float32
+    finite = e < 31
+    assert (found[finite] == value[finite]).all()
+    assert (np.signbit(found[finite]) == s[finite]).all()
+    assert (np.isinf(found) == ((e == 31) & (m == 0))).all()
+    assert (np.isnan(found) == ((e == 31) & (m > 0))).all()
+
+
+def test_conversion_leaves_integers_alone(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(GOOD)
+    found = read_safetensors(path, dtype="float64")
+    assert [found[n].dtype for n in "abc"] == [np.float64, np.float64, np.int64]
+    refused(lambda: read_safetensors(path, dtype="float16"), "float16", error=UsageError)
+
+
+arrays = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
+        lambda name: name != "__metadata__"
+    ),
+    st.tuples(
+        st.sampled_from(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]),
+        st.lists(st.integers(0, 4), max_size=4),
+    ),
+    max_size=6,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(spec=arrays, seed=st.integers(0, 1 << 32), flip=st.booleans())
+def test_what_is_written_is_read_back(tmp_path_factory, spec, seed, flip):
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, (dtype, shape) in spec.items():
+        array = random.integers(0, 2, shape).astype(dtype)
+        tensors[name] = array.T if flip else array
+    path = tmp_path_factory.mktemp("w") / "x.safetensors"
+    write_safetensors(path, tensors, {"seed": str(seed)})
+    found = read_safetensors(path)
+    assert found.keys() == tensors.keys()
+    for name, array in tensors.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        assert (found[name] == array).all()
+    assert read_header(path).metadata == {"seed": str(seed)}
+
+
+def test_reading_takes_the_memory_of_the_file_and_converting_one_tensor_more(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {f"w{i}": np.zeros((256, 1024), np.float16) for i in range(32)})
+    size, one = path.stat().st_size, 256 * 1024 * 2
+    for dtype, limit in ((None, 1.1 * size), ("float32", 2.1 * size + one)):
+        tracemalloc.start()
+        read_safetensors(path, dtype=dtype)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= limit, (dtype, peak, size)
+
+
+# Memory.
+
+
+def test_needed_memory_counts_the_loaded_type():
+    tensors = [TensorInfo("F16", (4,), 0, 8), TensorInfo("BF16", (2,), 8, 12)]
+    assert memory.needed_bytes(tensors, None) == 8 + 8 + 8
+    assert memory.needed_bytes(tensors, "float32") == 16 + 8 + 16
+    assert memory.needed_bytes([TensorInfo("I64", (2,), 0, 16)], "float32") == 16 + 16
+    assert memory.needed_bytes([], "float32") == 0
+
+
+def test_too_little_memory_is_said_before_loading(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 30)
+    refused(lambda: memory.check_memory(2 << 30, "model.safetensors"), "model.safetensors",
+            "2.0 GiB", "1.0 GiB", error=ResourceError)  # fmt: skip
+    memory.check_memory(2 << 30, "model.safetensors", force=True)
+    memory.check_memory(1 << 30, "model.safetensors")
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    memory.check_memory(1 << 60, "model.safetensors")
+
+
+def test_available_memory_is_the_smallest_limit(monkeypatch):
+    texts = {
+        "/proc/meminfo": "MemTotal: 100 kB\nMemAvailable:   64 kB\n",
+        "/sys/fs/cgroup/memory.max": "50000\n",
+        "/sys/fs/cgroup/memory.current": "30000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 1\ninactive_file 5000\n",
+    }
+    monkeypatch.setattr(memory, "_text", lambda path: texts.get(path, ""))
+    assert memory.available_bytes() == 25_000
+    texts["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert memory.available_bytes() == 64 * 1024
+    texts.clear()
+    assert memory.available_bytes() is None
+
+
+# Writing.
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(GOOD)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    refused(lambda: write_safetensors(path, {"a": np.ones(2)}), str(path), "No space left",
+            error=ResourceError)  # fmt: skip
+    assert path.read_bytes() == GOOD and os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_unwritable_places_are_refused(tmp_path):
+    path = tmp_path / "none" / "x.safetensors"
+    refused(lambda: write_safetensors(path, {"a": np.ones(2)}), str(path), error=ResourceError)
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder"
+    refused(lambda: write_safetensors(path, {"a": np.ones(2)}), str(path), error=ResourceError)
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("array", [np.ones(2, complex), np.array([None]), np.array(["a"])])
+def test_arrays_that_the_format_lacks_are_refused(tmp_path, array):
+    path = tmp_path / "x.safetensors"
+    refused(lambda: write_safetensors(path, {"w": array}), "'w' is", error=UsageError)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_written_file_has_the_usual_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_safetensors(tmp_path / "x.safetensors", {"a": np.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
