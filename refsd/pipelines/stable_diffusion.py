@@ -1,5 +1,6 @@
 """StableDiffusionPipeline: the class people expect, with diffusers' names and defaults."""
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.pipelines import stages
 from refsd.pipelines.components import VAE, TextEncoder, UNet, as_generators
+from refsd.pipelines.memory import working_bytes
 from refsd.pipelines.request import (
     MAX_PICTURES,
     check_integer,
+    check_memory,
     check_number,
     check_output_type,
     check_prompts,
@@ -24,6 +27,9 @@ from refsd.pipelines.request import (
 from refsd.random import TorchGenerator
 from refsd.registry import choose_backend, use
 from refsd.text import CLIPTokenizer
+from refsd.weights.memory import available_bytes
+
+logger = logging.getLogger(__name__)
 
 CALL_ARGUMENTS = (
     "prompt", "height", "width", "num_inference_steps", "guidance_scale", "negative_prompt",
@@ -126,6 +132,8 @@ class StableDiffusionPipeline:
         clock["encode"] = time.perf_counter()
 
         batch = positive.shape[0]
+        check_memory(working_bytes(self, width, height, batch), available_bytes(),
+                     f"drawing {batch} x {width} x {height} pixels")
         seed = generator if generator is not None else secrets.randbits(32)
         generator = as_generators(seed, self.make_generator, batch)
         stages.make_schedule(self.scheduler, num_inference_steps)
@@ -192,6 +200,11 @@ class StableDiffusionPipeline:
         return check_side(name, value, self.vae.config.downscale)
 
     def _encode(self, texts, clip_skip):
+        for text in texts:
+            if lost := self.tokenizer.truncated(text):
+                shown = repr(lost[:200]) + (" ..." if len(lost) > 200 else "")
+                logger.warning("the prompt is longer than %d tokens; dropped: %s",
+                               self.tokenizer.model_max_length - 2, shown)
         ids = stages.tokenize(self.tokenizer, texts)
         return stages.encode_text(self.text_encoder, ids, clip_skip=clip_skip)
 
