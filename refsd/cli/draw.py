@@ -1,0 +1,217 @@
+"""`python -m refsd PROMPT`: draw pictures and write them as PNG files."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from refsd.cli import output, samplers, threads
+from refsd.cli.arguments import Parser, choice, integer, number
+from refsd.cli.progress import Progress
+from refsd.cli.recipe import DTYPES, RNGS, Recipe, check_numbers
+from refsd.cli.report import Warnings, note, result, result_json
+from refsd.errors import UsageError
+from refsd.pipelines.request import MAX_PICTURES, check_integer
+from refsd.registry import choose_backend
+from refsd.version import __version__
+
+ABOUT = """\
+Draw a picture of a text. Without --model the small model that comes with refsd
+draws little still lifes of 128 x 128 pixels:
+
+    python -m refsd "a glossy red sphere left of a small blue cube"
+
+Other commands, as the first word (a prompt that is one of them goes after -p;
+refsd is short for python -m refsd):
+
+    refsd info PICTURE       what a PNG says of how it was made
+    refsd repro PICTURE      draw it again, and compare
+    refsd tokenize TEXT      the tokens that a prompt becomes
+    refsd doctor             versions, processor, memory, self-checks"""
+
+MORE = """\
+Picture i of a batch has the seed SEED + i and can be drawn alone. Every PNG holds
+what it was made with. docs/cli.md says more; exit codes: 0 done, 1 differs, 2 bad
+request, 3 bad model, 4 the machine said no (disk, memory), 130 interrupted."""
+
+
+def parser() -> Parser:
+    """The options of drawing."""
+    found = Parser(prog="refsd", description=ABOUT, epilog=MORE, usage="refsd PROMPT [options]")
+    found.add_argument("--version", action="version", version=f"refsd {__version__}",
+                       help="show the version and stop")
+    add = found.add_argument_group("what to draw").add_argument
+    add("words", metavar="PROMPT", nargs="?", help="what to draw, in quotes")
+    add("-p", "--prompt", metavar="TEXT", help="the same as an option")
+    add("-n", "--negative-prompt", metavar="TEXT", default="", help="what to keep away from")
+    add("-W", "--width", type=integer, metavar="N", help="pixels (default: the model's own size)")
+    add("-H", "--height", type=integer, metavar="N", help="pixels (default: the model's own size)")
+    add("-s", "--seed", type=integer, metavar="N", default=-1,
+        help="a number from 0 to 2^64 - 1; below 0: a new one (the default)")
+    add("-b", "--batch-count", type=integer, metavar="N", default=1, help="pictures to draw (1)")
+
+    add = found.add_argument_group("how").add_argument
+    add("-m", "--model", metavar="MODEL",
+        help="a diffusers folder, a .safetensors file, or the id of a model in the local "
+        "Hugging Face cache (default: the model in refsd)")
+    add("--download", action="store_true", help="let a model id be fetched from huggingface.co")
+    add("--variant", metavar="NAME", help="which weights of a folder to take, such as fp16")
+    add("--steps", type=integer, metavar="N", default=20,
+        help="denoising steps (20; the Python API has diffusers' 50)")
+    add("--cfg-scale", type=number, metavar="X", default=7.0,
+        help="how much to follow the prompt (7.0; the Python API has diffusers' 7.5)")
+    add("--guidance-rescale", type=number, metavar="X", default=0.0,
+        help="0 to 1: keep the contrast that a large --cfg-scale exaggerates (0)")
+    add("--sampler", "--sampling-method", metavar="NAME",
+        help=f"{', '.join(samplers.SAMPLERS)} (default: the model's own)")
+    add("--eta", type=number, metavar="X", default=0.0,
+        help="0 to 1: noise that ddim adds at each step (0)")
+    add("--clip-skip", type=integer, metavar="N",
+        help="last layers of the text encoder to leave out, as diffusers counts: 1 here is "
+        "Clip skip 2 in A1111 (0)")
+    add("--rng", type=choice(*RNGS), metavar="NAME", default="torch-cpu",
+        help="whose noise: torch-cpu as diffusers and ComfyUI have it (default), cuda as A1111 "
+        "on a graphics card, numpy")
+    add("--backend", metavar="NAME", default="auto", help="auto or numpy (auto)")
+    add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
+        help="float32 or float64, the arithmetic's type (float32)")
+    add("-t", "--threads", type=integer, metavar="N", help="threads of the matrix products (all)")
+    add("--allow-nonfinite", action="store_true", help="go on after a NaN or an infinity")
+
+    add = found.add_argument_group("where to, and what to say").add_argument
+    add("-o", "--output", metavar="PATH",
+        help="a .png file (an older one is replaced), a folder, or - for stdout; {seed} and "
+        "{index} are filled in (default: a new file refsd-SEED.png)")
+    add("--output-latents", metavar="FILE", help="also write the latents, .npy or .safetensors")
+    add("--disable-image-metadata", action="store_true", help="write no texts into the PNG")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-q", "--quiet", action="store_true", help="no progress, no times")
+    add("-v", "--verbose", action="store_true", help="the time of every step; tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw what the options say."""
+    prompt, seeds = _check(options)
+    places = output.plan(options.output, seeds)
+    if options.output_latents is not None:
+        output.try_out(options.output_latents, (".npy", ".safetensors"))
+    chatty = not (options.quiet or options.json)
+    if chatty:
+        note(f"refsd: seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else ""))
+
+    with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
+        work = Work(options, prompt, chatty)
+        written = [work.picture(seed, place) for seed, place in zip(seeds, places)]
+        if options.output_latents is not None:
+            work.save_latents(options.output_latents)
+        if options.json:
+            result_json({"images": written, "model": work.model["name"], "seconds": work.seconds,
+                         "step_seconds": work.step_seconds, "warnings": warnings.said})
+        elif chatty:
+            work.say_times()
+    return 0
+
+
+def _check(options: argparse.Namespace) -> tuple[str, list[int]]:
+    """Everything that can be refused before a model is read; the prompt and the seeds."""
+    if options.words is not None and options.prompt is not None:
+        raise UsageError(f"the prompt is given twice, as {options.words!r} and with --prompt")
+    prompt = options.words if options.prompt is None else options.prompt
+    if prompt is None:
+        raise UsageError("there is no prompt. Give one in quotes, or see refsd --help")
+    if options.json and options.output == output.STDOUT:
+        raise UsageError("--json and --output - both want stdout; give one of them")
+    if options.sampler is not None:
+        options.sampler = samplers.find_sampler(options.sampler)
+    choose_backend(options.backend)
+    count = check_integer("--batch-count", options.batch_count, 1, MAX_PICTURES)
+    if options.seed < 0:
+        import secrets
+
+        options.seed = secrets.randbits(32)
+    check_integer("--seed", options.seed, 0, 2**64 - count)
+    check_numbers(vars(options), lambda key: f"--{key.replace('_', '-')}")
+    return prompt, [options.seed + i for i in range(count)]
+
+
+class Work:
+    """A loaded model, the recipe that all pictures of this run share, and the clock."""
+
+    def __init__(self, options: argparse.Namespace, prompt: str, chatty: bool):
+        from refsd.cli import drawing, identity
+        from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+
+        self.options, self.chatty = options, chatty
+        self.seconds: dict[str, float] = {}
+        self.step_seconds: list[float] = []
+        self.latents: list[Any] = []
+        with self._timed("model"):
+            self.pipe = StableDiffusionPipeline.from_pretrained(
+                options.model, backend=options.backend, dtype=options.dtype,
+                download=options.download, variant=options.variant)
+            drawing.choose_sampler(self.pipe, options.sampler)
+            self.calls = drawing.calls(self.pipe, options.steps)
+            self.model = identity.of(options.model, variant=options.variant,
+                                     hashes=not options.disable_image_metadata)
+        self.recipe = Recipe(
+            prompt=prompt, negative_prompt=options.negative_prompt, seed=options.seed,
+            width=options.width or self.pipe.default_size,
+            height=options.height or self.pipe.default_size,
+            steps=options.steps, cfg_scale=options.cfg_scale, eta=options.eta,
+            guidance_rescale=options.guidance_rescale, clip_skip=options.clip_skip,
+            rng=options.rng, scheduler=drawing.plain_config(self.pipe.scheduler),
+            backend=self.pipe.backend, dtype=options.dtype, threads=threads.in_use(),
+            allow_nonfinite=options.allow_nonfinite, model=self.model,
+            versions=drawing.versions())
+
+    def picture(self, seed: int, place: output.Place) -> dict[str, Any]:
+        """Draw the picture of one seed, write it, and say so."""
+        from refsd.cli import drawing, png
+
+        recipe = replace(self.recipe, seed=seed)
+        with Progress(self.calls, f"seed {seed}", show=self.chatty) as progress:
+            drawn = drawing.draw(self.pipe, recipe, progress.step)
+        for name, value in drawn.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0) + value
+        self.step_seconds += drawn.step_seconds
+        self.latents.append(drawn.latents)
+
+        recipe = replace(recipe, pixels=drawing.digest(drawn.pixels))
+        with self._timed("write"):
+            texts = {} if self.options.disable_image_metadata else recipe.texts()
+            path = output.save(png.encode_png(drawn.pixels, texts), place,
+                               f"The picture of seed {seed}")
+        if not self.options.json and path == output.STDOUT:
+            note(f"refsd: written to stdout (seed {seed})")
+        elif not self.options.json:
+            result(f"{path} (seed {seed})")
+        return {"path": path, "seed": seed, "width": recipe.width, "height": recipe.height,
+                "pixels": recipe.pixels}
+
+    def save_latents(self, path: str) -> None:
+        """All pictures' latents, (B, 4, h, w), before the division by the scaling factor."""
+        from refsd.cli import arrays
+
+        with self._timed("write"):
+            data = arrays.encode(self.latents, path)
+            output.save(data, output.Place(path), "The file of latents")
+
+    def say_times(self) -> None:
+        """Where the time went, in one line, and each step's with --verbose."""
+        steps = self.step_seconds
+        if self.options.verbose:
+            each = ", ".join(f"{seconds:.3f}" for seconds in steps)
+            note(f"refsd: seconds of each step: {each}")
+        spent = {name: f"{value:.2f} s" for name, value in self.seconds.items()}
+        spent["steps"] += f" ({len(steps)} x {self.seconds['steps'] / len(steps):.3f} s)"
+        parts = ", ".join(f"{name} {value}" for name, value in spent.items())
+        note(f"refsd: {parts}; {sum(self.seconds.values()):.2f} s in all")
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - begun

@@ -1,0 +1,88 @@
+"""Drawing from a recipe: what `refsd PROMPT` and `refsd repro` have in common."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refsd import schedulers
+from refsd.cli import samplers
+from refsd.cli.noise import GENERATORS
+from refsd.cli.recipe import Recipe
+from refsd.errors import ResourceError
+from refsd.pipelines import stages
+from refsd.pipelines.memory import estimate_bytes
+from refsd.version import __version__
+
+LIBRARIES = ("numpy", "scipy", "tokenizers", "safetensors", "pillow")
+
+
+class Drawn(NamedTuple):
+    """A picture (H, W, 3) uint8, the latents it was decoded from, and where the time went."""
+
+    pixels: np.ndarray
+    latents: np.ndarray
+    seconds: dict[str, float]
+    step_seconds: list[float]
+
+
+def choose_sampler(pipe: Any, name: str | None) -> None:
+    """Replace the pipeline's scheduler by the named one, with the model's options.
+
+    None keeps the model's own.
+    """
+    if name is not None:
+        sampler = samplers.SAMPLERS[name]
+        cls = schedulers.SCHEDULERS[sampler.scheduler]
+        known = {key: value for key, value in sampler.options.items() if key in cls.DEFAULTS}
+        pipe.scheduler = cls.from_config(pipe.scheduler.config, **known)
+
+
+def plain_config(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's options as JSON can hold them; infinite ones are defaults, and left out."""
+    return {key: value for key, value in scheduler.config.items()
+            if not (isinstance(value, float) and np.isinf(value))}
+
+
+def versions() -> dict[str, str]:
+    """Of everything whose version may change a bit of the picture, and of Python."""
+    found = {name: version(name) for name in LIBRARIES}
+    return {"refsd": __version__, "python": platform.python_version(), **found,
+            "machine": platform.machine()}
+
+
+def calls(pipe: Any, steps: int) -> int:
+    """How often the model will be asked a picture; UsageError if the sampler cannot do `steps`."""
+    return len(stages.make_schedule(pipe.scheduler, steps))
+
+
+def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
+    """One picture. Raises ResourceError when the memory does not suffice."""
+    pipe.check_finite = not recipe.allow_nonfinite
+    try:
+        found = pipe(
+            recipe.prompt, height=recipe.height, width=recipe.width,
+            num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale,
+            guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
+            negative_prompt=recipe.negative_prompt, generator=GENERATORS[recipe.rng](recipe.seed),
+            output_type="latent", callback_on_step_end=on_step)
+        begun = time.perf_counter()
+        picture = pipe.to_output(found.images, "np")
+        pixels = stages.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black
+    except MemoryError:
+        needed = estimate_bytes(pipe, recipe.width, recipe.height, 1) / 2**30
+        raise ResourceError(f"out of memory: {recipe.width} x {recipe.height} needs about "
+                            f"{needed:.1f} GiB. Ask for a smaller picture, or free some") from None
+    seconds = {"text": found.seconds["encode"], "steps": found.seconds["denoise"],
+               "decode": time.perf_counter() - begun}
+    return Drawn(np.ascontiguousarray(pixels), np.asarray(found.images), seconds,
+                 found.step_seconds)
+
+
+def digest(pixels: np.ndarray) -> str:
+    """SHA-256 of the pixels, row by row.   (H, W, 3) uint8"""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()

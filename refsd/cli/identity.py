@@ -1,0 +1,56 @@
+"""Which model drew a picture: its name and the SHA-256 of its files of weights."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from refsd.errors import ResourceError
+from refsd.pipelines.loading import bundled_model
+from refsd.weights import resolve
+from refsd.weights.checkpoint import COMPONENTS
+from refsd.weights.folder import component_headers
+
+BUNDLED = "refsd bundled model"
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+
+
+def of(argument: str | None, *, variant: str | None, hashes: bool = True) -> dict[str, Any]:
+    """name, variant, hash and files of the model that --model names; it must be there.
+
+    The name is a hub id, or the last part of a path: the rest of it is nobody's business. `files`
+    gives the SHA-256 by the path in the model. `hash` is that of a single file, and for a folder
+    that of the listing, as `sha256sum FILES | sha256sum` prints it.
+    """
+    place = bundled_model() if argument is None else resolve(argument, variant=variant)
+    if argument is None:
+        name = BUNDLED
+    elif Path(argument).exists():
+        name = place.resolve().stem if place.is_file() else place.resolve().name
+    else:
+        name = argument
+    found = {"name": name, "variant": variant}
+    if not hashes:
+        return found
+    files = {path.relative_to(place).as_posix() if place.is_dir() else path.name: sha256(path)
+             for path in weight_files(place, variant)}
+    listing = "".join(f"{digest}  {file}\n" for file, digest in files.items())
+    single = next(iter(files.values())) if place.is_file() else None
+    return {**found, "hash": single or hashlib.sha256(listing.encode()).hexdigest(), "files": files}
+
+
+def weight_files(place: Path, variant: str | None) -> list[Path]:
+    """The safetensors files that this model is read from, sorted by path."""
+    if place.is_file():
+        return [place]
+    headers = [h for part in COMPONENTS for h in component_headers(place, part, variant)]
+    return sorted(Path(header.path) for header in headers)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,31 @@
+"""The random generators by the names of --rng."""
+
+from typing import Any
+
+import numpy as np
+
+from refsd.random import PhiloxGenerator, TorchGenerator
+from refsd.random.arguments import check_seed
+
+
+class NumPyGenerator:
+    """NumPy's own normal numbers: np.random.Generator(np.random.Philox(seed)).
+
+    For those who want to make the same noise with NumPy alone. NumPy may change this stream from
+    one release to another (NEP 19); the other generators never change.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = check_seed(seed)
+        self._generator = np.random.Generator(np.random.Philox(self.seed))
+
+    def randn(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+        """Normal numbers of mean 0 and variance 1.   shape -> (shape) float32 or float64"""
+        return self._generator.standard_normal(shape, dtype=np.dtype(dtype))
+
+
+GENERATORS: dict[str, Any] = {
+    "torch-cpu": TorchGenerator,
+    "cuda": PhiloxGenerator,
+    "numpy": NumPyGenerator,
+}

@@ -1,0 +1,186 @@
+"""Where pictures go: decided and tried before the first step, written whole or not at all."""
+
+import os
+import secrets
+import sys
+import tempfile
+from typing import NamedTuple
+
+from refsd.cli import interrupt
+from refsd.errors import ResourceError, UsageError
+
+STDOUT = "-"
+
+
+class Place(NamedTuple):
+    """A file to be written. One that was not named by the user (`fresh`) replaces no other."""
+
+    path: str
+    fresh: bool = False
+
+
+def plan(argument: str | None, seeds: list[int]) -> list[Place]:
+    """A place for the picture of each seed, tried out: nothing else can be known to fail later.
+
+    None: refsd-SEED.png here. A folder: the same there. `-`: stdout. A file: that one, with -2, -3
+    and so on for the further pictures, or with {seed} and {index} filled in. Raises UsageError for
+    a name that cannot be meant, ResourceError for a place that cannot be written to.
+    """
+    if argument == STDOUT:
+        return [_plan_stdout(seeds)]
+    if argument == "":
+        raise UsageError("--output: the name is empty; give a file or a folder")
+    folder = argument if argument is not None and _means_folder(argument) else None
+    if argument is None or folder is not None:
+        names = [os.path.join(folder or "", f"refsd-{seed}.png") for seed in seeds]
+        places = [Place(name, fresh=True) for name in names]
+    else:
+        places = [Place(name) for name in _fill_in(argument, seeds)]
+    for place in places:
+        try_out(place.path, (".png", ""))
+    return places
+
+
+def _plan_stdout(seeds: list[int]) -> Place:
+    if len(seeds) > 1:
+        raise UsageError(f"--output -: stdout takes one picture, not {len(seeds)}; name a file")
+    if sys.stdout is None:
+        raise ResourceError("--output -: stdout is closed")
+    if sys.stdout.isatty():
+        raise UsageError("--output -: stdout is a terminal; redirect it to a file or a program")
+    return Place(STDOUT)
+
+
+def _means_folder(argument: str) -> bool:
+    return os.path.isdir(argument) or argument.endswith(("/", os.sep))
+
+
+def _fill_in(pattern: str, seeds: list[int]) -> list[str]:
+    """The pattern's names, the second and later of one name made different."""
+    names: list[str] = []
+    for index, seed in enumerate(seeds):
+        name = pattern.replace("{seed}", str(seed)).replace("{index}", str(index))
+        stem, suffix = os.path.splitext(name)
+        names.append(name if name not in names else f"{stem}-{index + 1}{suffix}")
+    return names
+
+
+def try_out(path: str, suffixes: tuple[str, ...]) -> None:
+    """Raise unless a file of this name and kind can be written: makes one beside it and removes it.
+
+    Devices and pipes are only checked for permission, and are written to in place.
+    """
+    if "\0" in path:
+        raise UsageError(f"{path!r}: not a file name")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name too long, a file where a folder should be
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise ResourceError(f"{path}: is a folder; name a file in it")
+    if not os.path.isdir(folder):
+        raise ResourceError(f"{path}: the folder {folder} does not exist. Make it first")
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise ResourceError(f"{path}: exists and is read-only. Give another name")
+    if _in_place(path):
+        return
+    if os.path.splitext(path)[1].lower() not in suffixes:
+        kinds = " or ".join(suffix for suffix in suffixes if suffix)
+        raise UsageError(f"{path}: the file is to end in {kinds}, other formats are not written")
+    try:
+        draft = _draft(path)
+        try:
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        finally:
+            _discard(draft)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}. Give another place with "
+                            "-o") from None
+
+
+def _in_place(path: str) -> bool:
+    """Whether the path is something like /dev/null, which must not be replaced by a file."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def save(data: bytes, place: Place, what: str) -> str:
+    """Write the bytes to their place; gives the path, which is a new one where `place.fresh`.
+
+    When that fails they are kept in the temporary folder, and the ResourceError says where.
+    """
+    try:
+        return _write(data, place)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        why = f"{place.path}: cannot be written: {error.strerror}"
+    try:
+        suffix = os.path.splitext(place.path)[1] or ".png"
+        kept = _write(data, Place(os.path.join(tempfile.gettempdir(), f"refsd-kept{suffix}"), True))
+    except OSError as error:
+        raise ResourceError(f"{why}. {what} is lost: {tempfile.gettempdir()} cannot be written to "
+                            f"either ({error.strerror})") from None
+    raise ResourceError(f"{why}. {what} is kept as {kept}")
+
+
+def _write(data: bytes, place: Place) -> str:
+    if place.path == STDOUT:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return STDOUT
+    if _in_place(place.path):
+        with open(place.path, "wb", buffering=0) as file:
+            _write_all(file, data)
+        return place.path
+
+    target = os.path.realpath(place.path)  # the file that a link names, not the link
+    draft = _draft(target)
+    interrupt.drafts.add(draft)
+    try:
+        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb", 0) as file:
+            _write_all(file, data)
+            os.fsync(file.fileno())
+        if not place.fresh:
+            os.replace(draft, target)
+            return place.path
+        return _publish_fresh(draft, place.path)
+    finally:
+        _discard(draft)
+
+
+def _write_all(file, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest):]
+
+
+def _publish_fresh(draft: str, path: str) -> str:
+    """Give the draft the name, or NAME-2, NAME-3 ... : the first that no file has."""
+    stem, suffix = os.path.splitext(path)
+    count = 1
+    while True:
+        name = path if count == 1 else f"{stem}-{count}{suffix}"
+        try:
+            os.link(draft, name)  # unlike a rename, it fails where the name is taken
+            return name
+        except FileExistsError:
+            count += 1
+        except OSError:  # a file system without links
+            if not os.path.lexists(name):
+                os.replace(draft, name)
+                return name
+            count += 1
+
+
+def _draft(path: str) -> str:
+    folder, name = os.path.split(os.path.realpath(path))
+    return os.path.join(folder, f".{name[:100]}.{secrets.token_hex(4)}.tmp")
+
+
+def _discard(draft: str) -> None:
+    interrupt.drafts.discard(draft)
+    if os.path.lexists(draft):
+        os.unlink(draft)

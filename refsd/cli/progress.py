@@ -1,0 +1,42 @@
+"""How far a picture is: a bar on a terminal, a line now and then elsewhere, or nothing."""
+
+import sys
+import time
+from typing import Any
+
+from refsd.cli import report
+
+QUIET_SECONDS = 30  # between two lines where there is no terminal
+
+
+class Progress:
+    """Told of every step of one picture; writes to stderr only."""
+
+    def __init__(self, total: int, label: str, *, show: bool):
+        self.total, self.label, self.show = total, label, show
+        self.done, self.started = 0, time.monotonic()
+        self.last_line = self.started
+        self.bar = None
+        if show and sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=label, unit="step", leave=False, file=sys.stderr)
+
+    def step(self, *_: Any) -> None:
+        """One more step is done: a callback_on_step_end, which changes nothing."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update()
+            return
+        now = time.monotonic()
+        if self.show and now - self.last_line >= QUIET_SECONDS and self.done < self.total:
+            self.last_line = now
+            left = (now - self.started) / self.done * (self.total - self.done)
+            report.note(f"{self.label}: step {self.done} of {self.total}, {left:.0f} s left")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()

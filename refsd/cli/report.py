@@ -1,0 +1,97 @@
+"""What the command line says: results on stdout, everything else on stderr, one line each."""
+
+import json
+import logging
+import sys
+import warnings
+from typing import Any
+
+from refsd.errors import ModelError, RefsdError, ResourceError, UsageError
+
+CODES = {UsageError: "usage", ModelError: "model", ResourceError: "resource"}
+
+
+def one_line(text: str, limit: int = 2000) -> str:
+    """Text of any origin as one harmless line: control characters escaped, cut at `limit`."""
+    shown = text[:limit]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    return shown if len(text) <= limit else f"{shown} ... ({len(text) - limit:,} characters more)"
+
+
+def result(text: str) -> None:
+    """A line of the answer, on stdout."""
+    _write(sys.stdout, text)
+
+
+def result_json(value: Any) -> None:
+    """The answer as JSON in plain ASCII, on stdout."""
+    _write(sys.stdout, json.dumps(value, indent=2))
+
+
+def note(text: str) -> None:
+    """A line about the work, on stderr."""
+    _write(sys.stderr, text)
+
+
+def _write(stream: Any, text: str) -> None:
+    """print() to a None stream would go to stdout; a closed one is not an error here."""
+    if stream is not None:
+        encoding = stream.encoding or "utf-8"
+        line = text.encode(encoding, "backslashreplace").decode(encoding)
+        print(line, file=stream, flush=True)
+
+
+def describe(error: Exception) -> tuple[str, int, str]:
+    """The short name, the exit code and the message of an error."""
+    if isinstance(error, RefsdError):
+        name = next((name for kind, name in CODES.items() if isinstance(error, kind)), "error")
+        return name, error.exit_code, str(error)
+    if isinstance(error, MemoryError):
+        return "resource", 4, "out of memory. Ask for a smaller picture, or free some"
+    if isinstance(error, OSError):
+        where = error.filename or "reading or writing failed"
+        return "resource", 4, f"{where}: {error.strerror or error}"
+    return "internal", 70, (f"{type(error).__name__}: {error}. This is a bug in refsd: please "
+                            "report it with what -v shows")
+
+
+def fail(code: str, exit_code: int, message: str, *, as_json: bool) -> int:
+    """Say what went wrong, the same way for every error; gives the exit code."""
+    message = one_line(message)
+    if as_json:
+        result_json({"error": {"code": code, "exit_code": exit_code, "message": message}})
+    else:
+        note(f"refsd: error: {message}")
+    return exit_code
+
+
+class Warnings(logging.Handler):
+    """The library's warnings, each said once as `refsd: warning: ...` and kept in `said`."""
+
+    def __init__(self, *, show: bool):
+        super().__init__(logging.WARNING)
+        self.show, self.said = show, []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
+
+    def say(self, message: str) -> None:
+        """One warning, unless it was said before."""
+        message = one_line(message)
+        if message not in self.said:
+            self.said.append(message)
+            if self.show:
+                note(f"refsd: warning: {message}")
+
+    def __enter__(self) -> "Warnings":
+        self._logger, self._shown = logging.getLogger("refsd"), warnings.showwarning
+        self._logger.addHandler(self)
+        self._propagate, self._logger.propagate = self._logger.propagate, False
+        warnings.showwarning = lambda message, *rest: self.say(str(message))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagate
+        warnings.showwarning = self._shown

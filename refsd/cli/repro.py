@@ -1,0 +1,156 @@
+"""`refsd repro PICTURE`: draw it again from its recipe, and say whether it is the same."""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from refsd.cli import output, threads
+from refsd.cli.arguments import Parser, integer
+from refsd.cli.info import found_recipe
+from refsd.cli.progress import Progress
+from refsd.cli.recipe import Recipe, check_numbers
+from refsd.cli.report import Warnings, note, one_line, result, result_json
+from refsd.errors import ModelError, UsageError
+from refsd.registry import choose_backend
+
+ABOUT = """\
+Draw a picture again from the recipe in its PNG, and compare: exit code 0 when all
+pixels are the same, 1 when some differ."""
+
+
+def parser() -> Parser:
+    """The options of repro."""
+    found = Parser(prog="refsd repro", description=ABOUT, usage="refsd repro PICTURE [options]")
+    add = found.add_argument
+    add("picture", metavar="PICTURE", help="a .png file that refsd wrote")
+    add("-m", "--model", metavar="MODEL",
+        help="where the model is, if it is not the one in refsd or a model id")
+    add("--download", action="store_true", help="let a model id be fetched from huggingface.co")
+    add("--backend", metavar="NAME", help="another backend than the recipe's")
+    add("-t", "--threads", type=integer, metavar="N",
+        help="threads of the matrix products (the recipe's: their number may change bits)")
+    add("-o", "--output", metavar="PATH", help="also write the new picture")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-q", "--quiet", action="store_true", help="no progress")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare; 0 when the pictures are the same, 1 when not."""
+    check_numbers({"threads": options.threads}, "--{}".format)
+    from refsd.cli.png import read_png
+
+    picture = read_png(options.picture)
+    recipe = _recipe(picture, options)
+    model = _model(recipe, options)
+    place = output.plan(options.output, [recipe.seed])[0] if options.output is not None else None
+    chatty = not (options.quiet or options.json)
+    with Warnings(show=not options.json) as warnings, threads.limited(recipe.threads):
+        drawn = _draw(recipe, model, options, chatty)
+        if place is not None:
+            from refsd.cli import png
+
+            output.save(png.encode_png(drawn.pixels, recipe.texts()), place, "The new picture")
+    found = compare(picture.pixels, drawn.pixels, recipe)
+    if options.json:
+        result_json({**found, "warnings": warnings.said})
+    else:
+        for line in _in_words(found, recipe):
+            result(one_line(line))
+    return 0 if found["same"] else 1
+
+
+def _recipe(picture: Any, options: argparse.Namespace) -> Recipe:
+    """The picture's recipe, with what the options replace; UsageError if there is none."""
+    recipe = found_recipe(picture.texts, options.picture)
+    if recipe is None:
+        other = "parameters" in picture.texts
+        raise UsageError(
+            f"{options.picture}: " + ("it has an infotext but no refsd recipe, so it was made by "
+                                      "another program. refsd info shows what it says" if other
+                                      else "it does not say how it was made"))
+    if (picture.height, picture.width) != (recipe.height, recipe.width):
+        raise UsageError(f"{options.picture}: {picture.width} x {picture.height} pixels, its "
+                         f"recipe says {recipe.width} x {recipe.height}: it was cropped or scaled")
+    return replace(recipe, backend=choose_backend(options.backend or recipe.backend),
+                   threads=options.threads or recipe.threads)
+
+
+def _model(recipe: Recipe, options: argparse.Namespace) -> str | None:
+    """What to load; UsageError where only the user can know the place."""
+    from refsd.cli import identity
+
+    name = str(recipe.model.get("name", ""))
+    if options.model is not None:
+        return options.model
+    if name == identity.BUNDLED:
+        return None
+    if identity.HUB_ID.fullmatch(name):
+        return name
+    raise UsageError(f"{options.picture}: drawn with the model {name!r} from a local path, which "
+                     "the recipe does not keep. Say with -m where it is")
+
+
+def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty: bool) -> Any:
+    from refsd import schedulers
+    from refsd.cli import drawing, identity
+    from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+
+    variant = recipe.model.get("variant")
+    pipe = StableDiffusionPipeline.from_pretrained(
+        model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
+        download=options.download)
+    _require_same_files(recipe.model.get("files"), identity.of(model, variant=variant)["files"])
+    pipe.scheduler = schedulers.from_config(recipe.scheduler)
+    calls = drawing.calls(pipe, recipe.steps)
+    if chatty:
+        note(f"refsd: drawing seed {recipe.seed} again")
+    with Progress(calls, f"seed {recipe.seed}", show=chatty) as progress:
+        return drawing.draw(pipe, recipe, progress.step)
+
+
+def _require_same_files(recorded: Any, found: dict[str, str]) -> None:
+    """ModelError unless the weights are those of the recipe."""
+    if not isinstance(recorded, dict) or sorted(map(str, recorded.values())) != sorted(
+            found.values()):
+        raise ModelError("the model is not the one that drew this picture: the SHA-256 of its "
+                         f"weights ({', '.join(found)}) differ from the recipe's. Give the right "
+                         "one with -m")
+
+
+def compare(old: Any, new: Any, recipe: Recipe) -> dict[str, Any]:
+    """How two pictures differ.   (H, W, 3) uint8 twice
+
+    `differing` counts pixels, `largest` is in grey levels of 255; `redrawn_as_recorded` says
+    whether the new picture is the one the recipe names, whatever became of the file since.
+    """
+    import numpy as np
+
+    from refsd.cli.drawing import digest, versions
+
+    apart = np.abs(old.astype(np.int16) - new)
+    return {
+        "same": not apart.any(),
+        "pixels": old.shape[0] * old.shape[1],
+        "differing": int(apart.any(axis=2).sum()),
+        "largest": int(apart.max()),
+        "redrawn_as_recorded": digest(new) == recipe.pixels,
+        "file_as_recorded": digest(old) == recipe.pixels,
+        "other_versions": {name: [recipe.versions.get(name, ""), now]
+                           for name, now in versions().items()
+                           if recipe.versions.get(name) != now},
+    }
+
+
+def _in_words(found: dict[str, Any], recipe: Recipe) -> list[str]:
+    if found["same"]:
+        return [f"identical: all {found['pixels']:,} pixels are the same"]
+    lines = [f"different: {found['differing']:,} of {found['pixels']:,} pixels "
+             f"({100 * found['differing'] / found['pixels']:.2f} %), by up to {found['largest']} "
+             "of 255 grey levels"]
+    if found["redrawn_as_recorded"]:
+        lines.append("the new picture is the recorded one: the file was changed since")
+    for name, (then, now) in found["other_versions"].items():
+        lines.append(f"{name} was {then or 'unknown'} then, is {now} now")
+    return lines

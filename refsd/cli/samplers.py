@@ -1,0 +1,67 @@
+"""Sampler names, those of other tools included, and the scheduler class and options of each."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from refsd.errors import UsageError
+
+
+class Sampler(NamedTuple):
+    """A scheduler class, the options that make it this sampler, and A1111's two names for it."""
+
+    scheduler: str
+    options: dict[str, Any]
+    label: str
+    schedule: str = ""
+
+
+SAMPLERS = {
+    "ddim": Sampler("DDIMScheduler", {}, "DDIM"),
+    "ddpm": Sampler("DDPMScheduler", {}, "DDPM"),
+    "pndm": Sampler("PNDMScheduler", {"skip_prk_steps": True}, "PLMS"),
+    "euler": Sampler("EulerDiscreteScheduler", {"use_karras_sigmas": False}, "Euler"),
+    "euler_a": Sampler("EulerAncestralDiscreteScheduler", {}, "Euler a"),
+    "dpm++2m": Sampler("DPMSolverMultistepScheduler",
+                       {"use_karras_sigmas": False, "algorithm_type": "dpmsolver++",
+                        "solver_order": 2}, "DPM++ 2M"),
+    "dpm++2m_karras": Sampler("DPMSolverMultistepScheduler",
+                              {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++",
+                               "solver_order": 2}, "DPM++ 2M", "Karras"),
+    "lcm": Sampler("LCMScheduler", {}, "LCM"),
+}
+ALIASES = {"plms": "pndm", "eulerancestral": "euler_a", "keuler": "euler", "keulera": "euler_a",
+           "keulerancestral": "euler_a", "kdpm++2m": "dpm++2m", "kdpm++2mka": "dpm++2m_karras",
+           "dpm++2mka": "dpm++2m_karras"}
+
+
+def find_sampler(name: str) -> str:
+    """The key in SAMPLERS of a name in anyone's spelling: "DPM++ 2M Karras", "k_dpmpp_2m".
+
+    Raises UsageError with a suggestion.
+    """
+    plain = _plain(name)
+    names = {_plain(key): key for key in SAMPLERS} | ALIASES
+    if plain in names:
+        return names[plain]
+    near = difflib.get_close_matches(plain, names, 1)
+    hint = f"did you mean {names[near[0]]}? Give" if near else "give"
+    raise UsageError(f"--sampler: got {name[:40]!r}; {hint} one of {', '.join(SAMPLERS)}")
+
+
+def _plain(name: str) -> str:
+    """Lower case without spaces, underscores and hyphens; "pp" is "++"."""
+    return "".join(c for c in name.lower() if c not in " _-").replace("pp", "++")
+
+
+def label(config: Mapping[str, Any]) -> tuple[str, str]:
+    """A1111's sampler and schedule name of a resolved scheduler config; the class's own if none."""
+    name = config["_class_name"]
+    karras = bool(config.get("use_karras_sigmas"))
+    for sampler in SAMPLERS.values():
+        if sampler.scheduler == name and bool(sampler.schedule) <= karras:
+            found = sampler.label
+            break
+    else:
+        found = name
+    return found, "Karras" if karras else ""

@@ -1,0 +1,60 @@
+"""`refsd tokenize TEXT`: the tokens that a prompt becomes."""
+
+import argparse
+
+from refsd.cli.arguments import Parser
+from refsd.cli.report import one_line, result, result_json
+from refsd.errors import UsageError
+
+ABOUT = """\
+Show the tokens that a text becomes, one a line: id, name in the vocabulary, and
+the part of the text it stands for. A prompt has room for 75 in Stable Diffusion."""
+
+
+def parser() -> Parser:
+    """The options of tokenize."""
+    found = Parser(prog="refsd tokenize", description=ABOUT, usage="refsd tokenize TEXT [options]")
+    add = found.add_argument
+    add("text", metavar="TEXT", help="a prompt, in quotes")
+    add("-m", "--model", metavar="MODEL",
+        help="whose tokenizer: a diffusers folder, a .safetensors file, or a model id "
+        "(default: the model in refsd)")
+    add("--clip", action="store_true", help="CLIP's, that of every Stable Diffusion 1.x")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show ids and pieces, and what does not fit."""
+    if options.clip and options.model is not None:
+        raise UsageError("--clip and --model exclude each other; give one")
+    tokenizer = _tokenizer(options)
+    pieces = tokenizer.pieces(options.text)
+    ids = tokenizer(options.text)[0]
+    lost = tokenizer.truncated(options.text)
+    room = tokenizer.model_max_length - 2
+    if options.json:
+        result_json({"text": options.text, "source": tokenizer.vocabulary.source,
+                     "ids": ids.tolist(), "tokens": [piece._asdict() for piece in pieces],
+                     "truncated": lost})
+        return 0
+    for piece in pieces:
+        result(one_line(f"{piece.id:>6}  {piece.token:<20} {piece.text!r}"))
+    result(f"{len(pieces)} tokens of {room}" + (
+        f"; this does not fit and is dropped: {one_line(lost, 200)!r}" if lost else ""))
+    return 0
+
+
+def _tokenizer(options: argparse.Namespace):
+    from refsd.text import CLIPTokenizer
+
+    if options.clip:
+        return CLIPTokenizer.clip()
+    from refsd.pipelines.loading import bundled_model
+    from refsd.weights import resolve
+
+    place = bundled_model() if options.model is None else resolve(options.model)
+    if place.is_dir() and (place / "tokenizer").is_dir():
+        return CLIPTokenizer.from_folder(place / "tokenizer")
+    return CLIPTokenizer.clip()
