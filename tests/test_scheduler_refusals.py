@@ -27,6 +27,8 @@ def test_bad_step_counts(name, steps):
         ("DDIM", "beta_schedule", "sigmoid"),
         ("DDIM", "timestep_spacing", "sideways"),
         ("DDIM", "prediction_type", None),
+        ("DDIM", "prediction_type", ["epsilon"]),
+        ("DDIM", "timestep_spacing", np.zeros(2)),
         ("DDIM", "num_train_timesteps", 0),
         ("DDIM", "num_train_timesteps", 10**12),
         ("DDIM", "num_train_timesteps", 1000.0),
@@ -39,6 +41,7 @@ def test_bad_step_counts(name, steps):
         ("DDIM", "trained_betas", [0.1, math.nan]),
         ("DDIM", "trained_betas", "0.1"),
         ("DDIM", "trained_betas", [0.1, 0.2]),
+        ("DDIM", "trained_betas", np.full(1000, 2.0)),
         ("DDPM", "variance_type", "learned_range"),
         ("DDPM", "variance_type", "fixed_large_log"),
         ("PNDM", "prediction_type", "sample"),
@@ -76,8 +79,9 @@ def test_unknown_names():
         refsd.schedulers.DDIMScheduler.from_config({}, timesteps_spacing="leading")
     with pytest.raises(ModelError, match="_class_name is 'EulerScheduler'.*EulerDiscreteScheduler"):
         refsd.schedulers.from_config({"_class_name": "EulerScheduler"})
-    with pytest.raises(ModelError, match="_class_name is None"):
-        refsd.schedulers.from_config({})
+    for config in ({}, [], {"_class_name": ["DDIMScheduler"]}):
+        with pytest.raises(ModelError, match="_class_name is "):
+            refsd.schedulers.from_config(config)
     with pytest.raises(UsageError, match="from_config got a str"):
         refsd.schedulers.DDIMScheduler.from_config("scheduler_config.json")
     with pytest.warns(UserWarning, match="DDIMScheduler ignores flavour"):
@@ -140,16 +144,18 @@ def test_bad_steps():
         ddim.step(one(), 1, np.ones((1, 1), np.float32))
     with pytest.raises(UsageError, match="model_output is float16"):
         ddim.step(one().astype(np.float16), 1, one().astype(np.float16))
-    with pytest.raises(UsageError, match="give step a generator"):
+    with pytest.raises(UsageError, match="noise to draw and no generator"):
         ddim.step(one(), 1, one(), eta=1.0)
     with pytest.raises(UsageError, match="both generator and variance_noise"):
         ddim.step(one(), 1, one(), eta=1.0, generator=Noise(), variance_noise=one())
-    with pytest.raises(UsageError, match="got 2 generators; give one, or 1"):
+    with pytest.raises(UsageError, match="got 2 generators for 1 samples; give one, or 1"):
         ddim.step(one(), 1, one(), eta=1.0, generator=[Noise(), Noise()])
 
     euler = make(refsd.schedulers, "EulerDiscreteScheduler", 2)
     with pytest.raises(UsageError, match="timestep is 0; give one of scheduler.timesteps"):
         euler.step(one(), 0, one())
+    with pytest.raises(UsageError, match="s_churn is nan"):
+        euler.step(one(), euler.timesteps[0], one(), s_churn=math.nan, generator=Noise())
     with pytest.raises(UsageError, match="timestep 3.5 is not in the schedule"):
         euler.step(one(), 3.5, one())
     run(euler, lambda x, i: x, one())

@@ -44,8 +44,8 @@ def from_config(config: Mapping[str, Any]) -> Scheduler:
 
     Raises ModelError for a class or an option value that refsd does not have.
     """
-    name = config.get("_class_name")
-    if name not in SCHEDULERS:
+    name = config.get("_class_name") if isinstance(config, Mapping) else None
+    if not isinstance(name, str) or name not in SCHEDULERS:
         close = difflib.get_close_matches(str(name), SCHEDULERS, 1)
         hint = f"; closest is {close[0]}" if close else ""
         raise ModelError(

@@ -97,7 +97,7 @@ def resolve(name, defaults, choices, given) -> Config:
     for key in given:
         wants = _wants(key, values[key], defaults[key], CHOICES | choices)
         if wants:
-            raise UsageError(f"{name}: {key} is {values[key]!r}; refsd takes {wants}")
+            raise UsageError(f"{name}: {key} is {brief(values[key])}; refsd takes {wants}")
 
     if values["trained_betas"] is not None:
         values["trained_betas"] = [float(beta) for beta in values["trained_betas"]]
@@ -109,10 +109,16 @@ def resolve(name, defaults, choices, given) -> Config:
     return Config(values, [key for key in defaults if key not in given])
 
 
+def brief(value):
+    """repr(value) in one line of at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _wants(key, value, default, choices):
     """What the option takes, in words, if `value` is not that; else None."""
     if key in choices:
-        known = any(value == choice and type(value) is type(choice) for choice in choices[key])
+        known = any(type(value) is type(choice) and value == choice for choice in choices[key])
         return None if known else " or ".join(repr(choice) for choice in choices[key])
     if value is None and default is None:
         return None

@@ -17,7 +17,7 @@ import numpy as np
 
 from refsd.errors import UsageError
 from refsd.schedulers import noise_schedule
-from refsd.schedulers.config import BETAS
+from refsd.schedulers.config import BETAS, brief
 from refsd.schedulers.scheduler import Step, draw_noise, only_one
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
 
@@ -107,6 +107,8 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         """
         self._check_pair(model_output, sample)
         self._check_float(timestep)
+        if not s_churn >= 0:
+            raise UsageError(f"s_churn is {s_churn!r}; give 0 or more")
         i = self._enter(timestep)
         sigma, sigma_next = self.sigmas[i], self.sigmas[i + 1]
         inside = s_tmin <= sigma <= s_tmax
@@ -131,6 +133,6 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         values = np.asarray(sigmas, dtype=np.float32)
         if values.ndim != 1 or len(values) < 2 or not (np.diff(values) < 0).all() or values[-1] < 0:
             raise UsageError(
-                f"sigmas is {sigmas!r}; give two numbers or more, each below the last, down to 0"
+                f"sigmas is {brief(sigmas)}; give two numbers or more, each below the last, down to 0"
             )
         return values

@@ -17,7 +17,7 @@ import numpy as np
 
 from refsd.errors import ModelError, UsageError
 from refsd.schedulers import noise_schedule
-from refsd.schedulers.config import Config, resolve
+from refsd.schedulers.config import Config, brief, resolve
 
 
 class Step(NamedTuple):
@@ -65,7 +65,8 @@ class Scheduler:
                 f"from_config got a {type(config).__name__}; give the dict of a "
                 "scheduler_config.json or another scheduler's config"
             )
-        dropped = getattr(config, "defaulted", None) or config.get("_use_default_values", ())
+        dropped = getattr(config, "defaulted", config.get("_use_default_values"))
+        dropped = dropped if isinstance(dropped, (list, tuple, frozenset)) else ()
         options = {
             key: value
             for key, value in config.items()
@@ -185,7 +186,7 @@ class Scheduler:
         good = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iuf"
         if not good or not (np.diff(values) < 0).all() or not 0 <= values[-1] <= values[0] <= most:
             raise UsageError(
-                f"timesteps is {timesteps!r}; give numbers from {most} to 0, each below the last"
+                f"timesteps is {brief(timesteps)}; give numbers from {most} to 0, each below the last"
             )
         return values
 
@@ -225,9 +226,11 @@ def draw_noise(shape, dtype, generator):
     if isinstance(generator, (list, tuple)) and len(generator) == 1:
         generator = generator[0]
     if generator is None:
-        raise UsageError("this sampler adds noise at each step; give step a generator")
+        raise UsageError("there is noise to draw and no generator; give one, or a list of one each")
     if not isinstance(generator, (list, tuple)):
         return generator.randn(tuple(shape), dtype)
     if len(generator) != shape[0]:
-        raise UsageError(f"step got {len(generator)} generators; give one, or {shape[0]}")
+        raise UsageError(
+            f"got {len(generator)} generators for {shape[0]} samples; give one, or {shape[0]}"
+        )
     return np.concatenate([one.randn((1, *shape[1:]), dtype) for one in generator])

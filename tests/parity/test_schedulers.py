@@ -42,7 +42,7 @@ def rounded(function):
 
     def nearest(x):
         x = x.numpy()
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             y = function(x.astype(np.float64))
         return torch.from_numpy(np.array(y, dtype=x.dtype))
 
