@@ -1,0 +1,128 @@
+"""Who may import whom, and how long a file may be: read from the source with ast."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import refsd
+
+PACKAGE = Path(refsd.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Part of the package -> the parts it may import. Arrows point one way:
+# cli -> pipelines -> models -> functional -> registry <- ops.
+ALLOWED = {
+    "version": set(),
+    "errors": set(),
+    "contracts": {"errors"},
+    "registry": {"errors"},
+    "ops": {"contracts", "registry"},
+    "functional": {"ops", "registry"},
+    "models": {"functional", "contracts"},
+    "schedulers": {"errors"},
+    "random": {"errors"},
+    "weights": {"errors"},
+    "text": {"errors", "weights"},
+    "pipelines": {"contracts", "errors", "functional", "models", "random", "registry",
+                  "schedulers", "text", "version", "weights"},
+    "cli": {"errors", "models", "pipelines", "random", "registry", "schedulers", "text", "version",
+            "weights"},
+    "__main__": {"cli", "errors"},
+    "__init__": {"functional", "pipelines", "registry", "version"},
+}
+OUTSIDE_OF_OPS = {"math", "typing", "numpy", "numpy.lib.stride_tricks", "scipy.special.erf",
+                  "scipy.fft"}
+OUTSIDE_OF_MODELS = {"dataclasses", "typing"}
+NEVER = {"torch", "diffusers", "transformers", "accelerate", "tensorflow", "jax"}
+
+
+def part(path):
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path):
+    """Every module imported anywhere in a file; `from a import b` counts as a.b as well as a."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from ((node.module, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def named(path):
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_arrows_point_one_way(path):
+    here = part(path)
+    assert here in ALLOWED, f"{named(path)}: a new part of the package needs a place in ALLOWED"
+    for module, full in imports(path):
+        if module == "refsd":
+            there = full.split(".")[1]
+        elif module.startswith("refsd."):
+            there = module.split(".")[1]
+        else:
+            continue
+        there = "version" if there == "__version__" else there
+        assert there == here or there in ALLOWED[here], f"{named(path)} imports {full}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_nobody_needs_torch_and_only_numba_ops_numba(path):
+    roots = {module.split(".")[0] for module, _ in imports(path)}
+    assert not roots & NEVER
+    assert "numba" not in roots or part(path) == "numba_ops"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")), ids=named)
+def test_ops_know_numpy_and_two_corners_of_scipy(path):
+    for module, full in imports(path):
+        if not module.startswith("refsd"):
+            assert {module, full} & OUTSIDE_OF_OPS, f"{named(path)} imports {full}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=named)
+def test_models_compose_ops_and_nothing_else(path):
+    for module, full in imports(path):
+        # clip.py counts positions and finds the end of the text: whole numbers, not activations
+        counts = path.name == "clip.py" and module == "numpy"
+        assert module.startswith("refsd") or module in OUTSIDE_OF_MODELS or counts, full
+    if path.name == "clip.py":
+        attributes = {node.attr for node in ast.walk(ast.parse(path.read_text()))
+                      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+                      and node.value.id == "np"}
+        assert attributes <= {"arange", "argmax"}
+
+
+@pytest.mark.parametrize("statement, absent", [
+    ("import refsd", ("numpy", "scipy", "numba", "PIL", "safetensors", "tokenizers")),
+    ("import refsd; refsd.use, refsd.watch, refsd.__version__", ("numpy", "scipy", "numba")),
+    ("import refsd; refsd.F.silu", ("numba", "PIL", "tokenizers")),
+])
+def test_importing_refsd_is_cheap(statement, absent):
+    code = f"{statement}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=PACKAGE.parent, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_files_and_functions_fit_a_reader(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300, f"{named(path)} has {len(text.splitlines())} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 60, f"{named(path)}: {node.name} has {lines} lines"
+
+
+def test_files_are_named_after_what_they_hold():
+    for path in FILES:
+        parts = set(path.relative_to(PACKAGE).with_suffix("").parts)
+        assert not parts & {"utils", "util", "base", "core", "common", "helpers", "misc"}, path

@@ -1,0 +1,316 @@
+"""Contracts: what they refuse and in which words, what they foretell, what they count."""
+
+import ast
+import inspect
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refsd
+from refsd import contracts, registry
+from refsd import functional as F
+from refsd.contracts import Spec
+from refsd.errors import UsageError
+
+
+def a(*shape, dtype="float32"):
+    """A stand-in for an array."""
+    return Spec(shape, dtype)
+
+
+def ids(*shape):
+    return Spec(shape, "int64")
+
+
+X = a(2, 4, 6, 6)
+ROW = {"eps": 1e-5}
+GROUPS = {"groups": 2, "eps": 1e-5}
+TIME = {"dim": 8, "flip_sin_to_cos": True, "freq_shift": 0, "dtype": "float32"}
+ROPE = {"base": 10000.0, "interleaved": True}
+W = a(8, 4, 3, 3)
+
+# op, arguments, options, and the whole message after the op's name
+ERRORS = [
+    # arrays and dtypes: one voice for all ops
+    ("silu", (None,), {}, "x has type NoneType, wanted an array"),
+    ("add", (3, 2), {}, "a has type int, wanted an array"),
+    ("linear", (a(2, 3), None), {}, "weight has type NoneType, wanted an array"),
+    ("conv2d", ([[1.0]], W), {}, "x has type list, wanted an array"),
+    ("concat", ([X, None],), {"axis": 0}, "arrays[1] has type NoneType, wanted an array"),
+    ("embedding", ([1, 2], a(4, 3)), {}, "ids has type list, wanted an array"),
+    ("timestep_embedding", (5,), TIME, "timesteps has type int, wanted an array"),
+    ("gelu", (a(2, dtype="float16"),), {},
+     "x has dtype float16, wanted float32 or float64: convert it first"),
+    ("exp", (ids(2),), {}, "x has dtype int64, wanted float32 or float64: convert it first"),
+    ("matmul", (a(2, 2), a(2, 2, dtype="float64")), {},
+     "one dtype for all, got a float32, b float64"),
+    ("attention", (a(1, 2, 4), a(1, 2, 4), a(1, 2, 4)),
+     {"heads": 2, "mask": a(2, 2, dtype="bool")},
+     "mask has dtype bool, wanted float32 or float64: convert it first"),
+    ("mul", (a(3), np.float64(2)), {}, "one dtype for all, got a float32, b float64"),
+    ("embedding", (a(2), a(4, 3)), {}, "ids has dtype float32, wanted integers"),
+    ("timestep_embedding", (a(2, dtype="complex64"),), TIME,
+     "timesteps has dtype complex64, wanted integers or floats"),
+    # shapes
+    ("to_tokens", (a(2, 3, 4),), {}, "x has shape (2, 3, 4), wanted (N, C, H, W)"),
+    ("sub", (a(2, 3), a(4)), {}, "shapes (2, 3) and (4,) do not broadcast: 3 against 4"),
+    ("linear", (a(2, 3), a(4, 5)), {},
+     "the last axis of x (shape (2, 3)) must be the 5 inputs of weight (4, 5)"),
+    ("linear", (a(2, 5), a(4, 5), a(5)), {},
+     "bias has shape (5,), wanted (4,): one value for each output feature"),
+    ("matmul", (a(3), a(3, 2)), {}, "a (3,) and b (3, 2) need two dimensions or more"),
+    ("matmul", (a(2, 3), a(4, 5)), {}, "a (2, 3) has 3 columns, b (4, 5) has 4 rows"),
+    ("conv2d", (a(2, 320, 64, 64), a(640, 640, 3, 3)), {},
+     "x has 320 channels, weight expects 640 (x (2, 320, 64, 64), weight (640, 640, 3, 3), "
+     "groups 1)"),
+    ("conv2d", (X, a(9, 2, 3, 3)), {"groups": 2}, "9 output channels do not split into 2 groups"),
+    ("conv2d", (X, W, a(4)), {},
+     "bias has shape (4,), wanted (8,): one value for each output channel"),
+    ("conv2d", (X, W), {"dilation": 3},
+     "the kernel 3 x 3 (dilation 3) does not fit into 6 x 6 pixels with padding 0"),
+    ("conv2d", (a(0, 4, 6, 6), W), {}, "N is 0, wanted an integer >= 1"),
+    ("conv2d", (X, W), {"groups": 0}, "groups is 0, wanted an integer >= 1"),
+    ("conv2d", (X, W), {"stride": 1.5}, "stride is 1.5, wanted an integer >= 1 or a pair of them"),
+    ("conv2d", (X, W), {"stride": (1, 0)},
+     "stride is (1, 0), wanted an integer >= 1 or a pair of them"),
+    ("conv2d", (X, W), {"dilation": (1, 2, 3)},
+     "dilation is (1, 2, 3), wanted an integer >= 1 or a pair of them"),
+    ("conv2d", (X, W), {"padding": True},
+     "padding is True, wanted an integer >= 0 or a pair of them"),
+    ("conv2d", (X, W), {"padding": ((1, 1), (1, -1))},
+     "padding is ((1, 1), (1, -1)), wanted ((top, bottom), (left, right)), integers >= 0"),
+    ("conv2d", (X, W), {"algorithm": "magic"},
+     "algorithm is 'magic', wanted auto, im2col, fft, winograd2 or winograd4"),
+    ("conv2d", (X, W), {"algorithm": "winograd2", "stride": 2},
+     "winograd2 computes 3 x 3 kernels with stride 1 and dilation 1, got 3 x 3, stride 2, "
+     "dilation 1"),
+    ("attention", (a(2, 5, 8), a(1, 7, 8), a(1, 7, 8)), {"heads": 2},
+     "q (2, 5, 8) and k (1, 7, 8) must agree in N and C"),
+    ("attention", (a(1, 5, 8), a(1, 7, 8), a(1, 6, 8)), {"heads": 2},
+     "v (1, 6, 8) must have a row for each of the keys (1, 7, 8)"),
+    ("attention", (a(1, 5, 8), a(1, 7, 8), a(1, 7, 9)), {"heads": 2},
+     "widths 8 (q, k) and 9 (v) do not split into 2 heads"),
+    ("attention", (a(1, 5, 8), a(1, 0, 8), a(1, 0, 8)), {"heads": 2},
+     "there are no keys: k has shape (1, 0, 8)"),
+    ("attention", (a(1, 5, 0), a(1, 7, 0), a(1, 7, 8)), {"heads": 2},
+     "q (1, 5, 0) has no features"),
+    ("attention", (a(1, 5, 8), a(1, 7, 8), a(1, 7, 8)), {"heads": 2, "causal": True},
+     "causal needs as many queries as keys, got 5, 7"),
+    ("attention", (a(1, 5, 8), a(1, 7, 8), a(1, 7, 8)), {"heads": 2, "mask": a(7, 5)},
+     "mask (7, 5) does not broadcast to (N, heads, L, S) = (1, 2, 5, 7)"),
+    ("attention", (a(1, 5, 8), a(1, 5, 8), a(1, 5, 8)), {"heads": 2, "causal": 1},
+     "causal is 1, wanted True or False"),
+    ("group_norm", (a(2, 4), a(4), a(4)), GROUPS,
+     "x has shape (2, 4), wanted (N, C, ...) with at least one axis of positions"),
+    ("group_norm", (a(2, 5, 3), a(5), a(5)), GROUPS, "5 channels do not split into 2 groups"),
+    ("group_norm", (X, a(3), a(4)), GROUPS,
+     "weight has shape (3,), wanted (4,): one value for each channel"),
+    ("group_norm", (X, a(4), a(4)), {"groups": 2, "eps": 0},
+     "eps is 0, wanted a finite Python number > 0"),
+    ("group_norm", (X, a(4), a(4)), {"groups": 2, "eps": np.float64(1e-5)},
+     "eps is np.float64(1e-05), wanted a finite Python number > 0"),
+    ("group_norm", (a(2, 4, 0), a(4), a(4)), GROUPS, "x (2, 4, 0) has empty groups"),
+    ("layer_norm", (a(2, 0), a(0), a(0)), ROW, "x has shape (2, 0), wanted (..., K) with K >= 1"),
+    ("layer_norm", (a(2, 3), a(3), a(4)), ROW,
+     "bias has shape (4,), wanted (3,): one value for each feature"),
+    ("layer_norm", (a(2, 3), a(3), a(3)), {"eps": math.nan},
+     "eps is nan, wanted a finite Python number > 0"),
+    ("rms_norm", (a(2, 0), a(0)), ROW, "x has shape (2, 0), wanted (..., K) with K >= 1"),
+    ("rms_norm", (a(2, 3), a(3)), {"eps": -1e-5},
+     "eps is -1e-05, wanted a finite Python number > 0"),
+    ("geglu", (a(2, 3),), {}, "the last axis of x (shape (2, 3)) must split into two halves"),
+    ("softmax", (a(2, 3),), {"axis": 2}, "axis is 2, x has 2 dimensions"),
+    ("softmax", (a(2, 0),), {"axis": -1}, "axis -1 of x (2, 0) is empty"),
+    ("gather", (a(2, 3, 4), ids(3)), {},
+     "index has shape (3,), wanted (2,): one row for each sample of x"),
+    ("timestep_embedding", (ids(2),), TIME | {"dim": 1}, "dim 1 with freq_shift 0 leaves no "
+     "frequencies"),
+    ("timestep_embedding", (ids(2),), TIME | {"dim": 0}, "dim is 0, wanted an integer >= 1"),
+    ("timestep_embedding", (ids(2),), TIME | {"dtype": "float16"},
+     "dtype is 'float16', wanted float32 or float64"),
+    ("timestep_embedding", (ids(2),), TIME | {"freq_shift": math.inf},
+     "freq_shift is inf, wanted a finite Python number"),
+    ("timestep_embedding", (ids(2),), TIME | {"flip_sin_to_cos": "yes"},
+     "flip_sin_to_cos is 'yes', wanted True or False"),
+    ("rope", (a(3, 5), ids(3)), ROPE,
+     "x (3, 5) must end in (L, D) with L = 3 positions and an even D"),
+    ("rope", (a(3, 4), ids(3)), ROPE | {"base": 0}, "base is 0, wanted a finite Python number > 0"),
+    ("rope", (a(3, 4), a(3)), ROPE, "positions has dtype float32, wanted integers"),
+    ("upsample_nearest", (X,), {"height": 0, "width": 4}, "height is 0, wanted an integer >= 1"),
+    ("upsample_bilinear", (a(1, 1, 0, 3),), {"height": 2, "width": 4, "align_corners": True},
+     "x (1, 1, 0, 3) has no pixels"),
+    ("upsample_bilinear", (X,), {"height": 2, "width": 4, "align_corners": None},
+     "align_corners is None, wanted True or False"),
+    ("to_image", (a(1, 6, 4),), {"height": 2, "width": 2}, "6 tokens do not fill 2 x 2 pixels"),
+    ("to_image", (a(6),), {"height": 2, "width": 3},
+     "x has shape (6,), wanted (N, L, C), or (N, C) for one pixel"),
+    ("concat", ([],), {"axis": 0}, "wants a list of one array or more"),
+    ("concat", ([a(2, 3), a(3, 3)],), {"axis": 1},
+     "arrays[1] (3, 3) differs from arrays[0] (2, 3) outside axis 1"),
+    ("concat", ([a(2, 3), a(2, 3)],), {"axis": 2},
+     "axis is 2, the array has 2 dimensions (6 elements)"),
+    ("slice", (a(2, 3),), {"axis": 1, "start": 2, "stop": 4},
+     "start 2 and stop 4 must satisfy 0 <= start <= stop <= 3"),
+    ("pad", (a(2, 3),), {"widths": ((0, 1),)},
+     "widths is ((0, 1),), wanted a pair (before, after) of integers >= 0 for each axis of x "
+     "(2, 3)"),
+    ("transpose", (a(2, 3),), {"axes": (0, 0)}, "axes is (0, 0), wanted an order of 0 to 1"),
+    ("transpose", (a(2, 3),), {"axes": ("a", 0)}, "axes is ('a', 0), wanted an order of 0 to 1"),
+    ("clamp", (a(3),), {"low": 2, "high": 1},
+     "low 2 and high 1 must be Python numbers, low <= high"),
+    ("clamp", (a(3),), {"low": None, "high": 1},
+     "low None and high 1 must be Python numbers, low <= high"),
+]
+IDS = [f"{name}: {message[:40]}" for name, _, _, message in ERRORS]
+
+
+def arrays(value):
+    """The same arguments with an array for every stand-in."""
+    if isinstance(value, Spec):
+        return np.ones(value.shape, value.dtype)
+    if isinstance(value, list):
+        return [arrays(item) for item in value]
+    return value
+
+
+@pytest.fixture(params=sorted(registry.BACKENDS))
+def backend(request):
+    with refsd.use(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("name, args, options, message", ERRORS, ids=IDS)
+def test_every_backend_raises_the_same_error(backend, name, args, options, message, monkeypatch):
+    """Through F with arrays and from the contract with stand-ins; and before anything runs."""
+    ran = []
+    monkeypatch.setitem(registry._kernels, (backend, name), lambda *a, **k: ran.append(a))
+    options_of_arrays = {key: arrays(value) for key, value in options.items()}
+    with pytest.raises(UsageError) as through_f:
+        getattr(F, name)(*[arrays(v) for v in args], **options_of_arrays)
+    with pytest.raises(UsageError) as from_contract:
+        registry.ops()[name].contract(*args, **options)
+    assert str(through_f.value) == str(from_contract.value) == f"{name}: {message}"
+    assert isinstance(through_f.value, ValueError) and through_f.value.exit_code == 2
+    assert "\n" not in str(through_f.value) and "0x" not in str(through_f.value)
+    assert through_f.value.__cause__ is None and ran == []
+
+
+def needs():
+    """Every call of `need` in the contracts: (file name, line)."""
+    package = Path(refsd.__file__).parent
+    for path in [package / "contracts.py", *sorted((package / "ops").glob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "need":
+                yield path.name, node.lineno
+
+
+def test_every_need_is_refused_by_a_case_above(monkeypatch):
+    """A new check in a contract needs a line in ERRORS."""
+    missed = set()
+
+    def recording(condition, op, message):
+        if not condition:
+            caller = sys._getframe(1)
+            missed.add((Path(caller.f_code.co_filename).name, caller.f_lineno))
+            raise UsageError(f"{op}: {message}")
+
+    modules = [contracts] + [inspect.getmodule(op.contract) for op in registry.ops().values()]
+    for module in modules:
+        if hasattr(module, "need"):
+            monkeypatch.setattr(module, "need", recording)
+    for name, args, options, _ in ERRORS:
+        with pytest.raises(UsageError):
+            registry.ops()[name].contract(*args, **options)
+    assert set(needs()) - missed == set()
+
+
+# op, arguments, options, output shape, FLOPs (multiply and add are two) counted by hand
+COUNTS = [
+    # 2 x 3 rows, 5 outputs, 4 products and 4 sums each
+    ("linear", (a(2, 3, 4), a(5, 4), a(5)), {}, (2, 3, 5), 2 * 3 * 5 * 4 * 2),
+    ("matmul", (a(7, 1, 2, 3), a(5, 3, 4)), {}, (7, 5, 2, 4), 7 * 5 * 2 * 4 * 3 * 2),
+    # 64 x 64 pixels, 320 outputs, 320 x 9 products and sums each: 7.55 GFLOP
+    ("conv2d", (a(1, 320, 64, 64), a(320, 320, 3, 3), a(320)), {"padding": 1},
+     (1, 320, 64, 64), 7_549_747_200),
+    ("conv2d", (X, a(8, 2, 3, 3)), {"groups": 2, "stride": (2, 1), "padding": ((0, 1), (2, 0))},
+     (2, 8, 3, 6), 2 * 8 * 3 * 6 * 2 * 9 * 2),
+    # 2 heads of 4: 5 x 7 scores of 4 products each, 5 steps of softmax, 5 x 8 sums of 7
+    ("attention", (a(1, 5, 8), a(1, 7, 8), a(1, 7, 8)), {"heads": 2}, (1, 5, 8),
+     2 * 5 * 7 * 8 + 5 * 2 * 5 * 7 + 2 * 5 * 7 * 8),
+    # subtract, square, add, subtract for the means, divide, multiply, add, and the sum: 8
+    ("group_norm", (X, a(4), a(4)), GROUPS, X.shape, 8 * 288),
+    ("layer_norm", (a(2, 3), a(3), a(3)), ROW, (2, 3), 8 * 6),
+    ("rms_norm", (a(2, 3), a(3)), ROW, (2, 3), 5 * 6),
+    ("silu", (a(2, 3),), {}, (2, 3), 4 * 6),
+    ("quick_gelu", (a(2, 3),), {}, (2, 3), 5 * 6),
+    ("gelu", (a(2, 3),), {}, (2, 3), 5 * 6),
+    ("gelu_tanh", (a(2, 3),), {}, (2, 3), 9 * 6),
+    ("geglu", (a(2, 6),), {}, (2, 3), 6 * 6),
+    ("softmax", (a(2, 3),), {"axis": -1}, (2, 3), 5 * 6),
+    ("embedding", (ids(2, 3), a(9, 4)), {}, (2, 3, 4), 0),
+    ("gather", (a(2, 3, 4), ids(2)), {}, (2, 4), 0),
+    ("timestep_embedding", (ids(3),), TIME, (3, 8), 3 * 24),
+    ("rope", (a(2, 3, 4), ids(3)), ROPE, (2, 3, 4), 3 * 24),
+    ("upsample_nearest", (X,), {"height": 12, "width": 7}, (2, 4, 12, 7), 0),
+    ("upsample_bilinear", (X,), {"height": 12, "width": 7, "align_corners": False},
+     (2, 4, 12, 7), 11 * 2 * 4 * 12 * 7),
+    ("to_tokens", (X,), {}, (2, 36, 4), 0),
+    ("to_image", (a(2, 36, 4),), {"height": 4, "width": 9}, (2, 4, 4, 9), 0),
+    ("concat", ([a(2, 3), a(2, 5)],), {"axis": -1}, (2, 8), 0),
+    ("slice", (a(2, 8),), {"axis": 1, "start": 2, "stop": 5}, (2, 3), 0),
+    ("pad", (a(2, 3),), {"widths": ((1, 0), (2, 2))}, (3, 7), 0),
+    ("transpose", (a(2, 3, 4),), {"axes": (2, 0, 1)}, (4, 2, 3), 0),
+    ("add", (a(2, 3), a(3)), {}, (2, 3), 6),
+    ("sub", (a(2, 3), 1), {}, (2, 3), 6),
+    ("mul", (a(2, 1), a(1, 3)), {}, (2, 3), 6),
+    ("div", (a(2, 3), 2.5), {}, (2, 3), 6),
+    ("exp", (a(2, 3),), {}, (2, 3), 6),
+    ("sqrt", (a(2, 3),), {}, (2, 3), 6),
+    ("clamp", (a(2, 3),), {"low": 0, "high": 1}, (2, 3), 6),
+]
+# Only a part of these inputs is read: the rows picked, the piece cut out.
+READ = {"embedding": 6 * 8 + 24 * 4, "gather": 2 * 8 + 8 * 4, "slice": 6 * 4}
+
+
+def size(value):
+    if isinstance(value, list):
+        return sum(map(size, value))
+    if isinstance(value, Spec):
+        return math.prod(value.shape) * (8 if value.dtype == "int64" else 4)
+    return 4 if isinstance(value, (int, float)) else 0
+
+
+@pytest.mark.parametrize("name, args, options, shape, flops", COUNTS, ids=[c[0] for c in COUNTS])
+def test_shape_flops_and_bytes(name, args, options, shape, flops):
+    """Least traffic: what is read once, and the output written once."""
+    found = registry.ops()[name].contract(*args, **options)
+    read = READ.get(name, sum(map(size, args)))
+    assert found == (shape, "float32", flops, read + math.prod(shape) * 4)
+    assert all(type(n) is int for n in (*found.shape, found.flops, found.bytes))
+
+
+def test_every_op_is_counted():
+    assert {c[0] for c in COUNTS} == set(registry.ops())
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("float64", 8), ("float16", 2),
+                                         ("int64", 8), ("uint8", 1), ("bool", 1),
+                                         (np.dtype("int32"), 4), ("bfloat16", 2)])
+def test_itemsize(dtype, size):
+    assert contracts.itemsize(dtype) == size
+
+
+def test_bytes_follow_the_dtype():
+    narrow = registry.ops()["silu"].contract(a(5))
+    wide = registry.ops()["silu"].contract(a(5, dtype="float64"))
+    assert (narrow.bytes, wide.bytes) == (40, 80)
+
+
+def test_numpy_integers_are_integers():
+    x = np.ones((1, 2, 4, 4), "float32")
+    weight = np.ones((2, 2, 3, 3), "float32")
+    y = F.conv2d(x, weight, stride=np.int64(1), padding=(np.int32(1), np.uint8(1)))
+    assert y.shape == (1, 2, 4, 4)

@@ -1,0 +1,227 @@
+"""The registry: declaring ops and kernels, choosing a backend, dispatching, watching."""
+
+import importlib
+import inspect
+import threading
+
+import numpy as np
+import pytest
+
+import refsd
+from refsd import functional as F
+from refsd import registry
+from refsd.errors import UsageError
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """A backend whose silu says so, and which has no other kernel."""
+    monkeypatch.setattr(registry, "_kernels", dict(registry._kernels))
+    monkeypatch.setitem(registry.BACKENDS, "other", "refsd.ops")
+
+    @registry.kernel("other")
+    def silu(x):
+        return np.full_like(x, 7)
+
+    return silu
+
+
+def x():
+    return np.array([1.0, -2.0, 3.0], "float32")
+
+
+def test_an_op_is_returned_unchanged():
+    from refsd.ops.activation import silu
+
+    assert inspect.isfunction(silu) and silu.__module__ == "refsd.ops.activation"
+    assert registry.ops()["silu"].definition is silu
+    assert "sigmoid" in inspect.getsource(silu)
+
+
+def test_F_has_every_op_with_its_signature_and_docstring():
+    for name, op in registry.ops().items():
+        public = getattr(F, name)
+        assert public is not op.definition
+        assert inspect.signature(public) == op.signature == inspect.signature(op.contract)
+        assert public.__doc__ == op.definition.__doc__ and public.__doc__
+        assert public.__name__ == name
+    functions = {name for name, value in vars(F).items() if hasattr(value, "__wrapped__")}
+    assert functions == set(registry.ops())
+
+
+def test_every_op_has_a_kernel_on_every_backend():
+    for backend, module in registry.BACKENDS.items():
+        importlib.import_module(module)
+        missing = [name for name in registry.ops() if (backend, name) not in registry._kernels]
+        assert not missing, f"{backend} lacks {missing}"
+
+
+def test_what_changes_numbers_has_no_default():
+    """Defaults are for what leaves the formula alone: no mask, no bias, one group, no padding."""
+    harmless = {("linear", "bias"): None, ("conv2d", "bias"): None, ("conv2d", "stride"): 1,
+                ("conv2d", "padding"): 0, ("conv2d", "dilation"): 1, ("conv2d", "groups"): 1,
+                ("conv2d", "algorithm"): "auto", ("attention", "mask"): None,
+                ("attention", "causal"): False}
+    found = {(name, p.name): p.default for name, op in registry.ops().items()
+             for p in op.signature.parameters.values() if p.default is not p.empty}
+    assert found == harmless
+
+
+def test_a_kernel_with_another_signature_is_an_import_error(other):
+    with pytest.raises(ImportError, match=r"the other kernel gelu has the signature \(y\), its op "
+                                          r"has \(x\)"):
+        @registry.kernel("other")
+        def gelu(y):
+            return y
+
+    with pytest.raises(ImportError, match=r"layer_norm has the signature .*eps=1e-05"):
+        @registry.kernel("other")
+        def layer_norm(x, weight, bias, *, eps=1e-5):
+            return x
+
+    assert ("other", "gelu") not in registry._kernels
+
+
+def test_a_kernel_of_no_op_is_an_import_error(other):
+    with pytest.raises(ImportError, match="kernel swish for other: there is no op of that name"):
+        @registry.kernel("other")
+        def swish(x):
+            return x
+
+
+def test_a_contract_with_another_signature_is_an_import_error(monkeypatch):
+    monkeypatch.setattr(registry, "_ops", dict(registry._ops))
+
+    def contract(x):
+        return None
+
+    with pytest.raises(ImportError, match=r"the contract of twice has the signature \(x\), its op "
+                                          r"has \(x, \*, times\)"):
+        @registry.op(contract)
+        def twice(x, *, times):
+            return x * times
+
+    assert "twice" not in registry._ops
+
+
+def test_use_sends_ops_to_another_backend_and_nests(other):
+    assert registry.active_backend() == "numpy"
+    with refsd.use("other"):
+        assert F.silu(x()).tolist() == [7, 7, 7]
+        with refsd.use("numpy"):
+            assert F.silu(x()).tolist() != [7, 7, 7]
+        assert registry.active_backend() == "other"
+    assert registry.active_backend() == "numpy"
+
+
+def test_use_ends_with_an_error_too(other):
+    with pytest.raises(KeyError), refsd.use("other"):
+        raise KeyError
+    assert registry.active_backend() == "numpy"
+
+
+def test_a_new_thread_starts_from_the_default(other):
+    seen = []
+    with refsd.use("other"):
+        thread = threading.Thread(target=lambda: seen.append(registry.active_backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["numpy"]
+
+
+@pytest.mark.parametrize("name", ["nunba", "", "NUMPY", "cuda:0"])
+def test_an_unknown_backend_is_refused(name):
+    with pytest.raises(UsageError) as caught, refsd.use(name):
+        pass
+    known = ", ".join(registry.BACKENDS)
+    assert str(caught.value) == f"backend {name!r} is not one of: auto, {known}"
+    assert registry.active_backend() == "numpy"
+
+
+def test_auto_is_the_first_backend():
+    first = next(iter(registry.BACKENDS))
+    assert registry.choose_backend() == registry.choose_backend("auto") == first
+    with refsd.use("auto"):
+        assert registry.active_backend() == first
+
+
+def test_a_missing_kernel_raises_and_says_where_there_is_one(other):
+    with refsd.use("other"), pytest.raises(UsageError) as caught:
+        F.gelu(x())
+    assert str(caught.value) == ("gelu has no kernel on the backend 'other'; it exists on: "
+                                 + ", ".join(b for b in registry.BACKENDS if b != "other"))
+
+
+def test_watch_hears_the_op_its_inputs_its_options_and_its_output():
+    heard = []
+    weight, bias = np.ones(3, "float32"), np.zeros(3, "float32")
+    q = np.ones((1, 2, 4), "float32")
+    with refsd.watch(lambda *event: heard.append(event)):
+        y = F.layer_norm(x(), weight, bias=bias, eps=1e-5)
+        F.attention(q, q, v=q, heads=2)
+        F.concat([weight, bias], axis=0)
+    name, inputs, options, output = heard[0]
+    assert name == "layer_norm" and output is y and options == {"eps": 1e-5}
+    assert list(inputs) == ["x", "weight", "bias"]
+    assert inputs["weight"] is weight and inputs["bias"] is bias  # the very arrays
+    name, inputs, options, _ = heard[1]
+    assert list(inputs) == ["q", "k", "v"] and all(v is q for v in inputs.values())
+    assert options == {"heads": 2, "mask": None, "causal": False}
+    name, inputs, options, _ = heard[2]
+    assert name == "concat" and inputs["arrays"][0] is weight
+    F.silu(x())
+    assert len(heard) == 3  # the watcher left with its block
+
+
+def test_watchers_nest_and_the_inner_one_hears_first():
+    heard = []
+    with refsd.watch(lambda op, *_: heard.append(f"outer {op}")):
+        F.silu(x())
+        with refsd.watch(lambda op, *_: heard.append(f"inner {op}")):
+            F.gelu(x())
+        F.exp(x())
+    assert heard == ["outer silu", "inner gelu", "outer gelu", "outer exp"]
+
+
+def test_one_op_is_one_event():
+    """geglu calls gelu's definition, not gelu the op."""
+    heard = []
+    with refsd.watch(lambda op, *_: heard.append(op)):
+        F.geglu(np.ones((2, 4)))
+        F.attention(*[np.ones((1, 2, 4))] * 3, heads=2)
+    assert heard == ["geglu", "attention"]
+
+
+def test_a_watcher_hears_every_backend_and_a_thread_hears_nothing(other):
+    heard = []
+    with refsd.watch(lambda op, *_: heard.append(op)), refsd.use("other"):
+        F.silu(x())
+        thread = threading.Thread(target=lambda: F.silu(x()))
+        thread.start()
+        thread.join()
+    assert heard == ["silu"]
+
+
+def test_an_error_of_the_watcher_reaches_the_caller():
+    def refuse(*event):
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"), refsd.watch(refuse):
+        F.silu(x())
+    F.silu(x())
+
+
+def test_nothing_is_called_when_the_contract_refuses(monkeypatch):
+    calls = []
+    monkeypatch.setattr(registry, "_kernels", {key: lambda *a, **k: calls.append(a)
+                                               for key in registry._kernels})
+    with refsd.watch(lambda *event: calls.append(event)), pytest.raises(UsageError):
+        F.layer_norm(x(), np.ones(4, "float32"), np.zeros(3, "float32"), eps=1e-5)
+    assert calls == []
+
+
+def test_a_missing_or_unknown_argument_is_a_type_error_that_names_it():
+    with pytest.raises(TypeError, match="'eps'"):
+        F.layer_norm(x(), x(), x())
+    with pytest.raises(TypeError, match="'colour'"):
+        F.silu(x(), colour="red")
