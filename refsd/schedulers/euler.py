@@ -133,6 +133,6 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         values = np.asarray(sigmas, dtype=np.float32)
         if values.ndim != 1 or len(values) < 2 or not (np.diff(values) < 0).all() or values[-1] < 0:
             raise UsageError(
-                f"sigmas is {brief(sigmas)}; give two numbers or more, each below the last, down to 0"
+                f"sigmas is {brief(sigmas)}; give two numbers or more, descending, down to 0"
             )
         return values

@@ -186,7 +186,7 @@ class Scheduler:
         good = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iuf"
         if not good or not (np.diff(values) < 0).all() or not 0 <= values[-1] <= values[0] <= most:
             raise UsageError(
-                f"timesteps is {brief(timesteps)}; give numbers from {most} to 0, each below the last"
+                f"timesteps is {brief(timesteps)}; give numbers descending from {most} to 0"
             )
         return values
 
