@@ -12,8 +12,8 @@ from refsd import functional as F
 from refsd.errors import UsageError
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from refsd.random import draw_noise
 from refsd.registry import use
-from refsd.schedulers.scheduler import draw_noise
 
 
 class TextOutput(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from refsd import functional as F
 from refsd.errors import ModelError
 from refsd.pipelines.components import VAE, TextEncoder, UNet
-from refsd.schedulers.scheduler import draw_noise
+from refsd.random import draw_noise
 
 
 class DenoisingStep(NamedTuple):

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
 from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.prediction import keep_in_range, to_eps, to_x0
-from refsd.schedulers.scheduler import Scheduler, Step, draw_noise
+from refsd.schedulers.scheduler import Scheduler, Step
 
 
 class DDIMScheduler(Scheduler):

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.random import draw_noise
 from refsd.schedulers import noise_schedule
 from refsd.schedulers.config import BETAS, brief
-from refsd.schedulers.scheduler import Step, draw_noise, only_one
+from refsd.schedulers.scheduler import Step, only_one
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
 
 

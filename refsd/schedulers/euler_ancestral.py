@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS
 from refsd.schedulers.noise_schedule import interpolate
-from refsd.schedulers.scheduler import Step, draw_noise
+from refsd.schedulers.scheduler import Step
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
 from refsd.schedulers.prediction import keep_in_range, to_x0
-from refsd.schedulers.scheduler import Scheduler, Step, draw_noise, only_one
+from refsd.schedulers.scheduler import Scheduler, Step, only_one
 
 DATA_VARIANCE = 0.25
 
