@@ -98,6 +98,8 @@ def nonfinite(array: np.ndarray) -> bool:
     """Whether a floating-point array holds a NaN or an infinity."""
     if array.dtype.kind != "f" or not array.size:
         return False
+    if array.dtype == np.float16:  # NumPy compares halves one by one, their bits many at once
+        return bool((array.view(np.uint16) & 0x7FFF).max() >= 0x7C00)
     with np.errstate(all="ignore"):
         return not (np.isfinite(array.max()) and np.isfinite(array.min()))
 
