@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refsd.errors import UsageError
-from refsd.random import PhiloxGenerator, TorchGenerator
+from refsd.random import PhiloxGenerator, TorchGenerator, draw_noise
 from refsd.random.arguments import to_dtype
 from refsd.random.mt19937 import MersenneTwister
 
@@ -151,3 +151,27 @@ def test_rand_stays_below_one():
         numbers = TorchGenerator(8).rand(5000, dtype=dtype)
         assert numbers.min() >= 0 and numbers.max() < 1
     assert (TorchGenerator(8).rand(5000, dtype="bfloat16") == 0).any()
+
+
+def test_a_batch_takes_from_one_generator_in_a_row():
+    found = draw_noise((3, 4, 8, 8), "float32", TorchGenerator(1))
+    np.testing.assert_array_equal(found, TorchGenerator(1).randn(3, 4, 8, 8))
+    # A list of one counts as one generator for the whole batch, as in diffusers.
+    np.testing.assert_array_equal(draw_noise((3, 4, 8, 8), "float32", [TorchGenerator(1)]), found)
+
+
+def test_a_batch_takes_one_sample_from_each_of_several_generators():
+    # With 3 x 3 samples of 9 numbers the pairs' kept second halves would show a wrong order.
+    generators = [TorchGenerator(seed) for seed in (4, 5)]
+    for _ in range(2):
+        found = draw_noise((2, 1, 3, 3), "float64", generators)
+    for sample, seed in zip(found, (4, 5)):
+        alone = TorchGenerator(seed)
+        alone.randn(1, 1, 3, 3, dtype="float64")
+        np.testing.assert_array_equal(sample, alone.randn(1, 1, 3, 3, dtype="float64")[0])
+
+
+@pytest.mark.parametrize("generator", [None, [], [TorchGenerator(0), TorchGenerator(1)]])
+def test_bad_generators_for_a_batch(generator):
+    with pytest.raises(UsageError, match="generator"):
+        draw_noise((3, 4, 8, 8), "float32", generator)

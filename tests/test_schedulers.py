@@ -105,8 +105,6 @@ prediction.py | np.clip(flat, -s, s) / s | np.clip(flat, -s, s)
 prediction.py | return (x - noise * output) / signal | return x - noise * output
 prediction.py | np.clip(s, 1, | np.clip(s, 0.5,
 scheduler.py | if not self.config.get("set_alpha_to_one", True) | if self.config.get("set_alpha_to_one", True)
-scheduler.py | one.randn((1, *shape[1:]), dtype) | one.randn((1, *shape), dtype)[0]
-scheduler.py | generator = generator[0] | generator = generator * shape[0]
 scheduler.py | per_sample(np.sqrt(1 - alpha_bar) | per_sample(1 - alpha_bar
 scheduler.py | if key not in dropped and | if
 scheduler.py | Config({**options, **scheduler.config} | Config({**scheduler.config}
