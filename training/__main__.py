@@ -5,7 +5,24 @@ Every stage goes on where it was stopped; a stage that is finished is skipped.
 
 import argparse
 import os
+import sys
 from pathlib import Path
+
+# glibc maps and zeroes every large tensor anew; kept in the heap, a step is up to five times faster
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "500000000",
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+def _start_again_with_allocator():
+    """Re-run this command with the allocator's settings, which glibc reads only at the start."""
+    if "MALLOC_MMAP_MAX_" not in os.environ:
+        command = [sys.executable, "-m", "training", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **ALLOCATOR})
 
 
 def _arguments():
@@ -25,6 +42,7 @@ def _arguments():
 
 def main():
     args = _arguments()
+    _start_again_with_allocator()
     stages = args.stages or ["pictures", "vae", "latents", "diffusion", "export", "measure"]
     from training import diffusion, export, latents, measure, pictures, vae
     from training.tokenizer import load_tokenizer, write_tokenizer

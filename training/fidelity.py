@@ -118,6 +118,21 @@ def _regions(picture):
                 if hole.sum() <= HIGHLIGHT * region.sum():
                     region |= hole
             out.append((color, region))
+    return _absorb(out)
+
+
+def _absorb(regions):
+    """Regions without the slivers of a neighbouring hue that shading leaves on a larger region."""
+    out, rank = [], list(COLORS)
+    for color, region in regions:
+        rim = ndimage.binary_dilation(region, iterations=2) & ~region
+        around = 0.0
+        for other, mask in regions:
+            steps = abs(rank.index(color) - rank.index(other))
+            if steps in (1, len(rank) - 1) and mask.sum() > 2 * region.sum():
+                around = max(around, (rim & mask).sum() / rim.sum())
+        if around < 0.45:
+            out.append((color, region))
     return out
 
 
