@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import importlib.util
 import os
 import platform
 import sys
@@ -130,9 +129,7 @@ def backends() -> dict[str, Any]:
     """Who can compute the ops."""
     from refsd.registry import BACKENDS, choose_backend
 
-    return {"available": list(BACKENDS), "auto": choose_backend("auto"),
-            "numba": "installed, not used by this version" if importlib.util.find_spec("numba")
-            else "not installed"}
+    return {"available": list(BACKENDS), "auto": choose_backend("auto")}
 
 
 def model() -> dict[str, Any]:

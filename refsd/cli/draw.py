@@ -14,7 +14,7 @@ from refsd.cli.recipe import DTYPES, RNGS, Recipe, check_numbers
 from refsd.cli.report import Warnings, note, result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import MAX_PICTURES, check_integer
-from refsd.registry import choose_backend
+from refsd.registry import BACKENDS, choose_backend
 from refsd.version import __version__
 
 ABOUT = """\
@@ -74,7 +74,7 @@ def parser() -> Parser:
     add("--rng", type=choice(*RNGS), metavar="NAME", default="torch-cpu",
         help="whose noise: torch-cpu as diffusers and ComfyUI have it (default), cuda as A1111 "
         "on a graphics card, numpy")
-    add("--backend", metavar="NAME", default="auto", help="auto or numpy (auto)")
+    add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)} (auto: the fastest that is there)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help="float32 or float64, the arithmetic's type (float32)")
     add("-t", "--threads", type=integer, metavar="N", help="threads of the matrix products (all)")
@@ -108,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
         if options.output_latents is not None:
             work.save_latents(options.output_latents)
         if options.json:
-            result_json({"images": written, "model": work.model["name"], "seconds": work.seconds,
+            seconds = {name: round(value, 6) for name, value in work.seconds.items()}
+            result_json({"images": written, "model": work.model["name"], "seconds": seconds,
                          "step_seconds": work.step_seconds, "warnings": warnings.said})
         elif chatty:
             work.say_times()
@@ -176,7 +177,7 @@ class Work:
             drawn = drawing.draw(self.pipe, recipe, progress.step)
         for name, value in drawn.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0) + value
-        self.step_seconds += drawn.step_seconds
+        self.step_seconds += [round(seconds, 6) for seconds in drawn.step_seconds]
         self.latents.append(drawn.latents)
 
         recipe = replace(recipe, pixels=drawing.digest(drawn.pixels))

@@ -71,8 +71,7 @@ def _of_recipe(recipe: Any) -> dict[str, Any]:
     scheduler = dict(recipe.scheduler)
     shown["scheduler"] = f"{scheduler.pop('_class_name', 'unknown')} {json.dumps(scheduler)}"
     shown["model"] = recipe.model.get("name", "")
-    files = recipe.model.get("files", {})
-    for file, sha256 in files.items() if isinstance(files, dict) else ():
+    for file, sha256 in recipe.model.get("files", {}).items():
         shown[f"  {sha256}"] = file
     shown["versions"] = ", ".join(f"{name} {found}" for name, found in recipe.versions.items())
     shown["pixels"] = f"sha256 {recipe.pixels}"

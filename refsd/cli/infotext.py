@@ -100,7 +100,7 @@ def _settings(line: str) -> dict[str, str]:
 
 def _quoted(value: str) -> str:
     """A1111's rule: JSON quotes around a value with a comma, a colon or a line break in it."""
-    plain = value.isprintable() and not set(value) & set(',:"')
+    plain = value.isprintable() and value == value.strip() and not set(value) & set(',:"')
     return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())
 
 

@@ -127,10 +127,23 @@ def parse_recipe(text: str, where: str) -> Recipe:
     for key, value in found.items():
         if not _fits(value, kinds[key]):
             raise UsageError(f"{where}: {key} is {one_line(repr(value), 80)}")
+    for key, inner in (("model", found["model"]), ("model.files", found["model"].get("files", {})),
+                       ("versions", found["versions"])):
+        _check_strings(inner, f"{where}: {key}")
     check_numbers(found, f"{where}: {{}}".format)
     for key, allowed in WORDS.items():
         check_choice(f"{where}: {key}", found[key], allowed)
     return Recipe(**found)
+
+
+def _check_strings(table: Any, where: str) -> None:
+    """An object of strings, but for the model's `files` and a `variant` that may be null."""
+    wrong = table if not isinstance(table, dict) else next(
+        (value for key, value in table.items()
+         if not isinstance(value, str) and key != "files" and (key, value) != ("variant", None)),
+        "")
+    if wrong != "":
+        raise UsageError(f"{where} holds {one_line(repr(wrong), 80)}, expected strings")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -81,7 +81,7 @@ def _model(recipe: Recipe, options: argparse.Namespace) -> str | None:
     """What to load; UsageError where only the user can know the place."""
     from refsd.cli import identity
 
-    name = str(recipe.model.get("name", ""))
+    name = recipe.model.get("name", "")
     if options.model is not None:
         return options.model
     if name == identity.BUNDLED:
@@ -101,7 +101,7 @@ def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty
     pipe = StableDiffusionPipeline.from_pretrained(
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
         download=options.download)
-    _require_same_files(recipe.model.get("files"), identity.of(model, variant=variant)["files"])
+    _require_same_files(recipe.model.get("files", {}), identity.of(model, variant=variant)["files"])
     pipe.scheduler = schedulers.from_config(recipe.scheduler)
     calls = drawing.calls(pipe, recipe.steps)
     if chatty:
@@ -110,10 +110,9 @@ def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty
         return drawing.draw(pipe, recipe, progress.step)
 
 
-def _require_same_files(recorded: Any, found: dict[str, str]) -> None:
-    """ModelError unless the weights are those of the recipe."""
-    if not isinstance(recorded, dict) or sorted(map(str, recorded.values())) != sorted(
-            found.values()):
+def _require_same_files(recorded: dict[str, str], found: dict[str, str]) -> None:
+    """ModelError unless the weights are those of the recipe, whatever the files are called."""
+    if sorted(recorded.values()) != sorted(found.values()):
         raise ModelError("the model is not the one that drew this picture: the SHA-256 of its "
                          f"weights ({', '.join(found)}) differ from the recipe's. Give the right "
                          "one with -m")

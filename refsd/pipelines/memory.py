@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from refsd.contracts import itemsize
-from refsd.ops.attention import SLICE_BYTES as SCORES
-from refsd.ops.conv import SLICE_BYTES as WINDOWS
 from refsd.weights.tree import flatten
 
 LIBRARIES = 80 << 20  # a Python with NumPy, SciPy and tokenizers loaded, and nothing done
+WINDOWS = 16 << 20  # the NumPy backend's slices: refsd.ops.conv.SLICE_BYTES
+SCORES = 8 << 20  # and refsd.ops.attention.SLICE_BYTES
 AT_ONCE = 5  # activations of one block that are alive together
 FEED_FORWARD = 24  # the same within the feed-forward, in widths of the transformer
 PICTURE = 6 * 3  # floats a pixel while pictures are joined, scaled and clipped
