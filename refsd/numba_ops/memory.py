@@ -1,0 +1,97 @@
+"""Arrays as kernels want them: flat, aligned, unit stride; and weights packed once."""
+
+import weakref
+
+import numpy as np
+
+from refsd.numba_ops.simd import WIDTH, lanes
+from refsd.numba_ops.tile import VECTORS
+
+# One entry a weight and use, while the weight lives: id -> (weak reference, what was made of it).
+_prepared: dict[tuple[int, str], tuple[weakref.ref, object]] = {}
+
+
+class _Memory:
+    """A piece of memory under NumPy's array interface, always writable as kernels type it.
+
+    Numba compiles a kernel anew for read-only arrays; kernels never write to their inputs.
+    """
+
+    def __init__(self, owner, shape, strides):
+        self.owner = owner
+        self.__array_interface__ = {
+            "data": (owner.__array_interface__["data"][0], False), "shape": shape,
+            "strides": strides, "typestr": owner.dtype.str, "version": 3}
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    """The memory from the first element to the last of an array with positive strides, as 1-D."""
+    if array.size == 0:
+        return np.empty(0, array.dtype)
+    extent = 1 + sum((n - 1) * (s // array.itemsize) for n, s in zip(array.shape, array.strides))
+    return np.asarray(_Memory(array, (extent,), (array.itemsize,)))
+
+
+def as_rows(x: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """x (..., K) as rows of adjacent elements: flat memory, their number, the step between them.
+
+    A view where the strides allow it, else a copy.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    good = (rows.flags.aligned and rows.strides[1] == x.itemsize
+            and rows.strides[0] % x.itemsize == 0 and rows.strides[0] > 0)
+    if not good:
+        rows = np.ascontiguousarray(rows)
+    return flat(rows), rows.shape[0], rows.strides[0] // x.itemsize
+
+
+def aligned_empty(size: int, dtype: np.dtype) -> np.ndarray:
+    """Uninitialised 1-D memory that starts at a multiple of the vector width."""
+    dtype = np.dtype(dtype)
+    raw = np.empty(size * dtype.itemsize + WIDTH, np.uint8)
+    start = -raw.ctypes.data % WIDTH
+    return raw[start:start + size * dtype.itemsize].view(dtype)
+
+
+def panel_width(dtype: np.dtype) -> int:
+    """Columns of one packed panel."""
+    return VECTORS * lanes(np.dtype(dtype))
+
+
+def pack(matrix: np.ndarray) -> np.ndarray:
+    """(K, N) -> flat panels of NR columns, each K x NR, the last one filled up with zeros"""
+    K, N = matrix.shape
+    width = panel_width(matrix.dtype)
+    count = -(-N // width)
+    panels = aligned_empty(count * K * width, matrix.dtype)
+    view = panels.reshape(count, K, width)
+    whole = N // width
+    view[:whole] = matrix[:, :whole * width].reshape(K, whole, width).swapaxes(0, 1)
+    if whole < count:
+        view[whole] = 0
+        view[whole, :, :N - whole * width] = matrix[:, whole * width:]
+    return panels
+
+
+def fill_up(vector: np.ndarray | None, size: int, dtype: np.dtype) -> np.ndarray:
+    """A bias as long as its panels: zeros behind it, or nothing but zeros."""
+    width = panel_width(dtype)
+    full = np.zeros(-(-size // width) * width, dtype)
+    if vector is not None:
+        full[:size] = vector
+    return full
+
+
+def prepared(weight: np.ndarray, use: str, make):
+    """make(weight), made once for each weight and use and kept as long as the weight lives."""
+    key = (id(weight), use)
+    entry = _prepared.get(key)
+    if entry is None or entry[0]() is not weight:
+        reference = weakref.ref(weight, lambda _: _prepared.pop(key, None))
+        entry = _prepared[key] = (reference, make(weight))
+    return entry[1]
+
+
+def prepared_bytes() -> int:
+    """Memory held by packed weights."""
+    return sum(made.nbytes for _, made in _prepared.values())

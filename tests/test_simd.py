@@ -1,0 +1,130 @@
+"""SIMD vectors and their mathematics against NumPy and libm, on every width."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.special import erf, expit
+
+from refsd.numba_ops import simd, vecmath
+from refsd.numba_ops.jit import jit
+from refsd.numba_ops.simd import lanes
+
+
+@jit
+def everything(a, b, out, n):
+    x, y = simd.load_first(a, 0, n), simd.load_first(b, 0, n)
+    chosen = simd.select(x < y, simd.fma(x, y, 2.5 * x), -x / (y + 1.0))
+    z = simd.maximum(chosen, simd.minimum(x, y)) + simd.nearest(x) - simd.sqrt(simd.absolute(y))
+    simd.store_first(out, 0, simd.copysign(z, x), n)
+    return simd.total(x), simd.largest(y)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_vectors_compute_what_numpy_computes_and_touch_nothing_else(dtype):
+    random = np.random.default_rng(0)
+    a, b = random.standard_normal((2, 40)).astype(dtype)
+    for n in range(lanes(a) + 1):
+        out = np.full(40, np.nan, dtype)
+        total, largest = everything(a, b, out, n)
+        x, y = a[:n], b[:n]
+        z = np.where(x < y, x * y + dtype_of(2.5, x) * x, -x / (y + 1))
+        z = np.maximum(z, np.minimum(x, y)) + np.rint(x) - np.sqrt(np.abs(y))
+        # One multiply-add is fused in the kernel: half an ulp of its largest term.
+        np.testing.assert_allclose(out[:n], np.copysign(z, x), rtol=0, atol=8 * np.finfo(dtype).eps)
+        assert np.isnan(out[n:]).all()
+        # Terms of the sum: at most lanes of them, each rounding once.
+        assert abs(total - x.astype("f8").sum()) <= 16 * np.finfo(dtype).eps * np.abs(x).sum()
+        assert largest == max([*y, 0] if n < lanes(a) else y)
+
+
+def dtype_of(value, like):
+    return like.dtype.type(value)
+
+
+def test_nan_and_infinity_survive_minimum_and_maximum():
+    @jit
+    def pair(a, b, out):
+        simd.store(out, 0, simd.maximum(simd.load(a, 0), simd.load(b, 0)))
+
+    a, b, out = np.zeros((3, 16), "f4")
+    a[:4], b[:4] = [np.nan, 1, np.inf, -np.inf], [1, np.nan, 1, -1]
+    pair(a, b, out)
+    np.testing.assert_array_equal(out[:4], np.maximum(a, b)[:4])
+
+
+@jit
+def apply_exp(a, out):
+    for i in range(0, a.size, lanes(a)):
+        simd.store(out, i, vecmath.exp(simd.load(a, i)))
+
+
+@jit
+def apply_tanh(a, out):
+    for i in range(0, a.size, lanes(a)):
+        simd.store(out, i, vecmath.tanh(simd.load(a, i)))
+
+
+@jit
+def apply_erf(a, out):
+    for i in range(0, a.size, lanes(a)):
+        simd.store(out, i, vecmath.erf(simd.load(a, i)))
+
+
+@jit
+def apply_sigmoid(a, out):
+    for i in range(0, a.size, lanes(a)):
+        simd.store(out, i, vecmath.sigmoid(simd.load(a, i)))
+
+
+# The measured worst cases over all 2^32 floats are in docs/kernels.md; these are the promises.
+FUNCTIONS = {"exp": (apply_exp, np.exp, 2), "tanh": (apply_tanh, np.tanh, 4),
+             "erf": (apply_erf, erf, 4), "sigmoid": (apply_sigmoid, expit, 4)}
+
+
+def sample(step):
+    """Every `step`-th of all float32 bit patterns: all exponents, both signs, NaNs, infinities."""
+    bits = np.arange(0, 2**32, step, dtype=np.uint64).astype(np.uint32)
+    return bits[:bits.size // 16 * 16].view("f4")
+
+
+def worst_ulp(kernel, truth, a):
+    """The largest error in units of the last place of the rounded truth; NaN and inf must match."""
+    out = np.empty_like(a)
+    kernel(a, out)
+    with np.errstate(all="ignore"):
+        wanted = truth(a.astype("f8"))
+        rounded = wanted.astype("f4")
+        np.testing.assert_array_equal(np.isnan(out), np.isnan(wanted))
+        finite = np.isfinite(rounded)
+        np.testing.assert_array_equal(out[np.isinf(rounded)], rounded[np.isinf(rounded)])
+        error = np.abs(out - wanted) / np.spacing(np.abs(rounded))
+    return error[finite].max()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_mathematics_of_float32_vectors(name):
+    kernel, truth, promised = FUNCTIONS[name]
+    assert worst_ulp(kernel, truth, sample(4099)) <= promised
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_mathematics_of_float64_vectors(name):
+    kernel, truth, _ = FUNCTIONS[name]
+    a = np.random.default_rng(0).normal(0, 5, 1600)
+    out = np.empty_like(a)
+    kernel(a, out)
+    np.testing.assert_allclose(out, truth(a), rtol=4 * np.finfo("f8").eps)
+
+
+@pytest.mark.parametrize("width", ["16", "32"])
+def test_narrower_machines(width):
+    """This file again, with vectors of another width."""
+    if os.environ.get("REFSD_SIMD_BYTES"):
+        return  # this is that other run
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env=os.environ | {"REFSD_SIMD_BYTES": width}, capture_output=True, text=True)
+    assert child.returncode == 0, child.stdout[-2000:]
