@@ -39,33 +39,34 @@ def weight_bytes(pipe: Any) -> int:
 def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     """What drawing takes on top of the loaded weights; `batch` pictures at once, guided."""
     factor, size = pipe.vae.config.downscale, itemsize(pipe.unet.dtype)
-    latent_pixels = math.ceil(width / factor) * math.ceil(height / factor)
-    unet = _unet(pipe.unet.tree, 2 * batch * latent_pixels * size)
-    decoder = _decoder(pipe.vae.tree["decoder"], latent_pixels * size)
+    pixels = math.ceil(width / factor) * math.ceil(height / factor)  # of the latents
     pictures = PICTURE * batch * width * height * size
-    return max(unet, decoder + pictures)
+    decoder = decoder_bytes(pipe.vae.tree["decoder"], pixels, size)
+    return max(unet_bytes(pipe.unet, pixels, 2 * batch, size), decoder + pictures)
 
 
-def _unet(tree: dict, plane: int) -> int:
-    """The UNet's peak. `plane` is the bytes of one channel of the batch at the first level."""
-    down = tree["down_blocks"]
-    levels = [(block, plane / 4**i) for i, block in enumerate(down)]
-    up = list(zip(tree["up_blocks"], (p for _, p in reversed(levels))))
-    peaks = [_block(block, plane) for block, plane in [*levels, *up]]
-    skips = sum(p * len(block["resnets"]) * _widest([block["resnets"][0]], 0)
-                for block, p in levels)
-    return int(skips + max(peaks))
+def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:
+    """The UNet's peak for `batch` latents of so many pixels, in numbers of `size` bytes."""
+    planes = [pixels * batch * size / 4**i for i in range(len(unet.tree["down_blocks"]))]
+    scores = [min(SCORES, heads * (pixels / 4**i) ** 2 * size)
+              for i, heads in enumerate(unet.config.heads)]
+    down = list(zip(unet.tree["down_blocks"], planes, scores))
+    up = list(zip(unet.tree["up_blocks"], reversed(planes), reversed(scores)))
+    skips = sum(plane * len(block["resnets"]) * _widest(block["resnets"][:1], 0)
+                for block, plane, _ in down)
+    return int(skips + max(_block(*level) for level in down + up))
 
 
-def _decoder(tree: dict, plane: int) -> int:
-    """The VAE decoder's peak, for one picture."""
+def decoder_bytes(tree: dict, pixels: int, size: int) -> int:
+    """The VAE decoder's peak, for one picture with latents of so many pixels."""
     blocks = [tree["mid_block"], *tree["up_blocks"]]
-    planes = [plane * 4 ** max(i - 1, 0) for i in range(len(blocks))]
-    return int(max(_block(block, p) for block, p in zip(blocks, planes)))
+    planes = [pixels * size * 4 ** max(i - 1, 0) for i in range(len(blocks))]
+    scores = min(SCORES, pixels**2 * size)
+    return int(max(_block(block, plane, scores) for block, plane in zip(blocks, planes)))
 
 
-def _block(block: dict, plane: float) -> float:
-    """The peak of one level's residual blocks and transformers."""
+def _block(block: dict, plane: float, scores: float) -> float:
+    """The peak of one level's residual blocks and transformers; `plane` is one channel's bytes."""
     resnets = block["resnets"]
     activation = plane * max(_widest(resnets, 0), _widest(resnets, 1))
     peak = AT_ONCE * activation + 1.5 * min(WINDOWS, 9 * activation)
@@ -75,7 +76,7 @@ def _block(block: dict, plane: float) -> float:
     for attention in block.get("attentions", ()):
         if "transformer_blocks" in attention:
             channels = attention["proj_in"]["weight"].shape[0]
-            peak = max(peak, FEED_FORWARD * channels * plane + 3 * SCORES)
+            peak = max(peak, FEED_FORWARD * channels * plane, AT_ONCE * activation + 3 * scores)
     return peak
 
 

@@ -1,0 +1,64 @@
+"""The foretold memory of a request against what NumPy really takes."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import tiny
+
+from refsd.ops import attention, conv
+from refsd.pipelines import memory
+from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return StableDiffusionPipeline.from_pretrained()
+
+
+def peak(call):
+    """The most bytes of arrays that a call holds at once, beyond what was there."""
+    tracemalloc.start()
+    call()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+# The promise is a factor of 1.5 either way.
+@pytest.mark.parametrize("width, height, batch", [(128, 128, 1), (256, 192, 1), (128, 64, 4)])
+def test_a_request(pipe, width, height, batch):
+    measured = peak(lambda: pipe("a red cube", width=width, height=height, num_inference_steps=1,
+                                 num_images_per_prompt=batch, generator=0, output_type="np"))
+    foretold = memory.working_bytes(pipe, width, height, batch)
+    assert 1 / 1.5 < foretold / measured < 1.5, (measured, foretold)
+
+
+@pytest.mark.parametrize("batch, side", [(1, 16), (2, 32)])
+def test_the_unet_alone(pipe, batch, side):
+    """In a request of this model the decoder's peak is the larger one and hides the UNet's."""
+    x = np.zeros((2 * batch, 4, side, side), np.float32)
+    width = pipe.text_encoder.tree["final_layer_norm"]["weight"].size
+    text = np.zeros((2 * batch, 16, width), np.float32)
+    measured = peak(lambda: pipe.unet(x, 500, text))
+    foretold = memory.unet_bytes(pipe.unet, side * side, 2 * batch, 4)
+    assert 1 / 1.5 < foretold / measured < 1.5, (measured, foretold)
+
+
+def test_weights_are_counted_once(tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny.write_model(tmp_path / "m"))
+    wanted = sum(array.nbytes for part in tiny.CONFIGS for array in tiny.tensors(part).values())
+    assert memory.weight_bytes(pipe) == wanted
+    assert memory.estimate_bytes(pipe, 64, 64, 1) == (
+        memory.LIBRARIES + wanted + memory.working_bytes(pipe, 64, 64, 1))
+
+
+def test_the_slices_are_those_of_the_backend():
+    assert (memory.WINDOWS, memory.SCORES) == (conv.SLICE_BYTES, attention.SLICE_BYTES)
+
+
+@pytest.mark.parametrize("smaller, larger", [
+    ((64, 64, 1), (512, 64, 1)), ((512, 512, 1), (512, 512, 64)), ((512, 512, 1), (1024, 512, 1)),
+])
+def test_more_takes_more(pipe, smaller, larger):
+    assert memory.working_bytes(pipe, *smaller) < memory.working_bytes(pipe, *larger)
