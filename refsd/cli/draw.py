@@ -74,7 +74,8 @@ def parser() -> Parser:
     add("--rng", type=choice(*RNGS), metavar="NAME", default="torch-cpu",
         help="whose noise: torch-cpu as diffusers and ComfyUI have it (default), cuda as A1111 "
         "on a graphics card, numpy")
-    add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)} (auto: the fastest that is there)")
+    add("--backend", metavar="NAME", default="auto",
+        help=f"auto, {', '.join(BACKENDS)} (auto: the fastest that is there)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help="float32 or float64, the arithmetic's type (float32)")
     add("-t", "--threads", type=integer, metavar="N", help="threads of the matrix products (all)")

@@ -60,9 +60,14 @@ def fail(code: str, exit_code: int, message: str, *, as_json: bool) -> int:
     """Say what went wrong, the same way for every error; gives the exit code."""
     message = one_line(message)
     if as_json:
-        result_json({"error": {"code": code, "exit_code": exit_code, "message": message}})
-    else:
-        note(f"refsd: error: {message}")
+        try:
+            result_json({"error": {"code": code, "exit_code": exit_code, "message": message}})
+            return exit_code
+        except BrokenPipeError:
+            raise
+        except OSError:  # stdout itself is what failed
+            pass
+    note(f"refsd: error: {message}")
     return exit_code
 
 
