@@ -204,7 +204,7 @@ def test_what_is_said(draw):
 
 def test_lines_where_there_is_no_terminal(draw, monkeypatch):
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
-    assert "seed 3: step 1 of 2, " in draw("-s", 3)[2]
+    assert "refsd: seed 3: step 1 of 2, " in draw("-s", 3)[2]
     assert "step 1 of 2" not in draw("-s", 3, "-q")[2] + draw("-s", 3, "--json")[2]
 
 

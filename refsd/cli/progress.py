@@ -32,7 +32,7 @@ class Progress:
         if self.show and now - self.last_line >= QUIET_SECONDS and self.done < self.total:
             self.last_line = now
             left = (now - self.started) / self.done * (self.total - self.done)
-            report.note(f"{self.label}: step {self.done} of {self.total}, {left:.0f} s left")
+            report.note(f"refsd: {self.label}: step {self.done} of {self.total}, {left:.0f} s left")
 
     def __enter__(self) -> "Progress":
         return self
