@@ -117,6 +117,7 @@ def test_bad_values_in_python(pipe, keywords, words):
     (["a", "-n", "-x"], ["--negative-prompt=-value"]),
     (["a", "-o", ""], ["--output", "empty"]),
     (["a", "-o", "x.jpg"], ["x.jpg", ".png"]),
+    (["a", "-o", "new"], ["new", "a folder has to exist"]),
     (["a", "-o", "x\0.png"], ["x\\x00.png", "not a file name"]),
     (["a", "--output-latents", "x.bin"], ["x.bin", ".npy or .safetensors"]),
     (["a", "-m", "no/such/model"], ["no/such/model"]),

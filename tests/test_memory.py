@@ -26,7 +26,7 @@ def peak(call):
 
 
 # The promise is a factor of 1.5 either way.
-@pytest.mark.parametrize("width, height, batch", [(128, 128, 1), (256, 192, 1), (128, 64, 4)])
+@pytest.mark.parametrize("width, height, batch", [(128, 128, 1), (192, 128, 1), (64, 64, 4)])
 def test_a_request(pipe, width, height, batch):
     measured = peak(lambda: pipe("a red cube", width=width, height=height, num_inference_steps=1,
                                  num_images_per_prompt=batch, generator=0, output_type="np"))
@@ -34,7 +34,7 @@ def test_a_request(pipe, width, height, batch):
     assert 1 / 1.5 < foretold / measured < 1.5, (measured, foretold)
 
 
-@pytest.mark.parametrize("batch, side", [(1, 16), (2, 32)])
+@pytest.mark.parametrize("batch, side", [(1, 16), (2, 24)])
 def test_the_unet_alone(pipe, batch, side):
     """In a request of this model the decoder's peak is the larger one and hides the UNet's."""
     x = np.zeros((2 * batch, 4, side, side), np.float32)

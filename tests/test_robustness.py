@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,22 @@ def test_little_memory(model, tmp_path, share, code):
     if code:
         assert "out of memory" in one_line(err) and "smaller picture" in one_line(err)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_id_in_the_local_cache(model, tmp_path):
+    """By id it is found without any network, and repro needs no -m."""
+    home = tmp_path / "cache" / "models--someone--tiny"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(model, home / "snapshots" / ("0" * 40))
+    env = chaos.environment(HF_HUB_CACHE=str(tmp_path / "cache"), HTTPS_PROXY="http://127.0.0.1:9")
+    path = tmp_path / "x.png"
+    code, _, err = chaos.run("a", "-m", "someone/tiny", "--steps", 1, "-o", path, env=env)
+    assert code == 0, err
+    code, out, err = chaos.run("repro", path, env=env)
+    assert code == 0 and out.startswith(b"identical"), err
+    code, _, err = chaos.run("a", "-m", "someone/else", "-o", path, env=env)
+    assert code == 3 and "not in the local hub cache" in one_line(err)
 
 
 def test_undecodable_arguments(model, tmp_path):

@@ -1,6 +1,7 @@
 """`python -m refsd PROMPT`: draw pictures and write them as PNG files."""
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,7 +101,9 @@ def run(options: argparse.Namespace) -> int:
     if options.output_latents is not None:
         output.try_out(options.output_latents, (".npy", ".safetensors"))
     chatty = not (options.quiet or options.json)
-    if chatty:
+    if not chatty:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    else:
         note(f"refsd: seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else ""))
 
     with Warnings(show=not options.json) as warnings, threads.limited(options.threads):

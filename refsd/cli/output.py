@@ -37,7 +37,7 @@ def plan(argument: str | None, seeds: list[int]) -> list[Place]:
     else:
         places = [Place(name) for name in _fill_in(argument, seeds)]
     for place in places:
-        try_out(place.path, (".png", ""))
+        try_out(place.path, (".png",))
     return places
 
 
@@ -88,8 +88,8 @@ def try_out(path: str, suffixes: tuple[str, ...]) -> None:
     if _in_place(path):
         return
     if os.path.splitext(path)[1].lower() not in suffixes:
-        kinds = " or ".join(suffix for suffix in suffixes if suffix)
-        raise UsageError(f"{path}: the file is to end in {kinds}, other formats are not written")
+        raise UsageError(f"{path}: the name of a file is to end in {' or '.join(suffixes)}; a "
+                         "folder has to exist")
     try:
         draft = _draft(path)
         try:

@@ -59,15 +59,16 @@ def describe(error: Exception) -> tuple[str, int, str]:
 def fail(code: str, exit_code: int, message: str, *, as_json: bool) -> int:
     """Say what went wrong, the same way for every error; gives the exit code."""
     message = one_line(message)
-    if as_json:
-        try:
-            result_json({"error": {"code": code, "exit_code": exit_code, "message": message}})
-            return exit_code
-        except BrokenPipeError:
-            raise
-        except OSError:  # stdout itself is what failed
-            pass
-    note(f"refsd: error: {message}")
+    line = f"refsd: error: {message}"
+    if not as_json:
+        note(line)
+        return exit_code
+    try:
+        result_json({"error": {"code": code, "exit_code": exit_code, "message": message}})
+    except BrokenPipeError:
+        raise
+    except OSError:  # stdout itself is what failed
+        note(line)
     return exit_code
 
 
