@@ -5,7 +5,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from bounds import BOUNDS, EXP, OTHERS, PRECISIONS, assert_within
+from bounds import BOUNDS, EXP, OTHERS, PRECISIONS, assert_within, rms
 from hypothesis import given
 from hypothesis import strategies as st
 from op_table import normal
@@ -118,6 +118,17 @@ def test_float32_functions_over_many_numbers(name):
     function, allowed = getattr(np, name), EXP if name == "exp" else OTHERS
     wanted = function(x.astype("float64"))
     assert_within(function(x), wanted, allowed * 2.0**-24 * abs(wanted))
+
+
+@pytest.mark.parametrize("name, roundings", [("silu", EXP + 5), ("quick_gelu", EXP + 7),
+                                             ("gelu", OTHERS + 5), ("gelu_tanh", OTHERS + 10)])
+def test_roundings_add_up_like_random_ones(name, roundings):
+    """n roundings of random sign, each with a variance of at most u^2 / 3, have the root mean
+    square sqrt(n / 3) u, not n u. (Right of 0: on the left the sum 1 + erf cancels.)"""
+    x = abs(normal((2**18,), 1, 3))
+    truth = getattr(F, name)(x.astype("float64"))
+    error = (getattr(F, name)(x) - truth) / truth
+    assert rms(error) <= math.sqrt(roundings / 3) * 2.0**-24
 
 
 def test_geglu_gates_the_first_half_by_the_second():
