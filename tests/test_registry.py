@@ -148,8 +148,9 @@ def test_auto_is_the_first_backend():
 def test_a_missing_kernel_raises_and_says_where_there_is_one(other):
     with refsd.use("other"), pytest.raises(UsageError) as caught:
         F.gelu(x())
-    assert str(caught.value) == ("gelu has no kernel on the backend 'other'; it exists on: "
-                                 + ", ".join(b for b in registry.BACKENDS if b != "other"))
+    message, _, names = str(caught.value).partition("; it exists on: ")
+    assert message == "gelu has no kernel on the backend 'other'"
+    assert "numpy" in names.split(", ") and "other" not in names
 
 
 def test_watch_hears_the_op_its_inputs_its_options_and_its_output():
