@@ -5,6 +5,7 @@ import numpy as np
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.weights import to_tree
 from refsd.weights.expect import SHAPES
+from refsd.weights.validate import validate
 
 CROSS_DOWN, DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, UP = "CrossAttnUpBlock2D", "UpBlock2D"
@@ -83,7 +84,8 @@ def weights(component, config, seed=0, dtype="float32"):
 def tree(component, config, seed=0, dtype="float32"):
     """The tree that the model functions take, and their config."""
     found = to_tree(weights(component, config, seed, dtype))
-    return found.get("text_model", found), CONFIGS[component].from_json(config)
+    complete = validate(component, config)
+    return found.get("text_model", found), CONFIGS[component].from_json(complete)
 
 
 def values(seed, *shape, dtype="float32"):

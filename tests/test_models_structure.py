@@ -1,19 +1,20 @@
 """Which ops the networks consist of, in which order, and what they cost; wrong trees."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_samples import CLIPS, UNETS, VAES, tree, values
+from model_samples import CLIPS, CONFIGS, UNETS, VAES, tree, values
 from plan_backend import planning
 
 import refsd
 from refsd.contracts import Spec
 from refsd.errors import UsageError
 from refsd.models import clip, layers, unet, vae
-from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.weights import sd1, to_tree
 from refsd.weights.expect import SHAPES
+from refsd.weights.validate import validate
 
 
 def planned_tree(component):
@@ -21,6 +22,10 @@ def planned_tree(component):
     shapes = SHAPES[component](sd1.CONFIGS[component])
     found = to_tree({name: Spec(shape, "float32") for name, shape in shapes.items()})
     return found.get("text_model", found)
+
+
+def planned_config(component):
+    return CONFIGS[component].from_json(validate(component, sd1.CONFIGS[component]))
 
 
 def f32(*shape):
@@ -32,13 +37,13 @@ def plans():
     """The ops of Stable Diffusion 1.5 for one picture of 512 x 512."""
     with planning() as text:
         out = clip.clip_text(Spec((1, 77), "int64"), **planned_tree("text_encoder"),
-                             config=CLIPTextConfig.from_json(sd1.CONFIGS["text_encoder"]))
+                             config=planned_config("text_encoder"))
         assert out == f32(1, 77, 768)
     with planning() as denoise:
         out = unet.unet(f32(1, 4, 64, 64), Spec((1,), "int64"), f32(1, 77, 768),
-                        **planned_tree("unet"), config=UNetConfig.from_json(sd1.CONFIGS["unet"]))
+                        **planned_tree("unet"), config=planned_config("unet"))
         assert out == f32(1, 4, 64, 64)
-    found, config = planned_tree("vae"), VAEConfig.from_json(sd1.CONFIGS["vae"])
+    found, config = planned_tree("vae"), planned_config("vae")
     with planning() as encode:
         out = vae.encode(f32(1, 3, 512, 512), encoder=found["encoder"],
                          quant_conv=found["quant_conv"], config=config)
@@ -257,7 +262,7 @@ def test_heads_must_be_given_for_every_level():
     for heads in ((2,), (2, 2, 2)):
         with pytest.raises(UsageError, match="unet: 2 levels down, 2 up, heads"):
             unet.unet(values(1, 1, 4, 8, 8), np.array([1]), values(2, 1, 5, 10), **found,
-                      config=UNetConfig(heads=heads, groups=4))
+                      config=replace(config, heads=heads))
 
 
 def test_a_text_longer_than_the_positions_is_refused():
@@ -272,7 +277,7 @@ def test_the_halving_of_the_vae_pads_right_and_below():
     x[0, 0, 3] = 1
     ones = {"weight": np.ones((1, 1, 3, 3), "float32"), "bias": np.zeros(1, "float32")}
     block = {"resnets": [], "downsamplers": [{"conv": ones}]}
-    y = vae.down(x, **block, config=VAEConfig())
+    y = vae.down(x, **block, config=planned_config("vae"))
     assert y.tolist() == [[[[0, 0], [3, 2]]]]
     symmetric = layers.downsample(x, conv=ones, padding=1)
     assert symmetric.tolist() == [[[[0, 0], [2, 3]]]]

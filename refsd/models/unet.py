@@ -56,7 +56,7 @@ def down(h, temb, context, skips, *, resnets, attentions=None, downsamplers=(), 
             h = transformer(h, context, **attentions[i], heads=heads, groups=config.groups)
         skips.append(h)
     for block in downsamplers:
-        h = downsample(h, **block, padding=config.down_padding)
+        h = downsample(h, **block, padding=1)
         skips.append(h)
     return h
 
