@@ -1,4 +1,4 @@
-"""python -m training: pictures -> autoencoder -> latents -> diffusion -> model folder -> figures.
+"""python -m training: pictures, autoencoder, latents, text encoder, UNet, model folder, figures.
 
 Every stage goes on where it was stopped; a stage that is finished is skipped.
 """
@@ -18,6 +18,9 @@ ALLOCATOR = {
 }
 
 
+STAGES = ("pictures", "vae", "latents", "text", "diffusion", "export", "measure")
+
+
 def _start_again_with_allocator():
     """Re-run this command with the allocator's settings, which glibc reads only at the start."""
     if "MALLOC_MMAP_MAX_" not in os.environ:
@@ -31,20 +34,19 @@ def _arguments():
     parser.add_argument("--target", type=Path, default=Path("refsd/data/model"), help="result")
     parser.add_argument("--pictures", type=int, default=60_000)
     parser.add_argument("--vae-steps", type=int, default=2_200)
+    parser.add_argument("--text-steps", type=int, default=3_000)
     parser.add_argument("--steps", type=int, default=10_000, help="of the diffusion")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--init", type=Path, help="a model folder to go on from")
-    parser.add_argument(
-        "stages", nargs="*", help="pictures vae latents diffusion export measure; default: all"
-    )
+    parser.add_argument("stages", nargs="*", help=f"{' '.join(STAGES)}; default: all")
     return parser.parse_args()
 
 
 def main():
     args = _arguments()
     _start_again_with_allocator()
-    stages = args.stages or ["pictures", "vae", "latents", "diffusion", "export", "measure"]
-    from training import diffusion, export, latents, measure, pictures, vae
+    stages = args.stages or STAGES
+    from training import diffusion, export, latents, measure, pictures, text, vae
     from training.tokenizer import load_tokenizer, write_tokenizer
 
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,10 @@ def main():
         write_tokenizer(args.folder / "tokenizer")
         tokenizer = load_tokenizer(args.folder / "tokenizer")
         latents.encode_captions(args.folder, tokenizer, args.pictures)
+        text.encode_claims(args.folder, args.pictures)
         latents.encode_pictures(args.folder, export.trained_vae(args.folder))
+    if "text" in stages and not (args.folder / "text.pt").exists():
+        text.train(args.folder, diffusion.build()["text"], steps=args.text_steps)
     if "diffusion" in stages:
         diffusion.train_parallel(args.folder, workers=args.workers, steps=args.steps)
     if "export" in stages:

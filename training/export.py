@@ -53,6 +53,7 @@ def begin_from(target, folder):
     """Write first checkpoints in `folder` from a model folder; never over old ones."""
     pipe = open_model(target)
     model = torch.nn.ModuleDict({"text": pipe.text_encoder, "unet": pipe.unet})
+    save(Path(folder) / "text.pt", pipe.text_encoder.state_dict())
     for name, part in (("vae.pt", pipe.vae), ("diffusion.pt", model)):
         path, weights = Path(folder) / name, part.state_dict()
         if path.exists():
