@@ -14,9 +14,10 @@ from numba.extending import intrinsic
 
 from refsd.numba_ops.vector import WIDTH, Vector, lanes, same_size, splat, splat_like, spread
 
-__all__ = ["WIDTH", "Vector", "absolute", "bits", "copysign", "fma", "lanes", "largest", "libm_erf",
-           "libm_exp", "libm_tanh", "load", "load_first", "maximum", "minimum", "nearest", "select",
-           "splat", "splat_like", "spread", "sqrt", "store", "store_first", "to_integer", "total"]
+__all__ = ["Vector", "WIDTH", "absolute", "bits", "copysign", "fetch", "fetch_line", "fma",
+           "lanes", "largest", "libm_erf", "libm_exp", "libm_tanh", "load", "load_first",
+           "maximum", "minimum", "nearest", "select", "splat", "splat_like", "spread", "sqrt",
+           "store", "store_first", "to_integer", "total"]
 
 
 def _pointer(context, builder, array_type, array, index, vector):
@@ -48,6 +49,27 @@ def store(typing, a, i, x):
         return context.get_dummy_value()
 
     return types.void(a, types.intp, x), emit
+
+
+@intrinsic
+def fetch(typing, a, i):
+    """Ask for the cache line of a[i], which is needed soon. No harm if there is no such element."""
+
+    def emit(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        fetch_line(builder, builder.gep(data, [arguments[1]]), level=1)
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp), emit
+
+
+def fetch_line(builder, address, level):
+    """LLVM code that asks for the cache line of an address, up to the cache of a level (1 to 3)."""
+    number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    to_read, locality, of_data = (ir.Constant(number, n) for n in (0, 4 - level, 1))
+    builder.call(function, [builder.bitcast(address, byte), to_read, locality, of_data])
 
 
 @intrinsic

@@ -5,7 +5,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refsd.numba_ops.simd import WIDTH, Vector, spread
+from refsd.numba_ops.simd import WIDTH, Vector, fetch_line, spread
 
 # 14 x 2 sums, two columns and one row value fill the 32 registers of AVX-512; 6 x 2 those of AVX2.
 ROWS, VECTORS = (14, 2) if WIDTH == 64 else (6, 2)
@@ -21,14 +21,30 @@ def tile(typing, a, at, step, segments, length, panel, panel_at, c):
     c: 1-D, ROWS x NR, overwritten. Each sum is one chain of fused multiply-adds in the order of k,
     so its bits depend on nothing but its own row and column.
     """
+    return _tile(a, segments, panel, c)
+
+
+@intrinsic
+def tile_ahead(typing, a, at, step, segments, length, panel, panel_at, c, onto, next_a, next_panel,
+               pace):
+    """As tile, or with `onto` c += the sums, and meanwhile fetch into the caches what comes next.
+
+    A long k in pieces, added up, has a fraction of the rounding error of one chain. After k steps
+    a[next_a :] has been fetched up to k ROWS elements, and panel[next_panel :] up to k pace.
+    """
+    return _tile(a, segments, panel, c, types.intp, types.intp, types.intp, types.intp)
+
+
+def _tile(a, segments, panel, c, *more):
     vector = Vector(a.dtype)
-    signature = types.void(a, types.intp, types.intp, segments, types.intp, panel, types.intp, c)
+    signature = types.void(a, types.intp, types.intp, segments, types.intp, panel, types.intp, c,
+                           *more)
 
     def emit(context, builder, signature, arguments):
         memory = [context.make_array(kind)(context, builder, value).data
                   if isinstance(kind, types.Array) else value
                   for kind, value in zip(signature.args, arguments)]
-        a_data, at, step, offsets, length, panel_data, panel_at, c_data = memory
+        a_data, at, step, offsets, length, panel_data, panel_at, c_data, *ahead = memory
         count = context.make_array(signature.args[3])(context, builder, arguments[3]).shape
         whole = vector.llvm.as_pointer()
         right_at = builder.bitcast(builder.gep(panel_data, [panel_at]), whole)
@@ -48,6 +64,13 @@ def tile(typing, a, at, step, segments, length, panel, panel_at, c):
                 first = builder.mul(k, ir.Constant(k.type, VECTORS))
                 right = [_load(builder, right_at, builder.add(first, ir.Constant(k.type, j)), a)
                          for j in range(VECTORS)]
+                if ahead:
+                    _, next_a, next_panel, pace = ahead
+                    rows = ir.Constant(k.type, ROWS)
+                    for data, after, speed in ((a_data, next_a, rows),
+                                               (panel_data, next_panel, pace)):
+                        place = builder.add(after, builder.mul(k, speed))
+                        fetch_line(builder, builder.gep(data, [place]), level=2)
                 here = builder.gep(left_at, [loop.index])
                 for i, start in enumerate(row_starts):
                     left = spread(builder, builder.load(builder.gep(here, [start])), vector.count)
@@ -57,6 +80,11 @@ def tile(typing, a, at, step, segments, length, panel, panel_at, c):
                         builder.store(product, place)
 
         out = builder.bitcast(c_data, whole)
+        if ahead:
+            with builder.if_then(builder.icmp_signed("!=", ahead[0], ir.Constant(at.type, 0))):
+                for i, place in enumerate(sums):
+                    before = _load(builder, out, ir.Constant(at.type, i), a)
+                    builder.store(builder.fadd(before, builder.load(place)), place)
         for i, place in enumerate(sums):
             stored = builder.store(builder.load(place),
                                    builder.gep(out, [ir.Constant(ir.IntType(64), i)]))
