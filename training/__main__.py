@@ -71,8 +71,11 @@ def main():
     if "measure" in stages:
         print("the check on ray-traced pictures")
         measure.report(measure.check_of_the_check())
-        print("the model")
-        measure.report(measure.measure(export.open_model(args.target)))
+        pipe = export.open_model(args.target)
+        print(f"the autoencoder: {measure.coder(pipe):.2f} dB")
+        for guidance in (4.0, 7.5):
+            print(f"the model at guidance {guidance}")
+            measure.report(measure.measure(pipe, guidance=guidance))
 
 
 if __name__ == "__main__":

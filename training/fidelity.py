@@ -17,7 +17,9 @@ from training.scenes import BACKGROUNDS, COLORS, Scene, Solid
 
 SATURATION, CHROMA = 0.33, 26  # a pixel of a solid is more colourful than this; backgrounds are not
 AREA = 110  # pixels; the smallest solid, a ring of radius 15, has 330
-HIGHLIGHT = 0.035  # holes up to this share of a region are highlights, larger ones are holes
+SMALL_HOLE = 0.035  # holes up to this share of a region are highlights
+HIGHLIGHT = 0.10  # up to here they are if they are brighter than the ground by GLEAM
+GLEAM = 25  # grey levels
 OVERLAP = 0.80  # an outline that fits worse than this is no solid we know
 MIDDLE = 19.7  # pixels; between the radii of small and large
 _MODEL = 40.0  # radius of the solids whose outlines are compared
@@ -105,6 +107,10 @@ def _labels(picture):
 def _regions(picture):
     """[(colour, (H, W) bool)]: connected regions of one hue, highlights filled."""
     labels, out = _labels(picture), []
+    light = picture.min(axis=-1).astype(
+        np.float64
+    )  # a highlight is white: its least channel is high
+    ground = np.median(light[labels < 0]) if (labels < 0).any() else 255.0
     for index, color in enumerate(COLORS):
         mask = ndimage.binary_opening(labels == index, np.ones((3, 3)))
         parts, count = ndimage.label(mask)
@@ -115,7 +121,9 @@ def _regions(picture):
             holes, many = ndimage.label(ndimage.binary_fill_holes(region) & ~region)
             for h in range(1, many + 1):
                 hole = holes == h
-                if hole.sum() <= HIGHLIGHT * region.sum():
+                share = hole.sum() / region.sum()
+                gleams = light[hole].mean() > ground + GLEAM
+                if share <= SMALL_HOLE or (share <= HIGHLIGHT and gleams):
                     region |= hole
             out.append((color, region))
     return _absorb(out)

@@ -22,7 +22,7 @@ def prompts(count, solids):
     return out
 
 
-def draw(pipe, texts, *, steps=20, guidance=7.5, first=0, batch=20):
+def draw(pipe, texts, *, guidance, steps=20, first=0, batch=20):
     """(len(texts), 128, 128, 3) uint8 of a diffusers pipeline; picture i has seed first + i."""
     out = []
     for start in range(0, len(texts), batch):
@@ -55,22 +55,24 @@ def check_of_the_check(count=200):
     return out
 
 
-def measure(pipe, *, counts=None, **options):
-    """{solids: shares} over held-out prompts, and under "psnr" the autoencoder's dB."""
-    out = {"psnr": psnr(pipe.vae, held_out(64, first=FIRST))}
+def measure(pipe, *, guidance, counts=None):
+    """{number of solids: shares} over held-out prompts."""
+    out = {}
     for solids, count in (counts or {1: 100, 2: 100, 3: 50}).items():
         captions = prompts(count, solids)
-        pictures = draw(pipe, [caption.text for caption in captions], **options)
+        pictures = draw(pipe, [caption.text for caption in captions], guidance=guidance)
         verdicts = [judge(p, c) for p, c in zip(pictures, captions, strict=True)]
         out[solids] = share(verdicts)
     return out
 
 
+def coder(pipe):
+    """The autoencoder's mean PSNR in dB over 64 held-out pictures."""
+    return psnr(pipe.vae, held_out(64, first=FIRST))
+
+
 def report(figures):
     """The figures as lines of text."""
-    for key, value in figures.items():
-        if isinstance(value, dict):
-            words = ", ".join(f"{name} {100 * part:.1f} %" for name, part in value.items())
-            print(f"{key} solid(s): {words}", flush=True)
-        else:
-            print(f"autoencoder: {value:.2f} dB", flush=True)
+    for solids, shares in figures.items():
+        words = ", ".join(f"{name} {100 * part:.1f} %" for name, part in shares.items())
+        print(f"{solids} solid(s): {words}", flush=True)
