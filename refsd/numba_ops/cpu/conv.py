@@ -1,0 +1,99 @@
+"""Convolution: which algorithm computes it on a CPU, and the way there and back.
+
+`im2col` is implicit GEMM here (conv_gemm.py), `winograd2` and `winograd4` are conv_winograd.py,
+`fft` is conv_fft.py. A 1 x 1 kernel is a linear layer of the pixels. All take pictures whose
+channels lie side by side in memory as they are, and give such pictures.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import numpy as np
+
+from refsd.numba_ops.cpu.conv_fft import fft
+from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
+from refsd.numba_ops.cpu.conv_winograd import winograd
+from refsd.numba_ops.cpu.linear import multiply_rows
+from refsd.numba_ops.memory import fill_up, pack, prepared
+from refsd.ops.conv import Choice, sides
+from refsd.registry import kernel
+
+
+class Policy(NamedTuple):
+    """What the choice of an algorithm may cost in exactness and in memory."""
+
+    exact: bool = False  # sums of products and nothing else
+    memory: int = 384 * 1024  # bytes of weights beyond their own, for each output pixel
+
+
+DEFAULT = Policy()
+_policy: ContextVar[Policy] = ContextVar("refsd_conv2d_policy", default=DEFAULT)
+
+
+@kernel("numba")
+def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
+    (N, _, H, W), (O, _, kh, kw) = x.shape, weight.shape
+    (sh, sw), (dh, dw), pad = _pair(stride), _pair(dilation), sides(padding)
+    Ho = (H + sum(pad[0]) - dh * (kh - 1) - 1) // sh + 1
+    Wo = (W + sum(pad[1]) - dw * (kw - 1) - 1) // sw + 1
+    y = np.empty((N, Ho, Wo, O), x.dtype)
+
+    name = choose(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
+                  algorithm=algorithm, policy=_policy.get()).algorithm
+    if name in ("winograd2", "winograd4"):
+        winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups)
+    elif name == "fft":
+        fft(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
+    elif (kh, kw, sh, sw, groups) == (1, 1, 1, 1, 1) and not np.any(pad):
+        panels = prepared(weight, "conv 1x1", lambda w: pack(w[:, :, 0, 0].T))
+        multiply_rows(x.transpose(0, 2, 3, 1), panels, fill_up(bias, O, x.dtype), y.reshape(-1, O))
+    else:
+        implicit_gemm(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
+    return y.transpose(0, 3, 1, 2)
+
+
+def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tuple = (1, 1),
+           groups: int = 1, algorithm: str = "auto", policy: Policy = DEFAULT) -> Choice:
+    """The algorithm for an output (N, H', W', O) and a kernel (O, I, kH, kW), and why.
+
+    It does not look at N: a picture has the same bits alone and in a batch. What the rules rest on
+    is measured in docs/kernels-conv.md.
+    """
+    (_, Ho, Wo, O), (_, I, kh, kw) = result, kernel
+    if algorithm != "auto":
+        return Choice(algorithm, "it was asked for")
+    if policy.exact:
+        return Choice("im2col", "exact: sums of products and nothing else")
+    if kh * kw >= 225 and min(I, O) >= 32 and groups == 1:
+        return Choice("fft", f"a {kh} x {kw} kernel has 225 taps or more: the transform's cost "
+                      "does not grow with them")
+    if (kh, kw, *stride, *dilation, groups) != (3, 3, 1, 1, 1, 1, 1):
+        return Choice("im2col", "Winograd is for 3 x 3 kernels with stride, dilation and groups 1")
+    if min(I, O) < 16:
+        return Choice("im2col", f"{I} -> {O} channels: below 16 the transforms cost what they save")
+
+    extra4, extra2 = ((places - 9) * I * O * 4 // (Ho * Wo) for places in (36, 16))
+    if Ho * Wo >= 8 * 8 and extra4 <= policy.memory:
+        return Choice("winograd4", "36 multiplications instead of 144 for 4 x 4 outputs; its "
+                      f"weights hold {extra4} bytes more for each output, {policy.memory} allowed")
+    if extra2 <= policy.memory:
+        return Choice("winograd2", "16 multiplications instead of 36 for 2 x 2 outputs; its "
+                      f"weights hold {extra2} bytes more for each output, {policy.memory} allowed")
+    return Choice("im2col", f"{Ho} x {Wo} outputs are too few for the {extra2} bytes each that "
+                  f"winograd2 holds more, {policy.memory} allowed")
+
+
+@contextmanager
+def conv2d_policy(**changes) -> Iterator[None]:
+    """Inside, choose with another Policy: conv2d_policy(exact=True), conv2d_policy(memory=0)."""
+    token = _policy.set(_policy.get()._replace(**changes))
+    try:
+        yield
+    finally:
+        _policy.reset(token)
+
+
+def _pair(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

@@ -1,0 +1,222 @@
+"""Convolution as one matrix product whose left matrix is never written down (implicit GEMM).
+
+Row r of that matrix is what output pixel r sees: for every tap, the channels of one pixel. In a
+channels-last picture those lie side by side, and the next output pixel sees the same one pixel
+further on: the tile's rows are `step` apart, its segments are the taps. What makes that true for
+every picture is the copy that padding needs anyway: with zeros around, and with the pixels sorted
+by phase (row modulo stride, column modulo stride), so that output neighbours are neighbours in
+memory. At the end of a line the rows just go on: a few of them belong to no output.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numba import prange
+
+from refsd.numba_ops.cpu.pixels import PIECE, as_pixels
+from refsd.numba_ops.jit import jit
+from refsd.numba_ops.memory import aligned_empty, fill_up, flat, pack, panel_width, prepared
+from refsd.numba_ops.simd import fma, lanes, load, load_first, store, store_first
+from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
+
+# Elements of the picture that a task keeps in the second-level cache, and its most tiles.
+BLOCK, MOST_TILES = 2**17, 64
+
+
+class Plan(NamedTuple):
+    """Where everything lies in the copy of a picture: numbers of pixels, but for `taps`."""
+
+    phases: np.ndarray  # (row, column) of those that some tap sees
+    lines: int  # of one phase
+    pitch: int  # from one line to the next
+    taps: np.ndarray  # element offset of each tap, (kH kW,)
+    step: int  # elements from one pixel to the next
+    run: int  # rows of the matrix: from the first output pixel to the last
+
+
+def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
+    """y = w * x + bias.   x (N, C, H, W), y (N, H', W', O)"""
+    (N, C, _, _), (O, I, _, kw) = x.shape, weight.shape
+    plan = _plan(C, weight.shape, y.shape, stride, padding, dilation, x.itemsize)
+    copy, picture = _lay_out(x, plan, stride, padding)
+    if I == 1 and O == C:
+        columns = prepared(weight, "conv depthwise", lambda w: w.reshape(O, -1).T.copy().ravel())
+        _depthwise(copy, picture, plan.pitch * plan.step, plan.step, plan.taps, columns,
+                   fill_up(bias, O, x.dtype), flat(y), y.shape)
+        return
+
+    panels = prepared(weight, f"conv {groups}", lambda w: _pack_groups(w, groups))
+    biases = np.concatenate([fill_up(None if bias is None else bias[g:g + O // groups],
+                                     O // groups, x.dtype) for g in range(0, O, O // groups)])
+    segments, length = _segments(plan, I, kw, stride, dilation, groups)
+    # No result depends on this size: it keeps the caches full and the threads busy.
+    tiles, count = N * -(-plan.run // ROWS), biases.size // panel_width(x.dtype)
+    tall = max(1, min(MOST_TILES, BLOCK // (ROWS * plan.step),
+                      tiles * count // (2 * numba.get_num_threads())))
+    tall = -(-tiles // -(-tiles // tall))
+    _multiply(copy, picture, plan.step, plan.run, plan.pitch, I, segments, length,
+              max(1, PIECE // length), panels, biases, flat(y), y.shape, groups, tall)
+
+
+def _plan(C, kernel, result, stride, padding, dilation, itemsize):
+    _, _, kh, kw = kernel
+    _, Ho, Wo, _ = result
+    (sh, sw), (dh, dw) = stride, dilation
+    taps = [(u * dh, v * dw) for u in range(kh) for v in range(kw)]
+    phases = sorted({(r % sh, c % sw) for r, c in taps})
+    lines = Ho + (kh - 1) * dh // sh
+    pitch = Wo + (kw - 1) * dw // sw
+    if sw == 1:  # the zeros right of one line are also those left of the next
+        pitch = max(Wo, pitch - min(padding[1]))
+    # Pixels at multiples of 4096 bytes would share few cache sets.
+    step = C + 16 if C * itemsize % 4096 == 0 else C
+    offsets = [(phases.index((r % sh, c % sw)) * lines + r // sh) * pitch + c // sw
+               for r, c in taps]
+    return Plan(np.array(phases), lines, pitch, np.array(offsets) * step, step,
+                (Ho - 1) * pitch + Wo)
+
+
+def _lay_out(x, plan, stride, padding):
+    """The copy (or x itself where it will do), and the step from picture to picture"""
+    (N, C, H, W), (top, left) = x.shape, (padding[0][0], padding[1][0])
+    memory, picture, row, pixel = as_pixels(x)
+    if (stride == (1, 1) and not np.any(padding) and plan.run >= ROWS
+            and (row, pixel) == (W * C, plan.step)):
+        return memory, picture
+    size = len(plan.phases) * plan.lines * plan.pitch * plan.step
+    # Behind the last picture: the left zeros of a next line, and rows for the last tile.
+    copy = aligned_empty(N * size + (left + ROWS) * plan.step, x.dtype)
+    _sort_pixels(memory, (picture, row, pixel), (N, C, H, W), (top, left), stride, plan.phases,
+                 plan.lines, plan.pitch, plan.step, copy)
+    return copy, size
+
+
+@jit(parallel=True)
+def _sort_pixels(x, steps, shape, corner, stride, phases, lines, pitch, pixel, out):
+    """Line after line of the copy: pixels of x that are `stride` apart, zeros outside."""
+    N, C, H, W = shape
+    for task in prange(N * len(phases) * lines):
+        line = np.int64(task)
+        n, phase, i = line // (len(phases) * lines), line // lines % len(phases), line % lines
+        i = i * stride[0] + phases[phase, 0] - corner[0]
+        for place in range(pitch):
+            j = place * stride[1] + phases[phase, 1] - corner[1]
+            inside = 0 <= i < H and 0 <= j < W
+            source = n * steps[0] + i * steps[1] + j * steps[2] if inside else 0
+            _copy(x, source, C if inside else 0, C, out, (line * pitch + place) * pixel)
+    end = N * len(phases) * lines * pitch * pixel
+    _copy(x, 0, 0, out.size - end, out, end)
+
+
+@jit
+def _copy(x, at, have, size, out, out_at):
+    """out[out_at : out_at + size] = `have` elements of x and zeros behind them"""
+    n = lanes(x)
+    for c in range(0, size, n):
+        if have - c >= n and size - c >= n:
+            store(out, out_at + c, load(x, at + c))
+        else:
+            store_first(out, out_at + c, load_first(x, at + c, max(0, have - c)), size - c)
+
+
+def _segments(plan, I, kw, stride, dilation, groups):
+    """The offsets of runs of adjacent elements, all of one length, that cover the taps
+
+    Few channels: the taps of a line are one run. Many: pieces of at most PIECE where that divides.
+    """
+    adjacent = groups == 1 and stride[1] == dilation[1] == 1 and plan.step == I
+    if adjacent and kw * I <= 64:
+        return plan.taps[::kw].copy(), kw * I
+    parts = next((n for n in range(-(-I // PIECE), I // 64) if I % n == 0), 1)
+    length = I // parts
+    return (plan.taps[:, None] + np.arange(0, I, length)).ravel(), length
+
+
+def _pack_groups(weight, groups):
+    """Panels of the rows (u, v, c) of each group's matrix, one group after the other"""
+    O, I, kh, kw = weight.shape
+    matrices = weight.reshape(groups, O // groups, I, kh, kw).transpose(0, 3, 4, 2, 1)
+    parts = [pack(np.ascontiguousarray(m).reshape(kh * kw * I, O // groups)) for m in matrices]
+    if groups == 1:
+        return parts[0]
+    whole = aligned_empty(sum(p.size for p in parts), weight.dtype)
+    return np.concatenate(parts, out=whole)
+
+
+@jit(parallel=True)
+def _multiply(a, picture, step, run, pitch, channels, segments, length, per, panels, biases, out,
+              result, groups, tall):
+    """A task is a block of `tall` tiles by one panel of outputs, summed `per` segments at a time.
+
+    So the part of the panel in use is small enough to stay in the nearest cache.
+    """
+    N, _, _, O = result
+    width, depth = VECTORS * lanes(out), segments.size * length
+    tiles = (run + ROWS - 1) // ROWS
+    blocks, count = (N * tiles + tall - 1) // tall, biases.size // width
+    for task in prange(blocks * count):
+        panel, low = np.int64(task) % count, np.int64(task) // count * tall
+        high = min(low + tall, N * tiles)
+        group = panel // (count // groups)
+        sums = np.empty((high - low) * ROWS * width, out.dtype)
+        for first in range(0, segments.size, per):
+            part = segments[first:first + per]
+            at = (panel * depth + first * length) * width
+            after = segments[(first + per) % segments.size]
+            for t in range(low, high):
+                c = sums[(t - low) * ROWS * width:][:ROWS * width]
+                left = _left(t, tiles, run, picture, step) + group * channels
+                following = _left(t + 1, tiles, run, picture, step) + part[0]
+                if t + 1 == high:
+                    following = _left(low, tiles, run, picture, step) + after
+                # The panel's next part follows in memory: each tile fetches its share of it.
+                ahead, pace = at + part.size * length * width, width // (high - low) + 1
+                ahead += (t - low) * part.size * length * pace
+                tile_ahead(a, left, step, part, length, panels, at, c, first,
+                           following + group * channels, ahead, pace)
+        column = group * (O // groups) + panel % (count // groups) * width
+        room = (group + 1) * (O // groups) - column
+        for t in range(low, high):
+            _finish(sums[(t - low) * ROWS * width:], t, tiles, run, pitch, biases, panel * width,
+                    out, result, column, room)
+
+
+@jit
+def _left(tile, tiles, run, picture, step):
+    """Where a tile begins; the last of a picture reaches back over rows of the one before."""
+    return tile // tiles * picture + max(0, min(tile % tiles * ROWS, run - ROWS)) * step
+
+
+@jit
+def _finish(sums, tile, tiles, run, pitch, biases, bias_at, out, result, column, room):
+    """The rows of a tile that belong to an output pixel, plus bias, to their places"""
+    _, Ho, Wo, O = result
+    size, n = lanes(out), tile // tiles
+    start = max(0, min(tile % tiles * ROWS, run - ROWS))
+    for r in range(tile % tiles * ROWS - start, min(ROWS, run - start)):
+        i, j = (start + r) // pitch, (start + r) % pitch
+        at = ((n * Ho + i) * Wo + j) * O + column
+        for v in range(VECTORS if j < Wo else 0):
+            value = load(sums, (r * VECTORS + v) * size) + load(biases, bias_at + v * size)
+            if room >= (v + 1) * size:
+                store(out, at + v * size, value)
+            elif room > v * size:
+                store_first(out, at + v * size, value, room - v * size)
+
+
+@jit(parallel=True)
+def _depthwise(a, picture, line, step, taps, columns, bias, out, result):
+    """Every channel by itself: columns (taps, C) holds a weight for each tap and channel."""
+    N, Ho, Wo, C = result
+    for task in prange(N * Ho):
+        n, i = np.int64(task) // Ho, np.int64(task) % Ho
+        for j in range(Wo):
+            at = n * picture + i * line + j * step
+            for c in range(0, C, lanes(out)):
+                have = min(lanes(out), C - c)
+                total = load_first(bias, c, have)
+                for t in range(taps.size):
+                    total = fma(load_first(a, at + taps[t] + c, have),
+                                load_first(columns, t * C + c, have), total)
+                store_first(out, ((n * Ho + i) * Wo + j) * C + c, total, have)
