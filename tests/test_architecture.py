@@ -36,7 +36,7 @@ ALLOWED = {
 }
 OUTSIDE_OF_OPS = {"math", "typing", "numpy", "numpy.lib.stride_tricks", "scipy.special.erf",
                   "scipy.fft"}
-OUTSIDE_OF_MODELS = {"dataclasses", "typing"}
+OUTSIDE_OF_MODELS = {"collections.abc", "dataclasses", "typing"}
 NEVER = {"torch", "diffusers", "transformers", "accelerate", "tensorflow", "jax"}
 
 
