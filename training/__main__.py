@@ -1,4 +1,4 @@
-"""python -m training: pictures, autoencoder, latents, text encoder, UNet, model folder, figures.
+"""python -m training: pictures, autoencoder, latents, text encoder, UNet, decoder, folder, figures.
 
 Every stage goes on where it was stopped; a stage that is finished is skipped.
 """
@@ -18,7 +18,7 @@ ALLOCATOR = {
 }
 
 
-STAGES = ("pictures", "vae", "latents", "text", "diffusion", "export", "measure")
+STAGES = ("pictures", "vae", "latents", "text", "diffusion", "decoder", "export", "measure")
 
 
 def _start_again_with_allocator():
@@ -33,9 +33,10 @@ def _arguments():
     parser.add_argument("--folder", type=Path, default=Path("build/training"), help="checkpoints")
     parser.add_argument("--target", type=Path, default=Path("refsd/data/model"), help="result")
     parser.add_argument("--pictures", type=int, default=60_000)
-    parser.add_argument("--vae-steps", type=int, default=2_200)
+    parser.add_argument("--vae-steps", type=int, default=2_600)
     parser.add_argument("--text-steps", type=int, default=3_000)
     parser.add_argument("--steps", type=int, default=10_000, help="of the diffusion")
+    parser.add_argument("--decoder-steps", type=int, default=400)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--init", type=Path, help="a model folder to go on from")
     parser.add_argument("stages", nargs="*", help=f"{' '.join(STAGES)}; default: all")
@@ -46,7 +47,7 @@ def main():
     args = _arguments()
     _start_again_with_allocator()
     stages = args.stages or STAGES
-    from training import diffusion, export, latents, measure, pictures, text, vae
+    from training import decoder, diffusion, export, latents, measure, pictures, text, vae
     from training.tokenizer import load_tokenizer, write_tokenizer
 
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,8 @@ def main():
         text.train(args.folder, diffusion.build()["text"], steps=args.text_steps)
     if "diffusion" in stages:
         diffusion.train_parallel(args.folder, workers=args.workers, steps=args.steps)
+    if "decoder" in stages:
+        decoder.train(args.folder, steps=args.decoder_steps)
     if "export" in stages:
         export.export(args.folder, args.target)
     if "measure" in stages:
@@ -73,7 +76,7 @@ def main():
         measure.report(measure.check_of_the_check())
         pipe = export.open_model(args.target)
         print(f"the autoencoder: {measure.coder(pipe):.2f} dB")
-        for guidance in (4.0, 7.5):
+        for guidance in (3.0, 7.5):
             print(f"the model at guidance {guidance}")
             measure.report(measure.measure(pipe, guidance=guidance))
 

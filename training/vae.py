@@ -43,17 +43,22 @@ def _batch(pictures, rng, *, size, batch):
     return to_tensor(out)
 
 
-def loss_of(model, x):
-    """Weighted mean of |d| + 4 d^2, plus the mean KL of the posterior against N(0, 1).
+def picture_loss(y, x):
+    """Weighted mean of |y - x| + 4 (y - x)^2.
 
     Solids weigh four times as much as the ground: a sixth of the pixels, and all of the sense.
     """
-    posterior = model.encode(x).latent_dist
-    d = model.decode(posterior.sample()).sample - x
+    d = y - x
     solid = (x.amax(dim=1, keepdim=True) - x.amin(dim=1, keepdim=True) > 0.4).float()
     weight = 1.0 + 3.0 * F.max_pool2d(solid, 5, stride=1, padding=2)
+    return (weight * (d.abs() + 4.0 * d.square())).mean() / 1.5
+
+
+def loss_of(model, x):
+    """The picture's loss plus the mean KL of the posterior against N(0, 1)."""
+    posterior = model.encode(x).latent_dist
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-    return (weight * (d.abs() + 4.0 * d.square())).mean() / 1.5 + KL * kl
+    return picture_loss(model.decode(posterior.sample()).sample, x) + KL * kl
 
 
 def psnr(model, pictures):
