@@ -37,6 +37,37 @@ def fit(function, weight, low, high, degree, rounds=25):
     return [fixed[k] for k in range(degree + 1)], float(error.max())
 
 
+def fit_ratio(function, high, degree, rounds=25):
+    """p and q, q_0 = 1, of x p(x^2) / q(x^2) ~ function(x) on [0, high], the relative error level.
+
+    Linear least squares for function q - x p, over function times the q of the round before.
+    """
+    angles = [mp.pi * (2 * i + 1) / (2 * NODES) for i in range(NODES)]
+    x = np.array([np.longdouble(mp.nstr(high / 2 * (1 - mp.cos(a)), 30)) for a in angles])
+    target = np.array([np.longdouble(mp.nstr(function(mp.mpf(str(v))), 30)) for v in x])
+    powers = (x * x)[:, None] ** np.arange(degree + 1)
+    columns = np.concatenate([x[:, None] * powers, -target[:, None] * powers[:, 1:]], axis=1)
+    q, found, fixed = np.ones(NODES, np.longdouble), np.zeros(columns.shape[1], np.longdouble), []
+    # p_0, q_1, p_1, q_2 and so on
+    order = [k for i in range(degree + 1) for k in (i, degree + 1 + i)][:-1]
+    for free in (order[i:] for i in range(len(order) + 1)):
+        rest, level = target - columns[:, fixed] @ found[fixed], np.ones(NODES, np.longdouble)
+        for _ in range(rounds if free else 1):
+            scale = np.sqrt(level) / (target * q)
+            rows = columns[:, free] * scale[:, None]
+            size = abs(rows).max(axis=0)
+            if free:
+                found[free] = solve(rows / size, rest * scale) / size
+            q = 1 + powers[:, 1:] @ found[degree + 1:]
+            error = abs(x * (powers @ found[:degree + 1]) / q / target - 1)
+            level = level * (error + error.max() * 1e-3)
+            level /= level.sum()
+        if free:
+            found[free[0]] = np.float32(found[free[0]])
+            fixed.append(free[0])
+    return [float(c) for c in found], float(error.max())
+
+
 def solve(rows, values):
     """Least squares by Householder in long double (NumPy's own works in double)."""
     a, b = rows.copy(), values.copy()
@@ -73,3 +104,8 @@ if __name__ == "__main__":
          *fit(lambda t: (mp.tanh(mp.sqrt(t)) / mp.sqrt(t) - 1) / t if t else -mp.mpf(1) / 3,
               lambda t: t * mp.sqrt(t) / mp.tanh(mp.sqrt(t)) if t else 0, mp.mpf("1e-12"),
               mp.mpf("0.625")**2, 4))
+    show("EXP2", "(2^r - 1) / r on |r| <= 1/2, error relative to 2^r",
+         *fit(lambda r: (mp.mpf(2)**r - 1) / r if r else mp.log(2), lambda r: r / mp.mpf(2)**r,
+              -mp.mpf(1) / 2, mp.mpf(1) / 2, 4))
+    show("PHI", "(p_0 .. p_5, q_1 .. q_5) of x p(x^2) / q(x^2) ~ erf(x / sqrt 2) / 2, relative",
+         *fit_ratio(lambda x: mp.erf(x / mp.sqrt(2)) / 2, mp.mpf("5.6"), 5))

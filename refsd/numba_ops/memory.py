@@ -1,5 +1,6 @@
 """Arrays as kernels want them: flat, aligned, unit stride; and weights packed once."""
 
+import math
 import weakref
 
 import numpy as np
@@ -51,6 +52,18 @@ def aligned_empty(size: int, dtype: np.dtype) -> np.ndarray:
     raw = np.empty(size * dtype.itemsize + WIDTH, np.uint8)
     start = -raw.ctypes.data % WIDTH
     return raw[start:start + size * dtype.itemsize].view(dtype)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory for a result. NumPy's own begins 16 bytes into a line of the cache."""
+    return aligned_empty(math.prod(shape), dtype).reshape(shape)
+
+
+def empty_like(x: np.ndarray) -> np.ndarray:
+    """The same, with the axes in the same order in memory as those of x, and no gaps."""
+    order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]))
+    y = empty(tuple(x.shape[i] for i in order), x.dtype)
+    return y.transpose(sorted(range(x.ndim), key=order.__getitem__))
 
 
 def panel_width(dtype: np.dtype) -> int:

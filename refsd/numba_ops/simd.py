@@ -15,21 +15,50 @@ from numba.extending import intrinsic
 from refsd.numba_ops.vector import WIDTH, Vector, lanes, same_size, splat, splat_like, spread
 
 __all__ = ["Vector", "WIDTH", "absolute", "bits", "copysign", "fetch", "fetch_line", "fma",
-           "lanes", "largest", "libm_erf", "libm_exp", "libm_tanh", "load", "load_first",
-           "maximum", "minimum", "nearest", "select", "splat", "splat_like", "spread", "sqrt",
-           "store", "store_first", "to_integer", "total"]
+           "lane_numbers", "lanes", "largest", "libm_erf", "libm_exp", "libm_exp2", "libm_tanh",
+           "load", "load_first", "load_pair", "maximum", "minimum", "nearest", "pointer", "select",
+           "splat", "splat_like", "spread", "sqrt", "store", "store_first", "to_integer", "total"]
 
 
-def _pointer(context, builder, array_type, array, index, vector):
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), vector.llvm.as_pointer())
+@intrinsic
+def pointer(typing, a, i):
+    """The place of a[i], which loads and stores take like an array that begins there.
+
+    For helpers called in a loop: with an array they would count references, which costs more than
+    the work of a short row.
+    """
+
+    def emit(context, builder, signature, arguments):
+        return builder.gep(_data(context, builder, a, arguments[0]), [arguments[1]])
+
+    return types.CPointer(a.dtype)(a, types.intp), emit
+
+
+def _data(context, builder, kind, value):
+    """The address that an array begins at, or a pointer is."""
+    if isinstance(kind, types.CPointer):
+        return value
+    return context.make_array(kind)(context, builder, value).data
+
+
+def _pointer(context, builder, kind, value, index, vector):
+    place = builder.gep(_data(context, builder, kind, value), [index])
+    return builder.bitcast(place, vector.llvm.as_pointer())
 
 
 @intrinsic
 def load(typing, a, i):
     """a[i : i + lanes], for a 1-D array whose elements are adjacent."""
-    vector = Vector(a.dtype)
+    return _load(a, Vector(a.dtype))
 
+
+@intrinsic
+def load_pair(typing, a, i):
+    """a[i : i + 2 lanes] as one value, of which every operator makes two instructions."""
+    return _load(a, Vector(a.dtype, 2 * Vector(a.dtype).count))
+
+
+def _load(a, vector):
     def emit(context, builder, signature, arguments):
         value = builder.load(_pointer(context, builder, signature.args[0], *arguments, vector))
         value.align = a.dtype.bitwidth // 8
@@ -166,7 +195,17 @@ def _by_lane(name):
     return intrinsic(function)
 
 
-libm_exp, libm_tanh, libm_erf = _by_lane("exp"), _by_lane("tanh"), _by_lane("erf")
+libm_exp, libm_exp2, libm_tanh, libm_erf = map(_by_lane, ("exp", "exp2", "tanh", "erf"))
+
+
+@intrinsic
+def lane_numbers(typing, x):
+    """0, 1, 2 and so on in the lanes of a vector like x."""
+
+    def emit(context, builder, signature, arguments):
+        return ir.Constant(x.llvm, [float(i) for i in range(x.count)])
+
+    return x(x), emit
 
 
 @intrinsic

@@ -11,7 +11,7 @@ import os
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, models, overload, register_jitable, register_model
+from numba.extending import intrinsic, models, overload, register_model
 
 
 def _width():
@@ -60,10 +60,16 @@ def same_size(dtype):
     return {**pairs, **{v: k for k, v in pairs.items()}}[dtype]
 
 
-@register_jitable
 def lanes(a):
     """Elements of an array (or, in Python, a dtype) in one vector."""
     return WIDTH // a.itemsize
+
+
+@overload(lanes)
+def _lanes(a):
+    # From the type, not from the array's itemsize: loops whose step is a constant compile better.
+    count = Vector(a.dtype).count
+    return lambda a: count
 
 
 def spread(builder, scalar, count):
