@@ -1,0 +1,245 @@
+"""Normalisations: sums in a fixed order, in two passes over data that is still in the cache.
+
+The mean is found first, then the deviations d from it: their own mean corrects it (it was rounded),
+the mean of d^2 gives the variance. Within a block sums run in the arrays' dtype; what they add up
+to is float64.
+"""
+
+import numpy as np
+from numba import prange
+
+from refsd.numba_ops.cpu.layout import as_image, as_tokens
+from refsd.numba_ops.jit import jit
+from refsd.numba_ops.memory import as_rows, empty, flat
+from refsd.numba_ops.pointwise import BLOCK
+from refsd.numba_ops.simd import (
+    fma,
+    lane_numbers,
+    lanes,
+    load,
+    load_first,
+    pointer,
+    select,
+    splat_like,
+    store,
+    store_first,
+    total,
+)
+from refsd.registry import kernel
+
+# Elements of a block of pixels: read from memory once, then from the second-level cache.
+PIXELS = 2**15
+# Rows that take each step together, so that the processor overlaps the sums of several.
+TOGETHER = 4
+
+
+@kernel("numba")
+def group_norm(x, weight, bias, *, groups, eps):
+    pixels = as_tokens(x)
+    y = empty(pixels.shape, x.dtype)
+    if y.size:
+        _group_norm(flat(pixels), _flat(weight), _flat(bias), *pixels.shape, groups, float(eps),
+                    flat(y))
+    return as_image(y, x.shape)
+
+
+@kernel("numba")
+def layer_norm(x, weight, bias, *, eps):
+    y = empty(x.shape, x.dtype)
+    if y.size:
+        memory, rows, step = as_rows(x)
+        _layer_norm(memory, step, rows, x.shape[-1], _flat(weight), _flat(bias), float(eps),
+                    flat(y))
+    return y
+
+
+@kernel("numba")
+def rms_norm(x, weight, *, eps):
+    y = empty(x.shape, x.dtype)
+    if y.size:
+        memory, rows, step = as_rows(x)
+        _rms_norm(memory, step, rows, x.shape[-1], _flat(weight), float(eps), flat(y))
+    return y
+
+
+def _flat(vector):
+    return flat(np.require(vector, None, "CA"))
+
+
+@jit(parallel=True)
+def _group_norm(x, weight, bias, N, P, C, groups, eps, y):
+    """x and y: N pictures of P pixels of C channels, those of a group side by side."""
+    tall = max(1, PIXELS // C)
+    blocks = (P + tall - 1) // tall
+    moments = np.empty((N, groups, blocks, 3))
+    for task in prange(N * blocks):
+        n, block = np.int64(task) // blocks, np.int64(task) % blocks
+        first = block * tall
+        _block_moments(x, (n * P + first) * C, min(tall, P - first), C, moments[n, :, block])
+
+    lines = np.empty((3, N * C), x.dtype)  # centre, scale and shift of each channel
+    for task in prange(N * groups):
+        n, group = np.int64(task) // groups, np.int64(task) % groups
+        mean, off, variance = _whole_moments(moments[n, group], tall, P)
+        centre = x.dtype.type(mean + off)
+        for c in range(group * (C // groups), (group + 1) * (C // groups)):
+            scale = weight[c] / np.sqrt(variance + eps)
+            lines[0, n * C + c] = centre
+            lines[1, n * C + c] = scale
+            lines[2, n * C + c] = bias[c] - (mean - centre + off) * scale
+
+    for task in prange(N * blocks):
+        n, block = np.int64(task) // blocks, np.int64(task) % blocks
+        for p in range(n * P + block * tall, n * P + min((block + 1) * tall, P)):
+            _scale_and_shift(pointer(x, p * C), C, pointer(lines[0], n * C),
+                             pointer(lines[1], n * C), pointer(lines[2], n * C),
+                             pointer(y, p * C))
+
+
+@jit
+def _block_moments(x, at, count, C, moments):
+    """For each group of channels in a block: a mean m, and the means of x - m and of its square."""
+    width = C // len(moments)
+    sums, squares, means = np.zeros((3, C + lanes(x)), x.dtype)
+    _add_pixels(pointer(x, at), count, C, pointer(sums, 0))
+    for group in range(len(moments)):
+        first = group * width
+        mean = x.dtype.type(_total(pointer(sums, first), width) / (count * width))
+        for c in range(first, first + width):
+            means[c] = mean
+        moments[group, 0] = mean
+
+    _add_deviations(pointer(x, at), count, C, pointer(means, 0), pointer(sums, 0),
+                    pointer(squares, 0))
+    for group in range(len(moments)):
+        moments[group, 1] = _total(pointer(sums, group * width), width) / (count * width)
+        moments[group, 2] = _total(pointer(squares, group * width), width) / (count * width)
+
+
+@jit
+def _add_pixels(x, count, C, sums):
+    """sums = the sum of the pixels, a vector of channels at a time"""
+    size = lanes(x)
+    for c in range(0, C, size):
+        n = min(size, C - c)
+        s = load_first(x, c, n)
+        for p in range(1, count):
+            s = s + load_first(x, p * C + c, n)
+        store(sums, c, s)
+
+
+@jit
+def _add_deviations(x, count, C, means, sums, squares):
+    """sums, squares = the sums of d and d^2, d = pixel - means"""
+    size = lanes(x)
+    for c in range(0, C, size):
+        n, mean = min(size, C - c), load(means, c)
+        d = load_first(x, c, n) - mean
+        s, q = d, d * d
+        for p in range(1, count):
+            d = load_first(x, p * C + c, n) - mean
+            s, q = s + d, fma(d, d, q)
+        store(sums, c, s)
+        store(squares, c, q)
+
+
+@jit
+def _whole_moments(moments, tall, P):
+    """Mean (in two parts, the second small) and variance of blocks of `tall` pixels, P in all."""
+    mean, off, variance = moments[0, 0], 0.0, 0.0
+    for block in range(len(moments)):
+        share = min(tall, P - block * tall) / P
+        off += share * (moments[block, 0] - mean + moments[block, 1])
+    for block in range(len(moments)):
+        share = min(tall, P - block * tall) / P
+        d = moments[block, 0] - mean + moments[block, 1] - off
+        variance += share * (max(moments[block, 2] - moments[block, 1]**2, 0.0) + d * d)
+    return mean, off, variance
+
+
+@jit
+def _scale_and_shift(x, C, centre, scale, shift, y):
+    """One pixel: y = (x - centre) scale + shift"""
+    size = lanes(x)
+    for c in range(0, C - size + 1, size):
+        store(y, c, fma(load(x, c) - load(centre, c), load(scale, c), load(shift, c)))
+    c, rest = C - C % size, C % size
+    if rest > 0:
+        d = load_first(x, c, rest) - load_first(centre, c, rest)
+        store_first(y, c, fma(d, load_first(scale, c, rest), load_first(shift, c, rest)), rest)
+
+
+@jit(parallel=True)
+def _layer_norm(x, step, rows, K, weight, bias, eps, y):
+    """y = weight (x - mean) / sqrt(variance + eps) + bias, row by row"""
+    tall = max(1, BLOCK // K)
+    for task in prange((rows + tall - 1) // tall):
+        means, offs, scales = np.empty((3, TOGETHER), x.dtype)
+        start = np.int64(task) * tall
+        stop = min(start + tall, rows)
+        for first in range(start, stop, TOGETHER):
+            count = min(TOGETHER, stop - first)
+            for i in range(count):
+                means[i] = _total(pointer(x, (first + i) * step), K) / K
+            for i in range(count):
+                off, square = _deviations(pointer(x, (first + i) * step), K, means[i])
+                offs[i] = off
+                scales[i] = 1 / np.sqrt(max(square - off * off, 0.0) + eps)
+            for i in range(count):
+                _scale_row(pointer(x, (first + i) * step), K, means[i], offs[i], scales[i],
+                           pointer(weight, 0), pointer(bias, 0), pointer(y, (first + i) * K))
+
+
+@jit
+def _total(x, K):
+    """x[0] + ... + x[K - 1]"""
+    size = lanes(x)
+    s = load_first(x, K - K % size, K % size)
+    for i in range(0, K - size + 1, size):
+        s = s + load(x, i)
+    return total(s)
+
+
+@jit
+def _deviations(x, K, mean):
+    """The means of d and of d^2, d = x - mean"""
+    size = lanes(x)
+    d = load_first(x, K - K % size, K % size) - mean
+    d = select(lane_numbers(d) < K % size, d, splat_like(d, 0.0))
+    s, q = d, d * d
+    for i in range(0, K - size + 1, size):
+        d = load(x, i) - mean
+        s, q = s + d, fma(d, d, q)
+    return total(s) / K, total(q) / K
+
+
+@jit
+def _scale_row(x, K, mean, off, scale, weight, bias, y):
+    """y = weight (x - mean - off) scale + bias"""
+    size = lanes(x)
+    for i in range(0, K - size + 1, size):
+        normal = (load(x, i) - mean - off) * scale
+        store(y, i, fma(normal, load(weight, i), load(bias, i)))
+    i, rest = K - K % size, K % size
+    if rest > 0:
+        normal = (load_first(x, i, rest) - mean - off) * scale
+        value = fma(normal, load_first(weight, i, rest), load_first(bias, i, rest))
+        store_first(y, i, value, rest)
+
+
+@jit(parallel=True)
+def _rms_norm(x, step, rows, K, weight, eps, y):
+    """y = weight x / sqrt(mean x^2 + eps), row by row"""
+    size = lanes(x)
+    tall = max(1, BLOCK // K)
+    for task in prange((rows + tall - 1) // tall):
+        first = np.int64(task) * tall
+        for r in range(first, min(first + tall, rows)):
+            _, square = _deviations(pointer(x, r * step), K, x.dtype.type(0))
+            scale = 1 / np.sqrt(square + eps)
+            for i in range(0, K - size + 1, size):
+                store(y, r * K + i, load(x, r * step + i) * scale * load(weight, i))
+            i, rest = K - K % size, K % size
+            if rest > 0:
+                value = load_first(x, r * step + i, rest) * scale * load_first(weight, i, rest)
+                store_first(y, r * K + i, value, rest)

@@ -1,0 +1,72 @@
+"""Enlarging pictures, all channels of a pixel at a time."""
+
+import numpy as np
+from numba import prange
+
+from refsd.numba_ops.cpu.layout import as_image, as_tokens, copy_run
+from refsd.numba_ops.jit import jit
+from refsd.numba_ops.memory import empty, flat
+from refsd.numba_ops.simd import lanes, load, load_first, pointer, store, store_first
+from refsd.ops.resize import _linear, _nearest
+from refsd.registry import kernel
+
+
+@kernel("numba")
+def upsample_nearest(x, *, height, width):
+    N, C, H, W = x.shape
+    y = empty((N, height * width, C), x.dtype)
+    if y.size:
+        rows, columns = _nearest(H, height), _nearest(W, width)
+        _upsample_nearest(flat(as_tokens(x)), rows, columns, N, C, H, W, flat(y))
+    return as_image(y, (N, C, height, width))
+
+
+@jit(parallel=True)
+def _upsample_nearest(x, rows, columns, N, C, H, W, y):
+    """One task a row of the result."""
+    height, width = rows.size, columns.size
+    for task in prange(N * height):
+        n, i = np.int64(task) // height, np.int64(task) % height
+        for j in range(width):
+            pixel = (n * H + rows[i]) * W + columns[j]
+            copy_run(pointer(x, pixel * C), C, pointer(y, ((n * height + i) * width + j) * C))
+
+
+@kernel("numba")
+def upsample_bilinear(x, *, height, width, align_corners):
+    N, C, H, W = x.shape
+    y = empty((N, height * width, C), x.dtype)
+    if y.size:
+        top, bottom, down = _linear(H, height, align_corners, x.dtype)
+        left, right, across = _linear(W, width, align_corners, x.dtype)
+        _upsample_bilinear(flat(as_tokens(x)), top, bottom, down, left, right, across, N, C, H, W,
+                           flat(y))
+    return as_image(y, (N, C, height, width))
+
+
+@jit(parallel=True)
+def _upsample_bilinear(x, top, bottom, down, left, right, across, N, C, H, W, y):
+    """One task a row of the result."""
+    height, width = top.size, left.size
+    for task in prange(N * height):
+        n, i = np.int64(task) // height, np.int64(task) % height
+        upper, lower = (n * H + top[i]) * W, (n * H + bottom[i]) * W
+        for j in range(width):
+            _mix(pointer(x, (upper + left[j]) * C), pointer(x, (lower + left[j]) * C),
+                 pointer(x, (upper + right[j]) * C), pointer(x, (lower + right[j]) * C),
+                 down[i], across[j], C, pointer(y, ((n * height + i) * width + j) * C))
+
+
+@jit
+def _mix(a, b, c, d, down, across, C, y):
+    """Four pixels into one: a and b, c and d by `down`, then these two by `across`."""
+    size = lanes(y)
+    for i in range(0, C - size + 1, size):
+        left = load(a, i) * (1 - down) + load(b, i) * down
+        right = load(c, i) * (1 - down) + load(d, i) * down
+        store(y, i, left * (1 - across) + right * across)
+    i, rest = C - C % size, C % size
+    if rest > 0:
+        left = load_first(a, i, rest) * (1 - down) + load_first(b, i, rest) * down
+        right = load_first(c, i, rest) * (1 - down) + load_first(d, i, rest) * down
+        store_first(y, i, left * (1 - across) + right * across, rest)
