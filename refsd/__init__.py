@@ -2,7 +2,7 @@
 
     import refsd
     pipe = refsd.StableDiffusionPipeline.from_pretrained()
-    pipe("a glossy red sphere left of a small blue cube", generator=7).images[0].save("out.png")
+    image = pipe("a red sphere left of a blue cube", guidance_scale=3, generator=7).images[0]
 
 `refsd.F` holds the ops, `refsd.use(backend)` chooses who computes them, `refsd.watch` listens.
 Importing this package imports neither NumPy nor SciPy: what is used is imported when it is used.

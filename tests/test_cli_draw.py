@@ -55,6 +55,13 @@ def test_it_is_the_picture_of_the_python_api(draw, model):
     assert pixels("x.png").std() > 5, "a grey picture would make every comparison here pass"
 
 
+def test_the_bundled_model_has_a_guidance_of_its_own(draw, tmp_path):
+    draw("-o", "other.png")
+    assert recipe("other.png")["cfg_scale"] == 7.0
+    assert main(["a red cube", "--steps", "1", "-q", "-o", str(tmp_path / "ours.png")]) == 0
+    assert recipe(tmp_path / "ours.png")["cfg_scale"] == 3.0
+
+
 def test_each_picture_of_a_batch_can_be_drawn_alone(draw):
     draw("-s", 3, "-b", 3, "-o", "all-{seed}.png")
     for seed in (3, 4, 5):

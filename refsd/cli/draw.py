@@ -18,6 +18,9 @@ from refsd.pipelines.request import MAX_PICTURES, check_integer
 from refsd.registry import BACKENDS, choose_backend
 from refsd.version import __version__
 
+CFG_SCALE = 7.0  # sd-cli's
+BUNDLED_CFG_SCALE = 3.0  # where the bundled model was measured to draw best: its model card
+
 ABOUT = """\
 Draw a picture of a text. Without --model the small model that comes with refsd
 draws little still lifes of 128 x 128 pixels:
@@ -61,8 +64,9 @@ def parser() -> Parser:
     add("--variant", metavar="NAME", help="which weights of a folder to take, such as fp16")
     add("--steps", type=integer, metavar="N", default=20,
         help="denoising steps (20; the Python API has diffusers' 50)")
-    add("--cfg-scale", type=number, metavar="X", default=7.0,
-        help="how much to follow the prompt (7.0; the Python API has diffusers' 7.5)")
+    add("--cfg-scale", type=number, metavar="X",
+        help="how much to follow the prompt (7.0; 3.0 for the model in refsd, which draws best "
+        "there; the Python API has diffusers' 7.5)")
     add("--guidance-rescale", type=number, metavar="X", default=0.0,
         help="0 to 1: keep the contrast that a large --cfg-scale exaggerates (0)")
     add("--sampler", "--sampling-method", metavar="NAME",
@@ -138,6 +142,8 @@ def _check(options: argparse.Namespace) -> tuple[str, list[int]]:
 
         options.seed = secrets.randbits(32)
     check_integer("--seed", options.seed, 0, 2**64 - count)
+    if options.cfg_scale is None:
+        options.cfg_scale = CFG_SCALE if options.model else BUNDLED_CFG_SCALE
     check_numbers(vars(options), lambda key: f"--{key.replace('_', '-')}")
     return prompt, [options.seed + i for i in range(count)]
 
