@@ -42,7 +42,7 @@ def as_rows(x: np.ndarray) -> tuple[np.ndarray, int, int]:
     good = (rows.flags.aligned and rows.strides[1] == x.itemsize
             and rows.strides[0] % x.itemsize == 0 and rows.strides[0] > 0)
     if not good:
-        rows = np.ascontiguousarray(rows)
+        rows = np.require(rows, None, "CA")
     return flat(rows), rows.shape[0], rows.strides[0] // x.itemsize
 
 

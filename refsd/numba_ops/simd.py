@@ -25,7 +25,7 @@ def pointer(typing, a, i):
     """The place of a[i], which loads and stores take like an array that begins there.
 
     For helpers called in a loop: with an array they would count references, which costs more than
-    the work of a short row.
+    the work of a short row. So it does not keep the array alive: use the array after the helper.
     """
 
     def emit(context, builder, signature, arguments):

@@ -50,7 +50,7 @@ def _exp32(x):
 
 
 def _exp_below32(x):
-    """As _exp32, for x <= 0."""
+    """As _exp32 for x <= 0, which needs one factor less."""
     x = select(x < -104.0, splat_like(x, -104.0), x)
     # The sum's low bits are n + 151, the exponent bits of 2^(n + 24): a normal number.
     shifted = fma(x, splat_like(x, LOG2_E), splat_like(x, SHIFT + 151))
@@ -171,7 +171,7 @@ exp = _by_dtype("exp", jit(_exp32), libm_exp)
 tanh = _by_dtype("tanh", jit(_tanh32), libm_tanh)
 erf = _by_dtype("erf", jit(_erf32), libm_erf)
 exp2_below = _by_dtype("exp2_below", jit(_exp2_below32), libm_exp2)
-_exp_below = _by_dtype("exp_below", jit(_exp_below32), libm_exp)
+exp_below = _by_dtype("exp_below", jit(_exp_below32), libm_exp)
 # The normal distribution, (1 + erf(x / sqrt 2)) / 2: phi(x) - 1/2 has a relative error below 6 u.
 phi = _by_dtype("phi", jit(_phi32), jit(_phi64))
 
@@ -179,5 +179,5 @@ phi = _by_dtype("phi", jit(_phi32), jit(_phi64))
 @jit
 def sigmoid(x):
     """1 / (1 + e^-x), at most 4 ulp; written with e^-|x|, so that the far left stays exact"""
-    z = _exp_below(-absolute(x))
+    z = exp_below(-absolute(x))
     return select(x >= 0.0, splat_like(x, 1.0), z) / (1.0 + z)

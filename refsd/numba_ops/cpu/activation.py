@@ -137,10 +137,10 @@ def _softmax_row(x, K, y):
     top = largest(high)
     shift = splat_like(tail, top if top > -np.inf or top != top else 0.0)
 
-    tail = vecmath.exp(tail - shift)
+    tail = vecmath.exp_below(tail - shift)
     sums = tail
     for i in range(0, last, size):
-        e = vecmath.exp(load(x, i) - shift)
+        e = vecmath.exp_below(load(x, i) - shift)
         store(y, i, e)
         sums = sums + e
     # The largest term is e^0 = 1, so only a wholly masked row has a sum below 1.

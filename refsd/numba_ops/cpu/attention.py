@@ -71,9 +71,9 @@ def _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S
     for task in prange(N * heads):
         of = np.int64(task)
         n, head = of // heads, of % heads
-        _pack(pointer(k, n * S * k_step + head * d), k_step, S, d, _up(S),
+        _pack(pointer(k, n * S * k_step + head * d), k_step, S, d,
               pointer(keys, of * key_size), key_step)
-        _pack(pointer(v, n * S * v_step + head * e), v_step, S, e, S,
+        _pack(pointer(v, n * S * v_step + head * e), v_step, S, e,
               pointer(values, of * value_size), value_step)
 
     value_rows = np.arange(KEYS) * value_step
@@ -209,16 +209,13 @@ def _pack_queries(q, at, step, count, d, queries, to):
 
 
 @jit
-def _pack(x, step, rows, width, height, packed, packed_step):
-    """One head's rows of `width` elements, and zeros up to `height` rows."""
+def _pack(x, step, rows, width, packed, packed_step):
+    """One head's rows of `width` elements. What tiles read beyond reaches no result."""
     size = lanes(x)
     for i in range(rows):
         for c in range(0, width, size):
             n = min(size, width - c)
             store_first(packed, i * packed_step + c, load_first(x, i * step + c, n), n)
-    for i in range(rows * packed_step, height * packed_step, size):
-        n = min(size, height * packed_step - i)
-        store_first(packed, i, load_first(x, 0, 0), n)  # no lanes: zeros
 
 
 @jit
