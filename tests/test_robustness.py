@@ -27,7 +27,7 @@ def drawing(model, tmp_path):
     (tmp_path / "new").mkdir()
 
     def start(*args, **options):
-        process = chaos.start("a red cat", "-m", model, "-s", "5", "--steps", "1000", "-v",
+        process = chaos.start("a red cat", "-m", model, "-s", "5", "--steps", "999", "-v",
                               "-o", tmp_path / "new" / "x.png", *args, **options)
         return process
 
