@@ -1,6 +1,7 @@
 # make image | test | parity | parity-full | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
+SEED ?= 2
 VENV := .venv
 PARITY := .venv-parity
 PARITY_TESTS := tests/parity
@@ -30,7 +31,7 @@ $(PARITY)/ready: setup.cfg pyproject.toml
 	touch $@
 
 image: $(VENV)/ready
-	$(VENV)/bin/python -m refsd "$(PROMPT)" -o image.png
+	$(VENV)/bin/python -m refsd "$(PROMPT)" -s $(SEED) -o image.png
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest tests
