@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from refsd.errors import UsageError
 
 # The module whose import declares a backend's kernels. Fastest first: "auto" takes the first.
-BACKENDS = {"numpy": "refsd.ops"}
+BACKENDS = {"numba": "refsd.numba_ops.cpu", "numpy": "refsd.ops"}
 
 
 class Op(NamedTuple):

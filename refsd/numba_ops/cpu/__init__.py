@@ -1,4 +1,14 @@
-"""The ops on the CPU, one file a family. Not offered as a backend yet (refsd.registry.BACKENDS).
+"""The ops on the CPU, one file a family: importing this declares all kernels of "numba"."""
 
-Import refsd.ops before a kernel file: a kernel is declared for an op that must be there.
-"""
+from refsd import ops  # noqa: F401  a kernel is declared for an op that must be there
+from refsd.numba_ops.cpu import (  # noqa: F401
+    activation,
+    arithmetic,
+    attention,
+    conv,
+    embedding,
+    layout,
+    linear,
+    norm,
+    resize,
+)
