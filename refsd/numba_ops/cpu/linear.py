@@ -3,22 +3,22 @@
 import numpy as np
 from numba import prange
 
+from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, even_pieces
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, fill_up, pack, prepared
+from refsd.numba_ops.memory import as_rows, empty, fill_up, pack, prepared
 from refsd.numba_ops.simd import lanes, load, store, store_first
-from refsd.numba_ops.tile import ROWS, VECTORS, tile
+from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.registry import kernel
 
 # Elements of the left matrix that one task keeps in the second-level cache.
 BLOCK = 2**17
-_ONE_SEGMENT = np.zeros(1, np.int64)
 
 
 @kernel("numba")
 def linear(x, weight, bias=None):
     features, K = weight.shape
     panels = prepared(weight, "linear", lambda w: pack(w.T))
-    y = np.empty((*x.shape[:-1], features), x.dtype)
+    y = empty((*x.shape[:-1], features), x.dtype)
     multiply_rows(x, panels, fill_up(bias, features, x.dtype), y.reshape(-1, features))
     return y
 
@@ -26,7 +26,7 @@ def linear(x, weight, bias=None):
 @kernel("numba")
 def matmul(a, b):
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    y = np.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+    y = empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     zeros = fill_up(None, b.shape[-1], y.dtype)
     for place in np.ndindex(batch):
@@ -48,14 +48,13 @@ def multiply_rows(x, panels, bias, y):
         padded[:M] = x.reshape(M, K)
         x = padded
     rows, _, step = as_rows(x)
-    _multiply(rows, step, M, _ONE_SEGMENT, K, panels, bias, y.reshape(-1), N)
+    _multiply(rows, step, M, K, even_pieces(K), panels, bias, y.reshape(-1), N, ONE_SEGMENT)
 
 
 @jit(parallel=True)
-def _multiply(a, step, rows, segments, length, panels, bias, out, columns):
+def _multiply(a, step, rows, depth, piece, panels, bias, out, columns, one):
     """out (rows, columns) = a B + bias, in tasks of a block of rows by all panels or a few."""
     width = VECTORS * lanes(out)
-    depth = segments.size * length
     count = (columns + width - 1) // width
     tiles = (rows + ROWS - 1) // ROWS
     tall = max(1, BLOCK // (depth * ROWS))
@@ -63,13 +62,21 @@ def _multiply(a, step, rows, segments, length, panels, bias, out, columns):
     # Few blocks of rows: split the panels too, so that there are tasks for every thread.
     parts = min(count, max(1, 16 // blocks))
     for task in prange(blocks * parts):
-        block, part = task // parts, task % parts
+        block, part = np.int64(task) // parts, np.int64(task) % parts
+        low, high = block * tall, min((block + 1) * tall, tiles)
         c = np.empty(ROWS * width, out.dtype)
         for p in range(part * count // parts, (part + 1) * count // parts):
-            for t in range(block * tall, min((block + 1) * tall, tiles)):
+            for t in range(low, high):
                 # The last tile reaches back over rows of the one before, and leaves those alone.
                 start = max(0, min(t * ROWS, rows - ROWS))
-                tile(a, start * step, step, segments, length, panels, p * depth * width, c)
+                # Fetch the next rows, and of the next panel the part that makes it whole in time.
+                next_rows = start + ROWS if t + 1 < high else low * ROWS
+                next_panel = p * depth * width + depth * width * (high - 2 * low + t) // (high - low)
+                pace = width // (high - low) + 1
+                for k in range(0, depth, piece):
+                    tile_ahead(a, start * step + k, step, one, min(piece, depth - k), panels,
+                               (p * depth + k) * width, c, k, next_rows * step + k * ROWS,
+                               next_panel + k * pace, pace)
                 _finish(c, t * ROWS - start, min(ROWS, rows - start), bias, out, start, p * width,
                         columns)
 

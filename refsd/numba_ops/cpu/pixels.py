@@ -6,7 +6,7 @@ from refsd.numba_ops.memory import flat
 
 ONE_SEGMENT = np.zeros(1, np.int64)
 # A sum over more channels than this is made in pieces: its rounding error grows with the longest.
-PIECE = 512
+PIECE = 128
 
 
 def as_pixels(x: np.ndarray) -> tuple[np.ndarray, int, int, int]:
