@@ -9,6 +9,7 @@ Nothing is silent: no fallback, no copy, no cast.
 import functools
 import importlib
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,7 @@ class Op(NamedTuple):
 _ops: dict[str, Op] = {}
 _kernels: dict[tuple[str, str], Callable] = {}
 _active: ContextVar[str] = ContextVar("refsd_backend", default="numpy")
+_exact: ContextVar[bool] = ContextVar("refsd_exact", default=False)
 _watcher: ContextVar[Callable | None] = ContextVar("refsd_watcher", default=None)
 
 
@@ -83,16 +85,28 @@ def choose_backend(name: str = "auto") -> str:
     return name
 
 
+def kernels(name: str) -> dict[str, Callable]:
+    """The functions that compute an op, by backend; the definition is numpy's."""
+    for module in BACKENDS.values():
+        importlib.import_module(module)
+    return {backend: _kernels[backend, name] for backend in BACKENDS if (backend, name) in _kernels}
+
+
 @contextmanager
-def use(backend: str) -> Iterator[None]:
-    """Send the ops called inside the `with` block to `backend`."""
+def use(backend: str, *, exact: bool = False) -> Iterator[None]:
+    """Send the ops called inside the `with` block to `backend`.
+
+    With `exact` they only add up the products of their formula: no Winograd, no FFT. That holds for
+    every `use` further inside too, whatever it says.
+    """
     name = choose_backend(backend)
     importlib.import_module(BACKENDS[name])
-    token = _active.set(name)
+    token, exactness = _active.set(name), _exact.set(exact or _exact.get())
     try:
         yield
     finally:
         _active.reset(token)
+        _exact.reset(exactness)
 
 
 def active_backend() -> str:
@@ -100,17 +114,23 @@ def active_backend() -> str:
     return _active.get()
 
 
+def exact_wanted() -> bool:
+    """Whether ops are to add up the products of their formula and nothing else."""
+    return _exact.get()
+
+
 @contextmanager
-def watch(watcher: Callable[[str, dict, dict, Any], None]) -> Iterator[None]:
+def watch(watcher: Callable[..., None], *, timed: bool = False) -> Iterator[None]:
     """Call `watcher(op, inputs, options, output)` after every op inside the `with` block.
 
-    `inputs` holds the arrays by parameter name, `options` the keywords, defaults included. Watchers
-    nest: an inner one hears each op first, then the outer one.
+    `inputs` holds the arrays by parameter name, `options` the keywords, defaults included. A timed
+    watcher is also given when the kernel began and ended, in nanoseconds of time.perf_counter_ns.
+    Watchers nest: an inner one hears each op first, then the outer one.
     """
     outer = _watcher.get()
 
     def both(*event):
-        watcher(*event)
+        watcher(*event if timed else event[:4])
         if outer is not None:
             outer(*event)
 
@@ -129,11 +149,13 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
     if function is None:
         raise UsageError(f"{name} has no kernel on the backend {backend!r}; "
                          f"it exists on: {', '.join(b for b, n in _kernels if n == name)}")
-    output = function(*args, **options)
-
     watcher = _watcher.get()
-    if watcher is not None:
-        watcher(name, *_named(_ops[name].signature, args, options), output)
+    if watcher is None:
+        return function(*args, **options)
+    begun = time.perf_counter_ns()
+    output = function(*args, **options)
+    ended = time.perf_counter_ns()
+    watcher(name, *_named(_ops[name].signature, args, options), output, begun, ended)
     return output
 
 

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from refsd.contracts import dims, floats, given, is_int, need, output, positive, vector
 from refsd.ops.conv_tiled import fft, winograd2, winograd4
-from refsd.registry import op
+from refsd.registry import exact_wanted, op
 
 # The unrolled windows of one slice of rows. At 512 x 512 x 256 they would be 2.4 GB at once.
 SLICE_BYTES = 16 * 2**20
@@ -54,7 +54,8 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     and dilation d: a number or (vertical, horizontal); padding: a number, (vertical, horizontal),
     or ((top, bottom), (left, right)). Group g of the outputs sees group g of the inputs only.
     """
-    choice = conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm)
+    choice = conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm,
+                              exact=exact_wanted())
     x = np.pad(x, ((0, 0), (0, 0), *sides(padding)))
     compute = {"im2col": im2col, "fft": fft, "winograd2": winograd2, "winograd4": winograd4}
     y = compute[choice.algorithm](x, weight, _pair("stride", stride), _pair("dilation", dilation),
@@ -80,7 +81,7 @@ def im2col(x, weight, stride, dilation, groups):
     return y
 
 
-def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto") -> Choice:
+def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto", exact=False) -> Choice:
     """The algorithm for a convolution: a function of the kernel's shape and the options alone.
 
     Raises UsageError if the algorithm asked for by name cannot compute it.
@@ -95,6 +96,8 @@ def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto") -> Choic
         return Choice(algorithm, "it was asked for")
     need(algorithm == "auto", "conv2d", f"algorithm is {algorithm!r}, wanted auto, im2col, fft, "
          "winograd2 or winograd4")
+    if exact:
+        return Choice("im2col", "exact: sums of products and nothing else")
     if kh * kw >= 49:
         return Choice("fft", f"a {kh} x {kw} kernel has 49 taps or more: the transform's cost does "
                       "not grow with them")

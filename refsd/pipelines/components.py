@@ -26,8 +26,8 @@ class TextOutput(NamedTuple):
 class TextEncoder:
     """CLIP's text encoder: ids (N, L) -> TextOutput((N, L, D), (N, D))."""
 
-    def __init__(self, tree: dict, config: CLIPTextConfig, backend: str):
-        self.tree, self.config, self.backend = tree, config, backend
+    def __init__(self, tree: dict, config: CLIPTextConfig, backend: str, exact: bool = False):
+        self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
 
     def __call__(self, input_ids: np.ndarray, *, clip_skip: int | None = None) -> TextOutput:
         """Encode; `clip_skip` leaves that many last layers out, as in diffusers.
@@ -47,7 +47,7 @@ class TextEncoder:
         skipped = 0 if clip_skip is None else clip_skip
         if not isinstance(skipped, int) or isinstance(skipped, bool) or not 0 <= skipped < layers:
             raise UsageError(f"clip_skip is {clip_skip!r}; give an integer from 0 to {layers - 1}")
-        with use(self.backend):
+        with use(self.backend, exact=self.exact):
             hidden = clip.clip_text(ids, **self.tree, config=self.config, layers_skipped=skipped)
             return TextOutput(hidden, clip.pool(hidden, ids, config=self.config))
 
@@ -55,8 +55,8 @@ class TextEncoder:
 class UNet:
     """The noise predictor: (N, 4, h, w), t, (N, L, D) -> (N, 4, h, w)."""
 
-    def __init__(self, tree: dict, config: UNetConfig, backend: str):
-        self.tree, self.config, self.backend = tree, config, backend
+    def __init__(self, tree: dict, config: UNetConfig, backend: str, exact: bool = False):
+        self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["conv_in"]["weight"].dtype)
         self.in_channels = tree["conv_in"]["weight"].shape[1]
         condition = tree["time_embedding"].get("cond_proj")
@@ -76,7 +76,7 @@ class UNet:
                              + ("missing; this model is distilled and expects "
                                 f"(N, {self.time_cond_dim})" if timestep_cond is None else
                                 "given, but this model has no time_embedding.cond_proj"))
-        with use(self.backend):
+        with use(self.backend, exact=self.exact):
             return unet.unet(sample, steps, encoder_hidden_states, **self.tree,
                              config=self.config, timestep_cond=timestep_cond)
 
@@ -106,8 +106,8 @@ class DiagonalGaussian:
 class VAE:
     """Pictures to latents and back; latents here are not scaled by `config.scaling_factor`."""
 
-    def __init__(self, tree: dict, config: VAEConfig, backend: str):
-        self.tree, self.config, self.backend = tree, config, backend
+    def __init__(self, tree: dict, config: VAEConfig, backend: str, exact: bool = False):
+        self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
 
     def encode(self, image: Any) -> DiagonalGaussian:
         """(N, 3, H, W) in [-1, 1], H and W multiples of the downscale -> posterior (N, 4, h, w)"""
@@ -116,7 +116,7 @@ class VAE:
             raise UsageError(f"vae.encode: image has shape {tuple(image.shape)}; give (N, 3, H, W) "
                              f"with H and W multiples of {factor}")
         weights = {"encoder": self.tree["encoder"], "quant_conv": self.tree.get("quant_conv")}
-        with use(self.backend):
+        with use(self.backend, exact=self.exact):
             mean, logvar = vae.encode(image, **weights, config=self.config)
         return DiagonalGaussian(mean, logvar, self.backend)
 
@@ -124,7 +124,7 @@ class VAE:
         """(N, 4, h, w) -> (N, 3, H, W), about [-1, 1]; one picture at a time to bound the memory"""
         weights = {"decoder": self.tree["decoder"],
                    "post_quant_conv": self.tree.get("post_quant_conv")}
-        with use(self.backend):
+        with use(self.backend, exact=self.exact):
             pictures = [vae.decode(F.slice(latents, axis=0, start=i, stop=i + 1), **weights,
                                    config=self.config) for i in range(latents.shape[0])]
             return F.concat(pictures, axis=0)

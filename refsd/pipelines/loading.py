@@ -33,7 +33,8 @@ def bundled_model() -> Path:
 
 
 def load_components(path: str | Path | None, *, backend: str, dtype: str, download: bool,
-                    variant: str | None, ema: bool, force: bool) -> dict[str, Any]:
+                    variant: str | None, ema: bool, force: bool,
+                    exact: bool = False) -> dict[str, Any]:
     """Everything StableDiffusionPipeline is made of, from a folder, a file or a hub id.
 
     No path: the bundled model. Raises ModelError, ResourceError, UsageError (refsd.weights).
@@ -47,15 +48,17 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str, downlo
     parts = load_checkpoint(place, dtype=dtype, variant=variant, ema=ema, force=force)
 
     text = parts["text_encoder"]
-    encoder = TextEncoder(text.tree["text_model"], CLIPTextConfig.from_json(text.config), backend)
+    config = CLIPTextConfig.from_json(text.config)
+    encoder = TextEncoder(text.tree["text_model"], config, backend, exact)
     rows = encoder.tree["embeddings"]["token_embedding"]["weight"].shape[0]
     tokenizer = load_tokenizer(place, rows)
     tokenizer.require_rows(rows, encoder.config.max_length)
     return {
         "tokenizer": tokenizer,
         "text_encoder": encoder,
-        "unet": UNet(parts["unet"].tree, UNetConfig.from_json(parts["unet"].config), backend),
-        "vae": VAE(parts["vae"].tree, VAEConfig.from_json(parts["vae"].config), backend),
+        "unet": UNet(parts["unet"].tree, UNetConfig.from_json(parts["unet"].config), backend,
+                     exact),
+        "vae": VAE(parts["vae"].tree, VAEConfig.from_json(parts["vae"].config), backend, exact),
         "scheduler": load_scheduler(place),
         "name": name,
     }

@@ -65,29 +65,31 @@ class StableDiffusionPipeline:
     """
 
     def __init__(self, *, tokenizer: CLIPTokenizer, text_encoder: TextEncoder, unet: UNet, vae: VAE,
-                 scheduler: Any, backend: str = "auto", name: str = ""):
+                 scheduler: Any, backend: str = "auto", name: str = "", exact: bool = False):
         self.tokenizer, self.text_encoder, self.unet = tokenizer, text_encoder, unet
         self.vae, self.scheduler, self.name = vae, scheduler, name
-        self.backend = choose_backend(backend)
+        self.backend, self.exact = choose_backend(backend), exact
         self.make_generator = TorchGenerator
         self.check_finite = True
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
                         dtype: str = "float32", download: bool = False, variant: str | None = None,
-                        ema: bool = False, force: bool = False) -> "StableDiffusionPipeline":
+                        ema: bool = False, force: bool = False,
+                        exact: bool = False) -> "StableDiffusionPipeline":
         """Load a diffusers folder, a single-file `.safetensors`, or a hub id from the local cache.
 
         `download` lets a hub id be fetched; nothing else touches the network. `variant` ("fp16")
         and `ema` choose among copies of the weights; dtype is the arithmetic's, float32 or float64;
-        `force` loads what may not fit into memory. Raises ModelError, ResourceError, UsageError.
+        `force` loads what may not fit into memory; `exact` keeps convolutions to sums of products:
+        no Winograd, no FFT. Raises ModelError, ResourceError, UsageError.
         """
         from refsd.pipelines.loading import load_components
 
         backend = choose_backend(backend)
         parts = load_components(path, backend=backend, dtype=dtype, download=download,
-                                variant=variant, ema=ema, force=force)
-        return cls(**parts, backend=backend)
+                                variant=variant, ema=ema, force=force, exact=exact)
+        return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained
 
@@ -141,7 +143,7 @@ class StableDiffusionPipeline:
         shape = (batch, self.vae.config.latent_channels, height // factor, width // factor)
         latents = self._start(latents, shape, generator)
 
-        with use(self.backend):
+        with use(self.backend, exact=self.exact):
             latents, step_seconds = self._denoise(
                 latents, positive, negative, guidance_scale=guidance_scale,
                 guidance_rescale=guidance_rescale, eta=eta, generator=generator,
@@ -159,7 +161,7 @@ class StableDiffusionPipeline:
         """Final latents as what the caller wants: "pil", "np" or "latent"."""
         if output_type == "latent":
             return latents
-        with use(self.backend):
+        with use(self.backend, exact=self.exact):
             pictures = stages.decode(self.vae, latents)
         self._check("decode", pictures)
         if output_type == "np":

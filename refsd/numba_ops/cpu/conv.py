@@ -18,7 +18,7 @@ from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import multiply_rows
 from refsd.numba_ops.memory import fill_up, pack, prepared
 from refsd.ops.conv import Choice, sides
-from refsd.registry import kernel
+from refsd.registry import exact_wanted, kernel
 
 
 class Policy(NamedTuple):
@@ -41,7 +41,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     y = np.empty((N, Ho, Wo, O), x.dtype)
 
     name = choose(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
-                  algorithm=algorithm, policy=_policy.get()).algorithm
+                  algorithm=algorithm, policy=current_policy()).algorithm
     if name in ("winograd2", "winograd4"):
         winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups)
     elif name == "fft":
@@ -83,6 +83,12 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
                       f"weights hold {extra2} bytes more for each output, {policy.memory} allowed")
     return Choice("im2col", f"{Ho} x {Wo} outputs are too few for the {extra2} bytes each that "
                   f"winograd2 holds more, {policy.memory} allowed")
+
+
+def current_policy() -> Policy:
+    """What holds here and now: conv2d_policy's, and exact inside `refsd.use(..., exact=True)`."""
+    found = _policy.get()
+    return found._replace(exact=True) if exact_wanted() else found
 
 
 @contextmanager
