@@ -9,16 +9,19 @@ from model_samples import CLIPS, UNETS, VAES, tree, values
 
 from refsd.errors import ModelError, UsageError
 from refsd.models import clip
+from refsd.models.layers import Text
 from refsd.pipelines import stages
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.random import TorchGenerator
+from refsd.registry import watch
 from refsd.schedulers import DDIMScheduler, EulerDiscreteScheduler
 
 
 def constant_unet(sample, timestep, text, *, timestep_cond=None):
     """Predicts for each picture the first number of its text, times a number of its own."""
     ramp = np.arange(1, sample[0].size + 1, dtype=sample.dtype).reshape(sample[0].shape)
-    return text[:, :1, :1, None] * ramp
+    states = text.states if isinstance(text, Text) else text
+    return states[:, :1, :1, None] * ramp
 
 
 constant_unet.time_cond_dim = None
@@ -82,6 +85,27 @@ def test_a_caller_may_change_the_texts_between_steps():
     steps = stages.denoise(constant_unet, Recorder(), latents, text(3), text(1), guidance_scale=1)
     assert next(steps).latents.item() == 3
     assert steps.send({"prompt_embeds": text(9)}).latents.item() == 9
+
+
+def test_what_layers_make_of_the_text_is_made_once():
+    """Keys and values are those of a fresh call to the bit, and no step computes them again."""
+    found, config = tree("unet", UNETS["two levels"])
+    unet = UNet(found, config, "numpy")
+    sample, states = values(1, 2, 4, 4, 4), values(2, 2, 3, 10)
+    text, calls = Text(states), []
+
+    def count(op, inputs, options, output):
+        if op == "linear":
+            calls.append(inputs["x"] is states)
+
+    with watch(count):
+        first = unet(sample, 5, text)
+        made = sum(calls)
+        again = unet(sample, 5, text)
+    # One attention on the way down, one in the middle, two on the way up: keys and values each.
+    assert made == 2 * 4 and sum(calls) == made
+    alone = unet(sample, 5, states)
+    assert np.array_equal(first, alone) and np.array_equal(again, alone)
 
 
 def test_rescaling_takes_the_texts_deviation():

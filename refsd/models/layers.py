@@ -25,10 +25,28 @@ def resnet(x, temb=None, *, norm1, conv1, norm2, conv2, time_emb_proj=None, conv
     return F.add(x, h)
 
 
+class Text:
+    """Encoded prompts (N, S, D), and the keys and values that each layer makes of them, made once.
+
+    Neither changes from step to step: give a UNet this instead of the array to save the work.
+    """
+
+    def __init__(self, states):
+        self.states, self._made = states, {}
+
+    def keys_values(self, to_k, to_v):
+        """(N, S, C) twice; the weights' place in the checkpoint tells the layers apart."""
+        if id(to_k) not in self._made:
+            made = F.linear(self.states, **to_k), F.linear(self.states, **to_v)
+            self._made[id(to_k)] = to_k, made  # held, so that its id stays its own
+        return self._made[id(to_k)][1]
+
+
 def attention(x, context, *, to_q, to_k, to_v, to_out, heads):
-    """Each token of x asks the tokens of context.   (N, L, C), (N, S, D) -> (N, L, C)"""
-    q, k, v = F.linear(x, **to_q), F.linear(context, **to_k), F.linear(context, **to_v)
-    return F.linear(F.attention(q, k, v, heads=heads), **to_out[0])
+    """Each token of x asks the tokens of context.   (N, L, C), (N, S, D) or Text -> (N, L, C)"""
+    text = context if isinstance(context, Text) else Text(context)
+    k, v = text.keys_values(to_k, to_v)
+    return F.linear(F.attention(F.linear(x, **to_q), k, v, heads=heads), **to_out[0])
 
 
 def feed_forward(x, *, net):

@@ -14,8 +14,9 @@ def unet(sample, timesteps, encoder_hidden_states, *, time_embedding, conv_in, d
     """eps(x_t, t, text).   (N, 4, H, W), (N,), (N, S, D) -> (N, 4, H, W)
 
     sample is the noisy latent x_t as the scheduler scales it, timesteps the training steps 0..999,
-    encoder_hidden_states the text; timestep_cond (N, K) is the guidance embedding of distilled
-    models (LCM). What is predicted (noise, v or x_0) is the scheduler's business.
+    encoder_hidden_states the text (an array, or a layers.Text that many calls share); timestep_cond
+    (N, K) is the guidance embedding of distilled models (LCM). What is predicted (noise, v or x_0)
+    is the scheduler's business.
     """
     need(len(down_blocks) == len(up_blocks) == len(config.heads), "unet",
          f"{len(down_blocks)} levels down, {len(up_blocks)} up, heads {config.heads}: wanted as "

@@ -64,7 +64,11 @@ class UNet:
 
     def __call__(self, sample: Any, timestep: Any, encoder_hidden_states: Any, *,
                  timestep_cond: Any = None) -> Any:
-        """Predict; timestep is one training step for the whole batch or one for each sample."""
+        """Predict; timestep is one training step for the whole batch or one for each sample.
+
+        encoder_hidden_states is an array (N, L, D), or a models.layers.Text of one: what layers
+        make of the text is then computed once for all calls that are given the same.
+        """
         steps = np.asarray(timestep)
         if steps.ndim == 0:
             steps = np.full(sample.shape[0], steps)

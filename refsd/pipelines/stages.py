@@ -14,6 +14,7 @@ import numpy as np
 
 from refsd import functional as F
 from refsd.errors import ModelError
+from refsd.models.layers import Text
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.random import draw_noise
 
@@ -64,14 +65,13 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
     takes = inspect.signature(scheduler.step).parameters
     noise = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in takes}
     condition = guidance_condition(unet, guidance_scale, latents.shape[0])
+    text = _text(prompt_embeds, negative_prompt_embeds)
     for index, timestep in enumerate(scheduler.timesteps):
         x = scheduler.scale_model_input(latents, timestep)
         if negative_prompt_embeds is None:
-            predicted = unet(x, timestep, prompt_embeds, timestep_cond=condition)
+            predicted = unet(x, timestep, text, timestep_cond=condition)
         else:
-            both = unet(F.concat([x, x], axis=0), timestep,
-                        F.concat([negative_prompt_embeds, prompt_embeds], axis=0),
-                        timestep_cond=condition)
+            both = unet(F.concat([x, x], axis=0), timestep, text, timestep_cond=condition)
             half = latents.shape[0]
             away, towards = both[:half], both[half:]
             predicted = away + guidance_scale * (towards - away)
@@ -84,6 +84,12 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
             latents = changed.get("latents", latents)
             prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
             negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
+            text = _text(prompt_embeds, negative_prompt_embeds)
+
+
+def _text(positive: Any, negative: Any) -> Text:
+    """What the UNet reads in every step until a caller changes it: the negative texts first."""
+    return Text(positive if negative is None else F.concat([negative, positive], axis=0))
 
 
 def guidance_condition(unet: UNet, guidance_scale: float, batch: int) -> Any:

@@ -71,11 +71,11 @@ def _multiply(a, step, rows, depth, piece, panels, bias, out, columns, one):
                 start = max(0, min(t * ROWS, rows - ROWS))
                 # Fetch the next rows, and of the next panel the part that makes it whole in time.
                 next_rows = start + ROWS if t + 1 < high else low * ROWS
-                next_panel = p * depth * width + depth * width * (high - 2 * low + t) // (high - low)
-                pace = width // (high - low) + 1
+                panel, share = p * depth * width, depth * width * (t - low) // (high - low)
+                next_panel, pace = panel + depth * width + share, width // (high - low) + 1
                 for k in range(0, depth, piece):
                     tile_ahead(a, start * step + k, step, one, min(piece, depth - k), panels,
-                               (p * depth + k) * width, c, k, next_rows * step + k * ROWS,
+                               panel + k * width, c, k, next_rows * step + k * ROWS,
                                next_panel + k * pace, pace)
                 _finish(c, t * ROWS - start, min(ROWS, rows - start), bias, out, start, p * width,
                         columns)
