@@ -46,6 +46,23 @@ def parser() -> Parser:
     found = Parser(prog="refsd", description=ABOUT, epilog=MORE, usage="refsd PROMPT [options]")
     found.add_argument("--version", action="version", version=f"refsd {__version__}",
                        help="show the version and stop")
+    add_request(found)
+
+    add = found.add_argument_group("how many, where to, and what to say").add_argument
+    add("-b", "--batch-count", type=integer, metavar="N", default=1, help="pictures to draw (1)")
+    add("-o", "--output", metavar="PATH",
+        help="a .png file (an older one is replaced), a folder, or - for stdout; {seed} and "
+        "{index} are filled in (default: a new file refsd-SEED.png)")
+    add("--output-latents", metavar="FILE", help="also write the latents, .npy or .safetensors")
+    add("--disable-image-metadata", action="store_true", help="write no texts into the PNG")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-q", "--quiet", action="store_true", help="no progress, no times")
+    add("-v", "--verbose", action="store_true", help="the time of every step; tracebacks of errors")
+    return found
+
+
+def add_request(found: Parser) -> None:
+    """The options that decide the pixels."""
     add = found.add_argument_group("what to draw").add_argument
     add("words", metavar="PROMPT", nargs="?", help="what to draw, in quotes")
     add("-p", "--prompt", metavar="TEXT", help="the same as an option")
@@ -54,7 +71,6 @@ def parser() -> Parser:
     add("-H", "--height", type=integer, metavar="N", help="pixels (default: the model's own size)")
     add("-s", "--seed", type=integer, metavar="N", default=-1,
         help="a number from 0 to 2^64 - 1; below 0: a new one (the default)")
-    add("-b", "--batch-count", type=integer, metavar="N", default=1, help="pictures to draw (1)")
 
     add = found.add_argument_group("how").add_argument
     add("-m", "--model", metavar="MODEL",
@@ -84,23 +100,14 @@ def parser() -> Parser:
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help="float32 or float64, the arithmetic's type (float32)")
     add("-t", "--threads", type=integer, metavar="N", help="threads of the matrix products (all)")
+    add("--exact", action="store_true",
+        help="convolutions as sums of products only, without Winograd and FFT: slower")
     add("--allow-nonfinite", action="store_true", help="go on after a NaN or an infinity")
-
-    add = found.add_argument_group("where to, and what to say").add_argument
-    add("-o", "--output", metavar="PATH",
-        help="a .png file (an older one is replaced), a folder, or - for stdout; {seed} and "
-        "{index} are filled in (default: a new file refsd-SEED.png)")
-    add("--output-latents", metavar="FILE", help="also write the latents, .npy or .safetensors")
-    add("--disable-image-metadata", action="store_true", help="write no texts into the PNG")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-q", "--quiet", action="store_true", help="no progress, no times")
-    add("-v", "--verbose", action="store_true", help="the time of every step; tracebacks of errors")
-    return found
 
 
 def run(options: argparse.Namespace) -> int:
     """Draw what the options say."""
-    prompt, seeds = _check(options)
+    prompt, seeds = check(options)
     places = output.plan(options.output, seeds)
     if options.output_latents is not None:
         output.try_out(options.output_latents, (".npy", ".safetensors"))
@@ -124,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace) -> tuple[str, list[int]]:
+def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     """Everything that can be refused before a model is read; the prompt and the seeds."""
     if options.words is not None and options.prompt is not None:
         raise UsageError(f"the prompt is given twice, as {options.words!r} and with --prompt")
@@ -162,7 +169,7 @@ class Work:
         with self._timed("model"):
             self.pipe = StableDiffusionPipeline.from_pretrained(
                 options.model, backend=options.backend, dtype=options.dtype,
-                download=options.download, variant=options.variant)
+                download=options.download, variant=options.variant, exact=options.exact)
             drawing.choose_sampler(self.pipe, options.sampler)
             self.calls = drawing.calls(self.pipe, options.steps)
             self.model = identity.of(options.model, variant=options.variant,
@@ -175,7 +182,7 @@ class Work:
             guidance_rescale=options.guidance_rescale, clip_skip=options.clip_skip,
             rng=options.rng, scheduler=drawing.plain_config(self.pipe.scheduler),
             backend=self.pipe.backend, dtype=options.dtype, threads=threads.in_use(),
-            allow_nonfinite=options.allow_nonfinite, model=self.model,
+            exact=options.exact, allow_nonfinite=options.allow_nonfinite, model=self.model,
             versions=drawing.versions())
 
     def picture(self, seed: int, place: output.Place) -> dict[str, Any]:

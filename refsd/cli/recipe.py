@@ -43,6 +43,7 @@ class Recipe:
     dtype: str
     threads: int
     allow_nonfinite: bool
+    exact: bool = False
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     pixels: str = ""
@@ -119,6 +120,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         newer = isinstance(schema, int) and schema > SCHEMA
         raise UsageError(f"{where} has schema {one_line(repr(schema), 40)}; this refsd reads "
                          f"{SCHEMA}" + (". Use a newer refsd" if newer else ""))
+    found.setdefault("exact", False)  # in no picture drawn before there was a choice
     kinds = {part.name: part.type for part in fields(Recipe)}
     wrong = [key for key in kinds if key not in found] or [key for key in found if key not in kinds]
     if wrong:
