@@ -33,7 +33,8 @@ refsd is short for python -m refsd):
     refsd info PICTURE       what a PNG says of how it was made
     refsd repro PICTURE      draw it again, and compare
     refsd tokenize TEXT      the tokens that a prompt becomes
-    refsd doctor             versions, processor, memory, self-checks"""
+    refsd doctor             versions, processor, memory, self-checks
+    refsd ops                the operations, and how each is computed"""
 
 MORE = """\
 Picture i of a batch has the seed SEED + i and can be drawn alone. Every PNG holds

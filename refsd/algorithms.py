@@ -1,0 +1,122 @@
+"""Which algorithm computes a convolution, why, and what the others would cost. Nothing is computed.
+
+conv2d is the one op that has several algorithms. A backend's rule for choosing is a pure function
+of shapes and options; here it is asked, and its answer put beside the costs of all.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from refsd.contracts import Output, itemsize
+from refsd.errors import UsageError
+from refsd.ops.conv import conv2d_algorithm, conv2d_contract, sides
+from refsd.registry import active_backend, exact_wanted, use
+
+ALGORITHMS = ("im2col", "winograd2", "winograd4", "fft")
+TILES = {"winograd2": 4, "winograd4": 6}  # pixels along a tile's side, three taps included
+
+
+class Cost(NamedTuple):
+    """What an algorithm would take for a convolution; None where it cannot compute it.
+
+    `multiplications` are those between transformed pictures and weights: the transforms' own come
+    on top. `weight_bytes` are the weights as it wants them, packed or transformed. The numba
+    backend keeps these as long as the weights live, the NumPy backend makes them in every call.
+    """
+
+    algorithm: str
+    multiplications: int | None
+    weight_bytes: int | None
+
+
+class Explanation(NamedTuple):
+    """The algorithm that is taken, the reason in words, the result's shape and cost, all costs."""
+
+    backend: str
+    exact: bool
+    algorithm: str
+    why: str
+    output: Output
+    costs: tuple[Cost, ...]
+
+
+def explain_conv2d(x: Any, weight: Any, *, backend: str = "auto", exact: bool = False,
+                   **options: Any) -> Explanation:
+    """How F.conv2d(x, weight, **options) would be computed; x and weight may be contracts.Spec.
+
+    Raises UsageError for shapes and options that the op refuses.
+    """
+    with use(backend, exact=exact):
+        algorithm, why, result = _choice(x, weight, **options)
+        costs = tuple(_cost(name, x, weight, result.shape, **options) for name in ALGORITHMS)
+        return Explanation(active_backend(), exact_wanted(), algorithm, why, result, costs)
+
+
+def chosen(op: str, inputs: dict[str, Any], options: dict[str, Any]) -> str | None:
+    """The algorithm that an op takes here and now, by name; None for ops that have only one."""
+    if op != "conv2d":
+        return None
+    return _choice(inputs["x"], inputs["weight"], **options)[0]
+
+
+def _choice(x, weight, **options):
+    """Name, reason and foretold result under the active backend, exactness and policy."""
+    result = conv2d_contract(x, weight, None, **options)
+    stride, dilation = _pair(options.get("stride", 1)), _pair(options.get("dilation", 1))
+    algorithm = options.get("algorithm", "auto")
+    if active_backend() == "numpy":
+        choice = conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm,
+                                  exact=exact_wanted())
+    else:
+        from refsd.numba_ops.cpu import conv  # compiles nothing, but imports Numba
+
+        N, O, Ho, Wo = result.shape
+        choice = conv.choose((N, Ho, Wo, O), tuple(weight.shape), stride=stride, dilation=dilation,
+                             groups=options.get("groups", 1), algorithm=algorithm,
+                             policy=conv.current_policy())
+    return choice.algorithm, choice.why, result
+
+
+def _cost(name, x, weight, result, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
+    try:
+        conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=name)
+    except UsageError:
+        return Cost(name, None, None)
+    (N, O, Ho, Wo), (_, I, kh, kw) = result, weight.shape
+    reach = [d * (k - 1) + 1 for d, k in zip(_pair(dilation), (kh, kw))]
+    extent = [n + sum(pad) for n, pad in zip(x.shape[2:], sides(padding))]
+
+    if name == "im2col":
+        tiles, places, kept = Ho * Wo, kh * kw, kh * kw
+    else:
+        size = (TILES[name],) * 2 if name in TILES else _fft_tile(extent, reach)
+        tiles = math.prod(-(-(n - r + 1) // (s - r + 1)) for n, r, s in zip(extent, reach, size))
+        # A complex number is two, a product of them four; half of a real spectrum tells the rest.
+        spectrum = size[0] * (size[1] // 2 + 1)
+        places, kept = (size[0] * size[1],) * 2 if name in TILES else (4 * spectrum, 2 * spectrum)
+    rows = _rows(name, O, I, groups, weight.dtype) if active_backend() == "numba" else O
+    if active_backend() == "numpy" and name == "im2col":
+        kept = 0  # the weights serve as they are
+    return Cost(name, N * tiles * places * O * I, rows * I * kept * itemsize(weight.dtype))
+
+
+def _rows(name, O, I, groups, dtype):
+    """Output channels as the numba backend packs them: each group filled up to whole panels."""
+    import numpy as np
+
+    from refsd.numba_ops.memory import panel_width
+
+    if name == "im2col" and I == 1 and groups == O:
+        return O  # depthwise: a kernel of its own, on the weights as they are
+    width = panel_width(np.dtype(dtype))
+    return groups * -(-(O // groups) // width) * width
+
+
+def _fft_tile(extent, reach):
+    from refsd.numba_ops.cpu.conv_fft import tile_size  # the reference's tiles are the same
+
+    return tile_size(extent, reach)
+
+
+def _pair(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

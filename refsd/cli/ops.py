@@ -1,0 +1,155 @@
+"""`refsd ops`: the ops and their backends; one of them in full; why a convolution is done so."""
+
+import argparse
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from refsd.cli.arguments import Parser, choice
+from refsd.cli.recipe import DTYPES
+from refsd.cli.report import result, result_json
+from refsd.errors import UsageError
+from refsd.pipelines.request import check_choice
+from refsd.registry import BACKENDS, Op, choose_backend, kernels, ops
+
+ABOUT = """\
+List the ops of refsd and the backends that compute them.
+
+    refsd ops show conv2d        formula, contract, where its functions are
+    refsd ops why conv2d 2x320x64x64 320x320x3x3 --padding 1
+                                 which algorithm a convolution takes, and why:
+                                 shapes of picture and kernel, as N x C x H x W
+                                 and O x C/groups x kH x kW"""
+ACTIONS = ("list", "show", "why")
+
+
+def parser() -> Parser:
+    """The options of ops."""
+    found = Parser(prog="refsd ops", description=ABOUT,
+                   usage="refsd ops [show OP | why conv2d PICTURE KERNEL] [options]")
+    add = found.add_argument
+    add("action", nargs="?", default="list", help=argparse.SUPPRESS)
+    add("op", metavar="OP", nargs="?", help="the name of an op")
+    add("picture", metavar="PICTURE", nargs="?", help="shape of the picture: 2x320x64x64")
+    add("kernel", metavar="KERNEL", nargs="?", help="shape of the weights: 320x320x3x3")
+    pair = "N, or vertical x horizontal: 2x1"
+    add("--stride", type=_numbers(1, 2), metavar="N", default=1, help=pair)
+    add("--padding", type=_numbers(1, 2, 4), metavar="N", default=0,
+        help=f"{pair}, or top x bottom x left x right")
+    add("--dilation", type=_numbers(1, 2), metavar="N", default=1, help=pair)
+    add("--groups", type=_numbers(1), metavar="N", default=1, help="groups of channels (1)")
+    add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
+        help="float32 or float64 (float32)")
+    add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)}")
+    add("--exact", action="store_true", help="as it is chosen with refsd --exact")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """List, show or explain."""
+    check_choice("ops", options.action, ACTIONS)
+    needed = {"list": (), "show": ("op",), "why": ("op", "picture", "kernel")}[options.action]
+    for name in ("op", "picture", "kernel"):
+        given = getattr(options, name)
+        if (given is not None) != (name in needed):
+            raise UsageError(f"ops {options.action}: " + (f"{name.upper()} is missing" if not given
+                                                          else f"{given!r} is one too many")
+                             + ". See refsd ops --help")
+    if options.op is not None:
+        check_choice("ops: the op", options.op, tuple(ops()))
+    {"list": _list, "show": _show, "why": _why}[options.action](options)
+    return 0
+
+
+def _list(options: argparse.Namespace) -> None:
+    found = [_summary(op) for op in ops().values()]
+    if options.json:
+        result_json(found)
+        return
+    for op in found:
+        result(f"{op['name']}{op['signature']}   [{', '.join(op['kernels'])}]")
+        result(f"    {op['summary']}")
+
+
+def _summary(op: Op) -> dict[str, Any]:
+    """Name, signature, first line of the docstring, and where each backend's function is."""
+    return {"name": op.name, "signature": str(op.signature),
+            "summary": inspect.getdoc(op.definition).partition("\n")[0],
+            "kernels": {backend: place(function) for backend, function in kernels(op.name).items()}}
+
+
+def place(function: Any) -> str:
+    """Where a function is, as FILE:LINE from the folder that holds refsd."""
+    function = inspect.unwrap(function)
+    file = Path(inspect.getsourcefile(function))
+    root = Path(__file__).parents[2]
+    return f"{file.relative_to(root).as_posix()}:{inspect.getsourcelines(function)[1]}"
+
+
+def _show(options: argparse.Namespace) -> None:
+    op = ops()[options.op]
+    found = {**_summary(op), "docstring": inspect.getdoc(op.definition),
+             "contract": place(op.contract), "contract_source": inspect.getsource(op.contract)}
+    if options.json:
+        result_json(found)
+        return
+    result(f"{op.name}{op.signature}\n")
+    result("\n".join(f"    {line}".rstrip() for line in found["docstring"].splitlines()) + "\n")
+    result(f"{'definition':<12} {found['kernels']['numpy']}")
+    for backend, where in found["kernels"].items():
+        if backend != "numpy":
+            result(f"{backend:<12} {where}")
+    result(f"{'contract':<12} {found['contract']}: what is refused, and the result's shape and "
+           "cost\n")
+    result(found["contract_source"].rstrip())
+
+
+def _why(options: argparse.Namespace) -> None:
+    if options.op != "conv2d":
+        raise UsageError(f"ops why: {options.op} has one algorithm on each backend; only conv2d "
+                         "has a choice")
+    from refsd.algorithms import explain_conv2d
+    from refsd.contracts import Spec
+
+    x, weight = (Spec(_shape(name, text), options.dtype) for name, text in
+                 (("PICTURE", options.picture), ("KERNEL", options.kernel)))
+    found = explain_conv2d(
+        x, weight, backend=choose_backend(options.backend), exact=options.exact,
+        stride=options.stride, padding=options.padding, dilation=options.dilation,
+        groups=options.groups)
+    if options.json:
+        result_json({**found._asdict(), "output": found.output._asdict(),
+                     "costs": [cost._asdict() for cost in found.costs]})
+        return
+    result(f"{found.algorithm} on {found.backend}: {found.why}")
+    shape = " x ".join(map(str, found.output.shape))
+    result(f"The result is {shape}; by the definition {found.output.flops / 1e9:,.2f} GFLOP.\n")
+    result(f"{'algorithm':<12}{'multiplications':>19}{'MB of weights':>16}")
+    for cost in found.costs:
+        numbers = f"{'does not fit':>19}" if cost.multiplications is None else (
+            f"{cost.multiplications:>19,}{cost.weight_bytes / 1e6:>16,.2f}")
+        result(f"{cost.algorithm:<12}{numbers}" + (" <-" if cost.algorithm == found.algorithm
+                                                   else ""))
+
+
+def _shape(name: str, text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text, re.ASCII):
+        raise UsageError(f"ops why: {name} is {text[:40]!r}; give a shape such as 2x320x64x64")
+    return tuple(map(int, text.split("x")))
+
+
+def _numbers(*counts: int):
+    """The type of an option that is one number, or two or four joined by x, as F.conv2d has it."""
+
+    def read(text: str) -> Any:
+        if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text, re.ASCII) or (
+                len(text.split("x")) not in counts):
+            wanted = " or ".join("x".join(["N"] * count) for count in counts)
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give {wanted}")
+        found = tuple(map(int, text.split("x")))
+        return {1: found[0], 2: found, 4: (found[:2], found[2:])}[len(found)]
+
+    return read
