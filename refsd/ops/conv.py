@@ -15,6 +15,8 @@ from refsd.registry import exact_wanted, op
 
 # The unrolled windows of one slice of rows. At 512 x 512 x 256 they would be 2.4 GB at once.
 SLICE_BYTES = 16 * 2**20
+# A sum's error grows with its longest run of additions; BLAS libraries make runs of 384 and more.
+RUN = 128
 
 
 class Choice(NamedTuple):
@@ -77,7 +79,15 @@ def im2col(x, weight, stride, dilation, groups):
     rows = max(1, SLICE_BYTES // (C * kh * kw * N * Wo * x.itemsize))
     for i in range(0, Ho, rows):
         columns = windows[:, :, :, :, i:i + rows].reshape(groups, I * kh * kw, -1)
-        y[:, :, i:i + rows] = (matrix @ columns).reshape(O, N, -1, Wo).swapaxes(0, 1)
+        y[:, :, i:i + rows] = in_runs(matrix, columns).reshape(O, N, -1, Wo).swapaxes(0, 1)
+    return y
+
+
+def in_runs(a, b):
+    """a b, each sum in runs of RUN products that are then added up.   (G, M, K), (G, K, P)"""
+    y = a[..., :RUN] @ b[:, :RUN]
+    for k in range(RUN, a.shape[-1], RUN):
+        y += a[..., k:k + RUN] @ b[:, k:k + RUN]
     return y
 
 
