@@ -5,6 +5,7 @@ import weakref
 
 import numpy as np
 
+from refsd.numba_ops import pool
 from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import VECTORS
 
@@ -49,7 +50,7 @@ def as_rows(x: np.ndarray) -> tuple[np.ndarray, int, int]:
 def aligned_empty(size: int, dtype: np.dtype) -> np.ndarray:
     """Uninitialised 1-D memory that starts at a multiple of the vector width."""
     dtype = np.dtype(dtype)
-    raw = np.empty(size * dtype.itemsize + WIDTH, np.uint8)
+    raw = pool.take(size * dtype.itemsize + WIDTH)
     start = -raw.ctypes.data % WIDTH
     return raw[start:start + size * dtype.itemsize].view(dtype)
 

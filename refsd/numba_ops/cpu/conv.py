@@ -16,7 +16,7 @@ from refsd.numba_ops.cpu.conv_fft import fft
 from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
 from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import multiply_rows
-from refsd.numba_ops.memory import fill_up, pack, prepared
+from refsd.numba_ops.memory import empty, fill_up, pack, prepared
 from refsd.ops.conv import Choice, sides
 from refsd.registry import exact_wanted, kernel
 
@@ -38,7 +38,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     (sh, sw), (dh, dw), pad = _pair(stride), _pair(dilation), sides(padding)
     Ho = (H + sum(pad[0]) - dh * (kh - 1) - 1) // sh + 1
     Wo = (W + sum(pad[1]) - dw * (kw - 1) - 1) // sw + 1
-    y = np.empty((N, Ho, Wo, O), x.dtype)
+    y = empty((N, Ho, Wo, O), x.dtype)
 
     name = choose(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
                   algorithm=algorithm, policy=current_policy()).algorithm
