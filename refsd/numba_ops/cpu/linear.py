@@ -1,17 +1,20 @@
 """Matrix products: tiles of 14 x 32 sums in registers over weights packed once."""
 
+import numba
 import numpy as np
 from numba import prange
 
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, even_pieces
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, empty, fill_up, pack, prepared
+from refsd.numba_ops.memory import as_rows, empty, fill_up, pack, panel_width, prepared
 from refsd.numba_ops.simd import lanes, load, store, store_first
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.registry import kernel
 
-# Elements of the left matrix that one task keeps in the second-level cache.
-BLOCK = 2**17
+# Rows of a task: so many tiles, fewer where their elements would not stay in the caches.
+MOST_TILES, BLOCK = 24, 2**19
+# Rows of a panel that stay in the second-level cache while all tiles of a task pass.
+DEPTH = 1280
 
 
 @kernel("numba")
@@ -48,37 +51,57 @@ def multiply_rows(x, panels, bias, y):
         padded[:M] = x.reshape(M, K)
         x = padded
     rows, _, step = as_rows(x)
-    _multiply(rows, step, M, K, even_pieces(K), panels, bias, y.reshape(-1), N, ONE_SEGMENT)
+    # No result depends on these sizes: they keep the caches full and the threads busy.
+    tiles, threads = -(-M // ROWS), numba.get_num_threads()
+    blocks = -(-tiles // max(1, min(MOST_TILES, BLOCK // (K * ROWS))))
+    tall = -(-tiles // (-(-blocks // threads) * threads))
+    parts = max(1, min(bias.size // panel_width(x.dtype), 8 * threads // -(-tiles // tall)))
+    piece = even_pieces(K)
+    _multiply(rows, step, M, K, piece, max(1, DEPTH // piece) * piece, panels, bias, y.reshape(-1),
+              N, ONE_SEGMENT, tall, parts)
 
 
 @jit(parallel=True)
-def _multiply(a, step, rows, depth, piece, panels, bias, out, columns, one):
-    """out (rows, columns) = a B + bias, in tasks of a block of rows by all panels or a few."""
+def _multiply(a, step, rows, K, piece, depth, panels, bias, out, columns, one, tall, parts):
+    """out (rows, columns) = a B + bias. A task is a block of `tall` tiles by a part of the panels.
+
+    Each panel passes in slices of `depth` rows, and each slice in pieces that are summed in
+    registers: the second cache keeps the slice for all tiles, the first one the piece's rows.
+    """
     width = VECTORS * lanes(out)
     count = (columns + width - 1) // width
     tiles = (rows + ROWS - 1) // ROWS
-    tall = max(1, BLOCK // (depth * ROWS))
     blocks = (tiles + tall - 1) // tall
-    # Few blocks of rows: split the panels too, so that there are tasks for every thread.
-    parts = min(count, max(1, 16 // blocks))
     for task in prange(blocks * parts):
         block, part = np.int64(task) // parts, np.int64(task) % parts
         low, high = block * tall, min((block + 1) * tall, tiles)
-        c = np.empty(ROWS * width, out.dtype)
+        sums = np.empty(tall * ROWS * width, out.dtype)
         for p in range(part * count // parts, (part + 1) * count // parts):
+            for k in range(0, K, depth):
+                _add_slice(a, step, rows, low, high, k, min(k + depth, K), piece, panels,
+                           p * K * width, one, sums)
             for t in range(low, high):
                 # The last tile reaches back over rows of the one before, and leaves those alone.
                 start = max(0, min(t * ROWS, rows - ROWS))
-                # Fetch the next rows, and of the next panel the part that makes it whole in time.
-                next_rows = start + ROWS if t + 1 < high else low * ROWS
-                panel, share = p * depth * width, depth * width * (t - low) // (high - low)
-                next_panel, pace = panel + depth * width + share, width // (high - low) + 1
-                for k in range(0, depth, piece):
-                    tile_ahead(a, start * step + k, step, one, min(piece, depth - k), panels,
-                               panel + k * width, c, k, next_rows * step + k * ROWS,
-                               next_panel + k * pace, pace)
-                _finish(c, t * ROWS - start, min(ROWS, rows - start), bias, out, start, p * width,
-                        columns)
+                _finish(sums[(t - low) * ROWS * width:], t * ROWS - start, min(ROWS, rows - start),
+                        bias, out, start, p * width, columns)
+
+
+@jit
+def _add_slice(a, step, rows, low, high, first, last, piece, panels, panel, one, sums):
+    """Tiles low .. high - 1 of sums = (first > 0: +=) columns first .. last - 1 of a by a panel"""
+    width = VECTORS * lanes(sums)
+    for t in range(low, high):
+        start = max(0, min(t * ROWS, rows - ROWS))
+        c = sums[(t - low) * ROWS * width:][:ROWS * width]
+        # Fetch the next rows, and of the next slice the part that makes it whole in time.
+        next_rows = (start + ROWS if t + 1 < high else low * ROWS) * step + first
+        share = (last - first) * width * (t - low) // (high - low)
+        next_slice, pace = panel + last * width + share, width // (high - low) + 1
+        for k in range(first, last, piece):
+            tile_ahead(a, start * step + k, step, one, min(piece, last - k), panels,
+                       panel + k * width, c, k, next_rows + (k - first) * ROWS,
+                       next_slice + (k - first) * pace, pace)
 
 
 @jit
