@@ -30,8 +30,9 @@ ALLOWED = {
     "text": {"errors", "weights"},
     "pipelines": {"contracts", "errors", "functional", "models", "random", "registry",
                   "schedulers", "text", "version", "weights"},
-    "cli": {"algorithms", "contracts", "errors", "models", "pipelines", "random", "registry",
-            "schedulers", "text", "version", "weights"},
+    "profiling": {"algorithms", "contracts", "pipelines", "registry", "weights"},
+    "cli": {"algorithms", "contracts", "errors", "models", "pipelines", "profiling", "random",
+            "registry", "schedulers", "text", "version", "weights"},
     "__main__": {"cli", "errors"},
     "__init__": {"functional", "pipelines", "registry", "version"},
 }

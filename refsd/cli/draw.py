@@ -34,7 +34,8 @@ refsd is short for python -m refsd):
     refsd repro PICTURE      draw it again, and compare
     refsd tokenize TEXT      the tokens that a prompt becomes
     refsd doctor             versions, processor, memory, self-checks
-    refsd ops                the operations, and how each is computed"""
+    refsd ops                the operations, and how each is computed
+    refsd profile            where the time of a generation goes"""
 
 MORE = """\
 Picture i of a batch has the seed SEED + i and can be drawn alone. Every PNG holds

@@ -1,0 +1,132 @@
+"""`refsd profile`: where the time of a generation goes, by stage, op, block, layer and shape."""
+
+import argparse
+import json
+from typing import Any
+
+from refsd.cli import draw, output, threads
+from refsd.cli.arguments import Parser, integer
+from refsd.cli.report import Warnings, note, one_line, result, result_json
+from refsd.pipelines.request import check_integer
+
+NO_LAYER = "(before the first layer)"  # of a step or a stage
+PROMPT = "a glossy red sphere left of a small blue cube"
+ABOUT = """\
+Draw a picture and show where the time went: by stage and step, by op, by block
+and layer of the models, and by the shapes of the calls. One step is drawn before,
+so that compiling is not counted. The picture is not kept."""
+
+
+def parser() -> Parser:
+    """The options of profile: those of drawing that decide the pixels, and its own."""
+    found = Parser(prog="refsd profile", description=ABOUT,
+                   usage="refsd profile [PROMPT] [options]")
+    draw.add_request(found)
+    add = found.add_argument_group("what to show").add_argument
+    add("--top", type=integer, metavar="N", default=12, help="rows of each long table (12)")
+    add("--trace", metavar="FILE",
+        help="also write a Chrome trace, .json, for chrome://tracing or ui.perfetto.dev")
+    add("--json", action="store_true", help="all tables (and any error) as JSON on stdout")
+    add("-q", "--quiet", action="store_true", help="no word on the work")
+    add("-v", "--verbose", action="store_true", help="every step; tracebacks of errors")
+    # What drawing asks and profile does not.
+    found.set_defaults(batch_count=1, output=None, disable_image_metadata=True, seed=0)
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw, and show the tables."""
+    check_integer("--top", options.top, 1, 10**6)
+    if options.words is None and options.prompt is None:
+        options.words = PROMPT
+    prompt, _ = draw.check(options)
+    if options.trace is not None:
+        output.try_out(options.trace, (".json",))
+    with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
+        from refsd import profiling
+        from refsd.profiling.tables import tables
+        from refsd.profiling.trace import trace
+
+        work = draw.Work(options, prompt, chatty=False)
+        if not (options.quiet or options.json):
+            note(f"refsd: a step to warm up, then {work.calls} steps")
+        found = _draw(profiling, work)
+        about = _about(work, found)
+        if options.trace is not None:
+            data = json.dumps(trace(found, about=about)).encode()
+            output.save(data, output.Place(options.trace), "The trace")
+        shown = {**about, **tables(found)}
+        if options.json:
+            result_json({**shown, "trace": options.trace, "warnings": warnings.said})
+        else:
+            _show(shown, options)
+    return 0
+
+
+def _draw(profiling: Any, work: draw.Work) -> Any:
+    """The recipe's picture, as drawing.draw has it."""
+    from refsd.cli.noise import GENERATORS
+
+    recipe, pipe = work.recipe, work.pipe
+    pipe.make_generator = GENERATORS[recipe.rng]
+    pipe.check_finite = not recipe.allow_nonfinite
+    return profiling.profile(
+        pipe, recipe.prompt, negative_prompt=recipe.negative_prompt, clip_skip=recipe.clip_skip,
+        num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale, generator=recipe.seed,
+        height=recipe.height, width=recipe.width, guidance_rescale=recipe.guidance_rescale,
+        eta=recipe.eta)
+
+
+def _about(work: draw.Work, found: Any) -> dict[str, Any]:
+    recipe = work.recipe
+    return {"model": recipe.model["name"], "width": recipe.width, "height": recipe.height,
+            "sampler_steps": recipe.steps, "backend": recipe.backend, "dtype": recipe.dtype,
+            "exact": found.exact, "threads": recipe.threads, "versions": recipe.versions}
+
+
+def _show(found: dict[str, Any], options: argparse.Namespace) -> None:
+    result(one_line(
+        f"{found['model']}, {found['width']} x {found['height']}, {found['backend']}"
+        f"{' exact' if found['exact'] else ''}, {found['dtype']}, {found['threads']} threads: "
+        f"{found['seconds']:.3f} s"))
+    _show_stages(found, options.verbose)
+    _table("by op", found["ops"], "op", len(found["ops"]))
+    _table("by block", found["blocks"], "block", options.top)
+    _table("by layer", found["layers"], "layer", options.top,
+           of=lambda row: f"{row['layer'] or NO_LAYER} {row['op']}")
+    _table("by call, the slowest", found["calls"], "call", options.top, of=_call)
+    often = sorted(found["calls"], key=lambda row: -row["calls"])
+    _table("by call, the most frequent", often, "call", min(options.top, 5), of=_call)
+
+
+def _call(row: dict[str, Any]) -> str:
+    algorithm = f" [{row['algorithm']}]" if row["algorithm"] else ""
+    return f"{row['op']} {row['call']}{algorithm}"
+
+
+def _show_stages(found: dict[str, Any], each: bool) -> None:
+    result(f"\n{'by stage':<24}{'s':>9}{'share':>8}{'calls':>8}{'in ops':>10}{'outside':>10}"
+           f"{'profiling':>11}")
+    rows = list(found["stages"])
+    if each:
+        rows[-1:-1] = found["steps"]
+    for row in rows:
+        result(f"{row['name']:<24}{row['seconds']:>9.3f}{row['share']:>8.1%}{row['calls']:>8}"
+               f"{row['in_ops']:>10.3f}{row['outside']:>10.3f}{row['profiling']:>11.3f}")
+    times = sorted(row["seconds"] for row in found["steps"])
+    result(f"a step: median {times[len(times) // 2]:.4f} s, {times[0]:.4f} to {times[-1]:.4f} "
+           f"({len(times)} steps)")
+
+
+def _table(title: str, rows: list[dict], key: str, count: int, of: Any = None) -> None:
+    names = [one_line((of(row) if of else row[key]) or NO_LAYER, 100)
+             for row in rows[:count]]
+    width = max(24, *map(len, names))
+    result(f"\n{title:<{width}}{'s':>9}{'share':>8}{'calls':>8}{'ms each':>10}{'GFLOP/s':>10}"
+           f"{'GB/s':>8}")
+    for name, row in zip(names, rows):
+        result(f"{name:<{width}}{row['seconds']:>9.3f}{row['share']:>8.1%}{row['calls']:>8}"
+               f"{1e3 * row['seconds'] / row['calls']:>10.3f}{row['gflop_per_second']:>10.1f}"
+               f"{row['gb_per_second']:>8.1f}")
+    if len(rows) > count:
+        result(f"... and {len(rows) - count} more")

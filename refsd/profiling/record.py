@@ -1,0 +1,169 @@
+"""Drawing one picture while every op is timed, and knowing which layer called it."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from refsd.contracts import Spec
+from refsd.pipelines import stages
+from refsd.registry import watch
+from refsd.weights.tree import flatten
+
+STAGES = ("text", "denoise", "decode")
+
+
+class Span(NamedTuple):
+    """Something that took time: nanoseconds of time.perf_counter_ns."""
+
+    name: str
+    begun: int
+    ended: int
+
+    @property
+    def nanoseconds(self) -> int:
+        return self.ended - self.begun
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of an op, its arrays as Specs.
+
+    `begun` to `ended` (nanoseconds of time.perf_counter_ns) is the kernel alone; `watched` is what
+    listening to it cost afterwards. `layer` is the checkpoint's path of the parameters that it was
+    given, or of the last ones before it: a SiLU belongs to the norm that it follows. It is empty
+    where a stage or a step has had none yet. `stage` is the name of the step or the stage.
+    """
+
+    op: str
+    layer: str
+    stage: str
+    begun: int
+    ended: int
+    inputs: dict[str, Any]
+    options: dict[str, Any]
+    watched: int = 0
+
+    @property
+    def nanoseconds(self) -> int:
+        return self.ended - self.begun
+
+
+@dataclass
+class Profile:
+    """What a Recorder heard. `images` is what the pipeline gave."""
+
+    backend: str
+    exact: bool
+    stages: list[Span] = field(default_factory=list)
+    steps: list[Span] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    images: Any = None
+
+    @property
+    def nanoseconds(self) -> int:
+        """From the beginning of the first stage to the end of the last."""
+        return self.stages[-1].ended - self.stages[0].begun
+
+
+class Recorder:
+    """A timed watcher: give it to refsd.watch(recorder, timed=True).
+
+    `trees` are the parts' weights by name, {"unet": pipe.unet.tree, ...}.
+    """
+
+    def __init__(self, trees: Mapping[str, Any], *, backend: str, exact: bool = False):
+        # Parameters reach the ops as the very arrays of the tree, which lives longer than this.
+        self._layers = {id(leaf): f"{part}.{path.rpartition('.')[0]}"
+                        for part, tree in trees.items() for path, leaf in flatten(tree).items()}
+        self.profile = Profile(backend, exact)
+        self._stage, self._layer, self._begun = "", "", 0
+
+    def __call__(self, op: str, inputs: dict, options: dict, output: Any, begun: int,
+                 ended: int) -> None:
+        for value in inputs.values():
+            if id(value) in self._layers:
+                self._layer = self._layers[id(value)]
+                break
+        call = Call(op, self._layer, self._stage, begun, ended,
+                    {name: _spec(value) for name, value in inputs.items()},
+                    {name: _spec(value) for name, value in options.items()})
+        self.profile.calls.append(call)
+        call.watched = time.perf_counter_ns() - ended
+
+    @contextmanager
+    def stage(self, name: str, *, stepwise: bool = False) -> Iterator[None]:
+        """Everything inside belongs to this stage; `stepwise` if `step` is called in it."""
+        self._stage, self._layer = "step 1" if stepwise else name, ""
+        begun = time.perf_counter_ns()
+        yield
+        self.profile.stages.append(Span(name, begun, time.perf_counter_ns()))
+
+    def step(self, *_: Any) -> None:
+        """A step is done: a callback_on_step_end, which changes nothing.
+
+        The first begins with its first op; each other where the one before has ended.
+        """
+        now, steps = time.perf_counter_ns(), self.profile.steps
+        first = next((call.begun for call in self.profile.calls if call.stage == "step 1"), now)
+        begun = steps[-1].ended if steps else first
+        steps.append(Span(f"step {len(steps) + 1}", begun, now))
+        self._stage, self._layer = f"step {len(steps) + 1}", ""
+
+
+def profile(pipe: Any, prompt: str, *, negative_prompt: str = "", clip_skip: int | None = None,
+            num_inference_steps: int = 50, guidance_scale: float = 7.5, generator: Any = 0,
+            output_type: str = "np", **options: Any) -> Profile:
+    """Draw with a StableDiffusionPipeline, timing every op; arguments as in calling it.
+
+    One step is drawn and decoded before, so that neither compiling nor packing weights is counted.
+    generator: an int or a list of ints, from which the noise is made anew.
+    """
+    options |= {"guidance_scale": guidance_scale, "generator": generator, "output_type": "latent"}
+    _draw(pipe, Silence(), prompt, negative_prompt, clip_skip, output_type,
+          {**options, "num_inference_steps": 1})
+
+    trees = {"text_encoder": pipe.text_encoder.tree, "unet": pipe.unet.tree, "vae": pipe.vae.tree}
+    recorder = Recorder(trees, backend=pipe.backend, exact=pipe.exact)
+    with watch(recorder, timed=True):
+        images = _draw(pipe, recorder, prompt, negative_prompt, clip_skip, output_type,
+                       {**options, "num_inference_steps": num_inference_steps})
+    recorder.profile.images = images
+    return recorder.profile
+
+
+class Silence:
+    """Stands in for a Recorder while kernels warm up."""
+
+    @contextmanager
+    def stage(self, name: str, *, stepwise: bool = False) -> Iterator[None]:
+        yield
+
+    def step(self, *_: Any) -> None:
+        """Nothing to note."""
+
+
+def _draw(pipe, recorder, prompt, negative_prompt, clip_skip, output_type, options):
+    """The same as pipe(prompt, ...), taken apart where the stages meet."""
+    with recorder.stage("text"):
+        guided = options["guidance_scale"] > 1 and pipe.unet.time_cond_dim is None
+        embeds = {"prompt_embeds": _encode(pipe, prompt, clip_skip)}
+        if guided:
+            embeds["negative_prompt_embeds"] = _encode(pipe, negative_prompt, None)
+    with recorder.stage("denoise", stepwise=True):
+        latents = pipe(**embeds, callback_on_step_end=recorder.step, **options).images
+    with recorder.stage("decode"):
+        return pipe.to_output(latents, output_type)
+
+
+def _encode(pipe, text, clip_skip):
+    return stages.encode_text(pipe.text_encoder, stages.tokenize(pipe.tokenizer, [text]),
+                              clip_skip=clip_skip)
+
+
+def _spec(value: Any) -> Any:
+    """Arrays as Specs, alone or in a list; everything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([_spec(one) for one in value])
+    return Spec(tuple(value.shape), str(value.dtype)) if getattr(value, "shape", ()) else value
