@@ -12,9 +12,9 @@ SIZE = pool.LEAST
 
 @pytest.fixture(autouse=True)
 def empty_pool():
-    pool.clear()
+    pool.shrink(0)
     yield
-    pool.clear()
+    pool.shrink(0)
 
 
 def address(array):
@@ -41,11 +41,23 @@ def test_a_view_keeps_its_memory():
     assert (view == 7).all() and not np.shares_memory(view, other)
 
 
-def test_idle_memory_never_adds_to_another_size():
-    del [pool.take(SIZE), pool.take(SIZE)][:]
-    assert pool.idle_bytes() == 2 * SIZE
-    larger = pool.take(SIZE + 1)
-    assert pool.idle_bytes() == 0 and larger.size == SIZE + 1
+def test_what_waits_longest_goes_first(monkeypatch):
+    monkeypatch.setattr(pool, "MOST_IDLE", 5 * SIZE)
+    arrays = [pool.take(n * SIZE) for n in (1, 2, 1)]
+    latest = address(arrays[2])
+    while arrays:
+        del arrays[0]
+    assert pool.idle_bytes() == 4 * SIZE
+    larger = pool.take(3 * SIZE)  # with it no more than 5: the oldest two have to go
+    assert pool.idle_bytes() == SIZE and address(pool.take(SIZE)) == latest
+    del larger
+
+
+def test_a_size_above_the_limit_leaves_nothing_idle():
+    first = pool.take(SIZE)
+    del first
+    huge = pool.take(pool.MOST_IDLE + 1)
+    assert pool.idle_bytes() == 0 and huge.size == pool.MOST_IDLE + 1
 
 
 def test_small_pieces_are_numpys():

@@ -1,45 +1,67 @@
 """Memory for large results, taken again as soon as nobody uses it.
 
-A fresh array costs more than writing it: the system clears each page at its first touch. Steps and
-layers ask for the same sizes again and again, so what was given back is kept for the next of its
-size. A size that is not there clears the pool first: idle memory never adds to a new peak.
+A fresh array costs more than writing it: the system clears each page at its first touch. Layers and
+steps ask for the same sizes again and again, so what was given back waits for the next of its size.
+What waits longest goes first, so that idle memory hardly adds to a peak.
 """
 
 import numpy as np
 
 LEAST = 2**20  # bytes; smaller pieces the C library keeps by itself
+MOST_IDLE = 192 * 2**20  # what may wait when a size is asked for that is not there
 
-_idle: dict[int, list[np.ndarray]] = {}
+_idle: list["_Piece"] = []  # from the one that waits longest to the latest
 
 
-class _Loan:
-    """Memory under NumPy's array interface; it goes back when the last array on it is gone."""
+class _Piece:
+    """Memory that comes back when the last array on it is gone."""
 
     def __init__(self, memory: np.ndarray):
         self.memory = memory
-        self.__array_interface__ = memory.__array_interface__
+
+    def lend(self) -> np.ndarray:
+        return np.asarray(_Loan(self))
+
+
+class _Loan:
+    """A piece under NumPy's array interface: arrays hold the loan, not the piece."""
+
+    def __init__(self, piece: _Piece):
+        self.piece = piece
+        self.__array_interface__ = piece.memory.__array_interface__
 
     def __del__(self, idle=_idle):
-        idle.setdefault(self.memory.nbytes, []).append(self.memory)
+        idle.append(self.piece)
 
 
 def take(size: int) -> np.ndarray:
     """`size` uninitialised bytes, of an array that is gone or fresh."""
     if size < LEAST:
         return np.empty(size, np.uint8)
-    try:
-        memory = _idle[size].pop()
-    except (KeyError, IndexError):  # pop itself asks: another thread may have been quicker
-        clear()
-        memory = np.empty(size, np.uint8)
-    return np.asarray(_Loan(memory))
+    for piece in reversed(_idle.copy()):
+        if piece.memory.nbytes == size and _removed(piece):
+            return piece.lend()
+    shrink(MOST_IDLE - size)
+    return _Piece(np.empty(size, np.uint8)).lend()
 
 
-def clear() -> None:
-    """Give all idle memory back to the system."""
-    _idle.clear()
+def shrink(most: int) -> None:
+    """Give back to the system what waits longest, until no more than `most` bytes are idle."""
+    for piece in _idle.copy():
+        if idle_bytes() <= max(most, 0):
+            return
+        _removed(piece)
 
 
 def idle_bytes() -> int:
-    """Memory that is held for the next result of its size."""
-    return sum(size * len(pieces) for size, pieces in list(_idle.items()))
+    """Memory that waits for the next result of its size."""
+    return sum(piece.memory.nbytes for piece in _idle.copy())
+
+
+def _removed(piece: _Piece) -> bool:
+    """Whether it was there to be removed: another thread may have been quicker."""
+    try:
+        _idle.remove(piece)
+        return True
+    except ValueError:
+        return False
