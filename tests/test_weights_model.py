@@ -45,6 +45,8 @@ def test_a_folder_gives_its_tensors_as_trees(tmp_path):
         "0", "2",
     }  # fmt: skip
     assert unet.config["norm_eps"] == 1e-5  # a default of diffusers, which the file does not say
+    with pytest.raises(ValueError, match="read-only"):  # backends keep what they make of weights
+        unet.tree["conv_in"]["weight"][...] *= 2
     wide = load_checkpoint(tmp_path, dtype="float64")["vae"]
     assert all(array.dtype == np.float64 for array in wide.tensors.values())
     assert_equal(load_folder(tmp_path, "vae"), tiny_tensors("vae"))

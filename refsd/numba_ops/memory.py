@@ -97,13 +97,28 @@ def fill_up(vector: np.ndarray | None, size: int, dtype: np.dtype) -> np.ndarray
 
 
 def prepared(weight: np.ndarray, use: str, make):
-    """make(weight), made once for each weight and use and kept as long as the weight lives."""
+    """make(weight); of a weight that nobody can change, made once for each use while it lives.
+
+    What could be written to is packed anew at every call: it may hold other numbers by then. So
+    weights that are used twice should be read-only, as loaded ones are.
+    """
+    if not _is_frozen(weight):
+        return make(weight)
     key = (id(weight), use)
     entry = _prepared.get(key)
     if entry is None or entry[0]() is not weight:
         reference = weakref.ref(weight, lambda _: _prepared.pop(key, None))
         entry = _prepared[key] = (reference, make(weight))
     return entry[1]
+
+
+def _is_frozen(array):
+    """Whether an array, and every array that it is a view of, is read-only."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return False
+        array = array.base
+    return array is None or isinstance(array, bytes)
 
 
 def prepared_bytes() -> int:

@@ -26,7 +26,10 @@ COMPONENTS = ("text_encoder", "unet", "vae")
 
 @dataclass(frozen=True)
 class Component:
-    """One network of a checkpoint: its config with all defaults, and its tensors by name."""
+    """One network of a checkpoint: its config with all defaults, and its tensors by name.
+
+    The tensors are read-only: backends keep what they make of weights. Copy one to change it.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
@@ -178,7 +181,16 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, force: bool) -> dict[s
             names = {theirs: ours for ours, (h, theirs) in plan.places.items() if h is header}
             read = read_tensors(header, dtype=dtype, names=names)
             tensors |= {ours: read[theirs] for theirs, ours in names.items()}
-        tensors = {name: tensors[name].reshape(shape) for name, shape in plan.shapes.items()}
+        tensors = {n: _frozen(tensors[n].reshape(shape)) for n, shape in plan.shapes.items()}
         warn_nonfinite(tensors, plan.source)
         found[component] = Component(plan.config, tensors, plan.source)
     return found
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """The same, read-only, and what it is a view of: backends keep what they make of weights."""
+    part: Any = array
+    while isinstance(part, np.ndarray):
+        part.flags.writeable = False
+        part = part.base
+    return array
