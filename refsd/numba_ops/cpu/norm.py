@@ -82,11 +82,13 @@ def _group_norm(x, weight, bias, N, P, C, groups, eps, y):
         n, group = np.int64(task) // groups, np.int64(task) % groups
         mean, off, variance = _whole_moments(moments[n, group], tall, P)
         centre = x.dtype.type(mean + off)
+        rest = mean - centre + off
         for c in range(group * (C // groups), (group + 1) * (C // groups)):
             scale = weight[c] / np.sqrt(variance + eps)
             lines[0, n * C + c] = centre
             lines[1, n * C + c] = scale
-            lines[2, n * C + c] = bias[c] - (mean - centre + off) * scale
+            # Beside an infinite weight the rest does not count, and 0 times it would be NaN.
+            lines[2, n * C + c] = bias[c] - (rest * scale if abs(scale) < np.inf else 0.0)
 
     for task in prange(N * blocks):
         n, block = np.int64(task) // blocks, np.int64(task) % blocks
