@@ -11,7 +11,14 @@ import os
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    models,
+    overload,
+    register_model,
+    type_callable,
+)
 
 
 def _width():
@@ -104,23 +111,31 @@ def splat_like(typing, x, number):
 
 
 def _operator(function, instruction, result=None):
-    """x op y for two vectors, or a vector and a number, which is rounded to the vector's dtype."""
+    """x op y for two vectors, or a vector and a number, which is rounded to the vector's dtype.
 
-    @intrinsic
-    def lane_wise(typing, x, y):
-        def emit(context, builder, signature, arguments):
-            return instruction(builder, *arguments)
+    Typed and emitted here, not as an overload: those take Numba far longer to compile.
+    """
 
-        return (x if result is None else Vector(result, x.count))(x, x), emit
+    @type_callable(function)
+    def find_type(context):
+        def choose(x, y):
+            vector = x if isinstance(x, Vector) else y
+            if isinstance(vector, Vector) and all(a == vector or isinstance(a, types.Number)
+                                                  for a in (x, y)):
+                return vector if result is None else Vector(result, vector.count)
 
-    @overload(function, inline="always")
-    def choose(x, y):
-        if isinstance(x, Vector) and x == y:
-            return lambda x, y: lane_wise(x, y)
-        if isinstance(x, Vector) and isinstance(y, types.Number):
-            return lambda x, y: lane_wise(x, splat_like(x, y))
-        if isinstance(y, Vector) and isinstance(x, types.Number):
-            return lambda x, y: lane_wise(splat_like(y, x), y)
+        return choose
+
+    def emit(context, builder, signature, arguments):
+        vector = next(kind for kind in signature.args if isinstance(kind, Vector))
+        values = [value if kind == vector
+                  else spread(builder, context.cast(builder, value, kind, vector.dtype),
+                              vector.count)
+                  for kind, value in zip(signature.args, arguments)]
+        return instruction(builder, *values)
+
+    for kinds in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
+        lower_builtin(function, *kinds)(emit)
 
 
 def _instruction(real, integer):
@@ -145,12 +160,11 @@ for _function, _sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, 
               types.boolean)
 
 
-@overload(operator.neg, inline="always")
-def _negate(x):
-    if isinstance(x, Vector):
-        return lambda x: _lane_wise_negate(x)
+@type_callable(operator.neg)
+def _type_of_negative(context):
+    return lambda x: x if isinstance(x, Vector) else None
 
 
-@intrinsic
-def _lane_wise_negate(typing, x):
-    return x(x), lambda context, builder, signature, arguments: builder.fneg(arguments[0])
+@lower_builtin(operator.neg, Vector)
+def _negate(context, builder, signature, arguments):
+    return builder.fneg(arguments[0])
