@@ -4,7 +4,8 @@
     pipe = refsd.StableDiffusionPipeline.from_pretrained()
     image = pipe("a red sphere left of a blue cube", guidance_scale=3, generator=7).images[0]
 
-`refsd.F` holds the ops, `refsd.use(backend)` chooses who computes them, `refsd.watch` listens.
+`refsd.F` holds the ops, `refsd.use(backend)` chooses who computes them, `refsd.threads(n)` on how
+many threads, `refsd.watch` listens.
 Importing this package imports neither NumPy nor SciPy: what is used is imported when it is used.
 """
 
@@ -13,11 +14,12 @@ import importlib
 from refsd.registry import use, watch
 from refsd.version import __version__
 
-__all__ = ["F", "StableDiffusionPipeline", "__version__", "use", "watch"]
+__all__ = ["F", "StableDiffusionPipeline", "__version__", "threads", "use", "watch"]
 
 _LAZY = {
     "F": ("refsd.functional", None),
     "StableDiffusionPipeline": ("refsd.pipelines.stable_diffusion", "StableDiffusionPipeline"),
+    "threads": ("refsd.parallel", "threads"),
 }
 
 

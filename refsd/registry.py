@@ -92,6 +92,13 @@ def kernels(name: str) -> dict[str, Callable]:
     return {backend: _kernels[backend, name] for backend in BACKENDS if (backend, name) in _kernels}
 
 
+def make_ready(backend: str, dtype: str) -> None:
+    """Let a backend do what a generation in `dtype` needs once, such as compiling its kernels."""
+    module = importlib.import_module(BACKENDS[choose_backend(backend)])
+    if hasattr(module, "make_ready"):
+        module.make_ready(dtype)
+
+
 @contextmanager
 def use(backend: str, *, exact: bool = False) -> Iterator[None]:
     """Send the ops called inside the `with` block to `backend`.

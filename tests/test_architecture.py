@@ -18,10 +18,11 @@ ALLOWED = {
     "version": set(),
     "errors": set(),
     "contracts": {"errors"},
+    "parallel": {"errors"},
     "registry": {"errors"},
     "ops": {"contracts", "registry"},
     "functional": {"ops", "registry"},
-    "numba_ops": {"contracts", "errors", "ops", "registry"},
+    "numba_ops": {"contracts", "errors", "ops", "parallel", "registry"},
     "algorithms": {"contracts", "errors", "numba_ops", "ops", "registry"},  # asks their rules
     "models": {"functional", "contracts"},
     "schedulers": {"errors", "random"},
@@ -31,10 +32,10 @@ ALLOWED = {
     "pipelines": {"contracts", "errors", "functional", "models", "random", "registry",
                   "schedulers", "text", "version", "weights"},
     "profiling": {"algorithms", "contracts", "pipelines", "registry", "weights"},
-    "cli": {"algorithms", "contracts", "errors", "models", "pipelines", "profiling", "random",
-            "registry", "schedulers", "text", "version", "weights"},
+    "cli": {"algorithms", "contracts", "errors", "models", "parallel", "pipelines", "profiling",
+            "random", "registry", "schedulers", "text", "version", "weights"},
     "__main__": {"cli", "errors"},
-    "__init__": {"functional", "pipelines", "registry", "version"},
+    "__init__": {"functional", "parallel", "pipelines", "registry", "version"},
 }
 OUTSIDE_OF_OPS = {"math", "typing", "numpy", "numpy.lib.stride_tricks", "scipy.special.erf",
                   "scipy.fft"}

@@ -1,29 +1,32 @@
-"""The one decorator that compiles refsd's kernels, and the private cache of what it compiled.
+"""The one decorator that compiles refsd's kernels.
 
-Numba's own cache is keyed by less than what decides the machine code, lies where others may write,
-and unpickles what it finds. Here the folder's name holds a hash of every source file of this
-package, the versions, the vector width and the flags; the folder belongs to this user alone; and a
-cache problem never breaks a run: it costs one warning and a compilation.
+A kernel is compiled at its first call from Python, visibly, or taken from the cache (cache.py). Two
+Python threads may call kernels at once: they run one after the other (threads.py).
 """
 
-import hashlib
-import os
-import platform
-import shutil
-import stat
-import warnings
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+import functools
+import gc
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any
 
-import llvmlite
 import numba
-from numba.core import caching
+from numba.core import event, types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import typeof_impl
 
-from refsd.numba_ops.simd import WIDTH
+from refsd.numba_ops.cache import cache_for
+from refsd.numba_ops.threads import one_at_a_time
 
 # Never fastmath=True: it lets the compiler assume that there are no NaNs, and delete the checks.
 FAST = ("contract", "reassoc", "arcp", "nsz")
+# What Numba is not to look for in parallel kernels, besides prange: it takes long to compile.
+UNWANTED = ("comprehension", "reduction", "inplace_binop", "setitem", "stencil", "fusion")
+
+logger = logging.getLogger("refsd.compiling")
 
 
 def jit(function: Callable | None = None, *, parallel: bool = False, flags: tuple = ()) -> Callable:
@@ -36,88 +39,122 @@ def jit(function: Callable | None = None, *, parallel: bool = False, flags: tupl
         return lambda function: jit(function, parallel=parallel, flags=flags)
     if not set(flags) <= set(FAST):
         raise ImportError(f"{function.__name__}: flags {flags} are not all of {FAST}")
-    kernel = numba.njit(parallel=parallel, error_model="numpy", fastmath=set(flags))(function)
-    folder = cache_folder()
-    if folder is not None:
-        kernel._cache = _cache_class(folder / f"{'-'.join(flags) or 'strict'}")(function)
-    return kernel
+    return Kernel(function, parallel, flags)
 
 
-@cache
-def cache_folder() -> Path | None:
-    """Where compiled kernels are kept: $REFSD_CACHE or ~/.cache/refsd; None if that is not safe.
+class Kernel:
+    """A compiled function. Python calls `entry`, which the cache keeps; other kernels `inner`.
 
-    Loading a compiled kernel runs it, so nobody else may be able to write there.
+    `inner` has no bridge from Python: it becomes a part of whoever calls it.
     """
-    root = os.environ.get("REFSD_CACHE") or Path.home() / ".cache" / "refsd"
-    folder = Path(root) / "kernels" / _fingerprint()
+
+    def __init__(self, function: Callable, parallel: bool, flags: tuple):
+        functools.update_wrapper(self, function)
+        self.py_func, self.parallel, self.flags = function, parallel, flags
+
+    def __call__(self, *arguments: Any) -> Any:
+        plan = _plan.get()
+        if plan is not None:
+            plan[self, tuple(map(self.entry.typeof_pyval, arguments))] = None
+            return None
+        with one_at_a_time():
+            return self.entry(*arguments)
+
+    @cached_property
+    def entry(self) -> Any:
+        """What Python calls: lets other Python threads run meanwhile."""
+        how = dict.fromkeys(UNWANTED, False) if self.parallel else False
+        entry = self._compiler(parallel=how, nogil=True)
+        entry._cache = cache_for(self.py_func, self.flags)
+        _entries.add(entry)
+        return entry
+
+    @cached_property
+    def inner(self) -> Any:
+        """What compiled code calls."""
+        return self._compiler(no_cpython_wrapper=True)
+
+    def _compiler(self, **options: Any) -> Any:
+        return numba.njit(error_model="numpy", fastmath=set(self.flags), no_cfunc_wrapper=True,
+                          **options)(self.py_func)
+
+
+@typeof_impl.register(Kernel)
+def _type_in_compiled_code(kernel, context):
+    return types.Dispatcher(kernel.inner)
+
+
+@contextmanager
+def planned() -> Iterator[dict]:
+    """Within the block kernels do not run: (kernel, types) of every call are collected instead.
+
+    So the shapes of results are right, their numbers are not.
+    """
+    token = _plan.set({})
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for place in (folder, folder.parent):
-            status = place.stat()
-            if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise PermissionError(f"{place} belongs to another user or others may write there")
-        (folder / ".writable").write_bytes(b"")
-    except OSError as problem:
-        _warn(f"compiled kernels are not kept ({problem})")
-        return None
-    return folder
+        yield _plan.get()
+    finally:
+        _plan.reset(token)
 
 
-def _fingerprint() -> str:
-    """A hash of all that decides the machine code."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    for part in (numba.__version__, llvmlite.__version__, platform.python_version(), WIDTH):
-        digest.update(str(part).encode())
-    return digest.hexdigest()[:16]
+def missing(wanted: Iterable[tuple[Kernel, tuple]]) -> list[tuple[Kernel, tuple]]:
+    """Take from the cache what is there of (kernel, types); gives the others."""
+    found = []
+    for kernel, kinds in wanted:
+        try:
+            with compilations.forbidden():
+                kernel.entry.compile(kinds)
+        except _NotCompiled:
+            found.append((kernel, kinds))
+    return found
 
 
-def _warn(message: str) -> None:
-    warnings.warn(f"refsd: {message}. Kernels are compiled in every process", stacklevel=3)
+class _NotCompiled(Exception):
+    """A kernel is neither in memory nor in the cache."""
 
 
-@cache
-def _cache_class(folder: Path) -> type:
-    """Numba's cache of one function, kept in `folder` and immune to what it finds there."""
+class _Compilations(event.Listener):
+    """Counts the kernels that this process compiles, and tells the logger of each.
 
-    class Locator(caching._CacheLocator):
-        def __init__(self, function, file):
-            self._name = f"{Path(file).parent.name}.{Path(file).stem}"
+    `expected` is the count that there will be, where that is known.
+    """
 
-        def get_cache_path(self):
-            return str(folder)
+    def __init__(self):
+        self.count = self.expected = self.depth = 0
+        self.allowed = True
 
-        def get_source_stamp(self):
-            return 0  # the folder's name already holds a hash of the sources
-
-        def get_disambiguator(self):
-            return self._name
-
-        @classmethod
-        def from_function(cls, function, file):
-            return cls(function, file)
-
-    class Implementation(caching.CompileResultCacheImpl):
-        _locator_classes = [Locator]
-
-    class Cache(caching.FunctionCache):
-        _impl_class = Implementation
-
-        def load_overload(self, signature, context):
+    @contextmanager
+    def forbidden(self):
+        """Within the block what would be compiled raises _NotCompiled."""
+        with global_compiler_lock:
+            self.allowed = False
             try:
-                return super().load_overload(signature, context)
-            except Exception as problem:  # unpickling damaged bytes can raise anything
-                shutil.rmtree(folder, ignore_errors=True)
-                _warn(f"the kernel cache was damaged and is made anew ({type(problem).__name__})")
-                return None
+                yield
+            finally:
+                self.allowed = True
 
-        def save_overload(self, signature, data):
-            try:
-                super().save_overload(signature, data)
-            except OSError as problem:
-                self.disable()
-                _warn(f"a compiled kernel could not be kept ({problem.strerror})")
+    def on_start(self, happened):
+        self.depth += 1
+        if self.depth > 1 or happened.data["dispatcher"] not in _entries:
+            return
+        # Much of the time would go into looking for garbage among what the compiler needs.
+        self.collecting = gc.isenabled()
+        if not self.allowed:
+            raise _NotCompiled
+        gc.disable()
+        self.count += 1
+        if self.count <= self.expected:
+            logger.info("compiling kernels, once: %d of %d", self.count, self.expected)
+        else:
+            logger.info("compiling kernels, once: %d", self.count)
 
-    return Cache
+    def on_end(self, happened):
+        self.depth -= 1
+        if self.depth == 0 and happened.data["dispatcher"] in _entries and self.collecting:
+            gc.enable()
+
+
+_plan: ContextVar[dict | None] = ContextVar("refsd_planned_kernels", default=None)
+_entries: set = set()  # the dispatchers whose compilation is ours to show
+compilations = _Compilations()
+event.register("numba:compile", compilations)

@@ -25,7 +25,7 @@ from refsd.pipelines.request import (
     refuse_unknown,
 )
 from refsd.random import TorchGenerator
-from refsd.registry import choose_backend, use
+from refsd.registry import choose_backend, make_ready, use
 from refsd.text import CLIPTokenizer
 from refsd.weights.memory import available_bytes
 
@@ -126,6 +126,7 @@ class StableDiffusionPipeline:
                        callback_on_step_end_tensor_inputs, CALLBACK_INPUTS)
         guided = guidance_scale > 1 and self.unet.time_cond_dim is None
 
+        make_ready(self.backend, str(self.unet.dtype))
         clock = {"start": time.perf_counter()}
         positive, negative = self._embed(prompt, negative_prompt, prompt_embeds,
                                          negative_prompt_embeds, num_images_per_prompt, clip_skip,

@@ -12,3 +12,4 @@ from refsd.numba_ops.cpu import (  # noqa: F401
     norm,
     resize,
 )
+from refsd.numba_ops.warmup import make_ready  # noqa: F401  asked by the registry

@@ -1,0 +1,175 @@
+"""Where compiled kernels are kept, and why it is safe to load them again.
+
+Numba's own cache is keyed by less than what decides the machine code, lies where others may write,
+and unpickles what it finds. Here the folder's name holds a hash of every source file of this
+package, the versions, the vector width and Numba's settings; the folder belongs to this user alone;
+and a cache problem never breaks a run: it costs one warning and a compilation.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import stat
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core import caching
+
+from refsd.numba_ops.simd import WIDTH
+
+# Numba's settings that change the machine code (the processor is in Numba's own keys).
+SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT",
+            "ENABLE_AVX", "ENABLE_PROFILING", "DISABLE_INTEL_SVML", "EXTEND_VARIABLE_LIFETIMES",
+            "LLVM_REFPRUNE_PASS", "LLVM_REFPRUNE_FLAGS", "DEBUG_NRT", "NRT_STATS", "JIT_COVERAGE")
+# Folders of other sources, versions or settings that stay: so many, and so many days unused.
+OTHERS, DAYS = 4, 30
+
+
+@cache
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept: $REFSD_CACHE or ~/.cache/refsd; None if that is not safe.
+
+    Loading a compiled kernel runs it, so nobody else may be able to write there.
+    """
+    try:
+        root = Path(os.environ.get("REFSD_CACHE") or Path.home() / ".cache" / "refsd")
+        folder = root / "kernels" / _fingerprint()
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for place in (folder.parent, folder):
+            place.mkdir(exist_ok=True, mode=0o700)
+        for place in (root, folder.parent, folder):
+            status = place.stat()
+            if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise PermissionError(f"{place} belongs to another user or others may write there")
+        (folder / ".used").write_bytes(b"")
+    except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home
+        _warn(f"compiled kernels are not kept ({problem})")
+        return None
+    _remove_old(folder)
+    return folder
+
+
+def _fingerprint() -> str:
+    """A hash of all that decides the machine code."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        digest.update(str(path.relative_to(here)).encode() + b"\0" + path.read_bytes() + b"\0")
+    settings = [f"{name}={getattr(numba.config, name, None)}" for name in SETTINGS]
+    for part in (numba.__version__, llvmlite.__version__, platform.python_version(), WIDTH,
+                 *settings):
+        digest.update(f"{part}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _remove_old(current: Path) -> None:
+    """Keep the folders used last; one that another process needs just now is made again there."""
+    others = []
+    for folder in current.parent.iterdir():
+        if folder != current and re.fullmatch("[0-9a-f]{16}", folder.name):
+            used = folder / ".used"
+            others.append((used.stat().st_mtime if used.exists() else 0, folder))
+    others.sort(reverse=True)
+    oldest = time.time() - DAYS * 24 * 3600
+    for place, (used, folder) in enumerate(others):
+        if place >= OTHERS or used < oldest:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"refsd: {message}. Kernels are compiled in every process", stacklevel=3)
+
+
+@contextmanager
+def exclusive(name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Within the block no other process is in a block of this name; on_wait() before a wait.
+
+    Without a cache, or a system that can lock files, nothing happens. A process that dies lets go.
+    """
+    folder = cache_folder()
+    try:
+        import fcntl
+
+        lock = None if folder is None else os.open(folder / f".{name}", os.O_RDWR | os.O_CREAT)
+    except (ImportError, OSError):
+        lock = None
+    try:
+        if lock is not None:
+            _take(fcntl, lock, on_wait)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _take(fcntl, lock, on_wait):
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if on_wait is not None:
+            on_wait()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # some network file systems cannot; Numba still replaces files in one step
+        pass
+
+
+def cache_for(function, flags: tuple) -> caching._Cache:
+    """The cache of one kernel; one that keeps nothing where there is no folder."""
+    folder = cache_folder()
+    if folder is None:
+        return caching.NullCache()
+    return _cache_class(folder / ("-".join(flags) or "strict"))(function)
+
+
+@cache
+def _cache_class(folder: Path) -> type:
+    """Numba's cache of one function, kept in `folder` and immune to what it finds there."""
+
+    class Locator(caching._CacheLocator):
+        def __init__(self, function, file):
+            self._name = f"{Path(file).parent.name}.{Path(file).stem}"
+
+        def get_cache_path(self):
+            return str(folder)
+
+        def get_source_stamp(self):
+            return 0  # the folder's name already holds a hash of the sources
+
+        def get_disambiguator(self):
+            return self._name
+
+        @classmethod
+        def from_function(cls, function, file):
+            return cls(function, file)
+
+    class Implementation(caching.CompileResultCacheImpl):
+        _locator_classes = [Locator]
+
+    class Cache(caching.FunctionCache):
+        _impl_class = Implementation
+
+        def load_overload(self, signature, context):
+            try:
+                return super().load_overload(signature, context)
+            except Exception as problem:  # unpickling damaged bytes can raise anything
+                shutil.rmtree(folder, ignore_errors=True)
+                _warn(f"the kernel cache was damaged and is made anew ({type(problem).__name__})")
+                return None
+
+        def save_overload(self, signature, data):
+            try:
+                with exclusive("saving"):  # else two processes may choose the same file name
+                    super().save_overload(signature, data)
+            except OSError as problem:
+                self.disable()
+                _warn(f"a compiled kernel could not be kept ({problem.strerror})")
+
+    return Cache

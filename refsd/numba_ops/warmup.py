@@ -1,0 +1,78 @@
+"""All kernels that a generation needs, compiled before it begins.
+
+Numba compiles for types, never for sizes: the small calls below have the types that the calls of a
+model have. They are only planned, so that the number of kernels to compile is known at once.
+"""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from refsd.numba_ops.cache import exclusive
+from refsd.numba_ops.jit import Kernel, compilations, logger, missing, planned
+from refsd.numba_ops.threads import layer
+from refsd.registry import dispatch, use
+
+_lock = threading.Lock()
+_ready: set[str] = set()
+
+
+def make_ready(dtype: str) -> int:
+    """Load or compile what a generation in `dtype` needs; gives how many kernels that is.
+
+    Of several processes one compiles and the others wait for it.
+    """
+    with _lock:
+        wanted = plan(dtype)
+        if dtype not in _ready:
+            layer()
+            if missing(wanted):
+                with exclusive("compiling", on_wait=_say_waiting):
+                    _compile(missing(wanted))
+            _ready.add(dtype)
+    return len(wanted)
+
+
+def _say_waiting():
+    logger.info("waiting for another process, which compiles the kernels")
+
+
+def _compile(kernels):
+    compilations.expected = compilations.count + len(kernels)
+    for kernel, kinds in kernels:
+        kernel.entry.compile(kinds)
+
+
+def plan(dtype: str) -> list[tuple[Kernel, tuple]]:
+    """The kernels of a generation, and the types they are called with."""
+    with planned() as found:
+        for exact in (False, True):
+            with use("numba", exact=exact):
+                for name, inputs, options in calls(np.dtype(dtype)):
+                    dispatch(name, inputs, options)
+    return list(found)
+
+
+def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple, dict]]:
+    """(op, inputs, options) that lead to every kernel of a generation."""
+    picture, channels = np.zeros((1, 16, 8, 8), dtype), np.zeros(16, dtype)
+    tokens, matrix = np.zeros((1, 64, 16), dtype), np.zeros((16, 16), dtype)
+    kernel = np.zeros((16, 16, 3, 3), dtype)
+    norm = {"eps": 1e-5}
+
+    yield "embedding", (np.zeros((1, 64), np.int64), matrix), {}
+    yield "add", (tokens, matrix[:1].repeat(64, axis=0)), {}
+    yield "layer_norm", (tokens, channels, channels), norm
+    yield "linear", (tokens, matrix, channels), {}
+    yield "attention", (tokens, tokens, tokens), {"heads": 2, "causal": True}
+    yield "quick_gelu", (tokens,), {}
+    yield "timestep_embedding", (np.zeros(1, np.int64),), {
+        "dim": 16, "flip_sin_to_cos": True, "freq_shift": 0, "dtype": str(dtype)}
+    yield "silu", (picture,), {}
+    yield "conv2d", (picture, kernel, channels), {"padding": 1}
+    yield "conv2d", (picture, kernel, channels), {"padding": 1, "stride": 2}
+    yield "group_norm", (picture, channels, channels), {"groups": 4, **norm}
+    yield "geglu", (tokens,), {}
+    yield "upsample_nearest", (picture,), {"height": 16, "width": 16}
+    yield "concat", ([picture, picture],), {"axis": 1}

@@ -1,0 +1,89 @@
+"""How many threads compute: one setting for Numba's kernels and for BLAS, which NumPy calls.
+
+A part of the package with threads of its own declares a function that sets their number. So this
+module imports no such part, and what is imported within a block is limited there too.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from refsd.errors import UsageError
+
+_pools: dict[str, Callable[[int], int]] = {}
+_blocks: list["_Block"] = []
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_threads(name: str, count: Any) -> int:
+    """The number itself; UsageError unless it is an integer from 1 to the processors there are."""
+    most = cores()
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
+        raise UsageError(f"{name} is {count!r}; give an integer from 1 to {most}, the processors "
+                         "that this process may use")
+    return count
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within the block kernels and matrix products use at most `count` threads.
+
+    Blocks nest; Numba's own NUMBA_NUM_THREADS is an upper limit. The kernels' limit holds for the
+    Python thread that enters the block, BLAS's for the whole process. Raises UsageError unless
+    count is an integer from 1 to the processors there are.
+    """
+    with limited(check_threads("threads", count)):
+        yield
+
+
+@contextmanager
+def limited(count: int) -> Iterator[None]:
+    """The same for a number that may be larger than there are processors."""
+    import numpy  # noqa: F401  (only a library that is loaded can be limited)
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=count, user_api="blas"):
+        block = _Block(count)
+        _blocks.append(block)
+        try:
+            for name in _pools:
+                block.set(name)
+            yield
+        finally:
+            _blocks.remove(block)
+            block.restore()
+
+
+class _Block:
+    """A limit, and what the pools had before."""
+
+    def __init__(self, count: int):
+        self.count, self.before = count, {}
+
+    def set(self, name: str) -> None:
+        self.before[name] = _pools[name](self.count)
+
+    def restore(self) -> None:
+        for name, count in self.before.items():
+            _pools[name](count)
+
+
+def add_pool(name: str, set_threads: Callable[[int], int]) -> None:
+    """Declare a pool: set_threads(n) lets it use n threads and gives how many it used before."""
+    _pools[name] = set_threads
+    for block in _blocks:
+        block.set(name)
+
+
+def check_environment() -> None:
+    """UsageError for a NUMBA_NUM_THREADS that Numba would refuse with a traceback, or ignore."""
+    text = os.environ.get("NUMBA_NUM_THREADS")
+    if text is not None and not (text.strip().isdecimal() and int(text) > 0):
+        raise UsageError(f"NUMBA_NUM_THREADS is {text!r}; give a positive integer, or unset it")
