@@ -1,18 +1,21 @@
-# make image | test | parity | parity-full | lint | train: each sets up all it needs.
+# make image | test | parity | parity-full | bench | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
 SEED ?= 2
 VENV := .venv
 PARITY := .venv-parity
 PARITY_TESTS := tests/parity
+BENCH := .venv-bench
+BENCH_OPTIONS ?=
 
-.PHONY: help image test parity parity-full lint train clean
+.PHONY: help image test parity parity-full bench lint train clean
 
 help:
 	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
 	@echo "make test         the tests, without torch"
 	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
 	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
+	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 15 minutes, 20 GB of memory, 8 GB of disk"
 	@echo "make lint         ruff"
 	@echo "make train        make the bundled model anew: hours"
 
@@ -30,6 +33,14 @@ $(PARITY)/ready: setup.cfg pyproject.toml
 	$(PARITY)/bin/python -m pip install --quiet -e ".[dev]"
 	touch $@
 
+# The same order here: the peers get the build of torch that parity compares with.
+$(BENCH)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade pip
+	$(BENCH)/bin/python -m pip install --quiet torch==2.13.0
+	$(BENCH)/bin/python -m pip install --quiet -e ".[bench]"
+	touch $@
+
 image: $(VENV)/ready
 	$(VENV)/bin/python -m refsd "$(PROMPT)" -s $(SEED) -o image.png
 
@@ -42,11 +53,16 @@ parity: $(PARITY)/ready
 parity-full: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m full -s $(PARITY_TESTS)
 
+# The tables are made even if something was red, which they show; the exit code stays.
+bench: $(BENCH)/ready
+	$(BENCH)/bin/python -m benchmarks run $(BENCH_OPTIONS); code=$$?; \
+	$(BENCH)/bin/python -m benchmarks table && exit $$code
+
 lint: $(PARITY)/ready
-	$(PARITY)/bin/ruff check refsd tests training
+	$(PARITY)/bin/ruff check refsd tests training benchmarks
 
 train: $(PARITY)/ready
 	$(PARITY)/bin/python -m training
 
 clean:
-	rm -rf $(VENV) $(PARITY) build *.egg-info
+	rm -rf $(VENV) $(PARITY) $(BENCH) .bench build *.egg-info

@@ -1,0 +1,71 @@
+"""What a result belongs to: the machine, the versions of everything, and refsd's own source."""
+
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks import ROOT
+from refsd.version import __version__
+
+PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "torch", "diffusers", "transformers", "openvino")
+
+
+def fingerprint():
+    """{"machine": ..., "versions": ..., "source": ...}"""
+    from refsd.numba_ops.simd import WIDTH
+
+    return {
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "caches": caches(),
+                    "simd_bytes": WIDTH, "memory_bytes": memory_bytes(),
+                    "system": f"{platform.system()} {platform.machine()}"},
+        "versions": {"refsd": __version__, "python": platform.python_version()} | {
+            package: _version(package) for package in PACKAGES},
+        "source": source(),
+    }
+
+
+def cpu_name():
+    """The processor's own name for itself."""
+    for line in _text("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def caches():
+    """{"L1d": "48K", "L2": "1024K", ...} of the first core."""
+    found = {}
+    for place in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (_text(place / name).strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}{'d' if kind == 'Data' else ''}"] = size
+    return found
+
+
+def memory_bytes():
+    """All physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def source():
+    """A hash of every source file of refsd: another source needs another measurement."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "refsd").rglob("*.py")):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _text(path):
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,106 @@
+"""refsd in a child process: variants "numba" and "numpy". It is also the referee of results."""
+
+import numpy as np
+
+import refsd
+from benchmarks import agreement, models, peaks
+from benchmarks.calls import make_arrays
+from refsd import functional as F
+from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.weights import load_folder
+
+_loaded = {}
+
+
+def prepare(job, variant, threads):
+    """A function that does the job's work once and returns its result."""
+    if job["kind"] == "op":
+        return _op(job, variant)
+    if job["kind"] in ("fma", "copy"):
+        return {"fma": peaks.fma, "copy": peaks.copy}[job["kind"]](threads)[0]
+    if job["kind"] == "bundled":
+        pipe = refsd.StableDiffusionPipeline.from_pretrained(backend=variant)
+        return lambda: pipe(models.PROMPT, num_inference_steps=models.STEPS, generator=models.SEED,
+                            guidance_scale=models.GUIDANCE, output_type="np").images
+    return _part(job, variant)
+
+
+def _op(job, variant):
+    arrays = [loaded(a) if name in ("weight", "bias") else channels_last(a)
+              for name, a in make_arrays(job["inputs"]).items()]
+    function, options = getattr(F, job["op"]), job["options"]
+    for part in arrays:  # as loaded weights are: what is made of them is then kept
+        while isinstance(part, np.ndarray):
+            part.flags.writeable = False
+            part = part.base
+
+    def run():
+        with refsd.use(variant):
+            return function(*arrays, **options)
+
+    return run
+
+
+def loaded(weight):
+    """A weight as refsd loads it: read-only, so that it is repacked once."""
+    if weight is not None:
+        weight = weight.copy()
+        weight.flags.writeable = False
+    return weight
+
+
+def channels_last(array):
+    """Pictures with their channels side by side in memory, as the kernels hand them on."""
+    if array.ndim != 4:
+        return array
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def _part(job, variant):
+    """A whole network; both variants share its weights."""
+    part = job["kind"]
+    x, component = models.inputs(part), models.COMPONENT[part]
+    if component not in _loaded:
+        _loaded[component] = load_folder(job["folder"], component)
+    found = _loaded[component]
+    if part == "clip":
+        encoder = TextEncoder(found.tree["text_model"], CLIPTextConfig.from_json(found.config),
+                              variant)
+        return lambda: encoder(x["ids"]).last_hidden_state
+    if part == "unet":
+        unet = UNet(found.tree, UNetConfig.from_json(found.config), variant)
+        return lambda: unet(x["sample"], x["timestep"], x["text"])
+    vae = VAE(found.tree, VAEConfig.from_json(found.config), variant)
+    if part == "decode":
+        return lambda: vae.decode(x["latents"])
+    return lambda: vae.encode(x["picture"]).mean
+
+
+def numpy(result):
+    return np.asarray(result)
+
+
+def referee(job, own, others):
+    """What agreement says of our own result and of files with the others'."""
+    found = {}
+    if job["kind"] != "op":
+        truth = np.load(others.pop("truth")).astype("float64")
+        results = {"refsd": own} | {name: np.load(path) for name, path in others.items()}
+        return {name: _said(agreement.near, result, truth, job["allowed"])
+                for name, result in results.items()}
+
+    arrays, options = make_arrays(job["inputs"]), job["options"]
+    found["refsd"] = _said(agreement.check, job["op"], arrays, options, own)
+    algorithm = found["refsd"].get("algorithm")
+    for name, path in others.items():
+        found[name] = _said(agreement.compare, job["op"], arrays, options,
+                            np.load(path, mmap_mode="r"), algorithm)
+    return found
+
+
+def _said(judge, *arguments):
+    try:
+        return judge(*arguments)
+    except AssertionError as problem:
+        return {"red": str(problem)}

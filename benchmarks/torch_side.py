@@ -1,0 +1,52 @@
+"""PyTorch and diffusers in a child process: variants "contiguous" and "channels_last"."""
+
+import copy
+
+import torch
+
+from benchmarks import models, torch_models, torch_ops
+from benchmarks.calls import make_arrays
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def prepare(job, variant, threads):
+    """A function that does the job's work once and returns its result."""
+    torch.set_num_threads(threads)
+    layout = LAYOUTS[variant]
+    if job["kind"] == "bundled":
+        pipe = torch_models.bundled_pipeline()
+        pipe.unet.to(memory_format=layout)
+        pipe.vae.to(memory_format=layout)
+        return lambda: pipe(
+            models.PROMPT, num_inference_steps=models.STEPS, guidance_scale=models.GUIDANCE,
+            generator=torch.Generator().manual_seed(models.SEED), output_type="np").images
+
+    if job["kind"] == "op":
+        module = torch_ops.Op(job["op"], make_arrays(job["inputs"]), job["options"])
+        inputs = module.activations
+        if variant == "channels_last":
+            module = copy.deepcopy(module).to(memory_format=layout)
+    else:
+        module = torch_models.load(job["kind"], job["folder"])
+        inputs = tuple(torch.from_numpy(a) for a in models.inputs(job["kind"]).values())
+    inputs = tuple(x.to(memory_format=layout) if x.dim() == 4 else x for x in inputs)
+
+    @torch.inference_mode()
+    def run():
+        return module(*inputs)
+
+    if job["kind"] != "op":
+        run.before = lambda: _lay_out(module, variant)
+    return run
+
+
+def _lay_out(module, variant):
+    """A whole network has one copy of its weights; they are laid out before a turn, not timed."""
+    if getattr(module, "layout", "contiguous") != variant:
+        module.to(memory_format=LAYOUTS[variant])
+        module.layout = variant
+
+
+def numpy(result):
+    return result if not torch.is_tensor(result) else result.contiguous().numpy()
