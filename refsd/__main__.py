@@ -8,7 +8,7 @@ import traceback
 
 from refsd.cli import interrupt, report
 
-COMMANDS = ("info", "repro", "tokenize", "doctor", "ops", "profile")
+COMMANDS = ("info", "repro", "tokenize", "doctor", "ops", "profile", "tune")
 BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 

@@ -32,8 +32,8 @@ ALLOWED = {
     "pipelines": {"contracts", "errors", "functional", "models", "random", "registry",
                   "schedulers", "text", "version", "weights"},
     "profiling": {"algorithms", "contracts", "pipelines", "registry", "weights"},
-    "cli": {"algorithms", "contracts", "errors", "models", "parallel", "pipelines", "profiling",
-            "random", "registry", "schedulers", "text", "version", "weights"},
+    "cli": {"algorithms", "contracts", "errors", "models", "numba_ops", "parallel", "pipelines",
+            "profiling", "random", "registry", "schedulers", "text", "version", "weights"},
     "__main__": {"cli", "errors"},
     "__init__": {"functional", "parallel", "pipelines", "registry", "version"},
 }

@@ -136,7 +136,8 @@ def test_the_bytes_are_what_the_kernels_keep(x, weight, options):
     found = algorithms.explain_conv2d(x, weight, backend="numba", **options)
     for cost in found.costs:
         if cost.weight_bytes is not None:
-            fresh = weight.copy()  # packed anew
+            fresh = weight.copy()  # packed anew, and kept because nobody can change it
+            fresh.flags.writeable = False
             before = memory.prepared_bytes()
             conv.conv2d(x, fresh, **options, algorithm=cost.algorithm)
             assert memory.prepared_bytes() - before == cost.weight_bytes, cost

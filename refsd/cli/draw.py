@@ -104,6 +104,8 @@ def add_request(found: Parser) -> None:
     add("-t", "--threads", type=integer, metavar="N", help="threads of the matrix products (all)")
     add("--exact", action="store_true",
         help="convolutions as sums of products only, without Winograd and FFT: slower")
+    add("--tuned", action="store_true",
+        help="convolutions as refsd tune found them to be the fastest; the recipe keeps which")
     add("--allow-nonfinite", action="store_true", help="go on after a NaN or an infinity")
 
 
@@ -144,7 +146,9 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
         raise UsageError("--json and --output - both want stdout; give one of them")
     if options.sampler is not None:
         options.sampler = samplers.find_sampler(options.sampler)
-    choose_backend(options.backend)
+    backend = choose_backend(options.backend)
+    if options.tuned and (options.exact or backend != "numba"):
+        raise UsageError("--tuned is for the backend numba without --exact: leave it out")
     count = check_integer("--batch-count", options.batch_count, 1, MAX_PICTURES)
     if options.seed < 0:
         import secrets
@@ -184,8 +188,8 @@ class Work:
             guidance_rescale=options.guidance_rescale, clip_skip=options.clip_skip,
             rng=options.rng, scheduler=drawing.plain_config(self.pipe.scheduler),
             backend=self.pipe.backend, dtype=options.dtype, threads=threads.in_use(),
-            exact=options.exact, allow_nonfinite=options.allow_nonfinite, model=self.model,
-            versions=drawing.versions())
+            exact=options.exact, tuned=drawing.tuned_choices() if options.tuned else {},
+            allow_nonfinite=options.allow_nonfinite, model=self.model, versions=drawing.versions())
 
     def picture(self, seed: int, place: output.Place) -> dict[str, Any]:
         """Draw the picture of one seed, write it, and say so."""

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -64,23 +65,44 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
     """One picture. Raises ResourceError when the memory does not suffice."""
     pipe.check_finite = not recipe.allow_nonfinite
     try:
-        found = pipe(
-            recipe.prompt, height=recipe.height, width=recipe.width,
-            num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale,
-            guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
-            negative_prompt=recipe.negative_prompt, generator=GENERATORS[recipe.rng](recipe.seed),
-            output_type="latent", callback_on_step_end=on_step)
-        begun = time.perf_counter()
-        picture = pipe.to_output(found.images, "np")
-        pixels = stages.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black
+        with tuned(recipe):
+            return _draw(pipe, recipe, on_step)
     except MemoryError:
         needed = estimate_bytes(pipe, recipe.width, recipe.height, 1) / 2**30
         raise ResourceError(f"out of memory: {recipe.width} x {recipe.height} needs about "
                             f"{needed:.1f} GiB. Ask for a smaller picture, or free some") from None
+
+
+def _draw(pipe, recipe, on_step):
+    found = pipe(
+        recipe.prompt, height=recipe.height, width=recipe.width,
+        num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale,
+        guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
+        negative_prompt=recipe.negative_prompt, generator=GENERATORS[recipe.rng](recipe.seed),
+        output_type="latent", callback_on_step_end=on_step)
+    begun = time.perf_counter()
+    picture = pipe.to_output(found.images, "np")
+    pixels = stages.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black
     seconds = {"text": found.seconds["encode"], "steps": found.seconds["denoise"],
                "decode": time.perf_counter() - begun}
     return Drawn(np.ascontiguousarray(pixels), np.asarray(found.images), seconds,
                  found.step_seconds)
+
+
+def tuned_choices() -> dict[str, str]:
+    """What `refsd tune` found for this machine and these threads; UsageError if it has not run."""
+    from refsd.numba_ops.cpu import tuning
+
+    return tuning.load()
+
+
+def tuned(recipe: Recipe) -> AbstractContextManager:
+    """Within the block convolutions take the algorithms that the recipe names."""
+    if not recipe.tuned or recipe.backend != "numba":
+        return nullcontext()
+    from refsd.numba_ops.cpu.conv import conv2d_policy
+
+    return conv2d_policy(tuned=recipe.tuned)
 
 
 def digest(pixels: np.ndarray) -> str:

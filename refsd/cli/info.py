@@ -66,7 +66,7 @@ def found_recipe(texts: dict[str, str], path: str):
 def _of_recipe(recipe: Any) -> dict[str, Any]:
     """The fields for reading: the few that are tables become a line each."""
     shown = {key: value for key, value in asdict(recipe).items()
-             if value not in ("", None) and key not in (
+             if value not in ("", None, {}) and key not in (
                  "scheduler", "model", "versions", "schema", "pixels")}
     scheduler = dict(recipe.scheduler)
     shown["scheduler"] = f"{scheduler.pop('_class_name', 'unknown')} {json.dumps(scheduler)}"

@@ -44,18 +44,21 @@ def run(options: argparse.Namespace) -> int:
         output.try_out(options.trace, (".json",))
     with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
         from refsd import profiling
+        from refsd.cli import drawing
         from refsd.profiling.tables import tables
         from refsd.profiling.trace import trace
 
         work = draw.Work(options, prompt, chatty=False)
         if not (options.quiet or options.json):
             note(f"refsd: a step to warm up, then {work.calls} steps")
-        found = _draw(profiling, work)
-        about = _about(work, found)
-        if options.trace is not None:
-            data = json.dumps(trace(found, about=about)).encode()
+        with drawing.tuned(work.recipe):  # also while the tables ask for the algorithms
+            found = _draw(profiling, work)
+            about = _about(work, found)
+            shown = {**about, **tables(found)}
+            traced = None if options.trace is None else trace(found, about=about)
+        if traced is not None:
+            data = json.dumps(traced).encode()
             output.save(data, output.Place(options.trace), "The trace")
-        shown = {**about, **tables(found)}
         if options.json:
             result_json({**shown, "trace": options.trace, "warnings": warnings.said})
         else:

@@ -44,6 +44,7 @@ class Recipe:
     threads: int
     allow_nonfinite: bool
     exact: bool = False
+    tuned: dict[str, str] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     pixels: str = ""
@@ -120,7 +121,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
         newer = isinstance(schema, int) and schema > SCHEMA
         raise UsageError(f"{where} has schema {one_line(repr(schema), 40)}; this refsd reads "
                          f"{SCHEMA}" + (". Use a newer refsd" if newer else ""))
-    found.setdefault("exact", False)  # in no picture drawn before there was a choice
+    for key, value in (("exact", False), ("tuned", {})):
+        found.setdefault(key, value)  # in no picture drawn before there was a choice
     kinds = {part.name: part.type for part in fields(Recipe)}
     wrong = [key for key in kinds if key not in found] or [key for key in found if key not in kinds]
     if wrong:
@@ -130,7 +132,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         if not _fits(value, kinds[key]):
             raise UsageError(f"{where}: {key} is {one_line(repr(value), 80)}")
     for key, inner in (("model", found["model"]), ("model.files", found["model"].get("files", {})),
-                       ("versions", found["versions"])):
+                       ("versions", found["versions"]), ("tuned", found["tuned"])):
         _check_strings(inner, f"{where}: {key}")
     check_numbers(found, f"{where}: {{}}".format)
     for key, allowed in WORDS.items():

@@ -5,19 +5,21 @@
 channels lie side by side in memory as they are, and give such pictures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from refsd.contracts import Spec
 from refsd.numba_ops.cpu.conv_fft import fft
 from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
 from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import multiply_rows
 from refsd.numba_ops.memory import empty, fill_up, pack, prepared
-from refsd.ops.conv import Choice, sides
+from refsd.ops.conv import Choice, conv2d_algorithm, sides
 from refsd.registry import exact_wanted, kernel
 
 
@@ -26,6 +28,7 @@ class Policy(NamedTuple):
 
     exact: bool = False  # sums of products and nothing else
     memory: int = 384 * 1024  # bytes of weights beyond their own, for each output pixel
+    tuned: Mapping[str, str] = MappingProxyType({})  # what was measured (tuning.py), by place()
 
 
 DEFAULT = Policy()
@@ -66,6 +69,10 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
         return Choice(algorithm, "it was asked for")
     if policy.exact:
         return Choice("im2col", "exact: sums of products and nothing else")
+    tuned = policy.tuned.get(place(result, kernel, stride, dilation, groups))
+    if tuned is not None:
+        conv2d_algorithm(Spec(kernel, ""), stride=stride, dilation=dilation, algorithm=tuned)
+        return Choice(tuned, "it was measured to be the fastest here")
     if kh * kw >= 225 and min(I, O) >= 32 and groups == 1:
         return Choice("fft", f"a {kh} x {kw} kernel has 225 taps or more: the transform's cost "
                       "does not grow with them")
@@ -83,6 +90,12 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
                       f"weights hold {extra2} bytes more for each output, {policy.memory} allowed")
     return Choice("im2col", f"{Ho} x {Wo} outputs are too few for the {extra2} bytes each that "
                   f"winograd2 holds more, {policy.memory} allowed")
+
+
+def place(result: tuple, kernel: tuple, stride: tuple, dilation: tuple, groups: int) -> str:
+    """A convolution's name in a table of choices; the number of pictures is not in it."""
+    sizes = (result[1:3], kernel, stride, dilation)
+    return " ".join(["x".join(map(str, size)) for size in sizes] + [str(groups)])
 
 
 def current_policy() -> Policy:
