@@ -4,6 +4,7 @@ Numba compiles for types, never for sizes: the small calls below have the types 
 model have. They are only planned, so that the number of kernels to compile is known at once.
 """
 
+import contextvars
 import threading
 from collections.abc import Iterator
 
@@ -45,7 +46,14 @@ def _compile(kernels):
 
 
 def plan(dtype: str) -> list[tuple[Kernel, tuple]]:
-    """The kernels of a generation, and the types they are called with."""
+    """The kernels of a generation, and the types they are called with.
+
+    Planned in a context of its own: no watcher of the caller hears it, no exact mode shortens it.
+    """
+    return contextvars.Context().run(_plan, dtype)
+
+
+def _plan(dtype):
     with planned() as found:
         for exact in (False, True):
             with use("numba", exact=exact):

@@ -69,8 +69,8 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
         return Choice(algorithm, "it was asked for")
     if policy.exact:
         return Choice("im2col", "exact: sums of products and nothing else")
-    tuned = policy.tuned.get(place(result, kernel, stride, dilation, groups))
-    if tuned is not None:
+    tuned = policy.tuned and policy.tuned.get(place(result, kernel, stride, dilation, groups))
+    if tuned:
         conv2d_algorithm(Spec(kernel, ""), stride=stride, dilation=dilation, algorithm=tuned)
         return Choice(tuned, "it was measured to be the fastest here")
     if kh * kw >= 225 and min(I, O) >= 32 and groups == 1:
