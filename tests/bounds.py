@@ -294,9 +294,12 @@ def rope(args, options, y, p):
 
 
 def upsample_bilinear(args, options, y, p):
-    """Per axis the two weights are off by u, then two products and a sum: 8 u of the largest"""
+    """Per axis the two weights are off by u, then two products and a sum: 8 u of the largest
+
+    A product below the normal numbers is off by tiny / 2, two of them an axis.
+    """
     largest = abs(args[0]).max(axis=(2, 3), keepdims=True)
-    return gamma(8, p) * largest + np.zeros_like(y)
+    return gamma(8, p) * largest + 2 * p.tiny + np.zeros_like(y)
 
 
 BOUNDS = {

@@ -1,63 +1,84 @@
-"""A CPU kernel against the reference: within its bound, in poisoned memory between guard bands."""
+"""The CPU backend against the reference: the checks that every op has to pass.
+
+All calls go through F and the registry, so a wrong kernel can be put in place of the real one:
+tests/wrong_kernels.py does, to show that the checks notice.
+"""
 
 import os
-import subprocess
 import sys
 from contextlib import contextmanager
 from unittest import mock
 
+import agreement_bounds
 import numba
 import numpy as np
-from bounds import BOUNDS, PRECISIONS, assert_within
+from bounds import PRECISIONS, assert_within
 
+from refsd import functional as F
 from refsd import registry
 
 OPS = registry.ops()
+with registry.use("numba"):
+    KERNELS = {name: kernel for (backend, name), kernel in registry._kernels.items()
+               if backend == "numba"}
 
 from refsd.numba_ops import memory  # noqa: E402  kernels need the ops to be declared first
-from refsd.numba_ops.cpu import (  # noqa: E402
-    activation,
-    arithmetic,
-    attention,
-    embedding,
-    layout,
-    norm,
-    resize,
-)
-
-MODULES = (activation, arithmetic, attention, embedding, layout, norm, resize)
-KERNELS = {name: getattr(module, name) for module in MODULES for name in OPS
-           if getattr(getattr(module, name, None), "__module__", None) == module.__name__}
 
 # Narrower vectors are tested by running the tests again, in another process and float32 only.
-NARROW = "REFSD_SIMD_BYTES" in os.environ
+NARROW = "REFSD_SIMD_BYTES" in os.environ or "NUMBA_BOUNDSCHECK" in os.environ
 DTYPES = ("float32",) if NARROW else ("float32", "float64")
 BAND = 64
 
 
-def agree(name, args, options, dtype="float32"):
-    """Run the kernel as `dtype`; it must foretell, touch and compute what the reference does."""
-    cast = [_cast(a, dtype) for a in args], {k: _cast(v, dtype) for k, v in options.items()}
-    before = [a.tobytes() for a in _arrays(cast)]
-    foretold = OPS[name].contract(*cast[0], **cast[1])
-    with poisoned():
-        y = KERNELS[name](*cast[0], **cast[1])
-    assert (y.shape, str(y.dtype)) == (foretold.shape, foretold.dtype), name
-    assert [a.tobytes() for a in _arrays(cast)] == before, f"{name} changed an input"
+def run(name, args, options):
+    """The op on the CPU backend."""
+    with registry.use("numba"):
+        return getattr(F, name)(*args, **options)
 
-    wide = [_cast(a, "float64") for a in args], {k: _cast(v, "float64") for k, v in options.items()}
-    truth = OPS[name].definition(*wide[0], **wide[1])
-    bound = BOUNDS[name](*wide, truth, PRECISIONS[dtype])
-    # In float64 the reference errs as much as the kernel.
-    assert_within(y, truth, bound if dtype == "float32" else 2 * bound, f"{name} {dtype}")
+
+def planted(name, kernel):
+    """Inside, `kernel` is what the CPU backend has for the op."""
+    return mock.patch.dict(registry._kernels, {("numba", name): kernel})
+
+
+def agree(name, args, options, dtype="float32"):
+    """Run the op as `dtype`; it must foretell, touch and compute what the reference does."""
+    args = [_cast(a, dtype) for a in args]
+    options = {k: _cast(v, dtype) for k, v in options.items()}
+    buffers = [_whole(a) for a in arrays((args, options))]
+    before = [b.tobytes() for b in buffers]
+    foretold = OPS[name].contract(*args, **options)
+    with poisoned():
+        y = run(name, args, options)
+    assert (y.shape, str(y.dtype)) == (foretold.shape, foretold.dtype), (
+        f"{name}: got {y.shape} {y.dtype}, wanted {foretold.shape} {foretold.dtype}")
+    assert [b.tobytes() for b in buffers] == before, f"{name} changed an input"
+
+    truth, wide = truth_of(name, args, options)
+    bound = agreement_bounds.worst(name, *wide, truth, PRECISIONS[dtype])
+    if dtype == "float64":  # then the truth errs too
+        bound = bound + agreement_bounds.worst(name, wide[0], _plain(name, wide[1]), truth,
+                                               PRECISIONS[dtype])
+    assert_within(y, truth, bound, f"{name} {dtype} {_described(args)} {_described(options)}")
     return y
 
 
 def agree_on(name, call):
-    """The same for a call drawn from op_table, in every dtype."""
+    """The same for a call of op_table, in every dtype."""
     for dtype in DTYPES:
-        args, options = call.build(dtype)
-        agree(name, args, options, dtype)
+        agree(name, *call.build(dtype), dtype)
+
+
+def truth_of(name, args, options):
+    """The reference's result in float64, and the arguments in float64."""
+    wide = [_cast(a, "float64") for a in args], {k: _cast(v, "float64") for k, v in options.items()}
+    with np.errstate(all="ignore"):
+        return OPS[name].definition(*wide[0], **_plain(name, wide[1])), wide
+
+
+def _plain(name, options):
+    """The algorithm that is the formula."""
+    return options | {"algorithm": "im2col"} if name == "conv2d" else options
 
 
 def _cast(value, dtype):
@@ -69,14 +90,31 @@ def _cast(value, dtype):
     return dtype if isinstance(value, str) and value in PRECISIONS else value
 
 
-def _arrays(value):
+def arrays(value):
+    """All arrays in a call's arguments."""
     if isinstance(value, np.ndarray):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _arrays(item)
+            yield from arrays(item)
     elif isinstance(value, dict):
-        yield from _arrays(list(value.values()))
+        yield from arrays(list(value.values()))
+
+
+def _whole(array):
+    """The memory that an array is a view of: what lies around and between its elements too."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _described(value):
+    """A call's arguments as they are written in a message: arrays by their shapes."""
+    if isinstance(value, np.ndarray):
+        return f"{value.shape}"
+    if isinstance(value, dict):
+        return {k: _described(v) for k, v in value.items()}
+    return [_described(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager
@@ -91,28 +129,34 @@ def poisoned():
         buffers.append(whole)
         return whole[band:band + size]
 
-    with mock.patch.object(memory, "aligned_empty", poison):
+    modules = [m for name, m in sys.modules.items()
+               if name.startswith("refsd.numba_ops") and hasattr(m, "aligned_empty")]
+    for module in modules:
+        module.aligned_empty = poison
+    try:
         yield
+    finally:
+        for module in modules:
+            module.aligned_empty = aligned_empty
     for whole in buffers:
         guards = whole.view(np.uint8)
         assert (guards[:BAND] == 255).all() and (guards[-BAND:] == 255).all(), "wrote outside"
 
 
-def same_for_all_threads(name, *args, **options):
-    """The result, which must have the same bits for 1 thread and for as many as there are."""
-    results = []
-    for threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
-        numba.set_num_threads(threads)
-        results.append(KERNELS[name](*args, **options))
-    for y in results:
-        np.testing.assert_array_equal(y.view(f"i{y.itemsize}"),
-                                      results[0].view(f"i{y.itemsize}"))
-    return results[0]
+def same_bits(got, wanted, what=""):
+    """Equal to the last bit: -0 is not 0, and one NaN is not another."""
+    assert got.shape == wanted.shape and got.dtype == wanted.dtype, what
+    bits = f"u{got.itemsize}"
+    np.testing.assert_array_equal(np.ascontiguousarray(got).view(bits),
+                                  np.ascontiguousarray(wanted).view(bits), err_msg=what)
 
 
-def run_again_with(width, file, tests):
-    """Run some tests of a file with vectors of another width."""
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", tests],
-        env=os.environ | {"REFSD_SIMD_BYTES": width}, capture_output=True, text=True)
-    assert child.returncode == 0, child.stdout[-3000:]
+@contextmanager
+def masked(threads):
+    """Inside, kernels use so many threads."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)

@@ -1,0 +1,133 @@
+"""What a backend's errors are held to: worst cases, and what random rounding makes of sums.
+
+The worst cases are those of bounds.py, but for the CPU backend's Winograd transforms, which have
+other points than the reference's.
+"""
+
+import math
+
+import bounds
+import numpy as np
+
+from refsd.numba_ops.cpu import conv, winograd_transforms
+from refsd.numba_ops.cpu.winograd_weights import kernel_4, kernel_6
+from refsd.ops.conv import sides
+
+WINOGRAD = {"winograd2": 4, "winograd4": 6}
+DIMENSIONS = {"winograd2": (kernel_4, winograd_transforms.into_4, winograd_transforms.out_of_4),
+              "winograd4": (kernel_6, winograd_transforms.into_6, winograd_transforms.out_of_6)}
+ALONE = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": "auto"}
+
+
+def worst(name, args, options, truth, precision):
+    """The largest error that each element may have."""
+    if name != "conv2d":
+        return bounds.BOUNDS[name](args, options, truth, precision)
+    chosen = algorithm(args, options, truth.shape)
+    if chosen in WINOGRAD:
+        return _winograd(args, options, truth, chosen, precision)
+    return bounds.conv2d(args, options | {"algorithm": chosen}, truth, precision)
+
+
+def algorithm(args, options, result):
+    """The algorithm of conv2d that the CPU backend takes for a result (N, O, H', W')."""
+    options = ALONE | options
+    N, O, Ho, Wo = result
+    stride, dilation = (tuple(np.broadcast_to(options[k], 2).tolist())
+                        for k in ("stride", "dilation"))
+    return conv.choose((N, Ho, Wo, O), args[1].shape, stride=stride, dilation=dilation,
+                       groups=options["groups"], algorithm=options["algorithm"]).algorithm
+
+
+def matrices(name):
+    """G, B^T and A^T, column by column, from the functions that the kernels are made of."""
+    def matrix(function, n):
+        return np.array([function.py_func(*row) for row in np.eye(n)]).T
+
+    return [matrix(f, n) for f, n in zip(DIMENSIONS[name], (3, WINOGRAD[name], WINOGRAD[name]))]
+
+
+def _winograd(args, options, truth, name, precision):
+    """The transforms on absolute values, times the roundings on one path: docs/kernels-conv.md"""
+    x, weight, bias = (*args, None)[:3]
+    G, B, A = (abs(m) for m in matrices(name))
+    n, m = len(B), len(A)
+    (top, bottom), (left, right) = sides(options.get("padding", 0))
+    groups, N, (O, I, _, _) = options.get("groups", 1), len(x), weight.shape
+    Ho, Wo = truth.shape[2:]
+    down, across = -(-Ho // m), -(-Wo // m)
+    x = np.pad(abs(x), ((0, 0), (0, 0), (top, bottom + m), (left, right + m)))
+    tiles = np.lib.stride_tricks.sliding_window_view(x, (n, n), axis=(2, 3))
+    tiles = tiles[:, :, ::m, ::m][:, :, :down, :across]
+    V = np.einsum("ai,zcyxij,bj->abzcyx", B, tiles, B, optimize=True)
+    U = np.einsum("au,ocuv,bv->aboc", G, abs(weight), G, optimize=True)
+    M = np.concatenate([np.einsum("aboc,abzcyx->abzoyx", u, v, optimize=True) for u, v in
+                        zip(np.split(U, groups, axis=2), np.split(V, groups, axis=3))], axis=3)
+    size = np.einsum("ia,abzoyx,jb->zoyixj", A, M, A, optimize=True)
+    size = size.reshape(N, O, down * m, across * m)[:, :, :Ho, :Wo]
+    if bias is not None:
+        size = size + abs(bias)[:, None, None]
+    return bounds.gamma(_roundings(I), precision) * size
+
+
+def _roundings(channels):
+    """2 of G g G^T, 4 in each direction there and back, the chain of products, the bias."""
+    return 2 + 8 + channels + 1 + 8 + 1
+
+
+def typical(name, args, options, truth, precision):
+    """The root mean square that the errors of a dot-like op may have, on random arguments.
+
+    Roundings are independent of each other: a rounding of s has a variance of at most u^2 s^2 / 3,
+    and variances add up. A running sum of K products of variance v has partial sums of variance
+    k v, so u sqrt(v K (K + 1) / 6) in all; sums in pieces or in a tree have less. The bias counts
+    as one more term.
+    """
+    if name == "attention":
+        return _of_attention(args, options, precision)
+    if name == "conv2d":
+        chosen = algorithm(args, options, truth.shape)
+        if chosen in WINOGRAD:
+            # n roundings, each of at most u times the bound's `size`: sqrt(n) u instead of n u.
+            allowed = _winograd(args, options, truth, chosen, precision)
+            return bounds.rms(allowed) / math.sqrt(_roundings(args[1].shape[1]))
+        if chosen == "fft":
+            # The same, with the roundings of both transforms and of the products.
+            allowed = worst(name, args, options, truth, precision)
+            return bounds.rms(allowed) / math.sqrt(3 * args[1].shape[1])
+    K = math.prod(args[1].shape[1:]) if name != "matmul" else args[0].shape[-1]
+    variance = np.mean(np.square(args[0])) * np.mean(np.square(args[1]))
+    if len(args) > 2:
+        K, variance = K + 1, max(variance, np.mean(np.square(args[2])))
+    return precision.u * math.sqrt(variance * K * (K + 1) / 6)
+
+
+def common(name, args, options, truth, precision):
+    """How far all errors together may lie to one side: 0, if no rounding is common to all.
+
+    The FFT's constants (cos and sin of its angles, 1 / size) are rounded once for all numbers: up
+    to u of the result in each stage of three transforms.
+    """
+    if name != "conv2d" or algorithm(args, options, truth.shape) != "fft":
+        return 0.0
+    longest = 1.25 * max(64, 4 * max(args[0].shape[2:]))  # as in bounds.py
+    return precision.u * 3 * 2 * math.log2(longest) * bounds.rms(truth)
+
+
+def _of_attention(args, options, p):
+    """sum_j p_j v_j where each p_j is off by what its score, e^, and the sums make it off.
+
+    A score is a sum of d products (and is scaled: two roundings), e^ allows EXP, both sums over
+    the S keys are relative to sqrt(sum p_j^2) times the spread of v.
+    """
+    q, k, v = args
+    heads, S = options["heads"], k.shape[1]
+    d = q.shape[-1] // heads
+    q, k = (t.reshape(*t.shape[:2], heads, -1).swapaxes(1, 2) for t in (q, k))
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(d)
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = e / e.sum(axis=-1, keepdims=True)
+    spread = math.sqrt(np.mean(np.sum(weights * weights, axis=-1)) * np.mean(v * v))
+    of_scores = math.sqrt((d + 1) * (d + 2) / 6 / d) * bounds.rms(q) * bounds.rms(k)
+    depth = bounds.rms(scores.max(axis=-1, keepdims=True) - scores)  # the shift is rounded as well
+    return p.u * spread * (of_scores + depth + bounds.EXP + 3 + 2 * math.sqrt(S / 3))

@@ -1,0 +1,282 @@
+"""Calls that are hard for a vectorised kernel: sizes around vectors, tiles and blocks.
+
+`calls(name)` gives the op's, the first of them large enough for any layout in memory to matter.
+Ops that move pictures or rows have more of these than of options: op_table.py draws the options.
+"""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+from op_table import Call, Values, normal
+
+from refsd.numba_ops.cpu.attention import KEYS, PANELS
+from refsd.numba_ops.pointwise import BLOCK
+from refsd.numba_ops.simd import WIDTH
+from refsd.numba_ops.tile import ROWS, VECTORS
+
+# Around multiples of 4, 8, 16 and 32 (lanes, tiles), and primes.
+WIDTHS = (33, 1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 47, 63, 64, 65, 127, 128, 131)
+LENGTHS = (*WIDTHS, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 19)
+COLUMNS = VECTORS * WIDTH // 4  # of a panel of float32
+EPS = 1e-5
+
+
+@functools.cache
+def calls(name):
+    """The op's hard calls, with the same values every time."""
+    seeds = itertools.count(1)
+
+    def numbers(*shape, scale=1.0, mean=0.0):
+        return normal(shape, next(seeds), scale, mean)
+
+    return tuple(CASES[name](numbers))
+
+
+def call(*args, **options):
+    """A Call of arrays as they are; op_table.lay_out can put them elsewhere."""
+    return Call(tuple(map(_values, args)), {k: _values(v) for k, v in options.items()})
+
+
+def _values(value):
+    if isinstance(value, list):
+        return [_values(v) for v in value]
+    return Values(value, "C") if isinstance(value, np.ndarray) else value
+
+
+def laid_out(call, layout):
+    """The same call with all its arrays laid out in memory like that."""
+    def place(value):
+        if isinstance(value, list):
+            return [place(v) for v in value]
+        return value._replace(layout=layout) if isinstance(value, Values) else value
+
+    return Call(tuple(map(place, call.args)), {k: place(v) for k, v in call.options.items()})
+
+
+def _elementwise(change=lambda x: x, scale=3.0, **options):
+    def cases(numbers):
+        for shape in [(2, 5, 4, 7), (), (0, 3), *((n,) for n in LENGTHS)]:
+            yield call(change(numbers(*shape, scale=scale)), **options)
+
+    return cases
+
+
+def _pairwise(numbers):
+    yield call(numbers(2, 5, 4, 7), numbers(2, 5, 4, 7))
+    for length in LENGTHS:
+        yield call(numbers(2, length), numbers(2, length, mean=9.0))
+        yield call(numbers(2, length), 0.1)
+    for other in [(2, 5, 1, 1), (5, 1, 1), (1, 5, 1, 1), (1, 5, 4, 7), (7,), (2, 1, 1, 1),
+                  (1, 1, 4, 1), (1,), ()]:
+        yield call(numbers(2, 5, 4, 7), numbers(*other, mean=9.0))
+        yield call(numbers(*other), numbers(2, 5, 4, 7, mean=9.0))
+    # A bias for each channel of many rows.
+    yield call(numbers(2, 33, 70, 41).transpose(0, 2, 3, 1), numbers(33, mean=9.0))
+
+
+def _linear(numbers):
+    for i, (M, K, N) in enumerate([
+            (ROWS + 1, 129, COLUMNS + 1), (1, 1, 1), (ROWS - 1, 127, COLUMNS - 1),
+            (ROWS, 128, COLUMNS), (2 * ROWS + 1, 257, 2 * COLUMNS), (5, 320, 17), (7, 31, 8),
+            (3 * ROWS + 1, 16, 100), (2, 5, 3 * COLUMNS - 1), (101, 13, 9), (150, 384, 47)]):
+        bias = [numbers(N)] if i % 3 else []
+        yield call(numbers(M, K), numbers(N, K), *bias)
+    yield call(numbers(2, 7, 40), numbers(37, 40), None)
+    yield call(numbers(40), numbers(37, 40), numbers(37))
+    yield call(numbers(3, 0, 4), numbers(5, 4), numbers(5))
+
+
+def _matmul(numbers):
+    for M, K, N in [(ROWS + 1, 129, COLUMNS + 1), (1, 1, 1), (ROWS, 128, COLUMNS), (5, 257, 3),
+                    (2 * ROWS - 1, 31, 2 * COLUMNS - 1)]:
+        yield call(numbers(M, K), numbers(K, N))
+    yield call(numbers(2, 1, 5, 9), numbers(3, 9, 17))
+    yield call(numbers(3, 9, 7), numbers(2, 3, 7, 5))
+    yield call(numbers(2, 3, 0), numbers(0, 4))
+
+
+def _conv2d(numbers):
+    def conv(shape, kernel, bias=True, **options):
+        return call(numbers(*shape), numbers(*kernel), *[numbers(kernel[0])] * bias, **options)
+
+    sizes = [(9, 10), (1, 1), (2, 3), (4, 4), (5, 8), (7, 13), (17, 6), (33, 9)]
+    channels = [(17, 33), (1, 1), (3, 5), (4, 32), (16, 16), (32, 33), (65, 64), (16, 97)]
+    for name in ("im2col", "winograd2", "winograd4", "fft"):
+        for i, ((H, W), (C, O)) in enumerate(zip(sizes, channels)):
+            yield conv((1 + i % 2, C, H, W), (O, C, 3, 3), bias=i % 3 != 1, algorithm=name,
+                       padding=((1, 1), (i % 2, 2)))
+        yield conv((2, 36, 9, 7), (40, 18, 3, 3), algorithm=name, padding=1, groups=2)
+        yield conv((1, 16, 0, 2), (3, 16, 3, 3), algorithm=name, padding=2)
+    yield conv((2, 16, 16, 16), (16, 16, 3, 3), padding=1)  # the backend's own choice
+    for (N, C, H, W), O in [((1, 5, 1, 1), 37), ((2, 33, 3, 3), 37), ((2, 16, 8, 9), 32)]:
+        yield conv((N, C, H, W), (O, C, 1, 1))
+        yield conv((N, C, H, W), (O, C, 1, 1), stride=2)
+        yield conv((N, C, H, W), (O, C, 1, 1), padding=1)
+    for C, O in [(40, 40), (1, 1), (33, 33), (8, 24)]:  # depthwise
+        yield conv((2, C, 9, 11), (O, 1, 3, 3), groups=C, padding=1)
+        yield conv((2, C, 9, 11), (O, 1, 3, 3), groups=C, stride=2, padding=2, dilation=(1, 2))
+    yield conv((1, 4, 9, 8), (6, 4, 3, 3), stride=[1, 2], padding=[0, 2])
+    yield conv((1, 4, 9, 8), (6, 4, 2, 5), dilation=(3, 1), padding=((0, 2), (3, 0)))
+    yield conv((1, 4, 3, 9), (6, 4, 1, 33), padding=16)  # zeros left of a line past the last
+    yield conv((2, 8, 40, 37), (9, 8, 15, 16), algorithm="fft", padding=7, stride=(2, 1))
+
+
+def _attention(numbers):
+    def qkv(N, L, S, C, D):
+        return numbers(N, L, C), numbers(N, S, C), numbers(N, S, D)
+
+    hidden = normal((40, KEYS + 34), 99, 3.0)
+    hidden[hidden > 1], hidden[3] = -math.inf, -math.inf
+    yield call(*qkv(2, 40, KEYS + 34, 24, 12), heads=3, mask=hidden)
+    for heads, d, e in [(1, 1, 1), (8, 40, 40), (1, 160, 160), (3, 64, 64), (2, 7, 29), (1, 17, 3)]:
+        yield call(*qkv(2, 35, 77, heads * d, heads * e), heads=heads)
+    for S in (1, ROWS - 1, ROWS, ROWS + 1, KEYS - 1, KEYS, KEYS + 1, 2 * KEYS + 5):
+        yield call(*qkv(1, 5, S, 16, 16), heads=2)
+    edge = COLUMNS * PANELS
+    for L in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, edge - 1, edge, edge + 1):
+        yield call(*qkv(2, L, 20, 10, 10), heads=2)
+    for L in (1, 2, 33, KEYS + 40):
+        yield call(*qkv(2, L, L, 24, 24), heads=3, causal=True)
+    for shape in [(2, 3, 17, 29), (2, 1, 17, 29), (3, 1, 29), (17, 1), (29,), ()]:
+        yield call(*qkv(2, 17, 29, 12, 12), heads=3, mask=numbers(*shape, scale=3.0))
+
+
+def _group_norm(numbers):
+    for shape, groups in [((2, 36, 5, 7), 2), ((1, 40, 30, 29), 4), ((1, 128, 17, 20), 32),
+                          ((3, 6, 1, 1), 3), ((1, 320, 3, 3), 32), ((1, 17, 50, 41), 1),
+                          ((2, 5, 3), 5), ((2, 33, 8, 4), 3), ((1, 8, 100, 131), 4)]:
+        for mean in (0.0, 3.0, 1e4):
+            yield call(numbers(*shape, mean=mean), numbers(shape[1]), numbers(shape[1]),
+                       groups=groups, eps=1e-6)
+    x = numbers(1, 64, 64, 33, scale=1e-3)  # the variance lies between the blocks
+    x[:, :, 32:] += 100
+    yield call(x, numbers(64), numbers(64), groups=32, eps=1e-6)
+    for value in (0.0, 3333.3, -1e6):  # nothing but the bias is left
+        yield call(np.full((2, 32, 64, 33), value, "float32"), numbers(32), numbers(32), groups=4,
+                   eps=1e-6)
+
+
+def _row_norm(*, bias):
+    def cases(numbers):
+        for K in (*WIDTHS, 320, 1283):
+            for mean in (0.0, 1e4):
+                yield call(numbers(11, K, mean=mean), *[numbers(K) for _ in range(1 + bias)],
+                           eps=EPS)
+        yield call(numbers(2, 3, 5, 16), *[numbers(16) for _ in range(1 + bias)], eps=1e-3)
+        yield call(np.full((9, 320), 3333.3, "float32"),
+                   *[numbers(320) for _ in range(1 + bias)], eps=1e-6)
+
+    return cases
+
+
+def _softmax(numbers):
+    yield call(numbers(5, 33, 6), axis=1)
+    for K in (*WIDTHS, 320, 1283):
+        yield call(numbers(11, K, scale=4.0), axis=-1)
+    hidden = numbers(3, 20)
+    hidden[1], hidden[2, 3:] = -math.inf, -math.inf
+    yield call(hidden, axis=-1)
+
+
+def _geglu(numbers):
+    for K in (*WIDTHS, 1283):
+        yield call(numbers(11, 2 * K, scale=3.0))
+    yield call(numbers(2, 0, 6))
+
+
+def _rows(numbers):
+    for K in WIDTHS:
+        yield call(np.array([[0, 3, 9], [9, 1, 0]]), numbers(10, K))
+    yield call(np.arange(300, dtype="uint8") % 255, numbers(255, 70))
+
+
+def _gather(numbers):
+    for K in WIDTHS:
+        yield call(numbers(3, 5, K), np.array([4, 0, 2]))
+
+
+def _timestep_embedding(numbers):
+    for dim in (320, 2, 3, 33):
+        for flip, shift in [(True, 0), (False, 0.5)]:
+            yield call(np.array([0, 1, 500, 999]), dim=dim, flip_sin_to_cos=flip, freq_shift=shift,
+                       dtype="float32")
+    yield call(np.array([0.5, 998.7], "float32"), dim=64, flip_sin_to_cos=True, freq_shift=0,
+               dtype="float32")
+
+
+def _rope(numbers):
+    for width in WIDTHS[:12]:
+        for interleaved in (True, False):
+            yield call(numbers(2, 3, 2 * width), np.array([0, 1, 77]), base=10000.0,
+                       interleaved=interleaved)
+
+
+def _pictures(**options):
+    def cases(numbers):
+        for C in WIDTHS:
+            yield call(numbers(2, C, 3, 5), **options)
+
+    return cases
+
+
+def _resize(**options):
+    def cases(numbers):
+        before = itertools.cycle([(8, 9), (7, 5), (3, 4)])
+        after = itertools.cycle([(16, 18), (17, 31), (3, 9), (1, 1)])
+        for C, (H, W), (height, width) in zip(WIDTHS, before, after):
+            yield call(numbers(2, C, H, W), height=height, width=width, **options)
+
+    return cases
+
+
+def _bilinear(numbers):
+    for align_corners in (False, True):
+        yield from _resize(align_corners=align_corners)(numbers)
+
+
+def _to_image(numbers):
+    for C in WIDTHS:
+        yield call(numbers(2, 15, C), height=3, width=5)
+    yield call(numbers(2, 17), height=1, width=1)
+
+
+def _concat(numbers):
+    for C, axis in itertools.product(WIDTHS[::2], (1, -1)):
+        shape = [2, 5, 3, 4]
+        arrays = []
+        for n in (C, 17, 3):
+            shape[axis] = n
+            arrays.append(numbers(*shape))
+        yield call(arrays, axis=axis)
+
+
+def _slice(numbers):
+    for axis in (1, -1, 0):
+        yield call(numbers(4, 17, 6, 5), axis=axis, start=1, stop=3)
+
+
+def _pad(numbers):
+    for C in WIDTHS:
+        yield call(numbers(2, C, 4, 5), widths=((0, 0), (0, 0), (1, 1), (0, 1)))
+    yield call(numbers(2, 19, 6, 5), widths=((1, 0), (2, 3), (0, 0), (0, 0)))
+
+
+def _transpose(numbers):
+    for axes in ((0, 2, 3, 1), (3, 2, 1, 0), (0, 1, 2, 3)):
+        yield call(numbers(2, 17, 6, 5), axes=axes)
+
+
+CASES = {
+    "linear": _linear, "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
+    "group_norm": _group_norm, "layer_norm": _row_norm(bias=True),
+    "rms_norm": _row_norm(bias=False), "silu": _elementwise(), "quick_gelu": _elementwise(),
+    "gelu": _elementwise(), "gelu_tanh": _elementwise(), "geglu": _geglu, "softmax": _softmax,
+    "embedding": _rows, "gather": _gather, "timestep_embedding": _timestep_embedding,
+    "rope": _rope, "upsample_nearest": _resize(), "upsample_bilinear": _bilinear,
+    "to_tokens": _pictures(), "to_image": _to_image, "concat": _concat, "slice": _slice,
+    "pad": _pad, "transpose": _transpose, "add": _pairwise, "sub": _pairwise, "mul": _pairwise,
+    "div": _pairwise, "exp": _elementwise(lambda x: x.clip(-103, 88), scale=30.0),
+    "sqrt": _elementwise(abs), "clamp": _elementwise(low=-1.5, high=0.3),
+}  # fmt: skip

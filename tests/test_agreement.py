@@ -1,0 +1,112 @@
+"""Every op on the CPU backend agrees with the reference: for any call, and for hard ones.
+
+The same is run again in other processes: with four threads, with vectors of 8 and of 4 lanes, and
+with Numba's bounds checks. Kernels are compiled anew for the latter three, which takes most of the
+time, so they run beside the other tests and in float32 only.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import wrong_dense_kernels  # noqa: F401  declares more of them
+from agreement_cases import CASES
+from agreement_checks import CHECKS, ONLY
+from agreement_tables import BATCHES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import prange
+from numba_agreement import KERNELS, OPS, agree_on, planted
+from op_table import OPS as CALLS
+from wrong_kernels import WRONG
+
+from refsd.numba_ops.jit import jit
+
+# The other processes: what is set in their environment, and which tests they run.
+OTHERS = {
+    "8 lanes": ({"REFSD_SIMD_BYTES": "32", "NUMBA_NUM_THREADS": "4"},
+                "cases or not_numbers or bits or wrong"),
+    "4 lanes": ({"REFSD_SIMD_BYTES": "16", "NUMBA_NUM_THREADS": "4"}, "cases or extremes or bits"),
+    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, "cases or bounds_are_checked"),
+    "threads": ({"NUMBA_NUM_THREADS": "4"}, "bits"),
+}
+IN_OTHER = "REFSD_AGREEMENT" in os.environ
+
+
+def test_every_op_has_a_kernel_and_a_place_in_the_tables():
+    assert set(KERNELS) == set(OPS) == set(CASES) == set(BATCHES) == set(CALLS)
+
+
+@pytest.fixture(scope="module", autouse=not IN_OTHER)
+def others(request, tmp_path_factory):
+    """The other processes at work, one after the other; results by name."""
+    wanted = {item.callspec.params["other"] for item in request.session.items
+              if item.nodeid.startswith(request.node.nodeid)
+              and getattr(item, "originalname", "") == "test_in_another_process"}
+    folder = tmp_path_factory.mktemp("cache")
+
+    def work(name):
+        environment, tests = OTHERS[name]
+        if name == "bounds":  # the cache does not tell kernels with checks from those without
+            environment = environment | {"REFSD_CACHE": str(folder)}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__,
+             "-k", tests], env=os.environ | environment | {"REFSD_AGREEMENT": name},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    with ThreadPoolExecutor(1) as one_at_a_time:
+        yield {name: one_at_a_time.submit(work, name) for name in OTHERS if name in wanted}
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+@given(data=st.data())
+@settings(max_examples=25)
+def test_any_call(name, data):
+    agree_on(name, data.draw(CALLS[name]))
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+@pytest.mark.parametrize("check", [c for c in CHECKS if c not in ONLY])
+def test_every_op(check, name):
+    CHECKS[check](name)
+
+
+@pytest.mark.parametrize("check, name", [(c, name) for c in ONLY for name in ONLY[c]])
+def test_some_ops(check, name):
+    CHECKS[check](name)
+
+
+@pytest.mark.parametrize("title", WRONG)
+def test_a_wrong_kernel_is_rejected(title):
+    """By the very check that the real one has passed above."""
+    op, check, make = WRONG[title]
+    with planted(op, make(KERNELS[op])), pytest.raises(AssertionError):
+        CHECKS[check](op)
+
+
+@jit(parallel=True)
+def _read_beyond(a, first, out):
+    for i in prange(a.size):
+        out[i] = a[first + i]
+
+
+@pytest.mark.skipif("NUMBA_BOUNDSCHECK" not in os.environ, reason="for the process that checks")
+def test_bounds_are_checked():
+    """A bad index ends a parallel loop, with or without an error: what is left unwritten tells."""
+    out = np.full(4, np.nan)
+    with suppress(IndexError, SystemError):  # from the thread that called; others cannot raise
+        _read_beyond(np.arange(4.0), 2, out)
+    np.testing.assert_array_equal(out[:2], [2, 3])
+    assert np.isnan(out[2:]).all()
+
+
+@pytest.mark.skipif(IN_OTHER, reason="this is one of them")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("other", OTHERS)
+def test_in_another_process(other, others):
+    done = others[other].result()
+    assert done.returncode == 0, done.stdout[-3000:]
