@@ -12,6 +12,7 @@ from refsd import registry
 from refsd.__main__ import main
 from refsd.cli.png import read_png
 from refsd.cli.recipe import parse_recipe
+from refsd.numba_ops import warmup
 from refsd.numba_ops.cpu import conv as numba_conv
 from refsd.ops import conv as numpy_conv
 from refsd.random import TorchGenerator, draw_noise
@@ -22,6 +23,7 @@ PROMPT = "a glossy red sphere left of a small blue cube"
 @pytest.fixture
 def chosen(monkeypatch):
     """Every algorithm that a convolution on either backend takes, as (kernel's side, name)."""
+    registry.make_ready("numba", "float32")  # which asks for all algorithms, to compile them
     taken = []
     choose, decide = numba_conv.choose, numpy_conv.conv2d_algorithm
 
@@ -104,6 +106,15 @@ def test_the_parts_of_an_exact_pipeline_are_exact_alone(chosen):
     pipe.unet(noise, 1, text)
     pipe.vae.encode(pipe.vae.decode(noise))
     assert {name for _, name in chosen} == {"im2col"}
+
+
+def test_kernels_are_planned_alike_in_any_mode_and_nobody_hears_it():
+    """One process may draw exactly first and otherwise later: all kernels are made ready then."""
+    heard = []
+    with refsd.use("numba", exact=True), refsd.watch(lambda *event: heard.append(event)):
+        planned = warmup.plan("float32")
+    assert planned == warmup.plan("float32") and heard == []
+    assert any("winograd" in kernel.__module__ for kernel, _ in planned)
 
 
 def test_the_command_line_records_it_and_repro_keeps_to_it(chosen, tmp_path, capfd):
