@@ -149,7 +149,7 @@ def race(found, contestants, rounds, once=()):
     """Seconds of every contestant in alternating rounds: ({name: [...]}, {name: too slow}).
 
     contestants: name -> (side, variant), all prepared and run once. Each round begins with another
-    one. Those named in `once` run in the first round only: they are there for scale.
+    one. Those named in `once` are there for scale: their warm-up is all they run.
     """
     warm = {name: _warm_up(found, who) for name, who in contestants.items()}
     hopeless = {}
@@ -158,13 +158,13 @@ def race(found, contestants, rounds, once=()):
                     if who[0] == side and other not in once]
         if name not in once and warm[name] > HOPELESS * min(siblings):
             hopeless[name] = warm[name]
-    racing = [name for name in contestants if name not in hopeless]
+    racing = [name for name in contestants if name not in hopeless and name not in once]
     times = {name: max(1, min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / max(warm[name], 1e-6))))
              for name in racing}
-    seconds = {name: [] for name in racing}
+    seconds = {name: [warm[name]] if name in once else [] for name in contestants
+               if name not in hopeless}
     for i in range(rounds):
         for name in racing[i % len(racing):] + racing[:i % len(racing)]:
-            if i == 0 or name not in once:
-                answer = found.ask(contestants[name], "run", times=times[name])
-                seconds[name].append(answer["seconds"])
+            answer = found.ask(contestants[name], "run", times=times[name])
+            seconds[name].append(answer["seconds"])
     return seconds, hopeless

@@ -69,7 +69,7 @@ def compiled(model, threads):
     request = done.create_infer_request()
 
     def bind(*arrays):
-        run.bound = [np.ascontiguousarray(array) for array in arrays]  # shared: must stay alive
+        run.bound = [np.asarray(array, order="C") for array in arrays]  # shared: must stay alive
         for i, array in enumerate(run.bound):
             request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
 
