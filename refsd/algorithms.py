@@ -20,8 +20,8 @@ class Cost(NamedTuple):
     """What an algorithm would take for a convolution; None where it cannot compute it.
 
     `multiplications` are those between transformed pictures and weights: the transforms' own come
-    on top. `weight_bytes` are the weights as it wants them, packed or transformed. The numba
-    backend keeps these as long as the weights live, the NumPy backend makes them in every call.
+    on top. `weight_bytes` are the weights as it wants them: those of im2col a pipeline on the numba
+    backend holds in place of the checkpoint's, all others are made in every call.
     """
 
     algorithm: str
@@ -94,22 +94,23 @@ def _cost(name, x, weight, result, *, stride=1, padding=0, dilation=1, groups=1,
         # A complex number is two, a product of them four; half of a real spectrum tells the rest.
         spectrum = size[0] * (size[1] // 2 + 1)
         places, kept = (size[0] * size[1],) * 2 if name in TILES else (4 * spectrum, 2 * spectrum)
-    rows = _rows(name, O, I, groups, weight.dtype) if active_backend() == "numba" else O
+    rows = _rows(name, O, groups, weight.dtype) if active_backend() == "numba" else O
     if active_backend() == "numpy" and name == "im2col":
         kept = 0  # the weights serve as they are
     return Cost(name, N * tiles * places * O * I, rows * I * kept * itemsize(weight.dtype))
 
 
-def _rows(name, O, I, groups, dtype):
-    """Output channels as the numba backend packs them: each group filled up to whole panels."""
+def _rows(name, O, groups, dtype):
+    """Output channels as the numba backend pads them: to whole panels, in memory or a group's."""
     import numpy as np
 
     from refsd.numba_ops.memory import panel_width
+    from refsd.numba_ops.weights import row_step
 
-    if name == "im2col" and I == 1 and groups == O:
-        return O  # depthwise: a kernel of its own, on the weights as they are
-    width = panel_width(np.dtype(dtype))
-    return groups * -(-(O // groups) // width) * width
+    dtype = np.dtype(dtype)
+    if name == "im2col":
+        return row_step(O, dtype)
+    return groups * -(-(O // groups) // panel_width(dtype)) * panel_width(dtype)
 
 
 def _fft_tile(extent, reach):

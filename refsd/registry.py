@@ -92,6 +92,16 @@ def kernels(name: str) -> dict[str, Callable]:
     return {backend: _kernels[backend, name] for backend in BACKENDS if (backend, name) in _kernels}
 
 
+def lay_out(backend: str, tensors: dict[str, Any]) -> None:
+    """Lay weights out in memory, in place, as a backend's kernels read them, if it cares.
+
+    Shapes and numbers stay. For who owns the only copy of a model: kernels then need no second one.
+    """
+    module = importlib.import_module(BACKENDS[choose_backend(backend)])
+    if hasattr(module, "lay_out"):
+        module.lay_out(tensors)
+
+
 def make_ready(backend: str, dtype: str) -> None:
     """Let a backend do what a generation in `dtype` needs once, such as compiling its kernels."""
     module = importlib.import_module(BACKENDS[choose_backend(backend)])

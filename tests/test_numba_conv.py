@@ -8,7 +8,7 @@ from numba_agreement import agree
 
 from refsd.numba_ops.cpu import conv, conv_gemm, conv_winograd, winograd_transforms
 from refsd.numba_ops.cpu.winograd_weights import S, T
-from refsd.numba_ops.memory import flat, prepared_bytes
+from refsd.numba_ops.memory import flat
 
 
 def draw(shape, kernel, *, bias=True, seed=0):
@@ -75,22 +75,6 @@ def test_coefficients_in_the_functions_are_exact_in_float32():
     assert (S, T) == (2 * PP * (PP - QQ), 2 * QQ * (QQ - PP))
 
 
-def test_weights_are_packed_once_and_forgotten_with_the_weight():
-    x, weight = draw((1, 16, 8, 8), (16, 16, 3, 3), bias=False)
-    before = prepared_bytes()
-    conv.conv2d(x, weight, padding=1, algorithm="winograd4")
-    assert prepared_bytes() == before  # a weight that may change is packed at every call
-    weight.flags.writeable = False
-    conv.conv2d(x, weight, padding=1, algorithm="winograd4")
-    made = prepared_bytes() - before
-    conv.conv2d(x, weight, padding=1, algorithm="winograd4")
-    assert prepared_bytes() - before == made
-    columns = -(-16 // conv_winograd.panel_width(x.dtype)) * conv_winograd.panel_width(x.dtype)
-    assert made == 36 * 16 * columns * 4
-    del weight
-    assert prepared_bytes() == before
-
-
 def test_flat_memory_of_a_broadcast_picture():
     x = np.broadcast_to(np.float32(2), (2, 3, 4, 5))
     assert flat(x.transpose(0, 2, 3, 1)).size == 1
@@ -100,7 +84,8 @@ def test_flat_memory_of_a_broadcast_picture():
     ((2, 64, 64, 320), (320, 320, 3, 3), {}, "winograd4"),
     ((2, 32, 32, 640), (640, 1920, 3, 3), {}, "winograd4"),
     ((2, 16, 16, 1280), (1280, 1280, 3, 3), {}, "winograd2"),
-    ((2, 8, 8, 1280), (1280, 1280, 3, 3), {}, "im2col"),
+    ((2, 8, 8, 1280), (1280, 1280, 3, 3), {}, "winograd2"),
+    ((2, 7, 9, 1280), (1280, 1280, 3, 3), {}, "im2col"),
     ((1, 512, 512, 3), (3, 128, 3, 3), {}, "im2col"),
     ((2, 32, 32, 320), (320, 320, 3, 3), {"stride": (2, 2)}, "im2col"),
     ((2, 64, 64, 320), (320, 320, 3, 3), {"dilation": (1, 2)}, "im2col"),
@@ -110,7 +95,6 @@ def test_flat_memory_of_a_broadcast_picture():
     ((2, 64, 64, 64), (64, 64, 15, 15), {}, "fft"),
     ((2, 64, 64, 320), (320, 320, 3, 3), {"algorithm": "fft"}, "fft"),
     ((2, 64, 64, 320), (320, 320, 3, 3), {"policy": conv.Policy(exact=True)}, "im2col"),
-    ((2, 64, 64, 320), (320, 320, 3, 3), {"policy": conv.Policy(memory=0)}, "im2col"),
     ((2, 64, 64, 320), (320, 320, 3, 3),
      {"policy": conv.Policy(exact=True), "algorithm": "winograd4"}, "winograd4"),
 ])
@@ -122,9 +106,20 @@ def test_the_choice_of_an_algorithm(result, kernel, options, name):
 
 def test_the_policy_reaches_the_kernel():
     args = draw((1, 16, 9, 9), (16, 16, 3, 3))
-    fast, plain = (conv.conv2d(*args, padding=1, algorithm=a) for a in ("winograd4", "im2col"))
+    fast, plain = (conv.conv2d(*args, padding=1, algorithm=a) for a in ("winograd2", "im2col"))
     assert (fast != plain).any()
     np.testing.assert_array_equal(conv.conv2d(*args, padding=1), fast)
     with conv.conv2d_policy(exact=True):
         np.testing.assert_array_equal(conv.conv2d(*args, padding=1), plain)
     np.testing.assert_array_equal(conv.conv2d(*args, padding=1), fast)
+
+
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_weights_are_transformed_a_few_panels_at_a_time(name, monkeypatch):
+    """In one span of tiles the spectra stay for the next panels. The bits are the same."""
+    args = draw((2, 40, 19, 21), (130, 40, 3, 3))
+    whole = check(args, name, padding=1)
+    monkeypatch.setattr(conv_winograd, "WEIGHT_BYTES", 1)
+    np.testing.assert_array_equal(conv.conv2d(*args, padding=1, algorithm=name), whole)
+    monkeypatch.setattr(conv_winograd, "SPAN_BYTES", 1)
+    np.testing.assert_array_equal(conv.conv2d(*args, padding=1, algorithm=name), whole)

@@ -1,4 +1,4 @@
-"""Arrays as kernels want them: flat, aligned, unit stride; and weights packed once."""
+"""Arrays as kernels want them: flat, aligned, unit stride; and what is made of weights once."""
 
 import math
 import weakref
@@ -9,6 +9,7 @@ from refsd.numba_ops import pool
 from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import VECTORS
 
+_layout_copies = 0
 # One entry a weight and use, while the weight lives: id -> (weak reference, what was made of it).
 _prepared: dict[tuple[int, str], tuple[weakref.ref, object]] = {}
 
@@ -34,16 +35,41 @@ def flat(array: np.ndarray) -> np.ndarray:
     return np.asarray(_Memory(array, (extent,), (array.itemsize,)))
 
 
+def layout_copies() -> int:
+    """How many arrays have been copied so far for no other reason than how they lay in memory.
+
+    Activations only. The copy with zeros around it that a convolution computes on is not one, nor
+    is a weight that is laid out.
+    """
+    return _layout_copies
+
+
+def count_copy() -> None:
+    """To be called where such a copy is made."""
+    global _layout_copies
+    _layout_copies += 1
+
+
+def dense(x: np.ndarray) -> np.ndarray:
+    """x if its elements are aligned and adjacent in C order, else a copy, which is counted."""
+    if x.flags.c_contiguous and x.flags.aligned:
+        return x
+    count_copy()
+    return np.require(x, None, "CA")
+
+
 def as_rows(x: np.ndarray) -> tuple[np.ndarray, int, int]:
     """x (..., K) as rows of adjacent elements: flat memory, their number, the step between them.
 
-    A view where the strides allow it, else a copy.
+    A view where the strides allow it, else a copy, which is counted.
     """
     rows = x.reshape(-1, x.shape[-1])
+    if not np.may_share_memory(rows, x):
+        count_copy()
     good = (rows.flags.aligned and rows.strides[1] == x.itemsize
             and rows.strides[0] % x.itemsize == 0 and rows.strides[0] > 0)
     if not good:
-        rows = np.require(rows, None, "CA")
+        rows = dense(rows)
     return flat(rows), rows.shape[0], rows.strides[0] // x.itemsize
 
 
@@ -68,29 +94,13 @@ def empty_like(x: np.ndarray) -> np.ndarray:
 
 
 def panel_width(dtype: np.dtype) -> int:
-    """Columns of one packed panel."""
+    """Columns that a tile computes at once."""
     return VECTORS * lanes(np.dtype(dtype))
 
 
-def pack(matrix: np.ndarray) -> np.ndarray:
-    """(K, N) -> flat panels of NR columns, each K x NR, the last one filled up with zeros"""
-    K, N = matrix.shape
-    width = panel_width(matrix.dtype)
-    count = -(-N // width)
-    panels = aligned_empty(count * K * width, matrix.dtype)
-    view = panels.reshape(count, K, width)
-    whole = N // width
-    view[:whole] = matrix[:, :whole * width].reshape(K, whole, width).swapaxes(0, 1)
-    if whole < count:
-        view[whole] = 0
-        view[whole, :, :N - whole * width] = matrix[:, whole * width:]
-    return panels
-
-
 def fill_up(vector: np.ndarray | None, size: int, dtype: np.dtype) -> np.ndarray:
-    """A bias as long as its panels: zeros behind it, or nothing but zeros."""
-    width = panel_width(dtype)
-    full = np.zeros(-(-size // width) * width, dtype)
+    """A bias as long as a panel that begins at any of its columns: zeros behind it."""
+    full = np.zeros(size + panel_width(dtype), dtype)
     if vector is not None:
         full[:size] = vector
     return full
@@ -99,8 +109,8 @@ def fill_up(vector: np.ndarray | None, size: int, dtype: np.dtype) -> np.ndarray
 def prepared(weight: np.ndarray, use: str, make):
     """make(weight); of a weight that nobody can change, made once for each use while it lives.
 
-    What could be written to is packed anew at every call: it may hold other numbers by then. So
-    weights that are used twice should be read-only, as loaded ones are.
+    Of what could be written to it is made at every call: it may hold other numbers by then. So
+    weights that are used twice should be laid out (weights.py), or read-only as loaded ones are.
     """
     if not _is_frozen(weight):
         return make(weight)
@@ -121,6 +131,14 @@ def _is_frozen(array):
     return array is None or isinstance(array, bytes)
 
 
+def bounds(array: np.ndarray) -> tuple[int, int]:
+    """The addresses where the memory begins and ends that an array is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    start = array.__array_interface__["data"][0]
+    return start, start + array.nbytes
+
+
 def prepared_bytes() -> int:
-    """Memory held by packed weights."""
-    return sum(made.nbytes for _, made in _prepared.values())
+    """Memory of what is kept beside the weights: copies that are laid out, spectra for FFTs."""
+    return sum(end - start for start, end in (bounds(made) for _, made in [*_prepared.values()]))

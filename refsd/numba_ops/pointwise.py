@@ -8,7 +8,7 @@ import numpy as np
 from numba import prange
 
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import empty, empty_like, flat
+from refsd.numba_ops.memory import count_copy, dense, empty, empty_like, flat
 from refsd.numba_ops.simd import lanes, load, load_first, store, store_first
 
 # Elements of one task, and of one row where an array has no rows of its own.
@@ -87,6 +87,7 @@ def laid_out_as(y, x):
     if x.shape == y.shape and x.flags.aligned and all(
             n == 1 or s == t for n, s, t in zip(x.shape, x.strides, y.strides)):
         return x
+    count_copy()
     copy = empty_like(y)
     copy[...] = x
     return copy
@@ -95,14 +96,17 @@ def laid_out_as(y, x):
 def _rows_of(b, y):
     """b's memory, the length of a row, and how many of y's rows in memory meet one of b's.
 
-    b may have one number for each place along y's innermost axis in memory (a bias a channel), and
-    one such row for each place along the outermost (an image's). Any other b is broadcast first.
+    b may have a number for each place along y's innermost axes in memory (a bias a channel, a
+    vector a position), or one row along the innermost for each place along the outermost (an
+    image's biases). Any other b is broadcast first.
     """
     if b.shape != y.shape:
         order = sorted((i for i in range(y.ndim) if y.shape[i] > 1), key=lambda i: -y.strides[i])
         shape = (1,) * (y.ndim - b.ndim) + b.shape
         spread = [i for i in order if shape[i] > 1]
-        if len(order) > 1 and spread in (order[-1:], [order[0], order[-1]]):
+        inner = spread == order[len(order) - len(spread):]
+        if spread and (inner or spread == [order[0], order[-1]]):
             rows = b.reshape(shape).transpose(sorted(range(y.ndim), key=lambda i: -y.strides[i]))
-            return flat(np.require(rows, None, "CA")), y.shape[order[-1]], y.size // b.size
+            row = b.size if inner else y.shape[order[-1]]
+            return flat(dense(rows)), row, y.size // b.size
     return flat(laid_out_as(y, b)), ROW, 1

@@ -16,8 +16,9 @@ from refsd.numba_ops.vector import WIDTH, Vector, lanes, same_size, splat, splat
 
 __all__ = ["Vector", "WIDTH", "absolute", "bits", "copysign", "fetch", "fetch_line", "fma",
            "lane_numbers", "lanes", "largest", "libm_erf", "libm_exp", "libm_exp2", "libm_tanh",
-           "load", "load_first", "load_pair", "maximum", "minimum", "nearest", "pointer", "select",
-           "splat", "splat_like", "spread", "sqrt", "store", "store_first", "to_integer", "total"]
+           "load", "load_first", "load_pair", "load_wide", "maximum", "minimum", "nearest",
+           "pointer", "select", "splat", "splat_like", "spread", "sqrt", "store", "store_first",
+           "store_rounded", "to_integer", "total"]
 
 
 @intrinsic
@@ -65,6 +66,36 @@ def _load(a, vector):
         return value
 
     return vector(a, types.intp), emit
+
+
+@intrinsic
+def load_wide(typing, a, i):
+    """A pair of vectors of float64 from the numbers at a[i :], be they float32 or float64."""
+    vector = Vector(types.float64, 2 * Vector(types.float64).count)
+    narrow = Vector(a.dtype, vector.count)
+
+    def emit(context, builder, signature, arguments):
+        value = builder.load(_pointer(context, builder, signature.args[0], *arguments, narrow))
+        value.align = a.dtype.bitwidth // 8
+        return value if a.dtype == types.float64 else builder.fpext(value, vector.llvm)
+
+    return vector(a, types.intp), emit
+
+
+@intrinsic
+def store_rounded(typing, a, i, x):
+    """a[i : i + lanes] = x, float64 lanes, rounded to a's dtype"""
+    narrow = Vector(a.dtype, x.count)
+
+    def emit(context, builder, signature, arguments):
+        array, index, value = arguments
+        if a.dtype != types.float64:
+            value = builder.fptrunc(value, narrow.llvm)
+        place = _pointer(context, builder, signature.args[0], array, index, narrow)
+        builder.store(value, place).align = a.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, x), emit
 
 
 @intrinsic

@@ -25,29 +25,32 @@ def tile(typing, a, at, step, segments, length, panel, panel_at, c):
 
 
 @intrinsic
-def tile_ahead(typing, a, at, step, segments, length, panel, panel_at, c, onto, next_a, next_panel,
-               pace):
-    """As tile, or with `onto` c += the sums, and meanwhile fetch into the caches what comes next.
+def tile_ahead(typing, a, at, step, segments, length, panel, panel_at, panel_step, c, onto, next_a,
+               next_panel, pace):
+    """As tile, with rows of the panel panel_step apart, and meanwhile fetch what comes next.
 
-    A long k in pieces, added up, has a fraction of the rounding error of one chain. After k steps
-    a[next_a :] has been fetched up to k ROWS elements, and panel[next_panel :] up to k pace.
+    With `onto` c += the sums: a long k in pieces, added up, has a fraction of the rounding error of
+    one chain. After k steps the caches have been asked for k ROWS elements from a[next_a] on, and
+    for k pace elements of the panel whose first row begins at panel[next_panel].
     """
-    return _tile(a, segments, panel, c, types.intp, types.intp, types.intp, types.intp)
+    return _tile(a, segments, panel, c, types.intp, types.intp, types.intp, types.intp, types.intp)
 
 
 def _tile(a, segments, panel, c, *more):
     vector = Vector(a.dtype)
-    signature = types.void(a, types.intp, types.intp, segments, types.intp, panel, types.intp, c,
-                           *more)
+    width = VECTORS * vector.count
+    signature = types.void(a, types.intp, types.intp, segments, types.intp, panel, types.intp,
+                           *more[:1], c, *more[1:])
 
     def emit(context, builder, signature, arguments):
         memory = [context.make_array(kind)(context, builder, value).data
                   if isinstance(kind, types.Array) else value
                   for kind, value in zip(signature.args, arguments)]
+        panel_step = memory.pop(7) if more else ir.Constant(ir.IntType(64), width)
         a_data, at, step, offsets, length, panel_data, panel_at, c_data, *ahead = memory
         count = context.make_array(signature.args[3])(context, builder, arguments[3]).shape
         whole = vector.llvm.as_pointer()
-        right_at = builder.bitcast(builder.gep(panel_data, [panel_at]), whole)
+        right_from = builder.gep(panel_data, [panel_at])
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector.llvm, [vector.llvm] * 3),
             f"llvm.fma.{vector.suffix}")
@@ -61,16 +64,12 @@ def _tile(a, segments, panel, c, *more):
             left_at = builder.gep(a_data, [builder.add(at, offset)])
             with cgutils.for_range(builder, length) as loop:
                 k = builder.add(builder.mul(segment.index, length), loop.index)
-                first = builder.mul(k, ir.Constant(k.type, VECTORS))
-                right = [_load(builder, right_at, builder.add(first, ir.Constant(k.type, j)), a)
+                right_at = builder.bitcast(
+                    builder.gep(right_from, [builder.mul(k, panel_step)]), whole)
+                right = [_load(builder, right_at, ir.Constant(k.type, j), a)
                          for j in range(VECTORS)]
                 if ahead:
-                    _, next_a, next_panel, pace = ahead
-                    rows = ir.Constant(k.type, ROWS)
-                    for data, after, speed in ((a_data, next_a, rows),
-                                               (panel_data, next_panel, pace)):
-                        place = builder.add(after, builder.mul(k, speed))
-                        fetch_line(builder, builder.gep(data, [place]), level=2)
+                    _fetch(builder, k, a_data, panel_data, panel_step, width, *ahead[1:])
                 here = builder.gep(left_at, [loop.index])
                 for i, start in enumerate(row_starts):
                     left = spread(builder, builder.load(builder.gep(here, [start])), vector.count)
@@ -92,6 +91,17 @@ def _tile(a, segments, panel, c, *more):
         return context.get_dummy_value()
 
     return signature, emit
+
+
+def _fetch(builder, k, a_data, panel_data, panel_step, width, next_a, next_panel, pace):
+    """Ask for element k ROWS from a[next_a] on, and element k pace from the next panel's first."""
+    done = builder.mul(k, pace)
+    row, column = (divide(done, ir.Constant(k.type, width))
+                   for divide in (builder.udiv, builder.urem))  # width is a power of 2
+    for data, start, further in (
+            (a_data, next_a, builder.mul(k, ir.Constant(k.type, ROWS))),
+            (panel_data, next_panel, builder.add(builder.mul(row, panel_step), column))):
+        fetch_line(builder, builder.gep(data, [builder.add(start, further)]), level=2)
 
 
 def _load(builder, vectors, index, array):

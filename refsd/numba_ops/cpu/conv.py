@@ -18,16 +18,16 @@ from refsd.numba_ops.cpu.conv_fft import fft
 from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
 from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import multiply_rows
-from refsd.numba_ops.memory import empty, fill_up, pack, prepared
+from refsd.numba_ops.memory import empty, fill_up
+from refsd.numba_ops.weights import columns
 from refsd.ops.conv import Choice, conv2d_algorithm, sides
 from refsd.registry import exact_wanted, kernel
 
 
 class Policy(NamedTuple):
-    """What the choice of an algorithm may cost in exactness and in memory."""
+    """What the choice of an algorithm may cost in exactness, and what it may rest on."""
 
     exact: bool = False  # sums of products and nothing else
-    memory: int = 384 * 1024  # bytes of weights beyond their own, for each output pixel
     tuned: Mapping[str, str] = MappingProxyType({})  # what was measured (tuning.py), by place()
 
 
@@ -50,8 +50,8 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     elif name == "fft":
         fft(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
     elif (kh, kw, sh, sw, groups) == (1, 1, 1, 1, 1) and not np.any(pad):
-        panels = prepared(weight, "conv 1x1", lambda w: pack(w[:, :, 0, 0].T))
-        multiply_rows(x.transpose(0, 2, 3, 1), panels, fill_up(bias, O, x.dtype), y.reshape(-1, O))
+        multiply_rows(x.transpose(0, 2, 3, 1), *columns(weight), fill_up(bias, O, x.dtype),
+                      y.reshape(-1, O))
     else:
         implicit_gemm(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
     return y.transpose(0, 3, 1, 2)
@@ -81,15 +81,13 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
     if min(I, O) < 16:
         return Choice("im2col", f"{I} -> {O} channels: below 16 the transforms cost what they save")
 
-    extra4, extra2 = ((places - 9) * I * O * 4 // (Ho * Wo) for places in (36, 16))
-    if Ho * Wo >= 8 * 8 and extra4 <= policy.memory:
-        return Choice("winograd4", "36 multiplications instead of 144 for 4 x 4 outputs; its "
-                      f"weights hold {extra4} bytes more for each output, {policy.memory} allowed")
-    if extra2 <= policy.memory:
-        return Choice("winograd2", "16 multiplications instead of 36 for 2 x 2 outputs; its "
-                      f"weights hold {extra2} bytes more for each output, {policy.memory} allowed")
-    return Choice("im2col", f"{Ho} x {Wo} outputs are too few for the {extra2} bytes each that "
-                  f"winograd2 holds more, {policy.memory} allowed")
+    if Ho * Wo >= 24 * 24:
+        return Choice("winograd4", "36 multiplications instead of 144 for 4 x 4 outputs")
+    if Ho * Wo >= 8 * 8:
+        return Choice("winograd2", "16 multiplications instead of 36 for 2 x 2 outputs; below "
+                      "24 x 24 outputs the larger weights of winograd4 cost what it saves")
+    return Choice("im2col", f"{Ho} x {Wo} outputs: below 8 x 8 transforming the weights costs what "
+                  "Winograd saves")
 
 
 def place(result: tuple, kernel: tuple, stride: tuple, dilation: tuple, groups: int) -> str:
@@ -106,7 +104,7 @@ def current_policy() -> Policy:
 
 @contextmanager
 def conv2d_policy(**changes) -> Iterator[None]:
-    """Inside, choose with another Policy: conv2d_policy(exact=True), conv2d_policy(memory=0)."""
+    """Inside, choose with another Policy: conv2d_policy(exact=True)."""
     token = _policy.set(_policy.get()._replace(**changes))
     try:
         yield

@@ -16,9 +16,10 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import PIECE, as_pixels
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import aligned_empty, fill_up, flat, pack, panel_width, prepared
+from refsd.numba_ops.memory import aligned_empty, fill_up, flat, panel_width
 from refsd.numba_ops.simd import fma, lanes, load, load_first, store, store_first
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
+from refsd.numba_ops.weights import columns
 
 # Elements of the picture that a task keeps in the second-level cache, and its most tiles.
 BLOCK, MOST_TILES = 2**17, 64
@@ -40,23 +41,20 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
     (N, C, _, _), (O, I, _, kw) = x.shape, weight.shape
     plan = _plan(C, weight.shape, y.shape, stride, padding, dilation, x.itemsize)
     copy, picture = _lay_out(x, plan, stride, padding)
+    (right, right_step), biases = columns(weight), fill_up(bias, O, x.dtype)
     if I == 1 and O == C:
-        columns = prepared(weight, "conv depthwise", lambda w: w.reshape(O, -1).T.copy().ravel())
-        _depthwise(copy, picture, plan.pitch * plan.step, plan.step, plan.taps, columns,
-                   fill_up(bias, O, x.dtype), flat(y), y.shape)
+        _depthwise(copy, picture, plan.pitch * plan.step, plan.step, plan.taps, right, right_step,
+                   biases, flat(y), y.shape)
         return
 
-    panels = prepared(weight, f"conv {groups}", lambda w: _pack_groups(w, groups))
-    biases = np.concatenate([fill_up(None if bias is None else bias[g:g + O // groups],
-                                     O // groups, x.dtype) for g in range(0, O, O // groups)])
     segments, length = _segments(plan, I, kw, stride, dilation, groups)
     # No result depends on this size: it keeps the caches full and the threads busy.
-    tiles, count = N * -(-plan.run // ROWS), biases.size // panel_width(x.dtype)
+    tiles, count = N * -(-plan.run // ROWS), groups * -(-O // groups // panel_width(x.dtype))
     tall = max(1, min(MOST_TILES, BLOCK // (ROWS * plan.step),
                       tiles * count // (2 * numba.get_num_threads())))
     tall = -(-tiles // -(-tiles // tall))
     _multiply(copy, picture, plan.step, plan.run, plan.pitch, I, segments, length,
-              max(1, PIECE // length), panels, biases, flat(y), y.shape, groups, tall)
+              max(1, PIECE // length), right, right_step, biases, flat(y), y.shape, groups, tall)
 
 
 def _plan(C, kernel, result, stride, padding, dilation, itemsize):
@@ -133,36 +131,27 @@ def _segments(plan, I, kw, stride, dilation, groups):
     return (plan.taps[:, None] + np.arange(0, I, length)).ravel(), length
 
 
-def _pack_groups(weight, groups):
-    """Panels of the rows (u, v, c) of each group's matrix, one group after the other"""
-    O, I, kh, kw = weight.shape
-    matrices = weight.reshape(groups, O // groups, I, kh, kw).transpose(0, 3, 4, 2, 1)
-    parts = [pack(np.ascontiguousarray(m).reshape(kh * kw * I, O // groups)) for m in matrices]
-    if groups == 1:
-        return parts[0]
-    whole = aligned_empty(sum(p.size for p in parts), weight.dtype)
-    return np.concatenate(parts, out=whole)
-
-
 @jit(parallel=True)
-def _multiply(a, picture, step, run, pitch, channels, segments, length, per, panels, biases, out,
-              result, groups, tall):
+def _multiply(a, picture, step, run, pitch, channels, segments, length, per, right, right_step,
+              biases, out, result, groups, tall):
     """A task is a block of `tall` tiles by one panel of outputs, summed `per` segments at a time.
 
     So the part of the panel in use is small enough to stay in the nearest cache.
     """
     N, _, _, O = result
-    width, depth = VECTORS * lanes(out), segments.size * length
+    width = VECTORS * lanes(out)
     tiles = (run + ROWS - 1) // ROWS
-    blocks, count = (N * tiles + tall - 1) // tall, biases.size // width
-    for task in prange(blocks * count):
-        panel, low = np.int64(task) % count, np.int64(task) // count * tall
+    blocks, each = (N * tiles + tall - 1) // tall, (O // groups + width - 1) // width
+    for task in prange(blocks * groups * each):
+        panel, low = np.int64(task) % (groups * each), np.int64(task) // (groups * each) * tall
         high = min(low + tall, N * tiles)
-        group = panel // (count // groups)
+        group = panel // each
+        column = group * (O // groups) + panel % each * width
         sums = np.empty((high - low) * ROWS * width, out.dtype)
         for first in range(0, segments.size, per):
             part = segments[first:first + per]
-            at = (panel * depth + first * length) * width
+            rows = part.size * length
+            at = first * length * right_step + column
             after = segments[(first + per) % segments.size]
             for t in range(low, high):
                 c = sums[(t - low) * ROWS * width:][:ROWS * width]
@@ -170,16 +159,14 @@ def _multiply(a, picture, step, run, pitch, channels, segments, length, per, pan
                 following = _left(t + 1, tiles, run, picture, step) + part[0]
                 if t + 1 == high:
                     following = _left(low, tiles, run, picture, step) + after
-                # The panel's next part follows in memory: each tile fetches its share of it.
-                ahead, pace = at + part.size * length * width, width // (high - low) + 1
-                ahead += (t - low) * part.size * length * pace
-                tile_ahead(a, left, step, part, length, panels, at, c, first,
-                           following + group * channels, ahead, pace)
-        column = group * (O // groups) + panel % (count // groups) * width
+                # The panel's next part lies behind this one: each tile fetches its share of it.
+                ahead = at + (rows + (t - low) * rows // (high - low)) * right_step
+                tile_ahead(a, left, step, part, length, right, at, right_step, c, first,
+                           following + group * channels, ahead, width // (high - low) + 1)
         room = (group + 1) * (O // groups) - column
         for t in range(low, high):
-            _finish(sums[(t - low) * ROWS * width:], t, tiles, run, pitch, biases, panel * width,
-                    out, result, column, room)
+            _finish(sums[(t - low) * ROWS * width:], t, tiles, run, pitch, biases, out, result,
+                    column, room)
 
 
 @jit
@@ -189,7 +176,7 @@ def _left(tile, tiles, run, picture, step):
 
 
 @jit
-def _finish(sums, tile, tiles, run, pitch, biases, bias_at, out, result, column, room):
+def _finish(sums, tile, tiles, run, pitch, biases, out, result, column, room):
     """The rows of a tile that belong to an output pixel, plus bias, to their places"""
     _, Ho, Wo, O = result
     size, n = lanes(out), tile // tiles
@@ -198,7 +185,7 @@ def _finish(sums, tile, tiles, run, pitch, biases, bias_at, out, result, column,
         i, j = (start + r) // pitch, (start + r) % pitch
         at = ((n * Ho + i) * Wo + j) * O + column
         for v in range(VECTORS if j < Wo else 0):
-            value = load(sums, (r * VECTORS + v) * size) + load(biases, bias_at + v * size)
+            value = load(sums, (r * VECTORS + v) * size) + load(biases, column + v * size)
             if room >= (v + 1) * size:
                 store(out, at + v * size, value)
             elif room > v * size:
@@ -206,8 +193,8 @@ def _finish(sums, tile, tiles, run, pitch, biases, bias_at, out, result, column,
 
 
 @jit(parallel=True)
-def _depthwise(a, picture, line, step, taps, columns, bias, out, result):
-    """Every channel by itself: columns (taps, C) holds a weight for each tap and channel."""
+def _depthwise(a, picture, line, step, taps, right, right_step, bias, out, result):
+    """Every channel by itself: a row of `right` holds a tap's weights for all channels."""
     N, Ho, Wo, C = result
     for task in prange(N * Ho):
         n, i = np.int64(task) // Ho, np.int64(task) % Ho
@@ -218,5 +205,5 @@ def _depthwise(a, picture, line, step, taps, columns, bias, out, result):
                 total = load_first(bias, c, have)
                 for t in range(taps.size):
                     total = fma(load_first(a, at + taps[t] + c, have),
-                                load_first(columns, t * C + c, have), total)
+                                load_first(right, t * right_step + c, have), total)
                 store_first(out, ((n * Ho + i) * Wo + j) * C + c, total, have)

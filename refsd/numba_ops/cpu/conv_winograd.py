@@ -12,33 +12,35 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, as_pixels, even_pieces
 from refsd.numba_ops.cpu.winograd_transforms import transform_pixels, transform_sums
-from refsd.numba_ops.cpu.winograd_weights import pack_transformed
+from refsd.numba_ops.cpu.winograd_weights import transform_weights
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import aligned_empty, fill_up, flat, panel_width, prepared
+from refsd.numba_ops.memory import aligned_empty, fill_up, flat, panel_width
 from refsd.numba_ops.simd import lanes, load, load_first, store, store_first
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
+from refsd.numba_ops.weights import columns
 
 # One task multiplies up to so many bundles of ROWS tiles by one panel of weights: its 36 x 140 x 32
 # sums stay in the second-level cache until they are transformed back.
 MOST_BUNDLES = 10
-# All threads share the transformed tiles of one span: 8 MB stay in the third-level cache.
-SPAN_BYTES = 2**23
+# All threads share the transformed tiles of one span, and the transformed weights of some panels:
+# 8 and 4 MB stay in the third-level cache.
+SPAN_BYTES, WEIGHT_BYTES = 2**23, 2**22
 
 
 def winograd(x, weight, bias, y, size, padding, groups):
     """y = w * x + bias from tiles of size x size.   x (N, C, H, W), y (N, H', W', O)"""
     features, channels = weight.shape[0] // groups, weight.shape[1]
+    right = columns(weight)
     for g in range(groups):
         ours, theirs = (slice(g * n, (g + 1) * n) for n in (features, channels))
-        panels = prepared(weight, f"winograd {size} {g}",
-                          lambda w, ours=ours: pack_transformed(w[ours], size))
-        _one_group(x[:, theirs], panels, None if bias is None else bias[ours], y[..., ours], size,
-                   padding)
+        _one_group(x[:, theirs], right, ours.start, None if bias is None else bias[ours],
+                   y[..., ours], size, padding)
 
 
-def _one_group(x, panels, bias, y, size, padding):
+def _one_group(x, right, column, bias, y, size, padding):
     (N, C, H, W), (_, Ho, Wo, O) = x.shape, y.shape
     memory, *steps = as_pixels(x)
+    corner = (-padding[0][0], -padding[1][0])
     vector, squares = lanes(x.dtype), size * size
     # Whole vectors of channels and one more: rows at multiples of 4096 bytes share few cache sets.
     step = -(-C // vector) * vector + vector
@@ -49,37 +51,46 @@ def _one_group(x, panels, bias, y, size, padding):
     block = ROWS * min(MOST_BUNDLES, bundles, max(1, bundles * count // (2 * threads)))
     fitting = SPAN_BYTES // (squares * step * x.itemsize * block)
     span = block * min(-(-tiles // block), max(1, fitting, 2 * threads // count))
+    # Many spans would need the transformed weights many times: then all are made at once.
+    one_span, panel_size = span >= tiles, squares * (C + 1) * width
+    fitting = WEIGHT_BYTES // (panel_size * x.itemsize)
+    some = min(count, max(threads, fitting)) if one_span else count
     spectra = aligned_empty(squares * span * step, x.dtype)
     sums = aligned_empty(threads * squares * block * width, x.dtype)
-    corner = (-padding[0][0], -padding[1][0])
-    _compute(memory, (N, C, H, W), tuple(steps), corner, size, panels, even_pieces(C),
-             fill_up(bias, O, x.dtype), flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize,
-             spectra, span, step, sums, block, ONE_SEGMENT)
+    panels, bias = aligned_empty(some * panel_size, x.dtype), fill_up(bias, O, x.dtype)
+    for first in range(0, count, some):
+        here = min(some, count - first)
+        transform_weights(*right, C, column + first * width, here, size, panels)
+        _compute(memory, (N, C, H, W), tuple(steps), corner, size, panels, first, here,
+                 even_pieces(C), bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
+                 span, step, sums, block, ONE_SEGMENT)
 
 
 @jit(parallel=True)
-def _compute(x, shape, steps, corner, size, panels, piece, bias, out, result, pixel, spectra, span,
-             step, sums, block, one):
+def _compute(x, shape, steps, corner, size, panels, first_panel, count, piece, bias, out, result,
+             pixel, spectra, span, step, sums, block, one):
     """Span after span of tiles: first transform all of them, then multiply and transform back.
 
-    spectra: (size^2, span, step), what B^T d B is called here; sums: (threads, size^2, block, NR).
+    spectra: (size^2, span, step), what B^T d B is called here; if there is one span, it is made
+    with the first panel. sums: (threads, size^2, block, NR).
     """
     down, across = (result[0] + size - 3) // (size - 2), (result[1] + size - 3) // (size - 2)
     tiles, width = shape[0] * down * across, VECTORS * lanes(out)
     for first in range(0, tiles, span):
         here = min(span, tiles - first)
-        for bundle in prange((here + ROWS - 1) // ROWS):
+        fresh = first_panel == 0 or tiles > span
+        for bundle in prange((here + ROWS - 1) // ROWS if fresh else 0):
             _transform_bundle(x, shape, steps, corner, size, down, across, first, here,
                               np.int64(bundle) * ROWS, spectra, span * step, step)
         blocks = (here + block - 1) // block
-        for task in prange(blocks * (bias.size // width)):
+        for task in prange(blocks * count):
             panel, low = np.int64(task) // blocks, np.int64(task) % blocks * block
             high, room = min(low + block, here), size * size * block * width
             mine = sums[numba.get_thread_id() * room:][:room]
             _multiply(spectra, low, high, span * step, step, panels, panel, size * size, shape[1],
                       piece, one, mine, block)
             _finish_block(mine, block, size, down, across, first + low, first + high, bias,
-                          panel * width, out, result, pixel)
+                          (first_panel + panel) * width, out, result, pixel)
 
 
 @jit
@@ -113,17 +124,17 @@ def _multiply(spectra, low, high, plane, step, panels, number, squares, C, piece
     width = VECTORS * lanes(sums)
     bundles = (high - low + ROWS - 1) // ROWS
     for s in range(squares):
-        panel = (number * squares + s) * C * width
+        panel = (number * squares + s) * (C + 1) * width
         for b in range(bundles):
             left = s * plane + (low + b * ROWS) * step
             c = sums[(s * block + b * ROWS) * width:][:ROWS * width]
             # Fetch the next rows, and of the next panel the part that makes it whole in time.
             next_left = left + ROWS * step if b + 1 < bundles else (s + 1) * plane + low * step
-            next_panel, pace = panel + (C * width * (bundles + b)) // bundles, width // bundles + 1
+            next_panel, pace = panel + (C + 1 + C * b // bundles) * width, width // bundles + 1
             for k in range(0, C, piece):
                 tile_ahead(spectra, left + k, step, one, min(piece, C - k), panels,
-                           panel + k * width, c, k, next_left + k * ROWS, next_panel + k * pace,
-                           pace)
+                           panel + k * width, width, c, k, next_left + k * ROWS,
+                           next_panel + k * pace, pace)
 
 
 @jit

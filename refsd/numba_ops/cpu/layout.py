@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import empty, flat
+from refsd.numba_ops.memory import dense, empty, flat
 from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import lanes, load, load_first, pointer, store, store_first
 from refsd.registry import kernel
@@ -61,13 +61,13 @@ def _along(x, axis, start, stop):
 def as_tokens(x):
     """(N, C, ...) -> (N, P, C) of adjacent elements: a view of a picture with channels last."""
     N, C, *places = x.shape
-    return np.require(np.moveaxis(x, 1, -1), None, "CA").reshape(N, math.prod(places), C)
+    return dense(np.moveaxis(x, 1, -1)).reshape(N, math.prod(places), C)
 
 
 def as_image(tokens, shape):
     """The inverse: (N, P, C) seen as (N, C, ...), channels last in memory."""
     N, C, *places = shape
-    return np.moveaxis(np.require(tokens, None, "CA").reshape(N, *places, C), -1, 1)
+    return np.moveaxis(dense(tokens).reshape(N, *places, C), -1, 1)
 
 
 def _empty(shape, like):

@@ -1,4 +1,4 @@
-"""Matrix products: tiles of 14 x 32 sums in registers over weights packed once."""
+"""Matrix products: tiles of 14 x 32 sums in registers over weights whose outputs are adjacent."""
 
 import numba
 import numpy as np
@@ -6,9 +6,10 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, even_pieces
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, empty, fill_up, pack, panel_width, prepared
+from refsd.numba_ops.memory import as_rows, empty, fill_up, flat, panel_width
 from refsd.numba_ops.simd import lanes, load, store, store_first
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
+from refsd.numba_ops.weights import columns, lay_out, row_step
 from refsd.registry import kernel
 
 # Rows of a task: so many tiles, fewer where their elements would not stay in the caches.
@@ -19,10 +20,9 @@ DEPTH = 1280
 
 @kernel("numba")
 def linear(x, weight, bias=None):
-    features, K = weight.shape
-    panels = prepared(weight, "linear", lambda w: pack(w.T))
+    features = len(weight)
     y = empty((*x.shape[:-1], features), x.dtype)
-    multiply_rows(x, panels, fill_up(bias, features, x.dtype), y.reshape(-1, features))
+    multiply_rows(x, *columns(weight), fill_up(bias, features, x.dtype), y.reshape(-1, features))
     return y
 
 
@@ -33,12 +33,13 @@ def matmul(a, b):
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     zeros = fill_up(None, b.shape[-1], y.dtype)
     for place in np.ndindex(batch):
-        multiply_rows(a[place], pack(b[place]), zeros, y[place])
+        right = flat(lay_out(b[place].T))
+        multiply_rows(a[place], right, row_step(b.shape[-1], b.dtype), zeros, y[place])
     return y
 
 
-def multiply_rows(x, panels, bias, y):
-    """y = x B + bias, B packed into panels.   x (..., K), y (M, N) of adjacent elements"""
+def multiply_rows(x, right, right_step, bias, y):
+    """y = x B + bias, rows of B right_step apart in memory.   x (..., K), y (M, N) in C order"""
     M, N = y.shape
     K = x.shape[-1]
     if y.size == 0:
@@ -55,14 +56,15 @@ def multiply_rows(x, panels, bias, y):
     tiles, threads = -(-M // ROWS), numba.get_num_threads()
     blocks = -(-tiles // max(1, min(MOST_TILES, BLOCK // (K * ROWS))))
     tall = -(-tiles // (-(-blocks // threads) * threads))
-    parts = max(1, min(bias.size // panel_width(x.dtype), 8 * threads // -(-tiles // tall)))
+    parts = max(1, min(-(-N // panel_width(x.dtype)), 8 * threads // -(-tiles // tall)))
     piece = even_pieces(K)
-    _multiply(rows, step, M, K, piece, max(1, DEPTH // piece) * piece, panels, bias, y.reshape(-1),
-              N, ONE_SEGMENT, tall, parts)
+    _multiply(rows, step, M, K, piece, max(1, DEPTH // piece) * piece, right, right_step, bias,
+              y.reshape(-1), N, ONE_SEGMENT, tall, parts)
 
 
 @jit(parallel=True)
-def _multiply(a, step, rows, K, piece, depth, panels, bias, out, columns, one, tall, parts):
+def _multiply(a, step, rows, K, piece, depth, right, right_step, bias, out, columns, one, tall,
+              parts):
     """out (rows, columns) = a B + bias. A task is a block of `tall` tiles by a part of the panels.
 
     Each panel passes in slices of `depth` rows, and each slice in pieces that are summed in
@@ -78,8 +80,10 @@ def _multiply(a, step, rows, K, piece, depth, panels, bias, out, columns, one, t
         sums = np.empty(tall * ROWS * width, out.dtype)
         for p in range(part * count // parts, (part + 1) * count // parts):
             for k in range(0, K, depth):
-                _add_slice(a, step, rows, low, high, k, min(k + depth, K), piece, panels,
-                           p * K * width, one, sums)
+                after = k + depth if k + depth < K else 0
+                next_slice = (p if after else p + 1) * width + after * right_step
+                _add_slice(a, step, rows, low, high, k, min(k + depth, K), piece, right,
+                           right_step, p * width, next_slice, one, sums)
             for t in range(low, high):
                 # The last tile reaches back over rows of the one before, and leaves those alone.
                 start = max(0, min(t * ROWS, rows - ROWS))
@@ -88,7 +92,8 @@ def _multiply(a, step, rows, K, piece, depth, panels, bias, out, columns, one, t
 
 
 @jit
-def _add_slice(a, step, rows, low, high, first, last, piece, panels, panel, one, sums):
+def _add_slice(a, step, rows, low, high, first, last, piece, right, right_step, column, next_slice,
+               one, sums):
     """Tiles low .. high - 1 of sums = (first > 0: +=) columns first .. last - 1 of a by a panel"""
     width = VECTORS * lanes(sums)
     for t in range(low, high):
@@ -96,12 +101,12 @@ def _add_slice(a, step, rows, low, high, first, last, piece, panels, panel, one,
         c = sums[(t - low) * ROWS * width:][:ROWS * width]
         # Fetch the next rows, and of the next slice the part that makes it whole in time.
         next_rows = (start + ROWS if t + 1 < high else low * ROWS) * step + first
-        share = (last - first) * width * (t - low) // (high - low)
-        next_slice, pace = panel + last * width + share, width // (high - low) + 1
+        share, pace = (last - first) * (t - low) // (high - low), width // (high - low) + 1
         for k in range(first, last, piece):
-            tile_ahead(a, start * step + k, step, one, min(piece, last - k), panels,
-                       panel + k * width, c, k, next_rows + (k - first) * ROWS,
-                       next_slice + (k - first) * pace, pace)
+            ahead = next_slice + (share + (k - first) * pace // width) * right_step
+            tile_ahead(a, start * step + k, step, one, min(piece, last - k), right,
+                       column + k * right_step, right_step, c, k, next_rows + (k - first) * ROWS,
+                       ahead, pace)
 
 
 @jit

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refsd.numba_ops.memory import flat
+from refsd.numba_ops.memory import dense, flat
 
 ONE_SEGMENT = np.zeros(1, np.int64)
 # A sum over more channels than this is made in pieces: its rounding error grows with the longest.
@@ -12,13 +12,14 @@ PIECE = 128
 def as_pixels(x: np.ndarray) -> tuple[np.ndarray, int, int, int]:
     """x (N, C, H, W) as flat memory, and the steps to the next picture, row and pixel.
 
-    A view where the channels of a pixel lie side by side (channels-last memory), else a copy.
+    A view where the channels of a pixel lie side by side (channels-last memory), else a copy,
+    which is counted.
     """
     pixels = x.transpose(0, 2, 3, 1)
     good = pixels.flags.aligned and (x.shape[1] == 1 or pixels.strides[3] == x.itemsize) and all(
         s >= 0 and s % x.itemsize == 0 for s in pixels.strides)
     if not good:
-        pixels = np.ascontiguousarray(pixels)
+        pixels = dense(pixels)
     return flat(pixels), *(s // x.itemsize for s in pixels.strides[:3])
 
 

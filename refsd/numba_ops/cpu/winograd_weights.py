@@ -6,76 +6,83 @@
                 0    0    1                       1/t     q/t   q2/t
                                                   1/t    -q/t   q2/t
                                                    0       0      1
-The memory is 16/9 (F(2x2)) or 4 times (F(4x4)) that of the weights.
+They take 16/9 (F(2x2)) or 4 times (F(4x4)) the memory of the weights, and are made anew for every
+convolution, a few panels at a time: docs/memory.md says why that costs next to nothing.
 """
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 
 from refsd.numba_ops.cpu.winograd_transforms import PP, QQ, P, Q
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import aligned_empty, flat, panel_width
+from refsd.numba_ops.simd import fetch, lanes, load_wide, pointer, store_rounded
+from refsd.numba_ops.tile import VECTORS
+from refsd.numba_ops.vector import Vector
 
 S, T = 2 * PP * (PP - QQ), 2 * QQ * (QQ - PP)
-
-
-def pack_transformed(weight, size):
-    """weight (O, C, 3, 3) -> flat panels of NR outputs, each (size^2, C, NR), the rest zeros"""
-    O, C = weight.shape[:2]
-    panels = -(-O // panel_width(weight.dtype))
-    out = aligned_empty(panels * size * size * C * panel_width(weight.dtype), weight.dtype)
-    _transform_weights(flat(np.require(weight, requirements="CA")), O, C, size, out, panels)
-    return out
+# Input channels of one task, those fetched ahead, and lanes of a pair of vectors of float64.
+CHANNELS, AHEAD, WIDE = 64, 8, 2 * Vector(types.float64).count
 
 
 @jit
 def kernel_4(g0, g1, g2):
     """G g of F(2, 3)"""
-    return g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2
+    outer = g0 + g2
+    return g0, (outer + g1) * 0.5, (outer - g1) * 0.5, g2
 
 
 @jit
 def kernel_6(g0, g1, g2):
     """G g of F(4, 3)"""
     even_p, odd_p, even_q, odd_q = g0 + PP * g2, P * g1, g0 + QQ * g2, Q * g1
-    return (g0 / (PP * QQ), (even_p + odd_p) / S, (even_p - odd_p) / S,
-            (even_q + odd_q) / T, (even_q - odd_q) / T, g2)
+    return (g0 * (1 / (PP * QQ)), (even_p + odd_p) * (1 / S), (even_p - odd_p) * (1 / S),
+            (even_q + odd_q) * (1 / T), (even_q - odd_q) * (1 / T), g2)
 
 
 @jit(parallel=True)
-def _transform_weights(weight, O, C, size, out, panels):
-    squares = size * size
-    width = out.size // (panels * squares * C)
-    for p in prange(panels):
-        first = np.int64(p) * width
-        half = np.empty((6, 3))
-        # One channel of all outputs at a time: (squares, width), then each row to its own place.
-        here = np.zeros((squares, width), out.dtype)
-        for c in range(C):
-            for o in range(first, min(first + width, O)):
-                _transform_kernel(weight, (o * C + c) * 9, size, half, here, o - first)
-            for s in range(squares):
-                at = ((first // width * squares + s) * C + c) * width
-                for k in range(width):
-                    out[at + k] = here[s, k]
+def transform_weights(weight, step, C, column, panels, size, out):
+    """Panels of the outputs from `column` on, each (size^2, C + 1, NR).
+
+    weight: 3 x 3 x C rows `step` apart of adjacent outputs (weights.py). The row too many keeps the
+    size^2 places that are written together in different sets of the cache.
+    """
+    width = VECTORS * lanes(out)
+    parts = (C + CHANNELS - 1) // CHANNELS
+    for task in prange(panels * parts):
+        panel, first = np.int64(task) // parts, np.int64(task) % parts * CHANNELS
+        half = np.empty(3 * size * WIDE)
+        for c in range(first, min(first + CHANNELS, C)):
+            for lane in range(0, width, WIDE):
+                at = c * step + column + panel * width + lane
+                to = (panel * size * size * (C + 1) + c) * width + lane
+                for tap in range(9):  # rows lie too far apart for the hardware to follow
+                    fetch(weight, at + (tap * C + AHEAD) * step)
+                _transform_kernels(pointer(weight, at), C * step, size, pointer(half, 0),
+                                   pointer(out, to), (C + 1) * width)
 
 
 @jit
-def _transform_kernel(weight, at, size, half, out, column):
-    """G g G^T of the nine numbers at `at`, into a column"""
+def _transform_kernels(weight, tap, size, half, out, plane):
+    """G g G^T of as many kernels as a vector has lanes, their taps and results this far apart"""
     for v in range(3):
-        g0, g1, g2 = (np.float64(weight[at + v]), np.float64(weight[at + 3 + v]),
-                      np.float64(weight[at + 6 + v]))
-        if size == 4:
-            half[0, v], half[1, v], half[2, v], half[3, v] = kernel_4(g0, g1, g2)
-        else:
-            (half[0, v], half[1, v], half[2, v], half[3, v], half[4, v],
-             half[5, v]) = kernel_6(g0, g1, g2)
+        _widen(load_wide(weight, v * tap), load_wide(weight, (3 + v) * tap),
+               load_wide(weight, (6 + v) * tap), size, half, v * WIDE, 3 * WIDE)
     for u in range(size):
-        s = u * size
-        if size == 4:
-            out[s, column], out[s + 1, column], out[s + 2, column], out[s + 3, column] = kernel_4(
-                half[u, 0], half[u, 1], half[u, 2])
-        else:
-            (out[s, column], out[s + 1, column], out[s + 2, column], out[s + 3, column],
-             out[s + 4, column], out[s + 5, column]) = kernel_6(half[u, 0], half[u, 1], half[u, 2])
+        at = 3 * u * WIDE
+        _widen(load_wide(half, at), load_wide(half, at + WIDE),
+               load_wide(half, at + 2 * WIDE), size, out, u * size * plane, plane)
+
+
+@jit
+def _widen(g0, g1, g2, size, out, at, step):
+    """G g, stored `step` apart"""
+    if size == 4:
+        y0, y1, y2, y3 = kernel_4(g0, g1, g2)
+    else:
+        y0, y1, y2, y3, y4, y5 = kernel_6(g0, g1, g2)
+        store_rounded(out, at + 4 * step, y4)
+        store_rounded(out, at + 5 * step, y5)
+    store_rounded(out, at, y0)
+    store_rounded(out, at + step, y1)
+    store_rounded(out, at + 2 * step, y2)
+    store_rounded(out, at + 3 * step, y3)

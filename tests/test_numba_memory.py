@@ -1,0 +1,267 @@
+"""Weights laid out for the kernels hold the same numbers, once; activations are never copied."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import tiny
+
+import refsd
+from refsd import functional as F
+from refsd.numba_ops import memory, weights
+from refsd.numba_ops.cpu import conv_winograd
+from refsd.registry import use, watch
+from refsd.weights.tree import flatten
+
+SHAPES = [(1, 1), (5, 3), (32, 7), (64, 64), (65, 9), (320, 33),
+          (1, 1, 1, 1), (4, 5, 1, 1), (64, 3, 3, 3), (33, 2, 5, 3), (96, 1, 3, 3), (7, 65, 1, 2)]
+# Beyond the rows: what the last panel reads, and what alignment takes.
+SURPLUS = 2 * memory.panel_width("f8") * 8 + memory.WIDTH
+
+
+def draw(*shape, dtype="float32", seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def load(folder, backend="numba"):
+    return refsd.StableDiffusionPipeline.from_pretrained(folder, backend=backend)
+
+
+def picture(pipe):
+    return pipe("a red cube", num_inference_steps=2, generator=1, output_type="np").images
+
+
+def kernels(pipe):
+    """The matrices and convolution kernels of a pipeline, by name."""
+    return {f"{part}.{name}": leaf for part in ("text_encoder", "unet", "vae")
+            for name, leaf in flatten(getattr(pipe, part).tree).items()
+            if leaf.ndim in (2, 4) and not name.startswith("embeddings.")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_laid_out_weights_hold_the_same_numbers(shape, dtype):
+    for weight in (draw(*shape, dtype=dtype), draw(*shape[::-1], dtype=dtype).T):
+        found = weights.lay_out(weight)
+        np.testing.assert_array_equal(found, weight)
+        assert (found.dtype, found.shape) == (weight.dtype, weight.shape)
+        assert weights.is_laid_out(found) and not weights.is_laid_out(weight)
+        flat, step = weights.columns(found)
+        assert np.shares_memory(flat, found)
+        start, end = memory.bounds(found)
+        rows = weight[0].size
+        assert 0 <= end - start - rows * step * weight.itemsize <= SURPLUS
+        # Row r of the matrix is what one tap of one input has for all outputs, then zeros.
+        matrix = np.lib.stride_tricks.as_strided(flat, (rows, step), (flat.itemsize * step,
+                                                                      flat.itemsize))
+        np.testing.assert_array_equal(matrix[:, :shape[0]],
+                                      np.moveaxis(weight, (0, 1), (-1, -2)).reshape(rows, shape[0]))
+        assert not matrix[:-1, shape[0]:].any()
+
+
+def test_read_only_stays_read_only():
+    weight = draw(8, 8)
+    assert weights.lay_out(weight).flags.writeable
+    weight.flags.writeable = False
+    found = weights.lay_out(weight)
+    while isinstance(found, np.ndarray):
+        assert not found.flags.writeable
+        found = found.base
+
+
+def test_memory_that_ends_too_early_is_not_read():
+    """A view with the right strides, but nothing behind its last row: kernels read beyond that."""
+    step = weights.row_step(8, np.dtype("f4"))
+    whole = memory.aligned_empty(5 * step, np.float32)
+    short = whole.reshape(5, step)[:, :8].T
+    assert short.strides == weights.lay_out(np.zeros((8, 5), "f4")).strides
+    assert not weights.is_laid_out(short)
+    assert not weights.is_laid_out(weights.lay_out(draw(64, 5))[8:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_layout_of_weights_changes_no_bit(dtype):
+    calls = [(F.linear, draw(3, 20, 33, dtype=dtype), draw(70, 33, dtype=dtype), {})]
+    for kernel, options in [((40, 16, 3, 3), {"padding": 1}), ((40, 16, 3, 3), {"stride": 2}),
+                            ((40, 8, 3, 3), {"padding": 1, "groups": 2}), ((40, 16, 1, 1), {}),
+                            ((16, 1, 3, 3), {"padding": 1, "groups": 16})]:
+        for algorithm in ("im2col", "winograd2", "winograd4", "fft"):
+            if "winograd" not in algorithm or (kernel[2:] == (3, 3) and "stride" not in options):
+                calls.append((F.conv2d, draw(2, 16, 13, 12, dtype=dtype),
+                              draw(*kernel, dtype=dtype), options | {"algorithm": algorithm}))
+    with use("numba"):
+        for function, x, weight, options in calls:
+            plain = function(x, weight, **options)
+            np.testing.assert_array_equal(function(x, weights.lay_out(weight), **options), plain)
+
+
+def test_garbage_behind_the_outputs_reaches_no_result():
+    """The fill of each row is zero; were it NaN, no result would change."""
+    x, x4 = draw(20, 9), draw(1, 9, 12, 13)
+    with use("numba"):
+        for weight, call in [
+                (draw(40, 9), lambda w: F.linear(x, w)),
+                *((draw(40, 9, 3, 3), lambda w, a=a: F.conv2d(x4, w, padding=1, algorithm=a))
+                  for a in ("im2col", "winograd2", "winograd4"))]:
+            spoilt = weights.lay_out(weight)
+            flat, step = weights.columns(spoilt)
+            rows = np.lib.stride_tricks.as_strided(flat, (weight[0].size - 1, step), (4 * step, 4))
+            rows[:, 40:] = np.nan
+            np.testing.assert_array_equal(call(spoilt), call(weight))
+
+
+def test_a_change_in_place_is_seen():
+    """Laid out or not: nothing that was made of a weight outlives a change of it."""
+    x = draw(1, 16, 12, 12)
+    with use("numba"):
+        for weight in (draw(16, 16, 3, 3), weights.lay_out(draw(16, 16, 3, 3))):
+            F.conv2d(x, weight, padding=1)
+            weight[...] = draw(16, 16, 3, 3, seed=1)
+            np.testing.assert_array_equal(F.conv2d(x, weight, padding=1),
+                                          F.conv2d(x, weight.copy(), padding=1))
+
+
+def test_kept_copies_are_counted_and_go_with_the_weight():
+    x, weight = draw(1, 16, 8, 8), draw(16, 16, 3, 3)
+    weight.flags.writeable = False
+    before = memory.prepared_bytes()
+    with use("numba"):
+        F.conv2d(x, weight, padding=1)
+        kept = memory.prepared_bytes() - before
+        assert 0 <= kept - 9 * 16 * weights.row_step(16, weight.dtype) * 4 <= SURPLUS
+        F.conv2d(x, weight, padding=1)
+    assert memory.prepared_bytes() - before == kept
+    del weight
+    assert memory.prepared_bytes() == before
+
+
+def test_a_pipeline_holds_its_weights_once(folder):
+    """All kernels of the tree are laid out, nothing is kept beside them, and all goes with it."""
+    before = memory.prepared_bytes()
+    pipe = load(folder)
+    assert all(weights.is_laid_out(leaf) for leaf in kernels(pipe).values())
+    for name, leaf in kernels(load(folder, "numpy")).items():
+        np.testing.assert_array_equal(kernels(pipe)[name], leaf)
+    picture(pipe)
+    assert memory.prepared_bytes() == before
+    alive = [weakref.ref(leaf) for leaf in kernels(pipe).values()]
+    del pipe, leaf
+    gc.collect()
+    assert not any(reference() is not None for reference in alive)
+
+
+def test_the_layout_of_a_pipelines_weights_changes_no_bit(folder):
+    pipe = load(folder)
+    laid_out = picture(pipe)
+    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+        part.tree = in_checkpoint_order(part.tree)
+    assert not any(weights.is_laid_out(leaf) for leaf in kernels(pipe).values())
+    np.testing.assert_array_equal(picture(pipe), laid_out)
+
+
+def in_checkpoint_order(tree):
+    """The tree with copies of its arrays in C order."""
+    if isinstance(tree, dict):
+        return {key: in_checkpoint_order(child) for key, child in tree.items()}
+    if isinstance(tree, list):
+        return [in_checkpoint_order(child) for child in tree]
+    return tree.copy(order="C")
+
+
+def test_the_same_weights_serve_both_backends(folder):
+    """The numpy backend on a tree that was laid out for numba, and users' own calls with leaves."""
+    pipe, plain = load(folder), load(folder, "numpy")
+    wanted = picture(plain)
+    for part in ("text_encoder", "unet", "vae"):
+        getattr(plain, part).tree = getattr(pipe, part).tree
+    # BLAS sums in another order where an operand is transposed; tests/test_stages.py bounds that.
+    np.testing.assert_allclose(picture(plain), wanted, atol=1e-3)
+
+    weight = pipe.unet.tree["time_embedding"]["linear_1"]["weight"]
+    x = draw(4, weight.shape[1])
+    with use("numba"):
+        np.testing.assert_array_equal(F.linear(x, weight), F.linear(x, weight.copy(order="C")))
+
+
+def copies(call):
+    """How many activations a call copied for their layout, by op."""
+    found, before = {}, [memory.layout_copies()]
+
+    def listen(op, inputs, options, output):
+        now = memory.layout_copies()
+        if now > before[0]:
+            found[op] = found.get(op, 0) + now - before[0]
+        before[0] = now
+
+    with watch(listen):
+        call()
+    return found
+
+
+def last(x):
+    """The same picture with its channels adjacent in memory, as kernels hand pictures on."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+@pytest.fixture(params=["bundled", "tiny"])
+def pipe(request, folder):
+    return load(folder if request.param == "tiny" else None)
+
+
+def test_a_generation_copies_nothing_for_its_layout(pipe):
+    side, width = pipe.unet.config.sample_size, pipe.text_encoder.tree["final_layer_norm"][
+        "weight"].size
+    sample, text = last(draw(2, pipe.unet.in_channels, side, side)), draw(2, 16, width)
+    ids = np.zeros((2, 16), np.int64)
+    assert copies(lambda: pipe.text_encoder(ids)) == {}
+    assert copies(lambda: pipe.unet(sample, 500, text)) == {}
+    assert copies(lambda: pipe.vae.decode(last(draw(1, 4, side, side)))) == {}
+    image = last(draw(1, 3, *2 * [side * pipe.vae.config.downscale]))
+    # Of the moments the second half of the channels is clamped: not adjacent pixels, 4 channels.
+    assert copies(lambda: pipe.vae.encode(image)) == {"clamp": 1}
+
+
+def test_the_copies_are_counted(pipe):
+    """Latents in C order, as a generator draws them, are copied once, by the first convolution."""
+    side, width = pipe.unet.config.sample_size, pipe.text_encoder.tree["final_layer_norm"][
+        "weight"].size
+    sample, text = draw(2, pipe.unet.in_channels, side, side), draw(2, 16, width)
+    assert copies(lambda: pipe.unet(sample, 500, text)) == {"conv2d": 1}
+
+
+@pytest.mark.parametrize("op, call", [
+    ("linear", lambda: F.linear(draw(8, 20).T, draw(3, 8))),
+    ("linear", lambda: F.linear(draw(4, 20, 8)[:, ::2].transpose(1, 0, 2), draw(3, 8))),
+    ("group_norm", lambda: F.group_norm(draw(1, 4, 5, 6), draw(4), draw(4), groups=2, eps=1e-5)),
+    ("to_tokens", lambda: F.to_tokens(draw(1, 4, 5, 6))),
+    ("to_image", lambda: F.to_image(draw(1, 8, 6)[:, :, ::2], height=2, width=4)),
+    ("add", lambda: F.add(last(draw(1, 4, 5, 6)), draw(1, 4, 5, 6))),
+    ("silu", lambda: F.silu(draw(20, 8)[:, ::2])),
+    ("upsample_nearest", lambda: F.upsample_nearest(draw(1, 4, 5, 6), height=10, width=12)),
+    ("layer_norm", lambda: F.layer_norm(draw(8, 20).T, draw(8), draw(8), eps=1e-5)),
+    ("conv2d", lambda: F.conv2d(draw(1, 4, 5, 6), draw(3, 4, 3, 3))),
+])
+def test_every_place_that_copies_counts(op, call):
+    with use("numba"):
+        assert copies(call) == {op: 1}
+
+
+def test_the_workspace_of_winograd_is_bounded():
+    """What is transformed at once: weights of few panels, or of all where there are many tiles."""
+    tracked = []
+
+    def empty(size, dtype, real=memory.aligned_empty):
+        tracked.append(size * np.dtype(dtype).itemsize)
+        return real(size, dtype)
+
+    x, weight = last(draw(1, 512, 8, 8)), weights.lay_out(draw(512, 512, 3, 3))
+    with pytest.MonkeyPatch.context() as patch, use("numba"):
+        patch.setattr(conv_winograd, "aligned_empty", empty)
+        F.conv2d(x, weight, padding=1, algorithm="winograd4")
+    assert max(tracked) < 2 * conv_winograd.WEIGHT_BYTES < 36 * weight.nbytes / 9
