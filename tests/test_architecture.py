@@ -31,7 +31,7 @@ ALLOWED = {
     "text": {"errors", "weights"},
     "pipelines": {"contracts", "errors", "functional", "models", "random", "registry",
                   "schedulers", "text", "version", "weights"},
-    "profiling": {"algorithms", "contracts", "pipelines", "registry", "weights"},
+    "profiling": {"algorithms", "contracts", "numba_ops", "pipelines", "registry", "weights"},
     "cli": {"algorithms", "contracts", "errors", "models", "numba_ops", "parallel", "pipelines",
             "profiling", "random", "registry", "schedulers", "text", "version", "weights"},
     "__main__": {"cli", "errors"},

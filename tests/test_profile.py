@@ -12,6 +12,7 @@ from refsd import functional as F
 from refsd import registry
 from refsd.__main__ import main
 from refsd.contracts import Spec
+from refsd.numba_ops import memory
 from refsd.profiling import Call, Profile, Recorder, Span, profile
 from refsd.profiling.tables import Costs, block, describe, group, tables
 from refsd.profiling.trace import layers, trace
@@ -86,6 +87,23 @@ def test_the_recorder_names_the_layers():
     assert calls[1].inputs["x"] == Spec((2, 6), "float32") and calls[1].options == {"eps": 1e-5}
 
 
+def test_layout_copies_are_counted_where_they_are_made(monkeypatch):
+    def copying(x):
+        memory.count_copy()
+        return x
+
+    recorder = Recorder({}, backend="numba")
+    with refsd.use("numba"), refsd.watch(recorder, timed=True), recorder.stage("text"):
+        monkeypatch.setitem(registry._kernels, ("numba", "silu"), copying)
+        F.silu(x())
+        F.exp(x())
+        F.silu(x())
+    assert [call.copies for call in recorder.profile.calls] == [1, 0, 1]
+    found = tables(recorder.profile)
+    assert found["stages"][0]["layout_copies"] == 2
+    assert {row["op"]: row["layout_copies"] for row in found["ops"]} == {"silu": 2, "exp": 0}
+
+
 @pytest.mark.parametrize("layer, name", [
     ("unet.down_blocks.0.resnets.1.conv1", "unet.down_blocks.0"), ("unet.conv_in", "unet.conv_in"),
     ("unet.mid_block.resnets.0.norm1", "unet.mid_block"), ("", ""),
@@ -108,6 +126,7 @@ def test_rates_are_the_contracts_counts_over_the_time():
     row, = group(found, Costs(found), lambda call: {"call": describe(call)})
     flops, read = 2 * 2 * 4 * 64 * 27, 2 * 4 * (3 * 64 + 4 * 27 + 4 * 64)
     assert row == {"call": "1x3x8x8 4x3x3x3 padding=1", "calls": 2, "flops": flops, "bytes": read,
+                   "layout_copies": 0,
                    "seconds": 6e-6, "share": 0.5, "gflop_per_second": flops / 6000,
                    "gb_per_second": read / 6000}
 
@@ -249,11 +268,12 @@ def run(capfd, *args):
 def test_the_command(tmp_path, capfd):
     model, path = str(tiny.write_model(tmp_path / "model")), tmp_path / "trace.json"
     code, out, err = run(capfd, "a cat", "-m", model, "--steps", "2", "-W", "40", "--trace",
-                         str(path), "-v")
+                         str(path), "-v", "--top", "1000")
     assert (code, err) == (0, "refsd: a step to warm up, then 2 steps\n")
     assert out.startswith("model, 40 x 32, numba, float32, ")
     for title in ("by stage", "step 1 ", "step 2 ", "by op", "by block", "by layer",
-                  "by call, the slowest", "by call, the most frequent", "unet.up_blocks.1"):
+                  "layout copies: text ", "by call, the slowest", "by call, the most frequent",
+                  "unet.up_blocks.1"):
         assert f"\n{title}" in out
     assert "nan" not in out and "(before the first layer) concat" in out
     complete, _ = check_trace(json.loads(path.read_text()))

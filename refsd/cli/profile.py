@@ -119,6 +119,12 @@ def _show_stages(found: dict[str, Any], each: bool) -> None:
     times = sorted(row["seconds"] for row in found["steps"])
     result(f"a step: median {times[len(times) // 2]:.4f} s, {times[0]:.4f} to {times[-1]:.4f} "
            f"({len(times)} steps)")
+    if found["backend"] == "numba":
+        copies = {row["name"]: row["layout_copies"] for row in found["stages"]}
+        where = [f"{row['layout_copies']} by {row['op']}" for row in found["ops"]
+                 if row["layout_copies"]]
+        result(f"layout copies: {', '.join(f'{name} {n}' for name, n in copies.items())}"
+               + (f" ({', '.join(where)})" if where else ""))
 
 
 def _table(title: str, rows: list[dict], key: str, count: int, of: Any = None) -> None:

@@ -33,7 +33,8 @@ class Call:
     `begun` to `ended` (nanoseconds of time.perf_counter_ns) is the kernel alone; `watched` is what
     listening to it cost afterwards. `layer` is the checkpoint's path of the parameters that it was
     given, or of the last ones before it: a SiLU belongs to the norm that it follows. It is empty
-    where a stage or a step has had none yet. `stage` is the name of the step or the stage.
+    where a stage or a step has had none yet. `stage` is the name of the step or the stage. `copies`
+    counts arrays that it copied for no other reason than how they lay in memory (numba only).
     """
 
     op: str
@@ -44,6 +45,7 @@ class Call:
     inputs: dict[str, Any]
     options: dict[str, Any]
     watched: int = 0
+    copies: int = 0
 
     @property
     def nanoseconds(self) -> int:
@@ -78,7 +80,9 @@ class Recorder:
         self._layers = {id(leaf): f"{part}.{path.rpartition('.')[0]}"
                         for part, tree in trees.items() for path, leaf in flatten(tree).items()}
         self.profile = Profile(backend, exact)
-        self._stage, self._layer, self._begun = "", "", 0
+        self._stage, self._layer = "", ""
+        self._count = _copies_counter(backend)
+        self._copies = self._count()
 
     def __call__(self, op: str, inputs: dict, options: dict, output: Any, begun: int,
                  ended: int) -> None:
@@ -90,6 +94,8 @@ class Recorder:
                     {name: _spec(value) for name, value in inputs.items()},
                     {name: _spec(value) for name, value in options.items()})
         self.profile.calls.append(call)
+        count = self._count()
+        call.copies, self._copies = count - self._copies, count
         call.watched = time.perf_counter_ns() - ended
 
     @contextmanager
@@ -160,6 +166,15 @@ def _draw(pipe, recorder, prompt, negative_prompt, clip_skip, output_type, optio
 def _encode(pipe, text, clip_skip):
     return stages.encode_text(pipe.text_encoder, stages.tokenize(pipe.tokenizer, [text]),
                               clip_skip=clip_skip)
+
+
+def _copies_counter(backend):
+    """What tells how many layout copies a backend has made so far."""
+    if backend != "numba":
+        return int  # none that are counted
+    from refsd.numba_ops.memory import layout_copies
+
+    return layout_copies
 
 
 def _spec(value: Any) -> Any:

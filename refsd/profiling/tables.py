@@ -62,11 +62,13 @@ def group(profile: Profile, costs: Costs, key: Callable[[Call], dict]) -> list[d
     for call in profile.calls:
         name = key(call)
         row = groups.setdefault(json.dumps(name), {**name, "nanoseconds": 0, "calls": 0,
-                                                   "flops": 0, "bytes": 0})
+                                                   "flops": 0, "bytes": 0,
+                                                   "layout_copies": 0})
         row["nanoseconds"] += call.nanoseconds
         row["calls"] += 1
         row["flops"] += costs(call).flops
         row["bytes"] += costs(call).bytes
+        row["layout_copies"] += call.copies
     rows = sorted(groups.values(), key=lambda row: -row["nanoseconds"])
     for row in rows:
         time = row.pop("nanoseconds")
@@ -83,7 +85,8 @@ def _span(profile: Profile, span: Span) -> dict[str, Any]:
     return {"name": span.name, "seconds": span.nanoseconds / 1e9,
             "share": span.nanoseconds / profile.nanoseconds, "calls": len(inside),
             "in_ops": computing / 1e9, "profiling": watching / 1e9,
-            "outside": (span.nanoseconds - computing - watching) / 1e9}
+            "outside": (span.nanoseconds - computing - watching) / 1e9,
+            "layout_copies": sum(call.copies for call in inside)}
 
 
 def block(layer: str) -> str:

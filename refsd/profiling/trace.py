@@ -83,4 +83,5 @@ def _args(call: Call, costs: Costs) -> dict[str, Any]:
     cost = costs(call)
     return {"shapes": describe(call), "layer": call.layer, "flops": cost.flops,
             "bytes": cost.bytes, "gflop_per_second": cost.flops / max(call.nanoseconds, 1),
-            **({"algorithm": cost.algorithm} if cost.algorithm else {})}
+            **({"algorithm": cost.algorithm} if cost.algorithm else {}),
+            **({"layout_copies": call.copies} if call.copies else {})}
