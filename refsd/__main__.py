@@ -8,7 +8,8 @@ import traceback
 
 from refsd.cli import interrupt, report
 
-COMMANDS = ("info", "repro", "tokenize", "doctor", "ops", "profile", "tune")
+COMMANDS = ("info", "repro", "tokenize", "doctor", "ops", "profile", "tune",
+            "warmup")
 BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 

@@ -192,7 +192,7 @@ def test_json_says_it_all(draw):
     assert [image["path"] for image in found["images"]] == ["x.png", "x-2.png"]
     assert [image["seed"] for image in found["images"]] == [3, 4]
     assert found["images"][0]["pixels"] == recipe("x.png")["pixels"]
-    assert set(found["seconds"]) == {"model", "text", "steps", "decode", "write"}
+    assert set(found["seconds"]) == {"model", "kernels", "text", "steps", "decode", "write"}
     assert len(found["step_seconds"]) == 4
     assert found["warnings"] == []
 

@@ -80,7 +80,9 @@ BAD_NUMBERS = [
     ("--backend", "abacus", None, ["backend", "abacus", "numpy"]),
     ("--sampler", "eulr", None, ["sampler", "eulr", "did you mean euler"]),
     ("--sampler", "xyz", None, ["sampler", "xyz", "give one of ddim, ddpm"]),
-    ("--threads", "0", None, ["threads", "0", "1 to 1024"]),
+    ("--threads", "0", None, ["threads", "0", "1 to"]),
+    ("--threads", "-1", None, ["threads", "-1", "1 to"]),
+    ("--threads", "5000", None, ["threads", "5000", "processors"]),
     ("--threads", "many", None, ["threads", "many"]),
     ("--variant", "../x", None, ["variant", "../x"]),
 ]

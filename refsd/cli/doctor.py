@@ -44,8 +44,8 @@ def parser() -> Parser:
 def run(options: argparse.Namespace) -> int:
     """Show all; 0 when the checks pass, 1 when not."""
     found = {"versions": versions(), "processor": processor(), "threads": thread_pools(),
-             "memory": memory(), "caches": caches(), "backends": backends(), "model": model(),
-             "checks": checks()}
+             "memory": memory(), "caches": caches(), "backends": backends(), "kernels": kernels(),
+             "model": model(), "checks": checks()}
     fine = all(found["checks"].values())
     if options.json:
         result_json({**found, "ok": fine})
@@ -116,7 +116,7 @@ def memory() -> dict[str, Any]:
 
 
 def caches() -> dict[str, Any]:
-    """Where models of the hub lie. refsd itself keeps no cache yet."""
+    """Where models of the hub lie; where compiled kernels are, `kernels` says."""
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
     there = "" if os.path.isdir(HF_HUB_CACHE) else " (does not exist)"
@@ -130,6 +130,23 @@ def backends() -> dict[str, Any]:
     from refsd.registry import BACKENDS, choose_backend
 
     return {"available": list(BACKENDS), "auto": choose_backend("auto")}
+
+
+def kernels() -> dict[str, Any]:
+    """What the Numba backend compiles for, where it keeps that, and on what threads it runs."""
+    try:
+        from refsd.numba_ops import cache, simd, threads
+
+        layer, count = threads.layer(), threads.count()
+    except (ImportError, RefsdError) as problem:
+        return {"usable": f"no: {problem}"}
+    folder = cache.cache_folder()
+    files = list(folder.rglob("*.nbc")) if folder is not None else []
+    size = sum(file.stat().st_size for file in files) / 2**20
+    return {"vectors": f"{simd.WIDTH} bytes: {simd.WIDTH // 4} float32, {simd.WIDTH // 8} float64",
+            "threading layer": layer, "threads": count,
+            "cache (REFSD_CACHE)": "none: nothing is kept" if folder is None else str(folder),
+            "compiled": f"{len(files)}, {size:.1f} MiB; refsd warmup compiles what drawing needs"}
 
 
 def model() -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from refsd.cli import output, samplers, threads
 from refsd.cli.arguments import Parser, choice, integer, number
+from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
 from refsd.cli.recipe import DTYPES, RNGS, Recipe, check_numbers
 from refsd.cli.report import Warnings, note, result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import MAX_PICTURES, check_integer
-from refsd.registry import BACKENDS, choose_backend
+from refsd.registry import BACKENDS, choose_backend, make_ready
 from refsd.version import __version__
 
 CFG_SCALE = 7.0  # sd-cli's
@@ -101,7 +102,7 @@ def add_request(found: Parser) -> None:
         help=f"auto, {', '.join(BACKENDS)} (auto: the fastest that is there)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help="float32 or float64, the arithmetic's type (float32)")
-    add("-t", "--threads", type=integer, metavar="N", help="threads of the matrix products (all)")
+    add("-t", "--threads", type=integer, metavar="N", help="threads of the kernels (all)")
     add("--exact", action="store_true",
         help="convolutions as sums of products only, without Winograd and FFT: slower")
     add("--tuned", action="store_true",
@@ -157,6 +158,7 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     check_integer("--seed", options.seed, 0, 2**64 - count)
     if options.cfg_scale is None:
         options.cfg_scale = CFG_SCALE if options.model else BUNDLED_CFG_SCALE
+    threads.check(options.threads)
     check_numbers(vars(options), lambda key: f"--{key.replace('_', '-')}")
     return prompt, [options.seed + i for i in range(count)]
 
@@ -180,6 +182,8 @@ class Work:
             self.calls = drawing.calls(self.pipe, options.steps)
             self.model = identity.of(options.model, variant=options.variant,
                                      hashes=not options.disable_image_metadata)
+        with self._timed("kernels"), Compiling(show=chatty):
+            make_ready(self.pipe.backend, options.dtype)
         self.recipe = Recipe(
             prompt=prompt, negative_prompt=options.negative_prompt, seed=options.seed,
             width=options.width or self.pipe.default_size,
@@ -187,8 +191,9 @@ class Work:
             steps=options.steps, cfg_scale=options.cfg_scale, eta=options.eta,
             guidance_rescale=options.guidance_rescale, clip_skip=options.clip_skip,
             rng=options.rng, scheduler=drawing.plain_config(self.pipe.scheduler),
-            backend=self.pipe.backend, dtype=options.dtype, threads=threads.in_use(),
-            exact=options.exact, tuned=drawing.tuned_choices() if options.tuned else {},
+            backend=self.pipe.backend, dtype=options.dtype,
+            threads=threads.in_use(self.pipe.backend), exact=options.exact,
+            tuned=drawing.tuned_choices() if options.tuned else {},
             allow_nonfinite=options.allow_nonfinite, model=self.model, versions=drawing.versions())
 
     def picture(self, seed: int, place: output.Place) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from typing import Any
 
 from refsd.cli import output, threads
 from refsd.cli.arguments import Parser, integer
+from refsd.cli.compiling import Compiling
 from refsd.cli.info import found_recipe
 from refsd.cli.progress import Progress
-from refsd.cli.recipe import Recipe, check_numbers
+from refsd.cli.recipe import Recipe
 from refsd.cli.report import Warnings, note, one_line, result, result_json
 from refsd.errors import ModelError, UsageError
-from refsd.registry import choose_backend
+from refsd.registry import choose_backend, make_ready
 
 ABOUT = """\
 Draw a picture again from the recipe in its PNG, and compare: exit code 0 when all
@@ -28,7 +29,7 @@ def parser() -> Parser:
     add("--download", action="store_true", help="let a model id be fetched from huggingface.co")
     add("--backend", metavar="NAME", help="another backend than the recipe's")
     add("-t", "--threads", type=integer, metavar="N",
-        help="threads of the matrix products (the recipe's: their number may change bits)")
+        help="threads of the kernels (the recipe's: on numpy their number may change bits)")
     add("-o", "--output", metavar="PATH", help="also write the new picture")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-q", "--quiet", action="store_true", help="no progress")
@@ -38,7 +39,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Compare; 0 when the pictures are the same, 1 when not."""
-    check_numbers({"threads": options.threads}, "--{}".format)
+    threads.check(options.threads)
     from refsd.cli.png import read_png
 
     picture = read_png(options.picture)
@@ -104,6 +105,8 @@ def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty
     _require_same_files(recipe.model.get("files", {}), identity.of(model, variant=variant)["files"])
     pipe.scheduler = schedulers.from_config(recipe.scheduler)
     calls = drawing.calls(pipe, recipe.steps)
+    with Compiling(show=chatty):
+        make_ready(recipe.backend, recipe.dtype)
     if chatty:
         note(f"refsd: drawing seed {recipe.seed} again")
     with Progress(calls, f"seed {recipe.seed}", show=chatty) as progress:

@@ -1,17 +1,20 @@
-"""How many threads the matrix products use: BLAS's, which NumPy calls."""
+"""How many threads compute: Numba's kernels, and BLAS's matrix products, which NumPy calls."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from refsd import parallel
+
+
+def check(threads: int | None) -> None:
+    """UsageError for a number of threads that this machine does not have; None is all of them."""
+    if threads is not None:
+        parallel.check_threads("--threads", threads)
+
 
 def limited(threads: int | None) -> AbstractContextManager:
-    """Within the block BLAS uses at most this many threads; None leaves it as it is."""
-    if threads is None:
-        return nullcontext()
-    import numpy  # noqa: F401  (only a library that is loaded can be limited)
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=threads)
+    """Within the block kernels and BLAS use at most this many threads; None leaves all as it is."""
+    return nullcontext() if threads is None else parallel.limited(threads)
 
 
 def pools() -> list[dict[str, Any]]:
@@ -21,6 +24,10 @@ def pools() -> list[dict[str, Any]]:
     return threadpool_info()
 
 
-def in_use() -> int:
-    """The threads of the pool that has most of them."""
-    return max([pool["num_threads"] for pool in pools()], default=1)
+def in_use(backend: str = "numpy") -> int:
+    """The threads that a backend's ops use here and now: NumPy's are those of BLAS."""
+    if backend == "numba":
+        from refsd.numba_ops import threads
+
+        return threads.count()
+    return max([pool["num_threads"] for pool in pools() if pool["user_api"] == "blas"], default=1)

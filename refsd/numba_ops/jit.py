@@ -19,7 +19,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import typeof_impl
 
 from refsd.numba_ops.cache import cache_for
-from refsd.numba_ops.threads import one_at_a_time
+from refsd.numba_ops.threads import layer, one_at_a_time
 
 # Never fastmath=True: it lets the compiler assume that there are no NaNs, and delete the checks.
 FAST = ("contract", "reassoc", "arcp", "nsz")
@@ -63,6 +63,7 @@ class Kernel:
     @cached_property
     def entry(self) -> Any:
         """What Python calls: lets other Python threads run meanwhile."""
+        layer()
         how = dict.fromkeys(UNWANTED, False) if self.parallel else False
         entry = self._compiler(parallel=how, nogil=True)
         entry._cache = cache_for(self.py_func, self.flags)

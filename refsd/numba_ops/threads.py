@@ -57,18 +57,36 @@ def _openmp() -> str:
     return getattr(omppool, "openmp_vendor", "GNU")
 
 
+# How often an idle thread of GNU OpenMP looks for work before it sleeps: about 0.1 ms, longer than
+# Python takes from one kernel to the next. Left alone it looks for 10 ms or more, and where others
+# compute on the same processors it keeps them, and our own threads, from working: docs/cli.md.
+SPINS = "2000"
+
+
 def layer() -> str:
     """Numba's threading layer: tbb, omp or workqueue; starts the threads.
 
     Raises UsageError where NUMBA_THREADING_LAYER names one that is not there.
     """
+    ours = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}.isdisjoint(os.environ)
+    if ours:
+        os.environ["GOMP_SPINCOUNT"] = SPINS  # read once, when Numba loads OpenMP
     try:
         numba.get_num_threads()
     except ValueError as problem:
         why = str(problem).partition("\n")[0]
         raise UsageError(f"NUMBA_THREADING_LAYER={numba.config.THREADING_LAYER}: {why} Unset it, "
                          "or give omp or workqueue") from None
+    finally:
+        if ours:
+            os.environ.pop("GOMP_SPINCOUNT", None)
     return numba.threading_layer()
+
+
+def count() -> int:
+    """The threads that kernels use which this Python thread calls."""
+    layer()
+    return numba.get_num_threads()
 
 
 def _mask(count: int) -> int:

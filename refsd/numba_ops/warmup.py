@@ -12,27 +12,25 @@ import numpy as np
 
 from refsd.numba_ops.cache import exclusive
 from refsd.numba_ops.jit import Kernel, compilations, logger, missing, planned
-from refsd.numba_ops.threads import layer
 from refsd.registry import dispatch, use
 
 _lock = threading.Lock()
 _ready: set[str] = set()
 
 
-def make_ready(dtype: str) -> int:
-    """Load or compile what a generation in `dtype` needs; gives how many kernels that is.
+def make_ready(dtype: str) -> None:
+    """Load or compile what a generation in `dtype` needs; once a process.
 
     Of several processes one compiles and the others wait for it.
     """
     with _lock:
+        if dtype in _ready:
+            return
         wanted = plan(dtype)
-        if dtype not in _ready:
-            layer()
-            if missing(wanted):
-                with exclusive("compiling", on_wait=_say_waiting):
-                    _compile(missing(wanted))
-            _ready.add(dtype)
-    return len(wanted)
+        if missing(wanted):
+            with exclusive("compiling", on_wait=_say_waiting):
+                _compile(missing(wanted))
+        _ready.add(dtype)
 
 
 def _say_waiting():
