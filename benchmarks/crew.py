@@ -16,7 +16,8 @@ SAMPLE_SECONDS, MOST_CALLS = 0.025, 200
 # A variant this many times slower than its sibling when warm is told so and left out of the rounds.
 HOPELESS = 1.5
 WARM_UPS = 3
-QUIET, PATIENCE = 0.01, 2.0  # seconds
+FEWEST, ENOUGH = 3, 90  # rounds, seconds
+QUIET, PATIENCE = 0.006, 2.0  # seconds
 
 
 class ContestantError(Exception):
@@ -137,33 +138,36 @@ def crew(sides, threads, folder):
 
 def _warm_up(found, contestant):
     """The fastest of a few single calls, of one where it is long."""
-    fastest = math.inf
+    found.settle()
+    (side, variant), fastest = contestant, math.inf
     for _ in range(WARM_UPS):
-        fastest = min(fastest, found.ask(contestant, "run", times=1)["seconds"])
+        answer = found.children[side].ask("run", variant=variant, times=1)
+        fastest = min(fastest, answer["seconds"])
         if fastest > 8 * SAMPLE_SECONDS:
             break
     return fastest
 
 
-def race(found, contestants, rounds, once=()):
+def race(found, contestants, rounds):
     """Seconds of every contestant in alternating rounds: ({name: [...]}, {name: too slow}).
 
     contestants: name -> (side, variant), all prepared and run once. Each round begins with another
-    one. Those named in `once` are there for scale: their warm-up is all they run.
+    one. After FEWEST rounds it may end early, when ENOUGH seconds have gone by.
     """
+    begun = time.monotonic()
     warm = {name: _warm_up(found, who) for name, who in contestants.items()}
     hopeless = {}
     for name, (side, _) in contestants.items():
-        siblings = [warm[other] for other, who in contestants.items()
-                    if who[0] == side and other not in once]
-        if name not in once and warm[name] > HOPELESS * min(siblings):
+        siblings = [warm[other] for other, who in contestants.items() if who[0] == side]
+        if warm[name] > HOPELESS * min(siblings):
             hopeless[name] = warm[name]
-    racing = [name for name in contestants if name not in hopeless and name not in once]
+    racing = [name for name in contestants if name not in hopeless]
     times = {name: max(1, min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / max(warm[name], 1e-6))))
              for name in racing}
-    seconds = {name: [warm[name]] if name in once else [] for name in contestants
-               if name not in hopeless}
+    seconds = {name: [] for name in racing}
     for i in range(rounds):
+        if i >= FEWEST and time.monotonic() - begun > ENOUGH:
+            break
         for name in racing[i % len(racing):] + racing[:i % len(racing)]:
             answer = found.ask(contestants[name], "run", times=times[name])
             seconds[name].append(answer["seconds"])

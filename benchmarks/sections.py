@@ -103,10 +103,13 @@ def bundled(run):
 
 
 def compete(run, found, job, names, once=()):
-    """Prepare a job on all sides, let the referee judge, race those that are right."""
+    """Prepare a job on all sides, let the referee judge, race those that are right.
+
+    Those named in `once` are there for scale: they run for the referee and no more.
+    """
     red = _prepare(found, job, names)
     with tempfile.TemporaryDirectory(dir=run.cache) as folder:
-        red |= _results(found, folder, [name for name in names if name not in red])
+        first = _results(found, folder, [name for name in names if name not in red], red)
         files = {name: f"{folder}/{name}.npy" for name in names
                  if name not in red and name != REFSD}
         judged = _judge(found, job, files, red)
@@ -115,8 +118,9 @@ def compete(run, found, job, names, once=()):
 
     row = {"agreement": agreed, "not_timed": red, "seconds": {}, "slower": {}}
     if REFSD not in red:
-        racing = {name: CONTESTANTS[name] for name in names if name not in red}
-        row["seconds"], row["slower"] = race(found, racing, run.rounds, once)
+        racing = {name: CONTESTANTS[name] for name in names if name not in {*red, *once}}
+        row["seconds"], row["slower"] = race(found, racing, run.rounds)
+        row["seconds"] |= {name: [first[name]] for name in once if name not in red}
     found.each({side: {"do": "drop"} for side in found.children})
     return row
 
@@ -137,16 +141,19 @@ def _prepare(found, job, names):
     return red
 
 
-def _results(found, folder, names):
-    """Everybody's result into files, our own into its child's memory. {name: why not}"""
-    red = {}
+def _results(found, folder, names, red):
+    """Everybody's result into files, our own into its child's memory. {name: seconds it took}
+
+    What goes wrong is added to red, {name: why not}.
+    """
+    seconds = {}
     for name in names:
         path = None if name == REFSD else f"{folder}/{name}.npy"
         try:
-            found.ask(CONTESTANTS[name], "result", path=path)
+            seconds[name] = found.ask(CONTESTANTS[name], "result", path=path)["seconds"]
         except ContestantError as problem:
             red[name] = str(problem)
-    return red
+    return seconds
 
 
 def _judge(found, job, files, red):
