@@ -48,8 +48,9 @@ def run(options: argparse.Namespace) -> int:
         from refsd.profiling.tables import tables
         from refsd.profiling.trace import trace
 
-        work = draw.Work(options, prompt, chatty=False)
-        if not (options.quiet or options.json):
+        chatty = not (options.quiet or options.json)
+        work = draw.Work(options, prompt, chatty)
+        if chatty:
             note(f"refsd: a step to warm up, then {work.calls} steps")
         with drawing.tuned(work.recipe):  # also while the tables ask for the algorithms
             found = _draw(profiling, work)

@@ -5,6 +5,7 @@ from typing import Any
 
 from refsd.cli import threads
 from refsd.cli.arguments import Parser, integer
+from refsd.cli.compiling import Compiling
 from refsd.cli.report import Warnings, result, result_json
 from refsd.pipelines.request import check_integer
 
@@ -12,6 +13,7 @@ ABOUT = """\
 Measure every algorithm that a model's convolutions could take, at one size, and
 keep the fastest in the cache folder, for these kernels, this processor and this
 number of threads. Only refsd --tuned reads it: pictures then differ by roundings."""
+SPECTRA = 384 * 1024  # bytes of weights, which FFT keeps, for each output pixel: no more
 WORTH = 0.95  # of the rule's time: less than 5 % would be decided by noise
 
 
@@ -55,9 +57,11 @@ def _convolutions(options: argparse.Namespace) -> dict[str, Any]:
     from refsd.numba_ops.cpu import conv
     from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
     from refsd.profiling import profile
-    from refsd.registry import ops
+    from refsd.registry import make_ready, ops
 
     pipe = StableDiffusionPipeline.from_pretrained(options.model, backend="numba")
+    with Compiling(show=not options.json):
+        make_ready("numba", "float32")
     heard = profile(pipe, "", width=options.width, height=options.height, num_inference_steps=1)
     calls = [call for call in heard.calls if call.op == "conv2d"]
     found = {}
@@ -71,18 +75,17 @@ def _convolutions(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(call: Any, repeat: int) -> dict[str, Any]:
-    """One convolution: all algorithms that fit, within the memory that the rule may take."""
+    """One convolution by all algorithms that fit."""
     from refsd.algorithms import explain_conv2d
-    from refsd.numba_ops.cpu import conv, tuning
+    from refsd.numba_ops.cpu import tuning
     from refsd.profiling.tables import describe
 
     x, weight = call.inputs["x"], call.inputs["weight"]
     options = {name: value for name, value in call.options.items() if name != "algorithm"}
     found = explain_conv2d(x, weight, backend="numba", **options)
-    held = {cost.algorithm: cost.weight_bytes for cost in found.costs
-            if cost.weight_bytes is not None}
-    most = held["im2col"] + conv.DEFAULT.memory * found.output.shape[2] * found.output.shape[3]
-    names = [name for name, size in held.items() if size <= most]
+    most = SPECTRA * found.output.shape[2] * found.output.shape[3]
+    names = [cost.algorithm for cost in found.costs if cost.weight_bytes is not None
+             and (cost.algorithm != "fft" or cost.weight_bytes <= most)]
     seconds = tuning.measure(x, weight, options, names, repeat)
     rule, fastest = found.algorithm, min(seconds, key=seconds.get, default=found.algorithm)
     if rule in seconds and seconds[fastest] > WORTH * seconds[rule]:
