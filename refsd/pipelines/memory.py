@@ -2,38 +2,64 @@
 
     all = Python and its libraries + weights + the larger of (UNet's peak, VAE decoder's peak)
 
-The two peaks follow from how the NumPy backend works. At one resolution, with S the bytes of the
-widest activation there (a residual block's input), a block holds about five such arrays at once
-(input, normalised, two of the activation, the padded copy), the unrolled windows of one slice, and
-in transformers the feed-forward's 8 C wide hidden layer with its temporaries, 24 C per token. The
-skips of the UNet are held from the way down. `tests/test_memory.py` compares with what is measured.
+The two peaks follow from how a backend works (`Habits`). At one resolution, with S the bytes of the
+widest activation there (a residual block's input), a block holds a few such arrays at once, what
+its convolutions work in, and in transformers the feed-forward's 8 C wide hidden layer and what is
+made of it. The skips of the UNet are held from the way down. `tests/test_memory.py` compares with
+what is measured; docs/memory.md has the figures of Stable Diffusion 1.5.
 """
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from refsd.contracts import itemsize
 from refsd.weights.tree import flatten
 
-LIBRARIES = 80 << 20  # a Python with NumPy, SciPy and tokenizers loaded, and nothing done
-WINDOWS = 16 << 20  # the NumPy backend's slices: refsd.ops.conv.SLICE_BYTES
-SCORES = 8 << 20  # and refsd.ops.attention.SLICE_BYTES
-AT_ONCE = 5  # activations of one block that are alive together
-FEED_FORWARD = 24  # the same within the feed-forward, in widths of the transformer
 PICTURE = 6 * 3  # floats a pixel while pictures are joined, scaled and clipped
+
+
+class Habits(NamedTuple):
+    """What a backend holds while it computes: bytes, and numbers of activations."""
+
+    libraries: int  # a Python with all libraries and kernels loaded, and nothing done
+    at_once: int  # activations of one block that are alive together
+    enlarged: float  # the same where a block enlarges pictures, in enlarged ones
+    feed_forward: int  # the same within the feed-forward, in widths of the transformer
+    unrolled: float  # what a convolution works in, in activations, and at most in bytes
+    workspace: int
+    transformed: int  # at most so many bytes of transformed weights, four times the kernels'
+    scores: int  # bytes of attention scores in memory, of which three arrays live at once
+    idle: int  # bytes of results that are gone, kept for the next of their size
+
+
+WINDOWS, SCORES = 16 << 20, 8 << 20  # slices: refsd.ops.conv and refsd.ops.attention.SLICE_BYTES
+HABITS = {
+    # A block: its input, normalised, two of the activation, the padded copy; 9 windows a pixel.
+    "numpy": Habits(80 << 20, 5, 3, 24, 1.5 * 9, 3 * WINDOWS // 2, 0, SCORES, 0),
+    # A block: its input, normalised, activated; 36 transformed numbers for 16 pixels, and gaps.
+    "numba": Habits(176 << 20, 3, 2.25, 15, 1.5 * 36 / 16, 12 << 20, 4 << 20, 0, 192 << 20),
+}
+SMALL = 5 << 20  # below that in all, few arrays are large enough to be kept when they are gone
 
 
 def estimate_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     """The most that the process will hold while `pipe` draws `batch` pictures of this size."""
-    return LIBRARIES + weight_bytes(pipe) + working_bytes(pipe, width, height, batch)
+    libraries = HABITS[pipe.unet.backend].libraries
+    return libraries + weight_bytes(pipe) + working_bytes(pipe, width, height, batch)
 
 
 def weight_bytes(pipe: Any) -> int:
-    """The bytes of all loaded weights."""
+    """The bytes of all loaded weights, with what fills up their rows in memory."""
     parts = (pipe.text_encoder, pipe.unet, pipe.vae)
-    return sum(math.prod(leaf.shape) * itemsize(leaf.dtype)
-               for part in parts for leaf in flatten(part.tree).values())
+    return sum(_held(leaf) for part in parts for leaf in flatten(part.tree).values())
+
+
+def _held(leaf):
+    steps = getattr(leaf, "strides", None)
+    if steps is None:  # a shape without memory
+        return math.prod(leaf.shape) * itemsize(leaf.dtype)
+    return leaf.itemsize + sum((n - 1) * step for n, step in zip(leaf.shape, steps))
 
 
 def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
@@ -41,42 +67,54 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     factor, size = pipe.vae.config.downscale, itemsize(pipe.unet.dtype)
     pixels = math.ceil(width / factor) * math.ceil(height / factor)  # of the latents
     pictures = PICTURE * batch * width * height * size
-    decoder = decoder_bytes(pipe.vae.tree["decoder"], pixels, size)
+    decoder = decoder_bytes(pipe.vae, pixels, size)
     return max(unet_bytes(pipe.unet, pixels, 2 * batch, size), decoder + pictures)
 
 
 def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:
     """The UNet's peak for `batch` latents of so many pixels, in numbers of `size` bytes."""
+    habits = HABITS[unet.backend]
     planes = [pixels * batch * size / 4**i for i in range(len(unet.tree["down_blocks"]))]
-    scores = [min(SCORES, heads * (pixels / 4**i) ** 2 * size)
+    scores = [min(habits.scores, heads * (pixels / 4**i) ** 2 * size)
               for i, heads in enumerate(unet.config.heads)]
     down = list(zip(unet.tree["down_blocks"], planes, scores))
     up = list(zip(unet.tree["up_blocks"], reversed(planes), reversed(scores)))
     skips = sum(plane * len(block["resnets"]) * _widest(block["resnets"][:1], 0)
                 for block, plane, _ in down)
-    return int(skips + max(_block(*level) for level in down + up))
+    return _with_idle(skips + max(_block(*level, habits) for level in down + up), habits)
 
 
-def decoder_bytes(tree: dict, pixels: int, size: int) -> int:
+def decoder_bytes(vae: Any, pixels: int, size: int) -> int:
     """The VAE decoder's peak, for one picture with latents of so many pixels."""
+    habits, tree = HABITS[vae.backend], vae.tree["decoder"]
     blocks = [tree["mid_block"], *tree["up_blocks"]]
     planes = [pixels * size * 4 ** max(i - 1, 0) for i in range(len(blocks))]
-    scores = min(SCORES, pixels**2 * size)
-    return int(max(_block(block, plane, scores) for block, plane in zip(blocks, planes)))
+    scores = min(habits.scores, pixels**2 * size)
+    peak = max(_block(block, plane, scores, habits) for block, plane in zip(blocks, planes))
+    return _with_idle(peak, habits)
 
 
-def _block(block: dict, plane: float, scores: float) -> float:
+def _with_idle(peak: float, habits: Habits) -> int:
+    """Arrays of about three times a block's size wait for the next of their size, up to a limit."""
+    return int(peak + min(habits.idle, 3 * max(0, peak - SMALL)))
+
+
+def _block(block: dict, plane: float, scores: float, habits: Habits) -> float:
     """The peak of one level's residual blocks and transformers; `plane` is one channel's bytes."""
+    def convolving(activation, copies):
+        return (copies * activation + min(habits.workspace, habits.unrolled * activation)
+                + min(habits.transformed, 4 * max(_held(r["conv1"]["weight"]) for r in resnets)))
+
     resnets = block["resnets"]
     activation = plane * max(_widest(resnets, 0), _widest(resnets, 1))
-    peak = AT_ONCE * activation + 1.5 * min(WINDOWS, 9 * activation)
+    peak = convolving(activation, habits.at_once)
     if "upsamplers" in block:  # works at twice the size, with the level's width
-        larger = 4 * plane * _widest(resnets, 0)
-        peak = max(peak, 3 * larger + 1.5 * min(WINDOWS, 9 * larger))
+        peak = max(peak, convolving(4 * plane * _widest(resnets, 0), habits.enlarged))
     for attention in block.get("attentions", ()):
         if "transformer_blocks" in attention:
             channels = attention["proj_in"]["weight"].shape[0]
-            peak = max(peak, FEED_FORWARD * channels * plane, AT_ONCE * activation + 3 * scores)
+            peak = max(peak, habits.feed_forward * channels * plane,
+                       habits.at_once * activation + 3 * scores)
     return peak
 
 
