@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory refsd|torch FOLDER THREADS
 
-prints: side peak prepared-weights, in bytes.
+prints: side, peak, other forms of the weights, in bytes.
 """
 
 import sys
@@ -15,7 +15,7 @@ PICTURE_STEPS = 2
 
 
 def refsd(folder):
-    """Our own; also the bytes of repacked and transformed weights, which the peak includes."""
+    """Our own; also the bytes of what is kept beside the weights, which the peak includes."""
     import refsd
     from refsd.numba_ops.memory import prepared_bytes
 

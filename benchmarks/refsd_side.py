@@ -8,6 +8,7 @@ from benchmarks.calls import make_arrays
 from refsd import functional as F
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.registry import lay_out
 from refsd.weights import load_folder
 
 _loaded = {}
@@ -27,13 +28,8 @@ def prepare(job, variant, threads):
 
 
 def _op(job, variant):
-    arrays = [loaded(a) if name in ("weight", "bias") else channels_last(a)
-              for name, a in make_arrays(job["inputs"]).items()]
+    arrays = as_in_a_network(make_arrays(job["inputs"]), variant)
     function, options = getattr(F, job["op"]), job["options"]
-    for part in arrays:  # as loaded weights are: what is made of them is then kept
-        while isinstance(part, np.ndarray):
-            part.flags.writeable = False
-            part = part.base
 
     def run():
         with refsd.use(variant):
@@ -42,28 +38,32 @@ def _op(job, variant):
     return run
 
 
-def loaded(weight):
-    """A weight as refsd loads it: read-only, so that it is repacked once."""
-    if weight is not None:
-        weight = weight.copy()
-        weight.flags.writeable = False
-    return weight
+def as_in_a_network(arrays, variant):
+    """Weights as a pipeline loads them for the backend, pictures as its kernels hand them on."""
+    weights = {name: arrays[name] for name in ("weight", "bias") if arrays.get(name) is not None}
+    lay_out(variant, weights)
+    for part in weights.values():  # loaded weights are read-only
+        while isinstance(part, np.ndarray):
+            part.flags.writeable = False
+            part = part.base
+    return [weights.get(name, channels_last(array)) for name, array in arrays.items()]
 
 
 def channels_last(array):
     """Pictures with their channels side by side in memory, as the kernels hand them on."""
-    if array.ndim != 4:
+    if array is None or array.ndim != 4:
         return array
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
 def _part(job, variant):
-    """A whole network; both variants share its weights."""
+    """A whole network, its weights laid out for the backend."""
     part = job["kind"]
     x, component = models.inputs(part), models.COMPONENT[part]
-    if component not in _loaded:
-        _loaded[component] = load_folder(job["folder"], component)
-    found = _loaded[component]
+    if (component, variant) not in _loaded:
+        _loaded[component, variant] = load_folder(job["folder"], component)
+        lay_out(variant, _loaded[component, variant].tensors)
+    found = _loaded[component, variant]
     if part == "clip":
         encoder = TextEncoder(found.tree["text_model"], CLIPTextConfig.from_json(found.config),
                               variant)

@@ -15,6 +15,8 @@ PARTS = {
     "encode": "VAE encode, 512 x 512",
     "bundled": "whole picture, bundled model, 20 steps",
 }
+STARTS = {"cold": "command to PNG, bundled model, no kernel compiled before",
+          "warm": "command to PNG, bundled model", "imports": "imports of that"}
 OF = {"unet": "one UNet step", "decode": "one VAE decode"}
 
 
@@ -26,7 +28,8 @@ def readme(all_results):
               "units of the other's: below 1 is faster.", "[docs/benchmarks.md]"
               "(docs/benchmarks.md) says how it is done and has every op and the spreads.", ""]
     for results in all_results:
-        blocks += [machine(results), "", *parts(results), "", *kinds(results), ""]
+        blocks += [machine(results), "", *parts(results), "", *kinds(results), "",
+                   *processes(results), ""]
     return "\n".join(blocks).rstrip()
 
 
@@ -37,6 +40,7 @@ def docs(all_results):
         blocks += [f"## {results['machine']['cpu']}, {results['threads']} threads", "",
                    machine(results), "", "### Goals", "", *goals(results), "",
                    "### Whole parts", "", *parts(results, spreads=True), "",
+                   "### Memory and start", "", *processes(results), "",
                    "### Sums over the ops", "", *kinds(results), "", "### Op by op", "",
                    *ops(results), ""]
     return "\n".join(blocks).rstrip()
@@ -73,6 +77,27 @@ def parts(results, spreads=False):
     own = ("refsd", "rate") if spreads else ("refsd",)
     return table(("work", *own, *figures.PEERS, *(f"ratio to {p}" for p in figures.PEERS),
                   "refsd on NumPy"), lines)
+
+
+def processes(results):
+    """What a process takes as a whole: memory, and the time from the command to the picture."""
+    sections = results["sections"]
+    memory, start = (sections.get(name, {}).get("rows", {}) for name in ("memory", "start"))
+    lines = []
+    if memory:
+        held = memory.get("refsd", {}).get("prepared")
+        lines.append(("peak memory, Stable Diffusion 1.5, float32, 512 x 512",
+                      _gigabytes(memory, "refsd") + ("" if held is None else
+                                                     f", other forms of weights {held / 1e9:.2f}"),
+                      _gigabytes(memory, "torch")))
+    for name, what in STARTS.items():
+        if name in start:
+            lines.append((what, _spread(figures.ours(start[name])), ""))
+    return table(("process", "refsd", "PyTorch"), lines)
+
+
+def _gigabytes(rows, side):
+    return f"{rows[side]['bytes'] / 1e9:.2f} GB" if side in rows else "not measured"
 
 
 def kinds(results):

@@ -64,7 +64,7 @@ def _memory(results):
     row = _row(results, "memory", "refsd")
     if row is None:
         return None
-    return row["bytes"] / 1e9, f"{row['prepared'] / 1e9:.2f} GB of it are repacked weights"
+    return row["bytes"] / 1e9, f"{row['prepared'] / 1e9:.2f} GB of it other forms of the weights"
 
 
 def _large_linear(row):
