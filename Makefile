@@ -15,7 +15,7 @@ help:
 	@echo "make test         the tests, without torch"
 	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
 	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
-	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 15 minutes, 20 GB of memory, 8 GB of disk"
+	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 20 minutes, 20 GB of memory, 9 GB of disk"
 	@echo "make lint         ruff"
 	@echo "make train        make the bundled model anew: hours"
 

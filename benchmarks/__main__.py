@@ -27,7 +27,7 @@ def parser():
                      help="of every contestant (all cores)")
     run.add_argument("--out", type=Path, help="results file (benchmarks/results/CPU-THREADS.json)")
     run.add_argument("--cache", type=Path, default=ROOT / ".bench",
-                     help="folder for the random model, 8 GB (.bench)")
+                     help="folder for the random model, 9 GB (.bench)")
     run.add_argument("--fresh", action="store_true", help="measure finished sections again")
     run.add_argument("--trial", type=int, metavar="N", help="only the N smallest ops of each kind")
     show = commands.add_parser("table", help="make the tables of README.md and docs/benchmarks.md")
