@@ -102,6 +102,13 @@ def lay_out(backend: str, tensors: dict[str, Any]) -> None:
         module.lay_out(tensors)
 
 
+def release(backend: str) -> None:
+    """Let a backend give back memory that it holds for what may come: other sizes come now."""
+    module = importlib.import_module(BACKENDS[choose_backend(backend)])
+    if hasattr(module, "release"):
+        module.release()
+
+
 def make_ready(backend: str, dtype: str) -> None:
     """Let a backend do what a generation in `dtype` needs once, such as compiling its kernels."""
     module = importlib.import_module(BACKENDS[choose_backend(backend)])

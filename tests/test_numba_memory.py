@@ -9,8 +9,9 @@ import tiny
 
 import refsd
 from refsd import functional as F
-from refsd.numba_ops import memory, weights
+from refsd.numba_ops import memory, pool, weights
 from refsd.numba_ops.cpu import conv_winograd
+from refsd.pipelines import components
 from refsd.registry import use, watch
 from refsd.weights.tree import flatten
 
@@ -250,6 +251,22 @@ def test_the_copies_are_counted(pipe):
 def test_every_place_that_copies_counts(op, call):
     with use("numba"):
         assert copies(call) == {op: 1}
+
+
+def test_nothing_waits_when_another_stage_begins(pipe, monkeypatch):
+    """The decoder starts without the memory that results of the UNet lay in."""
+    side = pipe.unet.config.sample_size
+    pool.take(pool.LEAST)
+    assert pool.idle_bytes() > 0
+    waiting = []
+
+    def decode(latents, **weights):
+        waiting.append(pool.idle_bytes())
+        return latents
+
+    monkeypatch.setattr(components.vae, "decode", decode)
+    pipe.vae.decode(draw(1, 4, side, side))
+    assert waiting == [0]
 
 
 def test_the_workspace_of_winograd_is_bounded():

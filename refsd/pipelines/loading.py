@@ -7,7 +7,7 @@ from typing import Any
 from refsd.errors import ModelError, UsageError
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
-from refsd.registry import lay_out
+from refsd.registry import lay_out, release
 from refsd.schedulers import from_config
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
@@ -49,6 +49,7 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str, downlo
     parts = load_checkpoint(place, dtype=dtype, variant=variant, ema=ema, force=force)
     for part in parts.values():
         lay_out(backend, part.tensors)
+    release(backend)  # the memory that weights lay in before
 
     text = parts["text_encoder"]
     config = CLIPTextConfig.from_json(text.config)

@@ -12,5 +12,6 @@ from refsd.numba_ops.cpu import (  # noqa: F401
     norm,
     resize,
 )
-from refsd.numba_ops.warmup import make_ready  # noqa: F401  asked by the registry
+from refsd.numba_ops.pool import release  # noqa: F401  asked by the registry
+from refsd.numba_ops.warmup import make_ready  # noqa: F401  the same
 from refsd.numba_ops.weights import lay_out_all as lay_out  # noqa: F401  the same

@@ -85,7 +85,7 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
         return Choice("winograd4", "36 multiplications instead of 144 for 4 x 4 outputs")
     if Ho * Wo >= 8 * 8:
         return Choice("winograd2", "16 multiplications instead of 36 for 2 x 2 outputs; below "
-                      "24 x 24 outputs the larger weights of winograd4 cost what it saves")
+                      "24 x 24 outputs winograd4 saves little more, and errs more")
     return Choice("im2col", f"{Ho} x {Wo} outputs: below 8 x 8 transforming the weights costs what "
                   "Winograd saves")
 
