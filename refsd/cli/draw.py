@@ -174,6 +174,8 @@ class Work:
         self.seconds: dict[str, float] = {}
         self.step_seconds: list[float] = []
         self.latents: list[Any] = []
+        with self._timed("kernels"), Compiling(show=chatty):  # loading a model needs some of them
+            make_ready(options.backend, options.dtype)
         with self._timed("model"):
             self.pipe = StableDiffusionPipeline.from_pretrained(
                 options.model, backend=options.backend, dtype=options.dtype,
@@ -182,8 +184,6 @@ class Work:
             self.calls = drawing.calls(self.pipe, options.steps)
             self.model = identity.of(options.model, variant=options.variant,
                                      hashes=not options.disable_image_metadata)
-        with self._timed("kernels"), Compiling(show=chatty):
-            make_ready(self.pipe.backend, options.dtype)
         self.recipe = Recipe(
             prompt=prompt, negative_prompt=options.negative_prompt, seed=options.seed,
             width=options.width or self.pipe.default_size,

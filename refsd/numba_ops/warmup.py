@@ -39,8 +39,11 @@ def _say_waiting():
 
 def _compile(kernels):
     compilations.expected = compilations.count + len(kernels)
-    for kernel, kinds in kernels:
-        kernel.entry.compile(kinds)
+    try:
+        for kernel, kinds in kernels:
+            kernel.entry.compile(kinds)
+    finally:
+        compilations.expected = 0
 
 
 def plan(dtype: str) -> list[tuple[Kernel, tuple]]:
