@@ -81,6 +81,24 @@ print(jit.compilations.count)
     assert done.stdout == "0\n"
 
 
+def test_drawing_imports_what_it_needs_and_no_more(tmp_path):
+    """Modules, not seconds: most of a warm start is imports. Numba needs SciPy and YAML itself."""
+    program = """
+import sys
+from refsd.__main__ import main
+assert main(["a cat", "-q", "--steps", "1", "-o", sys.argv[1]]) == 0
+print(*sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.png")],
+                          env=environment(), check=True, capture_output=True, text=True)
+    found = set(done.stderr.split())
+    assert {"numba", "numpy", "tokenizers", "PIL"} <= found
+    unwanted = {"torch", "diffusers", "transformers", "huggingface_hub", "safetensors", "tqdm",
+                "threadpoolctl", "pytest", "hypothesis", "requests", "httpx", "matplotlib",
+                "scipy.optimize", "scipy.stats", "scipy.sparse", "scipy.signal"}
+    assert not found & unwanted
+
+
 def test_the_command_says_what_it_did(capsys):
     assert main(["warmup", "--json"]) == 0
     said = capsys.readouterr()

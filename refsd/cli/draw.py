@@ -35,6 +35,7 @@ refsd is short for python -m refsd):
     refsd repro PICTURE      draw it again, and compare
     refsd tokenize TEXT      the tokens that a prompt becomes
     refsd doctor             versions, processor, memory, self-checks
+    refsd warmup             compile the kernels now, not with the first picture
     refsd ops                the operations, and how each is computed
     refsd profile            where the time of a generation goes"""
 

@@ -24,7 +24,7 @@ class Recipe:
     """The resolved request, the model, and the versions; `pixels` is the SHA-256 of the picture.
 
     Sizes in pixels; `clip_skip` as in diffusers; `scheduler` is the full resolved configuration;
-    `model` holds the name and the SHA-256 of each file of weights; `threads` is BLAS's.
+    `model` holds the name and the SHA-256 of each file of weights; `threads` are the backend's.
     """
 
     prompt: str
