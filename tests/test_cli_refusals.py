@@ -182,7 +182,7 @@ def test_memory_that_runs_out_on_the_way(refused, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("refsd.pipelines.stages.decode", decode)
-    refused(4, ["out of memory", "32 x 32 needs about 0.1 GiB", "smaller"], ["a", "--steps", "1"])
+    refused(4, ["out of memory", "32 x 32 needs about 0.2 GiB", "smaller"], ["a", "--steps", "1"])
 
 
 def test_a_bug_is_called_one(model, monkeypatch, tmp_path, capfd):
