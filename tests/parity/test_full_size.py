@@ -21,7 +21,8 @@ from refsd.weights.writer import write_safetensors
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 
 OURS = """
-import json, resource, sys, time
+import json, sys, time
+from pathlib import Path
 import numpy as np, refsd
 source, out, backend, exact = sys.argv[1:]
 begun = time.perf_counter()
@@ -41,7 +42,8 @@ unet, step = timed(lambda: pipe.unet(x["sample"], 981, x["text"]), 3)
 picture, decode = timed(lambda: pipe.vae.decode(x["latents"]), 1)
 np.savez(out + "/ours.npz", clip=pipe.text_encoder(x["ids"]).last_hidden_state, unet=unet,
          vae=picture, mean=pipe.vae.encode(x["image"]).mean)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+status = Path("/proc/self/status").read_text()  # ru_maxrss would remember the parent's memory
+peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
 print(json.dumps({"load": loaded, "unet": step, "decode": decode, "peak": peak}))
 """
 
@@ -119,12 +121,18 @@ def run(models, inputs, dtype, timed=False):
     return {k: v.double().numpy() for k, v in found.items()}, min(seconds, default=None)
 
 
+SUMS = dict.fromkeys(("clip", "unet", "vae", "mean"), 1.5)
+# The VAE is Winograd convolutions almost alone, of which one has 4.8 times the error of torch's
+# (docs/kernels-conv.md: 9.6e-7; 2.0e-7); no network of them may have more.
+WINOGRAD = {"clip": 1.5, "unet": 3, "vae": 4.8, "mean": 4.8}
+
+
 def ours(folder, single_file):
-    """Source, backend, exact; error and UNet time allowed in units of torch's; bytes allowed."""
-    return {"NumPy, folder": (folder, "numpy", "", 1.5, 2.5, 8e9),
-            "NumPy, single file": (single_file, "numpy", "", 1.5, 2.5, 8e9),
-            "Numba": (single_file, "numba", "", 3, 0.6, 6e9),
-            "Numba, exact": (single_file, "numba", "exact", 1.5, 1, 6e9)}
+    """Source, backend, exact; errors and UNet time allowed in units of torch's; bytes allowed."""
+    return {"NumPy, folder": (folder, "numpy", "", SUMS, 2.5, 8e9),
+            "NumPy, single file": (single_file, "numpy", "", SUMS, 2.5, 8e9),
+            "Numba": (single_file, "numba", "", WINOGRAD, 0.6, 6e9),
+            "Numba, exact": (single_file, "numba", "exact", SUMS, 1, 6e9)}
 
 
 def test_full_size(models, inputs, folder, single_file, tmp_path):
@@ -157,9 +165,9 @@ def test_full_size(models, inputs, folder, single_file, tmp_path):
             own, theirs = rms(found[name][key] - truth[key]), rms(single[key] - truth[key])
             print(f"  {key}: error {own:.3e}, torch float32's {theirs:.3e}, "
                   f"ratio {own / theirs:.2f}, output rms {rms(truth[key]):.3g}")
-    for name, (_, _, _, error, time_of_torch, bytes_) in ours(folder, single_file).items():
+    for name, (_, _, _, allowed, times, bytes_) in ours(folder, single_file).items():
         for key in truth:
             own, theirs = rms(found[name][key] - truth[key]), rms(single[key] - truth[key])
-            assert own <= error * theirs, (name, key)
-        assert figures[name]["unet"] <= time_of_torch * seconds, name
+            assert own <= allowed[key] * theirs, (name, key)
+        assert figures[name]["unet"] <= times * seconds, name
         assert figures[name]["peak"] <= bytes_, name
