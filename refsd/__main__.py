@@ -9,7 +9,7 @@ import traceback
 from refsd.cli import interrupt, report
 
 COMMANDS = ("info", "repro", "tokenize", "doctor", "ops", "profile", "tune",
-            "warmup")
+            "warmup", "golden", "export", "port")
 BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 
@@ -46,6 +46,8 @@ def _answer(name: str, argv: list[str]) -> int:
 
 def _run(name: str, argv: list[str]) -> int:
     command = importlib.import_module(f"refsd.cli.{name}")
+    if argv and argv[0] in getattr(command, "ACTIONS", ()):  # one file an action
+        command = importlib.import_module(f"refsd.cli.{name}_{argv.pop(0)}")
     try:
         code = command.run(command.parser().parse_args(argv))
     except SystemExit as done:  # argparse, after --help and --version

@@ -32,8 +32,12 @@ ALLOWED = {
     "pipelines": {"contracts", "errors", "functional", "models", "random", "registry",
                   "schedulers", "text", "version", "weights"},
     "profiling": {"algorithms", "contracts", "numba_ops", "pipelines", "registry", "weights"},
-    "cli": {"algorithms", "contracts", "errors", "models", "numba_ops", "parallel", "pipelines",
-            "profiling", "random", "registry", "schedulers", "text", "version", "weights"},
+    # records, replays and judges whole generations: it stands above the pipelines
+    "golden": {"algorithms", "contracts", "errors", "functional", "models", "ops", "parallel",
+               "pipelines", "random", "registry", "schedulers", "text", "version", "weights"},
+    "cli": {"algorithms", "contracts", "errors", "golden", "models", "numba_ops", "parallel",
+            "pipelines", "profiling", "random", "registry", "schedulers", "text", "version",
+            "weights"},
     "__main__": {"cli", "errors"},
     "__init__": {"functional", "parallel", "pipelines", "registry", "version"},
 }
