@@ -1,6 +1,6 @@
 """Which ops Stable Diffusion 1.5 calls, with which shapes and how often: from its own models.
 
-The models run on shapes alone (tests/plan_backend.py), so nothing here is typed by hand.
+The models run on shapes alone (refsd/golden/plan.py), so nothing here is typed by hand.
 """
 
 import json
@@ -9,14 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refsd.contracts import Spec
-from refsd.models import clip, unet, vae
-from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
-from refsd.weights import sd1, to_tree
-from refsd.weights.expect import SHAPES
-from refsd.weights.validate import validate
+from refsd.golden.plan import Sizes, plan_model
 
-CONFIGS = {"text_encoder": CLIPTextConfig, "unet": UNetConfig, "vae": VAEConfig}
 # The work that every model section measures: a guided step, and one picture of 512 x 512.
 SAMPLE, TEXT, LATENTS, PICTURE, IDS = (
     (2, 4, 64, 64), (2, 77, 768), (1, 4, 64, 64), (1, 3, 512, 512), (2, 77))
@@ -56,36 +50,9 @@ DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": 
             "causal": False, "mask": None}
 
 
-def planned_tree(component):
-    """Stable Diffusion 1.5's tree of shapes."""
-    shapes = SHAPES[component](sd1.CONFIGS[component])
-    found = to_tree({name: Spec(shape, "float32") for name, shape in shapes.items()})
-    return found.get("text_model", found)
-
-
-def planned_config(component):
-    return CONFIGS[component].from_json(validate(component, sd1.CONFIGS[component]))
-
-
 def plans():
-    """All ops of each model, one after the other, as plan_backend.Planned."""
-    from plan_backend import planning
-
-    text, steps = planned_tree("text_encoder"), Spec((SAMPLE[0],), "int64")
-    pictures, config = planned_tree("vae"), planned_config("vae")
-    sample, words, latents, picture = (
-        Spec(shape, "float32") for shape in (SAMPLE, TEXT, LATENTS, PICTURE))
-    with planning() as encode_text:
-        clip.clip_text(Spec(IDS, "int64"), **text, config=planned_config("text_encoder"))
-    with planning() as denoise:
-        unet.unet(sample, steps, words, **planned_tree("unet"), config=planned_config("unet"))
-    with planning() as decode:
-        vae.decode(latents, decoder=pictures["decoder"], config=config,
-                   post_quant_conv=pictures["post_quant_conv"])
-    with planning() as encode:
-        vae.encode(picture, encoder=pictures["encoder"], quant_conv=pictures["quant_conv"],
-                   config=config)
-    return {"clip": encode_text, "unet": denoise, "decode": decode, "encode": encode}
+    """All ops of each model, one after the other."""
+    return plan_model(shapes=Sizes(IDS, TEXT, SAMPLE, LATENTS, PICTURE))
 
 
 def distinct_calls(parts=("unet", "decode"), ops=TIMED):

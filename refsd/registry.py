@@ -35,6 +35,7 @@ _kernels: dict[tuple[str, str], Callable] = {}
 _active: ContextVar[str] = ContextVar("refsd_backend", default="numpy")
 _exact: ContextVar[bool] = ContextVar("refsd_exact", default=False)
 _watcher: ContextVar[Callable | None] = ContextVar("refsd_watcher", default=None)
+_tracer: ContextVar[Callable | None] = ContextVar("refsd_tracer", default=None)
 
 
 def op(contract: Callable) -> Callable[[Callable], Callable]:
@@ -165,10 +166,27 @@ def watch(watcher: Callable[..., None], *, timed: bool = False) -> Iterator[None
         _watcher.reset(token)
 
 
+@contextmanager
+def trace(answer: Callable[..., Any]) -> Iterator[None]:
+    """Let `answer(op, inputs, options, foretold)` give the result of every op inside the block.
+
+    Nothing is computed, whatever `use` says, and watchers hear nothing. `foretold` is the Output
+    of the op's contract; inputs and options are as `watch` has them.
+    """
+    token = _tracer.set(answer)
+    try:
+        yield
+    finally:
+        _tracer.reset(token)
+
+
 def dispatch(name: str, args: tuple, options: dict) -> Any:
     """Check a call against the op's contract, run it on the active backend, tell the watcher."""
     backend = _active.get()
-    _ops[name].contract(*args, **options)
+    foretold = _ops[name].contract(*args, **options)
+    tracer = _tracer.get()
+    if tracer is not None:
+        return tracer(name, *_named(_ops[name].signature, args, options), foretold)
     function = _kernels.get((backend, name))
     if function is None:
         raise UsageError(f"{name} has no kernel on the backend {backend!r}; "

@@ -5,27 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_samples import CLIPS, CONFIGS, UNETS, VAES, tree, values
-from plan_backend import planning
+from model_samples import CLIPS, UNETS, VAES, tree, values
 
 import refsd
 from refsd.contracts import Spec
 from refsd.errors import UsageError
+from refsd.golden.plan import planned_config, planned_tree, planning
 from refsd.models import clip, layers, unet, vae
-from refsd.weights import sd1, to_tree
-from refsd.weights.expect import SHAPES
-from refsd.weights.validate import validate
-
-
-def planned_tree(component):
-    """Stable Diffusion 1.5's tree without its 4 GB."""
-    shapes = SHAPES[component](sd1.CONFIGS[component])
-    found = to_tree({name: Spec(shape, "float32") for name, shape in shapes.items()})
-    return found.get("text_model", found)
-
-
-def planned_config(component):
-    return CONFIGS[component].from_json(validate(component, sd1.CONFIGS[component]))
 
 
 def f32(*shape):

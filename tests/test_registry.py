@@ -226,3 +226,23 @@ def test_a_missing_or_unknown_argument_is_a_type_error_that_names_it():
         F.layer_norm(x(), x(), x())
     with pytest.raises(TypeError, match="'colour'"):
         F.silu(x(), colour="red")
+
+
+def test_a_tracer_answers_for_every_backend():
+    asked = []
+
+    def answer(op, inputs, options, foretold):
+        asked.append((op, sorted(inputs), options, foretold.shape))
+        return "traced"
+
+    heard = []
+    x = np.ones((2, 3), "float32")
+    with registry.watch(lambda *event: heard.append(event)):
+        with registry.trace(answer):
+            with registry.use("numba"):
+                assert F.softmax(x, axis=1) == "traced"
+            with pytest.raises(UsageError):
+                F.softmax(x, axis=2)
+        assert F.silu(x).shape == (2, 3)
+    assert asked == [("softmax", ["x"], {"axis": 1}, (2, 3))]
+    assert [event[0] for event in heard] == ["silu"]

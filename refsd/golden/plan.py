@@ -1,0 +1,111 @@
+"""A model without numbers: every op answers with the shape and dtype that its contract foretells.
+
+A model of any size runs on `Spec`s in milliseconds and without weights. What it would run is the
+list that benchmarks time, that the porting kit orders, and that tests compare with real runs.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from refsd.contracts import Output, Spec
+from refsd.models import clip, unet, vae
+from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from refsd.registry import trace
+from refsd.weights import flatten, sd1, to_tree
+from refsd.weights.expect import SHAPES
+from refsd.weights.validate import validate
+
+CONFIGS = {"text_encoder": CLIPTextConfig, "unet": UNetConfig, "vae": VAEConfig}
+
+
+class Planned(NamedTuple):
+    """One op that would run; `path` is the checkpoint's of its weights ("conv_in"), or None."""
+
+    op: str
+    inputs: dict[str, Any]
+    options: dict[str, Any]
+    output: Output
+    path: str | None
+
+
+@contextmanager
+def planning(tree: Mapping[str, Any] | None = None) -> Iterator[list[Planned]]:
+    """Inside the block ops are planned instead of computed; yields the list they are added to.
+
+    With the tree of the weights that are used, each op also says which are its own.
+    """
+    plan: list[Planned] = []
+    names = {id(leaf): name.rpartition(".")[0] for name, leaf in flatten(tree or {}).items()}
+
+    def answer(op, inputs, options, foretold):
+        paths = (names.get(id(value)) for value in inputs.values())
+        plan.append(Planned(op, inputs, options, foretold, next(filter(None, paths), None)))
+        return Spec(foretold.shape, foretold.dtype)
+
+    with trace(answer):
+        yield plan
+
+
+def planned_tree(component: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The tree of a "text_encoder", "unet" or "vae" with a Spec for every tensor.
+
+    config is a config.json's content; None is that of Stable Diffusion 1.5.
+    """
+    shapes = SHAPES[component](sd1.CONFIGS[component] if config is None else config)
+    found = to_tree({name: Spec(shape, "float32") for name, shape in shapes.items()})
+    return found.get("text_model", found)
+
+
+def planned_config(component: str, config: Mapping[str, Any] | None = None) -> Any:
+    """What the shapes cannot tell, from the same config.json, as the models take it."""
+    config = sd1.CONFIGS[component] if config is None else config
+    return CONFIGS[component].from_json(validate(component, config))
+
+
+class Sizes(NamedTuple):
+    """The shapes a model is planned for."""
+
+    ids: tuple[int, ...]
+    text: tuple[int, ...]
+    sample: tuple[int, ...]
+    latents: tuple[int, ...]
+    picture: tuple[int, ...]
+
+
+def sizes(configs: Mapping[str, Mapping[str, Any]] = sd1.CONFIGS) -> Sizes:
+    """One picture at the size the model was trained at, guided: batch 2 but for latents, picture"""
+    text = validate("text_encoder", configs["text_encoder"])
+    net, pictures = (planned_config(part, configs[part]) for part in ("unet", "vae"))
+    length, side = text["max_position_embeddings"], net.sample_size
+    latents = (pictures.latent_channels, side, side)
+    return Sizes((2, length), (2, length, text["hidden_size"]), (2, *latents), (1, *latents),
+                 (1, 3, side * pictures.downscale, side * pictures.downscale))
+
+
+def plan_model(configs: Mapping[str, Mapping[str, Any]] = sd1.CONFIGS, *,
+               shapes: Sizes | None = None) -> dict[str, list[Planned]]:
+    """All ops of each network, in the order in which a picture needs them.
+
+    clip: two prompts; unet: one guided step; decode: one picture; encode: one picture.
+    """
+    shapes = sizes(configs) if shapes is None else shapes
+    trees = {part: planned_tree(part, configs[part]) for part in CONFIGS}
+    settings = {part: planned_config(part, configs[part]) for part in CONFIGS}
+    text, sample, latents, picture = (
+        Spec(s, "float32") for s in (shapes.text, shapes.sample, shapes.latents, shapes.picture))
+    pictures = trees["vae"]
+    with planning(trees["text_encoder"]) as encode_text:
+        clip.clip_text(Spec(shapes.ids, "int64"), **trees["text_encoder"],
+                       config=settings["text_encoder"])
+    with planning(trees["unet"]) as denoise:
+        unet.unet(sample, Spec(shapes.sample[:1], "int64"), text, **trees["unet"],
+                  config=settings["unet"])
+    with planning(pictures) as decode:
+        vae.decode(latents, decoder=pictures["decoder"], config=settings["vae"],
+                   post_quant_conv=pictures.get("post_quant_conv"))
+    with planning(pictures) as encode:
+        vae.encode(picture, encoder=pictures["encoder"], quant_conv=pictures.get("quant_conv"),
+                   config=settings["vae"])
+    return {"clip": encode_text, "unet": denoise, "decode": decode, "encode": encode}
+
