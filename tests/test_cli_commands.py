@@ -232,7 +232,7 @@ def test_doctor_sees_wrong_noise(capfd, monkeypatch, what, name):
 
 def test_doctor_without_the_model(capfd, monkeypatch, tmp_path):
     monkeypatch.setattr("refsd.pipelines.loading.bundled_model", lambda: tmp_path)
-    monkeypatch.setattr("refsd.cli.identity.bundled_model", lambda: tmp_path)
+    monkeypatch.setattr("refsd.pipelines.identity.bundled_model", lambda: tmp_path)
     code, out, _ = run(capfd, "doctor")
     assert code == 1
     assert "bundled model          FAILED" in out and "cannot be read" in out

@@ -11,8 +11,8 @@ from PIL import Image
 
 from refsd.__main__ import main
 from refsd.cli import progress, samplers, threads
-from refsd.cli.noise import NumPyGenerator
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+from refsd.random.by_name import NumPyGenerator
 from refsd.weights import read_safetensors
 
 

@@ -11,9 +11,9 @@ import pytest
 import tiny
 
 from refsd.__main__ import main
-from refsd.cli.noise import GENERATORS
 from refsd.errors import ResourceError, UsageError
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+from refsd.random.by_name import GENERATORS
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def kernels() -> dict[str, Any]:
 
 def model() -> dict[str, Any]:
     """The bundled model: where it is, and the hash that the PNGs name."""
-    from refsd.cli import identity
+    from refsd.pipelines import identity
     from refsd.pipelines.loading import bundled_model
 
     try:

@@ -168,7 +168,8 @@ class Work:
     """A loaded model, the recipe that all pictures of this run share, and the clock."""
 
     def __init__(self, options: argparse.Namespace, prompt: str, chatty: bool):
-        from refsd.cli import drawing, identity
+        from refsd.cli import drawing
+        from refsd.pipelines import identity
         from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
         self.options, self.chatty = options, chatty
@@ -191,7 +192,7 @@ class Work:
             height=options.height or self.pipe.default_size,
             steps=options.steps, cfg_scale=options.cfg_scale, eta=options.eta,
             guidance_rescale=options.guidance_rescale, clip_skip=options.clip_skip,
-            rng=options.rng, scheduler=drawing.plain_config(self.pipe.scheduler),
+            rng=options.rng, scheduler=self.pipe.scheduler.config.plain(),
             backend=self.pipe.backend, dtype=options.dtype,
             threads=threads.in_use(self.pipe.backend), exact=options.exact,
             tuned=drawing.tuned_choices() if options.tuned else {},

@@ -12,11 +12,11 @@ import numpy as np
 
 from refsd import schedulers
 from refsd.cli import samplers
-from refsd.cli.noise import GENERATORS
 from refsd.cli.recipe import Recipe
 from refsd.errors import ResourceError
 from refsd.pipelines import stages
 from refsd.pipelines.memory import estimate_bytes
+from refsd.random.by_name import GENERATORS
 from refsd.version import __version__
 
 LIBRARIES = ("numpy", "scipy", "tokenizers", "safetensors", "pillow")
@@ -41,12 +41,6 @@ def choose_sampler(pipe: Any, name: str | None) -> None:
         cls = schedulers.SCHEDULERS[sampler.scheduler]
         known = {key: value for key, value in sampler.options.items() if key in cls.DEFAULTS}
         pipe.scheduler = cls.from_config(pipe.scheduler.config, **known)
-
-
-def plain_config(scheduler: Any) -> dict[str, Any]:
-    """The scheduler's options as JSON can hold them; infinite ones are defaults, and left out."""
-    return {key: value for key, value in scheduler.config.items()
-            if not (isinstance(value, float) and np.isinf(value))}
 
 
 def versions() -> dict[str, str]:

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _draw(profiling: Any, work: draw.Work) -> Any:
     """The recipe's picture, as drawing.draw has it."""
-    from refsd.cli.noise import GENERATORS
+    from refsd.random.by_name import GENERATORS
 
     recipe, pipe = work.recipe, work.pipe
     pipe.make_generator = GENERATORS[recipe.rng]

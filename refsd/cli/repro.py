@@ -80,7 +80,7 @@ def _recipe(picture: Any, options: argparse.Namespace) -> Recipe:
 
 def _model(recipe: Recipe, options: argparse.Namespace) -> str | None:
     """What to load; UsageError where only the user can know the place."""
-    from refsd.cli import identity
+    from refsd.pipelines import identity
 
     name = recipe.model.get("name", "")
     if options.model is not None:
@@ -95,7 +95,8 @@ def _model(recipe: Recipe, options: argparse.Namespace) -> str | None:
 
 def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty: bool) -> Any:
     from refsd import schedulers
-    from refsd.cli import drawing, identity
+    from refsd.cli import drawing
+    from refsd.pipelines import identity
     from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
     variant = recipe.model.get("variant")

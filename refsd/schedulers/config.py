@@ -69,6 +69,11 @@ class Config(dict):
         except KeyError:
             raise AttributeError(f"this scheduler config has no option {name!r}") from None
 
+    def plain(self) -> dict[str, Any]:
+        """The options as JSON can hold them; infinite ones are defaults, and left out."""
+        return {key: value for key, value in self.items()
+                if not (isinstance(value, float) and math.isinf(value))}
+
     def __reduce__(self):
         return Config, (dict(self), tuple(sorted(self.defaulted)))
 
