@@ -191,7 +191,7 @@ def conv2d(args, options, y, p):
 def _winograd(x, weight, groups, name, p):
     """The transforms on absolute values, times the roundings along one path through them."""
     B, G, A = (abs(np.asarray(m, "float64")) for m in
-               {"winograd2": conv_tiled._F2, "winograd4": conv_tiled._F4}[name])
+               {"winograd2": conv_tiled.F2, "winograd4": conv_tiled.F4}[name])
     size = conv_tiled._tiled(abs(x), G @ abs(weight) @ G.T, (3, 3), groups, B.shape,
                              lambda tiles: B @ tiles @ B.T, lambda sums: A @ sums @ A.T)
     n = len(B)

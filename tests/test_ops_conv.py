@@ -226,7 +226,7 @@ def random_rms(algorithm, I):
     if algorithm == "fft":
         return np.sqrt(9 * I * 3 * 6.7**2 * np.log2(72 * 72) + 9 * I**2 / 3)
     B, G, A = (np.square(np.asarray(m, "float64")) for m in
-               {"winograd2": conv_tiled._F2, "winograd4": conv_tiled._F4}[algorithm])
+               {"winograd2": conv_tiled.F2, "winograd4": conv_tiled.F4}[algorithm])
     n = len(B)
     gain = A @ ((G @ np.ones((3, 3)) @ G.T) * (B @ np.ones((n, n)) @ B.T)) @ A.T
     return np.sqrt(gain.mean() * (I**2 / 6 + I * (8 + 4 * n) / 3))

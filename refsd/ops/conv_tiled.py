@@ -31,12 +31,12 @@ def fft(x, weight, stride, dilation, groups):
 
 def winograd2(x, weight, stride, dilation, groups):
     """F(2x2, 3x3): 16 products a tile in place of 36. Stride 1, dilation 1."""
-    return _winograd(x, weight, groups, _F2)
+    return _winograd(x, weight, groups, F2)
 
 
 def winograd4(x, weight, stride, dilation, groups):
     """F(4x4, 3x3): 36 products a tile in place of 144; its rounding error is larger."""
-    return _winograd(x, weight, groups, _F4)
+    return _winograd(x, weight, groups, F4)
 
 
 def _winograd(x, weight, groups, matrices):
@@ -84,13 +84,13 @@ def _fast(n):
 
 
 # B^T, G, A^T of F(2x2, 3x3): interpolation points 0, 1, -1.
-_F2 = (
+F2 = (
     np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
     np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
     np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
 )
 # B^T, G, A^T of F(4x4, 3x3): interpolation points 0, 1, -1, 2, -2.
-_F4 = (
+F4 = (
     np.array([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
               [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]),
     np.array([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
