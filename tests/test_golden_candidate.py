@@ -1,0 +1,264 @@
+"""What a port wrote, found and read with suspicion, one tensor at a time."""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from refsd.errors import ModelError, UsageError
+from refsd.golden.candidate import Candidate, NameMap, loosely
+from refsd.golden.layouts import to_layout
+from refsd.weights.writer import write_safetensors
+
+X = np.arange(24, dtype="float32").reshape(1, 4, 2, 3)
+BF16 = np.array([1.0, -2.5, 3.140625], "float32")  # all of them bfloat16 numbers
+
+
+def bfloat16_bits(x):
+    return (x.view("uint32") >> 16).astype("uint16")
+
+
+def test_a_folder_of_every_kind(tmp_path):
+    (tmp_path / "unet" / "000").mkdir(parents=True)
+    np.save(tmp_path / "unet" / "000" / "conv_in.npy", X)
+    np.save(tmp_path / "unet" / "000" / "turned.npy", np.asfortranarray(X))
+    np.savez_compressed(tmp_path / "more.npz", **{"decode/conv_in": X.astype("float16")})
+    write_safetensors(tmp_path / "st.safetensors", {"text/000/x": X.astype("float64")})
+    (tmp_path / "raw.f16").write_bytes(X.astype("<f2").tobytes())
+    (tmp_path / "half.bf16").write_bytes(bfloat16_bits(BF16).tobytes())
+    (tmp_path / "notes.txt").write_text("not a tensor")
+    with Candidate.open(tmp_path) as candidate:
+        assert sorted(candidate.names()) == ["decode/conv_in", "half", "raw", "text/000/x",
+                                             "unet/000/conv_in", "unet/000/turned"]
+        for name, dtype in (("unet/000/conv_in", "float32"), ("decode/conv_in", "float16"),
+                            ("text/000/x", "float64"), ("unet/000/turned", "float32")):
+            assert candidate.info(name).dtype == dtype and candidate.info(name).shape == X.shape
+            found = candidate.read(name)
+            assert found.dtype == dtype and np.array_equal(found, X)
+        assert candidate.read("raw").shape == (24,)
+        assert np.array_equal(candidate.read("raw", (1, 4, 2, 3)), X)
+        assert np.array_equal(candidate.read("half"), BF16)
+        assert candidate.read("unet/000/conv_out") is None
+        assert candidate.extra(["raw", "half", "unet/000/conv_in"]) == [
+            "decode/conv_in", "text/000/x", "unet/000/turned"]
+
+
+def test_bfloat16_as_numpy_keeps_that_of_ml_dtypes(tmp_path):
+    np.save(tmp_path / "a.npy", bfloat16_bits(BF16).view("V2"))
+    with Candidate.open(tmp_path / "a.npy") as candidate:
+        assert candidate.info("a").dtype == "bfloat16"
+        assert np.array_equal(candidate.read("a"), BF16)
+
+
+def index(folder, **entry):
+    (folder / "index.json").write_text(json.dumps({"tensors": {"unet/000/x": entry}, "by": "me"}))
+
+
+def test_raw_files_with_an_index(tmp_path):
+    data = to_layout(X, "NHWC")
+    (tmp_path / "all.bin").write_bytes(b"skip" + data.tobytes())
+    index(tmp_path, file="all.bin", offset=4, shape=[1, 4, 2, 3], dtype="float32", layout="NHWC")
+    for path in (tmp_path, tmp_path / "index.json"):
+        with Candidate.open(path) as candidate:
+            assert candidate.names() == ["unet/000/x"]
+            assert np.array_equal(candidate.read("unet/000/x", X.shape), X)
+            assert np.array_equal(candidate.read("unet/000/x"), data)
+
+
+@pytest.mark.parametrize("entry, why", [
+    ({"file": "../secret.bin", "shape": [1], "dtype": "float32"}, "outside the index's folder"),
+    ({"file": "/etc/passwd", "shape": [1], "dtype": "uint8"}, "outside the index's folder"),
+    ({"file": "C:\\x.bin", "shape": [1], "dtype": "uint8"}, "outside the index's folder"),
+    ({"file": "a.bin", "shape": [1 << 40, 1 << 40], "dtype": "float32"}, "takes bytes 0 to"),
+    ({"file": "a.bin", "shape": [9], "dtype": "uint8"}, "takes bytes 0 to 9, a.bin has 8"),
+    ({"file": "a.bin", "shape": [2], "dtype": "uint8", "offset": -1}, "needs file, shape"),
+    ({"file": "a.bin", "shape": [-2], "dtype": "uint8"}, "needs file, shape"),
+    ({"file": "a.bin", "shape": [2.0], "dtype": "uint8"}, "needs file, shape"),
+    ({"file": "a.bin", "shape": [2], "dtype": "object"}, "needs file, shape"),
+    ({"file": 3, "shape": [2], "dtype": "uint8"}, "needs file, shape"),
+])
+def test_an_index_that_cannot_be_true(tmp_path, entry, why):
+    (tmp_path / "a.bin").write_bytes(bytes(8))
+    index(tmp_path, **entry)
+    with pytest.raises(ModelError, match=why):
+        Candidate.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["NHWC", "NC4HW4", "ROWS", "ROWS32", "TILE32", "FACE16"])
+def test_a_layout_is_undone(tmp_path, name):
+    np.save(tmp_path / "x.npy", to_layout(X, name))
+    np.save(tmp_path / "flat.npy", to_layout(X, name).reshape(-1))
+    with Candidate.open(tmp_path, layout=name.lower()) as candidate:
+        assert np.array_equal(candidate.read("x", X.shape), X)
+        assert np.array_equal(candidate.read("flat", X.shape), X)
+
+
+def test_what_is_not_in_the_layout_is_left_as_it_is(tmp_path):
+    """(1, 4, 2, 3) under NHWC would be (1, 2, 3, 4): these axes are plainly those of NCHW."""
+    np.save(tmp_path / "x.npy", X)
+    with Candidate.open(tmp_path, layout="NHWC") as candidate:
+        assert np.array_equal(candidate.read("x", X.shape), X)
+
+
+def test_loose_names():
+    assert loosely("unet/003/conv_in") == loosely("./unet__3.conv_in") == "unet.3.conv_in"
+    assert loosely("unet/000/a:x") == loosely("unet.0.a.x")
+    assert loosely("unet/000/b10.0") != loosely("unet/000/b1.0")
+
+
+def test_two_names_that_could_both_be_meant(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"unet.0.x": X, "unet__000__x": X})
+    with Candidate.open(tmp_path / "a.npz") as candidate:
+        with pytest.raises(UsageError, match="could both be 'unet/000/x'"):
+            candidate.read("unet/000/x")
+        assert np.array_equal(candidate.read("unet.0.x"), X)  # written exactly so
+
+
+def test_a_name_map(tmp_path):
+    np.savez(tmp_path / "a.npz", first=X, step_3_out=2 * X)
+    pairs = {"unet/000/conv_in": "first", "unet/00*/conv_out": "step_*_out"}
+    (tmp_path / "map.json").write_text(json.dumps(pairs))
+    for source in (pairs, tmp_path / "map.json"):
+        with Candidate.open(tmp_path / "a.npz", name_map=source) as candidate:
+            assert np.array_equal(candidate.read("unet/000/conv_in"), X)
+            assert np.array_equal(candidate.read("unet/003/conv_out"), 2 * X)
+            assert candidate.read("unet/004/conv_out") is None
+    with pytest.raises(UsageError, match="no more \\* in the second"):
+        NameMap.of({"a": "b*"})
+    with pytest.raises(UsageError, match="name map: .*not valid JSON"):
+        (tmp_path / "bad.json").write_text("{")
+        NameMap.of(tmp_path / "bad.json")
+
+
+def test_two_files_with_one_name(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.savez(tmp_path / "y.npz", x=X)
+    with pytest.raises(ModelError, match="tensor 'x' is in .*x.npy and in .*y.npz"):
+        Candidate.open(tmp_path)
+
+
+def test_nothing_to_compare(tmp_path):
+    with pytest.raises(UsageError, match="no such file or folder"):
+        Candidate.open(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"no \.npy"):
+        Candidate.open(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(UsageError, match="no tensors in it"):
+        Candidate.open(tmp_path / "a.txt")
+    with pytest.raises(UsageError, match="layout 'CHWN' is not one of"):
+        Candidate.open(tmp_path, layout="CHWN", dtype="f32")
+    with pytest.raises(UsageError, match="dtype 'f31' is not one of"):
+        Candidate.open(tmp_path, dtype="f31")
+
+
+# What follows is ROBUSTNESS row 47: files that mean harm.
+
+
+class Harm:
+    """Running any code at all while it is read."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_pickled_objects_are_refused(tmp_path, kind):
+    array = np.array([Harm()], dtype=object)
+    path = tmp_path / f"a.{kind}"
+    (np.save if kind == "npy" else np.savez)(path, array)
+    with pytest.raises(ModelError, match="pickled Python objects, and loading those can run any"):
+        Candidate.open(path)
+
+
+def test_a_pickle_under_another_name_is_no_array(tmp_path):
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(Harm))
+    with pytest.raises(ModelError, match="not a readable .npy file"):
+        Candidate.open(tmp_path)
+
+
+def npy(shape, dtype="<f4", data=b""):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"shape": shape, "fortran_order": False, "descr": dtype})
+    return file.getvalue() + data
+
+
+def claiming(path, size):
+    """An archive of one compressed array of zeros whose directory claims `size` bytes unpacked."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", npy((1 << 20,), data=bytes(1 << 22)))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"PK\x01\x02") + 24
+    data[place:place + 4] = size.to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
+def test_a_zip_bomb_is_refused_before_a_member_is_read(tmp_path):
+    with pytest.raises(ModelError, match="would unpack to 4,000,000,000 bytes; at most 1,073,741,"):
+        Candidate.open(claiming(tmp_path / "bomb.npz", 4_000_000_000))
+
+
+def test_a_member_that_unpacks_to_more_than_it_claims(tmp_path):
+    with pytest.raises(ModelError, match="not a readable .npy file: Bad CRC"):
+        Candidate.open(claiming(tmp_path / "bomb.npz", 1000))
+
+
+@pytest.mark.parametrize("data, why", [
+    (npy((1 << 31, 1 << 31)), "claims .* which are not the 0 bytes"),
+    (npy((2,), data=bytes(7)), "claims"),
+    (npy((2,), data=bytes(9)), "claims"),
+    (npy((-2,), data=bytes(8)), "claims"),
+    (npy((2,), ">f4", bytes(8)), "big-endian"),
+    (npy((2,), "<c8", bytes(16)), "plain numbers"),
+    (npy((2,), "<U2", bytes(16)), "plain numbers"),
+    (npy((2,), [("a", "<f4")], bytes(8)), "plain numbers"),
+    (b"\x93NUMPY\x01\x00\xff\xff{", "not a readable .npy"),
+    (b"\x93NUMPY\x09\x00\x04\x00{}  ", "not a readable .npy"),
+    (b"\x93NUMPY\x01\x00\x0b\x00__import__\n", "not a readable .npy"),
+    (b"", "not a readable .npy"),
+])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_array_that_is_not_what_it_says(tmp_path, data, why, packed):
+    path = tmp_path / ("a.npz" if packed else "a.npy")
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.npy", data)
+    else:
+        path.write_bytes(data)
+    with pytest.raises(ModelError, match=why):
+        Candidate.open(path)
+
+
+def test_an_archive_that_is_none_or_holds_a_name_twice(tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ModelError, match="not a readable .npz archive"):
+        Candidate.open(path)
+    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("a.npy", npy((2,), data=bytes(8)))
+        archive.writestr("a.npy", npy((2,), data=bytes(8)))
+    with pytest.raises(ModelError, match="is there twice"):
+        Candidate.open(path)
+
+
+def test_a_member_that_is_damaged(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", npy((2000,), data=bytes(8000)))
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    with Candidate.open(path) as candidate, pytest.raises(ModelError, match="damaged: Bad CRC"):
+        candidate.read("a")
+
+
+def test_a_file_that_shrinks(tmp_path):
+    np.save(tmp_path / "a.npy", X)
+    with Candidate.open(tmp_path) as candidate:
+        np.save(tmp_path / "a.npy", X[:, :1])
+        with pytest.raises(ModelError, match="ended early"):
+            candidate.read("a")
