@@ -1,0 +1,130 @@
+"""What a pipeline computes between the networks, as functions of arrays: entries like any op.
+
+Each takes the arrays of an entry's inputs and the values of its options, so that a stage can be
+replayed from a pack alone. The samplers are those of refsd.schedulers, from their full options.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from refsd.ops.activation import softmax
+from refsd.pipelines import stages
+from refsd.schedulers import from_config
+
+# These predict from what they have seen before: they are replayed from the first step on.
+WITH_HISTORY = ("PNDMScheduler", "DPMSolverMultistepScheduler")
+
+
+class Drawn:
+    """A generator that gives noise which was drawn before."""
+
+    def __init__(self, noise: np.ndarray):
+        self.noise = noise
+
+    def randn(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
+        """That noise, as it is."""
+        return self.noise.reshape(shape).astype(dtype)
+
+
+def initial_latents(noise: np.ndarray, *, init_noise_sigma: float) -> np.ndarray:
+    """noise init_noise_sigma, rounded to float32: where a run starts.   any shape -> the same"""
+    return (noise * init_noise_sigma).astype(np.float32).astype(noise.dtype)
+
+
+def scale_model_input(sample: np.ndarray, *, scheduler: Mapping[str, Any], steps: int,
+                      index: int) -> np.ndarray:
+    """What the model sees of the latents at step `index` of `steps`.   (N, 4, h, w) -> the same"""
+    found, timesteps = _at(scheduler, steps, index)
+    return found.scale_model_input(sample, timesteps[index])
+
+
+def scheduler_step(model_output: Any, sample: Any, noise: np.ndarray | None = None, *,
+                   scheduler: Mapping[str, Any], steps: int, index: int,
+                   eta: float = 0.0) -> np.ndarray:
+    """The latents at the next timestep.   (N, 4, h, w), (N, 4, h, w) -> the same
+
+    Samplers with a history are given lists: the model's outputs and the latents of the steps
+    0 .. index. noise is what the sampler draws at this step, if it draws any.
+    """
+    if isinstance(model_output, Sequence):
+        found, timesteps = _at(scheduler, steps, 0)
+        for t, output, x in zip(timesteps, model_output, sample, strict=False):
+            stepped = found.step(output, t, x)
+        return stepped.prev_sample
+    found, timesteps = _at(scheduler, steps, index)
+    options = {} if noise is None else {"generator": Drawn(noise)}
+    if eta:
+        options["eta"] = eta
+    return found.step(model_output, timesteps[index], sample, **options).prev_sample
+
+
+def _at(config, steps, index):
+    """A scheduler laid out for a run that stands at step `index`, and its timesteps."""
+    found = from_config(config)
+    timesteps = stages.make_schedule(found, steps)
+    found.set_begin_index(index)
+    return found, timesteps
+
+
+def guide(uncond: np.ndarray, cond: np.ndarray, *, scale: float,
+          rescale: float = 0.0) -> np.ndarray:
+    """uncond + scale (cond - uncond), its deviation rescaled as in stages.rescale.   -> the same"""
+    guided = uncond + scale * (cond - uncond)
+    return stages.rescale(guided, cond, rescale) if rescale > 0 else guided
+
+
+def unscale_latents(latents: np.ndarray, *, scaling_factor: float) -> np.ndarray:
+    """latents / scaling_factor, what the VAE decodes.   any shape -> the same"""
+    return latents / scaling_factor
+
+
+def to_picture(x: np.ndarray) -> np.ndarray:
+    """clip(x / 2 + 1/2, 0, 1), channels last.   (N, 3, H, W), about [-1, 1] -> (N, H, W, 3)"""
+    return np.clip(x * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+
+
+def to_bytes(x: np.ndarray) -> np.ndarray:
+    """round(255 x), halves to even.   (N, H, W, 3) in [0, 1] -> uint8"""
+    return stages.to_bytes(x)
+
+
+def attention_scores(q: np.ndarray, k: np.ndarray, *, heads: int) -> np.ndarray:
+    """q k^T / sqrt(d) in each head, before any mask.   (N, L, C), (N, S, C) -> (N, heads, L, S)
+
+    Computed in q's dtype and kept in float32: they are the largest arrays of a model by far.
+    """
+    found = np.empty((len(q), heads, q.shape[1], k.shape[1]), np.float32)
+    for n, h, scores in _scores(q, k, heads):
+        found[n, h] = scores
+    return found
+
+
+def attention_probabilities(q: np.ndarray, k: np.ndarray, *, heads: int,
+                            causal: bool = False) -> np.ndarray:
+    """softmax over the keys of the scores.   (N, L, C), (N, S, C) -> (N, heads, L, S) float32
+
+    `causal` lets query i see the keys 0..i only.
+    """
+    found = np.empty((len(q), heads, q.shape[1], k.shape[1]), np.float32)
+    for n, h, scores in _scores(q, k, heads):
+        if causal:
+            scores[np.triu_indices(len(scores), 1)] = -math.inf
+        found[n, h] = softmax(scores, axis=-1)
+    return found
+
+
+def _scores(q, k, heads):
+    """One sample and head after the other: its two numbers and its scores (L, S)"""
+    d = q.shape[2] // heads
+    for n in range(len(q)):
+        for h in range(heads):
+            part = slice(h * d, (h + 1) * d)
+            yield n, h, (q[n, :, part] * (1 / math.sqrt(d))) @ k[n, :, part].T
+
+
+STAGE_OPS = {f.__name__: f for f in (
+    initial_latents, scale_model_input, guide, scheduler_step, unscale_latents, to_picture,
+    to_bytes, attention_scores, attention_probabilities)}
