@@ -21,7 +21,8 @@ def tile(typing, a, at, step, segments, length, panel, panel_at, c):
     c: 1-D, ROWS x NR, overwritten. Each sum is one chain of fused multiply-adds in the order of k,
     so its bits depend on nothing but its own row and column.
     """
-    return _tile(a, segments, panel, c)
+    kinds = [a, types.intp, types.intp, segments, types.intp, panel, types.intp, c]
+    return _tile("a at step segments length panel panel_at out", kinds)
 
 
 @intrinsic
@@ -33,43 +34,55 @@ def tile_ahead(typing, a, at, step, segments, length, panel, panel_at, panel_ste
     one chain. After k steps the caches have been asked for k ROWS elements from a[next_a] on, and
     for k pace elements of the panel whose first row begins at panel[next_panel].
     """
-    return _tile(a, segments, panel, c, types.intp, types.intp, types.intp, types.intp, types.intp)
+    kinds = [a, types.intp, types.intp, segments, types.intp, panel, types.intp, types.intp, c,
+             types.intp, types.intp, types.intp, types.intp]
+    return _tile("a at step segments length panel panel_at panel_step out onto next_a next_panel "
+                 "pace", kinds)
 
 
-def _tile(a, segments, panel, c, *more):
-    vector = Vector(a.dtype)
+@intrinsic
+def tile_onto(typing, a, at, step, length, panel, panel_at, panel_step, before, before_at,
+              before_step, out, out_at, out_step, next_a, next_panel, pace):
+    """As tile_ahead with one segment, but to where the sums belong, and onto what is anywhere:
+
+    out[out_at + i out_step + :] = before[before_at + i before_step + :]
+                                 + sum_k a[at + i step + k] panel[panel_at + k panel_step + :]
+    """
+    kinds = [a, types.intp, types.intp, types.intp, panel, types.intp, types.intp, before,
+             types.intp, types.intp, out, *[types.intp] * 5]
+    return _tile("a at step length panel panel_at panel_step before before_at before_step out "
+                 "out_at out_step next_a next_panel pace", kinds)
+
+
+def _tile(names, kinds):
+    """The code of a tile with the parameters `names`, whose types are `kinds`."""
+    names = names.split()
+    array = kinds[0]
+    vector = Vector(array.dtype)
     width = VECTORS * vector.count
-    signature = types.void(a, types.intp, types.intp, segments, types.intp, panel, types.intp,
-                           *more[:1], c, *more[1:])
 
     def emit(context, builder, signature, arguments):
-        memory = [context.make_array(kind)(context, builder, value).data
-                  if isinstance(kind, types.Array) else value
-                  for kind, value in zip(signature.args, arguments)]
-        panel_step = memory.pop(7) if more else ir.Constant(ir.IntType(64), width)
-        a_data, at, step, offsets, length, panel_data, panel_at, c_data, *ahead = memory
-        count = context.make_array(signature.args[3])(context, builder, arguments[3]).shape
-        whole = vector.llvm.as_pointer()
-        right_from = builder.gep(panel_data, [panel_at])
+        p = {name: context.make_array(kind)(context, builder, value).data
+             if isinstance(kind, types.Array) else value
+             for name, kind, value in zip(names, signature.args, arguments)}
+        number = p["at"].type
+        panel_step = p.get("panel_step", ir.Constant(number, width))
+        right_from = builder.gep(p["panel"], [p["panel_at"]])
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector.llvm, [vector.llvm] * 3),
             f"llvm.fma.{vector.suffix}")
-        zero = ir.Constant(vector.llvm, None)
         # LLVM keeps these in registers: nothing ever takes their address.
-        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(ROWS * VECTORS)]
-        row_starts = [builder.mul(step, ir.Constant(step.type, i)) for i in range(ROWS)]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(vector.llvm, None))
+                for _ in range(ROWS * VECTORS)]
+        row_starts = [builder.mul(p["step"], ir.Constant(number, i)) for i in range(ROWS)]
 
-        with cgutils.for_range(builder, builder.extract_value(count, 0)) as segment:
-            offset = builder.load(builder.gep(offsets, [segment.index]))
-            left_at = builder.gep(a_data, [builder.add(at, offset)])
-            with cgutils.for_range(builder, length) as loop:
-                k = builder.add(builder.mul(segment.index, length), loop.index)
-                right_at = builder.bitcast(
-                    builder.gep(right_from, [builder.mul(k, panel_step)]), whole)
-                right = [_load(builder, right_at, ir.Constant(k.type, j), a)
-                         for j in range(VECTORS)]
-                if ahead:
-                    _fetch(builder, k, a_data, panel_data, panel_step, width, *ahead[1:])
+        def add_products(left_at, first):
+            with cgutils.for_range(builder, p["length"]) as loop:
+                k = builder.add(first, loop.index) if first else loop.index
+                right_at = builder.gep(right_from, [builder.mul(k, panel_step)])
+                right = [_load(builder, vector, right_at, j) for j in range(VECTORS)]
+                if "pace" in p:
+                    _fetch(builder, k, p, panel_step, width)
                 here = builder.gep(left_at, [loop.index])
                 for i, start in enumerate(row_starts):
                     left = spread(builder, builder.load(builder.gep(here, [start])), vector.count)
@@ -78,34 +91,63 @@ def _tile(a, segments, panel, c, *more):
                         product = builder.call(fma, [left, right[j], builder.load(place)])
                         builder.store(product, place)
 
-        out = builder.bitcast(c_data, whole)
-        if ahead:
-            with builder.if_then(builder.icmp_signed("!=", ahead[0], ir.Constant(at.type, 0))):
-                for i, place in enumerate(sums):
-                    before = _load(builder, out, ir.Constant(at.type, i), a)
-                    builder.store(builder.fadd(before, builder.load(place)), place)
-        for i, place in enumerate(sums):
-            stored = builder.store(builder.load(place),
-                                   builder.gep(out, [ir.Constant(ir.IntType(64), i)]))
-            stored.align = a.dtype.bitwidth // 8
+        if "segments" in p:
+            count = context.make_array(signature.args[3])(context, builder, arguments[3]).shape
+            with cgutils.for_range(builder, builder.extract_value(count, 0)) as segment:
+                offset = builder.load(builder.gep(p["segments"], [segment.index]))
+                add_products(builder.gep(p["a"], [builder.add(p["at"], offset)]),
+                             builder.mul(segment.index, p["length"]))
+        else:
+            add_products(builder.gep(p["a"], [p["at"]]), None)
+
+        def row(name, i):
+            step = p.get(name + "_step", ir.Constant(number, width))
+            at = builder.mul(step, ir.Constant(number, i))
+            if name + "_at" in p:
+                at = builder.add(at, p[name + "_at"])
+            return builder.gep(p[name], [at])
+
+        def add(name):
+            for i in range(ROWS):
+                for j in range(VECTORS):
+                    place = sums[i * VECTORS + j]
+                    old = _load(builder, vector, row(name, i), j)
+                    builder.store(builder.fadd(old, builder.load(place)), place)
+
+        if "onto" in p:
+            with builder.if_then(builder.icmp_signed("!=", p["onto"], ir.Constant(number, 0))):
+                add("out")
+        if "before" in p:
+            add("before")
+        for i in range(ROWS):
+            for j in range(VECTORS):
+                stored = builder.store(builder.load(sums[i * VECTORS + j]),
+                                       _vector_at(builder, vector, row("out", i), j))
+                stored.align = vector.dtype.bitwidth // 8
         return context.get_dummy_value()
 
-    return signature, emit
+    return types.void(*kinds), emit
 
 
-def _fetch(builder, k, a_data, panel_data, panel_step, width, next_a, next_panel, pace):
+def _fetch(builder, k, p, panel_step, width):
     """Ask for element k ROWS from a[next_a] on, and element k pace from the next panel's first."""
-    done = builder.mul(k, pace)
+    done = builder.mul(k, p["pace"])
     row, column = (divide(done, ir.Constant(k.type, width))
                    for divide in (builder.udiv, builder.urem))  # width is a power of 2
     for data, start, further in (
-            (a_data, next_a, builder.mul(k, ir.Constant(k.type, ROWS))),
-            (panel_data, next_panel, builder.add(builder.mul(row, panel_step), column))):
+            (p["a"], p["next_a"], builder.mul(k, ir.Constant(k.type, ROWS))),
+            (p["panel"], p["next_panel"], builder.add(builder.mul(row, panel_step), column))):
         fetch_line(builder, builder.gep(data, [builder.add(start, further)]), level=2)
 
 
-def _load(builder, vectors, index, array):
-    """vectors[index], aligned as the array's elements are."""
-    value = builder.load(builder.gep(vectors, [index]))
-    value.align = array.dtype.bitwidth // 8
+def _vector_at(builder, vector, row, j):
+    """The address of vector j of a row."""
+    place = builder.bitcast(row, vector.llvm.as_pointer())
+    return builder.gep(place, [ir.Constant(ir.IntType(64), j)])
+
+
+def _load(builder, vector, row, j):
+    """Vector j of a row, aligned as its elements are."""
+    value = builder.load(_vector_at(builder, vector, row, j))
+    value.align = vector.dtype.bitwidth // 8
     return value

@@ -1,19 +1,21 @@
 """Matrix products: tiles of 14 x 32 sums in registers over weights whose outputs are adjacent."""
 
+import math
+
 import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, even_pieces
+from refsd.numba_ops.cpu.pixels import even_pieces
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, empty, fill_up, flat, panel_width
-from refsd.numba_ops.simd import lanes, load, store, store_first
-from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
+from refsd.numba_ops.simd import lanes, load, pointer, store_first
+from refsd.numba_ops.tile import ROWS, VECTORS, tile_onto
 from refsd.numba_ops.weights import columns, lay_out, row_step
 from refsd.registry import kernel
 
-# Rows of a task: so many tiles, fewer where their elements would not stay in the caches.
-MOST_TILES, BLOCK = 24, 2**19
+# Tiles of a task: a panel is read from memory once for all of them.
+MOST_TILES = 40
 # Rows of a panel that stay in the second-level cache while all tiles of a task pass.
 DEPTH = 1280
 
@@ -52,20 +54,25 @@ def multiply_rows(x, right, right_step, bias, y):
         padded[:M] = x.reshape(M, K)
         x = padded
     rows, _, step = as_rows(x)
+    tiles, panels = -(-M // ROWS), -(-N // panel_width(x.dtype))
     # No result depends on these sizes: they keep the caches full and the threads busy.
-    tiles, threads = -(-M // ROWS), numba.get_num_threads()
-    blocks = -(-tiles // max(1, min(MOST_TILES, BLOCK // (K * ROWS))))
-    tall = -(-tiles // (-(-blocks // threads) * threads))
-    parts = max(1, min(-(-N // panel_width(x.dtype)), 8 * threads // -(-tiles // tall)))
+    blocks, parts = _shares(tiles, panels, numba.get_num_threads())
     piece = even_pieces(K)
-    _multiply(rows, step, M, K, piece, max(1, DEPTH // piece) * piece, right, right_step, bias,
-              y.reshape(-1), N, ONE_SEGMENT, tall, parts)
+    slices = -(-K // DEPTH)
+    depth = -(-K // (slices * piece)) * piece
+    _multiply(rows, step, M, K, piece, depth, right, right_step, bias, y.reshape(-1), N, blocks,
+              parts)
+
+
+def _shares(tiles, panels, threads):
+    """Into how many blocks of tiles and parts of panels to cut: a multiple of the threads."""
+    blocks = max(-(-tiles // MOST_TILES), min(tiles, -(-threads // panels)))
+    return blocks, min(panels, threads // math.gcd(blocks, threads))
 
 
 @jit(parallel=True)
-def _multiply(a, step, rows, K, piece, depth, right, right_step, bias, out, columns, one, tall,
-              parts):
-    """out (rows, columns) = a B + bias. A task is a block of `tall` tiles by a part of the panels.
+def _multiply(a, step, rows, K, piece, depth, right, right_step, bias, out, columns, blocks, parts):
+    """out (rows, columns) = a B + bias. A task is a block of tiles by a part of the panels.
 
     Each panel passes in slices of `depth` rows, and each slice in pieces that are summed in
     registers: the second cache keeps the slice for all tiles, the first one the piece's rows.
@@ -73,51 +80,56 @@ def _multiply(a, step, rows, K, piece, depth, right, right_step, bias, out, colu
     width = VECTORS * lanes(out)
     count = (columns + width - 1) // width
     tiles = (rows + ROWS - 1) // ROWS
-    blocks = (tiles + tall - 1) // tall
     for task in prange(blocks * parts):
         block, part = np.int64(task) // parts, np.int64(task) % parts
-        low, high = block * tall, min((block + 1) * tall, tiles)
-        sums = np.empty(tall * ROWS * width, out.dtype)
+        low, high = block * tiles // blocks, (block + 1) * tiles // blocks
+        sums = np.empty((high - low) * ROWS * width, out.dtype)
         for p in range(part * count // parts, (part + 1) * count // parts):
             for k in range(0, K, depth):
                 after = k + depth if k + depth < K else 0
                 next_slice = (p if after else p + 1) * width + after * right_step
-                _add_slice(a, step, rows, low, high, k, min(k + depth, K), piece, right,
-                           right_step, p * width, next_slice, one, sums)
-            for t in range(low, high):
-                # The last tile reaches back over rows of the one before, and leaves those alone.
-                start = max(0, min(t * ROWS, rows - ROWS))
-                _finish(sums[(t - low) * ROWS * width:], t * ROWS - start, min(ROWS, rows - start),
-                        bias, out, start, p * width, columns)
+                _add_slice(a, step, rows, low, high, k, min(k + depth, K), K, piece, right,
+                           right_step, p * width, next_slice, bias, sums, out, columns)
 
 
 @jit
-def _add_slice(a, step, rows, low, high, first, last, piece, right, right_step, column, next_slice,
-               one, sums):
-    """Tiles low .. high - 1 of sums = (first > 0: +=) columns first .. last - 1 of a by a panel"""
+def _add_slice(a, step, rows, low, high, first, last, K, piece, right, right_step, column,
+               next_slice, bias, sums, out, columns):
+    """Add products first .. last - 1 to the sums of tiles low .. high - 1 and one panel.
+
+    The first piece is added to the bias; with the last one a tile that is wanted whole goes to out.
+    """
     width = VECTORS * lanes(sums)
+    share = last - first
+    whole = rows >= ROWS and column + width <= columns
     for t in range(low, high):
+        # The last tile reaches back over rows of the one before, and gives them the same numbers.
         start = max(0, min(t * ROWS, rows - ROWS))
-        c = sums[(t - low) * ROWS * width:][:ROWS * width]
+        place = (t - low if share < K else 0) * ROWS * width
         # Fetch the next rows, and of the next slice the part that makes it whole in time.
         next_rows = (start + ROWS if t + 1 < high else low * ROWS) * step + first
-        share, pace = (last - first) * (t - low) // (high - low), width // (high - low) + 1
+        done, pace = share * (t - low) // (high - low), width // (high - low) + 1
+        before, before_at, before_step = pointer(sums, 0), place, width
+        if first == 0:
+            before, before_at, before_step = pointer(bias, 0), column, 0
         for k in range(first, last, piece):
-            ahead = next_slice + (share + (k - first) * pace // width) * right_step
-            tile_ahead(a, start * step + k, step, one, min(piece, last - k), right,
-                       column + k * right_step, right_step, c, k, next_rows + (k - first) * ROWS,
-                       ahead, pace)
+            to, to_at, to_step = pointer(sums, 0), place, width
+            if whole and k + piece >= K:
+                to, to_at, to_step = pointer(out, 0), start * columns + column, columns
+            ahead = next_slice + (done + (k - first) * pace // width) * right_step
+            tile_onto(a, start * step + k, step, min(piece, last - k), right,
+                      column + k * right_step, right_step, before, before_at, before_step,
+                      to, to_at, to_step, next_rows + (k - first) * ROWS, ahead, pace)
+            before, before_at, before_step = to, to_at, to_step
+        if last == K and not whole:
+            for i in range(min(ROWS, rows - start)):
+                _store_some(sums, place + i * width, out, (start + i) * columns + column,
+                            min(width, columns - column))
 
 
 @jit
-def _finish(c, first, last, bias, out, row, column, columns):
-    """Rows first .. last - 1 of a tile of sums, plus bias, to their place in out."""
-    size = lanes(out)
-    for i in range(first, last):
-        for j in range(VECTORS):
-            at, room = column + j * size, columns - column - j * size
-            value = load(c, (i * VECTORS + j) * size) + load(bias, at)
-            if room >= size:
-                store(out, (row + i) * columns + at, value)
-            elif room > 0:
-                store_first(out, (row + i) * columns + at, value, room)
+def _store_some(x, at, out, out_at, count):
+    """out[out_at : out_at + count] = x[at : at + count]"""
+    size = lanes(x)
+    for j in range(0, count, size):
+        store_first(out, out_at + j, load(x, at + j), min(size, count - j))
