@@ -109,6 +109,12 @@ def uncertainty(x: np.ndarray, format: str | Format, *, axis: int | None = None)
         return np.where(exact & ((scaled <= 127) | (format.block == 0)), 0.0, moved)
 
 
+def rounding(x: np.ndarray, format: Format, *, axis: int | None = None) -> np.ndarray:
+    """The most that rounding moves a result of about x: as `uncertainty`, without exceptions."""
+    step = _steps(x, format, axis)
+    return np.where(np.abs(x) > 126.5 * step, step, step / 2) if format.block else step / 2
+
+
 def _steps(x, format, axis):
     """The spacing of the format's numbers around each x."""
     if format.name == "int8":
