@@ -1,0 +1,83 @@
+"""What a golden run is made of: the request with every choice spelled out, and its model."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from refsd.errors import UsageError
+from refsd.pipelines import identity, stages
+from refsd.pipelines.loading import bundled_model
+from refsd.pipelines.request import check_integer, check_number, check_side
+from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+from refsd.random.by_name import GENERATORS
+from refsd.schedulers import from_config
+from refsd.weights import resolve
+from refsd.weights.checkpoint import COMPONENTS, plan_file, plan_folder
+
+TRUTH = {"backend": "numpy", "dtype": "float64"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One picture: sizes in pixels, `clip_skip` as in diffusers, `scheduler` the full options."""
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    cfg_scale: float
+    scheduler: dict[str, Any]
+    negative_prompt: str = ""
+    seed: int = 0
+    rng: str = "torch-cpu"
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    clip_skip: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it, with how the truth is computed."""
+        return {**asdict(self), **TRUTH}
+
+    def check(self, pipe: Any) -> None:
+        """Raise UsageError for what this model cannot be asked."""
+        factor = pipe.vae.config.downscale
+        check_side("width", self.width, factor)
+        check_side("height", self.height, factor)
+        check_integer("steps", self.steps, 1, 1000)
+        check_number("cfg_scale", self.cfg_scale, -1000, 1000)
+        check_number("guidance_rescale", self.guidance_rescale, 0, 1)
+        check_number("eta", self.eta, 0, 1)
+        check_integer("seed", self.seed, 0, 2**64 - 1)
+        if self.rng not in GENERATORS:
+            raise UsageError(f"rng is {self.rng!r}; give one of {', '.join(GENERATORS)}")
+        stages.make_schedule(from_config(self.scheduler), self.steps)
+
+
+def load_truth(model: str | Path | None = None, *, variant: str | None = None,
+               download: bool = False) -> StableDiffusionPipeline:
+    """The model in float64 on the definitions, as all truth is computed; None is the bundled one.
+
+    Convolutions only add up the products of their formula.
+    """
+    return StableDiffusionPipeline.from_pretrained(model, variant=variant, download=download,
+                                                   exact=True, **TRUTH)
+
+
+def model_of(pipe: Any, model: str | Path | None, *, variant: str | None = None) -> dict[str, Any]:
+    """What a manifest says of a model: its files' SHA-256, the configs of all parts in full."""
+    argument = None if model is None else str(model)
+    place = bundled_model() if model is None else resolve(model, variant=variant)
+    if place.is_dir():
+        plans = {part: plan_folder(place, part, variant=variant) for part in COMPONENTS}
+    else:
+        plans = plan_file(place)
+    return {**identity.of(argument, variant=variant),
+            "configs": {part: _plain(plan.config) for part, plan in plans.items()},
+            "scheduler": pipe.scheduler.config.plain(),
+            "scaling_factor": pipe.vae.config.scaling_factor,
+            "max_length": pipe.tokenizer.model_max_length}
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value
+            for key, value in sorted(config.items())}
