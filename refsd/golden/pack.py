@@ -107,6 +107,8 @@ class Pack:
 
     def _check_files(self, manifest: str) -> None:
         """All files are there, of the sizes and in the list that they are said to be."""
+        if INDEX not in self.manifest.files:
+            raise self._altered(INDEX, f"is not among the files of {MANIFEST}")
         for name, file in self.manifest.files.items():
             size = self._check_ordinary(name).st_size
             if size != file["bytes"]:
@@ -157,27 +159,30 @@ class Pack:
     def verify(self) -> list[Fault]:
         """Read every byte: hashes of files and tensors, the index, and what is there besides."""
         faults = self._extra()
+        self._headers.clear()
         for name, file in sorted(self.manifest.files.items()):
             with open_file(self.folder / name) as opened:
                 if sha256_of_file(opened) != file["sha256"]:
                     faults.append(Fault(name, "altered", f"bundle altered: {name}"))
-        for shard in sorted({entry.shard for entry in self.manifest.tensors}):
-            faults += self._verify_shard(shard)
-        if not any(fault.kind == "altered" for fault in faults) and (
-                index(self.folder, self.manifest) != read_bytes(
-                    self.folder / INDEX, limit=MAX_MANIFEST)):
+        shards: dict[str, list[str]] = {}
+        for entry in self.manifest.tensors:
+            shards.setdefault(entry.shard, []).append(entry.name)
+        for shard, names in shards.items():
+            faults += self._verify_shard(shard, names)
+        if all(fault.kind == "extra" for fault in faults) and (
+                read_bytes(self.folder / INDEX, limit=MAX_MANIFEST)
+                != index(self.folder, self.manifest)):
             faults.append(Fault(INDEX, "altered", f"{INDEX} is not the index of {MANIFEST}"))
         return faults
 
-    def _verify_shard(self, shard: str) -> list[Fault]:
-        entries = [entry.name for entry in self.manifest.tensors if entry.shard == shard]
+    def _verify_shard(self, shard: str, names: list[str]) -> list[Fault]:
         try:
             there = self._header(shard).tensors
         except ModelError as error:
             return [Fault(shard, "altered", str(error))]
         faults = [Fault(name, "extra", f"{shown(name)} is in {shard} and not part of the pack")
-                  for name in there if name not in entries]
-        for name in entries:
+                  for name in sorted(set(there) - set(names))]
+        for name in names:
             try:
                 self.read(name)
             except ModelError as error:

@@ -27,7 +27,7 @@ def write_file(path: Path, parts: list[bytes | memoryview]) -> dict[str, Any]:
 
     A link of that name is replaced, never followed. Raises ResourceError.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    draft = draft_of(path)
     digest, count = hashlib.sha256(), 0
     try:
         with open(draft, "xb") as file:
@@ -41,6 +41,11 @@ def write_file(path: Path, parts: list[bytes | memoryview]) -> dict[str, Any]:
     finally:
         draft.unlink(missing_ok=True)
     return {"sha256": digest.hexdigest(), "bytes": count}
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside a file, for writing it under until it is whole."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
 
 
 def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -12,8 +12,16 @@ import numpy as np
 
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden import journal
-from refsd.golden.manifest import MAX_MANIFEST, Entry, Manifest, as_dict, read_entry, write_manifest
-from refsd.golden.rules import DTYPES, SCHEMA, shown
+from refsd.golden.manifest import (
+    MAX_MANIFEST,
+    Entry,
+    Manifest,
+    as_dict,
+    read_entry,
+    references,
+    write_manifest,
+)
+from refsd.golden.rules import CHECKPOINT, DTYPES, INVARIANT, SCHEMA, check, shown
 from refsd.golden.shards import sha256, statistics, write_file, write_shard
 from refsd.version import __version__
 from refsd.weights.header import read_header
@@ -85,38 +93,41 @@ class Writer:
             note: str = "", keep: bool = False) -> Entry:
         """Add the next tensor in the order of execution; gives its entry.
 
-        float64 is rounded to float32, to nearest, unless `keep`. A resumed recording may add again
-        what it holds: the same numbers change nothing, others are a UsageError, as is whatever
-        the format page does not allow.
+        float64 is rounded to float32, to nearest, unless `keep`. A tensor that `inputs` refers to
+        is added before. A resumed recording may add again what it holds: the same numbers change
+        nothing, others are a UsageError, as is whatever the format page does not allow.
         """
         array = _stored(name, array, keep)
+        if name in self._held:
+            return self._again(name, array)
+        if self._arrays and self._bytes() + array.nbytes > self._shard_bytes:
+            self._save()
+            self._rows.append(self._row)
+            self._row, self._arrays = journal.Row(_shard_name(len(self._rows))), {}
         entry = _as_usage(lambda: read_entry({
             "name": name, "op": op, "stage": stage, "step": plain(step),
             "shape": list(array.shape), "dtype": array.dtype.name, "options": plain(options or {}),
             "inputs": plain(inputs or {}), "index": len(self._held), "shard": self._row.shard,
             "sha256": sha256(array), "stats": statistics(array),
             "tolerance": plain(tolerance or {}), "note": note}, "golden pack"))
-        if name in self._held:
-            return self._again(entry)
-        if self._arrays and self._bytes() + array.nbytes > self._shard_bytes:
-            self._save()
-            self._rows.append(self._row)
-            self._row, self._arrays = journal.Row(_shard_name(len(self._rows))), {}
-            entry = read_entry({**as_dict(entry), "shape": list(entry.shape),
-                                "shard": self._row.shard}, "golden pack")
+        missing = next((ref for ref in references(entry) if ref not in self._held), None)
+        if missing is not None:
+            raise UsageError(f"golden pack: {name} has the input {shown(missing)}, which is to be "
+                             "added before it")
         self._arrays[name] = array
         self._row.tensors.append(entry)
         self._note(entry)
         self._unsaved = True
         return entry
 
-    def _again(self, entry: Entry) -> Entry:
-        held = self._held[entry.name]
-        if entry.name not in self._resumed:
-            raise UsageError(f"golden pack: {entry.name} is added twice")
-        if (held.sha256, held.shape, held.dtype) != (entry.sha256, entry.shape, entry.dtype):
-            raise UsageError(f"golden pack: {entry.name} was recorded with other numbers before the"
-                             " interruption. Begin anew in another folder")
+    def _again(self, name: str, array: np.ndarray) -> Entry:
+        held = self._held[name]
+        if name not in self._resumed:
+            raise UsageError(f"golden pack: {name} is added twice")
+        if (held.sha256, held.shape, held.dtype) != (
+                sha256(array), array.shape, array.dtype.name):
+            raise UsageError(f"golden pack: {name} was recorded with other numbers before the "
+                             "interruption. Begin anew in another folder")
         return held
 
     def _note(self, entry: Entry) -> None:
@@ -129,18 +140,20 @@ class Writer:
     def checkpoint(self, percent: int, name: str, *, step: int) -> None:
         """Mark a tensor as the state of the run at `percent` of its steps."""
         mark = {"percent": percent, "step": step, "tensor": name}
-        self._mark("checkpoints", mark, known=lambda old: old["percent"] == percent)
+        self._mark("checkpoints", CHECKPOINT, mark)
 
     def invariant(self, name: str, value: float, *, limit: float,
                   tensor: str | None = None) -> None:
         """Keep a check of the recording itself: `value` is to be at most `limit`."""
         mark = {"name": name, "tensor": tensor, "value": float(value), "limit": float(limit)}
-        self._mark("invariants", mark,
-                   known=lambda old: (old["name"], old["tensor"]) == (name, tensor))
+        self._mark("invariants", INVARIANT, mark)
 
-    def _mark(self, kind: str, mark: dict[str, Any], known: Any) -> None:
-        marks = [m for row in [*self._rows, self._row] for m in getattr(row, kind)]
-        if not any(map(known, marks)):
+    def _mark(self, kind: str, rules: dict[str, Any], mark: dict[str, Any]) -> None:
+        """Keep a mark, unless it was kept before the recording was interrupted."""
+        _as_usage(lambda: check(mark, rules, f"golden pack: {kind}"))
+        if mark["tensor"] is not None and mark["tensor"] not in self._held:
+            raise UsageError(f"golden pack: {kind}: there is no tensor {shown(mark['tensor'])} yet")
+        if not any(mark in getattr(row, kind) for row in [*self._rows, self._row]):
             getattr(self._row, kind).append(mark)
             self._unsaved = True
 
