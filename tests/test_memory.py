@@ -13,7 +13,7 @@ from refsd.numba_ops.simd import WIDTH
 from refsd.ops import attention, conv
 from refsd.pipelines import memory
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
-from refsd.registry import BACKENDS, make_ready
+from refsd.registry import BACKENDS, make_ready, release
 from refsd.weights.tree import flatten
 
 
@@ -25,7 +25,8 @@ def pipe(request):
 
 def peak(call):
     """The most bytes of arrays that a call holds at once, beyond what was there."""
-    pool.shrink(0)
+    for backend in BACKENDS:
+        release(backend)
     tracemalloc.start()
     call()
     most = tracemalloc.get_traced_memory()[1]

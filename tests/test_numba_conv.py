@@ -35,8 +35,8 @@ def test_no_copy_without_padding():
     check(draw((2, 24, 9, 30), (20, 24, 3, 3)), "im2col")
     x = op_table.lay_out(draw((2, 24, 9, 30), (1,))[0], "channels_last")
     plan = conv_gemm._plan(24, (20, 24, 3, 3), (2, 7, 28, 20), (1, 1), ((0, 0), (0, 0)), (1, 1), 4)
-    memory, _ = conv_gemm._lay_out(x, plan, (1, 1), ((0, 0), (0, 0)))
-    assert np.shares_memory(memory, x)
+    with conv_gemm._laid_out(x, plan, (1, 1), ((0, 0), (0, 0))) as (memory, _):
+        assert np.shares_memory(memory, x)
 
 
 def test_a_slice_of_the_channels_is_read_without_a_copy():

@@ -273,12 +273,12 @@ def test_the_workspace_of_winograd_is_bounded():
     """What is transformed at once: weights of few panels, or of all where there are many tiles."""
     tracked = []
 
-    def empty(size, dtype, real=memory.aligned_empty):
-        tracked.append(size * np.dtype(dtype).itemsize)
-        return real(size, dtype)
+    def workspace(dtype, *sizes, real=conv_winograd.workspace):
+        tracked.extend(size * np.dtype(dtype).itemsize for size in sizes)
+        return real(dtype, *sizes)
 
     x, weight = last(draw(1, 512, 8, 8)), weights.lay_out(draw(512, 512, 3, 3))
     with pytest.MonkeyPatch.context() as patch, use("numba"):
-        patch.setattr(conv_winograd, "aligned_empty", empty)
+        patch.setattr(conv_winograd, "workspace", workspace)
         F.conv2d(x, weight, padding=1, algorithm="winograd4")
     assert max(tracked) < 2 * conv_winograd.WEIGHT_BYTES < 36 * weight.nbytes / 9

@@ -40,7 +40,7 @@ HABITS = {
     # A block: its input, normalised, activated; 36 transformed numbers for 16 pixels, and gaps.
     "numba": Habits(176 << 20, 3, 2.25, 15, 1.5 * 36 / 16, 12 << 20, 4 << 20, 0, 192 << 20),
 }
-SMALL = 5 << 20  # below that in all, few arrays are large enough to be kept when they are gone
+SMALL = 4 << 20  # below that in all, few arrays are large enough to be kept when they are gone
 
 
 def estimate_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
@@ -95,8 +95,8 @@ def decoder_bytes(vae: Any, pixels: int, size: int) -> int:
 
 
 def _with_idle(peak: float, habits: Habits) -> int:
-    """Arrays of about three times a block's size wait for the next of their size, up to a limit."""
-    return int(peak + min(habits.idle, 3 * max(0, peak - SMALL)))
+    """Arrays of about a block's size wait for the next of their size, up to a limit."""
+    return int(peak + min(habits.idle, max(0, peak - SMALL)))
 
 
 def _block(block: dict, plane: float, scores: float, habits: Habits) -> float:

@@ -8,6 +8,7 @@ by phase (row modulo stride, column modulo stride), so that output neighbours ar
 memory. At the end of a line the rows just go on: a few of them belong to no output.
 """
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numba
@@ -16,10 +17,11 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import PIECE, as_pixels
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import aligned_empty, fill_up, flat, panel_width
+from refsd.numba_ops.memory import fill_up, flat, panel_width
 from refsd.numba_ops.simd import fma, lanes, load, load_first, store, store_first
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
+from refsd.numba_ops.workspace import workspace
 
 # Elements of the picture that a task keeps in the second-level cache, and its most tiles.
 BLOCK, MOST_TILES = 2**17, 64
@@ -40,21 +42,20 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
     """y = w * x + bias.   x (N, C, H, W), y (N, H', W', O)"""
     (N, C, _, _), (O, I, _, kw) = x.shape, weight.shape
     plan = _plan(C, weight.shape, y.shape, stride, padding, dilation, x.itemsize)
-    copy, picture = _lay_out(x, plan, stride, padding)
-    (right, right_step), biases = columns(weight), fill_up(bias, O, x.dtype)
-    if I == 1 and O == C:
-        _depthwise(copy, picture, plan.pitch * plan.step, plan.step, plan.taps, right, right_step,
-                   biases, flat(y), y.shape)
-        return
-
-    segments, length = _segments(plan, I, kw, stride, dilation, groups)
-    # No result depends on this size: it keeps the caches full and the threads busy.
-    tiles, count = N * -(-plan.run // ROWS), groups * -(-O // groups // panel_width(x.dtype))
-    tall = max(1, min(MOST_TILES, BLOCK // (ROWS * plan.step),
-                      tiles * count // (2 * numba.get_num_threads())))
-    tall = -(-tiles // -(-tiles // tall))
-    _multiply(copy, picture, plan.step, plan.run, plan.pitch, I, segments, length,
-              max(1, PIECE // length), right, right_step, biases, flat(y), y.shape, groups, tall)
+    right, biases = columns(weight), fill_up(bias, O, x.dtype)
+    with _laid_out(x, plan, stride, padding) as (copy, picture):
+        if I == 1 and O == C:
+            _depthwise(copy, picture, plan.pitch * plan.step, plan.step, plan.taps, *right, biases,
+                       flat(y), y.shape)
+            return
+        segments, length = _segments(plan, I, kw, stride, dilation, groups)
+        # No result depends on this size: it keeps the caches full and the threads busy.
+        tiles, count = N * -(-plan.run // ROWS), groups * -(-O // groups // panel_width(x.dtype))
+        tall = max(1, min(MOST_TILES, BLOCK // (ROWS * plan.step),
+                          tiles * count // (2 * numba.get_num_threads())))
+        tall = -(-tiles // -(-tiles // tall))
+        _multiply(copy, picture, plan.step, plan.run, plan.pitch, I, segments, length,
+                  max(1, PIECE // length), *right, biases, flat(y), y.shape, groups, tall)
 
 
 def _plan(C, kernel, result, stride, padding, dilation, itemsize):
@@ -75,19 +76,21 @@ def _plan(C, kernel, result, stride, padding, dilation, itemsize):
                 (Ho - 1) * pitch + Wo)
 
 
-def _lay_out(x, plan, stride, padding):
+@contextmanager
+def _laid_out(x, plan, stride, padding):
     """The copy (or x itself where it will do), and the step from picture to picture"""
     (N, C, H, W), (top, left) = x.shape, (padding[0][0], padding[1][0])
     memory, picture, row, pixel = as_pixels(x)
     if (stride == (1, 1) and not np.any(padding) and plan.run >= ROWS
             and (row, pixel) == (W * C, plan.step)):
-        return memory, picture
+        yield memory, picture
+        return
     size = len(plan.phases) * plan.lines * plan.pitch * plan.step
     # Behind the last picture: the left zeros of a next line, and rows for the last tile.
-    copy = aligned_empty(N * size + (left + ROWS) * plan.step, x.dtype)
-    _sort_pixels(memory, (picture, row, pixel), (N, C, H, W), (top, left), stride, plan.phases,
-                 plan.lines, plan.pitch, plan.step, copy)
-    return copy, size
+    with workspace(x.dtype, N * size + (left + ROWS) * plan.step) as (copy,):
+        _sort_pixels(memory, (picture, row, pixel), (N, C, H, W), (top, left), stride, plan.phases,
+                     plan.lines, plan.pitch, plan.step, copy)
+        yield copy, size
 
 
 @jit(parallel=True)

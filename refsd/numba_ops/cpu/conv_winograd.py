@@ -14,10 +14,11 @@ from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, as_pixels, even_pieces
 from refsd.numba_ops.cpu.winograd_transforms import transform_pixels, transform_sums
 from refsd.numba_ops.cpu.winograd_weights import transform_weights
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import aligned_empty, fill_up, flat, panel_width
+from refsd.numba_ops.memory import fill_up, flat, panel_width
 from refsd.numba_ops.simd import lanes, load, load_first, store, store_first
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
+from refsd.numba_ops.workspace import workspace
 
 # One task multiplies up to so many bundles of ROWS tiles by one panel of weights: its 36 x 140 x 32
 # sums stay in the second-level cache until they are transformed back.
@@ -55,15 +56,15 @@ def _one_group(x, right, column, bias, y, size, padding):
     one_span, panel_size = span >= tiles, squares * (C + 1) * width
     fitting = WEIGHT_BYTES // (panel_size * x.itemsize)
     some = min(count, max(threads, fitting)) if one_span else count
-    spectra = aligned_empty(squares * span * step, x.dtype)
-    sums = aligned_empty(threads * squares * block * width, x.dtype)
-    panels, bias = aligned_empty(some * panel_size, x.dtype), fill_up(bias, O, x.dtype)
-    for first in range(0, count, some):
-        here = min(some, count - first)
-        transform_weights(*right, C, column + first * width, here, size, panels)
-        _compute(memory, (N, C, H, W), tuple(steps), corner, size, panels, first, here,
-                 even_pieces(C), bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
-                 span, step, sums, block, ONE_SEGMENT)
+    bias = fill_up(bias, O, x.dtype)
+    with workspace(x.dtype, squares * span * step, threads * squares * block * width,
+                   some * panel_size) as (spectra, sums, panels):
+        for first in range(0, count, some):
+            here = min(some, count - first)
+            transform_weights(*right, C, column + first * width, here, size, panels)
+            _compute(memory, (N, C, H, W), tuple(steps), corner, size, panels, first, here,
+                     even_pieces(C), bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize,
+                     spectra, span, step, sums, block, ONE_SEGMENT)
 
 
 @jit(parallel=True)
