@@ -67,6 +67,12 @@ def parser() -> Parser:
 
 def add_request(found: Parser) -> None:
     """The options that decide the pixels."""
+    add_picture(found)
+    add_arithmetic(found)
+
+
+def add_picture(found: Parser) -> None:
+    """The picture that is wanted: of what, how large, by which model and sampler."""
     add = found.add_argument_group("what to draw").add_argument
     add("words", metavar="PROMPT", nargs="?", help="what to draw, in quotes")
     add("-p", "--prompt", metavar="TEXT", help="the same as an option")
@@ -99,6 +105,11 @@ def add_request(found: Parser) -> None:
     add("--rng", type=choice(*RNGS), metavar="NAME", default="torch-cpu",
         help="whose noise: torch-cpu as diffusers and ComfyUI have it (default), cuda as A1111 "
         "on a graphics card, numpy")
+
+
+def add_arithmetic(found: Parser) -> None:
+    """How it is computed."""
+    add = found.add_argument_group("on what, and how exactly").add_argument
     add("--backend", metavar="NAME", default="auto",
         help=f"auto, {', '.join(BACKENDS)} (auto: the fastest that is there)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",

@@ -122,7 +122,7 @@ class WatchedScheduler:
         """The first thing that a step does."""
         self.index += 1
         self.recorder.enter("denoise", self.index)
-        # A view of its own, where the scheduler gives the sample itself: another name, another array.
+        # A view of its own, also where the scheduler gives the sample itself: another name.
         scaled = self._scheduler.scale_model_input(sample, timestep)[:]
         self._tell("scaled", scaled, "scale_model_input", {"sample": sample}, self._place())
         return scaled
