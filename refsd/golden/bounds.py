@@ -149,8 +149,10 @@ def _moves(name, arg, how, given):
     """How far rounding to the format takes an argument at most."""
     if isinstance(arg, list):
         return [_moves(name, a, how, given) for a in arg]
-    if given or not isinstance(arg, np.ndarray) or arg.dtype.kind != "f":
+    if not isinstance(arg, np.ndarray) or arg.dtype.kind != "f":
         return np.float64(0)
+    if given:
+        return np.zeros(arg.shape)
     matrix = name == "weight" and arg.ndim > 1
     return uncertainty(arg, how.matrices if matrix else how.tensors, axis=0 if matrix else None)
 
