@@ -23,6 +23,9 @@ with registry.use("numba"):
                if backend == "numba"}
 
 from refsd.numba_ops import memory  # noqa: E402  kernels need the ops to be declared first
+from refsd.numba_ops.cpu import layout  # noqa: E402
+
+layout.ALONE = 0  # or NumPy would copy the small arrays of all cases: test_numba_layout.py
 
 # Narrower vectors are tested by running the tests again, in another process and float32 only.
 NARROW = "REFSD_SIMD_BYTES" in os.environ or "NUMBA_BOUNDSCHECK" in os.environ

@@ -5,6 +5,8 @@ import pytest
 from numba_agreement import KERNELS, agree
 from op_table import LAYOUTS, lay_out, normal
 
+from refsd.numba_ops.cpu import layout
+
 
 def channels_last(*shape, seed=1):
     return lay_out(normal(shape, seed), "channels_last")
@@ -72,3 +74,13 @@ def test_nothing_but_copies():
               KERNELS["pad"](x, widths=((0, 0),) * 4),
               KERNELS["to_image"](KERNELS["to_tokens"](x), height=4, width=4)):
         np.testing.assert_array_equal(y.view("uint32"), x.view("uint32"))
+
+
+@pytest.mark.parametrize("size, by_kernel", [(7, []), (8, [8])])
+def test_small_arrays_are_copied_by_numpy(monkeypatch, size, by_kernel):
+    copied, copy = [], layout._copy
+    monkeypatch.setattr(layout, "ALONE", 8)
+    monkeypatch.setattr(layout, "_copy", lambda *args: copied.append(args[3]) or copy(*args))
+    x = normal((size,), 1)
+    np.testing.assert_array_equal(KERNELS["concat"]([x, x[:1]], axis=0), np.append(x, x[0]))
+    assert copied == by_kernel

@@ -246,3 +246,41 @@ def test_a_tracer_answers_for_every_backend():
         assert F.silu(x).shape == (2, 3)
     assert asked == [("softmax", ["x"], {"axis": 1}, (2, 3))]
     assert [event[0] for event in heard] == ["silu"]
+
+
+def test_an_accepted_call_is_not_judged_again(monkeypatch):
+    judged = []
+    silu = registry._ops["silu"]
+    monkeypatch.setattr(registry, "_foretold", {})
+    monkeypatch.setitem(registry._ops, "silu", silu._replace(
+        contract=lambda x: judged.append(x.shape) or silu.contract(x)))
+    for array in (x(), x() + 1, x()[:2], x()[:2], x().astype("f8")):
+        F.silu(array)
+    assert judged == [(3,), (2,), (3,)]
+
+
+@pytest.mark.parametrize("good, bad", [
+    (1, True), (1, 1.0), (1, np.float64(1)), (np.int64(1), np.int64(-1)), (1, np.array(0)),
+    ((1, 1), (1, 1.0)), (1, {}), (((0, 1), (0, 1)), ((0, 1), (0, True)))])
+def test_accepting_one_option_accepts_no_other(good, bad):
+    picture, weight = np.ones((1, 1, 4, 4)), np.ones((1, 1, 1, 1))
+    F.conv2d(picture, weight, padding=good)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="conv2d: padding"):
+            F.conv2d(picture, weight, padding=bad)
+
+
+def test_accepting_some_arrays_accepts_no_others():
+    ones = np.ones((2, 3), "f4")
+    F.concat([ones, ones], axis=0)
+    for bad in ([ones, ones.astype("f8")], [ones, ones[:, :2]], [ones, ones.tolist()], [ones, 1]):
+        with pytest.raises(UsageError, match="concat"):
+            F.concat(bad, axis=0)
+
+
+def test_accepted_calls_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(registry, "_foretold", {})
+    monkeypatch.setattr(registry, "MOST_FORETOLD", 4)
+    for n in range(20):
+        F.silu(np.ones(n, "f4"))
+        assert 1 <= len(registry._foretold) <= 4

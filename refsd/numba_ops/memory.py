@@ -9,6 +9,8 @@ from refsd.numba_ops import pool
 from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import VECTORS
 
+SMALL = 2**13  # elements of a result that may lie anywhere
+
 _layout_copies = 0
 # One entry a weight and use, while the weight lives: id -> (weak reference, what was made of it).
 _prepared: dict[tuple[int, str], tuple[weakref.ref, object]] = {}
@@ -29,6 +31,9 @@ class _Memory:
 
 def flat(array: np.ndarray) -> np.ndarray:
     """The memory from the first element to the last of an array with positive strides, as 1-D."""
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable and flags.aligned:
+        return array.reshape(-1)
     if array.size == 0:
         return np.empty(0, array.dtype)
     extent = 1 + sum((n - 1) * (s // array.itemsize) for n, s in zip(array.shape, array.strides))
@@ -77,17 +82,23 @@ def aligned_empty(size: int, dtype: np.dtype) -> np.ndarray:
     """Uninitialised 1-D memory that starts at a multiple of the vector width."""
     dtype = np.dtype(dtype)
     raw = pool.take(size * dtype.itemsize + WIDTH)
-    start = -raw.ctypes.data % WIDTH
+    start = -raw.__array_interface__["data"][0] % WIDTH
     return raw[start:start + size * dtype.itemsize].view(dtype)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory for a result. NumPy's own begins 16 bytes into a line of the cache."""
-    return aligned_empty(math.prod(shape), dtype).reshape(shape)
+    """Uninitialised memory for a result. NumPy's own begins 16 bytes into a line of the cache.
+
+    Small ones do: finding the line would take longer than what it saves.
+    """
+    size = math.prod(shape)
+    return np.empty(shape, dtype) if size < SMALL else aligned_empty(size, dtype).reshape(shape)
 
 
 def empty_like(x: np.ndarray) -> np.ndarray:
     """The same, with the axes in the same order in memory as those of x, and no gaps."""
+    if x.flags.c_contiguous:
+        return empty(x.shape, x.dtype)
     order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]))
     y = empty(tuple(x.shape[i] for i in order), x.dtype)
     return y.transpose(sorted(range(x.ndim), key=order.__getitem__))

@@ -84,8 +84,8 @@ def pairwise(formula):
 
 def laid_out_as(y, x):
     """x broadcast to y's shape, with y's strides: a view where it lies so already, else a copy."""
-    if x.shape == y.shape and x.flags.aligned and all(
-            n == 1 or s == t for n, s, t in zip(x.shape, x.strides, y.strides)):
+    if x.shape == y.shape and x.flags.aligned and (x.strides == y.strides or all(
+            n == 1 or s == t for n, s, t in zip(x.shape, x.strides, y.strides))):
         return x
     count_copy()
     copy = empty_like(y)

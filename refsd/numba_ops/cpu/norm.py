@@ -63,7 +63,8 @@ def rms_norm(x, weight, *, eps):
 
 
 def _flat(vector):
-    return flat(np.require(vector, None, "CA"))
+    good = vector.flags.c_contiguous and vector.flags.aligned
+    return flat(vector if good else np.require(vector, None, "CA"))
 
 
 @jit(parallel=True)
