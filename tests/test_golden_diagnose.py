@@ -1,0 +1,309 @@
+"""Planted mistakes, each written out anew, and the reason that must be found for it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from refsd.golden.diagnose import Finding, diagnose, grid
+from refsd.golden.formats import round_to
+from refsd.golden.layouts import to_layout
+from refsd.golden.manifest import Entry
+from refsd.golden.replay import replay
+
+RANDOM = np.random.default_rng(20)
+
+
+def normal(*shape, scale=1.0):
+    return (scale * RANDOM.standard_normal(shape)).astype("float32").astype("float64")
+
+
+def entry(op, shape=(), options=None, inputs=(), name="unet/000/x"):
+    return Entry(name, op, "unet", 0, tuple(shape), "float32", dict(options or {}),
+                 dict.fromkeys(inputs), 0, "a.safetensors", "0" * 64, {})
+
+
+def of(op, wrong, *, options=None, **inputs):
+    """What is said of float32 numbers `wrong` where the op on these inputs was wanted."""
+    about = entry(op, options=options, inputs=inputs)
+    truth = replay(about, inputs)
+    return diagnose(about, truth, np.asarray(wrong).astype("float32"), inputs=inputs)
+
+
+def phi(x):
+    return (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+X, W, B = normal(2, 8, 7, 6), normal(8, 8, 3, 3), normal(8)
+CONV = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1, "algorithm": "auto"}
+
+
+def correlate(x, w, before, after, stride=1):
+    x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)))
+    h, v = (x.shape[2] - w.shape[2]) // stride + 1, (x.shape[3] - w.shape[3]) // stride + 1
+    y = np.zeros((len(x), len(w), h, v))
+    for i in range(w.shape[2]):
+        for j in range(w.shape[3]):
+            y += np.einsum("nchw,oc->nohw", x[:, :, i:i + stride * h:stride,
+                                              j:j + stride * v:stride], w[:, :, i, j])
+    return y
+
+
+def plus(y, bias):
+    return y + bias[:, None, None]
+
+
+T = normal(2, 9, 8)  # tokens
+L = normal(8, 8)
+HALVES = normal(2, 9, 16)
+Q, K, V = normal(2, 9, 8), normal(2, 9, 8), normal(2, 9, 8)
+
+
+def attend(q=Q, k=K, v=V, heads=4, scale=None, causal=False, axis=-1, mixed=False):
+    def split(x):
+        parts = x.reshape(2, 9, -1, heads).transpose(0, 3, 1, 2) if mixed else (
+            x.reshape(2, 9, heads, -1).transpose(0, 2, 1, 3))
+        return parts
+    q, k, v = split(q), split(k), split(v)
+    scores = np.einsum("nhid,nhjd->nhij", q, k) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if causal:
+        scores += np.where(np.tri(9), 0, -np.inf)
+    e = np.exp(scores)
+    y = np.einsum("nhij,nhjd->nhid", e / e.sum(axis=axis, keepdims=True), v)
+    return y.transpose(0, 2, 1, 3).reshape(2, 9, 8)
+
+
+def norm(x, groups, eps, *, more=0, outside=False):
+    rows = x.reshape(len(x), groups, -1)
+    d = rows - rows.mean(axis=-1, keepdims=True)
+    variance = (d * d).sum(axis=-1, keepdims=True) / (d.shape[-1] - more)
+    s = np.sqrt(variance) + eps if outside else np.sqrt(variance + eps)
+    return plus((d / s).reshape(x.shape) * W[:, 0, 0, 0][:, None, None], B)
+
+
+SMALL = normal(2, 8, 3, 3, scale=0.03)
+NORM = {"x": SMALL, "weight": W[:, 0, 0, 0], "bias": B}
+GROUPS = {"groups": 4, "eps": 1e-5}
+TIMES = np.array([981, 981])
+TIME = {"dim": 32, "flip_sin_to_cos": True, "freq_shift": 0, "dtype": "float32"}
+
+
+def waves(t, dim=32):
+    angles = np.asarray(t)[:, None] * 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+
+DDIM = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "steps_offset": 1,
+        "set_alpha_to_one": False, "clip_sample": False, "prediction_type": "epsilon"}
+STEP = {"scheduler": DDIM, "steps": 10, "index": 3, "eta": 0.0}
+EPS = normal(2, 8, 7, 6)
+
+PLANTED = {
+    "the bias of a convolution": ("missing_bias", "conv2d", CONV, correlate(X, W, 1, 1),
+                                  {"x": X, "weight": W, "bias": B}),
+    "a true convolution": ("flipped_kernel", "conv2d", CONV,
+                           plus(correlate(X, W[:, :, ::-1, ::-1], 1, 1), B),
+                           {"x": X, "weight": W, "bias": B}),
+    "kernel columns first": ("transposed_weight", "conv2d", CONV,
+                             plus(correlate(X, W.swapaxes(2, 3), 1, 1), B),
+                             {"x": X, "weight": W, "bias": B}),
+    "channels of the weight": ("transposed_weight", "conv2d", CONV,
+                               plus(correlate(X, W.swapaxes(0, 1), 1, 1), B),
+                               {"x": X, "weight": W, "bias": B}),
+    "padding of a strided convolution": (
+        "wrong_padding", "conv2d", {**CONV, "stride": 2, "padding": ((0, 1), (0, 1))},
+        plus(correlate(X[:, :, :6], W, 1, 0, stride=2), B),
+        {"x": X[:, :, :6], "weight": W, "bias": B}),
+    "padding by the edge": ("wrong_padding", "conv2d", CONV, plus(correlate(
+        np.pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge"), W, 0, 0), B),
+        {"x": X, "weight": W, "bias": B}),
+    "the bias of a linear layer": ("missing_bias", "linear", None, T @ L.T,
+                                   {"x": T, "weight": L, "bias": B}),
+    "a transposed weight": ("transposed_weight", "linear", None, T @ L + B,
+                            {"x": T, "weight": L, "bias": B}),
+    "eps of a norm": ("wrong_eps", "group_norm", GROUPS, norm(SMALL, 4, 1e-6), NORM),
+    "eps outside the root": ("wrong_eps", "group_norm", GROUPS,
+                             norm(SMALL, 4, 1e-5, outside=True), NORM),
+    "n - 1": ("biased_variance", "group_norm", GROUPS, norm(SMALL, 4, 1e-5, more=1), NORM),
+    "groups": ("wrong_groups", "group_norm", GROUPS, norm(SMALL, 8, 1e-5), NORM),
+    "eps of a layer norm": (
+        "wrong_eps", "layer_norm", {"eps": 1e-5}, norm(SMALL, 1, 1e-12)[..., 0, 0] * 0 + (
+            (SMALL[:, :, 0, 0] - SMALL[:, :, 0, 0].mean(1, keepdims=True)) / np.sqrt(
+                SMALL[:, :, 0, 0].var(1, keepdims=True) + 1e-12) * L[0] + B),
+        {"x": SMALL[:, :, 0, 0], "weight": L[0], "bias": B}),
+    "no silu": ("missing_silu", "silu", None, X, {"x": X}),
+    "sigmoid": ("sigmoid", "silu", None, sigmoid(X), {"x": X}),
+    "tanh": ("gelu_tanh", "gelu", None, X / 2 * (1 + np.tanh(
+        math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))), {"x": X}),
+    "erf": ("gelu_erf", "quick_gelu", None, X * phi(X), {"x": X}),
+    "quick": ("quick_gelu", "gelu", None, X * sigmoid(1.702 * X), {"x": X}),
+    "halves": ("geglu_swapped", "geglu", None, HALVES[..., 8:] * HALVES[..., :8] * phi(
+        HALVES[..., :8]), {"x": HALVES}),
+    "tanh in geglu": ("gelu_tanh", "geglu", None, HALVES[..., :8] * HALVES[..., 8:] / 2 * (
+        1 + np.tanh(math.sqrt(2 / math.pi) * (
+            HALVES[..., 8:] + 0.044715 * HALVES[..., 8:]**3))), {"x": HALVES}),
+    "axis": ("softmax_axis", "softmax", {"axis": -1},
+             np.exp(T) / np.exp(T).sum(axis=1, keepdims=True), {"x": T}),
+    "scale": ("attention_scale", "attention", {"heads": 4, "mask": None, "causal": False},
+              attend(scale=1.0), {"q": Q, "k": K, "v": V}),
+    "no causal mask": ("missing_mask", "attention", {"heads": 4, "mask": None, "causal": True},
+                       attend(), {"q": Q, "k": K, "v": V}),
+    "softmax over queries": ("softmax_axis", "attention",
+                             {"heads": 4, "mask": None, "causal": False}, attend(axis=-2),
+                             {"q": Q, "k": K, "v": V}),
+    "heads": ("head_order", "attention", {"heads": 4, "mask": None, "causal": False},
+              attend(mixed=True), {"q": Q, "k": K, "v": V}),
+    "keys and values": ("swapped_inputs", "attention",
+                        {"heads": 4, "mask": None, "causal": False}, attend(k=V, v=K),
+                        {"q": Q, "k": K, "v": V}),
+    "residual": ("no_residual", "add", None, X, {"a": X, "b": EPS}),
+    "skip order": ("swapped_inputs", "concat", {"axis": 1},
+                   np.concatenate([EPS, X[:, :5]], axis=1), {"arrays": [X[:, :5], EPS]}),
+    "ids from 1": ("off_by_one", "embedding", None, L[(np.arange(12).reshape(2, 6) + 1) % 8],
+                   {"ids": np.arange(12).reshape(2, 6) % 8, "weight": L}),
+    "sines first": ("sincos_order", "timestep_embedding", TIME,
+                    np.roll(waves(TIMES), 16, axis=1), {"timesteps": TIMES}),
+    "time": ("wrong_timestep", "timestep_embedding", TIME, waves([961, 961]),
+             {"timesteps": TIMES}),
+    "half a pixel": ("half_pixel", "upsample_nearest", {"height": 14, "width": 12},
+                     X[:, :, np.minimum((np.arange(14) + 1) // 2, 6)[:, None],
+                       np.minimum((np.arange(12) + 1) // 2, 5)], {"x": X}),
+    "column by column": ("transposed", "to_tokens", None,
+                         X.transpose(0, 3, 2, 1).reshape(2, 42, 8), {"x": X}),
+    "guidance swapped": ("swapped_guidance", "guide", {"scale": 7.5, "rescale": 0.0},
+                         EPS + 7.5 * (X - EPS), {"uncond": X, "cond": EPS}),
+    "guidance scale": ("guidance_scale", "guide", {"scale": 7.5, "rescale": 0.0},
+                       X + 8.5 * (EPS - X), {"uncond": X, "cond": EPS}),
+    "alpha_bar": ("wrong_timestep", "scheduler_step", STEP, X,
+                  {"model_output": EPS, "sample": X, "noise": None}),
+    "scaling factor": ("missing_scaling_factor", "unscale_latents", {"scaling_factor": 0.18215}, X,
+                       {"latents": X}),
+    "bytes": ("truncated", "to_bytes", None, np.floor(255 * sigmoid(X)), {"x": sigmoid(X)}),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_with_the_inputs(name):
+    reason, op, options, wrong, inputs = PLANTED[name]
+    found = of(op, wrong, options=options, **inputs)
+    assert found and found[0].reason == reason, found
+    # float32 rounding of the planted numbers is all that is left of the error
+    assert found[0].confidence > 0.999
+
+
+def in_tiles(x):
+    return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -n % 32) for n in x.shape[-2:]])
+
+
+def zeroed(x):
+    x = x.copy()
+    x[1, 2, 3, 4] = 0
+    return x
+
+
+ALONE = {
+    "nhwc, dumped flat": ("nhwc", X, np.ascontiguousarray(X.transpose(0, 2, 3, 1)).reshape(
+        X.shape)),
+    "nhwc": ("nhwc", X, X.transpose(0, 2, 3, 1)),
+    "packs of four": ("nc4hw4", X, to_layout(X, "NC4HW4")),
+    "a matrix of pixels": ("nhwc", X, to_layout(X, "ROWS")),
+    "tiles": ("tile_padding", X, to_layout(X, "TILE32")),
+    "faces": ("tile_padding", T, to_layout(T, "FACE16")),
+    "padding of tiles left in": ("tile_padding", T, in_tiles(T)),
+    "transposed": ("transposed", L, L.T),
+    "transposed, not square": ("transposed", T, T.swapaxes(1, 2)),
+    "height and width": ("transposed", X[..., :6, :], X[..., :6, :].swapaxes(2, 3)),
+    "a factor": ("scale", X, 1.5 * X),
+    "the VAE's factor": ("missing_scaling_factor", X, 0.18215 * X),
+    "the VAE's factor, inverse": ("missing_scaling_factor", X, X / 0.18215),
+    "a constant": ("offset", X, X + 0.25),
+    "a constant a channel": ("missing_bias", X, plus(X, B)),
+    "signs": ("sign", X, -X),
+    "one column to the right": ("off_by_one", X, np.concatenate(
+        [np.zeros_like(X[..., :1]), X[..., :-1]], axis=-1)),
+    "one row cropped": ("off_by_one", X, X[:, :, 1:]),
+    "one column too many": ("off_by_one", X, np.concatenate([X, X[..., :1]], axis=-1)),
+    "interleaved heads": ("head_order", T, T.reshape(2, 9, 4, 2).swapaxes(2, 3).reshape(T.shape)),
+    "a NaN set to zero": ("nan_masked", X, zeroed(X)),
+    "halves": ("swapped_inputs", X, np.concatenate([X[:, 4:], X[:, :4]], axis=1)),
+    "samples": ("swapped_guidance", X, X[::-1]),
+    "fp16": ("fp16_rounding", X, X.astype("float16")),
+    "bf16": ("bf16_rounding", X, round_to(X, "bfloat16")),
+    "bf16, cut off": ("truncated", X, (X.astype("float32").view("uint32") & np.uint32(
+        0xFFFF0000)).view("float32")),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_from_the_tensor_alone(name):
+    reason, golden, wrong = ALONE[name]
+    found = diagnose(entry("block", golden.shape), golden, wrong.astype("float32"))
+    assert found and found[0].reason == reason, found
+
+
+def test_the_step_before():
+    found = diagnose(entry("conv2d", X.shape), X, EPS, previous=EPS)
+    assert found[0] == Finding("stale", "it is the tensor of the step before", 1.0)
+
+
+def test_what_was_left_out_before_an_op():
+    about, made = entry("conv2d", options=CONV, inputs=("x", "weight", "bias")), entry("silu")
+    given = {"x": X * sigmoid(X), "weight": W, "bias": B}
+    found = diagnose(about, replay(about, given), plus(correlate(X, W, 1, 1), B), inputs=given,
+                     upstream={"x": (made, {"x": X})})
+    assert found[0].reason == "missing_silu" and found[0].sentence == "silu was left out before it"
+
+
+@pytest.mark.parametrize("value, reason", [(np.nan, "nan"), (np.inf, "overflow")])
+def test_a_number_that_is_none(value, reason):
+    wrong = X.copy()
+    wrong[1, 0, 0, 2] = value
+    (found,) = diagnose(entry("add", X.shape), X, wrong)
+    assert found.reason == reason and "in 1 places, the first at (1, 0, 0, 2)" in found.sentence
+
+
+def test_infinities_of_the_other_sign_and_a_nan_that_became_a_number():
+    golden, wrong = np.array([np.inf, np.nan, 1]), np.array([-np.inf, 0, 1])
+    assert [f.reason for f in diagnose(entry("add", (3,)), golden, wrong)] == [
+        "nan_masked", "inf_sign"]
+
+
+def test_nothing_is_said_where_nothing_explains_it():
+    assert diagnose(entry("conv2d", X.shape), X, normal(*X.shape)) == []
+    assert diagnose(entry("conv2d", X.shape), X, X + normal(*X.shape, scale=0.1)) == []
+    assert diagnose(entry("conv2d", X.shape), X, normal(5, 3)) == []
+    assert diagnose(entry("conv2d", X.shape), X, X) == []
+
+
+def test_rounding_to_the_format_that_is_computed_in_is_no_finding():
+    half = X.astype("float16")
+    assert diagnose(entry("conv2d", X.shape), X, half, format="fp16") == []
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "scale", "the bias of a convolution", "halves"])
+@pytest.mark.parametrize("format", ["float16", "bfloat16"])
+def test_a_mistake_in_a_short_format(name, format):
+    """Mistakes larger than the rounding are named through it; smaller ones are not made up."""
+    reason, op, options, wrong, inputs = PLANTED[name]
+    found = of(op, round_to(wrong, format), options=options, **inputs)
+    assert found[0].reason == reason
+
+
+def test_weights_are_read_by_name():
+    about = entry("linear", inputs=("x", "weight", "bias"))
+    held = {"unet.proj.weight": L, "unet.proj.bias": B}
+    found = diagnose(about, T @ L.T + B, T @ L.T, {
+        "x": T, "weight": "weight:unet.proj.weight", "bias": "weight:unet.proj.bias"},
+        weights=lambda reference: held[reference.removeprefix("weight:")])
+    assert found[0].reason == "missing_bias"
+
+
+@pytest.mark.parametrize("x, name", [([1, 0.5], "bfloat16"), ([1 + 2**-10], "float16"),
+                                     ([1 + 2**-20], "float32"), ([], "float32")])
+def test_the_grid_of_numbers(x, name):
+    assert grid(np.array(x)) == name
