@@ -126,6 +126,8 @@ class Recorder:
         inputs = event.inputs | {key: value for key, value in event.options.items()
                                  if isinstance(value, np.ndarray)}
         options = {key: value for key, value in event.options.items() if key not in inputs}
+        if "dtype" in options:
+            options["dtype"] = "float32"  # as a port is asked; only the truth has more
         if opened:
             held = self._write(name, event.output, level=level, op=event.op, inputs=inputs,
                                options=options)

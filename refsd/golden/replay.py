@@ -23,22 +23,27 @@ def replay(entry: Entry, inputs: Mapping[str, Any]) -> np.ndarray:
     Raises UsageError for an entry without an op, an input too many or too few, or shapes that the
     op does not take.
     """
-    declared = ops()
-    if entry.op not in declared and entry.op not in STAGE_OPS:
-        raise UsageError(f"{entry.name}: {'a block' if entry.op == 'block' else 'no op'}, which "
-                         "cannot be replayed; give an entry of level 3 or of the stages")
     if entry.inputs.keys() != inputs.keys():
         raise UsageError(f"{entry.name}: got the inputs {', '.join(inputs) or 'none'}; give "
                          f"{', '.join(entry.inputs) or 'none'}")
-    raised = {name: raise_to_float64(value) for name, value in inputs.items()}
-    options = dict(entry.options)
-    if "dtype" in options:
-        options["dtype"] = "float64"
-    if entry.op in STAGE_OPS:
-        return STAGE_OPS[entry.op](**raised, **options)
-    declared[entry.op].contract(**raised, **options)
+    return compute(entry.name, entry.op, inputs, entry.options)
+
+
+def compute(name: str, op: str | None, inputs: Mapping[str, Any],
+            options: Mapping[str, Any]) -> np.ndarray:
+    """An op or a stage op in float64; `name` is for errors, as in replay."""
+    raised = {key: raise_to_float64(value) for key, value in inputs.items()}
+    if op in STAGE_OPS:
+        return STAGE_OPS[op](**raised, **options)
+    declared = ops().get(op)
+    if declared is None:
+        raise UsageError(f"{name}: {'a block' if op == 'block' else 'no op'}, which cannot be "
+                         "replayed; give an entry of level 3 or of the stages")
+    wide = {"dtype": "float64"} if "dtype" in options else {}
+    raised |= {**options, **wide}
+    declared.contract(**raised)
     with use("numpy"):
-        return np.asarray(declared[entry.op].definition(**raised, **options))
+        return np.asarray(declared.definition(**raised))
 
 
 def raise_to_float64(value: Any) -> Any:
