@@ -6,7 +6,7 @@ import pytest
 from agreement_bounds import WINOGRAD, matrices
 from numba_agreement import agree
 
-from refsd.numba_ops.cpu import conv, conv_gemm, conv_winograd, winograd_transforms
+from refsd.numba_ops.cpu import conv, conv_gemm, conv_narrow, conv_winograd, winograd_transforms
 from refsd.numba_ops.cpu.winograd_weights import S, T
 from refsd.numba_ops.memory import flat
 
@@ -44,6 +44,17 @@ def test_a_slice_of_the_channels_is_read_without_a_copy():
     assert np.shares_memory(conv_winograd.as_pixels(x)[0], x)
     for name in ("im2col", "winograd2", "winograd4"):
         check([x, draw((1,), (5, 16, 3, 3))[1]], name, padding=1)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 8])
+@pytest.mark.parametrize("channels", [16, 31, 320])
+def test_few_outputs(channels, outputs):
+    """Lines that are no multiple of four pixels, channels that are no multiple of a vector."""
+    assert conv_narrow.is_narrow((outputs, channels, 3, 3), 1, "f4")
+    x, weight, bias = draw((2, channels, 7, 10), (outputs, channels, 3, 3))
+    check([x, weight, bias], "im2col", padding=1)
+    check([x, weight], "im2col", stride=(2, 3), padding=((0, 2), (3, 1)), dilation=(1, 2))
+    check([op_table.lay_out(x, "channels_last")[:, :, ::2], weight, bias], "im2col", padding=2)
 
 
 @pytest.mark.parametrize("name", ["im2col", "winograd2", "winograd4"])

@@ -81,6 +81,7 @@ def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple, dict]]:
     yield "silu", (picture,), {}
     yield "conv2d", (picture, kernel, channels), {"padding": 1}
     yield "conv2d", (picture, kernel, channels), {"padding": 1, "stride": 2}
+    yield "conv2d", (picture, kernel[:4], channels[:4]), {"padding": 1}
     yield "group_norm", (picture, channels, channels), {"groups": 4, **norm}
     yield "geglu", (tokens,), {}
     yield "upsample_nearest", (picture,), {"height": 16, "width": 16}

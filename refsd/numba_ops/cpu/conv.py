@@ -16,6 +16,7 @@ import numpy as np
 from refsd.contracts import Spec
 from refsd.numba_ops.cpu.conv_fft import fft
 from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
+from refsd.numba_ops.cpu.conv_narrow import is_narrow, narrow
 from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import multiply_rows
 from refsd.numba_ops.memory import empty, fill_up
@@ -52,6 +53,8 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     elif (kh, kw, sh, sw, groups) == (1, 1, 1, 1, 1) and not np.any(pad):
         multiply_rows(x.transpose(0, 2, 3, 1), *columns(weight), fill_up(bias, O, x.dtype),
                       y.reshape(-1, O))
+    elif is_narrow(weight.shape, groups, x.dtype):
+        narrow(x, weight, bias, y, (sh, sw), pad, (dh, dw))
     else:
         implicit_gemm(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
     return y.transpose(0, 3, 1, 2)
