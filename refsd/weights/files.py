@@ -43,7 +43,9 @@ def read_bytes(path: str | Path, *, limit: int) -> bytes:
         if size > limit:
             raise ModelError(f"{path}: {size:,} bytes, at most {limit:,} are allowed for this file")
         found = b""
-        while len(found) <= limit and (part := file.read(limit + 1 - len(found))):
+        # read() takes memory for all that it is asked for: not for the limit, but for the file
+        while (wanted := min(limit, max(size, len(found) + 65536)) + 1 - len(found)) > 0 and (
+                part := file.read(wanted)):
             found += part
     if len(found) > limit:
         raise ModelError(f"{path}: grew beyond {limit:,} bytes while it was read")
