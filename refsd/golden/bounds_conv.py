@@ -150,3 +150,9 @@ def fft_variance(x, weight, options, y, p):
     sizes = (largest * squares).sum(axis=-1).reshape(N, O, 1, 1)
     back = transform * np.max(y * y, axis=(2, 3), keepdims=True)
     return (2 * transform + p.u**2 / 3 * (4 + (I + 1) / 3)) * sizes + back + p.u**2 / 3 * y * y
+
+
+def fits_winograd(weight, options):
+    """Whether F(2x2, 3x3) and F(4x4, 3x3) can compute a convolution."""
+    pairs = [np.broadcast_to(options.get(name, 1), 2).tolist() for name in ("stride", "dilation")]
+    return weight.shape[2:] == (3, 3) and pairs == [[1, 1], [1, 1]]

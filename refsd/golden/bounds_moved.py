@@ -149,6 +149,7 @@ def _softmax(args, options, y, moves, factor):
 
 
 def _layer_norm(args, options, y, moves, factor):
+    moves = [m + np.zeros_like(a) for m, a in zip(moves, args)]
     return _normalized(*args, options["eps"], moves, factor)
 
 
@@ -171,14 +172,16 @@ def _normalized(x, weight, bias, eps, moves, factor):
     of_d = dx + np.mean(dx, axis=-1, keepdims=True)
     of_s = ((abs(d) + of_d) * of_d).mean(axis=-1, keepdims=True) / (s * s)
     worst = (of_d / s + normal * of_s) / np.maximum(1 - of_s, 1e-3)
-    worst = (abs(weight) + dw) * worst + dw * normal + db
-
-    dx2 = dx * dx + np.zeros_like(x)
+    dx2 = dx * dx
     of_d = dx2 + dx2.mean(axis=-1, keepdims=True) / K
     of_s = (d * d * dx2).mean(axis=-1, keepdims=True) / (K * s**4)
     shrink = np.maximum(1 - factor * np.sqrt(of_s), 1e-3)**2
     variance = (of_d / (s * s) + normal**2 * of_s) / shrink
-    return worst, ((weight**2 + dw * dw) * variance + dw * dw * normal**2 + db * db) / 3
+    # Numbers closer to each other than to their neighbours in the format round together.
+    together = np.max(dx, axis=-1, keepdims=True, initial=0) > s
+    variance = np.where(together, 3 * worst * worst, variance)
+    return ((abs(weight) + dw) * worst + dw * normal + db,
+            ((weight**2 + dw * dw) * variance + dw * dw * normal**2 + db * db) / 3)
 
 
 def _rms_norm(args, options, y, moves, factor):

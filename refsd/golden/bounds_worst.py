@@ -10,6 +10,7 @@ import functools
 import math
 
 import numpy as np
+from scipy.special import erf
 
 from refsd.golden.bounds_attention import attention, softmax_depth
 from refsd.golden.bounds_conv import conv2d
@@ -76,9 +77,9 @@ def _gelu(x, p):
     Left of 0 the sum cancels: there the error is relative to x, not to the result.
     """
     t = np.abs(x) * math.sqrt(0.5)
-    erf = np.vectorize(math.erf, otypes=["float64"])(t)
-    of_erf = gamma(2, p) * t * 2 / math.sqrt(math.pi) * np.exp(-t * t) + gamma(OTHERS, p) * erf
-    return 0.5 * abs(x) * (of_erf + gamma(3, p) * (1 + np.sign(x) * erf)) + p.tiny
+    of_t = erf(t)
+    of_erf = gamma(2, p) * t * 2 / math.sqrt(math.pi) * np.exp(-t * t) + gamma(OTHERS, p) * of_t
+    return 0.5 * abs(x) * (of_erf + gamma(3, p) * (1 + np.sign(x) * of_t)) + p.tiny
 
 
 def gelu_tanh(args, options, y, p):

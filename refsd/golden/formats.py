@@ -78,17 +78,23 @@ def round_to(x: np.ndarray, format: str | Format, *, generator: np.random.Genera
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         wide = x.astype("float64")
         step = _steps(wide, format, axis)
-        rounded = _whole(wide / step, generator)
+        rounded = wide / step
+        if generator is None:
+            np.rint(rounded, out=rounded)
+        else:  # up with the probability of what is above the lower neighbour
+            rounded += generator.random(rounded.shape)
+            np.floor(rounded, out=rounded)
         if format.block:
-            rounded = np.clip(rounded, -127, 127)
-        rounded = np.where(np.isfinite(wide), rounded * step, wide)
-        over = {"inf": np.inf, "nan": np.nan, "largest": format.largest}[format.overflow]
-        beyond = np.isfinite(wide) & (np.abs(rounded) > format.largest)
-        if format.overflow == "nan":  # no code for infinity either
-            beyond |= np.isinf(wide)
-        rounded = np.where(beyond, np.copysign(over, wide), rounded)
-        # A product with 0 may have lost the sign.
-        return np.copysign(rounded, wide).astype(x.dtype)
+            np.clip(rounded, -127, 127, out=rounded)
+        rounded *= step
+        np.copysign(rounded, wide, out=rounded)  # a product with 0 may have lost the sign
+        beyond = ~(np.abs(rounded) <= format.largest)
+        if beyond.any():
+            over = {"inf": np.inf, "nan": np.nan, "largest": format.largest}[format.overflow]
+            # Without a code for infinity it is one more number beyond the largest.
+            stays = ~np.isfinite(wide) if format.overflow != "nan" else np.isnan(wide)
+            rounded = np.where(stays, wide, np.where(beyond, np.copysign(over, wide), rounded))
+        return rounded.astype(x.dtype)
 
 
 def uncertainty(x: np.ndarray, format: str | Format, *, axis: int | None = None) -> np.ndarray:
@@ -125,8 +131,11 @@ def _steps(x, format, axis):
         return np.where(largest > 0, largest / 127, 1.0)
     if format.block:
         return np.ldexp(1.0, np.maximum(_block_exponents(x, format, axis), format.least) - 6)
-    exponent = np.frexp(np.where(np.isfinite(x), x, 1.0))[1] - 1
-    return np.ldexp(1.0, np.maximum(exponent, format.least) - (format.bits - 1))
+    # The exponent of a float64 lies in its bits 52 to 62; a power of two has no others.
+    exponents = np.ascontiguousarray(x).view("int64") & (0x7FF << 52)
+    exponents -= (format.bits - 1) << 52
+    lowest = max(0, format.least - (format.bits - 1) + 1023)
+    return np.maximum(exponents, lowest << 52).view("float64").reshape(x.shape)
 
 
 def _block_exponents(x, format, axis):
@@ -140,11 +149,3 @@ def _block_exponents(x, format, axis):
     blocks = padded.reshape(*moved.shape[:-1], -1, format.block)
     largest = np.repeat(blocks.max(axis=-1), format.block, axis=-1)[..., :count]
     return np.moveaxis(np.frexp(largest)[1] - 1, -1, axis)
-
-
-def _whole(x, generator):
-    """To whole numbers: the nearest (ties to even), or by chance in proportion."""
-    if generator is None:
-        return np.rint(x)
-    below = np.floor(x)
-    return below + (generator.random(x.shape) < x - below)
