@@ -1,0 +1,85 @@
+"""`refsd golden bisect`: the first op of a port that is wrong on its own inputs."""
+
+import argparse
+import math
+from typing import Any
+
+from refsd.cli.arguments import Parser
+from refsd.cli.report import one_line, result, result_json
+
+ABOUT = """\
+Name the first op of a port whose error is its own.
+
+    refsd golden bisect PACK MINE --format bf16
+
+Every op is computed again on the inputs that MINE has for it. What rounding
+does not explain of the difference is the op's own error; the rest it was
+handed by earlier ones. The exit code is 0 when rounding explains everything,
+1 when it does not. docs/golden-bisect.md says how ops and regions are told."""
+SHOWN = 20
+
+
+def parser() -> Parser:
+    """The options of golden bisect."""
+    found = Parser(prog="refsd golden bisect", description=ABOUT,
+                   usage="refsd golden bisect PACK MINE [options]")
+    add = found.add_argument
+    add("pack", metavar="PACK", help="a golden pack: folder, .zip or .tar.zst")
+    add("candidate", metavar="MINE", help="what the port wrote: a folder, .npz or .safetensors")
+    add("--format", metavar="NAME", default="float32",
+        help="what the port computes in: float32, float16, bfloat16, int8 (float32)")
+    add("-m", "--model", metavar="PATH", help="where the model is, if not where the pack says")
+    add("--map", metavar="FILE", help="JSON of golden names and the port's names for them")
+    add("--layout", metavar="NAME", help="how the port keeps tensors: NHWC, NC4HW4, TILE32")
+    add("--first", action="store_true", help="stop at the first that is wrong")
+    add("--all", action="store_true", help="show every tensor, not only those that are wrong")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Bisect, and say it; 0 when all is explained."""
+    from refsd.golden.bisect import bisect
+    from refsd.golden.candidate import Candidate
+    from refsd.golden.pack import Pack
+
+    opened = Candidate.open(options.candidate, name_map=options.map, layout=options.layout)
+    with Pack.open(options.pack) as pack, opened as candidate:
+        found = bisect(pack, candidate, format=options.format, model=options.model,
+                       first_only=options.first)
+    if options.json:
+        result_json({"sentence": found.sentence, "format": found.format,
+                     "first": None if found.first is None else _plain(found.first),
+                     "later": [row.name for row in found.later],
+                     "rows": [_plain(row) for row in found.rows]})
+    else:
+        _show(found, options.all)
+    return 0 if found.first is None else 1
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    """A verdict as JSON; what has no number is null."""
+    finding = row.finding and {"reason": row.finding.reason, "sentence": row.finding.sentence,
+                               "confidence": row.finding.confidence}
+    numbers = {name: getattr(row, name) for name in ("times", "local", "inherited")}
+    return {"name": row.name, "op": row.op, "index": row.index, "status": row.status,
+            **{name: n if math.isfinite(n) else None for name, n in numbers.items()},
+            "at": row.at, "borrowed": list(row.borrowed), "finding": finding, "note": row.note}
+
+
+def _show(found: Any, everything: bool) -> None:
+    result(one_line(found.sentence))
+    rows = found.rows if everything else [row for row in found.rows if row.bad]
+    if not rows:
+        return
+    result(f"\n{'':>6} {'status':<10}{'x bound':>10}{'local rms':>11}{'inherited':>11}  tensor")
+    for row in rows if everything else rows[:SHOWN]:
+        why = [] if row.finding is None else [row.finding.reason]
+        why += [row.note] if row.note else []
+        why += [f"golden {', '.join(row.borrowed)} for its own"] if row.borrowed else []
+        result(f"{row.index:>6} {row.status:<10}{row.times:>10.3g}{row.local:>11.2g}"
+               f"{row.inherited:>11.2g}  " + one_line(f"{row.name} ({row.op or 'no op'})"
+                                                      + (f": {'; '.join(why)}" if why else "")))
+    if len(rows) > SHOWN and not everything:
+        result(f"and {len(rows) - SHOWN} more; --all shows every tensor, --json too")
