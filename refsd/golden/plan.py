@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 from refsd.contracts import Output, Spec
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from refsd.pipelines.loading import SD1_SCHEDULER, load_scheduler
 from refsd.registry import trace
-from refsd.weights import flatten, sd1, to_tree
+from refsd.schedulers import Scheduler, from_config
+from refsd.weights import flatten, resolve, sd1, to_tree
+from refsd.weights.checkpoint import plan_file, plan_folder
 from refsd.weights.expect import SHAPES
 from refsd.weights.validate import validate
 
@@ -61,6 +64,22 @@ def planned_config(component: str, config: Mapping[str, Any] | None = None) -> A
     """What the shapes cannot tell, from the same config.json, as the models take it."""
     config = sd1.CONFIGS[component] if config is None else config
     return CONFIGS[component].from_json(validate(component, config))
+
+
+def read_configs(model: str | None) -> tuple[dict[str, dict[str, Any]], Scheduler]:
+    """The three config.json and the scheduler of a path or hub id; no tensor is read.
+
+    None is Stable Diffusion 1.5 as it was published, for which no file is needed. Raises as
+    refsd.weights.load_checkpoint.
+    """
+    if model is None:
+        return dict(sd1.CONFIGS), from_config(SD1_SCHEDULER)
+    place = resolve(model)
+    if place.is_dir():
+        plans = {part: plan_folder(place, part) for part in CONFIGS}
+    else:
+        plans = plan_file(place)
+    return {part: plan.config for part, plan in plans.items()}, load_scheduler(place)
 
 
 class Sizes(NamedTuple):

@@ -1,0 +1,47 @@
+"""`refsd export contracts`: what every op and stage takes, gives and refuses, as files."""
+
+import argparse
+from pathlib import Path
+
+from refsd.cli.arguments import Parser
+from refsd.cli.report import one_line, result, result_json
+
+ABOUT = """\
+Write the contracts of all ops and stages, and the tables of a model's weights:
+
+    contracts.json       everything, for programs
+    refsd.h              the same for C: structs, enums, prototypes, tables
+    test_contracts.py    tests for pytest that need NumPy alone, with cases.npz
+    adapters.py          to be filled in: one function an op of your own"""
+
+
+def parser() -> Parser:
+    """The options of export contracts."""
+    found = Parser(prog="refsd export contracts", description=ABOUT,
+                   usage="refsd export contracts -o FOLDER [options]")
+    add = found.add_argument
+    add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
+    add("-m", "--model", metavar="MODEL", help="path or hub id of the model whose tables are "
+        "written; without it Stable Diffusion 1.5, for which no file is needed")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write them."""
+    from refsd.golden.contracts_header import header
+    from refsd.golden.contracts_pytest import contract_tests
+    from refsd.golden.contracts_stages import describe_all
+    from refsd.golden.export import write_folder
+
+    contracts = describe_all(options.model)
+    files = {"refsd.h": header(contracts).encode("utf-8"), **contract_tests(contracts)}
+    write_folder(options.output, files)
+    if options.json:
+        result_json({"folder": options.output, "ops": len(contracts["ops"]),
+                     "files": {name: len(data) for name, data in files.items()}})
+        return 0
+    for name, data in files.items():
+        result(f"{len(data):>10,} bytes  {one_line(str(Path(options.output) / name))}")
+    return 0
