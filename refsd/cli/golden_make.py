@@ -1,0 +1,225 @@
+"""`refsd golden make`: run the reference in float64 and record it as a golden pack."""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from refsd.cli import draw
+from refsd.cli.arguments import Parser, integer
+from refsd.cli.progress import Progress
+from refsd.cli.report import Warnings, note, one_line, result, result_json
+from refsd.errors import UsageError
+from refsd.pipelines.request import check_integer
+
+PROMPT = "a glossy red sphere left of a small blue cube"
+ABOUT = """\
+Draw a picture with the reference in float64, on one thread of BLAS so that the
+same pack comes of every machine like this one, and record it for those who port.
+
+    refsd golden make -o pack "a red cone" --level 2
+    refsd golden make -o packs --suite golden/suites/bundled.json
+    refsd golden make -o ops --ops
+
+Levels: 0 tokens, embeddings, final latents, picture; 1 also the noise and every
+step's latents and predictions; 2 also every block's output; 3 every op with its
+inputs; 4 also the scores and probabilities of the attentions that are named."""
+MORE = "docs/golden-make.md says more, and golden/README.md what a pack is."
+
+
+def parser() -> Parser:
+    """The options of drawing a picture, and what is recorded of it."""
+    found = Parser(prog="refsd golden make", description=ABOUT, epilog=MORE,
+                   usage="refsd golden make -o FOLDER [PROMPT] [options]")
+    draw.add_picture(found)
+    add = found.add_argument_group("what to record").add_argument
+    add("-o", "--output", metavar="FOLDER", help="a new folder, or an empty one")
+    add("--level", type=integer, metavar="N", help="0 to 4 (1, or what the suite says)")
+    add("--suite", metavar="FILE", help="a JSON file of prompts: a pack each, and an index")
+    add("--ops", action="store_true", help="no model: every op alone, on hard inputs")
+    add("--record-steps", metavar="LIST", default="0",
+        help="from level 2 on: the steps whose UNet calls are opened, as 0,5,10-12 or all (0)")
+    add("--include", metavar="PATTERN", action="append", default=[],
+        help="only tensors of such names, as unet/*/mid_block.*; may be repeated")
+    add("--exclude", metavar="PATTERN", action="append", default=[], help="none of such names")
+    add("--op", metavar="NAME", help="only results of this op")
+    add("--attention", metavar="PATTERN", action="append", default=[],
+        help="at level 4: attentions to open, as *mid_block*attn2*; all of SD 1.5 are 2.7 GB")
+    add("--shard", metavar="I/N", default="1/1",
+        help="the I-th of N parts: of a suite's packs, or of a run's tensors")
+    add("--resume", action="store_true", help="go on with what was interrupted")
+    add("--no-tolerances", action="store_true",
+        help="do not work out what a port may differ by, op by op")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-q", "--quiet", action="store_true", help="no word on the work")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    # What drawing asks and recording does not: the truth is always computed the same way.
+    found.set_defaults(seed=0, batch_count=1, backend="numpy", dtype="float64", threads=None,
+                       exact=True, tuned=False, allow_nonfinite=False)
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Record, and say what is there."""
+    _check(options)
+    with Warnings(show=not options.json) as warnings:
+        begun = time.perf_counter()
+        made = _ops(options) if options.ops else _runs(options)
+        seconds = round(time.perf_counter() - begun, 3)
+        if options.json:
+            result_json({"packs": made, "seconds": seconds, "warnings": warnings.said})
+            return 0
+        for pack in made:
+            result(f"{pack['folder']} ({pack['tensors']} tensors, {pack['bytes'] / 1e6:.1f} MB)")
+        if not options.quiet:
+            note(f"refsd: {len(made)} {'pack' if len(made) == 1 else 'packs'} in {seconds:.1f} s")
+    return 0
+
+
+def _check(options):
+    """Everything that can be refused before a model is read."""
+    if options.output is None:
+        raise UsageError("there is no folder for the pack. Give one with -o")
+    given = options.words is not None or options.prompt is not None
+    if options.ops and (options.suite or given):
+        raise UsageError("--ops records no model: leave out the prompt and --suite")
+    if options.suite and given:
+        raise UsageError("the prompts are in the suite: leave out the other one")
+    if not given:
+        options.words = PROMPT
+    if options.level is not None:
+        check_integer("--level", options.level, 0, 4)
+    options.loaded = None
+    if options.suite:
+        from refsd.golden.suites import read_suite
+
+        options.loaded = read_suite(options.suite)
+        options.model = options.loaded.model if options.model is None else options.model
+    if options.attention and options.level != 4:
+        raise UsageError("--attention is for --level 4")
+    draw.check(options)
+    options.shard = _fraction(options.shard)
+    options.record_steps = _steps(options.record_steps)
+    if options.op is not None:
+        from refsd.golden.stage_ops import STAGE_OPS
+        from refsd.registry import ops
+
+        known = sorted(ops()) if options.ops else sorted({*ops(), *STAGE_OPS, "block"})
+        if options.op not in known:
+            raise UsageError(f"--op: there is no op {options.op[:40]!r}; give one of "
+                             f"{', '.join(known)}")
+
+
+def _fraction(text):
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) <= 10**6):
+        raise UsageError(f"--shard is {text[:40]!r}; give I/N, such as 2/4")
+    return int(part), int(parts)
+
+
+def _steps(text):
+    """0,5,10-12 -> (0, 5, 10, 11, 12); all -> None"""
+    if text == "all":
+        return None
+    found = set()
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < 1000):
+            raise UsageError(f"--record-steps is {text[:40]!r}; give numbers from 0 to 999 such as "
+                             "0,5,10-12, or all")
+        found.update(range(int(first), int(last) + 1))
+    return tuple(sorted(found))
+
+
+def _tolerance(options):
+    """What works out the tolerances of an op, or None."""
+    if options.no_tolerances:
+        return None
+    from refsd.golden import tolerance
+
+    return tolerance.of
+
+
+def _ops(options):
+    from refsd.golden.cases import make_ops
+
+    manifest = make_ops(options.output, op=options.op, resume=options.resume,
+                        tolerance=_tolerance(options))
+    return [_made(options.output, manifest)]
+
+
+def _runs(options):
+    from refsd.golden.recipe import load_truth
+    from refsd.golden.suites import write_index
+
+    suite = options.loaded
+    pipe = load_truth(options.model, variant=options.variant, download=options.download)
+    if suite is None:
+        return [_made(options.output, _record(pipe, options, options.output, {}, options.level))]
+
+    made, folders = [], []
+    level = suite.level if options.level is None else options.level
+    part, parts = options.shard
+    options.shard = (1, 1)
+    for run in suite.runs[part - 1::parts]:
+        folder = os.path.join(options.output, run["name"])
+        folders.append(folder)
+        manifest = _finished(folder) if options.resume else None
+        made.append(_made(folder, manifest or _record(pipe, options, folder, run, level)))
+    write_index(Path(options.output), suite)
+    return made
+
+
+def _finished(folder):
+    """The manifest of a pack that is whole, None where there is none yet."""
+    from refsd.golden.manifest import read_manifest
+    from refsd.golden.writer import MANIFEST
+
+    path = os.path.join(folder, MANIFEST)
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        return read_manifest(file.read(), path)
+
+
+def _record(pipe, options, folder, run, level):
+    """A pack of one picture; what the suite's run says stands above the command line."""
+    from refsd.golden.make import make
+    from refsd.golden.record import Selection
+
+    recipe = _recipe(pipe, options, run)
+    selection = Selection(
+        level=1 if level is None else level, steps=options.record_steps, op=options.op,
+        include=tuple(options.include), exclude=tuple(options.exclude),
+        attention=tuple(options.attention), shard=options.shard)
+    label = run.get("name", "recording")
+    show = not (options.quiet or options.json)
+    with Progress(recipe.steps, label, show=show) as progress:
+        return make(folder, recipe, pipe=pipe, model=options.model, variant=options.variant,
+                    selection=selection, resume=options.resume, title=one_line(recipe.prompt, 900),
+                    tolerance=_tolerance(options), on_step=progress.step)
+
+
+def _recipe(pipe, options, run):
+    from refsd.cli import drawing, samplers
+    from refsd.golden.recipe import Recipe
+
+    sampler = run.get("sampler", options.sampler)
+    before = pipe.scheduler
+    drawing.choose_sampler(pipe, None if sampler is None else samplers.find_sampler(sampler))
+    scheduler, pipe.scheduler = pipe.scheduler.config.plain(), before
+    asked = {"prompt": options.words if options.prompt is None else options.prompt,
+             "width": options.width or pipe.default_size,
+             "height": options.height or pipe.default_size}
+    for key in ("negative_prompt", "seed", "steps", "cfg_scale", "guidance_rescale", "eta",
+                "clip_skip", "rng"):
+        asked[key] = getattr(options, key)
+    asked |= {key: value for key, value in run.items() if key not in ("name", "sampler")}
+    return Recipe(**asked, scheduler=scheduler)
+
+
+def _made(folder: str, manifest: Any) -> dict[str, Any]:
+    return {"folder": str(folder), "tensors": len(manifest.tensors),
+            "bytes": sum(file["bytes"] for file in manifest.files.values())}
