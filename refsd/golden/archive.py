@@ -66,6 +66,8 @@ def pack_up(folder: str | Path, file: str | Path) -> None:
     try:
         write(folder, names, draft)
         os.replace(draft, file)
+    except ResourceError:
+        raise
     except OSError as error:
         raise ResourceError(f"{file}: cannot be written: {error.strerror}") from None
     finally:
@@ -200,6 +202,7 @@ def _tar_members(opened: BinaryIO, file: Path, size: int) -> Iterator[Member]:
                 raise ModelError(f"{file}: {shown(info.name)} in the archive is a link or a "
                                  "device, expected plain files")
             _exactly(stream, -info.size % tarfile.BLOCKSIZE, file)
+        stream.read(MAX_NOTE)  # the end of the stream: Zstandard compares its checksum there
 
 
 def _tar_header(stream: Any, file: Path) -> tarfile.TarInfo | None:

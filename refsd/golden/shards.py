@@ -122,8 +122,11 @@ def statistics(array: np.ndarray) -> dict[str, Any]:
 
 def _exactly(columns: list[np.ndarray]) -> float | None:
     """The sum, or None where it is beyond float64."""
-    values = np.concatenate(columns)
-    return math.fsum(values) if np.isfinite(values).all() else None
+    try:
+        found = math.fsum(np.concatenate(columns))
+    except (OverflowError, ValueError):  # on the way, or infinities of both signs
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _columns(x: np.ndarray) -> np.ndarray:

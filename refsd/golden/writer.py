@@ -54,6 +54,7 @@ class Writer:
         self._arrays: dict[str, np.ndarray] = {}
         self._unsaved = False
         self._size = 0
+        self._finished: Manifest | None = None
         self._prepare(resume)
 
     def _prepare(self, resume: bool) -> None:
@@ -100,6 +101,8 @@ class Writer:
         array = _stored(name, array, keep)
         if name in self._held:
             return self._again(name, array)
+        if self._finished is not None:
+            raise UsageError(f"golden pack: {shown(name)} is added to a pack that is finished")
         if self._arrays and self._bytes() + array.nbytes > self._shard_bytes:
             self._save()
             self._rows.append(self._row)
@@ -169,6 +172,8 @@ class Writer:
 
     def close(self) -> Manifest:
         """Finish the pack: the index, the manifest, the list of hashes. The journal goes."""
+        if self._finished is not None:
+            return self._finished
         self._save()
         rows = [*self._rows, self._row] if self._arrays else self._rows
         manifest = self._manifest(rows)
@@ -178,6 +183,7 @@ class Writer:
         write_file(self.folder / MANIFEST, [data])
         write_file(self.folder / SUMS, [sums(manifest.files, hashlib.sha256(data).hexdigest())])
         (self.folder / journal.JOURNAL).unlink()
+        self._finished = manifest
         return manifest
 
     def _manifest(self, rows: list[journal.Row]) -> Manifest:
