@@ -1,0 +1,242 @@
+"""bisect names the first wrong op of a port that shares no code with refsd, and the reason."""
+
+import json
+import math
+
+import golden_port
+import numpy as np
+import pytest
+import tiny
+from golden_mistakes import MISTAKES
+from golden_port_ops import Ops
+
+from refsd.__main__ import main
+from refsd.errors import UsageError
+from refsd.golden.bisect import bisect
+from refsd.golden.formats import FORMATS
+from refsd.golden.local_error import excess
+from refsd.golden.make import make
+from refsd.golden.pack import Pack
+from refsd.golden.recipe import Recipe
+from refsd.golden.record import Selection
+
+STEPS, GUIDANCE, SEEDS = 3, 5.0, 4
+CONFIGS = {**tiny.CONFIGS, "scheduler": tiny.SCHEDULER}
+WEIGHTS = {part: tiny.tensors(part) for part in tiny.CONFIGS}
+RECIPE = Recipe(prompt="red cat", negative_prompt="re", width=32, height=32, steps=STEPS,
+                cfg_scale=GUIDANCE, scheduler=tiny.SCHEDULER)
+
+
+class Dump:
+    """A candidate in memory."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def read(self, name, shape=None):
+        return self.tensors.get(name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("bisect")
+    tiny.write_model(place / "model")
+    for level in (2, 3):
+        make(place / f"level{level}", RECIPE, model=place / "model",
+             selection=Selection(level=level))
+    return place
+
+
+@pytest.fixture(scope="module")
+def pack(folder):
+    with Pack.open(folder / "level3") as opened:
+        yield opened
+
+
+def port(pack, ops, *, after=None):
+    """What the stand-in port dumps, given the prompts' ids and the noise."""
+    made = golden_port.Port(ops, WEIGHTS, CONFIGS, after=after)
+    ids = [pack.read(f"tokens/{i:03d}/ids") for i in range(2)]
+    made.draw(ids, pack.read("denoise/noise").astype("f4"), steps=STEPS, guidance=GUIDANCE)
+    return made.dump
+
+
+def mistaken(pack, key, kind=Ops):
+    mistake = MISTAKES[key]
+
+    def after(name, array):
+        return mistake.after(array) if name == mistake.first else (array, array)
+
+    return port(pack, kind(mistake=key, where=mistake.where), after=mistake.after and after)
+
+
+def test_the_port_has_every_tensor_that_an_op_made(pack):
+    entries = pack.entries.values()
+    made = {e.name for e in entries if e.op not in (None, "block") or e.stage == "tokens"}
+    dump = port(pack, Ops())
+    assert made <= dump.keys()
+    extra = {name for name in dump.keys() - pack.entries.keys()
+             if not name.startswith(("unet/001/", "unet/002/"))}
+    assert not extra
+
+
+def test_names_the_wrong_op_and_why(folder, pack, capsys):
+    """30 mistakes and more: the op of each, the reason of four in five."""
+    right, lines = 0, []
+    for key, mistake in MISTAKES.items():
+        found = bisect(pack, Dump(mistaken(pack, key)), model=folder / "model", first_only=True)
+        assert found.first is not None, f"{key}: not found"
+        assert found.first.name == mistake.first, f"{key}: {found.sentence}"
+        reason = found.first.finding and found.first.finding.reason
+        right += reason in mistake.reasons
+        lines.append(f"{key:<18} {reason!s:<22} {mistake.first}")
+    print("\n".join(lines))
+    assert len(MISTAKES) >= 30
+    assert right >= 0.8 * len(MISTAKES), capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format", ["float32", "float16", "bfloat16"])
+def test_rounding_is_no_mistake(folder, pack, format):
+    """Sums in an order that the seed draws. tests/parity has 20 seeds of each."""
+    for seed in range(SEEDS):
+        dump = Dump(port(pack, Ops(format=format, seed=seed)))
+        found = bisect(pack, dump, format=format, model=folder / "model")
+        assert found.first is None, f"seed {seed}: {found.sentence}"
+        judged = [row for row in found.rows if row.status == "explained"]
+        assert len(judged) >= 380
+        assert max(row.times for row in judged) > 0.5  # the bounds are not idle
+
+
+def test_a_short_format_is_not_taken_for_float32(folder, pack):
+    dump = Dump(port(pack, Ops(format="bfloat16")))
+    found = bisect(pack, dump, model=folder / "model", first_only=True)
+    assert found.first.name == "text/000/text_model.embeddings.token_embedding"
+
+
+def test_two_mistakes_are_two_offenders(folder, pack):
+    """The second is wrong on its own inputs, whatever it was handed."""
+    second = "decode/decoder.up_blocks.1.resnets.0.add"
+
+    def after(name, array):
+        return (-array, -array) if name == second else (array, array)
+
+    dump = Dump(port(pack, Ops(mistake="geglu_halves", where="unet"), after=after))
+    found = bisect(pack, dump, model=folder / "model")
+    assert found.first.name == MISTAKES["geglu_halves"].first
+    assert second in [row.name for row in found.later]
+    assert all("geglu" in row.name or row.name == second for row in found.later)
+    inherited = next(row for row in found.rows if row.name == "decode/decoder.conv_out")
+    assert inherited.status == "explained" and inherited.inherited > 1000 * inherited.local
+
+
+FUSED = ("silu", "quick_gelu", "geglu", "add", "to_tokens", "to_image", "upsample_nearest",
+         "concat", "attention")
+
+
+def fused(dump):
+    """What a port leaves that dumps its layers and no op between them."""
+    return Dump({name: array for name, array in dump.items()
+                 if name.rpartition(".")[2].partition(".")[0] not in FUSED
+                 and not name.endswith((".2", ".3")) and not name.endswith("/silu")})
+
+
+@pytest.mark.parametrize("format", ["float32", "float16", "bfloat16"])
+def test_what_is_not_dumped_is_computed(folder, pack, format):
+    found = bisect(pack, fused(port(pack, Ops(format=format))), format=format,
+                   model=folder / "model")
+    assert found.first is None, found.sentence
+    assert not [row for row in found.rows if row.borrowed]
+    convolution = next(r for r in found.rows if r.name == "unet/000/down_blocks.0.resnets.0.conv1")
+    assert convolution.note == "with unet/000/down_blocks.0.resnets.0.silu in it"
+
+
+def test_a_mistake_in_a_fused_op_shows_in_the_next(folder, pack):
+    found = bisect(pack, fused(mistaken(pack, "no_silu")), model=folder / "model",
+                   first_only=True).first
+    assert found.name == "unet/000/time_embedding.linear_2"
+    assert found.finding.reason == "missing_silu"
+
+
+def with_spread(pack, rms):
+    """The pack as if its making had found this spread of every tensor."""
+    for entry in pack.entries.values():
+        entry.tolerance["float32"] = {"spread": {"rms": rms}}
+    return pack
+
+
+def blocks(pack, dump):
+    """The port's blocks under the names of the pack: a block is its last op's result."""
+    twins = {}
+    for entry in pack.entries.values():
+        twins.setdefault(entry.sha256, []).append(entry.name)
+    return {name: dump[other] for names in twins.values() for name in names for other in names
+            if other in dump and pack.entries[name].op in ("block", None)}
+
+
+def test_blocks_give_a_region(folder, pack):
+    """Level 2, no inputs: the total error against what a right port may differ by."""
+    dump = mistaken(pack, "geglu_halves")
+    mine = blocks(pack, dump)
+    with Pack.open(folder / "level2") as shallow:
+        found = bisect(with_spread(shallow, 1e-4), Dump(mine), model=folder / "model")
+    assert found.first.status == "suspect"
+    assert found.first.name == "unet/000/down_blocks.0.attentions.0"
+    assert found.good.name == "unet/000/down_blocks.0.resnets.0"
+    assert found.good.name in found.sentence and found.first.name in found.sentence
+
+
+def test_without_inputs_and_spread_nothing_is_claimed(folder, pack):
+    mine = blocks(pack, mistaken(pack, "geglu_halves"))
+    with Pack.open(folder / "level2") as shallow:
+        found = bisect(shallow, Dump(mine), model=folder / "model")
+    rows = {row.name: row for row in found.rows}
+    assert rows["unet/000/down_blocks.0.attentions.0"].status == "open"
+    assert "could not be judged" in found.sentence
+
+
+def test_a_dump_with_other_names_is_refused(folder, pack):
+    with pytest.raises(UsageError, match="none of the pack's"):
+        bisect(pack, Dump({"x": np.zeros(3)}), model=folder / "model")
+
+
+def test_excess_by_hand():
+    half = FORMATS["float16"]
+    times, at, rms = excess(np.array([1.0, 2.5, 3.0]), np.array([1.0, 2.0, 3.0]), 0.25, half)
+    assert (times, at) == (2.0, (1,))
+    assert math.isclose(rms, 0.5 / math.sqrt(3))
+
+    nan, inf = math.nan, math.inf
+    assert excess(np.array([nan, inf]), np.array([nan, inf]), 0.0, half)[0] == 0
+    assert excess(np.array([nan]), np.array([1.0]), 1.0, half)[0] == inf
+    assert excess(np.array([1.0]), np.array([nan]), 1.0, half)[0] == inf
+    assert excess(np.array([inf]), np.array([70000.0]), 1.0, half)[0] == 0  # beyond 65504
+    assert excess(np.array([inf]), np.array([60000.0]), 1.0, half)[0] == inf
+    assert excess(np.array([-inf]), np.array([70000.0]), 1.0, half)[0] == inf
+    assert excess(np.array([1.0]), np.array([1.0]), 0.0, half)[0] == 0
+    assert excess(np.array([1.5]), np.array([1.0]), 0.0, half)[0] == inf
+
+
+def command(folder, mine, *options):
+    return main(["golden", "bisect", str(folder / "level3"), str(mine), "-m",
+                 str(folder / "model"), *options])
+
+
+def test_the_command_says_it_first(folder, pack, tmp_path, capsys):
+    np.savez(tmp_path / "mine.npz", **mistaken(pack, "groups"))
+    assert command(folder, tmp_path / "mine.npz") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{MISTAKES['groups'].first} (op group_norm, tensor ")
+    assert "in 2 groups, not in 4" in lines[0]
+    assert "wrong_groups" in lines[3]
+
+    assert command(folder, tmp_path / "mine.npz", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["first"]["name"] == MISTAKES["groups"].first
+    assert found["first"]["finding"]["reason"] == "wrong_groups"
+    assert len(found["rows"]) == len(pack.entries)
+
+
+def test_the_command_gives_0_when_all_is_explained(folder, pack, tmp_path, capsys):
+    np.savez(tmp_path / "mine.npz", **port(pack, Ops(format="float16")))
+    assert command(folder, tmp_path / "mine.npz", "--format", "fp16") == 0
+    assert capsys.readouterr().out.startswith("Rounding in float16 explains all of the ")
