@@ -16,6 +16,7 @@ from refsd.pipelines.stages import require_finite
 from refsd.weights.tree import flatten
 
 PERCENT = (0, 25, 50, 75, 100)  # of a run's steps: where its latents are marked
+BLOCK = "block"  # in place of an op: made by several, or by some that are not in the pack
 
 
 @dataclass(frozen=True)
@@ -154,24 +155,27 @@ class Recorder:
         (path, output), self._block = self._block, None
         if self.selection.opens(self._stage, self._step):
             same = {"output": output} if self.held(output) else {}  # the op that gave it
-            self._write(full(self._stage, self._step, path), output, level=2, op="block",
+            self._write(full(self._stage, self._step, path), output, level=2, op=BLOCK,
                         inputs=same)
 
     def tensor(self, stage: str, step: int | None, path: str, array: Any, *, level: int,
                op: str | None = None, inputs: Mapping[str, Any] | None = None,
                options: Mapping[str, Any] | None = None, note: str = "") -> None:
-        """A tensor between the networks. Its op is kept where the pack has the op's inputs.
+        """A tensor between the networks; without an op it is given, not computed.
 
-        From level 2 on the pack gets inputs that it lacks, as NAME:PARAMETER.
+        From level 2 on the pack gets inputs that it lacks, as NAME:PARAMETER; below it says
+        "block" of what it lacks inputs of.
         """
         self._flush()
         name = full(stage, step, path)
         if np.asarray(array).dtype.kind == "f":
             require_finite(array, name)
-        if op and self.selection.level < 2 and not self._all_held(inputs or {}):
-            op = None
+        if op == BLOCK or (op and self.selection.level < 2):
+            inputs = inputs or {}
+            if not self._all_held(inputs):
+                op, inputs, options = BLOCK, {}, {}
         self._write(name, array, level=level, op=op, stage=stage, step=step, note=note,
-                    inputs=inputs if op else None, options=options if op else None)
+                    inputs=inputs, options=options)
 
     def held(self, array: Any) -> str | None:
         """The name under which the pack holds this very array."""
@@ -196,7 +200,7 @@ class Recorder:
         references = {key: self._reference(f"{name}:{key}", value, place)
                       for key, value in inputs.items()}
         tolerance = {}
-        if self.tolerance is not None and op not in (None, "block") and not self._done(name):
+        if self.tolerance is not None and op not in (None, BLOCK) and not self._done(name):
             tolerance = self.tolerance(op, inputs, options or {}, array)
         self.writer.add(name, array, op=op, options=options or {}, inputs=references,
                         tolerance=tolerance, note=note, **place)
@@ -216,7 +220,8 @@ class Recorder:
             part, path, _ = self._weights[id(value)]
             return f"weight:{part}.{path}"
         if self.held(value) is None:
-            self.writer.add(name, value, note="an input", **place)
+            computed = value.dtype.kind == "f"  # by an op that is not recorded
+            self.writer.add(name, value, op=BLOCK if computed else None, note="an input", **place)
             self._learn(value, name)
         return f"tensor:{self.held(value)}"
 

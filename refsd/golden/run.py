@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refsd.golden.recipe import Recipe
-from refsd.golden.record import Recorder
+from refsd.golden.record import BLOCK, Recorder
 from refsd.golden.stage_ops import WITH_HISTORY, initial_latents
 from refsd.pipelines import stages
 from refsd.random import draw_noise
@@ -45,7 +45,8 @@ def _encode(pipe, recorder, number, text, clip_skip):
     recorder.tensor("tokens", number, "ids", ids, level=0)
     with recorder.stage("text", number):
         states = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
-    recorder.tensor("text", number, "last_hidden_state", states, level=0)
+    recorder.tensor("text", number, "last_hidden_state", states, level=0, op=BLOCK,
+                    inputs={"output": states})
     return states
 
 
@@ -78,7 +79,8 @@ def _denoise(pipe, recipe, recorder, on_step, positive, negative=None):
         if on_step is not None:
             on_step(step.index)
     recorder.checkpoints(len(timesteps))
-    recorder.tensor("denoise", None, "final", latents, level=0)
+    recorder.tensor("denoise", None, "final", latents, level=0, op=BLOCK,
+                    inputs={"output": latents})
     return latents
 
 
@@ -144,6 +146,7 @@ class WatchedScheduler:
                           for key, value in inputs.items()}
             if self._generator.drawn is not None:
                 inputs["noise"] = self._generator.drawn
+                self.recorder.tensor("denoise", self.index, "noise", inputs["noise"], level=1)
             eta = {"eta": self.recipe.eta} if "eta" in options and self.recipe.eta else {}
             self._tell("latents", found.prev_sample, "scheduler_step", inputs,
                        {**self._place(), **eta})
@@ -180,7 +183,8 @@ class WatchedUNet:
             found = self._unet(sample, *args, **options)
         half = len(found) // 2
         if not half:
-            recorder.tensor("denoise", index, "eps_cond", found, level=1)
+            recorder.tensor("denoise", index, "eps_cond", found, level=1, op=BLOCK,
+                            inputs={"output": found})
             return found
         for path, start in (("uncond", 0), ("cond", half)):
             part = found[start:start + half]
@@ -188,7 +192,8 @@ class WatchedUNet:
             place = {"axis": 0, "start": start, "stop": start + half}
             known = recorder.held(found) is not None
             recorder.tensor("denoise", index, f"eps_{path}", part, level=1,
-                            op="slice" if known else None, inputs={"x": found}, options=place)
+                            op="slice" if known else BLOCK,
+                            **({"inputs": {"x": found}, "options": place} if known else {}))
         return found
 
 
