@@ -1,0 +1,45 @@
+"""`refsd export tokenizer`: the vocabulary, the merges and all tables as plain files."""
+
+import argparse
+
+from refsd.cli.arguments import Parser, choice
+from refsd.cli.report import one_line, result, result_json
+
+ABOUT = """\
+Write a tokenizer as vocab.json and merges.txt, and as flat arrays that hold all
+that encoding needs: bytes, merges by rank, Unicode's letters, digits and lower
+case. README.md beside them gives the algorithm in six steps."""
+KINDS = ("raw", "npy", "npz", "safetensors")
+
+
+def parser() -> Parser:
+    """The options of export tokenizer."""
+    found = Parser(prog="refsd export tokenizer", description=ABOUT,
+                   usage="refsd export tokenizer -o FOLDER [options]")
+    add = found.add_argument
+    add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
+    add("-m", "--model", metavar="MODEL", help="path or hub id of the model whose tokenizer it is; "
+        "without it CLIP's own")
+    add("--to", type=choice(*KINDS), metavar="KIND", default="raw",
+        help=f"what the arrays are written as: {', '.join(KINDS)} (raw)")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write it."""
+    from refsd.golden.tokenizer_export import export_tokenizer
+    from refsd.text.vocabulary import clip_vocabulary, read_vocabulary
+    from refsd.weights import resolve
+
+    vocabulary = clip_vocabulary() if options.model is None else (
+        read_vocabulary(resolve(options.model) / "tokenizer"))
+    folder = export_tokenizer(vocabulary, options.output, kind=options.to)
+    if options.json:
+        result_json({"folder": str(folder), "tokens": len(vocabulary.tokens),
+                     "merges": len(vocabulary.merges), "length": vocabulary.length})
+        return 0
+    result(f"{one_line(str(folder))}: {len(vocabulary.tokens):,} tokens, "
+           f"{len(vocabulary.merges):,} merges; README.md says how to use them")
+    return 0

@@ -1,0 +1,62 @@
+"""`refsd golden export`: a pack's tensors in another kind of file and another layout."""
+
+import argparse
+
+from refsd.cli.arguments import Parser, choice
+from refsd.cli.report import one_line, result, result_json
+from refsd.errors import UsageError
+
+ABOUT = """\
+Write the tensors of a golden pack for programs in other languages.
+
+    refsd golden export PACK -o out --to raw --layout NHWC --only 'unet/000/*'
+    refsd golden export PACK -o out --to onnx
+
+onnx writes each recorded op as CASE/test_data_set_0/input_0.pb and output_0.pb,
+with call.json beside it; it needs pip install refsd[onnx]."""
+KINDS = ("raw", "npy", "npz", "safetensors", "onnx")
+
+
+def parser() -> Parser:
+    """The options of golden export."""
+    found = Parser(prog="refsd golden export", description=ABOUT,
+                   usage="refsd golden export PACK -o FOLDER [options]")
+    add = found.add_argument
+    add("pack", metavar="PACK", help="a folder, .zip or .tar.zst")
+    add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
+    add("--to", type=choice(*KINDS), metavar="KIND", default="raw",
+        help=f"{', '.join(KINDS)} (raw)")
+    add("--layout", metavar="NAME", default="NCHW",
+        help="NCHW, NHWC, HWIO, TRANSPOSED, NC4HW4, TILE32 and others (NCHW)")
+    add("--only", metavar="PATTERN", action="append", default=[],
+        help="names such as 'unet/000/*'; may be repeated")
+    add("-m", "--model", metavar="MODEL", help="where the pack's model is, for onnx; its files "
+        "must be the same")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write it."""
+    from refsd.golden.export import export_pack
+    from refsd.golden.onnx import export_onnx
+    from refsd.golden.pack import Pack
+    from refsd.golden.replay import weights
+
+    if options.to == "onnx" and options.layout.upper() != "NCHW":
+        raise UsageError("--to onnx keeps the logical layout, NCHW; leave --layout out")
+    with Pack.open(options.pack) as pack:
+        if options.to == "onnx":
+            written = export_onnx(pack, options.output, only=options.only,
+                                  read_weight=weights(pack, options.model))
+        else:
+            written = export_pack(pack, options.output, options.to, layout=options.layout,
+                                  only=options.only).tensors
+    if options.json:
+        result_json({"folder": options.output, "kind": options.to, "layout":
+                     options.layout.upper(), "tensors": list(written)})
+        return 0
+    result(f"{one_line(options.output)}: {len(written)} "
+           f"{'ops' if options.to == 'onnx' else 'tensors'} as {options.to}")
+    return 0
