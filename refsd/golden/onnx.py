@@ -33,7 +33,9 @@ def export_onnx(pack: Pack, folder: str | Path, *, read_weight: Callable[[str], 
     for name in wanted:
         entry = pack.entries[name]
         place = folder / file_of(name).replace("/", "__")
-        tensors, others = _flat(arrays_of(entry, tensor=pack.read, weight=read_weight))
+        arrays = arrays_of(entry, tensor=pack.read, weight=read_weight)
+        tensors, others = _flat({p: arrays[p] for p in ops()[entry.op].signature.parameters
+                                 if p in arrays})
         files = {f"input_{i}.pb": as_proto(array, key)
                  for i, (key, array) in enumerate(tensors.items())}
         files["output_0.pb"] = as_proto(pack.read(name), "result")
