@@ -4,8 +4,8 @@
 
 x is what the op before gave, already rounded. e stands for the roundings inside the op, where they
 matter beside the format's own; with a seed they are drawn, and results are rounded by chance to
-either neighbour; without a seed all is rounded to nearest and e left out, unless sums are in the
-format itself.
+either neighbour; without a seed all is rounded to nearest, and e left out unless sums are
+coarser than float32's.
 """
 
 import math
@@ -35,12 +35,12 @@ class Emulator:
         self.how = arithmetic(format, accumulate)
         self.applies = applies or (lambda op, inputs: True)
         self.listener = listener
+        self.between = applies is None  # whether what is computed between the ops is rounded too
         self._random = None if seed is None else np.random.Generator(np.random.SFC64(seed))
         # Without a seed the noise of sums is still drawn, the same each time.
         self._noise = self._random or np.random.Generator(np.random.SFC64(0))
         coarse = self.how.sums.u >= MATTERS * self.how.tensors.unit
-        self._inside = coarse and (seed is not None or accumulate == self.how.tensors.name
-                                   and accumulate not in ("float32", "float64"))
+        self._inside = coarse and (seed is not None or self.how.sums.u > 2.0**-24)
         self._rounded: dict[tuple[int, str], tuple[Any, Any]] = {}
 
     def __call__(self, op: str, inputs: dict, options: dict, foretold: Any) -> np.ndarray:

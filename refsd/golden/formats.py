@@ -78,14 +78,14 @@ def round_to(x: np.ndarray, format: str | Format, *, generator: np.random.Genera
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         wide = x.astype("float64")
         step = _steps(wide, format, axis)
-        rounded = wide / step
+        rounded = np.asarray(wide / step)
         if generator is None:
             np.rint(rounded, out=rounded)
         else:  # up with the probability of what is above the lower neighbour
             rounded += generator.random(rounded.shape)
             np.floor(rounded, out=rounded)
         if format.block:
-            np.clip(rounded, -127, 127, out=rounded)
+            rounded = np.where(np.isinf(wide), rounded, np.clip(rounded, -127, 127))
         rounded *= step
         np.copysign(rounded, wide, out=rounded)  # a product with 0 may have lost the sign
         beyond = ~(np.abs(rounded) <= format.largest)

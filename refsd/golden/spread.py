@@ -107,7 +107,7 @@ class EmulatedRecorder(Recorder):
     def tensor(self, stage: str, step: int | None, path: str, array: Any, *,
                op: str | None = None, **more: Any) -> None:
         """As Recorder.tensor; these arrays are fresh, and what follows reads them."""
-        if op in ROUNDED and array.dtype.kind == "f":
+        if self._emulator.between and op in ROUNDED and array.dtype.kind == "f":
             array[...] = self._emulator.stored(array)
         super().tensor(stage, step, path, array, op=op, **more)
 

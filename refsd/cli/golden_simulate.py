@@ -1,0 +1,103 @@
+"""`refsd golden simulate`: a model in bf16, fp16, fp8 and others, emulated in float64."""
+
+import argparse
+import math
+from typing import Any
+
+from refsd.cli.arguments import Parser, integer
+from refsd.cli.report import one_line, result, result_json
+
+PROMPT = "a glossy red sphere left of a small blue cube"
+ABOUT = """\
+Run a model with the roundings of another number format, before there is any
+hardware: how far each layer stays from the largest number, which overflows
+first, what the picture loses, and which part of the model costs most of it.
+
+    refsd golden simulate --format fp16
+    refsd golden simulate --format fp8_e4m3 --scope conv2d linear --rank layers
+    refsd golden simulate --format bf16 --accumulate bf16 --scope "unet/*"
+
+Formats: tf32, fp16, bf16, fp8_e4m3, fp8_e5m2, bfloat8_b (16 numbers share an
+exponent), int8 (weights). docs/tolerances.md says what is emulated and what not."""
+SHOWN = 12
+
+
+def parser() -> Parser:
+    """The options of golden simulate."""
+    found = Parser(prog="refsd golden simulate", description=ABOUT,
+                   usage="refsd golden simulate --format NAME [options]")
+    add = found.add_argument
+    add("prompt", metavar="PROMPT", nargs="?", default=PROMPT, help="what to draw")
+    add("--format", metavar="NAME", required=True, help="bf16, fp16, tf32, fp8_e4m3, ...")
+    add("--accumulate", metavar="NAME", default="float32",
+        help="the format of sums inside an op (float32)")
+    add("--scope", metavar="NAME", nargs="+", default=[],
+        help="ops, or patterns of names as in packs but without the step: unet/up_blocks.*")
+    add("--rank", metavar="PARTS", default="blocks",
+        help="rank blocks or layers by what each alone in the format does, a run for each; or "
+             "none (blocks)")
+    add("-m", "--model", metavar="PATH", help="a folder, file or hub id (the bundled model)")
+    add("--steps", type=integer, metavar="N", default=2, help="denoising steps (2)")
+    add("--seed", type=integer, metavar="N", default=0, help="of the initial noise (0)")
+    add("-W", "--width", type=integer, metavar="N", help="pixels (what the model was made for)")
+    add("-H", "--height", type=integer, metavar="N", help="pixels (what the model was made for)")
+    add("--cfg-scale", type=float, metavar="X", default=5.0, help="guidance (5)")
+    add("--all", action="store_true", help="show every layer and part")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-q", "--quiet", action="store_true", help="no word on the work")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Simulate, and say what came of it."""
+    from refsd.golden.bounds import arithmetic
+    from refsd.golden.recipe import Recipe, load_truth
+    from refsd.golden.simulate import UNITS, simulate
+    from refsd.pipelines.request import check_choice
+
+    check_choice("--rank", options.rank, (*UNITS, "none"))
+    arithmetic(options.format, options.accumulate)  # refuses what does not exist
+    pipe = load_truth(options.model)
+    recipe = Recipe(
+        prompt=options.prompt, steps=options.steps, seed=options.seed,
+        width=options.width or pipe.default_size, height=options.height or pipe.default_size,
+        cfg_scale=options.cfg_scale, scheduler=pipe.scheduler.config.plain())
+    recipe.check(pipe)
+    found = simulate(pipe, recipe, options.format, accumulate=options.accumulate,
+                     scope=options.scope, rank=None if options.rank == "none" else options.rank)
+    if options.json:
+        result_json(_plain(found))
+    else:
+        _show(found, options)
+    return 0
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    layers = [{**layer._asdict(), "margin": layer.margin if math.isfinite(layer.margin) else None}
+              for layer in found.layers]
+    ranking = None if found.ranking is None else [one._asdict() for one in found.ranking]
+    return {**found._asdict(), "layers": layers, "ranking": ranking}
+
+
+def _show(found: Any, options: argparse.Namespace) -> None:
+    result(f"{found.format}, sums in {found.accumulate}; relative errors (root mean squares):")
+    for name, error in found.errors.items():
+        result(f"    {name:<30}{error:>12.3g}")
+    if found.first_overflow is None:
+        result("Nothing overflows.")
+    else:
+        count = sum(layer.overflows > 0 for layer in found.layers)
+        result(one_line(f"{found.first_overflow} is the first that overflows, of {count} layers "
+                        "(cut off here, so that the run goes on)."))
+    result(f"\n{'largest':>12}{'margin':>12}  nearest to the largest number of {found.format}")
+    for layer in found.layers if options.all else found.layers[:SHOWN]:
+        over = f", {layer.overflows:,} overflow" if layer.overflows else ""
+        result(one_line(f"{layer.largest:>12.4g}{layer.margin:>12.4g}  {layer.name} "
+                        f"({layer.op}){over}"))
+    if found.ranking is None:
+        return
+    result(f"\n{'latents':>12}{'picture':>12}  relative error with this part alone in "
+           f"{found.format}")
+    for part in found.ranking if options.all else found.ranking[:SHOWN]:
+        result(one_line(f"{part.latents:>12.3g}{part.picture:>12.3g}  {part.name}"))
