@@ -13,6 +13,7 @@ from refsd.cli.report import Warnings, note, one_line, result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_integer
 
+SPREAD = 3
 PROMPT = "a glossy red sphere left of a small blue cube"
 ABOUT = """\
 Draw a picture with the reference in float64, on one thread of BLAS so that the
@@ -51,6 +52,9 @@ def parser() -> Parser:
     add("--resume", action="store_true", help="go on with what was interrupted")
     add("--no-tolerances", action="store_true",
         help="do not work out what a port may differ by, op by op")
+    add("--spread", type=integer, metavar="RUNS", default=SPREAD,
+        help="runs with other roundings, for float32 and again for bfloat16, that measure how far "
+        "a network spreads them; 0 for none, as comparing ops alone needs (3)")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-q", "--quiet", action="store_true", help="no word on the work")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
@@ -96,6 +100,8 @@ def _check(options):
 
         options.loaded = read_suite(options.suite)
         options.model = options.loaded.model if options.model is None else options.model
+    if options.spread != 0:
+        check_integer("--spread (0 for none)", options.spread, 2, 1000)
     if options.attention and options.level != 4:
         raise UsageError("--attention is for --level 4")
     draw.check(options)
@@ -157,19 +163,44 @@ def _runs(options):
     suite = options.loaded
     pipe = load_truth(options.model, variant=options.variant, download=options.download)
     if suite is None:
-        return [_made(options.output, _record(pipe, options, options.output, {}, options.level))]
+        level = 1 if options.level is None else options.level
+        return [_record(pipe, options, options.output, {}, level)]
 
-    made, folders = [], []
     level = suite.level if options.level is None else options.level
     part, parts = options.shard
     options.shard = (1, 1)
-    for run in suite.runs[part - 1::parts]:
-        folder = os.path.join(options.output, run["name"])
-        folders.append(folder)
-        manifest = _finished(folder) if options.resume else None
-        made.append(_made(folder, manifest or _record(pipe, options, folder, run, level)))
+    made = [_record(pipe, options, os.path.join(options.output, run["name"]), run, level)
+            for run in suite.runs[part - 1::parts]]
     write_index(Path(options.output), suite)
     return made
+
+
+def _record(pipe, options, folder, run, level):
+    """A pack of one picture; what the suite's run says stands above the command line."""
+    from refsd.golden.make import make
+    from refsd.golden.record import Selection
+
+    recipe = _recipe(pipe, options, run)
+    show = not (options.quiet or options.json)
+    manifest = _finished(folder) if options.resume else None
+    if manifest is None:
+        selection = Selection(
+            level=level, steps=options.record_steps, op=options.op,
+            include=tuple(options.include), exclude=tuple(options.exclude),
+            attention=tuple(options.attention), shard=options.shard)
+        with Progress(recipe.steps, run.get("name", "recording"), show=show) as progress:
+            manifest = make(
+                folder, recipe, pipe=pipe, model=options.model, variant=options.variant,
+                selection=selection, resume=options.resume, title=one_line(recipe.prompt, 900),
+                tolerance=_tolerance(options), on_step=progress.step)
+    if options.spread and not any("spread" in bounds for entry in manifest.tensors
+                                  for bounds in entry.tolerance.values()):
+        from refsd.golden import spread
+
+        with Progress(options.spread * len(spread.FORMATS), "spread", show=show) as progress:
+            spread.add_spread(folder, runs=options.spread, pipe=pipe, on_run=progress.step)
+        manifest = _finished(folder)
+    return _made(folder, manifest)
 
 
 def _finished(folder):
@@ -182,24 +213,6 @@ def _finished(folder):
         return None
     with open(path, "rb") as file:
         return read_manifest(file.read(), path)
-
-
-def _record(pipe, options, folder, run, level):
-    """A pack of one picture; what the suite's run says stands above the command line."""
-    from refsd.golden.make import make
-    from refsd.golden.record import Selection
-
-    recipe = _recipe(pipe, options, run)
-    selection = Selection(
-        level=1 if level is None else level, steps=options.record_steps, op=options.op,
-        include=tuple(options.include), exclude=tuple(options.exclude),
-        attention=tuple(options.attention), shard=options.shard)
-    label = run.get("name", "recording")
-    show = not (options.quiet or options.json)
-    with Progress(recipe.steps, label, show=show) as progress:
-        return make(folder, recipe, pipe=pipe, model=options.model, variant=options.variant,
-                    selection=selection, resume=options.resume, title=one_line(recipe.prompt, 900),
-                    tolerance=_tolerance(options), on_step=progress.step)
 
 
 def _recipe(pipe, options, run):
