@@ -1,0 +1,124 @@
+"""`refsd golden compare PACK CANDIDATE`: what differs, how far, and what the mistake looks like."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from refsd.cli.arguments import Parser, choice
+from refsd.cli.progress import Progress
+from refsd.cli.report import Warnings, note, one_line, result, result_json
+from refsd.errors import ResourceError, UsageError
+
+ABOUT = """\
+Compare what a port wrote with a golden pack, tensor by tensor in the order of
+execution. Exit code 0 when rounding explains every difference, 1 when not.
+
+    refsd golden compare PACK MINE                     a folder, or one file
+    refsd golden compare PACK MINE --format bf16       a port that computes in bf16
+    refsd golden compare PACK MINE --map names.json    {"unet/000/conv_in": "my_name"}
+    refsd golden compare PACK MINE --report diff.html  and .json, .md, .xml (JUnit)
+
+MINE holds .npy, .npz, .safetensors or raw files (with an index.json beside them,
+or named by type: .f32, .f16, .bf16), under the names of the pack."""
+FORMATS = {"float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16",
+           "bfloat16": "bfloat16", "bf16": "bfloat16", "int8": "int8", "tf32": "tf32",
+           "float64": "float64"}
+REPORTS = (".json", ".md", ".xml", ".html")
+
+
+def parser() -> Parser:
+    """The options of golden compare."""
+    found = Parser(prog="refsd golden compare", description=ABOUT,
+                   usage="refsd golden compare PACK CANDIDATE [options]")
+    add = found.add_argument
+    add("pack", metavar="PACK", help="a golden pack: a folder, a .zip or a .tar.zst")
+    add("candidate", metavar="CANDIDATE", help="what the port wrote: a folder or a file")
+    add("--format", type=choice(*FORMATS), metavar="NAME", default="float32",
+        help="what the port computes in: float32, fp16, bf16, int8 (weights)")
+    add("--map", metavar="FILE", help="JSON of golden name: your name; * stands for any text")
+    add("--layout", metavar="NAME", help="of every tensor: NHWC, NC4HW4, TILE32, ROWS ...")
+    add("--dtype", metavar="NAME", help="of raw files that do not say it (float32)")
+    add("--only", metavar="PATTERN", action="append", default=[],
+        help="names to compare, such as 'unet/000/*'; may be given again")
+    add("--all", action="store_true", help="a tensor that is missing is a mismatch too")
+    add("--accept-tolerance", type=_tolerance, metavar="ABS[,REL]",
+        help="|error| <= ABS + REL |golden| in place of the derived one")
+    add("-m", "--model", metavar="MODEL", help="where the pack's model is, to say why it is wrong")
+    add("--report", metavar="FILE", action="append", default=[],
+        help="write .json, .md, .xml or .html; may be given again")
+    add("--every", action="store_true", help="show every tensor, not only the failing ones")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, write the reports, say what was found. 0: all explained, 1: not."""
+    from refsd.golden.candidate import Candidate
+    from refsd.golden.compare import compare
+    from refsd.golden.limits import Accepted
+    from refsd.golden.pack import Pack
+    from refsd.golden.report import as_json, text
+
+    files = [_report(name) for name in options.report]
+    accepted = None if options.accept_tolerance is None else Accepted(*options.accept_tolerance)
+    with (Warnings(show=not options.json), Pack.open(options.pack) as pack,
+          Candidate.open(options.candidate, name_map=options.map, dtype=options.dtype,
+                         layout=options.layout) as candidate,
+          Progress(len(pack.entries), "comparing", show=not options.json) as progress):
+        found = compare(pack, candidate, format=FORMATS[options.format], only=options.only,
+                        accepted=accepted, model=options.model, whole=options.all,
+                        maps=any(path.suffix.lower() == ".html" for path in files),
+                        on_tensor=progress.step)
+    for path in files:
+        _save(path, _rendered(found, path.suffix.lower()))
+        if not options.json:
+            note(f"refsd: wrote {path}")
+    if options.json:
+        result_json(as_json(found))
+    else:
+        for line in text(found, everything=options.every):
+            result(one_line(line))
+    return 0 if found.first is None else 1
+
+
+def _tolerance(text: str) -> tuple[float, ...]:
+    """ABS or ABS,REL: finite numbers that are not negative."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not 1 <= len(found) <= 2 or not all(math.isfinite(n) and n >= 0 for n in found):
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give ABS or ABS,REL such as "
+                                         "1e-4,1e-3")
+    return found
+
+
+def _report(name: str) -> Path:
+    """A file that a report can be written to; checked before any work is done."""
+    path = Path(name)
+    if path.suffix.lower() not in REPORTS:
+        raise UsageError(f"--report: {name[:200]!r} ends in none of {', '.join(REPORTS)}")
+    if not path.absolute().parent.is_dir():
+        raise ResourceError(f"{name}: its folder does not exist. Make it first")
+    return path
+
+
+def _rendered(found: Any, end: str) -> str:
+    """The comparison as a file of the kind."""
+    from refsd.golden.html import page
+    from refsd.golden.junit import junit
+    from refsd.golden.report import as_json, markdown
+
+    if end == ".json":
+        return json.dumps(as_json(found), indent=1, allow_nan=False) + "\n"
+    return {".md": markdown, ".xml": junit, ".html": page}[end](found)
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,118 @@
+"""Which tolerance a tensor of a candidate is held to, and how much of it the error takes."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refsd.golden.bounds import CONFIDENCE, bound
+from refsd.golden.bounds_worst import WORST_OF_PORTS
+from refsd.golden.formats import format_named, uncertainty
+from refsd.golden.manifest import Entry
+from refsd.golden.replay import TENSOR, references
+from refsd.golden.stage_bounds import STAGE_BOUNDS, stage_bound
+
+
+class Accepted(NamedTuple):
+    """A tolerance that the user chose: |error| <= absolute + relative |golden|."""
+
+    absolute: float
+    relative: float = 0.0
+
+
+class Limit(NamedTuple):
+    """What an error is held to.
+
+    kind: "accepted" (the user's), "given" (no op made the tensor: only rounding to the format),
+    "op" (derived for this op on inputs that the pack gives), "spread" (what right ports of the
+    whole network differ by: a root mean square), "likely" (of the op alone; the inputs of a
+    candidate's op are its own, so that more may be inherited). size: an array like the tensor, or
+    a number.
+    """
+
+    kind: str
+    size: Any
+
+    @property
+    def is_rms(self) -> bool:
+        """Whether it holds for the root mean square instead of each element."""
+        return self.kind == "spread"
+
+
+def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
+             accepted: Accepted | None = None) -> Limit | None:
+    """The tolerance of a tensor for ports in a format; None where nothing is known."""
+    wide = np.abs(golden.astype("float64")) if accepted or entry.op is None else None
+    if accepted is not None:
+        return Limit("accepted", accepted.absolute + accepted.relative * wide)
+    if entry.op is None:
+        return Limit("given", uncertainty(wide, format) if golden.dtype.kind == "f" else 0.0)
+    stored = entry.tolerance.get(format_named(format).name) or {}
+    if stored.get("spread"):  # null where the reference itself overflows in the format
+        return Limit("spread", float(stored["spread"]["rms"]))
+    if _is_given(pack, entry):
+        return Limit("op", _derived(pack, entry, golden, format))
+    likely = stored.get("likely")
+    return None if likely is None else Limit("likely", float(likely) + _kept(golden))
+
+
+def _is_given(pack: Any, entry: Entry) -> bool:
+    """Whether the op's inputs are tensors that no op made: then a port has the very same."""
+    if entry.op not in WORST_OF_PORTS and entry.op not in STAGE_BOUNDS:
+        return False
+    return all(name.startswith(TENSOR) and pack.entries[name.removeprefix(TENSOR)].op is None
+               for value in entry.inputs.values() for name in references(value))
+
+
+def _derived(pack: Any, entry: Entry, golden: np.ndarray, format: str) -> np.ndarray:
+    def read(value):
+        if isinstance(value, list):
+            return [read(one) for one in value]
+        return pack.read(value.removeprefix(TENSOR)) if isinstance(value, str) else value
+
+    inputs, format = {name: read(value) for name, value in entry.inputs.items()}, format_named(
+        format).name
+    if entry.op in STAGE_BOUNDS:
+        return stage_bound(entry.op, inputs, entry.options, golden, format) + _kept(golden)
+    options = dict(entry.options)
+    if inputs.get("mask") is not None:  # an option of the op, an input of the entry
+        options["mask"] = inputs.pop("mask")
+    return bound(entry.op, inputs, options, golden, format=format,
+                 confidence=CONFIDENCE).likely + _kept(golden)
+
+
+def _kept(golden: np.ndarray) -> np.ndarray | float:
+    """The golden numbers are float64 rounded to what they are kept in."""
+    if golden.dtype != np.float32:
+        return 0.0
+    with np.errstate(all="ignore"):
+        return np.where(np.isfinite(golden), np.spacing(np.abs(golden)).astype("float64") / 2, 0)
+
+
+class Excess(NamedTuple):
+    """How many times the limit an error is, at which index, and which two numbers are there."""
+
+    times: float
+    at: tuple[int, ...] | None
+
+
+def excess(golden: np.ndarray, got: np.ndarray, limit: Limit, rms: float) -> Excess:
+    """The largest |error| / limit. What is not finite is judged elsewhere, and no error here."""
+    with np.errstate(all="ignore"):
+        error = np.abs(got.astype("float64") - golden.astype("float64"))
+        error[~np.isfinite(error)] = 0
+        if limit.is_rms:
+            at = int(np.argmax(error)) if error.size else None
+            return Excess(_times(rms, limit.size), _index(at, golden.shape))
+        times = np.where(error > 0, error / limit.size, 0)
+    if not times.size:
+        return Excess(0.0, None)
+    at = int(np.argmax(times))
+    return Excess(float(times.ravel()[at]), _index(at, golden.shape))
+
+
+def _times(error: float, size: float) -> float:
+    return error / size if size else np.inf if error else 0.0
+
+
+def _index(place: int | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    return None if place is None else tuple(int(i) for i in np.unravel_index(place, shape))
