@@ -19,6 +19,7 @@ from golden_format_samples import files, reseal, tamper, tensors, write
 from weights_samples import file_of, refused
 
 from refsd.errors import ModelError, UsageError
+from refsd.golden import manifest as manifest_module
 from refsd.golden.manifest import Entry, Manifest, write_manifest
 from refsd.golden.pack import Pack
 
@@ -217,6 +218,11 @@ def test_row_45_what_is_missing_in_a_shard_or_too_much(sample, caplog):
         refused(lambda: pack.read(min(inside)), f"bundle altered: {min(inside)} is missing")
         refused(lambda: pack.read("unet/000/conv_im"), "did you mean unet/000/conv_in?",
                 error=UsageError)
+
+
+def test_row_45_a_pack_older_than_this_refsd(sample, monkeypatch):
+    monkeypatch.setattr(manifest_module, "SCHEMA", 2)
+    refused(lambda: Pack.open(sample), "schema 1, this refsd reads 2", "Make the pack anew")
 
 
 def test_no_pack_at_all(tmp_path):

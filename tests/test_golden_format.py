@@ -1,6 +1,7 @@
 """Golden packs: what is written is what is read, always the same bytes, and nothing is believed."""
 
 import math
+import os
 import subprocess
 import tracemalloc
 
@@ -10,7 +11,7 @@ import safetensors.numpy
 from golden_format_samples import files, fill, tensors, write, writer
 from weights_samples import refused
 
-from refsd.errors import UsageError
+from refsd.errors import ResourceError, UsageError
 from refsd.golden.manifest import Entry, Manifest, read_manifest, write_manifest
 from refsd.golden.pack import Pack
 from refsd.golden.rules import is_file_name, is_name
@@ -99,6 +100,7 @@ def test_what_was_torn_or_damaged_is_recorded_again(sample, tmp_path):
     journal = (folder / "unfinished.jsonl").read_bytes()
     (folder / "unfinished.jsonl").write_bytes(journal[:-20])  # killed in the middle of a line
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-1])
+    (folder / f".{SHARD}.0123abcd.tmp").write_bytes(b"in the middle of a file")
     with writer(folder, resume=True) as pack:
         assert not any(pack.holds(name) for name in tensors())
         fill(pack, found)
@@ -120,6 +122,23 @@ def test_a_recording_of_something_else_is_not_continued(tmp_path):
                 error=UsageError)
         pack.close()
     refused(lambda: writer(tmp_path / "a", resume=True), "finished", error=UsageError)
+
+
+def test_a_full_disk_is_said_and_the_recording_goes_on_when_there_is_room(
+        sample, tmp_path, monkeypatch):
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    def record():
+        with writer(tmp_path / "again", resume=True) as pack:
+            monkeypatch.setattr(os, "replace", full)
+            fill(pack, tensors().items())
+
+    refused(record, "No space left on device", error=ResourceError)
+    monkeypatch.undo()
+    with writer(tmp_path / "again", resume=True) as pack:
+        fill(pack, tensors().items())
+    assert files(tmp_path / "again") == files(sample)
 
 
 def test_a_link_in_the_folder_is_never_written_through(tmp_path):

@@ -112,7 +112,7 @@ def test_info_shows_a_pack_and_verifies_it(sample, tmp_path, capsys):
     assert main(["golden", "info", str(sample), "--verify"]) == 0
     text = capsys.readouterr().out
     for words in ("golden pack of kind run: a sample", "prompt a glossy red sphere", "name tiny",
-                  "10: float32 5", "unet 4", "conv2d 1", "float32: 1 tensors, likely error",
+                  "10: float32 5", "unet 4", "conv2d 1", "float32: 1 bounds (mostly 2", "0 spreads",
                   "unet/001/odd", "50 % denoise/000/guided", "1 of 1 invariants hold",
                   "every file and tensor is as it was made"):
         assert words in text, words
@@ -121,7 +121,7 @@ def test_info_shows_a_pack_and_verifies_it(sample, tmp_path, capsys):
     assert main(["golden", "info", str(sample), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tensors"] == 10 and found["stages"]["unet"] == 4 and not found["verified"]
-    assert found["tolerances"]["float16"]["tensors"] == 1 and found["nonfinite"] == ["unet/001/odd"]
+    assert found["tolerances"]["float16"]["bounds"] == 1 and found["nonfinite"] == ["unet/001/odd"]
 
 
 def test_info_answers_for_a_pack_that_was_altered(sample, tmp_path, capsys):

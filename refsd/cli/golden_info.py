@@ -1,9 +1,10 @@
 """`refsd golden info PACK`: what a golden pack holds, on one screen; --verify reads every byte."""
 
 import argparse
-import json
 import math
+import re
 import statistics
+import textwrap
 from collections import Counter
 from typing import Any
 
@@ -17,6 +18,7 @@ formats that it has tolerances for, and its own checks.
 
     refsd golden info PACK            a folder, a .zip or a .tar.zst
     refsd golden info PACK --verify   compare every hash; exit code 3 when altered"""
+HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def parser() -> Parser:
@@ -70,19 +72,24 @@ def summary(manifest: Any) -> dict[str, Any]:
 
 
 def tolerances(entries: list[Any]) -> dict[str, dict[str, Any]]:
-    """By format: how many tensors have one, and the likely error in units of the tensor's rms."""
-    found: dict[str, list[float]] = {}
+    """By format: how many tensors have an op's bound, and a spread, and how wide they mostly are.
+
+    bounds, spreads: counts; likely, spread: the medians in units of the tensor's own rms.
+    """
+    found: dict[str, tuple[list[float], list[float]]] = {}
     for entry in entries:
         rms = (entry.stats["l2"] or 0) / math.sqrt(max(1, math.prod(entry.shape)))
         for name, figures in entry.tolerance.items():
-            if isinstance(figures, dict):
-                ratios = found.setdefault(name, [])
-                if isinstance(figures.get("likely"), (int, float)) and rms:
-                    ratios.append(figures["likely"] / rms)
-    held = Counter(name for entry in entries for name in entry.tolerance)
-    return {name: {"tensors": held[name],
-                   "median": statistics.median(ratios) if ratios else None,
-                   "largest": max(ratios, default=None)} for name, ratios in found.items()}
+            bounds, spreads = found.setdefault(name, ([], []))
+            figures = figures if isinstance(figures, dict) else {}
+            for kept, value in ((bounds, figures.get("likely")),
+                                (spreads, (figures.get("spread") or {}).get("rms"))):
+                if isinstance(value, (int, float)):
+                    kept.append(value / rms if rms else 0.0)
+    return {name: {"bounds": len(bounds), "likely": statistics.median(bounds) if bounds else None,
+                   "spreads": len(spreads),
+                   "spread": statistics.median(spreads) if spreads else None}
+            for name, (bounds, spreads) in found.items()}
 
 
 def _show(options: argparse.Namespace, found: dict[str, Any], warnings: list[str]) -> None:
@@ -92,33 +99,46 @@ def _show(options: argparse.Namespace, found: dict[str, Any], warnings: list[str
         return
     title = f": {found['title']}" if found["title"] else ""
     result(one_line(f"{options.pack}: golden pack of kind {found['kind']}{title}", 200))
-    for name in ("recipe", "model"):
-        for key, value in found[name].items():
-            _line(name, f"{key} {value if isinstance(value, str) else json.dumps(value)}", 90)
-            name = ""
-    for name in ("versions", "machine"):
-        _line(name, ", ".join(f"{key} {value}" for key, value in found[name].items()))
-    _line("files", f"{found['files']:,}, {found['bytes'] / 1e6:,.2f} MB of tensors and index")
-    _line("tensors", f"{found['tensors']:,}: {_counts(found['dtypes'])}")
-    _line("stages", _counts(found["stages"]))
-    _line("ops", _counts(found["ops"]))
+    for name in ("recipe", "model", "versions", "machine"):
+        _lines(name, _in_words(found[name]))
+    _lines("files", f"{found['files']:,}, {found['bytes'] / 1e6:,.2f} MB of tensors and index")
+    _lines("tensors", f"{found['tensors']:,}: {_counts(found['dtypes'])}")
+    _lines("stages", _counts(found["stages"]))
+    _lines("ops", _counts(found["ops"]))
     for name, figures in found["tolerances"].items():
-        range_ = "" if figures["median"] is None else (
-            f", likely error {figures['median']:.1e} of the tensor's rms, at most "
-            f"{figures['largest']:.1e}")
-        _line("tolerances", f"{name}: {figures['tensors']:,} tensors{range_}")
-    _line("nan or inf", ", ".join(found["nonfinite"][:4]) or "in no tensor")
-    marks = ", ".join(f"{mark['percent']} % {mark['tensor']}" for mark in found["checkpoints"])
-    _line("checkpoints", marks or "none")
-    _line("checks", f"{found['invariants'] - len(found['broken']):,} of {found['invariants']:,} "
-          "invariants hold" + "".join(f"; {mark['name']} {mark['value']:g} > {mark['limit']:g}"
-                                      for mark in found["broken"][:3]))
-    _line("verified", "every file and tensor is as it was made" if options.verify else
-          "sizes and the manifest; --verify compares every hash")
+        words = [f"{figures[count]:,} {count}" + (
+            "" if figures[median] is None else f" (mostly {figures[median]:.1e} x rms)")
+            for count, median in (("bounds", "likely"), ("spreads", "spread"))]
+        _lines("tolerance", f"{name}: {', '.join(words)}")
+    _lines("nan or inf", ", ".join(found["nonfinite"][:4]) or "in no tensor")
+    _lines("checkpoints", ", ".join(f"{mark['percent']} % {mark['tensor']}"
+                                    for mark in found["checkpoints"]) or "none")
+    _lines("checks", f"{found['invariants'] - len(found['broken']):,} of {found['invariants']:,} "
+           "invariants hold" + "".join(f"; {mark['name']} {mark['value']:g} > {mark['limit']:g}"
+                                       for mark in found["broken"][:3]))
+    _lines("verified", "every file and tensor is as it was made" if options.verify else
+           "sizes and the manifest; --verify compares every hash")
 
 
-def _line(name: str, text: str, limit: int = 300) -> None:
-    result(f"  {name:<12} {one_line(text, limit)}")
+def _lines(name: str, text: str) -> None:
+    """A field for reading, on as many lines as it takes."""
+    for line in textwrap.wrap(one_line(text, 600), 80) or [""]:
+        result(f"  {name:<12} {line}")
+        name = ""
+
+
+def _in_words(table: dict[str, Any]) -> str:
+    """What a table says in single values; of the tables in it, which they are."""
+    words, inside = [], []
+    for key, value in table.items():
+        if isinstance(value, dict) and "_class_name" in value:
+            words.append(f"{key} {value['_class_name']}")
+        elif isinstance(value, (dict, list)):
+            inside.append(key)
+        elif value not in (None, ""):
+            whole = HASH.fullmatch(str(value)) is None
+            words.append(f"{key} {value}" if whole else f"{key} {value[:12]}")
+    return ", ".join(words + ([f"and {', '.join(inside)} (--json)"] if inside else []))
 
 
 def _counts(found: dict[str, int]) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from refsd.golden.rules import DTYPES
 
 CHUNK = 1 << 20  # numbers that are summed at once
 COLUMNS = 256
+DRAFT = re.compile(r"\.(tensors-\d+\.safetensors|index\.tsv|manifest\.json|SHA256SUMS|"
+                   r"unfinished\.jsonl)\.[0-9a-f]{8}\.tmp")
 
 
 def write_file(path: Path, parts: list[bytes | memoryview]) -> dict[str, Any]:
@@ -46,6 +49,13 @@ def write_file(path: Path, parts: list[bytes | memoryview]) -> dict[str, Any]:
 def draft_of(path: Path) -> Path:
     """A name beside a file, for writing it under until it is whole."""
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+
+
+def discard_drafts(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote a file of a pack."""
+    for path in folder.iterdir():
+        if DRAFT.fullmatch(path.name):
+            path.unlink()
 
 
 def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from refsd.golden.manifest import (
     write_manifest,
 )
 from refsd.golden.rules import CHECKPOINT, DTYPES, INVARIANT, SCHEMA, check, shown
-from refsd.golden.shards import sha256, statistics, write_file, write_shard
+from refsd.golden.shards import discard_drafts, sha256, statistics, write_file, write_shard
 from refsd.version import __version__
 from refsd.weights.header import read_header
 from refsd.weights.reader import read_tensors
@@ -52,6 +52,7 @@ class Writer:
         self._rows: list[journal.Row] = []  # the shards that are closed
         self._row = journal.Row(_shard_name(0))  # the one that is still in memory
         self._arrays: dict[str, np.ndarray] = {}
+        self._filled = 0  # their bytes
         self._unsaved = False
         self._size = 0
         self._finished: Manifest | None = None
@@ -60,6 +61,8 @@ class Writer:
     def _prepare(self, resume: bool) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if resume:
+                discard_drafts(self.folder)
             there = sorted(path.name for path in self.folder.iterdir())
         except OSError as error:
             raise ResourceError(f"{self.folder}: cannot be a folder: {error.strerror}") from None
@@ -83,6 +86,7 @@ class Writer:
             *self._rows, self._row = rows
             found = read_tensors(read_header(self.folder / self._row.shard))
             self._arrays = {entry.name: found[entry.name] for entry in self._row.tensors}
+            self._filled = sum(array.nbytes for array in self._arrays.values())
 
     def holds(self, name: str) -> bool:
         """Whether a tensor of this name was added, now or before the recording was interrupted."""
@@ -103,10 +107,11 @@ class Writer:
             return self._again(name, array)
         if self._finished is not None:
             raise UsageError(f"golden pack: {shown(name)} is added to a pack that is finished")
-        if self._arrays and self._bytes() + array.nbytes > self._shard_bytes:
+        if self._arrays and self._filled + array.nbytes > self._shard_bytes:
             self._save()
             self._rows.append(self._row)
             self._row, self._arrays = journal.Row(_shard_name(len(self._rows))), {}
+            self._filled = 0
         entry = _as_usage(lambda: read_entry({
             "name": name, "op": op, "stage": stage, "step": plain(step),
             "shape": list(array.shape), "dtype": array.dtype.name, "options": plain(options or {}),
@@ -118,6 +123,7 @@ class Writer:
             raise UsageError(f"golden pack: {name} has the input {shown(missing)}, which is to be "
                              "added before it")
         self._arrays[name] = array
+        self._filled += array.nbytes
         self._row.tensors.append(entry)
         self._note(entry)
         self._unsaved = True
@@ -160,9 +166,6 @@ class Writer:
             getattr(self._row, kind).append(mark)
             self._unsaved = True
 
-    def _bytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays.values())
-
     def _save(self) -> None:
         """Put the open shard on disk, as far as it is filled."""
         if self._unsaved and self._arrays:
@@ -177,9 +180,8 @@ class Writer:
         self._save()
         rows = [*self._rows, self._row] if self._arrays else self._rows
         manifest = self._manifest(rows)
-        _as_usage(lambda: write_manifest(manifest))
         manifest.files[INDEX] = write_file(self.folder / INDEX, [index(self.folder, manifest)])
-        data = write_manifest(manifest)
+        data = _as_usage(lambda: write_manifest(manifest))
         write_file(self.folder / MANIFEST, [data])
         write_file(self.folder / SUMS, [sums(manifest.files, hashlib.sha256(data).hexdigest())])
         (self.folder / journal.JOURNAL).unlink()
