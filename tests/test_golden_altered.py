@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 from golden_format_samples import files, reseal, tamper, tensors, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from weights_samples import file_of, refused
 
 from refsd.errors import ModelError, UsageError
 from refsd.golden import manifest as manifest_module
-from refsd.golden.manifest import Entry, Manifest, write_manifest
+from refsd.golden.manifest import Entry, Manifest, read_manifest, write_manifest
 from refsd.golden.pack import Pack
 
 NAME = "unet/000/conv_in"
@@ -294,3 +296,33 @@ def test_files_are_only_read(sample):
     with Pack.open(sample) as pack:
         pack.verify()
     assert files(sample) == before
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8) | st.sampled_from(["../x", "tensor:x", "weight:unet.x", "C:x", "a\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner,
+                                                                max_size=3), max_leaves=6)
+
+
+def places(value, way=()):
+    """The way to every value in a JSON value."""
+    yield way
+    for key in value if isinstance(value, dict) else range(len(value)) if (
+            isinstance(value, list)) else ():
+        yield from places(value[key], (*way, key))
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_row_44_any_value_anywhere_is_taken_or_refused_with_a_reason(original, data):
+    manifest = json.loads((original / "manifest.json").read_bytes())
+    *way, last = data.draw(st.sampled_from([way for way in places(manifest) if way]))
+    put(way + [last], data.draw(VALUES))(manifest)
+    text = json.dumps(manifest).encode()
+    try:
+        found = read_manifest(text)
+    except ModelError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+    else:  # what is taken is what refsd itself would have written
+        assert json.loads(write_manifest(found)) == manifest
