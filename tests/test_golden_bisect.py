@@ -3,47 +3,27 @@
 import json
 import math
 
-import golden_port
 import numpy as np
 import pytest
-import tiny
 from golden_mistakes import MISTAKES
 from golden_port_ops import Ops
+from golden_runs import Dump, mistaken, port, write_pack
 
 from refsd.__main__ import main
 from refsd.errors import UsageError
 from refsd.golden.bisect import bisect
 from refsd.golden.formats import FORMATS
 from refsd.golden.local_error import excess
-from refsd.golden.make import make
 from refsd.golden.pack import Pack
-from refsd.golden.recipe import Recipe
-from refsd.golden.record import Selection
 
-STEPS, GUIDANCE, SEEDS = 3, 5.0, 4
-CONFIGS = {**tiny.CONFIGS, "scheduler": tiny.SCHEDULER}
-WEIGHTS = {part: tiny.tensors(part) for part in tiny.CONFIGS}
-RECIPE = Recipe(prompt="red cat", negative_prompt="re", width=32, height=32, steps=STEPS,
-                cfg_scale=GUIDANCE, scheduler=tiny.SCHEDULER)
-
-
-class Dump:
-    """A candidate in memory."""
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def read(self, name, shape=None):
-        return self.tensors.get(name)
+SEEDS = 4
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("bisect")
-    tiny.write_model(place / "model")
     for level in (2, 3):
-        make(place / f"level{level}", RECIPE, model=place / "model",
-             selection=Selection(level=level))
+        write_pack(place, level)
     return place
 
 
@@ -51,23 +31,6 @@ def folder(tmp_path_factory):
 def pack(folder):
     with Pack.open(folder / "level3") as opened:
         yield opened
-
-
-def port(pack, ops, *, after=None):
-    """What the stand-in port dumps, given the prompts' ids and the noise."""
-    made = golden_port.Port(ops, WEIGHTS, CONFIGS, after=after)
-    ids = [pack.read(f"tokens/{i:03d}/ids") for i in range(2)]
-    made.draw(ids, pack.read("denoise/noise").astype("f4"), steps=STEPS, guidance=GUIDANCE)
-    return made.dump
-
-
-def mistaken(pack, key, kind=Ops):
-    mistake = MISTAKES[key]
-
-    def after(name, array):
-        return mistake.after(array) if name == mistake.first else (array, array)
-
-    return port(pack, kind(mistake=key, where=mistake.where), after=mistake.after and after)
 
 
 def test_the_port_has_every_tensor_that_an_op_made(pack):

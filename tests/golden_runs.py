@@ -1,0 +1,51 @@
+"""The stand-in port, run on the recipe of a pack made of the tiny model."""
+
+import golden_port
+import tiny
+from golden_mistakes import MISTAKES
+from golden_port_ops import Ops
+
+from refsd.golden.make import make
+from refsd.golden.recipe import Recipe
+from refsd.golden.record import Selection
+
+STEPS, GUIDANCE = 3, 5.0
+CONFIGS = {**tiny.CONFIGS, "scheduler": tiny.SCHEDULER}
+WEIGHTS = {part: tiny.tensors(part) for part in tiny.CONFIGS}
+RECIPE = Recipe(prompt="red cat", negative_prompt="re", width=32, height=32, steps=STEPS,
+                cfg_scale=GUIDANCE, scheduler=tiny.SCHEDULER)
+
+
+def write_pack(place, level):
+    """place/model, unless it is there, and place/levelN."""
+    if not (place / "model").exists():
+        tiny.write_model(place / "model")
+    make(place / f"level{level}", RECIPE, model=place / "model", selection=Selection(level=level))
+
+
+class Dump:
+    """A candidate in memory."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def read(self, name, shape=None):
+        return self.tensors.get(name)
+
+
+def port(pack, ops, *, after=None):
+    """What the stand-in port dumps, given the prompts' ids and the noise."""
+    made = golden_port.Port(ops, WEIGHTS, CONFIGS, after=after)
+    ids = [pack.read(f"tokens/{i:03d}/ids") for i in range(2)]
+    made.draw(ids, pack.read("denoise/noise").astype("f4"), steps=STEPS, guidance=GUIDANCE)
+    return made.dump
+
+
+def mistaken(pack, key, kind=Ops):
+    """What the port dumps that makes one of the mistakes."""
+    mistake = MISTAKES[key]
+
+    def after(name, array):
+        return mistake.after(array) if name == mistake.first else (array, array)
+
+    return port(pack, kind(mistake=key, where=mistake.where), after=mistake.after and after)
