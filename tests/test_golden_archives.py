@@ -17,6 +17,7 @@ import pytest
 from golden_format_samples import files, write
 from weights_samples import refused
 
+from refsd.__main__ import main
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden import archive
 from refsd.golden.archive import pack_up, unpack
@@ -272,3 +273,13 @@ def test_too_many_files_and_a_full_disk(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "open", full, raising=False)
     refused(lambda: unpack(tmp_path / "a.zip", tmp_path / "out"), "No space left",
             error=ResourceError)
+
+
+def test_the_command_line_packs_up(sample, tmp_path, capsys):
+    path = str(tmp_path / "a.zip")
+    assert main(["golden", "export", str(sample), "-o", path, "--to", "pack"]) == 0
+    assert main(["golden", "info", path, "--verify"]) == 0
+    assert "every file and tensor is as it was made" in capsys.readouterr().out
+    assert main(["golden", "export", path, "-o", str(tmp_path / "a.tgz"), "--to", "pack"]) == 2
+    assert ".zip or .tar.zst" in capsys.readouterr().err
+    assert main(["golden", "export", path, "-o", path, "--to", "pack", "--only", "x"]) == 2

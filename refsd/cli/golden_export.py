@@ -11,10 +11,12 @@ Write the tensors of a golden pack for programs in other languages.
 
     refsd golden export PACK -o out --to raw --layout NHWC --only 'unet/000/*'
     refsd golden export PACK -o out --to onnx
+    refsd golden export PACK -o pack.zip --to pack
 
 onnx writes each recorded op as CASE/test_data_set_0/input_0.pb and output_0.pb,
-with call.json beside it; it needs pip install refsd[onnx]."""
-KINDS = ("raw", "npy", "npz", "safetensors", "onnx")
+with call.json beside it; it needs pip install refsd[onnx]. pack is the pack
+itself as one .zip or .tar.zst."""
+KINDS = ("raw", "npy", "npz", "safetensors", "onnx", "pack")
 
 
 def parser() -> Parser:
@@ -23,7 +25,8 @@ def parser() -> Parser:
                    usage="refsd golden export PACK -o FOLDER [options]")
     add = found.add_argument
     add("pack", metavar="PACK", help="a folder, .zip or .tar.zst")
-    add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
+    add("-o", "--output", metavar="FOLDER", required=True,
+        help="a new or an empty folder; a file for --to pack")
     add("--to", type=choice(*KINDS), metavar="KIND", default="raw",
         help=f"{', '.join(KINDS)} (raw)")
     add("--layout", metavar="NAME", default="NCHW",
@@ -44,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     from refsd.golden.pack import Pack
     from refsd.golden.replay import weights
 
+    if options.to == "pack":
+        return _pack_up(options)
     if options.to == "onnx" and options.layout.upper() != "NCHW":
         raise UsageError("--to onnx keeps the logical layout, NCHW; leave --layout out")
     with Pack.open(options.pack) as pack:
@@ -59,4 +64,19 @@ def run(options: argparse.Namespace) -> int:
         return 0
     result(f"{one_line(options.output)}: {len(written)} "
            f"{'ops' if options.to == 'onnx' else 'tensors'} as {options.to}")
+    return 0
+
+
+def _pack_up(options: argparse.Namespace) -> int:
+    from refsd.golden.archive import pack_up
+    from refsd.golden.pack import Pack
+
+    if options.layout.upper() != "NCHW" or options.only:
+        raise UsageError("--to pack keeps the pack as it is; leave --layout and --only out")
+    with Pack.open(options.pack) as pack:
+        pack_up(pack.folder, options.output)
+    if options.json:
+        result_json({"file": options.output, "kind": "pack", "tensors": list(pack.entries)})
+    else:
+        result(f"{one_line(options.output)}: the pack, {len(pack.entries)} tensors")
     return 0
