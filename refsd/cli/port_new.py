@@ -1,0 +1,38 @@
+"""`refsd port new NAME`: a folder with the order of work, contract tests, and packs to make."""
+
+import argparse
+
+from refsd.cli.arguments import Parser
+from refsd.cli.report import one_line, result, result_json
+
+ABOUT = """\
+Begin a port: a folder with README.md (in which order, with which packs),
+contracts/ (tests that need NumPy alone, a C header) and results/."""
+
+
+def parser() -> Parser:
+    """The options of port new."""
+    found = Parser(prog="refsd port new", description=ABOUT,
+                   usage="refsd port new NAME [-o FOLDER] [options]")
+    add = found.add_argument
+    add("name", metavar="NAME", help="what the port is called: 'my accelerator'")
+    add("-o", "--output", metavar="FOLDER", help="a new or an empty folder (port-NAME here)")
+    add("-m", "--model", metavar="MODEL", help="path or hub id of the model to bring up; without "
+        "it Stable Diffusion 1.5, for which no file is needed")
+    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write it."""
+    from refsd.golden.port import new
+
+    folder = options.output or f"port-{options.name.replace(' ', '-')}"
+    place = new(options.name, folder, model=options.model)
+    if options.json:
+        result_json({"folder": str(place), "name": options.name})
+        return 0
+    result(f"{one_line(str(place))}: README.md says where to begin; refsd port status "
+           f"{one_line(str(place))} what is proven")
+    return 0
