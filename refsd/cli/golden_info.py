@@ -100,7 +100,8 @@ def _show(options: argparse.Namespace, found: dict[str, Any], warnings: list[str
     title = f": {found['title']}" if found["title"] else ""
     result(one_line(f"{options.pack}: golden pack of kind {found['kind']}{title}", 200))
     for name in ("recipe", "model", "versions", "machine"):
-        _lines(name, _in_words(found[name]))
+        if found[name]:
+            _lines(name, _in_words(found[name]))
     _lines("files", f"{found['files']:,}, {found['bytes'] / 1e6:,.2f} MB of tensors and index")
     _lines("tensors", f"{found['tensors']:,}: {_counts(found['dtypes'])}")
     _lines("stages", _counts(found["stages"]))
