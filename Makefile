@@ -1,14 +1,15 @@
-# make image | test | parity | parity-full | bench | lint | train: each sets up all it needs.
+# make image | test | parity | parity-full | bench | golden | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
 SEED ?= 2
+GOLDEN_PROMPT := a glossy red sphere left of a small blue cube
 VENV := .venv
 PARITY := .venv-parity
 PARITY_TESTS := tests/parity
 BENCH := .venv-bench
 BENCH_OPTIONS ?=
 
-.PHONY: help image test parity parity-full bench lint train clean
+.PHONY: help image test parity parity-full bench golden lint train clean
 
 help:
 	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
@@ -16,6 +17,7 @@ help:
 	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
 	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
 	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 20 minutes, 20 GB of memory, 9 GB of disk"
+	@echo "make golden       record the committed golden packs anew"
 	@echo "make lint         ruff"
 	@echo "make train        make the bundled model anew: hours"
 
@@ -57,6 +59,13 @@ parity-full: $(PARITY)/ready
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m benchmarks run $(BENCH_OPTIONS); code=$$?; \
 	$(BENCH)/bin/python -m benchmarks table && exit $$code
+
+# The packs that are committed; tests/test_golden_drift.py says when they no longer hold.
+golden: $(VENV)/ready
+	rm -rf golden/ops golden/bundled
+	$(VENV)/bin/python -m refsd golden make -o golden/ops --ops
+	$(VENV)/bin/python -m refsd golden make -o golden/bundled "$(GOLDEN_PROMPT)" --level 2 \
+		--steps 4 -W 64 -H 64 -s 2
 
 lint: $(PARITY)/ready
 	$(PARITY)/bin/ruff check refsd tests training benchmarks
