@@ -2,17 +2,19 @@
 
 import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.golden.manifest import Entry, as_dict, read_entry
-from refsd.golden.rules import is_file_name, shown
+from refsd.errors import ResourceError, UsageError
+from refsd.golden.manifest import MAX_MANIFEST, Entry, as_dict, read_entry
+from refsd.golden.rules import ENTRY, FILES, MANIFEST, check
 from refsd.golden.shards import sha256_of_file, write_file
-from refsd.weights.files import open_file, parse_json
+from refsd.weights.files import open_file, parse_json, read_bytes
 
 JOURNAL = "unfinished.jsonl"
+ROW = {"shard": ENTRY["shard"], "file": (lambda value: isinstance(value, dict), "an object"),
+       **{key: MANIFEST[key] for key in ("tensors", "checkpoints", "invariants")}}
 
 
 @dataclass
@@ -56,8 +58,8 @@ def read(folder: Path, head: dict[str, Any]) -> list[Row]:
     that refsd did not write.
     """
     path = folder / JOURNAL
-    with open_file(path) as file:
-        lines = file.read().split(b"\n")[:-1]  # what follows the last line end was cut off
+    # what follows the last line end was cut off
+    lines = read_bytes(path, limit=4 * MAX_MANIFEST).split(b"\n")[:-1]
     found = [parse_json(line.decode("ascii", "replace"), path) for line in lines]
     if found and found[0] != json.loads(_line(head)):
         same = isinstance(found[0], dict) and set(found[0]) == set(head)
@@ -77,9 +79,8 @@ def read(folder: Path, head: dict[str, Any]) -> list[Row]:
 
 
 def _row(line: Any, where: str) -> Row:
-    if not isinstance(line, dict) or set(line) != {part.name for part in fields(Row)} or not (
-            is_file_name(line["shard"]) and isinstance(line["tensors"], list)):
-        raise ModelError(f"{where}: {shown(line)} is not a row of a recording. Begin anew")
+    check(line, ROW, where)
+    check(line["file"], FILES, where)
     return Row(**{**line, "tensors": [read_entry(entry, where) for entry in line["tensors"]]})
 
 
