@@ -254,6 +254,36 @@ def test_equal_specials_are_equal_and_named(tmp_path):
         "NaN in both in 1 places", "-0.0 for 0.0, or the reverse, in 1 places")
 
 
+def test_a_byte_may_be_the_next_only_where_the_picture_is_at_the_middle_of_two(tmp_path):
+    picture = np.linspace(0, 1, 999, dtype="float32").reshape(1, 9, 37, 3)
+    picture[0, 0, 0, 0] = (100.5 + 1e-4) / 255
+    pixels = np.rint(255 * picture.astype("float64")).astype("uint8")
+    spread = {"float32": {"spread": {"rms": 1e-6, "max": 3e-6}}}  # 255 x is off by 8e-4
+    with Writer(tmp_path / "p", recipe={}, model={}) as writer:
+        writer.add("picture/image", picture, op="block", stage="picture", tolerance=spread)
+        writer.add("picture/pixels", pixels, op="to_bytes", stage="picture",
+                   inputs={"x": "tensor:picture/image"})
+
+    def first(candidate):
+        np.savez(tmp_path / "c.npz", **{"picture/image": picture, "picture/pixels": candidate})
+        with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as opened:
+            return compare(pack, opened).first
+
+    assert first(changed_at(pixels, (0, 0, 0, 0), 100)) is None
+    assert first(changed_at(pixels, (0, 0, 0, 0), 99)).times == 2
+    assert first(changed_at(pixels, (0, 1, 0, 0), pixels[0, 1, 0, 0] + 1)).at == (0, 1, 0, 0)
+    cut = first(np.floor(255 * picture).astype("uint8"))
+    assert cut.kind == "bytes" and cut.findings[0].reason == "truncated"
+
+
+def test_the_scaling_factor_of_the_model(tmp_path):
+    with Writer(tmp_path / "p", recipe={}, model={"scaling_factor": 0.4}) as writer:
+        writer.add("decode/x", NETWORK, op="block", stage="decode")
+    np.savez(tmp_path / "c.npz", **{"decode/x": NETWORK * np.float32(0.4)})
+    with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as candidate:
+        assert compare(pack, candidate).first.findings[0].reason == "missing_scaling_factor"
+
+
 def test_the_step_before_is_recognised(pack, tmp_path):
     found = compared(pack, tmp_path, **{"unet/001/conv_out": 2 * NETWORK})
     assert found.first.findings[0].reason == "stale"

@@ -45,13 +45,14 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
              weights: Callable[[str], np.ndarray] | None = None,
              previous: np.ndarray | None = None,
              upstream: Mapping[str, tuple[Entry, Mapping[str, Any]]] | None = None,
-             ) -> list[Finding]:
+             factors: Iterable[float] = ()) -> list[Finding]:
     """The reasons that explain why the candidate is not the golden tensor, the best first.
 
     golden: what the entry's op gives in float64 on these inputs (without inputs: the pack's
     tensor). inputs: the op's, by parameter; weights reads those that are references. previous: the
     same tensor one step earlier. upstream: the op that made an input, and its own inputs, where a
-    mistake may be that it was left out. format: what the port computes in.
+    mistake may be that it was left out. factors: scaling factors of the model, besides those of
+    Stable Diffusion. format: what the port computes in.
     """
     golden, candidate = np.asarray(golden), np.asarray(candidate)
     if candidate.shape != golden.shape:
@@ -61,7 +62,8 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
     found = [Finding(*finding) for finding in fits.nonfinite(truth, got)]
     if not finite.any():
         return found
-    guesses = list(_guesses(entry, truth, got, _filled(inputs, weights), previous, upstream))
+    guesses = list(_guesses(entry, truth, got, _filled(inputs, weights), previous, upstream,
+                            factors))
     error = _squares(truth, got, finite)
     if error == 0:
         return found
@@ -83,7 +85,7 @@ def _no_tensor(name: str) -> Any:
     raise KeyError(name)
 
 
-def _guesses(entry, truth, got, inputs, previous, upstream) -> Iterator[Guess]:
+def _guesses(entry, truth, got, inputs, previous, upstream, factors) -> Iterator[Guess]:
     """Every wrong version that is known, the most specific first."""
     if previous is not None and previous.shape == truth.shape:
         yield Guess("stale", "it is the tensor of the step before", previous.astype("float64"))
@@ -93,7 +95,7 @@ def _guesses(entry, truth, got, inputs, previous, upstream) -> Iterator[Guess]:
                 if np.shape(guess[2]) == truth.shape:
                     yield Guess(*guess)
     with np.errstate(all="ignore"):
-        for guess in fits.same_shape(entry, truth, got):
+        for guess in fits.same_shape(entry, truth, got, factors):
             yield Guess(*guess)
 
 

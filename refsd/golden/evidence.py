@@ -22,6 +22,8 @@ class Evidence:
     def __init__(self, pack: Any, candidate: Any, format: str, model: Any = None):
         self.pack, self.candidate, self.format = pack, candidate, format
         self._weight = weights(pack, model)
+        factor = pack.manifest.model.get("scaling_factor")
+        self._factors = (factor,) if type(factor) is float and factor > 0 else ()
 
     def findings(self, entry: Entry, golden: np.ndarray, got: np.ndarray) -> tuple[Finding, ...]:
         """What the mistake looks like, the likeliest first; nothing where it cannot be said."""
@@ -32,7 +34,7 @@ class Evidence:
         if inputs is not None and got.shape == golden.shape:
             truth = np.asarray(replay(entry, inputs))
         return tuple(diagnose(entry, truth, got, inputs, format=self.format,
-                              previous=previous(self.pack, entry),
+                              previous=previous(self.pack, entry), factors=self._factors,
                               upstream=self.upstream(entry) if inputs is not None else None))
 
     def inputs(self, entry: Entry) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ Each guess is (reason, sentence, what the candidate would then be).
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from refsd.golden.layouts import LAYOUTS, layout, to_layout
 
 Triple = tuple[str, str, np.ndarray]
 
-# The VAE's factor of SD 1.x and 2.x, and those of later models.
+# The VAE's factor of SD 1.x and 2.x, and that of SDXL.
 SCALING_FACTORS = (0.18215, 0.13025)
 OF_LAYOUT = {"NHWC": "nhwc", "ROWS": "nhwc", "ROWS32": "tile_padding", "TILE32": "tile_padding",
              "FACE16": "tile_padding", "NC4HW4": "nc4hw4", "HWIO": "transposed",
@@ -38,8 +38,12 @@ def nonfinite(truth: np.ndarray, got: np.ndarray) -> Iterator[tuple[str, str, fl
             yield reason, f"{sentence}, in {int(bad.sum()):,} places, the first at {first}", 1.0
 
 
-def same_shape(entry: Any, truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
-    """Guesses for a candidate of the golden shape, the most specific first."""
+def same_shape(entry: Any, truth: np.ndarray, got: np.ndarray,
+               factors: Iterable[float] = ()) -> Iterator[Triple]:
+    """Guesses for a candidate of the golden shape, the most specific first.
+
+    factors: scaling factors that the model is known to have.
+    """
     yield "sign", "every sign is the other one", -truth
     yield from masked(truth, got)
     yield from laid_out(truth)
@@ -49,7 +53,7 @@ def same_shape(entry: Any, truth: np.ndarray, got: np.ndarray) -> Iterator[Tripl
     if truth.ndim > 1 and len(truth) == 2:
         yield ("swapped_guidance", "its two samples are swapped: the conditional and the "
                "unconditional one", truth[::-1])
-    yield from scaled(truth, got)
+    yield from scaled(truth, got, (*factors, *SCALING_FACTORS))
     yield from offset(truth, got)
     yield from shifted(truth, got)
 
@@ -111,14 +115,15 @@ def heads(truth: np.ndarray) -> Iterator[Triple]:
                    truth.reshape(N, L, h, C // h).swapaxes(-1, -2).reshape(truth.shape))
 
 
-def scaled(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+def scaled(truth: np.ndarray, got: np.ndarray,
+           factors: tuple[float, ...] = SCALING_FACTORS) -> Iterator[Triple]:
     """One factor for all elements, by least squares; named where it is a known one."""
     good = np.isfinite(truth) & np.isfinite(got)
     size = float(truth[good] @ truth[good])
     factor = float(truth[good] @ got[good]) / size if size else math.nan
     if not math.isfinite(factor) or factor == 0:
         return
-    for known in SCALING_FACTORS:
+    for known in factors:
         for value, how in ((known, "multiplied by it once too often"),
                            (1 / known, "not multiplied by it"),
                            (known**2, "multiplied by it where it should be divided"),

@@ -25,8 +25,9 @@ class Limit(NamedTuple):
     kind: "accepted" (the user's), "given" (no op made the tensor: only rounding to the format),
     "op" (derived for this op on inputs that the pack gives), "spread" (what right ports of the
     whole network differ by: a root mean square), "likely" (of the op alone; the inputs of a
-    candidate's op are its own, so that more may be inherited). size: an array like the tensor, or
-    a number.
+    candidate's op are its own, so that more may be inherited), "bytes" (a byte more or less where
+    the spread of the picture's number reaches across the middle of two). size: an array like the
+    tensor, or a number.
     """
 
     kind: str
@@ -49,10 +50,24 @@ def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
     stored = entry.tolerance.get(format_named(format).name) or {}
     if stored.get("spread"):  # null where the reference itself overflows in the format
         return Limit("spread", float(stored["spread"]["rms"]))
+    if entry.op == "to_bytes" and not _is_given(pack, entry):
+        return _bytes(pack, entry, format)
     if _is_given(pack, entry):
         return Limit("op", _derived(pack, entry, golden, format))
     likely = stored.get("likely")
     return None if likely is None else Limit("likely", float(likely) + _kept(golden))
+
+
+def _bytes(pack: Any, entry: Entry, format: str) -> Limit | None:
+    """round(255 x) of numbers x that may differ by what their tensor spreads."""
+    source = pack.entries[next(references(entry.inputs["x"])).removeprefix(TENSOR)]
+    spread = (source.tolerance.get(format_named(format).name) or {}).get("spread")
+    if not spread:
+        return None
+    exact = 255 * pack.read(source.name).astype("float64")
+    to_middle = np.abs(exact - np.floor(exact) - 0.5)
+    reach = 255 * spread["max"] + 256 * format_named(format).unit  # and 255 x is rounded
+    return Limit("bytes", np.where(to_middle <= reach, np.ceil(reach), np.floor(reach)))
 
 
 def _is_given(pack: Any, entry: Entry) -> bool:

@@ -176,7 +176,7 @@ class _Tally:
             max_ulp=self.ulp.value, max_ulp_index=self._index(self.ulp.place),
             rms=math.sqrt(self.errors / n),
             nmse=self.errors / self.golds if self.golds else math.inf if self.errors else 0.0,
-            pcc=self._correlation(), cosine=_cosine(self.golds, self.cands, self.products),
+            pcc=self._correlation(), cosine=self._cosine(self.golds, self.cands, self.products),
             needed=self.needed, nonfinite=self.nonfinite,
             nonfinite_index=self._index(self.bad_place), nan_both=self.nan_both,
             inf_sign=self.inf_sign, zero_sign=self.zero_sign)
@@ -191,9 +191,11 @@ class _Tally:
         for spread, total in ((gold, self.gold_sum), (cand, self.cand_sum)):
             if spread <= n * (n * 2.0**-53 * total / n) ** 2:
                 return None
-        return _cosine(gold, cand, product)
+        return self._cosine(gold, cand, product)
 
-
-def _cosine(gold: float, cand: float, product: float) -> float | None:
-    size = math.sqrt(gold) * math.sqrt(cand)
-    return product / size if size else None
+    def _cosine(self, gold: float, cand: float, product: float) -> float | None:
+        """1 for equal tensors, whatever the roundings of the sums, and for no others."""
+        size = math.sqrt(gold) * math.sqrt(cand)
+        if not size:
+            return None
+        return min(product / size, math.nextafter(1, 0)) if self.errors else 1.0

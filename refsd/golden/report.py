@@ -26,6 +26,7 @@ ALLOWED = {
     "op": "what {format} rounding explains for this op",
     "likely": "what {format} rounding explains for this op alone",
     "spread": "what a right port in {format} differs by at this place",
+    "bytes": "what right ports in {format} differ by at this pixel",
 }
 
 
@@ -148,8 +149,8 @@ def _short(value: float) -> str:
 
 
 def _likeness(value: float | None) -> str:
-    """1 is only said of 1: 0.99999999 is cut off, never rounded up."""
-    return "" if value is None else f"{math.floor(value * 1e6) / 1e6:.6f}"
+    """Nine digits, cut off: 1 is only said of 1."""
+    return "" if value is None else f"{math.floor(value * 1e9) / 1e9:.9f}"
 
 
 def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
