@@ -19,6 +19,8 @@ from refsd.registry import ops
 
 # Of a million correct results one tensor may have an element outside its likely bound.
 CONFIDENCE = 1 - 1e-6
+# Ports make these of several ops, each of which may store its result in the tensors' format.
+COMPOSED = ("attention", "silu", "quick_gelu", "geglu")
 WEIGHTS = ("weight", "bias")  # the parameters that come from a checkpoint
 
 
@@ -91,7 +93,7 @@ def bound(op: str, inputs: Any, options: dict[str, Any], truth: np.ndarray, *,
     wide = [_wide(arg) for arg in args]
     options = {name: _wide(value) for name, value in options.items()}
     truth = np.asarray(truth, "float64")
-    factor = quantile(truth.size, confidence)
+    factor = quantile(2 * truth.size, confidence)  # inputs and sums, each on its own
     with np.errstate(all="ignore"):
         moves = [_moves(name, arg, how, name in given) for name, arg in zip(names, wide)]
         return _combine(op, wide, options, truth, moves, how, factor)
@@ -103,24 +105,26 @@ def _combine(op, args, options, truth, moves, how, factor):
     if op in MOVEMENT:
         likely, variance = worst, worst
     else:
-        worst = worst + WORST_OF_PORTS[op](_enlarged(op, args, moves), options, y, p)
+        stored = {"stored": PRECISIONS[how.tensors.name]} if (
+            op in COMPOSED and how.own_rounding and not how.tensors.block) else {}
+        worst = worst + WORST_OF_PORTS[op](_enlarged(op, args, moves), options, y, p, **stored)
         variance = worst * worst / 3
         if op in VARIANCE and truth.size:
-            variance = np.fmin(variance, VARIANCE[op](args, options, y, p, factor))
+            variance = np.fmin(variance, VARIANCE[op](args, options, y, p, factor, **stored))
         if _stagnates(op, args, p):
             variance = worst * worst
         likely = np.fmin(worst, factor * np.sqrt(variance))
     found = moved(op, args, options, y, moves, factor) if truth.size else None
     if found is not None:
-        worst = worst + found[0]
-        variance = variance + np.fmin(found[1], found[0] ** 2 / 3)
-        # Roundings of inputs and of sums are independent of each other.
-        likely = np.fmin(likely + found[0], np.hypot(likely, np.fmin(
-            factor * np.sqrt(found[1]), found[0])))
+        # Roundings of inputs and of sums are independent of each other: variances add up.
+        worst, variance = worst + found[0], variance + found[1]
+        likely = np.fmin(likely + np.fmin(found[0], factor * np.sqrt(found[1])),
+                         factor * np.sqrt(variance))
     if how.own_rounding and (op not in MOVEMENT or how.tensors.block):
-        last = rounding(abs(y) + np.minimum(worst, abs(y)), how.tensors)
-        worst, variance = worst + last, variance + last * last / 3
-        likely = likely + last
+        # The result that is rounded may lie in the binade above.
+        last, often = (rounding(np.minimum(abs(y) + b, how.tensors.largest), how.tensors)
+                       for b in (worst, likely))
+        worst, likely, variance = worst + last, likely + often, variance + often * often / 3
     bad = ~np.isfinite(truth)
     return Bound(*(np.where(bad, 0.0, np.nan_to_num(b, nan=np.inf, posinf=np.inf))
                    for b in (worst, np.fmin(likely, worst), np.sqrt(variance))))
@@ -149,6 +153,8 @@ def _moves(name, arg, how, given):
     """How far rounding to the format takes an argument at most."""
     if isinstance(arg, list):
         return [_moves(name, a, how, given) for a in arg]
+    if isinstance(arg, float):  # a constant, which the port may keep as it keeps tensors
+        return uncertainty(np.float64(arg), how.tensors)[()]
     if not isinstance(arg, np.ndarray) or arg.dtype.kind != "f":
         return np.float64(0)
     if given:

@@ -60,16 +60,20 @@ def _by_slices(args, options, compute, along=(None, None, None)):
     return found.reshape(N, L, -1)
 
 
-def attention(args, options, y, p):
+def attention(args, options, y, p, stored=None):
     """The worst case: an error e of the scores changes each weight by e^(2 e) at most.
 
-    Then the softmax's own roundings, then those of the sum over the values.
+    Then the softmax's own roundings, then those of the sum over the values. stored: the precision
+    that scaled queries and keys, scores and weights are rounded to on the way, if any.
     """
     masked = options.get("mask") is not None
 
     def compute(s):
         size = abs(s.q) @ abs(s.k).swapaxes(-1, -2) / math.sqrt(s.width)
         error = gamma(s.width + 3, p) * size
+        if stored is not None:
+            finite = np.where(np.isinf(s.scores), 0, abs(s.scores))
+            error = error + gamma(2, stored) * size + gamma(1, stored) * finite
         if masked:
             error = error + gamma(1, p) * np.where(np.isinf(s.scores), 0, abs(s.scores))
         moved, size = _moved_weights(s, error)
@@ -77,6 +81,8 @@ def attention(args, options, y, p):
         average = (s.weights * depth).sum(axis=-1, keepdims=True)
         S = s.k.shape[1]
         own = gamma(depth + average + 2 * EXP + S, p) * s.weights + 4 * p.tiny
+        if stored is not None:
+            own = own + gamma(1, stored) * s.weights + stored.tiny
         moved = moved + own * size
         return moved @ abs(s.v) + gamma(S + 1, p) * ((s.weights + moved) @ abs(s.v))
 
@@ -96,7 +102,7 @@ def softmax_depth(x, axis):
     return np.where(np.isneginf(x), 0, np.where(np.isneginf(largest), 0, largest) - x)
 
 
-def attention_variance(args, options, y, p, factor):
+def attention_variance(args, options, y, p, factor, stored=None):
     """Random roundings: sum_j p_j^2 (v_j - y)^2 r_j + those of both sums over the keys.
 
     r_j, the variance of ln p_j: the score's sum of d products and two more roundings, the shift by
@@ -111,6 +117,8 @@ def attention_variance(args, options, y, p, factor):
         depth = softmax_depth(s.scores, -1)
         r = running_sum(s.width, squares, plain, p) + p.u**2 / 3 * (
             2 * plain * plain + finite * finite + depth * depth + (2 * EXP)**2)
+        if stored is not None:
+            r = r + stored.u**2 / 3 * (2 * squares + finite * finite + 1)
         values = s.v
         found = _of_log_weights(s, r, factor)
         S = values.shape[1]

@@ -43,8 +43,8 @@ def conv2d(args, options, y, p, factor):
                                                 bounds_conv.WINOGRAD[name])
 
 
-def attention(args, options, y, p, factor):
-    return attention_variance(args, options, y, p, factor)
+def attention(args, options, y, p, factor, stored=None):
+    return attention_variance(args, options, y, p, factor, stored)
 
 
 def softmax(args, options, y, p, factor):

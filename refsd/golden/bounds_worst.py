@@ -55,16 +55,29 @@ def clamp(args, options, y, p):
     return p.u * max(_inexact(options["low"], p), _inexact(options["high"], p))
 
 
-def silu(args, options, y, p):
-    """e^-|x|, 1 + z, the quotient, the product: 4 + (2 + 1) + 1 + 1 roundings"""
-    return gamma(EXP + 5, p) * abs(y) + (2 * abs(args[0]) + 2) * p.tiny
+def silu(args, options, y, p, stored=None):
+    """e^-|x|, 1 + z, the quotient, the product: 4 + (2 + 1) + 1 + 1 roundings
+
+    stored: the precision that a sigmoid of its own is rounded to, if it is.
+    """
+    return (gamma(EXP + 5, p) * abs(y) + (2 * abs(args[0]) + 2) * p.tiny
+            + _stored(1, abs(y), abs(args[0]), stored))
 
 
-def quick_gelu(args, options, y, p):
-    """silu's, and the argument 1.702 x is rounded twice: d ln sigmoid(a) / da = 1 - sigmoid(a)"""
+def quick_gelu(args, options, y, p, stored=None):
+    """silu's, and the argument 1.702 x is rounded twice: d ln sigmoid(a) / da = 1 - sigmoid(a)
+
+    stored: the precision that 1.702, argument and sigmoid are rounded to, if they are.
+    """
     a = 1.702 * args[0]
-    slope = 1 / (1 + np.exp(np.clip(a, -700, 700)))
-    return gamma(EXP + 5 + 2 * abs(a) * slope, p) * abs(y) + (2 * abs(args[0]) + 2) * p.tiny
+    slope = abs(a) / (1 + np.exp(np.clip(a, -700, 700)))
+    return (gamma(EXP + 5 + 2 * slope, p) * abs(y) + (2 * abs(args[0]) + 2) * p.tiny
+            + _stored(1 + 2 * slope, abs(y), abs(args[0]), stored))
+
+
+def _stored(roundings, y, x, stored):
+    """What rounding factors of y = x s to a precision adds, s of at most 1 included."""
+    return 0.0 if stored is None else gamma(roundings, stored) * y + x * stored.tiny
 
 
 def gelu(args, options, y, p, polynomial=False):
@@ -94,9 +107,11 @@ def gelu_tanh(args, options, y, p):
     return 0.5 * x * (of_tanh + gamma(3, p) * (1 + sign * np.tanh(a))) + p.tiny
 
 
-def geglu(args, options, y, p, polynomial=False):
+def geglu(args, options, y, p, polynomial=False, stored=None):
+    """gelu's, and the product; stored: the precision that the gate is rounded to, if it is"""
     hidden, gate = np.split(args[0], 2, axis=-1)
-    return abs(hidden) * _gelu(gate, p, polynomial) + gamma(1, p) * abs(y) + p.tiny
+    return (abs(hidden) * _gelu(gate, p, polynomial) + gamma(1, p) * abs(y) + p.tiny
+            + _stored(1, abs(y), abs(hidden), stored))
 
 
 def softmax(args, options, y, p):
@@ -201,6 +216,11 @@ def _port_timestep_embedding(args, options, y, p):
     return np.minimum(error, 2) + timestep_embedding(args, options, y, p)
 
 
+def _port_sqrt(args, options, y, p):
+    """The next number instead of the nearest: not all libraries round their vectors' roots."""
+    return gamma(2, p) * y
+
+
 WORST = {
     "add": add, "sub": add, "mul": mul, "div": div, "exp": exp, "sqrt": sqrt, "clamp": clamp,
     "silu": silu, "quick_gelu": quick_gelu, "gelu": gelu, "gelu_tanh": gelu_tanh, "geglu": geglu,
@@ -216,6 +236,7 @@ WORST_OF_PORTS = WORST | {
     "layer_norm": functools.partial(layer_norm, recentred=False),
     "group_norm": functools.partial(group_norm, recentred=False),
     "timestep_embedding": _port_timestep_embedding,
+    "sqrt": _port_sqrt,
     "gelu": functools.partial(gelu, polynomial=True),
     "geglu": functools.partial(geglu, polynomial=True),
 }
