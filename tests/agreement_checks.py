@@ -16,13 +16,12 @@ from numba_agreement import (
     DTYPES,
     OPS,
     agree,
-    arrays,
     masked,
     run,
     same_bits,
     truth_of,
 )
-from op_table import LAYOUTS, normal
+from op_table import LAYOUTS, arrays_in, normal
 
 P = PRECISIONS["float32"]
 
@@ -51,7 +50,7 @@ def not_numbers(name):
     for hard in _some(name, 9):
         args, options = hard.build("float32")
         clean, (clean_truth, _) = run(name, args, options).copy(), truth_of(name, args, options)
-        for i, target in enumerate(arrays((args, options))):
+        for i, target in enumerate(arrays_in((args, options))):
             if target.dtype.kind != "f" or target.size == 0:
                 continue
             for bad in (math.nan, math.inf, -math.inf):

@@ -13,6 +13,7 @@ import agreement_bounds
 import numba
 import numpy as np
 from bounds import PRECISIONS, assert_within
+from op_table import arrays_in, memory_of
 
 from refsd import functional as F
 from refsd import registry
@@ -48,7 +49,7 @@ def agree(name, args, options, dtype="float32"):
     """Run the op as `dtype`; it must foretell, touch and compute what the reference does."""
     args = [_cast(a, dtype) for a in args]
     options = {k: _cast(v, dtype) for k, v in options.items()}
-    buffers = [_whole(a) for a in arrays((args, options))]
+    buffers = [memory_of(a) for a in arrays_in((args, options))]
     before = [b.tobytes() for b in buffers]
     foretold = OPS[name].contract(*args, **options)
     with poisoned():
@@ -91,24 +92,6 @@ def _cast(value, dtype):
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return value.astype(dtype, copy=False)
     return dtype if isinstance(value, str) and value in PRECISIONS else value
-
-
-def arrays(value):
-    """All arrays in a call's arguments."""
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from arrays(item)
-    elif isinstance(value, dict):
-        yield from arrays(list(value.values()))
-
-
-def _whole(array):
-    """The memory that an array is a view of: what lies around and between its elements too."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
 
 
 def _described(value):

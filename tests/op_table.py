@@ -82,6 +82,24 @@ def _poison(data):
     return np.nan if data.dtype.kind == "f" else np.iinfo(data.dtype).max
 
 
+def arrays_in(value):
+    """All arrays in a call's arguments."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from arrays_in(item)
+    elif isinstance(value, dict):
+        yield from arrays_in(list(value.values()))
+
+
+def memory_of(array):
+    """The whole buffer an array is a view of: what lies around and between its elements too."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
 # Sizes: 1, primes, multiples of SIMD widths and their neighbours; sometimes nothing at all.
 small = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9])
 sizes = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33])

@@ -5,7 +5,7 @@ import pytest
 from bounds import BOUNDS, PRECISIONS, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
-from op_table import LAYOUTS, OPS, lay_out, normal
+from op_table import LAYOUTS, OPS, arrays_in, lay_out, memory_of, normal
 
 from refsd import functional as F
 from refsd import registry
@@ -17,24 +17,6 @@ DTYPES = ("float32", "float64")
 def test_the_tables_cover_every_op():
     assert set(OPS) == set(registry.ops())
     assert set(BOUNDS) == set(registry.ops())
-
-
-def arrays_in(value):
-    """All arrays in a call's arguments."""
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from arrays_in(item)
-    elif isinstance(value, dict):
-        yield from arrays_in(tuple(value.values()))
-
-
-def memory(array):
-    """The whole buffer an array is a view of: what lies around and between its elements too."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
 
 
 def to_specs(value):
@@ -52,7 +34,7 @@ def test_op(name, data):
     results = {}
     for dtype in DTYPES:
         args, options = call.build(dtype)
-        buffers = [memory(a) for a in arrays_in((args, options))]
+        buffers = [memory_of(a) for a in arrays_in((args, options))]
         before = [b.tobytes() for b in buffers]
 
         foretold = op.contract(*args, **options)
@@ -88,9 +70,9 @@ def test_layouts_are_what_they_say():
     laid = {layout: lay_out(data, layout) for layout in LAYOUTS}
     assert laid["fortran"].flags.f_contiguous
     assert laid["channels_last"].strides == (4 * 4 * 5 * 3, 4, 4 * 5 * 3, 4 * 3)
-    assert laid["strided"].strides[-1] == 8 and np.isnan(memory(laid["strided"])).any()
+    assert laid["strided"].strides[-1] == 8 and np.isnan(memory_of(laid["strided"])).any()
     assert all(s < 0 for s in laid["reversed"].strides)
-    assert np.isnan(memory(laid["window"])[0]).all()
+    assert np.isnan(memory_of(laid["window"])[0]).all()
     assert not laid["readonly"].flags.writeable
     assert not laid["unaligned"].flags.aligned
     assert laid["broadcast"].strides[0] == 0
