@@ -381,6 +381,12 @@ def test_nan_is_refused_by_name(tmp_path, capfd, part, tensor, name):
     assert code == 3 and f"{name}: " in err and "NaN" in err
 
 
+def test_what_float32_cannot_hold_is_refused_by_name(tmp_path, pipe):
+    recorder = Recorder(Nowhere(), trees(pipe), Selection(0))
+    with pytest.raises(ModelError, match="decode/latents: 1e.39 is beyond float32"):
+        recorder.tensor("decode", None, "latents", np.array([1.0, -1e39]), level=1)
+
+
 def test_memory_is_a_shard_and_an_op(tmp_path):
     """At level 3 the bundled model's UNet call is 20 MB; recording it takes 4 MB.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refsd.errors import ModelError
 from refsd.golden import invariants
 from refsd.golden.names import Namer, block_of, full, is_alone
 from refsd.golden.stage_ops import STAGE_OPS
@@ -121,7 +122,7 @@ class Recorder:
     def _op(self, path: str, event: Event) -> None:
         self._close_block(block_of(path))
         name = full(self._stage, self._step, path)
-        require_finite(event.output, name)
+        _require_storable(event.output, name)
         opened = self.selection.opens(self._stage, self._step)
         level = 2 if is_alone(path) else 3
         inputs = event.inputs | {key: value for key, value in event.options.items()
@@ -169,7 +170,7 @@ class Recorder:
         self._flush()
         name = full(stage, step, path)
         if np.asarray(array).dtype.kind == "f":
-            require_finite(array, name)
+            _require_storable(array, name)
         if op == BLOCK or (op and self.selection.level < 2):
             inputs = inputs or {}
             if not self._all_held(inputs):
@@ -240,3 +241,12 @@ class Recorder:
             name = full("denoise", *place)
             if self.writer.holds(name):
                 self.writer.checkpoint(percent, name, step=done)
+
+
+def _require_storable(array, name):
+    """Stop with the tensor's name where float32, which packs are written in, has no number."""
+    require_finite(array, name)
+    largest = float(np.max(np.abs(array), initial=0.0))
+    if largest > float(np.finfo(np.float32).max):
+        raise ModelError(f"{name}: {largest:.3g} is beyond float32's numbers, in which packs are "
+                         "written. A port in float32 would overflow here")
