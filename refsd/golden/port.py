@@ -167,7 +167,7 @@ Not needed for a picture of this model, and tested too: {unused}.
 
 Then the same ops on hard inputs (mixed zeros, wide exponents, large means, borders, odd channels):
 
-    refsd golden make -o packs/ops --ops
+    refsd golden make -o packs/ops --ops      # or golden/ops of refsd's repository: the same
     refsd golden export packs/ops -o inputs --to raw          # your program's inputs
     refsd golden compare packs/ops MINE --report results/ops.json
 
@@ -191,7 +191,8 @@ Weights and vocabulary in your layout:
 
 ## 3. Blocks
 
-In the order in which a picture needs them; a pack of level 2 has their results.
+In the order in which a picture needs them; a pack of level 2 has their results (golden/bundled
+of refsd's repository is one, of the small model).
 
 {blocks}
 
