@@ -126,11 +126,13 @@ def test_the_policy_reaches_the_kernel():
 
 
 @pytest.mark.parametrize("name", WINOGRAD)
-def test_weights_are_transformed_a_few_panels_at_a_time(name, monkeypatch):
-    """In one span of tiles the spectra stay for the next panels. The bits are the same."""
-    args = draw((2, 40, 19, 21), (130, 40, 3, 3))
-    whole = check(args, name, padding=1)
-    monkeypatch.setattr(conv_winograd, "WEIGHT_BYTES", 1)
-    np.testing.assert_array_equal(conv.conv2d(*args, padding=1, algorithm=name), whole)
-    monkeypatch.setattr(conv_winograd, "SPAN_BYTES", 1)
-    np.testing.assert_array_equal(conv.conv2d(*args, padding=1, algorithm=name), whole)
+def test_weights_transformed_before_or_piece_by_piece_have_the_same_bits(name, monkeypatch):
+    """One block of tiles, several in one span, several spans; sums of two pieces and of one."""
+    for channels in (40, 200):
+        args = draw((2, channels, 15, 13), (130, channels, 3, 3))
+        one_block = check(args, name, padding=1)
+        with monkeypatch.context() as patch:
+            for constant in ("MOST_BUNDLES", "SPAN_BYTES"):
+                patch.setattr(conv_winograd, constant, 1)
+                several = conv.conv2d(*args, padding=1, algorithm=name)
+                np.testing.assert_array_equal(several, one_block)

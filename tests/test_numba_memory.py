@@ -9,8 +9,9 @@ import tiny
 
 import refsd
 from refsd import functional as F
-from refsd.numba_ops import memory, pool, weights
+from refsd.numba_ops import memory, pool, threads, weights
 from refsd.numba_ops.cpu import conv_winograd
+from refsd.numba_ops.cpu.pixels import PIECE
 from refsd.pipelines import components
 from refsd.registry import use, watch
 from refsd.weights.tree import flatten
@@ -270,15 +271,17 @@ def test_nothing_waits_when_another_stage_begins(pipe, monkeypatch):
 
 
 def test_the_workspace_of_winograd_is_bounded():
-    """What is transformed at once: weights of few panels, or of all where there are many tiles."""
+    """Where all tiles are one block, a thread has one piece of a panel transformed at a time."""
     tracked = []
 
     def workspace(dtype, *sizes, real=conv_winograd.workspace):
-        tracked.extend(size * np.dtype(dtype).itemsize for size in sizes)
+        tracked.append([size * np.dtype(dtype).itemsize for size in sizes])
         return real(dtype, *sizes)
 
     x, weight = last(draw(1, 512, 8, 8)), weights.lay_out(draw(512, 512, 3, 3))
     with pytest.MonkeyPatch.context() as patch, use("numba"):
         patch.setattr(conv_winograd, "workspace", workspace)
         F.conv2d(x, weight, padding=1, algorithm="winograd4")
-    assert max(tracked) < 2 * conv_winograd.WEIGHT_BYTES < 36 * weight.nbytes / 9
+    [[_, _, panels]] = tracked
+    piece = 36 * (PIECE + 1) * memory.panel_width("f4") * 4
+    assert panels == threads.count() * piece < 36 * weight.nbytes / 9

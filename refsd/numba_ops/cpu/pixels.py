@@ -26,3 +26,8 @@ def as_pixels(x: np.ndarray) -> tuple[np.ndarray, int, int, int]:
 def even_pieces(channels: int) -> int:
     """The length of the pieces of a sum: as even as whole numbers allow, at most PIECE."""
     return -(-channels // -(-channels // PIECE))
+
+
+def whole_pieces(channels: int, vector: int) -> int:
+    """The same, rounded up to whole vectors."""
+    return -(-even_pieces(channels) // vector) * vector

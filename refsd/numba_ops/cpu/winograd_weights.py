@@ -6,8 +6,8 @@
                 0    0    1                       1/t     q/t   q2/t
                                                   1/t    -q/t   q2/t
                                                    0       0      1
-They take 16/9 (F(2x2)) or 4 times (F(4x4)) the memory of the weights, and are made anew for every
-convolution, a few panels at a time: docs/memory.md says why that costs next to nothing.
+They take 16/9 (F(2x2)) or 4 times (F(4x4)) the memory of the weights, and are made anew in every
+convolution, where there are few tiles a piece of a panel at a time: see docs/memory.md.
 """
 
 import numpy as np
@@ -50,15 +50,23 @@ def transform_weights(weight, step, C, column, panels, size, out):
     parts = (C + CHANNELS - 1) // CHANNELS
     for task in prange(panels * parts):
         panel, first = np.int64(task) // parts, np.int64(task) % parts * CHANNELS
-        half = np.empty(3 * size * WIDE)
-        for c in range(first, min(first + CHANNELS, C)):
-            for lane in range(0, width, WIDE):
-                at = c * step + column + panel * width + lane
-                to = (panel * size * size * (C + 1) + c) * width + lane
-                for tap in range(9):  # rows lie too far apart for the hardware to follow
-                    fetch(weight, at + (tap * C + AHEAD) * step)
-                _transform_kernels(pointer(weight, at), C * step, size, pointer(half, 0),
-                                   pointer(out, to), (C + 1) * width)
+        transform_channels(weight, step, C, column + panel * width, first,
+                           min(CHANNELS, C - first), size, out,
+                           (panel * size * size * (C + 1) + first) * width, (C + 1) * width)
+
+
+@jit
+def transform_channels(weight, step, C, column, first, count, size, out, at, plane):
+    """`count` input channels of one panel: place s of channel first + i at at + s plane + i NR"""
+    width = VECTORS * lanes(out)
+    half = np.empty(3 * size * WIDE)
+    for i in range(count):
+        for lane in range(0, width, WIDE):
+            source = (first + i) * step + column + lane
+            for tap in range(9):  # rows lie too far apart for the hardware to follow
+                fetch(weight, source + (tap * C + AHEAD) * step)
+            _transform_kernels(pointer(weight, source), C * step, size, pointer(half, 0),
+                               pointer(out, at + i * width + lane), plane)
 
 
 @jit
