@@ -93,6 +93,13 @@ def test_a_folder_inside_is_fine(sample, tmp_path, kind, prefix):
         assert pack.verify() == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_two_folders_are_no_pack(sample, tmp_path, kind):
+    path = tmp_path / f"a{kind}"
+    build(path, [(f"{name[0]}/{name}", data) for name, data in files(sample).items()])
+    refused(lambda: Pack.open(path), "not a plain file name")
+
+
 @needs_zstandard
 def test_headers_about_headers_are_passed_over(sample, tmp_path):
     members = []

@@ -66,6 +66,12 @@ def test_sha256sum_reads_the_list(sample):
     assert done.stdout.count(": OK") == len(list(sample.iterdir())) - 1
 
 
+def test_every_number_lies_at_a_multiple_of_its_size(sample):
+    for line in (sample / "index.tsv").read_text().splitlines():
+        _, dtype, _, _, start, _, _ = line.split("\t")
+        assert int(start) % np.dtype(dtype).itemsize == 0, line
+
+
 def test_the_same_tensors_give_the_same_bytes_however_they_lie_in_memory(sample, tmp_path):
     def another_layout(array):
         array = np.asarray(array)
@@ -160,8 +166,13 @@ def test_a_link_in_the_folder_is_never_written_through(tmp_path):
         (tmp_path / "a" / name).symlink_to(tmp_path / "mine")
     with writer(tmp_path / "a", resume=True) as pack:
         fill(pack, tensors().items())
-    assert (tmp_path / "mine").read_text() == "mine"
     assert not any(path.is_symlink() for path in (tmp_path / "a").iterdir())
+
+    pack = writer(tmp_path / "b")
+    (tmp_path / "b" / "unfinished.jsonl").unlink()
+    (tmp_path / "b" / "unfinished.jsonl").symlink_to(tmp_path / "mine")
+    refused(lambda: fill(pack, tensors().items()), "unfinished.jsonl", error=ResourceError)
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_recording_holds_one_shard_in_memory(tmp_path):
@@ -239,7 +250,8 @@ def test_statistics_are_those_of_exact_sums():
     allowed = 11_720 * 2.0**-53 * math.fsum(np.abs(finite)) / finite.size
     assert abs(found["mean"] - math.fsum(finite) / finite.size) <= allowed
     assert found["l2"] == pytest.approx(math.sqrt(math.fsum(finite**2)), rel=11_722 * 2.0**-53)
-    assert statistics(np.array([-0.0, 0.0], "f4"))["min"].hex() == "0x0.0p+0"
+    zero = statistics(np.array([-0.0], "f4"))
+    assert zero["min"].hex() == zero["max"].hex() == "0x0.0p+0"
     nothing = {"min": None, "max": None, "mean": None, "l2": None}
     assert statistics(np.zeros((0, 3), "f4")) == {**nothing, "nan": 0, "inf": 0}
     assert statistics(np.array([np.nan, np.inf])) == {**nothing, "nan": 1, "inf": 1}

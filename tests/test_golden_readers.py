@@ -59,6 +59,15 @@ def test_a_reader_lists_and_reads_every_tensor(sample, reader):
             assert done.returncode == 0 and done.stdout == pack.read(name).tobytes()
 
 
+@pytest.mark.parametrize("name", ["bundled", "ops"])
+def test_the_committed_packs_are_whole_and_the_c_reader_finds_its_way(c_reader, name):
+    with Pack.open(FOLDER / name) as pack:
+        assert pack.verify() == []
+        assert len(ask(c_reader, FOLDER / name).stdout.splitlines()) == len(pack.entries)
+        last = list(pack.entries)[-1]
+        assert ask(c_reader, FOLDER / name, last).stdout == pack.read(last).tobytes()
+
+
 def test_a_reader_refuses_what_is_not_all_there(sample, reader, tmp_path):
     folder = Path(shutil.copytree(sample, tmp_path / "pack"))
     shard = "tensors-00001.safetensors"
