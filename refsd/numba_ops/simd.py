@@ -12,7 +12,18 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refsd.numba_ops.vector import WIDTH, Vector, lanes, same_size, splat, splat_like, spread
+from refsd.numba_ops.vector import (
+    WIDTH,
+    Vector,
+    first_lanes,
+    lanes,
+    masked_load,
+    masked_store,
+    same_size,
+    splat,
+    splat_like,
+    spread,
+)
 
 __all__ = ["Vector", "WIDTH", "absolute", "bits", "copysign", "fetch", "fetch_line", "fma",
            "lane_numbers", "lanes", "largest", "libm_erf", "libm_exp", "libm_exp2", "libm_tanh",
@@ -140,12 +151,7 @@ def load_first(typing, a, i, n):
     def emit(context, builder, signature, arguments):
         array, index, count = arguments
         place = _pointer(context, builder, signature.args[0], array, index, vector)
-        mask = _first(builder, count, vector.count)
-        name = f"llvm.masked.load.{vector.suffix}.p0"
-        kind = ir.FunctionType(vector.llvm, [place.type, ir.IntType(32), mask.type, vector.llvm])
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        align = ir.Constant(ir.IntType(32), a.dtype.bitwidth // 8)
-        return builder.call(function, [place, align, mask, ir.Constant(vector.llvm, None)])
+        return masked_load(builder, place, first_lanes(builder, count, vector.count), vector)
 
     return vector(a, types.intp, types.intp), emit
 
@@ -157,21 +163,10 @@ def store_first(typing, a, i, x, n):
     def emit(context, builder, signature, arguments):
         array, index, value, count = arguments
         place = _pointer(context, builder, signature.args[0], array, index, x)
-        mask = _first(builder, count, x.count)
-        name = f"llvm.masked.store.{x.suffix}.p0"
-        kind = ir.FunctionType(ir.VoidType(), [x.llvm, place.type, ir.IntType(32), mask.type])
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        align = ir.Constant(ir.IntType(32), a.dtype.bitwidth // 8)
-        builder.call(function, [value, place, align, mask])
+        masked_store(builder, value, place, first_lanes(builder, count, x.count), x)
         return context.get_dummy_value()
 
     return types.void(a, types.intp, x, types.intp), emit
-
-
-def _first(builder, count, of):
-    """The mask whose lanes 0 .. count - 1 are true."""
-    kind = ir.VectorType(ir.IntType(64), of)
-    return builder.icmp_signed("<", ir.Constant(kind, list(range(of))), spread(builder, count, of))
 
 
 def _function(name, arity, doc):

@@ -9,6 +9,8 @@ from refsd.numba_ops.simd import WIDTH, Vector, fetch_line, spread
 
 # 14 x 2 sums, two columns and one row value fill the 32 registers of AVX-512; 6 x 2 those of AVX2.
 ROWS, VECTORS = (14, 2) if WIDTH == 64 else (6, 2)
+# Rows of a tile whose left matrix is turned: they divide the head widths 40, 80 and 160.
+TURNED_ROWS = 10 if WIDTH == 64 else 5
 
 
 @intrinsic
@@ -23,6 +25,13 @@ def tile(typing, a, at, step, segments, length, panel, panel_at, c):
     """
     kinds = [a, types.intp, types.intp, segments, types.intp, panel, types.intp, c]
     return _tile("a at step segments length panel panel_at out", kinds)
+
+
+@intrinsic
+def tile_once(typing, a, at, step, length, panel, c):
+    """As tile, with one segment that begins at a[at] and a panel that begins at panel[0]."""
+    kinds = [a, types.intp, types.intp, types.intp, panel, c]
+    return _tile("a at step length panel out", kinds)
 
 
 @intrinsic
@@ -54,8 +63,18 @@ def tile_onto(typing, a, at, step, length, panel, panel_at, panel_step, before, 
                  "out_at out_step next_a next_panel pace", kinds)
 
 
-def _tile(names, kinds):
-    """The code of a tile with the parameters `names`, whose types are `kinds`."""
+@intrinsic
+def tile_turned(typing, a, at, step, length, panel, c):
+    """c[i, :] += sum_k a[at + i + k step] panel[k NR + :] for TURNED_ROWS rows i
+
+    As tile, but of a left matrix that lies in memory transposed.
+    """
+    kinds = [a, types.intp, types.intp, types.intp, panel, c]
+    return _tile("a at turned_step length panel before", kinds, TURNED_ROWS)
+
+
+def _tile(names, kinds, rows=ROWS):
+    """The code of a tile of `rows` with the parameters `names`, whose types are `kinds`."""
     names = names.split()
     array = kinds[0]
     vector = Vector(array.dtype)
@@ -66,15 +85,18 @@ def _tile(names, kinds):
              if isinstance(kind, types.Array) else value
              for name, kind, value in zip(names, signature.args, arguments)}
         number = p["at"].type
-        panel_step = p.get("panel_step", ir.Constant(number, width))
+        p.setdefault("out", p.get("before"))
+        p.setdefault("panel_at", ir.Constant(number, 0))
+        panel_step = p.setdefault("panel_step", ir.Constant(number, width))
+        row_step, k_step = p.get("step", ir.Constant(number, 1)), p.get("turned_step")
         right_from = builder.gep(p["panel"], [p["panel_at"]])
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector.llvm, [vector.llvm] * 3),
             f"llvm.fma.{vector.suffix}")
         # LLVM keeps these in registers: nothing ever takes their address.
         sums = [cgutils.alloca_once_value(builder, ir.Constant(vector.llvm, None))
-                for _ in range(ROWS * VECTORS)]
-        row_starts = [builder.mul(p["step"], ir.Constant(number, i)) for i in range(ROWS)]
+                for _ in range(rows * VECTORS)]
+        row_starts = [builder.mul(row_step, ir.Constant(number, i)) for i in range(rows)]
 
         def add_products(left_at, first):
             with cgutils.for_range(builder, p["length"]) as loop:
@@ -82,8 +104,9 @@ def _tile(names, kinds):
                 right_at = builder.gep(right_from, [builder.mul(k, panel_step)])
                 right = [_load(builder, vector, right_at, j) for j in range(VECTORS)]
                 if "pace" in p:
-                    _fetch(builder, k, p, panel_step, width)
-                here = builder.gep(left_at, [loop.index])
+                    _fetch(builder, k, p, width)
+                left_k = builder.mul(loop.index, k_step) if k_step else loop.index
+                here = builder.gep(left_at, [left_k])
                 for i, start in enumerate(row_starts):
                     left = spread(builder, builder.load(builder.gep(here, [start])), vector.count)
                     for j in range(VECTORS):
@@ -100,43 +123,44 @@ def _tile(names, kinds):
         else:
             add_products(builder.gep(p["a"], [p["at"]]), None)
 
-        def row(name, i):
-            step = p.get(name + "_step", ir.Constant(number, width))
-            at = builder.mul(step, ir.Constant(number, i))
-            if name + "_at" in p:
-                at = builder.add(at, p[name + "_at"])
-            return builder.gep(p[name], [at])
-
-        def add(name):
-            for i in range(ROWS):
-                for j in range(VECTORS):
-                    place = sums[i * VECTORS + j]
-                    old = _load(builder, vector, row(name, i), j)
-                    builder.store(builder.fadd(old, builder.load(place)), place)
-
         if "onto" in p:
             with builder.if_then(builder.icmp_signed("!=", p["onto"], ir.Constant(number, 0))):
-                add("out")
+                _add(builder, vector, sums, p, "out", width)
         if "before" in p:
-            add("before")
-        for i in range(ROWS):
-            for j in range(VECTORS):
-                stored = builder.store(builder.load(sums[i * VECTORS + j]),
-                                       _vector_at(builder, vector, row("out", i), j))
-                stored.align = vector.dtype.bitwidth // 8
+            _add(builder, vector, sums, p, "before", width)
+        for i, place in enumerate(sums):
+            row = _row(builder, p, "out", i // VECTORS, width)
+            stored = builder.store(builder.load(place),
+                                   _vector_at(builder, vector, row, i % VECTORS))
+            stored.align = vector.dtype.bitwidth // 8
         return context.get_dummy_value()
 
     return types.void(*kinds), emit
 
 
-def _fetch(builder, k, p, panel_step, width):
+def _add(builder, vector, sums, p, name, width):
+    """Add what is at the place `name` to the sums."""
+    for i, place in enumerate(sums):
+        row = _row(builder, p, name, i // VECTORS, width)
+        old = _load(builder, vector, row, i % VECTORS)
+        builder.store(builder.fadd(old, builder.load(place)), place)
+
+
+def _row(builder, p, name, i, width):
+    """The address of row i of the tile at the place `name`."""
+    number = p["at"].type
+    at = builder.mul(p.get(name + "_step", ir.Constant(number, width)), ir.Constant(number, i))
+    return builder.gep(p[name], [builder.add(at, p.get(name + "_at", ir.Constant(number, 0)))])
+
+
+def _fetch(builder, k, p, width):
     """Ask for element k ROWS from a[next_a] on, and element k pace from the next panel's first."""
     done = builder.mul(k, p["pace"])
     row, column = (divide(done, ir.Constant(k.type, width))
                    for divide in (builder.udiv, builder.urem))  # width is a power of 2
     for data, start, further in (
             (p["a"], p["next_a"], builder.mul(k, ir.Constant(k.type, ROWS))),
-            (p["panel"], p["next_panel"], builder.add(builder.mul(row, panel_step), column))):
+            (p["panel"], p["next_panel"], builder.add(builder.mul(row, p["panel_step"]), column))):
         fetch_line(builder, builder.gep(data, [builder.add(start, further)]), level=2)
 
 

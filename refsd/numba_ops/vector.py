@@ -11,6 +11,7 @@ import os
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import (
     intrinsic,
     lower_builtin,
@@ -168,3 +169,27 @@ def _type_of_negative(context):
 @lower_builtin(operator.neg, Vector)
 def _negate(context, builder, signature, arguments):
     return builder.fneg(arguments[0])
+
+
+def first_lanes(builder, count, of):
+    """LLVM code: the mask whose lanes 0 .. count - 1 are true."""
+    kind = ir.VectorType(ir.IntType(64), of)
+    return builder.icmp_signed("<", ir.Constant(kind, list(range(of))), spread(builder, count, of))
+
+
+def masked_load(builder, place, mask, vector):
+    """LLVM code: the lanes of the mask, the others 0. Nothing else is touched."""
+    align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
+    kind = ir.FunctionType(vector.llvm, [place.type, align.type, mask.type, vector.llvm])
+    function = cgutils.get_or_insert_function(builder.module, kind,
+                                              f"llvm.masked.load.{vector.suffix}.p0")
+    return builder.call(function, [place, align, mask, ir.Constant(vector.llvm, None)])
+
+
+def masked_store(builder, value, place, mask, vector):
+    """LLVM code: store the lanes of the mask."""
+    align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
+    kind = ir.FunctionType(ir.VoidType(), [value.type, place.type, align.type, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, kind,
+                                              f"llvm.masked.store.{vector.suffix}.p0")
+    builder.call(function, [value, place, align, mask])

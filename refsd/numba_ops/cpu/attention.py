@@ -11,15 +11,15 @@ Queries are multiplied by log2 e along with 1 / sqrt(d): the powers are then tho
 
 import math
 
+import numba
 import numpy as np
 from numba import prange
 
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, empty, flat
+from refsd.numba_ops.memory import aligned_empty, as_rows, empty, flat, panel_width
 from refsd.numba_ops.simd import (
     lane_numbers,
     lanes,
-    load,
     load_first,
     load_pair,
     pointer,
@@ -28,16 +28,17 @@ from refsd.numba_ops.simd import (
     store,
     store_first,
 )
-from refsd.numba_ops.tile import ROWS, VECTORS, tile
+from refsd.numba_ops.tile import ROWS, TURNED_ROWS, VECTORS, tile_once, tile_turned
+from refsd.numba_ops.turn import turn, turn_first
 from refsd.numba_ops.vecmath import exp2_below
 from refsd.registry import kernel
 
-# Keys of a block: its scores against a panel of queries fill most of a first-level cache.
-KEYS = 256 // ROWS * ROWS
+# Keys of a block: its scores against a panel of queries fill most of a first-level cache. Powers of
+# 2 are common numbers of keys: no block is to begin just before their end.
+KEYS = -(-256 // ROWS) * ROWS
 # Panels of queries in one task: they share each block of keys and values in the next cache.
 PANELS = 4
 LOG2_E = 1 / math.log(2)
-_ONE_SEGMENT = np.zeros(1, np.int64)
 
 
 @kernel("numba")
@@ -47,8 +48,14 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
     if y.size:
         (q, _, q_step), (k, _, k_step), (v, _, v_step) = as_rows(q), as_rows(k), as_rows(v)
         mask, mask_steps = _mask(mask, (N, heads, L, S), q.dtype)
-        _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S, C // heads,
-                   D // heads, causal, _ONE_SEGMENT, flat(y))
+        d, e, NR = C // heads, D // heads, panel_width(y.dtype)
+        key_step, value_step = _odd_lines(d, y.itemsize), _up(e, TURNED_ROWS)
+        keys = aligned_empty(N * heads * _up(S, ROWS) * key_step, y.dtype)
+        values = aligned_empty(N * heads * S * value_step, y.dtype)
+        room = (KEYS + PANELS * (d + value_step + 2)) * NR
+        rooms = aligned_empty(numba.get_num_threads() * room, y.dtype)
+        _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S, d, e, causal,
+                   keys, key_step, values, value_step, rooms, room, flat(y))
     return y
 
 
@@ -62,12 +69,10 @@ def _mask(mask, shape, dtype):
 
 @jit(parallel=True)
 def _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S, d, e, causal,
-               one_segment, y):
+               keys, key_step, values, value_step, rooms, room, y):
     """A task is a few panels of queries of one head. Before: keys and values packed by head."""
     NR = VECTORS * lanes(q)
-    key_step, value_step = _odd_lines(d, q), _up(e)
-    key_size, value_size = _up(S) * key_step, S * value_step
-    keys, values = _lined_up(N * heads * key_size, q), _lined_up(N * heads * value_size, q)
+    key_size, value_size = keys.size // (N * heads), S * value_step
     for task in prange(N * heads):
         of = np.int64(task)
         n, head = of // heads, of % heads
@@ -76,28 +81,29 @@ def _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S
         _pack(pointer(v, n * S * v_step + head * e), v_step, S, e,
               pointer(values, of * value_size), value_step)
 
-    value_rows = np.arange(KEYS) * value_step
     panels = (L + NR - 1) // NR
     parts = (panels + PANELS - 1) // PANELS
     for task in prange(N * heads * parts):
         of, part = np.int64(task) // parts, np.int64(task) % parts
         n, head = of // heads, of % heads
         first, count = part * PANELS * NR, min(PANELS, panels - part * PANELS)
-        queries, scores = _lined_up(count * d * NR, q), _lined_up(KEYS * NR, q)
-        sums, tile_sums = _lined_up(count * value_step * NR, q), _lined_up(ROWS * NR, q)
-        largest, whole = np.full(count * NR, -np.inf, q.dtype), np.zeros(count * NR, q.dtype)
-        queries[:] = 0
-        sums[:] = 0
+        scores = rooms[numba.get_thread_id() * room:][:room]
+        largest, whole = scores[KEYS * NR:], scores[(KEYS + PANELS) * NR:]
+        queries = scores[(KEYS + 2 * PANELS) * NR:]
+        sums = queries[PANELS * d * NR:]
+        largest[:count * NR] = -np.inf
+        whole[:count * NR] = 0
+        sums[:count * value_step * NR] = 0
         for p in range(count):
             query = first + p * NR
-            _pack_queries(q, (n * L + query) * q_step + head * d, q_step, min(NR, L - query), d,
-                          queries, p * d * NR)
+            _pack_queries(pointer(q, (n * L + query) * q_step + head * d), q_step,
+                          min(NR, L - query), d, pointer(queries, p * d * NR))
 
         for key in range(0, S, KEYS):
             seen = min(KEYS, S - key)
             for p in range(count):
                 query = first + p * NR
-                _score(pointer(keys, of * key_size + key * key_step), key_step, one_segment, d,
+                _score(pointer(keys, of * key_size + key * key_step), key_step, d,
                        pointer(queries, p * d * NR), seen, pointer(scores, 0))
                 if mask.size > 0:
                     at = n * mask_steps[0] + head * mask_steps[1]
@@ -109,21 +115,21 @@ def _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S
                 out = pointer(sums, p * value_step * NR)
                 _soften(pointer(scores, 0), seen, pointer(largest, p * NR), pointer(whole, p * NR),
                         out, value_step)
-                _add_values(pointer(values, of * value_size + key * value_step), value_rows[:seen],
-                            pointer(scores, 0), pointer(tile_sums, 0), out, value_step)
+                _add_values(pointer(values, of * value_size + key * value_step), value_step, seen,
+                            pointer(scores, 0), out)
 
         for p in range(count):
             query = first + p * NR
-            _finish(sums, p * value_step * NR, pointer(whole, p * NR), min(NR, L - query), e, y,
-                    ((n * L + query) * heads + head) * e, heads * e)
+            _finish(pointer(sums, p * value_step * NR), pointer(whole, p * NR), min(NR, L - query),
+                    e, pointer(y, ((n * L + query) * heads + head) * e), heads * e)
 
 
 @jit
-def _score(keys, step, one_segment, d, queries, count, scores):
+def _score(keys, step, d, queries, count, scores):
     """scores (count, NR) = keys (count, d) queries (d, NR)"""
     NR = VECTORS * lanes(scores)
     for i in range(0, count, ROWS):
-        tile(keys, i * step, step, one_segment, d, queries, 0, pointer(scores, i * NR))
+        tile_once(keys, i * step, step, d, queries, pointer(scores, i * NR))
 
 
 @jit
@@ -152,18 +158,11 @@ def _soften(scores, count, largest, whole, sums, width):
 
 
 @jit
-def _add_values(values, rows, weights, tile_sums, sums, width):
-    """sums (width, NR) += values^T (width, keys) weights (keys, NR)
-
-    The tile reads the values transposed as they lie: its rows, features, are 1 apart, and each key
-    is a segment of length 1.
-    """
-    size = lanes(weights)
-    NR = VECTORS * size
-    for i in range(0, width, ROWS):
-        tile(values, i, 1, rows, 1, weights, 0, tile_sums)
-        for j in range(0, ROWS * NR, size):
-            store(sums, i * NR + j, load(sums, i * NR + j) + load(tile_sums, j))
+def _add_values(values, step, count, weights, sums):
+    """sums (step, NR) += values^T (step, count) weights (count, NR)"""
+    NR = VECTORS * lanes(weights)
+    for i in range(0, step, TURNED_ROWS):
+        tile_turned(values, i, step, count, weights, pointer(sums, i * NR))
 
 
 @jit
@@ -185,27 +184,33 @@ def _hide_later(scores, count, ahead):
 
 
 @jit
-def _finish(sums, start, whole, queries, e, y, at, step):
+def _finish(sums, whole, queries, e, y, step):
     """Divide by the sum of all weights, and turn: a query is a row of y."""
-    NR = VECTORS * lanes(sums)
+    size = lanes(sums)
+    NR = VECTORS * size
     total = load_pair(whole, 0)
     # The largest score adds 2^0 = 1, so only a query that sees no key has less.
     total = select(total < 1.0, splat_like(total, 1.0), total)
-    for i in range(start, start + e * NR, NR):
+    for i in range(0, e * NR, NR):
         store(sums, i, load_pair(sums, i) / total)
-    for query in range(queries):
-        for i in range(e):
-            y[at + query * step + i] = sums[start + i * NR + query]
+    for j in range(0, queries, size):
+        for i in range(0, e, size):
+            turn_first(sums, i * NR + j, NR, min(size, e - i), min(size, queries - j),
+                       y, j * step + i, step)
 
 
 @jit
-def _pack_queries(q, at, step, count, d, queries, to):
-    """A panel of q^T log2 e / sqrt(d)"""
-    NR = VECTORS * lanes(q)
-    scale = q.dtype.type(LOG2_E / math.sqrt(d))
-    for query in range(count):
-        for i in range(d):
-            queries[to + i * NR + query] = q[at + query * step + i] * scale
+def _pack_queries(q, step, count, d, panel):
+    """panel (d, NR) = q^T log2 e / sqrt(d); lanes without a query repeat another one."""
+    size = lanes(q)
+    NR = VECTORS * size
+    for j in range(0, NR, size):
+        start = min(j, (count - 1) // size * size)
+        for i in range(0, d, size):
+            turn(q, start * step + i, step, min(size, count - start), min(size, d - i),
+                 panel, i * NR + j, NR)
+    for i in range(0, d * NR, NR):
+        store(panel, i, load_pair(panel, i) * (LOG2_E / math.sqrt(d)))
 
 
 @jit
@@ -218,23 +223,12 @@ def _pack(x, step, rows, width, packed, packed_step):
             store_first(packed, i * packed_step + c, load_first(x, i * step + c, n), n)
 
 
-@jit
-def _lined_up(size, like):
-    """Uninitialised memory that begins where a line of the cache does."""
-    line = 64 // like.itemsize
-    memory = np.empty(size + line, like.dtype)
-    start = -(memory.ctypes.data // like.itemsize) % line
-    return memory[start:start + size]
+def _up(n, unit):
+    """n rounded up to a multiple of the unit"""
+    return -(-n // unit) * unit
 
 
-@jit
-def _up(n):
-    """n rounded up to a multiple of ROWS"""
-    return (n + ROWS - 1) // ROWS * ROWS
-
-
-@jit
-def _odd_lines(n, like):
+def _odd_lines(n, itemsize):
     """n rounded up to an odd number of cache lines, so that rows do not meet in the cache's sets"""
-    line = 64 // like.itemsize
-    return ((n + line - 1) // line | 1) * line
+    line = 64 // itemsize
+    return (-(-n // line) | 1) * line
