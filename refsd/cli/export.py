@@ -9,9 +9,9 @@ from refsd.cli.arguments import Parser
 ABOUT = """\
 Parts of a model as plain files, for other languages and devices.
 
-    refsd export tokenizer -o FOLDER   vocabulary and merges, also as flat arrays
+    refsd export tokenizer -o FOLDER   vocabulary and merges, as flat arrays too
     refsd export weights -o FOLDER     raw, npy or safetensors, in any layout
-    refsd export contracts -o FOLDER   of every op and stage: JSON, pytest, C header"""
+    refsd export contracts -o FOLDER   of ops and stages: JSON, pytest, C header"""
 ACTIONS = ("tokenizer", "weights", "contracts")
 
 

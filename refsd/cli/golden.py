@@ -10,8 +10,8 @@ ABOUT = """\
 Golden packs: reference tensors with the tolerance that each deserves.
 
     refsd golden make -o FOLDER       run a model and record it
-    refsd golden info PACK            what a pack holds; --verify checks every byte
-    refsd golden compare PACK MINE    what differs, and what the mistake looks like
+    refsd golden info PACK            what is in it; --verify checks every byte
+    refsd golden compare PACK MINE    what differs, and what it looks like
     refsd golden bisect PACK MINE     the first op whose error is its own
     refsd golden simulate             a model in bf16, fp16 and others, emulated
     refsd golden export PACK          npz, npy, raw, ONNX; NHWC, NC4HW4, tiles"""
