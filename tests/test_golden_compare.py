@@ -254,6 +254,22 @@ def test_equal_specials_are_equal_and_named(tmp_path):
         "NaN in both in 1 places", "-0.0 for 0.0, or the reverse, in 1 places")
 
 
+def test_the_smallest_numbers_may_be_off_by_one(tmp_path):
+    """e^-93 is subnormal in float32: whatever its roundings, they are of whole units of 2^-149."""
+    x = np.array([[0, -93, -1, -50]], "float32")
+    share = np.exp(x.astype("float64")) / np.exp(x.astype("float64")).sum()
+    with Writer(tmp_path / "p", recipe={}, model={}, kind="ops") as writer:
+        writer.add("ops/softmax/a:x", x, stage="ops")
+        writer.add("ops/softmax/a", share, op="softmax", stage="ops", options={"axis": -1},
+                   inputs={"x": "tensor:ops/softmax/a:x"})
+    near = np.float32(share) + np.array([[0, 1.5 * 2.0**-149, 0, 0]]).astype("float32")
+    np.savez(tmp_path / "c.npz", **{"ops/softmax/a": near})
+    with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as candidate:
+        found = compare(pack, candidate)
+    assert found.counts == {"missing": 1, "explained": 1}
+    assert found.verdicts[1].metrics.max_ulp >= 1
+
+
 def test_a_byte_may_be_the_next_only_where_the_picture_is_at_the_middle_of_two(tmp_path):
     picture = np.linspace(0, 1, 999, dtype="float32").reshape(1, 9, 37, 3)
     picture[0, 0, 0, 0] = (100.5 + 1e-4) / 255

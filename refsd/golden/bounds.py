@@ -110,7 +110,9 @@ def _combine(op, args, options, truth, moves, how, factor):
         worst = worst + WORST_OF_PORTS[op](_enlarged(op, args, moves), options, y, p, **stored)
         variance = worst * worst / 3
         if op in VARIANCE and truth.size:
-            variance = np.fmin(variance, VARIANCE[op](args, options, y, p, factor, **stored))
+            chance = VARIANCE[op](args, options, y, p, factor, **stored)
+            # Below the normal numbers a rounding is no smaller with the result: up to tiny / 2.
+            variance = np.fmin(variance, chance + p.tiny**2)
         if _stagnates(op, args, p):
             variance = worst * worst
         likely = np.fmin(worst, factor * np.sqrt(variance))
