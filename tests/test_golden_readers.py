@@ -55,6 +55,8 @@ def test_a_reader_lists_and_reads_every_tensor(sample, reader):
         for line, (name, entry) in zip(lines, pack.entries.items(), strict=True):
             sizes = "x".join(map(str, entry.shape)) or "-"
             assert line == f"{name} {entry.dtype} {sizes}"
+            if "-I" in reader and entry.index % 4:  # its module reads them all, below
+                continue
             done = ask(reader, sample, name)
             assert done.returncode == 0 and done.stdout == pack.read(name).tobytes()
 
