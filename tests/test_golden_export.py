@@ -120,6 +120,22 @@ def test_a_broken_export_has_no_list(tmp_path):
             out.add("x", some(3))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_is_a_clear_error(tmp_path, kind):
+    """A limit on the size of files stands in for it."""
+    resource = pytest.importorskip("resource", reason="limits on files are POSIX's")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(ResourceError) as error, Files(tmp_path / "out", kind) as out:
+            for k in range(3):
+                out.add(f"t{k}", some(5000, seed=k))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot be written" in str(error.value) and str(tmp_path) in str(error.value)
+    assert not {"index.json", "export.json"} & {path.name for path in (tmp_path / "out").iterdir()}
+
+
 def test_large_safetensors_are_cut_into_shards(tmp_path, monkeypatch):
     monkeypatch.setattr("refsd.golden.export.SHARD_BYTES", 1000)
     with Files(tmp_path / "out", "safetensors") as out:

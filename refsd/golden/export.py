@@ -7,7 +7,8 @@ export.json for the others, which name themselves.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,12 @@ class Files:
         return self
 
     def __exit__(self, kind: Any, *error: Any) -> None:
-        self._put.close()
+        try:
+            with _writing(self.folder):
+                self._put.close()
+        except ResourceError:
+            if kind is None:  # else what went wrong first is the better reason
+                raise
         if kind is None:
             name = "index.json" if self.kind == "raw" else "export.json"
             write_file(self.folder / name, [encode({
@@ -67,26 +73,33 @@ class Files:
 def empty_folder(path: str | Path) -> Path:
     """The folder, made if it is not there; UsageError unless it is empty."""
     path = Path(path)
-    try:
+    if path.is_file():
+        raise ResourceError(f"{path}: is a file. Give a folder")
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             raise UsageError(f"{path}: is not empty, and nothing in it is overwritten. Give a new "
                              "folder")
-    except FileExistsError:
-        raise ResourceError(f"{path}: is a file. Give a folder") from None
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
     return path
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system refuses inside the block is a ResourceError that names the path."""
+    try:
+        yield
+    except ResourceError:
+        raise
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> Path:
     """These files, by their paths in it, in a new or an empty folder."""
     folder = empty_folder(folder)
     for name, data in files.items():
-        try:
+        with _writing(folder / name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResourceError(f"{folder / name}: cannot be written: {error.strerror}") from None
         write_file(folder / name, [data])
     return folder
 
@@ -108,11 +121,9 @@ class _Npy:
     def add(self, name, array):
         file = f"{file_of(name)}.npy"
         path = self.folder / file
-        try:
+        with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, array, allow_pickle=False)
-        except OSError as error:
-            raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
         return {"file": file}
 
     def close(self):
@@ -124,14 +135,13 @@ class _Npz:
 
     def __init__(self, folder: Path):
         self.path = folder / self.FILE
-        self.archive = _opened(self.path, lambda path: zipfile.ZipFile(path, "x"))
+        with _writing(self.path):
+            self.archive = zipfile.ZipFile(self.path, "x")
 
     def add(self, name, array):
-        try:
-            with self.archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
-        except OSError as error:
-            raise ResourceError(f"{self.path}: cannot be written: {error.strerror}") from None
+        with (_writing(self.path),
+              self.archive.open(f"{name}.npy", "w", force_zip64=True) as member):
+            np.lib.format.write_array(member, array, allow_pickle=False)
         return {"file": self.FILE}
 
     def close(self):
@@ -143,15 +153,14 @@ class _Raw:
 
     def __init__(self, folder: Path):
         self.path, self.offset = folder / self.FILE, 0
-        self.file = _opened(self.path, lambda path: open(path, "xb"))  # noqa: SIM115  closed below
+        with _writing(self.path):
+            self.file = open(self.path, "xb")  # noqa: SIM115  closed below
 
     def add(self, name, array):
         start = -(-self.offset // ALIGNED) * ALIGNED
-        try:
+        with _writing(self.path):
             self.file.write(bytes(start - self.offset))
             self.file.write(memoryview(array.reshape(-1).view(np.uint8)))
-        except OSError as error:
-            raise ResourceError(f"{self.path}: cannot be written: {error.strerror}") from None
         self.offset = start + array.nbytes
         return {"file": self.FILE, "offset": start}
 
@@ -182,13 +191,6 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "raw": _Raw, "npy": _Npy, "npz": _Npz, "safetensors": _Safetensors}
 
 
-def _opened(path: Path, make: Callable[[Path], Any]) -> Any:
-    try:
-        return make(path)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
-
-
 def chosen(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """Those of the names that any of the patterns fits ("unet/*", "*.conv1"); no pattern: all.
 
@@ -205,7 +207,9 @@ def chosen(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 def export_pack(pack: Pack, folder: str | Path, kind: str, *, layout: str = "NCHW",
                 only: Iterable[str] = ()) -> Files:
-    """A pack's tensors in another kind of file and another layout; one in memory at a time.
+    """A pack's tensors in another kind of file and another layout.
+
+    One is in memory at a time, for safetensors as many as a file takes (SHARD_BYTES).
 
     The list says of each what the manifest does: op, options, inputs, tolerance and the rest.
     """

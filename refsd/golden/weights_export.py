@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def export_weights(model: Path, folder: str | Path, kind: str, *, layout: str = "NCHW",
                    dtype: str = "float32", parts: Iterable[str] = COMPONENTS,
                    only: Iterable[str] = (), variant: str | None = None) -> Files:
-    """Every tensor of a model's folder or file as "unet.conv_in.weight", one in memory at a time.
+    """Every tensor of a model's folder or file as "unet.conv_in.weight"; memory as export_pack.
 
     float16 is rounded to nearest; what grows beyond it is logged. Raises UsageError for a part or
     a dtype there is none of, and as refsd.weights.load_checkpoint.
