@@ -21,6 +21,7 @@ from refsd.golden.errormap import error_map
 from refsd.golden.limits import Accepted
 from refsd.golden.pack import Pack, Writer
 from refsd.golden.report import as_json, markdown, sentence, text
+from refsd.ops.conv import conv2d
 
 RANDOM = np.random.default_rng(4)
 X, W, B = (RANDOM.standard_normal(shape).astype("float32") for shape in ((5, 16), (16, 16), (16,)))
@@ -268,6 +269,25 @@ def test_the_smallest_numbers_may_be_off_by_one(tmp_path):
         found = compare(pack, candidate)
     assert found.counts == {"missing": 1, "explained": 1}
     assert found.verdicts[1].metrics.max_ulp >= 1
+
+
+def test_a_convolution_by_winograds_tiles_is_explained_and_said_to_be_one(tmp_path):
+    random = np.random.default_rng(3)
+    given = {"x": random.standard_normal((1, 64, 16, 16)).astype("float32"),
+             "weight": random.standard_normal((8, 64, 3, 3)).astype("float32")}
+    wide = [array.astype("float64") for array in given.values()]
+    with Writer(tmp_path / "p", recipe={}, model={}, kind="ops") as writer:
+        for name, array in given.items():
+            writer.add(f"ops/conv2d/a:{name}", array, stage="ops")
+        writer.add("ops/conv2d/a", conv2d(*wide, padding=1), op="conv2d", stage="ops",
+                   options={"padding": 1}, inputs={n: f"tensor:ops/conv2d/a:{n}" for n in given})
+    by_tiles = conv2d(*given.values(), padding=1, algorithm="winograd4")
+    for candidate, status in ((by_tiles, "explained"), (1.0001 * by_tiles, "wrong")):
+        np.savez(tmp_path / "c.npz", **{"ops/conv2d/a": candidate.astype("float32")})
+        with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as opened:
+            found = compare(pack, opened).verdicts[-1]
+        assert found.status == status
+        assert any("Winograd's" in note for note in found.notes) == (status == "explained")
 
 
 def test_a_byte_may_be_the_next_only_where_the_picture_is_at_the_middle_of_two(tmp_path):

@@ -14,7 +14,7 @@ from refsd.golden.dumps import Dump
 from refsd.golden.errormap import error_map
 from refsd.golden.evidence import Evidence
 from refsd.golden.formats import format_named
-from refsd.golden.limits import Accepted, Limit, excess, limit_of
+from refsd.golden.limits import Accepted, Limit, excess, limit_of, of_winograd
 from refsd.golden.manifest import Entry
 from refsd.golden.metrics import Metrics, measure
 
@@ -150,17 +150,22 @@ class _Judge:
         metrics = measure(golden, got, format=self.format)
         limit = limit_of(self.pack, verdict.entry, golden, format=self.format,
                          accepted=self.accepted)
+        notes = verdict.notes + _curious(metrics)
+        times, at = 0.0, metrics.max_abs_index
         if limit is not None:
             times, at = excess(golden, got, limit, metrics.rms)
-        else:
-            times, at = 0.0, metrics.max_abs_index
+        if times > 1 and limit.kind == "op":
+            tiles = of_winograd(self.pack, verdict.entry, golden, self.format)
+            if tiles is not None and excess(golden, got, tiles, metrics.rms).times <= 1:
+                times, at = excess(golden, got, tiles, metrics.rms)
+                notes += ("explained as Winograd's algorithm, not as plain sums of products",)
         status = _status(golden, got, metrics, limit, times)
         at = metrics.nonfinite_index if metrics.nonfinite else at
         here = (float(golden[at]), float(got[at])) if at is not None else (0.0, 0.0)
         return replace(
             verdict, status=status, metrics=metrics, kind=limit.kind if limit else "",
             times=math.inf if metrics.nonfinite else times, at=at, golden_there=here[0],
-            found_there=here[1], notes=verdict.notes + _curious(metrics),
+            found_there=here[1], notes=notes,
             map=error_map(golden, got) if self.maps and status != EQUAL else None)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.golden.bounds import CONFIDENCE, bound
+from refsd.golden.bounds_conv import fits_winograd
 from refsd.golden.bounds_worst import WORST_OF_PORTS
 from refsd.golden.formats import format_named, uncertainty
 from refsd.golden.manifest import Entry
@@ -78,21 +79,32 @@ def _is_given(pack: Any, entry: Entry) -> bool:
                for value in entry.inputs.values() for name in references(value))
 
 
-def _derived(pack: Any, entry: Entry, golden: np.ndarray, format: str) -> np.ndarray:
-    def read(value):
-        if isinstance(value, list):
-            return [read(one) for one in value]
-        return pack.read(value.removeprefix(TENSOR)) if isinstance(value, str) else value
+def of_winograd(pack: Any, entry: Entry, golden: np.ndarray, format: str) -> Limit | None:
+    """The limit of a convolution on given inputs by Winograd's tiles, where they can compute it."""
+    if entry.op != "conv2d" or not _is_given(pack, entry) or not fits_winograd(
+            _read(pack, entry.inputs["weight"]), entry.options):
+        return None
+    return Limit("op", _derived(pack, entry, golden, format, algorithm="winograd4"))
 
-    inputs, format = {name: read(value) for name, value in entry.inputs.items()}, format_named(
-        format).name
+
+def _read(pack: Any, value: Any) -> Any:
+    """An input that is a tensor of the pack, a list of such, or a plain value."""
+    if isinstance(value, list):
+        return [_read(pack, one) for one in value]
+    return pack.read(value.removeprefix(TENSOR)) if isinstance(value, str) else value
+
+
+def _derived(pack: Any, entry: Entry, golden: np.ndarray, format: str,
+             algorithm: str | None = None) -> np.ndarray:
+    format = format_named(format).name
+    inputs = {name: _read(pack, value) for name, value in entry.inputs.items()}
     if entry.op in STAGE_BOUNDS:
         return stage_bound(entry.op, inputs, entry.options, golden, format) + _kept(golden)
     options = dict(entry.options)
     if inputs.get("mask") is not None:  # an option of the op, an input of the entry
         options["mask"] = inputs.pop("mask")
     return bound(entry.op, inputs, options, golden, format=format,
-                 confidence=CONFIDENCE).likely + _kept(golden)
+                 confidence=CONFIDENCE, algorithm=algorithm).likely + _kept(golden)
 
 
 def _kept(golden: np.ndarray) -> np.ndarray | float:
