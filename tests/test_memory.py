@@ -1,6 +1,7 @@
 """The foretold memory of a request against what NumPy arrays really take."""
 
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from refsd.numba_ops.simd import WIDTH
 from refsd.ops import attention, conv
 from refsd.pipelines import memory
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
-from refsd.registry import BACKENDS, make_ready, release
+from refsd.registry import BACKENDS, make_ready
 from refsd.weights.tree import flatten
 
 
@@ -25,14 +26,17 @@ def pipe(request):
 
 
 def peak(call):
-    """The most bytes of arrays that a call holds at once, beyond what was there."""
-    for backend in BACKENDS:
-        release(backend)
-    tracemalloc.start()
-    call()
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return most
+    """The most bytes of arrays that a call holds at once, beyond what was there.
+
+    NumPy's and the pool's at their own moments: small arrays are few, so that is nearly the sum.
+    """
+    stretch = pool.Stretch(2**30)
+    with mock.patch.object(pool, "_stretch", stretch):
+        tracemalloc.start()
+        call()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return most + stretch.touched
 
 
 # The promise is a factor of 1.5 either way.
@@ -76,7 +80,6 @@ def test_weights_are_counted_once(tmp_path, backend):
 def test_limits_are_those_of_the_backends():
     assert (memory.WINDOWS, memory.SCORES) == (conv.SLICE_BYTES, attention.SLICE_BYTES)
     numba = memory.HABITS["numba"]
-    assert numba.idle == pool.MOST_IDLE
     # Room for a piece of a panel, for each of two threads; of more, sums and panels take more.
     assert numba.transformed > 2 * 36 * (PIECE + 1) * panel_width("f4") * 4
     assert numba.workspace > conv_winograd.SPAN_BYTES

@@ -1,6 +1,11 @@
 """Memory of large results is taken again, but never while an array still uses it."""
 
+import os
+import resource
+import subprocess
+import sys
 import threading
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -10,18 +15,25 @@ from refsd.numba_ops import memory, pool
 SIZE = pool.LEAST
 
 
-@pytest.fixture(autouse=True)
-def empty_pool():
-    pool.shrink(0)
-    yield
-    pool.shrink(0)
-
-
 def address(array):
-    return array.ctypes.data
+    return array.__array_interface__["data"][0]
 
 
-def test_memory_that_nobody_uses_is_taken_again():
+def resident():
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.fixture
+def stretch(monkeypatch):
+    """Forty pieces' room, in place of the process's."""
+    found = pool.Stretch(40 * SIZE)
+    monkeypatch.setattr(pool, "_stretch", found)
+    return found
+
+
+def test_memory_that_nobody_uses_is_taken_again(stretch):
     first = pool.take(SIZE)
     place = address(first)
     assert pool.idle_bytes() == 0
@@ -30,40 +42,96 @@ def test_memory_that_nobody_uses_is_taken_again():
     assert address(pool.take(SIZE)) == place
 
 
-def test_a_view_keeps_its_memory():
+def test_a_view_keeps_its_memory(stretch):
     whole = memory.empty((SIZE, 2), "float32")
     view = whole[10:20, 1]
     view[:] = 7
     del whole
     assert pool.idle_bytes() == 0
-    other = memory.empty((SIZE, 2), "float32")
+    other = memory.empty((SIZE // 8, 2), "float32")
     other[:] = 0
     assert (view == 7).all() and not np.shares_memory(view, other)
 
 
-def test_what_waits_longest_goes_first(monkeypatch):
-    monkeypatch.setattr(pool, "MOST_IDLE", 5 * SIZE)
-    arrays = [pool.take(n * SIZE) for n in (1, 2, 1)]
-    latest = address(arrays[2])
-    while arrays:
-        del arrays[0]
-    assert pool.idle_bytes() == 4 * SIZE
-    larger = pool.take(3 * SIZE)  # with it no more than 5: the oldest two have to go
-    assert pool.idle_bytes() == SIZE and address(pool.take(SIZE)) == latest
-    del larger
+def test_neighbouring_holes_become_one(stretch):
+    for order in ([0, 1, 2], [2, 1, 0], [0, 2, 1], [1, 0, 2]):
+        pieces = [pool.take(SIZE) for _ in range(4)]
+        first = address(pieces[0])
+        for i in order:
+            pieces[i] = None
+        whole = pool.take(3 * SIZE)
+        assert address(whole) == first and address(pieces[3]) == first + 3 * SIZE
+        del whole, pieces
+    assert stretch.take(0) is not None and len(stretch.holes) == 1
 
 
-def test_a_size_above_the_limit_leaves_nothing_idle():
-    first = pool.take(SIZE)
+def test_the_smallest_hole_that_holds_it(stretch):
+    pieces = [pool.take(n * SIZE) for n in (3, 1, 2, 1)]
+    large, small = address(pieces[0]), address(pieces[2])
+    pieces[0] = pieces[2] = None
+    two = pool.take(2 * SIZE)
+    three = pool.take(3 * SIZE)
+    assert (address(two), address(three)) == (small, large)
+    assert address(pool.take(SIZE)) == address(pieces[3]) + SIZE
+
+
+def test_pieces_begin_at_a_line_and_have_their_size(stretch):
+    pieces = [pool.take(SIZE + n) for n in (1, 64, 0)]
+    assert [piece.size for piece in pieces] == [SIZE + 1, SIZE + 64, SIZE]
+    starts = [address(piece) for piece in pieces]
+    assert np.diff(starts).tolist() == [SIZE + 64, SIZE + 64]
+    assert not any(start % 64 for start in starts)
+
+
+def test_what_does_not_fit_is_numpys(stretch):
+    there = pool.take(10 * SIZE)
+    other = pool.take(31 * SIZE)
+    other[:] = 1
+    first = address(there)
+    assert not first <= address(other) < first + 40 * SIZE
+    del other
+    assert pool.idle_bytes() == 0
+    assert address(pool.take(30 * SIZE)) == first + 10 * SIZE
+
+
+def test_too_much_idle_memory_goes_back_to_the_system(stretch, monkeypatch):
+    large, small = pool.take(12 * SIZE), pool.take(SIZE)
+    large[:] = small[:] = 7
+    before = resident()
+    del large
+    monkeypatch.setattr(pool, "MOST_IDLE", 11 * SIZE)
+    again = pool.take(SIZE)  # 11 are idle with it: that is not too much
+    assert before - resident() < SIZE and (again == 7).all()
+    del again
+    pool.shrink(12 * SIZE - 1)
+    assert before - resident() > 10 * SIZE
+    assert (small == 7).all() and not pool.take(12 * SIZE).any()
+
+
+def test_behind_the_last_piece_nothing_is_idle_once_given_back(stretch):
+    first, second = pool.take(SIZE), pool.take(SIZE)
+    second[:] = 1
+    del second
+    pool.shrink(0)
+    assert pool.idle_bytes() == 0
     del first
-    huge = pool.take(pool.MOST_IDLE + 1)
-    assert pool.idle_bytes() == 0 and huge.size == pool.MOST_IDLE + 1
+    pool.shrink(0)
+    assert pool.idle_bytes() == 0
 
 
-def test_small_pieces_are_numpys():
+def test_small_pieces_are_numpys(stretch):
     small = pool.take(SIZE - 1)
     del small
     assert pool.idle_bytes() == 0
+
+
+def test_without_a_stretch_all_is_numpys(monkeypatch):
+    monkeypatch.setattr(pool, "_stretch", None)
+    piece = pool.take(2 * SIZE)
+    piece[:] = 1
+    pool.shrink(0)
+    pool.trim()
+    assert piece.size == 2 * SIZE and pool.idle_bytes() == 0
 
 
 def test_results_are_writable_and_start_at_a_vector():
@@ -73,12 +141,12 @@ def test_results_are_writable_and_start_at_a_vector():
         del y
 
 
-def test_two_threads_never_get_the_same_memory():
+def test_two_threads_never_get_the_same_memory(stretch):
     wrong = []
 
     def work(number):
-        for _ in range(200):
-            mine = pool.take(SIZE)
+        for i in range(200):
+            mine = pool.take(SIZE * (1 + i % 2))
             mine[::4096] = number
             if not (mine[::4096] == number).all():
                 wrong.append(number)
@@ -88,4 +156,22 @@ def test_two_threads_never_get_the_same_memory():
         worker.start()
     for worker in workers:
         worker.join()
-    assert not wrong
+    assert not wrong and stretch.take(40 * SIZE) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_takes_memory_though_a_thread_of_its_parent_was_taking(stretch):
+    with stretch.lock:
+        child = get_context("fork").Process(target=pool.take, args=(SIZE,))
+        child.start()
+        child.join(20)
+    child.kill()
+    assert child.exitcode == 0
+
+
+def test_where_address_space_is_limited_none_is_reserved():
+    code = ("import resource; limit = 2**36; "
+            "resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY)); "
+            "from refsd.numba_ops import pool; print(pool._stretch)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"

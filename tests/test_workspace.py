@@ -1,19 +1,11 @@
-"""Memory that kernels work in: kept from call to call, shared by nobody, given back on demand."""
+"""Memory that kernels work in."""
 
 import numpy as np
 import pytest
 
-from refsd import registry
-from refsd.numba_ops import workspace as module
+from refsd.numba_ops import pool
 from refsd.numba_ops.simd import WIDTH
-from refsd.numba_ops.workspace import kept_bytes, workspace
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept():
-    module.release()
-    yield
-    module.release()
+from refsd.numba_ops.workspace import workspace
 
 
 def test_arrays_are_aligned_and_do_not_touch():
@@ -26,37 +18,18 @@ def test_arrays_are_aligned_and_do_not_touch():
         assert [set(a.tolist()) for a in arrays] == [{0.0}, set(), {2.0}]
 
 
-def test_a_smaller_one_takes_the_same_memory():
-    with workspace("float32", 1000) as (first,):
-        pass
-    kept = kept_bytes()
-    with workspace("float64", 100) as (second,):
-        assert np.shares_memory(first, second)
-        assert kept_bytes() == 0
-    assert kept_bytes() == kept >= first.nbytes
-
-
-def test_two_at_once_have_their_own_and_the_larger_is_kept():
-    with workspace("float32", 10) as (small,), workspace("float32", 1000) as (large,):
+def test_two_at_once_have_their_own():
+    with workspace("float32", 10) as (small,), workspace("float32", 2**20) as (large,):
         assert not np.shares_memory(small, large)
-    assert large.nbytes <= kept_bytes() < large.nbytes + 1000
 
 
-def test_what_is_too_large_is_not_kept(monkeypatch):
-    monkeypatch.setattr(module, "MOST", 4000)
-    with workspace("float32", 1000):
-        pass
-    assert kept_bytes() == 0
-
-
-def test_an_error_gives_it_back():
-    with pytest.raises(KeyError), workspace("float32", 10):
-        raise KeyError
-    assert kept_bytes() > 0
-
-
-def test_the_registry_has_it_released():
-    with workspace("float32", 10):
-        pass
-    registry.release("numba")
-    assert kept_bytes() == 0
+@pytest.mark.parametrize("fault", [None, KeyError])
+def test_it_goes_back_to_the_pool(monkeypatch, fault):
+    monkeypatch.setattr(pool, "_stretch", pool.Stretch(2**24))
+    try:
+        with workspace("float32", 2**20):
+            if fault is not None:
+                raise fault
+    except KeyError:
+        assert fault is KeyError
+    assert pool.idle_bytes() >= 2**22

@@ -30,7 +30,7 @@ class Habits(NamedTuple):
     workspace: int
     transformed: int  # at most so many bytes of transformed weights, four times the kernels'
     scores: int  # bytes of attention scores in memory, of which three arrays live at once
-    idle: int  # bytes of results that are gone, kept for the next of their size
+    gaps: float  # share of the peak that lies between results, where no other fits
 
 
 WINDOWS, SCORES = 16 << 20, 8 << 20  # slices: refsd.ops.conv and refsd.ops.attention.SLICE_BYTES
@@ -38,9 +38,8 @@ HABITS = {
     # A block: its input, normalised, two of the activation, the padded copy; 9 windows a pixel.
     "numpy": Habits(80 << 20, 5, 3, 24, 1.5 * 9, 3 * WINDOWS // 2, 0, SCORES, 0),
     # A block: its input, normalised, activated; 36 transformed numbers for 16 pixels, and gaps.
-    "numba": Habits(176 << 20, 3, 2.25, 15, 1.5 * 36 / 16, 12 << 20, 4 << 20, 0, 192 << 20),
+    "numba": Habits(176 << 20, 3, 2.25, 15, 1.5 * 36 / 16, 12 << 20, 4 << 20, 0, 0.06),
 }
-SMALL = 4 << 20  # below that in all, few arrays are large enough to be kept when they are gone
 
 
 def estimate_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
@@ -81,7 +80,8 @@ def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:
     up = list(zip(unet.tree["up_blocks"], reversed(planes), reversed(scores)))
     skips = sum(plane * len(block["resnets"]) * _widest(block["resnets"][:1], 0)
                 for block, plane, _ in down)
-    return _with_idle(skips + max(_block(*level, habits) for level in down + up), habits)
+    peak = skips + max(_block(*level, habits) for level in down + up)
+    return int((1 + habits.gaps) * peak)
 
 
 def decoder_bytes(vae: Any, pixels: int, size: int) -> int:
@@ -91,12 +91,7 @@ def decoder_bytes(vae: Any, pixels: int, size: int) -> int:
     planes = [pixels * size * 4 ** max(i - 1, 0) for i in range(len(blocks))]
     scores = min(habits.scores, pixels**2 * size)
     peak = max(_block(block, plane, scores, habits) for block, plane in zip(blocks, planes))
-    return _with_idle(peak, habits)
-
-
-def _with_idle(peak: float, habits: Habits) -> int:
-    """Arrays of about a block's size wait for the next of their size, up to a limit."""
-    return int(peak + min(habits.idle, max(0, peak - SMALL)))
+    return int((1 + habits.gaps) * peak)
 
 
 def _block(block: dict, plane: float, scores: float, habits: Habits) -> float:

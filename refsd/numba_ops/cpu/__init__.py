@@ -1,7 +1,6 @@
 """The ops on the CPU, one file a family: importing this declares all kernels of "numba"."""
 
 from refsd import ops  # noqa: F401  a kernel is declared for an op that must be there
-from refsd.numba_ops import pool, workspace
 from refsd.numba_ops.cpu import (  # noqa: F401
     activation,
     arithmetic,
@@ -13,11 +12,6 @@ from refsd.numba_ops.cpu import (  # noqa: F401
     norm,
     resize,
 )
-from refsd.numba_ops.warmup import make_ready  # noqa: F401  asked by the registry
+from refsd.numba_ops.pool import trim as release  # noqa: F401  asked by the registry
+from refsd.numba_ops.warmup import make_ready  # noqa: F401  the same
 from refsd.numba_ops.weights import lay_out_all as lay_out  # noqa: F401  the same
-
-
-def release() -> None:
-    """Give back what waits for the next call; the registry asks where other sizes come."""
-    workspace.release()
-    pool.release()
