@@ -1,7 +1,11 @@
 """The porting kit: the plan behind it, the folder it writes, and what it makes of results."""
 
+import importlib
 import json
 import os
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,8 @@ from refsd.errors import ModelError, UsageError
 from refsd.golden.plan import plan_model, planning, read_configs, sizes
 from refsd.golden.port import kind_of, new, plan
 from refsd.golden.port_status import status
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,26 @@ def test_the_page_says_what_to_do(folder):
         page)
     assert {path.name for path in (folder / "contracts").iterdir()} == {
         "adapters.py", "cases.json", "cases.npz", "contracts.json", "refsd.h", "test_contracts.py"}
+
+
+def commands(text):
+    """The refsd commands of a page, as words, without remarks and where their output goes."""
+    for line in text.splitlines():
+        if re.match(r"\s*refsd (golden|export|port) [a-z]+ ", line):
+            command = re.split(r" {3,}|  #| > ", line.strip())[0]
+            yield shlex.split(command)[1:]
+
+
+@pytest.mark.parametrize("page", ["port", "docs/porting.md", "docs/golden-bisect.md",
+                                  "docs/golden-compare.md", "docs/golden-make.md", "README.md",
+                                  "golden/README.md"])
+def test_the_pages_commands_have_such_options(folder, page):
+    path = folder / "README.md" if page == "port" else ROOT / page
+    found = list(commands(path.read_text()))
+    assert found
+    for family, action, *rest in found:
+        module = importlib.import_module(f"refsd.cli.{family}_{action}")
+        module.parser().parse_args(rest)
 
 
 def test_names_and_folders_that_are_refused(folder, tmp_path):

@@ -208,7 +208,7 @@ another.
 
 ## 5. Whole pictures
 
-    refsd golden make -o packs/suite --suite SUITE.json
+    refsd golden make -o packs/suite --suite SUITE.json     # golden/suites has two
     refsd golden compare packs/suite/RUN MINE --format float16 --report results/suite-RUN.json
 
 Latents at 0, 25, 50, 75 and 100 % of the steps, and the picture. Rounding spreads through a network
