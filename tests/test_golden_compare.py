@@ -252,7 +252,7 @@ def test_equal_specials_are_equal_and_named(tmp_path):
     with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as candidate:
         found = compare(pack, candidate)
     assert found.first is None and found.verdicts[0].notes == (
-        "NaN in both in 1 places", "-0.0 for 0.0, or the reverse, in 1 places")
+        "NaN in both in 1 place", "-0.0 for 0.0, or the reverse, in 1 place")
 
 
 def test_the_smallest_numbers_may_be_off_by_one(tmp_path):

@@ -264,7 +264,7 @@ def test_a_number_that_is_none(value, reason):
     wrong = X.copy()
     wrong[1, 0, 0, 2] = value
     (found,) = diagnose(entry("add", X.shape), X, wrong)
-    assert found.reason == reason and "in 1 places, the first at (1, 0, 0, 2)" in found.sentence
+    assert found.reason == reason and "in 1 place, the first at (1, 0, 0, 2)" in found.sentence
 
 
 def test_infinities_of_the_other_sign_and_a_nan_that_became_a_number():
@@ -278,6 +278,21 @@ def test_nothing_is_said_where_nothing_explains_it():
     assert diagnose(entry("conv2d", X.shape), X, X + normal(*X.shape, scale=0.1)) == []
     assert diagnose(entry("conv2d", X.shape), X, normal(5, 3)) == []
     assert diagnose(entry("conv2d", X.shape), X, X) == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_noise_is_no_mistake(name):
+    """Errors without a pattern: everywhere alike, in proportion, and in one element."""
+    _, op, options, _, inputs = PLANTED[name]
+    about = entry(op, options=options, inputs=inputs)
+    truth = np.asarray(replay(about, inputs), "float64")
+    noise = np.random.default_rng(len(name)).standard_normal(truth.shape)
+    one = np.zeros_like(truth)
+    one[tuple(n - 1 for n in truth.shape)] = 10
+    for size in (1e-5, 1e-2, 1):
+        for wrong in (truth + size * noise, truth * (1 + size * noise), truth + size * one):
+            found = diagnose(about, truth, wrong.astype("float32"), inputs=inputs)
+            assert found == [], (size, found)
 
 
 def test_rounding_to_the_format_that_is_computed_in_is_no_finding():

@@ -13,6 +13,7 @@ from refsd.golden.diagnose import Finding
 from refsd.golden.dumps import Dump
 from refsd.golden.errormap import error_map
 from refsd.golden.evidence import Evidence
+from refsd.golden.fits import places
 from refsd.golden.formats import format_named
 from refsd.golden.limits import Accepted, Limit, excess, limit_of, of_winograd
 from refsd.golden.manifest import Entry
@@ -207,11 +208,11 @@ def _curious(metrics: Metrics) -> tuple[str, ...]:
     """What measures do not see."""
     found = []
     if metrics.nan_both:
-        found.append(f"NaN in both in {metrics.nan_both:,} places")
+        found.append(f"NaN in both in {places(metrics.nan_both)}")
     if metrics.inf_sign:
-        found.append(f"infinities of the other sign in {metrics.inf_sign:,} places")
+        found.append(f"infinities of the other sign in {places(metrics.inf_sign)}")
     if metrics.nonfinite:
-        found.append(f"NaN or infinity that the other has not in {metrics.nonfinite:,} places")
+        found.append(f"NaN or infinity that the other has not in {places(metrics.nonfinite)}")
     if metrics.zero_sign:
-        found.append(f"-0.0 for 0.0, or the reverse, in {metrics.zero_sign:,} places")
+        found.append(f"-0.0 for 0.0, or the reverse, in {places(metrics.zero_sign)}")
     return tuple(found)

@@ -18,6 +18,7 @@ from refsd.golden.compare import (
 from refsd.golden.diagnose import Finding
 
 SCHEMA = 1
+NOT_FINITE = ("nan", "overflow", "inf_sign")  # counted, not fitted
 WORDS = {EQUAL: "equal", EXPLAINED: "ok", WRONG: "WRONG", OPEN: "OPEN", SHAPE: "SHAPE",
          DTYPE: "DTYPE", MISSING: "missing"}
 ALLOWED = {
@@ -43,10 +44,10 @@ def sentence(found: Comparison) -> str:
                    else "."))
     others = found.failing - 1
     rest = f" {others:,} more of {len(compared):,} fail after it." if others else ""
-    return f"{what_is_wrong(first, found.format)}{rest}"
+    return f"{what_is_wrong(first, found.format, as_first=True)}{rest}"
 
 
-def what_is_wrong(verdict: Verdict, format: str) -> str:
+def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> str:
     """One failing verdict for the person who is to repair the port."""
     entry = verdict.entry
     name = f"{entry.name} ({entry.op})" if entry.op else entry.name
@@ -72,7 +73,8 @@ def what_is_wrong(verdict: Verdict, format: str) -> str:
         return (f"{name} differs, and nothing tells whether it may: {there} ({known}). Run refsd "
                 f"golden bisect, or make the pack with tolerances.{looks}")
     how = "its rms error is " if verdict.kind == "spread" else ""
-    return (f"{name} is the first tensor that is wrong: {there}; {how}"
+    wrong = "the first tensor that is wrong" if as_first else "wrong"
+    return (f"{name} is {wrong}: {there}; {how}"
             f"{_times(verdict.times)} {ALLOWED[verdict.kind].format(format=format)}.{looks}")
 
 
@@ -80,7 +82,8 @@ def _looks(findings: tuple[Finding, ...]) -> str:
     if not findings:
         return ""
     first = findings[0]
-    return f" It looks like {first.reason}: {first.sentence} ({_share(first)})."
+    share = "" if first.reason in NOT_FINITE else f" ({_share(first)})"
+    return f" It looks like {first.reason}: {first.sentence}{share}."
 
 
 def _share(finding: Finding) -> str:
