@@ -23,7 +23,7 @@ from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 GOLDEN = Path(__file__).parent.parent / "golden"
 PACKS = ("ops", "bundled")
 # DDIM begins with the noise as it is.
-GIVEN = ("denoise/initial", "denoise/000/scaled", "unet/000/conv_in:x")
+GIVEN = ("denoise/initial", "denoise/000/scaled", "denoise/000/concat")
 FINER = 2.0**-29  # how much finer float64's roundings are than float32's
 
 

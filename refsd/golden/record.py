@@ -11,7 +11,7 @@ import numpy as np
 
 from refsd.errors import ModelError
 from refsd.golden import invariants
-from refsd.golden.names import Namer, block_of, full, is_alone
+from refsd.golden.names import Namer, block_of, full
 from refsd.golden.stage_ops import STAGE_OPS
 from refsd.pipelines.stages import require_finite
 from refsd.weights.tree import flatten
@@ -124,7 +124,7 @@ class Recorder:
         name = full(self._stage, self._step, path)
         _require_storable(event.output, name)
         opened = self.selection.opens(self._stage, self._step)
-        level = 2 if is_alone(path) else 3
+        level = 3 if block_of(path) else 2
         inputs = event.inputs | {key: value for key, value in event.options.items()
                                  if isinstance(value, np.ndarray)}
         options = {key: value for key, value in event.options.items() if key not in inputs}
