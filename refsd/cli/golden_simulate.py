@@ -2,9 +2,11 @@
 
 import argparse
 import math
+from contextlib import ExitStack
 from typing import Any
 
 from refsd.cli.arguments import Parser, integer
+from refsd.cli.progress import Progress
 from refsd.cli.report import one_line, result, result_json
 
 PROMPT = "a glossy red sphere left of a small blue cube"
@@ -37,7 +39,7 @@ def parser() -> Parser:
         help="rank blocks or layers by what each alone in the format does, a run for each; or "
              "none (blocks)")
     add("-m", "--model", metavar="PATH", help="a folder, file or hub id (the bundled model)")
-    add("--steps", type=integer, metavar="N", default=2, help="denoising steps (2)")
+    add("--steps", type=integer, metavar="N", default=1, help="denoising steps (1)")
     add("--seed", type=integer, metavar="N", default=0, help="of the initial noise (0)")
     add("-W", "--width", type=integer, metavar="N", help="pixels (what the model was made for)")
     add("-H", "--height", type=integer, metavar="N", help="pixels (what the model was made for)")
@@ -64,8 +66,18 @@ def run(options: argparse.Namespace) -> int:
         width=options.width or pipe.default_size, height=options.height or pipe.default_size,
         cfg_scale=options.cfg_scale, scheduler=pipe.scheduler.config.plain())
     recipe.check(pipe)
-    found = simulate(pipe, recipe, options.format, accumulate=options.accumulate,
-                     scope=options.scope, rank=None if options.rank == "none" else options.rank)
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def on_run(done: int, of: int) -> None:
+            if not bars:
+                show = not (options.quiet or options.json)
+                bars.append(stack.enter_context(Progress(of, "ranking", show=show)))
+            bars[0].step()
+
+        found = simulate(pipe, recipe, options.format, accumulate=options.accumulate,
+                         scope=options.scope, on_run=on_run,
+                         rank=None if options.rank == "none" else options.rank)
     if options.json:
         result_json(_plain(found))
     else:

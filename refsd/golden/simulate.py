@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.golden.bounds_moved import MOVEMENT
 from refsd.golden.emulate import Emulator
 from refsd.golden.formats import format_named
 from refsd.golden.names import block_of, parent
@@ -88,14 +89,15 @@ def simulate(pipe: Any, recipe: Recipe, format: str, *, accumulate: str = "float
     if not places:
         raise UsageError(f"nothing in the model fits {', '.join(scope)}; give ops such as "
                          "conv2d, or patterns of names such as unet/up_blocks.*")
-    margins = Margins(format)
+    margins = Margins(format, scope)
     emulator = plan.emulator(format, scope, accumulate, margins)
     emulated_run(pipe, recipe, Selection(level=3, steps=None), margins, emulator)
     found = Simulation(format, accumulate, margins.errors(truth), margins.first,
                        margins.layers(), None)
     if rank is None:
         return found
-    units = sorted({unit_of(place, rank) for place in places})
+    units = sorted({unit_of(place, rank) for place in places if place.op not in MOVEMENT
+                    or place.op == "embedding"})
     ranking = []
     for done, unit in enumerate(units):
         ends = Ends()
@@ -206,11 +208,11 @@ class Ends:
 
 
 class Margins(Ends):
-    """Keeps the largest magnitude of every op's results, too."""
+    """Keeps the largest magnitude of the results of every op in scope, too."""
 
-    def __init__(self, format: str):
+    def __init__(self, format: str, scope: tuple[str, ...] = ()):
         super().__init__()
-        self.format, self.first = format_named(format), None
+        self.format, self.scope, self.first = format_named(format), scope, None
         self._layers: dict[tuple[str, str], tuple[float, int]] = {}
         # By id, with the array itself, so that its id stays its own until its name is known.
         self._overflowed: dict[int, tuple[np.ndarray, float, int]] = {}
@@ -230,7 +232,10 @@ class Margins(Ends):
             self.first = name
         stage, _, path = name.partition("/")
         step, _, rest = path.partition("/")
-        key = f"{stage}/{rest if step.isdigit() else path}", op
+        place = Place(stage, rest if step.isdigit() else path, op)
+        if not _fits(place, self.scope):
+            return
+        key = f"{stage}/{place.path}", op
         before = self._layers.get(key, (0.0, 0))
         self._layers[key] = max(before[0], largest), before[1] + count
 
