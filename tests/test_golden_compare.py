@@ -320,6 +320,20 @@ def test_the_scaling_factor_of_the_model(tmp_path):
         assert compare(pack, candidate).first.findings[0].reason == "missing_scaling_factor"
 
 
+def test_without_the_model_the_reason_is_fitted_and_that_is_said(tmp_path):
+    with Writer(tmp_path / "p", recipe={}, model={"name": "/gone"}) as writer:
+        writer.add("unet/000/a:x", X, stage="unet", step=0)
+        writer.add("unet/000/a", Y, op="linear", stage="unet", step=0, inputs={
+            "x": "tensor:unet/000/a:x", "weight": "weight:unet.a.weight",
+            "bias": "weight:unet.a.bias"}, tolerance=SPREAD)
+    np.savez(tmp_path / "c.npz", **{"unet/000/a": Y - B})
+    with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as candidate:
+        first = compare(pack, candidate).first
+    assert first.findings[0].reason == "missing_bias"  # one constant for each channel
+    assert first.notes[0].startswith("the op could not be computed to see why: the pack was made "
+                                     "with the model '/gone'")
+
+
 def test_the_step_before_is_recognised(pack, tmp_path):
     found = compared(pack, tmp_path, **{"unet/001/conv_out": 2 * NETWORK})
     assert found.first.findings[0].reason == "stale"

@@ -1,6 +1,7 @@
 """Planted mistakes, each written out anew, and the reason that must be found for it."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -307,6 +308,18 @@ def test_a_mistake_in_a_short_format(name, format):
     reason, op, options, wrong, inputs = PLANTED[name]
     found = of(op, round_to(wrong, format), options=options, **inputs)
     assert found[0].reason == reason
+
+
+def test_guesses_are_tried_one_after_the_other():
+    """Over 40 guesses for tokens with their inputs; a dozen arrays of the tensor's size at most."""
+    x = normal(2, 512, 64)
+    about, inputs = entry("geglu", inputs=("x",)), {"x": np.concatenate([x, x + 1], axis=-1)}
+    truth = replay(about, inputs)
+    tracemalloc.start()
+    diagnose(about, truth, x, inputs=inputs)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 14 * x.nbytes
 
 
 def test_weights_are_read_by_name():

@@ -144,7 +144,11 @@ class _Judge:
             verdict = self._judged(verdict, golden, got)
         if verdict.bad and self.left:
             self.left -= 1
-            verdict = replace(verdict, findings=self.evidence.findings(entry, golden, got))
+            self.evidence.trouble = ""
+            found = self.evidence.findings(entry, golden, got)
+            doubt = self.evidence.trouble and (
+                f"the op could not be computed to see why: {self.evidence.trouble}",)
+            verdict = replace(verdict, findings=found, notes=verdict.notes + (doubt or ()))
         return verdict
 
     def _judged(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray) -> Verdict:

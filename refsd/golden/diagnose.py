@@ -62,12 +62,13 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
     found = [Finding(*finding) for finding in fits.nonfinite(truth, got)]
     if not finite.any():
         return found
-    guesses = list(_guesses(entry, truth, got, _filled(inputs, weights), previous, upstream,
-                            factors))
     error = _squares(truth, got, finite)
     if error == 0:
         return found
-    found += _ranked([_scored(guess, got, finite, error) for guess in guesses], got[finite])
+    guesses = _guesses(entry, truth, got, _filled(inputs, weights), previous, upstream, factors)
+    with np.errstate(all="ignore"):
+        scores = [_scored(guess, got, finite, error) for guess in guesses]
+    found += _ranked(scores, got[finite])
     return found or _rounding(truth, got, finite, format_named(format).name)
 
 
@@ -90,24 +91,24 @@ def _guesses(entry, truth, got, inputs, previous, upstream, factors) -> Iterator
     if previous is not None and previous.shape == truth.shape:
         yield Guess("stale", "it is the tensor of the step before", previous.astype("float64"))
     if inputs:
-        with np.errstate(all="ignore"):
-            for guess in variants(entry, inputs, truth, got, upstream or {}):
-                if np.shape(guess[2]) == truth.shape:
-                    yield Guess(*guess)
-    with np.errstate(all="ignore"):
-        for guess in fits.same_shape(entry, truth, got, factors):
-            yield Guess(*guess)
+        for guess in variants(entry, inputs, truth, got, upstream or {}):
+            if np.shape(guess[2]) == truth.shape:
+                yield Guess(*guess)
+    yield from (Guess(*guess) for guess in fits.same_shape(entry, truth, got, factors))
 
 
 class _Score(NamedTuple):
-    guess: Guess
+    """A guess without its array: there are many, and they may be large."""
+
+    reason: str
+    sentence: str
     left: float  # the squared error that is not explained
     share: float
 
 
 def _scored(guess: Guess, got: np.ndarray, finite: np.ndarray, error: float) -> _Score:
     left = _squares(np.asarray(guess.array, "float64"), got, finite)
-    return _Score(guess, left, 1 - left / error)
+    return _Score(guess.reason, guess.sentence, left, 1 - left / error)
 
 
 def _of_shape(golden: np.ndarray, candidate: np.ndarray) -> list[_Score]:
@@ -119,7 +120,7 @@ def _of_shape(golden: np.ndarray, candidate: np.ndarray) -> list[_Score]:
         size = float((array[finite] ** 2).sum())
         if size > 0:
             left = _squares(array, got, finite)
-            scores.append(_Score(Guess(reason, sentence, array), left, 1 - left / size))
+            scores.append(_Score(reason, sentence, left, 1 - left / size))
     return scores
 
 
@@ -144,8 +145,8 @@ def _ranked(scores: Iterable[_Score], got: np.ndarray) -> list[Finding]:
     least = min(score.left for score in scores)
     found = {}
     # stable: those in the tie stay in the order in which they were tried
-    for guess, _, share in sorted(scores, key=lambda score: max(score.left, 2 * least + noise)):
-        found.setdefault(guess.reason, Finding(guess.reason, guess.sentence, float(share)))
+    for score in sorted(scores, key=lambda score: max(score.left, 2 * least + noise)):
+        found.setdefault(score.reason, Finding(score.reason, score.sentence, float(score.share)))
     return list(found.values())
 
 

@@ -11,17 +11,22 @@ from refsd.golden.diagnose import Finding, diagnose
 from refsd.golden.manifest import Entry
 from refsd.golden.replay import TENSOR, arrays_of, replay, weights
 from refsd.golden.stage_ops import STAGE_OPS
+from refsd.golden.variants import ACTIVATIONS
 from refsd.registry import ops
 
-LARGE = 1 << 26  # elements; to look into more would take gigabytes
+LARGE = 1 << 25  # elements; to look into more would take gigabytes
 
 
 class Evidence:
-    """Reasons for one candidate's mistakes, from the pack and from what the candidate dumped."""
+    """Reasons for one candidate's mistakes, from the pack and from what the candidate dumped.
+
+    trouble: why an op's inputs could not be had, such as a model that is not here. Then the wrong
+    tensor is only fitted to the golden one.
+    """
 
     def __init__(self, pack: Any, candidate: Any, format: str, model: Any = None):
         self.pack, self.candidate, self.format = pack, candidate, format
-        self._weight = weights(pack, model)
+        self._weight, self.trouble = weights(pack, model), ""
         factor = pack.manifest.model.get("scaling_factor")
         self._factors = (factor,) if type(factor) is float and factor > 0 else ()
 
@@ -43,7 +48,8 @@ class Evidence:
             return None
         try:
             return arrays_of(entry, tensor=self._tensor, weight=self._weight)
-        except RefsdError:  # the weights are not here, or a dump is damaged: fits must do
+        except RefsdError as error:
+            self.trouble = str(error)
             return None
 
     def _tensor(self, name: str) -> np.ndarray:
@@ -58,7 +64,7 @@ class Evidence:
         for name, value in entry.inputs.items():
             if isinstance(value, str) and value.startswith(TENSOR):
                 source = self.pack.entries[value.removeprefix(TENSOR)]
-                given = self.inputs(source) if set(source.inputs) == {"x"} else None
+                given = self.inputs(source) if source.op in ACTIVATIONS else None
                 if given is not None:
                     found[name] = source, given
         return found
