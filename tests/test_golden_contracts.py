@@ -21,6 +21,7 @@ from refsd.errors import UsageError
 from refsd.golden.contracts import describe, describe_ops, refusals
 from refsd.golden.contracts_calls import calls, numbers
 from refsd.golden.contracts_stages import describe_all
+from refsd.golden.plan import plan_model
 from refsd.pipelines import stages
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
@@ -376,6 +377,20 @@ def test_the_model_has_every_weight_and_setting():
     assert found["unet"]["reads"]["heads"] == (8, 8, 8, 8)
     assert found["scheduler"]["config"]["_class_name"] == "PNDMScheduler"
     assert found["scheduler"]["config"]["prediction_type"] == "epsilon"  # a default, spelled out
+
+
+def test_all_calls_of_the_model_are_listed():
+    calls = describe_all()["calls"]
+    for part, planned in plan_model().items():
+        for quantity in ("flops", "bytes"):
+            counted = sum(call[quantity] * call["count"].get(part, 0)
+                          for found in calls.values() for call in found)
+            assert counted == sum(getattr(p.output, quantity) for p in planned)
+    assert sum(call["count"].get("unet", 0) for call in calls["conv2d"]) == 98
+    most = calls["conv2d"][0]
+    assert most["inputs"]["weight"]["shape"][2:] == [3, 3] and most["options"]["padding"] == 1
+    texts = [json.dumps([call["inputs"], call["options"]]) for call in calls["conv2d"]]
+    assert len(set(texts)) == len(texts)
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(exported, capsys):

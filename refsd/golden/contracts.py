@@ -166,7 +166,8 @@ def _option(op: Op, parameter: inspect.Parameter, worked: list[Call]) -> dict[st
     elif "string" in types:
         found["choices"] = [word for word in _words(op, name, worked)
                             if _taken(op, worked, name, word)]
-    found["wanted"] = refused(op, _replaced(op, worked[0], name, "?")).partition(": ")[2]
+    message = refused(op, _replaced(op, worked[0], name, "?")).partition(": ")[2]
+    found["wanted"] = message.rpartition("wanted ")[2] or message
     return found
 
 
@@ -280,8 +281,8 @@ def _plain(call: Call) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """A parameter as a JSON value: shapes for arrays, and names for what JSON cannot write."""
-    if isinstance(value, Spec):
-        return {"shape": list(value.shape), "dtype": value.dtype}
+    if hasattr(value, "shape"):
+        return {"shape": list(value.shape), "dtype": str(value.dtype)}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

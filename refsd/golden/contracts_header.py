@@ -102,8 +102,7 @@ def _op(name: str, found: Mapping[str, Any]) -> str:
             text += f"typedef enum {enum} {{\n{values}\n}} {enum};\n"
         kind = next(form for kind, form in TYPES if kind in option["types"])
         said = "required" if option["required"] else f"default {option['default']}"
-        wanted = option.get("wanted", "NULL: none").partition("wanted ")
-        fields.append(_comment(f"{said}; {wanted[2] or wanted[0]}", "    ")
+        fields.append(_comment(f"{said}; {option.get('wanted', 'NULL: none')}", "    ")
                       + f"    {kind.format(name=key, enum=enum)};\n")
     if fields:
         text += f"typedef struct refsd_{name}_options {{\n{''.join(fields)}}} "

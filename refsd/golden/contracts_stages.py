@@ -5,13 +5,14 @@ alone, the ranges from the configs.
 """
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from refsd.golden.contracts import SCHEMA, describe_ops
+from refsd.golden.contracts import SCHEMA, describe_ops, plain
 from refsd.golden.plan import CONFIGS, Sizes, plan_model, planned_config, read_configs, sizes
 from refsd.pipelines import stages
 from refsd.schedulers import Scheduler
@@ -23,14 +24,14 @@ ModelConfigs = Mapping[str, Mapping[str, Any]]
 
 
 def describe_all(model: str | None = None) -> dict[str, Any]:
-    """Every contract as JSON values: ops, stages, and the model's configs and weights.
+    """Every contract as JSON values: ops, stages, the model's configs, weights and calls of ops.
 
     model is a path or a hub id; None is Stable Diffusion 1.5, for which no file is needed.
     """
     configs, scheduler = read_configs(model)
     return {"schema": SCHEMA, "refsd": __version__, "ops": describe_ops(),
             "stages": describe_stages(configs, scheduler),
-            "model": describe_model(configs, scheduler)}
+            "model": describe_model(configs, scheduler), "calls": describe_calls(configs)}
 
 
 def describe_stages(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any]:
@@ -107,3 +108,24 @@ def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any
         }
     return {**found, "scheduler": {"config": {
         "_class_name": type(scheduler).__name__, **scheduler.config}}}
+
+
+def describe_calls(configs: ModelConfigs) -> dict[str, list[dict[str, Any]]]:
+    """op -> its different calls in the model, the ones with most work in all first.
+
+    Each with shapes, options, result, FLOPs and bytes of one, `count` by network (clip: two
+    prompts, unet: one guided step, decode and encode: one picture), and where it is used first.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for part, plan in plan_model(configs).items():
+        for planned in plan:
+            call = {"inputs": plain(planned.inputs), "options": plain(planned.options)}
+            entry = found.setdefault(planned.op, {}).setdefault(json.dumps(call), {
+                **call, "output": {"shape": list(planned.output.shape),
+                                   "dtype": planned.output.dtype},
+                "flops": planned.output.flops, "bytes": planned.output.bytes,
+                "count": {}, "first": planned.path and f"{part}.{planned.path}"})
+            entry["count"][part] = entry["count"].get(part, 0) + 1
+    return {op: sorted(calls.values(), reverse=True,
+                       key=lambda call: call["flops"] * sum(call["count"].values()))
+            for op, calls in found.items()}

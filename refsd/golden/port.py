@@ -157,7 +157,7 @@ Fill in `contracts/adapters.py`, then
 
 The tests need NumPy and pytest alone. A test passes when every element lies within the bound that
 was derived for its op in your format. `contracts/refsd.h` has the same ops for C, and
-`contracts/contracts.json` all of it for programs.
+`contracts/contracts.json` all of it for programs; under `calls` every shape that the model needs.
 
 In the order in which a picture needs them:
 
