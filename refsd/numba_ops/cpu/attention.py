@@ -18,6 +18,7 @@ from numba import prange
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import aligned_empty, as_rows, empty, flat, panel_width
 from refsd.numba_ops.simd import (
+    WIDTH,
     lane_numbers,
     lanes,
     load_first,
@@ -33,9 +34,9 @@ from refsd.numba_ops.turn import turn, turn_first
 from refsd.numba_ops.vecmath import exp2_below
 from refsd.registry import kernel
 
-# Keys of a block: its scores against a panel of queries fill most of a first-level cache. Powers of
-# 2 are common numbers of keys: no block is to begin just before their end.
-KEYS = -(-256 // ROWS) * ROWS
+# Keys of a block: its scores against a panel of queries fill half a first-level cache of 48 KB, and
+# the queries and some keys and values have room beside them.
+KEYS = 22 * 2**10 // (VECTORS * WIDTH) // ROWS * ROWS
 # Panels of queries in one task: they share each block of keys and values in the next cache.
 PANELS = 4
 LOG2_E = 1 / math.log(2)
