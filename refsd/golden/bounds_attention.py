@@ -35,11 +35,11 @@ def _by_slices(args, options, compute, along=(None, None, None)):
     q, k, v = args[:3]
     heads, mask = options["heads"], options.get("mask")
     N, L, S = *q.shape[:2], k.shape[1]
-    split = [None if t is None else t.reshape(N, t.shape[1], heads, -1).swapaxes(1, 2)
-             for t in (q, k, v, *along)]
+    split = [None if t is None else _split(t, heads) for t in (q, k, v, *along)]
     if mask is not None:
         mask = np.broadcast_to(mask, (N, heads, L, S))
-    found = np.empty((N, L, heads, v.shape[2] // heads))
+    v_width = v.shape[2]
+    found = np.empty((N, L, heads, v_width // heads))
     rows = max(1, SLICE // max(1, heads * S))
     for n in range(N):
         for start in range(0, L, rows):
@@ -57,7 +57,13 @@ def _by_slices(args, options, compute, along=(None, None, None)):
             weights = e / np.maximum(e.sum(axis=-1, keepdims=True), 1)
             piece = _Slice(q, k, v, scores, weights, (dq, dk, dv))
             found[n, part] = compute(piece).swapaxes(0, 1)
-    return found.reshape(N, L, -1)
+    return found.reshape(N, L, v_width)
+
+
+def _split(t, heads):
+    """(N, L, heads d) -> (N, heads, L, d), of empty arrays too"""
+    N, L, width = t.shape
+    return t.reshape(N, L, heads, width // heads).swapaxes(1, 2)
 
 
 def attention(args, options, y, p, stored=None):
