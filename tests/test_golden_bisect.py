@@ -70,6 +70,23 @@ def test_rounding_is_no_mistake(folder, pack, format):
         assert max(row.times for row in judged) > 0.5  # the bounds are not idle
 
 
+class Sorted(Ops):
+    """Adds up the smallest terms first: the sum drifts as far down as it can and comes back."""
+
+    def _sum(self, x):
+        return np.cumsum(np.sort(x, axis=-1), axis=-1, dtype="f4")[..., -1]
+
+
+def test_a_bad_order_of_sums_is_no_mistake(folder, pack):
+    found = bisect(pack, Dump(port(pack, Sorted())), model=folder / "model")
+    assert found.first is None, found.sentence
+    # ... and is no excuse for a wrong eps, which is as small.
+    dump = Dump(mistaken(pack, "group_norm_eps", Sorted))
+    found = bisect(pack, dump, model=folder / "model", first_only=True)
+    assert found.first.name == MISTAKES["group_norm_eps"].first
+    assert found.first.finding.reason == "wrong_eps"
+
+
 def test_a_short_format_is_not_taken_for_float32(folder, pack):
     dump = Dump(port(pack, Ops(format="bfloat16")))
     found = bisect(pack, dump, model=folder / "model", first_only=True)
@@ -110,7 +127,7 @@ def test_what_is_not_dumped_is_computed(folder, pack, format):
     assert found.first is None, found.sentence
     assert not [row for row in found.rows if row.borrowed]
     convolution = next(r for r in found.rows if r.name == "unet/000/down_blocks.0.resnets.0.conv1")
-    assert convolution.note == "with unet/000/down_blocks.0.resnets.0.silu in it"
+    assert convolution.computed == ("unet/000/down_blocks.0.resnets.0.silu",)
 
 
 def test_a_mistake_in_a_fused_op_shows_in_the_next(folder, pack):
@@ -118,6 +135,19 @@ def test_a_mistake_in_a_fused_op_shows_in_the_next(folder, pack):
                    first_only=True).first
     assert found.name == "unet/000/time_embedding.linear_2"
     assert found.finding.reason == "missing_silu"
+
+
+def test_a_port_that_dumps_blocks_is_judged_block_by_block(folder, pack):
+    """From a pack of all ops, those between two blocks are computed."""
+    right = bisect(pack, Dump(blocks(pack, port(pack, Ops()))), model=folder / "model")
+    assert right.first is None, right.sentence
+    judged = {row.name for row in right.rows if row.status == "explained"}
+    assert "unet/000/down_blocks.0.attentions.0" in judged
+
+    wrong = Dump(blocks(pack, mistaken(pack, "geglu_halves")))
+    found = bisect(pack, wrong, model=folder / "model", first_only=True).first
+    assert (found.name, found.status) == ("unet/000/down_blocks.0.attentions.0", "wrong")
+    assert MISTAKES["geglu_halves"].first in found.computed
 
 
 def with_spread(pack, rms):

@@ -65,7 +65,8 @@ def _plain(row: Any) -> dict[str, Any]:
     numbers = {name: getattr(row, name) for name in ("times", "local", "inherited")}
     return {"name": row.name, "op": row.op, "index": row.index, "status": row.status,
             **{name: n if math.isfinite(n) else None for name, n in numbers.items()},
-            "at": row.at, "borrowed": list(row.borrowed), "finding": finding, "note": row.note}
+            "at": row.at, "borrowed": list(row.borrowed), "computed": list(row.computed),
+            "finding": finding, "note": row.note}
 
 
 def _show(found: Any, everything: bool) -> None:
@@ -78,6 +79,9 @@ def _show(found: Any, everything: bool) -> None:
         why = [] if row.finding is None else [row.finding.reason]
         why += [row.note] if row.note else []
         why += [f"golden {', '.join(row.borrowed)} for its own"] if row.borrowed else []
+        why += [f"with {', '.join(row.computed[:3])}" + (
+            f" and {len(row.computed) - 3} more" if len(row.computed) > 3 else "") + " in it"] if (
+            row.computed) else []
         result(f"{row.index:>6} {row.status:<10}{row.times:>10.3g}{row.local:>11.2g}"
                f"{row.inherited:>11.2g}  " + one_line(f"{row.name} ({row.op or 'no op'})"
                                                       + (f": {'; '.join(why)}" if why else "")))

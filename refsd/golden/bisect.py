@@ -49,8 +49,10 @@ class Bisection:
                     f"in {row.name} or before it ({row.times:.3g} times what a right port differs "
                     "by); dump the ops between to know which.")
         why = "" if row.finding is None else f": {row.finding.sentence}"
-        return (f"{row.name} (op {row.op}, tensor {row.index}) is the first that is wrong on its "
-                f"own inputs, {_times(row.times)} what {self.format} rounding explains{why}")
+        also = "" if not row.computed else (
+            f", with the {len(row.computed)} ops from {row.computed[0]} on that were not dumped,")
+        return (f"{row.name} (op {row.op}, tensor {row.index}){also} is the first that is wrong on "
+                f"its own inputs, {_times(row.times)} what {self.format} rounding explains{why}")
 
 
 def bisect(pack: Any, candidate: Any, *, format: str = "float32", model: Any = None,

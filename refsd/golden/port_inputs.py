@@ -5,6 +5,7 @@ Such a tensor is computed in float64 from the port's own earlier ones. It is the
 rounding may have done to it in the port, and that uncertainty is carried through the next op.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,14 @@ class Inputs:
         """The names of the same tensor: a block has that of its last op."""
         return self._same[_content(entry)]
 
+    def maker(self, entry: Entry) -> Entry | None:
+        """The entry of the op that made a tensor: its own, or a twin's (a block's last op)."""
+        for name in (entry.name, *self.twins(entry)):
+            found = self.pack.entries[name]
+            if found.op not in (None, "block", *STAGE_BOUNDS) and found.inputs:
+                return found
+        return None
+
     def of(self, entry: Entry) -> Given:
         """The inputs of an entry that has an op."""
         return _Search(self).of(entry)
@@ -67,22 +76,36 @@ class Inputs:
                 return found
         return None
 
-    def allowed(self, entry: Entry, given: Given, truth: np.ndarray,
-                algorithm: str | None = None) -> np.ndarray:
-        """How far the port's result may be from the truth on these inputs."""
+    def allowed(self, entry: Entry, given: Given, truth: np.ndarray, *,
+                algorithm: str | None = None, any_order: bool = False) -> np.ndarray:
+        """How far the port's result may be from the truth on these inputs.
+
+        The likely bound takes sums to run in a random order. A fixed one can be worse: channel by
+        channel, partial sums drift away and come back. any_order adds what holds whatever the
+        order (Higham and Mary 2019): n roundings u of at most the sum of |terms|, of random signs,
+        are lambda sqrt(n / 3) u of it, where the worst case is n u.
+        """
         if entry.op in STAGE_BOUNDS:
             return stage_bound(entry.op, given.values, entry.options, truth, self.format.name)
-        found = bound(entry.op, given.values, entry.options, truth, format=self.format.name,
-                      given=True, confidence=self.confidence, algorithm=algorithm).likely
-        if not given.moves:
-            return found
         names = [p.name for p in ops()[entry.op].signature.parameters.values()
                  if p.kind is not p.KEYWORD_ONLY and given.values.get(p.name) is not None]
+        # An option that is an array (a mask) is an input of the entry.
+        options = entry.options | {name: value for name, value in given.values.items()
+                                   if name not in names and value is not None}
+        both = bound(entry.op, given.values, options, truth, format=self.format.name, given=True,
+                     confidence=self.confidence, algorithm=algorithm)
+        found = both.likely
+        if any_order:
+            count = terms(entry, given.values, algorithm)
+            factor = quantile(truth.size, self.confidence) / math.sqrt(3 * count)
+            found = found + both.worst * min(1.0, factor)
+        if not given.moves:
+            return found
         args = [raise_to_float64(given.values[name]) for name in names]
         moves = [given.moves.get(name, _none(arg)) for name, arg in zip(names, args)]
         factor = quantile(truth.size, self.confidence)
         with np.errstate(all="ignore"):
-            carried = moved(entry.op, args, entry.options, np.nan_to_num(truth), moves, factor)
+            carried = moved(entry.op, args, options, np.nan_to_num(truth), moves, factor)
         if carried is None:
             return found
         # variance takes errors to be spread evenly below the moves; here they may be that large.
@@ -98,7 +121,8 @@ class _Search:
 
     def of(self, entry: Entry) -> Given:
         given = self._all(entry)
-        given.computed = tuple(name for name, made in self.made.items() if made is not None)
+        found = (name for name, made in self.made.items() if made is not None)
+        given.computed = tuple(sorted(found, key=lambda name: self.inputs.pack.entries[name].index))
         return given
 
     def _all(self, entry):
@@ -124,7 +148,7 @@ class _Search:
         found = self.inputs.dump(source, own)
         if found is not None:
             return found, np.zeros(found.shape)
-        if not is_given(source, self.inputs.pack.manifest.kind):
+        if source.op is not None:  # what no op made, the port was given
             made = None if entry.op in STAGE_BOUNDS else self._make(source)
             if made is not None:
                 given.upstream[name] = source, made[2].values
@@ -136,7 +160,7 @@ class _Search:
 
     def _make(self, source: Entry):
         """The tensor by its op from the port's earlier ones, or None where that cannot be done."""
-        source = self._maker(source)
+        source = self.inputs.maker(source)
         if source is None:
             return None
         if source.name not in self.made and len(self.made) < REACH:
@@ -147,20 +171,21 @@ class _Search:
                 self.made[source.name] = truth, self.inputs.allowed(source, given, truth), given
         return self.made.get(source.name)
 
-    def _maker(self, source: Entry) -> Entry | None:
-        """The entry of the op that made it: its own, or a twin's (a block's last op)."""
-        for name in (source.name, *self.inputs.twins(source)):
-            found = self.inputs.pack.entries[name]
-            if found.op not in (None, "block", *STAGE_BOUNDS) and found.inputs:
-                return found
-        return None
 
-
-def is_given(entry: Entry, kind: str) -> bool:
-    """Whether a port gets the tensor from the pack: what a run begins with, or a case's inputs."""
-    return entry.op is None and (
-        entry.stage in ("tokens", "schedule") or entry.name == "denoise/noise"
-        or not entry.dtype.startswith("float") or kind == "ops")
+def terms(entry: Entry, values: dict[str, Any], algorithm: str | None = None) -> int:
+    """How many terms the sums of an op have, the shortest where there are several kinds."""
+    x = values.get("x")
+    if algorithm is not None:
+        return values["weight"].shape[1]
+    if entry.op == "matmul":
+        return values["a"].shape[-1]
+    if entry.op in ("linear", "conv2d"):
+        return math.prod(values["weight"].shape[1:])
+    if entry.op == "attention":
+        return min(values["q"].shape[-1] // entry.options["heads"], values["k"].shape[1])
+    if entry.op == "group_norm":
+        return math.prod(x.shape[1:]) // entry.options["groups"]
+    return x.shape[entry.options.get("axis", -1)]  # layer_norm, rms_norm, softmax
 
 
 def _content(entry: Entry) -> tuple:
