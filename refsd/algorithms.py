@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from refsd.contracts import Output, itemsize
 from refsd.errors import UsageError
-from refsd.ops.conv import conv2d_algorithm, conv2d_contract, sides
+from refsd.ops.conv import conv2d_algorithm, conv2d_contract, pair, sides
 from refsd.registry import active_backend, exact_wanted, use
 
 ALGORITHMS = ("im2col", "winograd2", "winograd4", "fft")
@@ -62,7 +62,7 @@ def chosen(op: str, inputs: dict[str, Any], options: dict[str, Any]) -> str | No
 def _choice(x, weight, **options):
     """Name, reason and foretold result under the active backend, exactness and policy."""
     result = conv2d_contract(x, weight, None, **options)
-    stride, dilation = _pair(options.get("stride", 1)), _pair(options.get("dilation", 1))
+    stride, dilation = (pair(name, options.get(name, 1)) for name in ("stride", "dilation"))
     algorithm = options.get("algorithm", "auto")
     if active_backend() == "numpy":
         choice = conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm,
@@ -73,7 +73,7 @@ def _choice(x, weight, **options):
         N, O, Ho, Wo = result.shape
         choice = conv.choose((N, Ho, Wo, O), tuple(weight.shape), stride=stride, dilation=dilation,
                              groups=options.get("groups", 1), algorithm=algorithm,
-                             policy=conv.current_policy())
+                             exact=exact_wanted(), tuned=conv.tuned_choices())
     return choice.algorithm, choice.why, result
 
 
@@ -83,7 +83,7 @@ def _cost(name, x, weight, result, *, stride=1, padding=0, dilation=1, groups=1,
     except UsageError:
         return Cost(name, None, None)
     (N, O, Ho, Wo), (_, I, kh, kw) = result, weight.shape
-    reach = [d * (k - 1) + 1 for d, k in zip(_pair(dilation), (kh, kw))]
+    reach = [d * (k - 1) + 1 for d, k in zip(pair("dilation", dilation), (kh, kw))]
     extent = [n + sum(pad) for n, pad in zip(x.shape[2:], sides(padding))]
 
     if name == "im2col":
@@ -117,7 +117,3 @@ def _fft_tile(extent, reach):
     from refsd.numba_ops.cpu.conv_fft import tile_size  # the reference's tiles are the same
 
     return tile_size(extent, reach)
-
-
-def _pair(value):
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

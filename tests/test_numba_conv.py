@@ -9,6 +9,7 @@ from numba_agreement import agree
 from refsd.numba_ops.cpu import conv, conv_gemm, conv_narrow, conv_winograd, winograd_transforms
 from refsd.numba_ops.cpu.winograd_weights import S, T
 from refsd.numba_ops.memory import flat
+from refsd.registry import use
 
 
 def draw(shape, kernel, *, bias=True, seed=0):
@@ -105,9 +106,8 @@ def test_flat_memory_of_a_broadcast_picture():
     ((2, 64, 64, 64), (64, 64, 7, 7), {}, "im2col"),
     ((2, 64, 64, 64), (64, 64, 15, 15), {}, "fft"),
     ((2, 64, 64, 320), (320, 320, 3, 3), {"algorithm": "fft"}, "fft"),
-    ((2, 64, 64, 320), (320, 320, 3, 3), {"policy": conv.Policy(exact=True)}, "im2col"),
-    ((2, 64, 64, 320), (320, 320, 3, 3),
-     {"policy": conv.Policy(exact=True), "algorithm": "winograd4"}, "winograd4"),
+    ((2, 64, 64, 320), (320, 320, 3, 3), {"exact": True}, "im2col"),
+    ((2, 64, 64, 320), (320, 320, 3, 3), {"exact": True, "algorithm": "winograd4"}, "winograd4"),
 ])
 def test_the_choice_of_an_algorithm(result, kernel, options, name):
     choice = conv.choose(result, kernel, **options)
@@ -115,12 +115,12 @@ def test_the_choice_of_an_algorithm(result, kernel, options, name):
     assert conv.choose((7, *result[1:]), kernel, **options) == choice
 
 
-def test_the_policy_reaches_the_kernel():
+def test_exact_mode_reaches_the_kernel():
     args = draw((1, 16, 9, 9), (16, 16, 3, 3))
     fast, plain = (conv.conv2d(*args, padding=1, algorithm=a) for a in ("winograd2", "im2col"))
     assert (fast != plain).any()
     np.testing.assert_array_equal(conv.conv2d(*args, padding=1), fast)
-    with conv.conv2d_policy(exact=True):
+    with use("numba", exact=True):
         np.testing.assert_array_equal(conv.conv2d(*args, padding=1), plain)
     np.testing.assert_array_equal(conv.conv2d(*args, padding=1), fast)
 

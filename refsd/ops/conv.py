@@ -36,7 +36,7 @@ def conv2d_contract(x, weight, bias=None, *, stride=1, padding=0, dilation=1, gr
          f"(x {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups})")
     need(O % groups == 0, "conv2d", f"{O} output channels do not split into {groups} groups")
     vector("conv2d", "bias", bias, O, "output channel")
-    (sh, sw), (dh, dw) = _pair("stride", stride), _pair("dilation", dilation)
+    (sh, sw), (dh, dw) = pair("stride", stride), pair("dilation", dilation)
     (top, bottom), (left, right) = sides(padding)
     Ho = (H + top + bottom - dh * (kh - 1) - 1) // sh + 1
     Wo = (W + left + right - dw * (kw - 1) - 1) // sw + 1
@@ -60,7 +60,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
                               exact=exact_wanted())
     x = np.pad(x, ((0, 0), (0, 0), *sides(padding)))
     compute = {"im2col": im2col, "fft": fft, "winograd2": winograd2, "winograd4": winograd4}
-    y = compute[choice.algorithm](x, weight, _pair("stride", stride), _pair("dilation", dilation),
+    y = compute[choice.algorithm](x, weight, pair("stride", stride), pair("dilation", dilation),
                                   groups)
     return y if bias is None else y + bias[:, None, None]
 
@@ -97,7 +97,7 @@ def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto", exact=Fa
     Raises UsageError if the algorithm asked for by name cannot compute it.
     """
     kh, kw = weight.shape[2:]
-    fits_winograd = (kh, kw) == (3, 3) and _pair("stride", stride) == (1, 1) == _pair(
+    fits_winograd = (kh, kw) == (3, 3) and pair("stride", stride) == (1, 1) == pair(
         "dilation", dilation)
     if algorithm in ("winograd2", "winograd4"):
         need(fits_winograd, "conv2d", f"{algorithm} computes 3 x 3 kernels with stride 1 and "
@@ -122,12 +122,13 @@ def sides(padding):
                                      for p in pairs), "conv2d",
              f"padding is {padding!r}, wanted ((top, bottom), (left, right)), integers >= 0")
         return pairs
-    vertical, horizontal = _pair("padding", padding, least=0)
+    vertical, horizontal = pair("padding", padding, least=0)
     return (vertical, vertical), (horizontal, horizontal)
 
 
-def _pair(name, value, least=1):
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    need(len(pair) == 2 and all(is_int(n) and n >= least for n in pair), "conv2d",
+def pair(name, value, least=1):
+    """An option as (vertical, horizontal); UsageError with its name if it is no such pair."""
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    need(len(both) == 2 and all(is_int(n) and n >= least for n in both), "conv2d",
          f"{name} is {value!r}, wanted an integer >= {least} or a pair of them")
-    return pair
+    return both

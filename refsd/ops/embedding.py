@@ -33,7 +33,7 @@ def embedding(ids, weight):
 
     Raises IndexError for an id outside 0 .. V - 1.
     """
-    _require_rows("embedding", ids, len(weight))
+    require_rows("embedding", ids, len(weight))
     return weight[ids]
 
 
@@ -52,11 +52,12 @@ def gather(x, index):
 
     Raises IndexError for an index outside 0 .. L - 1.
     """
-    _require_rows("gather", index, x.shape[1])
+    require_rows("gather", index, x.shape[1])
     return x[np.arange(len(x)), index]
 
 
-def _require_rows(name, index, rows):
+def require_rows(name, index, rows):
+    """Raise IndexError unless all indices are among the rows 0 .. rows - 1."""
     if index.size and not (index.min() >= 0 and index.max() < rows):
         raise IndexError(f"{name}: indices run from {index.min()} to {index.max()}, "
                          f"there are rows 0 to {rows - 1}")

@@ -25,11 +25,12 @@ def upsample_nearest(x, *, height, width):
 
     The ratio and its product with i are float32, as in torch: for odd ratios that decides pixels.
     """
-    rows, columns = _nearest(x.shape[2], height), _nearest(x.shape[3], width)
+    rows, columns = source_pixels(x.shape[2], height), source_pixels(x.shape[3], width)
     return x[:, :, rows[:, None], columns]
 
 
-def _nearest(size, wanted):
+def source_pixels(size, wanted):
+    """For each wanted position: the source's index."""
     scale = np.float32(size) / np.float32(wanted)
     index = np.floor(np.arange(wanted, dtype="float32") * scale).astype("int64")
     return np.minimum(index, size - 1)
@@ -48,13 +49,13 @@ def upsample_bilinear(x, *, height, width, align_corners):
     (height - 1). Without it the pictures' edges meet: source = (i + 1/2) H / height - 1/2, at least
     0 (the half-pixel rule of torch and OpenCV).
     """
-    top, bottom, down = _linear(x.shape[2], height, align_corners, x.dtype)
-    left, right, across = _linear(x.shape[3], width, align_corners, x.dtype)
+    top, bottom, down = source_pairs(x.shape[2], height, align_corners, x.dtype)
+    left, right, across = source_pairs(x.shape[3], width, align_corners, x.dtype)
     rows = x[:, :, top] * (1 - down)[:, None] + x[:, :, bottom] * down[:, None]
     return rows[..., left] * (1 - across) + rows[..., right] * across
 
 
-def _linear(size, wanted, align_corners, dtype):
+def source_pairs(size, wanted, align_corners, dtype):
     """For each wanted position: the two source indices and the weight of the second."""
     i = np.arange(wanted, dtype="float64")
     if align_corners:

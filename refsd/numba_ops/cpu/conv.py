@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,31 +20,23 @@ from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import multiply_rows
 from refsd.numba_ops.memory import empty, fill_up
 from refsd.numba_ops.weights import columns
-from refsd.ops.conv import Choice, conv2d_algorithm, sides
+from refsd.ops.conv import Choice, conv2d_algorithm, pair, sides
 from refsd.registry import exact_wanted, kernel
 
-
-class Policy(NamedTuple):
-    """What the choice of an algorithm may cost in exactness, and what it may rest on."""
-
-    exact: bool = False  # sums of products and nothing else
-    tuned: Mapping[str, str] = MappingProxyType({})  # what was measured (tuning.py), by place()
-
-
-DEFAULT = Policy()
-_policy: ContextVar[Policy] = ContextVar("refsd_conv2d_policy", default=DEFAULT)
+NOTHING: Mapping[str, str] = MappingProxyType({})
+_tuned: ContextVar[Mapping[str, str]] = ContextVar("refsd_conv2d_tuned", default=NOTHING)
 
 
 @kernel("numba")
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
     (N, _, H, W), (O, _, kh, kw) = x.shape, weight.shape
-    (sh, sw), (dh, dw), pad = _pair(stride), _pair(dilation), sides(padding)
+    (sh, sw), (dh, dw), pad = pair("stride", stride), pair("dilation", dilation), sides(padding)
     Ho = (H + sum(pad[0]) - dh * (kh - 1) - 1) // sh + 1
     Wo = (W + sum(pad[1]) - dw * (kw - 1) - 1) // sw + 1
     y = empty((N, Ho, Wo, O), x.dtype)
 
     name = choose(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
-                  algorithm=algorithm, policy=current_policy()).algorithm
+                  algorithm=algorithm, exact=exact_wanted(), tuned=tuned_choices()).algorithm
     if name in ("winograd2", "winograd4"):
         winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups)
     elif name == "fft":
@@ -61,21 +52,23 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
 
 
 def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tuple = (1, 1),
-           groups: int = 1, algorithm: str = "auto", policy: Policy = DEFAULT) -> Choice:
+           groups: int = 1, algorithm: str = "auto", exact: bool = False,
+           tuned: Mapping[str, str] = NOTHING) -> Choice:
     """The algorithm for an output (N, H', W', O) and a kernel (O, I, kH, kW), and why.
 
+    `exact`: sums of products and nothing else. `tuned`: algorithms that were measured, by place().
     It does not look at N: a picture has the same bits alone and in a batch. What the rules rest on
     is measured in docs/kernels-conv.md.
     """
     (_, Ho, Wo, O), (_, I, kh, kw) = result, kernel
     if algorithm != "auto":
         return Choice(algorithm, "it was asked for")
-    if policy.exact:
+    if exact:
         return Choice("im2col", "exact: sums of products and nothing else")
-    tuned = policy.tuned and policy.tuned.get(place(result, kernel, stride, dilation, groups))
-    if tuned:
-        conv2d_algorithm(Spec(kernel, ""), stride=stride, dilation=dilation, algorithm=tuned)
-        return Choice(tuned, "it was measured to be the fastest here")
+    known = tuned and tuned.get(place(result, kernel, stride, dilation, groups))
+    if known:
+        conv2d_algorithm(Spec(kernel, ""), stride=stride, dilation=dilation, algorithm=known)
+        return Choice(known, "it was measured to be the fastest here")
     if kh * kw >= 225 and min(I, O) >= 32 and groups == 1:
         return Choice("fft", f"a {kh} x {kw} kernel has 225 taps or more: the transform's cost "
                       "does not grow with them")
@@ -99,21 +92,19 @@ def place(result: tuple, kernel: tuple, stride: tuple, dilation: tuple, groups: 
     return " ".join(["x".join(map(str, size)) for size in sizes] + [str(groups)])
 
 
-def current_policy() -> Policy:
-    """What holds here and now: conv2d_policy's, and exact inside `refsd.use(..., exact=True)`."""
-    found = _policy.get()
-    return found._replace(exact=True) if exact_wanted() else found
+def tuned_choices() -> Mapping[str, str]:
+    """The measured algorithms that hold here and now, by place()."""
+    return _tuned.get()
 
 
 @contextmanager
-def conv2d_policy(**changes) -> Iterator[None]:
-    """Inside, choose with another Policy: conv2d_policy(exact=True)."""
-    token = _policy.set(_policy.get()._replace(**changes))
+def conv2d_policy(*, tuned: Mapping[str, str]) -> Iterator[None]:
+    """Inside, take the algorithms that were measured: conv2d_policy(tuned=tuning.load()).
+
+    Where sums of products are wanted, `refsd.use(..., exact=True)` says so, and overrules this.
+    """
+    token = _tuned.set(tuned)
     try:
         yield
     finally:
-        _policy.reset(token)
-
-
-def _pair(value):
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+        _tuned.reset(token)

@@ -10,20 +10,20 @@ from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, empty, flat
 from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import pointer
-from refsd.ops.embedding import _require_rows
+from refsd.ops.embedding import require_rows
 from refsd.registry import kernel
 
 
 @kernel("numba")
 def embedding(ids, weight):
-    _require_rows("embedding", ids, len(weight))
+    require_rows("embedding", ids, len(weight))
     y = empty((*ids.shape, weight.shape[1]), weight.dtype)
     return _take(weight, ids.reshape(-1), y)
 
 
 @kernel("numba")
 def gather(x, index):
-    _require_rows("gather", index, x.shape[1])
+    require_rows("gather", index, x.shape[1])
     N, L, D = x.shape
     return _take(x, np.arange(N) * L + index.astype(np.int64), empty((N, D), x.dtype))
 

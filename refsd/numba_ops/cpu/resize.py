@@ -7,7 +7,7 @@ from refsd.numba_ops.cpu.layout import as_image, as_tokens, copy_run
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import empty, flat
 from refsd.numba_ops.simd import lanes, load, load_first, pointer, store, store_first
-from refsd.ops.resize import _linear, _nearest
+from refsd.ops.resize import source_pairs, source_pixels
 from refsd.registry import kernel
 
 
@@ -16,7 +16,7 @@ def upsample_nearest(x, *, height, width):
     N, C, H, W = x.shape
     y = empty((N, height * width, C), x.dtype)
     if y.size:
-        rows, columns = _nearest(H, height), _nearest(W, width)
+        rows, columns = source_pixels(H, height), source_pixels(W, width)
         _upsample_nearest(flat(as_tokens(x)), rows, columns, N, C, H, W, flat(y))
     return as_image(y, (N, C, height, width))
 
@@ -37,8 +37,8 @@ def upsample_bilinear(x, *, height, width, align_corners):
     N, C, H, W = x.shape
     y = empty((N, height * width, C), x.dtype)
     if y.size:
-        top, bottom, down = _linear(H, height, align_corners, x.dtype)
-        left, right, across = _linear(W, width, align_corners, x.dtype)
+        top, bottom, down = source_pairs(H, height, align_corners, x.dtype)
+        left, right, across = source_pairs(W, width, align_corners, x.dtype)
         _upsample_bilinear(flat(as_tokens(x)), top, bottom, down, left, right, across, N, C, H, W,
                            flat(y))
     return as_image(y, (N, C, height, width))
