@@ -359,6 +359,13 @@ def test_other_vocabularies(model, tmp_path, capsys):
     assert [names[ab] for _, _, ab in merges] == [m.replace(" ", "") for m in tiny.MERGES]
 
 
+def test_a_model_without_a_tokenizer_has_clips(tmp_path, capsys):
+    (tmp_path / "sd.safetensors").write_bytes(b"")
+    assert main(["export", "tokenizer", "-m", str(tmp_path / "sd.safetensors"), "-o",
+                 str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 49408
+
+
 def test_tables_are_sorted_and_apart():
     for name, table in unicode_tables().items():
         first, last = table[:, 0].astype("int64"), table[:, -1 if name != "lower" else 0]

@@ -33,8 +33,9 @@ def run(options: argparse.Namespace) -> int:
     from refsd.text.vocabulary import clip_vocabulary, read_vocabulary
     from refsd.weights import resolve
 
-    vocabulary = clip_vocabulary() if options.model is None else (
-        read_vocabulary(resolve(options.model) / "tokenizer"))
+    place = None if options.model is None else resolve(options.model) / "tokenizer"
+    own = place is not None and place.is_dir()  # single files have none: theirs is CLIP's
+    vocabulary = read_vocabulary(place) if own else clip_vocabulary()
     folder = export_tokenizer(vocabulary, options.output, kind=options.to)
     if options.json:
         result_json({"folder": str(folder), "tokens": len(vocabulary.tokens),
