@@ -21,7 +21,7 @@ List the ops of refsd and the backends that compute them.
                                  which algorithm a convolution takes, and why:
                                  shapes of picture and kernel, as N x C x H x W
                                  and O x C/groups x kH x kW"""
-ACTIONS = ("list", "show", "why")
+ANSWERS = ("list", "show", "why")
 
 
 def parser() -> Parser:
@@ -50,7 +50,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """List, show or explain."""
-    check_choice("ops", options.action, ACTIONS)
+    check_choice("ops", options.action, ANSWERS)
     needed = {"list": (), "show": ("op",), "why": ("op", "picture", "kernel")}[options.action]
     for name in ("op", "picture", "kernel"):
         given = getattr(options, name)
