@@ -157,11 +157,12 @@ def _ops(options):
 
 
 def _runs(options):
-    from refsd.golden.recipe import load_truth
+    from refsd.golden.recipe import load_truth, model_of
     from refsd.golden.suites import write_index
 
     suite = options.loaded
     pipe = load_truth(options.model, variant=options.variant, download=options.download)
+    options.about_model = model_of(pipe, options.model, variant=options.variant)
     if suite is None:
         level = 1 if options.level is None else options.level
         return [_record(pipe, options, options.output, {}, level)]
@@ -190,7 +191,7 @@ def _record(pipe, options, folder, run, level):
             attention=tuple(options.attention), shard=options.shard)
         with Progress(recipe.steps, run.get("name", "recording"), show=show) as progress:
             manifest = make(
-                folder, recipe, pipe=pipe, model=options.model, variant=options.variant,
+                folder, recipe, pipe=pipe, about_model=options.about_model,
                 selection=selection, resume=options.resume, title=one_line(recipe.prompt, 900),
                 tolerance=_tolerance(options), on_step=progress.step)
     if options.spread and not any("spread" in bounds for entry in manifest.tensors
