@@ -126,10 +126,42 @@ def test_a_network_is_held_to_its_spread(pack, tmp_path):
     assert "what a right port in float32 differs by at this place" in sentence(found)
 
 
+def test_a_format_without_a_spread_is_held_to_a_coarser_ones(tmp_path):
+    """Every rounding of float16 is within one of bfloat16; of int8 and bfloat16 neither is."""
+    with Writer(tmp_path / "p", recipe={}, model={}) as writer:
+        writer.add("unet/000/x", NETWORK, op="block", stage="unet", step=0, tolerance={
+            "float32": {"spread": {"rms": 1e-6, "max": 1}},
+            "bfloat16": {"spread": {"rms": 1e-2, "max": 1}}})
+        writer.add("unet/000/y", NETWORK, op="block", stage="unet", step=0, tolerance={
+            "float16": {"spread": None}, "bfloat16": {"spread": {"rms": 1e-2, "max": 1}}})
+    wrong = NETWORK + np.float32(5e-3)
+    np.savez(tmp_path / "c.npz", **{"unet/000/x": wrong, "unet/000/y": wrong})
+    found = {}
+    with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as candidate:
+        for format in ("float32", "float16", "bfloat16", "int8"):
+            found[format] = compare(pack, candidate, format=format).verdicts
+    assert {format: v[0].status for format, v in found.items()} == {
+        "float32": "wrong", "float16": "explained", "bfloat16": "explained", "int8": "open"}
+    assert found["float16"][0].notes == (
+        "held to the spread of bfloat16: the pack has none of float16",)
+    assert found["bfloat16"][0].notes == () and found["float16"][1].status == "open"
+
+
+@pytest.mark.parametrize("odd", [{"float32": 3}, {"float32": {"likely": "much", "spread": 2}},
+                                 {"float32": {"spread": {"rms": "little", "max": 1}}},
+                                 {"word": {"spread": {"rms": 1, "max": 1}}}])
+def test_a_tolerance_that_makes_no_sense_is_none(tmp_path, odd):
+    with Writer(tmp_path / "p", recipe={}, model={}) as writer:
+        writer.add("unet/000/x", X, op="block", stage="unet", step=0, tolerance=odd)
+    np.savez(tmp_path / "c.npz", **{"unet/000/x": X + 1})
+    with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as candidate:
+        assert compare(pack, candidate).first.status == "open"
+
+
 def test_without_a_tolerance_nothing_is_called_right_or_wrong(pack, tmp_path):
     found = compared(pack, tmp_path, **{"unet/000/conv_out": 2 * NETWORK + np.float32(1e-6)})
     assert found.first.status == "open"
-    assert "the pack has no tolerance for it" in sentence(found)
+    assert "the pack has no tolerance of float32 for it" in sentence(found)
     assert compared(pack, tmp_path, **{"unet/000/conv_out": 2 * NETWORK}).first is None
 
 
@@ -237,7 +269,7 @@ def test_every_fault_has_its_hint(tmp_path, name):
     golden, wrong, status, said = FAULTS[name]
     with Writer(tmp_path / "p", recipe={}, model={}) as writer:
         writer.add("unet/000/x", golden, op="block", stage="unet", step=0,
-                   tolerance={"float32": {"spread": {"rms": 1e-5}}})
+                   tolerance={"float32": {"spread": {"rms": 1e-5, "max": 1}}})
     np.savez(tmp_path / "c.npz", **{"unet/000/x": wrong})
     with Pack.open(tmp_path / "p") as pack, Candidate.open(tmp_path / "c.npz") as candidate:
         found = compare(pack, candidate)

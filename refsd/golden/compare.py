@@ -159,6 +159,7 @@ class _Judge:
         times, at = 0.0, metrics.max_abs_index
         if limit is not None:
             times, at = excess(golden, got, limit, metrics.rms)
+            notes += (limit.note,) if limit.note and times else ()
         if times > 1 and limit.kind == "op":
             tiles = of_winograd(self.pack, verdict.entry, golden, self.format)
             if tiles is not None and excess(golden, got, tiles, metrics.rms).times <= 1:

@@ -7,7 +7,7 @@ import numpy as np
 from refsd.golden.bounds import CONFIDENCE, bound
 from refsd.golden.bounds_conv import fits_winograd
 from refsd.golden.bounds_worst import WORST_OF_PORTS
-from refsd.golden.formats import format_named, uncertainty
+from refsd.golden.formats import FORMATS, format_named, uncertainty
 from refsd.golden.manifest import Entry
 from refsd.golden.replay import TENSOR, references
 from refsd.golden.stage_bounds import STAGE_BOUNDS, stage_bound
@@ -33,6 +33,7 @@ class Limit(NamedTuple):
 
     kind: str
     size: Any
+    note: str = ""
 
     @property
     def is_rms(self) -> bool:
@@ -48,27 +49,52 @@ def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
         return Limit("accepted", accepted.absolute + accepted.relative * wide)
     if entry.op is None:
         return Limit("given", uncertainty(wide, format) if golden.dtype.kind == "f" else 0.0)
-    stored = entry.tolerance.get(format_named(format).name) or {}
-    if stored.get("spread"):  # null where the reference itself overflows in the format
-        return Limit("spread", float(stored["spread"]["rms"]))
+    spread, note = spread_of(entry, format)
+    if spread:
+        return Limit("spread", float(spread["rms"]), note)
     if entry.op == "to_bytes" and not _is_given(pack, entry):
         return _bytes(pack, entry, format)
     if _is_given(pack, entry):
         return Limit("op", _derived(pack, entry, golden, format))
-    likely = stored.get("likely")
-    return None if likely is None else Limit("likely", float(likely) + _kept(golden))
+    stored = entry.tolerance.get(format_named(format).name)
+    likely = stored.get("likely") if isinstance(stored, dict) else None
+    return Limit("likely", likely + _kept(golden)) if type(likely) in (int, float) else None
+
+
+def spread_of(entry: Entry, format: str) -> tuple[dict[str, Any] | None, str]:
+    """What right ports in a format differ by, and a note where that is a coarser format's.
+
+    A port whose every rounding is smaller is not further off: float16's are within bfloat16's.
+    """
+    wanted = format_named(format)
+    known = {name: numbers["spread"] for name, numbers in entry.tolerance.items()
+             if name in FORMATS and isinstance(numbers, dict) and "spread" in numbers}
+    if wanted.name in known:  # null where the reference itself overflows in the format
+        return _usable(known[wanted.name]), ""
+    for name in sorted(known, key=lambda name: FORMATS[name].unit):
+        coarser = FORMATS[name].unit >= wanted.unit and not FORMATS[name].block
+        if coarser and not wanted.block and _usable(known[name]):
+            return known[name], f"held to the spread of {name}: the pack has none of {wanted.name}"
+    return None, ""
+
+
+def _usable(spread: Any) -> dict[str, Any] | None:
+    """A spread with its numbers: anybody may have written the pack."""
+    good = isinstance(spread, dict) and all(type(spread.get(key)) in (int, float)
+                                            for key in ("rms", "max"))
+    return spread if good else None
 
 
 def _bytes(pack: Any, entry: Entry, format: str) -> Limit | None:
     """round(255 x) of numbers x that may differ by what their tensor spreads."""
     source = pack.entries[next(references(entry.inputs["x"])).removeprefix(TENSOR)]
-    spread = (source.tolerance.get(format_named(format).name) or {}).get("spread")
+    spread, note = spread_of(source, format)
     if not spread:
         return None
     exact = 255 * pack.read(source.name).astype("float64")
     to_middle = np.abs(exact - np.floor(exact) - 0.5)
     reach = 255 * spread["max"] + 256 * format_named(format).unit  # and 255 x is rounded
-    return Limit("bytes", np.where(to_middle <= reach, np.ceil(reach), np.floor(reach)))
+    return Limit("bytes", np.where(to_middle <= reach, np.ceil(reach), np.floor(reach)), note)
 
 
 def _is_given(pack: Any, entry: Entry) -> bool:

@@ -67,7 +67,7 @@ def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> s
     there = (f"at {verdict.at} it is {_number(verdict.found_there)} where "
              f"{_number(verdict.golden_there)} is right")
     if verdict.status == OPEN:
-        known = ("the pack has no tolerance for it" if not verdict.kind else
+        known = (f"the pack has no tolerance of {format} for it" if not verdict.kind else
                  f"{_times(verdict.times)} {ALLOWED[verdict.kind].format(format=format)}; what it "
                  "inherits from earlier ops is not known")
         return (f"{name} differs, and nothing tells whether it may: {there} ({known}). Run refsd "
