@@ -1,0 +1,241 @@
+"""A comparison on paper: text, JSON, Markdown, JUnit, HTML; the command; the memory it takes."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import chaos
+import numpy as np
+import pytest
+from golden_compare_samples import NETWORK, B, W, X, changed_at, compared, right, write_pack
+
+from refsd.__main__ import main
+from refsd.golden.candidate import Candidate
+from refsd.golden.compare import compare
+from refsd.golden.errormap import error_map
+from refsd.golden.html import colours, page
+from refsd.golden.junit import junit
+from refsd.golden.pack import Pack, Writer
+from refsd.golden.report import as_json, markdown, sentence, text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_pack(tmp_path_factory.mktemp("pack") / "p")
+
+
+@pytest.fixture
+def pack(folder):
+    with Pack.open(folder) as found:
+        yield found
+
+
+def test_error_maps():
+    golden, got = np.zeros((2, 3, 200, 130)), np.zeros((2, 3, 200, 130))
+    got[1, 2, 199, 0], got[0, 0, 0, 129] = -3, np.nan
+    found = error_map(golden, got)
+    assert found.values.shape == (64, 64) and found.axes == (2, 3)
+    assert found.values[63, 0] == 3 and np.isnan(found.values[0, 63])
+    assert np.nansum(found.values) == 3
+    assert error_map(np.zeros(5), np.ones(5)).values.tolist() == [[1] * 5]
+    assert error_map(np.zeros((7, 2, 5)), np.ones((7, 2, 5))).axes == (0, 2)
+    assert error_map(np.array(1.0), np.array(2.0)) is None
+    assert error_map(np.array([np.inf, 1]), np.array([np.inf, 1])).values.tolist() == [[0, 0]]
+
+
+@pytest.fixture
+def failing(pack, tmp_path):
+    wrong = {"unet/000/proj": X @ W.T, "unet/000/mid_block": changed_at(
+        NETWORK, (0, 0, 0, 0), np.nan), "<b>`|mine": X}
+    return compared(pack, tmp_path, maps=True, **{k: v for k, v in wrong.items() if "/" in k})
+
+
+def test_text(failing):
+    lines = list(text(failing))
+    assert lines[0] == sentence(failing)
+    table = {line.split()[-1]: line.split() for line in lines[3:lines.index("", 2)]}
+    assert table["unet/000/proj"][0] == "WRONG" and "unet/001/conv_out" not in table
+    assert any(line.startswith("unet/001") is False and "unet/001/conv_out" in line
+               for line in text(failing, everything=True))
+    # a likeness is cut off, never rounded up to one
+    assert table["unet/000/proj"][7] < "1.0"
+
+
+def test_json(failing):
+    found = json.loads(json.dumps(as_json(failing), allow_nan=False))
+    assert (found["ok"], found["first"], found["schema"]) == (False, "unet/000/proj", 1)
+    by_name = {one["name"]: one for one in found["tensors"]}
+    proj = by_name["unet/000/proj"]
+    assert proj["status"] == "wrong" and not proj["ok"] and proj["op"] == "linear"
+    assert proj["findings"][0]["reason"] == "missing_bias"
+    assert proj["metrics"]["count"] == 80 and proj["metrics"]["max_abs"] == pytest.approx(
+        float(np.abs(B).max()), abs=1e-5)
+    assert by_name["unet/000/mid_block"]["times"] == "inf"
+    assert by_name["unet/000/conv_out"]["metrics"] is None
+
+
+def test_markdown(failing):
+    page = markdown(failing)
+    assert "| WRONG |" in page and "## `unet/000/proj`" in page
+    cells = {line.count("|") - line.count("\\|") for line in page.splitlines() if line[:1] == "|"}
+    assert cells == {12}
+
+
+def test_junit(failing, tmp_path):
+    root = ElementTree.fromstring(junit(failing))
+    suite = root.find("testsuite")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("8", "2", "4")
+    cases = {case.get("name"): case for case in suite.iter("testcase")}
+    failure = cases["unet/000/proj"].find("failure")
+    assert failure.get("type") == "wrong" and "missing_bias" in failure.get("message")
+    assert cases["unet/000/conv_out"].find("skipped") is not None
+    assert cases["tokens/000/ids"].find("failure") is None
+
+
+class Page(HTMLParser):
+    """What a browser would load or run, and whether every element is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        assert tag not in ("script", "link", "iframe", "object", "base", "form")
+        for name, value in attributes:
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "action", "data"):
+                self.loads.append(value)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_html(failing):
+    found = Page()
+    found.feed(page(failing))
+    assert found.open == [] and sentence(failing) in found.text
+    assert len(found.loads) == 2 and all(one.startswith("data:image/png;base64,")
+                                         for one in found.loads)
+
+
+def test_names_from_elsewhere_are_only_text(pack, tmp_path):
+    """A candidate's names may be anything; so may its path."""
+    evil = "<script>alert(1)</script>\x00\x1b]0;`|\n\ud800"
+    odd = tmp_path / "a <i>&'`|"
+    odd.mkdir()
+    np.savez(odd / "c.npz", **right())
+    with Candidate.open(odd / "c.npz") as candidate:
+        found = compare(pack, candidate)
+    found.extra.append(evil)
+    html = page(found)
+    Page().feed(html)
+    assert "<script>alert" not in html and "\x00" not in html and "\x1b" not in html
+    html.encode("utf-8")
+    ElementTree.fromstring(junit(found))
+    assert "<script>" not in "\n".join(text(found)).replace("extra: <script>", "")
+    assert "\x1b" not in "\n".join(text(found))
+    assert evil not in markdown(found)
+
+
+def test_colours_cover_six_powers_of_ten():
+    pixels = colours(np.array([[1.0, 1e-3, 0.0, np.nan]]))
+    assert pixels.dtype == np.uint8 and pixels.shape == (1, 4, 3)
+    assert pixels[0, 0].tolist() == [252, 255, 164] and pixels[0, 3].tolist() == [255, 0, 0]
+    assert pixels[0, 1].tolist() == [190, 55, 110] and pixels[0, 2].tolist() == [13, 8, 60]
+
+
+# The command
+
+
+@pytest.fixture
+def run(capsys):
+    def command(*args):
+        code = main(["golden", "compare", *map(str, args)])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory):
+    place = tmp_path_factory.mktemp("candidates")
+    np.savez(place / "right.npz", **right())
+    np.savez(place / "wrong.npz", **{**right(), "unet/000/proj": X @ W.T})
+    np.savez(place / "object.npz", a=np.array([None]))
+    return place
+
+
+def test_the_command_says_yes_and_no(run, folder, candidates, tmp_path):
+    code, out, err = run(folder, candidates / "right.npz")
+    assert (code, err) == (0, "") and out.startswith("All 4 tensors are explained")
+    reports = [tmp_path / f"r{end}" for end in (".json", ".md", ".xml", ".html")]
+    code, out, err = run(folder, candidates / "wrong.npz", *(
+        word for path in reports for word in ("--report", path)))
+    assert code == 1 and "It looks like missing_bias" in out
+    assert err.count("refsd: wrote") == 4
+    assert json.loads(reports[0].read_text())["first"] == "unet/000/proj"
+    assert ElementTree.parse(reports[2]).getroot().tag == "testsuites"
+    code, out, err = run(folder, candidates / "wrong.npz", "--json", "--only", "tokens/*")
+    assert code == 0 and json.loads(out)["counts"] == {"equal": 1}
+    code, out, err = run(folder, candidates / "wrong.npz", "--accept-tolerance", "9,0.5")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("args, code, said", [
+    (["object.npz"], 3, "pickled Python objects"),
+    (["none.npz"], 2, "no such file or folder"),
+    (["right.npz", "--report", "x.pdf"], 2, "ends in none of .json, .md, .xml, .html"),
+    (["right.npz", "--report", "/nowhere/x.json"], 4, "its folder does not exist"),
+    (["right.npz", "--accept-tolerance", "nan"], 2, "give ABS or ABS,REL"),
+    (["right.npz", "--accept-tolerance", "1,2,3"], 2, "give ABS or ABS,REL"),
+    (["right.npz", "--format", "fp15"], 2, "did you mean fp1"),
+    (["right.npz", "--layout", "CHWN"], 2, "layout 'CHWN' is not one of"),
+    (["right.npz", "--map", "none.json"], 2, "name map: none.json: no such file"),
+])
+def test_refusals(run, folder, candidates, args, code, said):
+    got, out, err = run(folder, candidates / args[0], *args[1:])
+    assert got == code and said in err and err.count("\n") == 1 and out == ""
+
+
+# Memory: ROBUSTNESS row 48
+
+
+MEASURE = """
+import resource, sys
+from refsd.golden.candidate import Candidate
+from refsd.golden.compare import compare
+from refsd.golden.pack import Pack
+import refsd.golden.bounds, refsd.ops
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+with Pack.open(sys.argv[1]) as pack, Candidate.open(sys.argv[2]) as candidate:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = compare(pack, candidate)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, found.counts)
+"""
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path):
+    """16 tensors of 2 MB, twice. The size of a pack does not matter, only that of its tensors."""
+    shape, count = (2, 512, 512), 16
+    zeros = np.zeros(shape, "float32")
+    with Writer(tmp_path / "p", recipe={}, model={}, shard_bytes=1 << 20) as writer:
+        for i in range(count):
+            writer.add(f"unet/{i:03d}/x", zeros, stage="unet", step=i, op="block")
+    for i in range(count):
+        place = tmp_path / "c" / "unet" / f"{i:03d}"
+        place.mkdir(parents=True)
+        with open(place / "x.f32", "wb") as file:
+            file.truncate(zeros.nbytes)
+    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path / "p", tmp_path / "c"],
+                          capture_output=True, text=True, env=chaos.environment(), check=True)
+    grown, counts = done.stdout.split(" ", 1)
+    assert counts.strip() == "{'equal': 16}"
+    # two tensors of 2 MB, the bytes that are hashed, and a dozen pieces of 2 MB in float64
+    assert int(grown) * 1024 < 16 * zeros.nbytes < 2 * count * zeros.nbytes
