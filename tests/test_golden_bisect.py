@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from refsd.golden.bisect import bisect
 from refsd.golden.formats import FORMATS
 from refsd.golden.local_error import excess
 from refsd.golden.pack import Pack
+from refsd.golden.replay import arrays_of
+from refsd.registry import dispatch, ops, use
 
 SEEDS = 4
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +237,25 @@ def test_the_command_gives_0_when_all_is_explained(folder, pack, tmp_path, capsy
     np.savez(tmp_path / "mine.npz", **port(pack, Ops(format="float16")))
     assert command(folder, tmp_path / "mine.npz", "--format", "fp16") == 0
     assert capsys.readouterr().out.startswith("Rounding in float16 explains all of the ")
+
+
+def test_a_pack_of_single_ops():
+    """Every op alone on hard inputs, which the pack gives; one of a port's ops is another one."""
+    wrong = ops()["gelu_tanh"].definition
+    with Pack.open(ROOT / "golden" / "ops") as cases, use("numpy"):
+        mine = {}
+        for entry in cases.entries.values():
+            if entry.op is not None:
+                given = arrays_of(entry, tensor=cases.read, weight=None)
+                mine[entry.name] = dispatch(entry.op, (), given | entry.options)
+        assert len(mine) > 150
+        found = bisect(cases, Dump(mine))
+        assert found.first is None, found.sentence
+
+        names = [entry.name for entry in cases.entries.values() if entry.op == "gelu"]
+        for name in names:
+            mine[name] = wrong(cases.read(cases.entries[name].inputs["x"].removeprefix("tensor:")))
+        found = bisect(cases, Dump(mine))
+    assert found.first.name == names[0]
+    assert found.first.finding.reason == "gelu_tanh"
+    assert {row.name for row in found.rows if row.bad} <= set(names)
