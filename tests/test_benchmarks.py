@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import agreement, calls, figures, results_file, sections, tables, targets
+from benchmarks import agreement, calls, figures, machine, results_file, sections, tables, targets
 from benchmarks.crew import ContestantError, crew, race
 from refsd.contracts import Spec
 from refsd.registry import ops
@@ -243,6 +243,15 @@ def test_a_figure_that_was_changed_by_hand_is_found(tmp_path, page, figure, othe
 
 def test_the_tables_of_this_project_are_those_of_its_results():
     assert list(tables.stale(ROOT)) == [], "run: python -m benchmarks table"
+
+
+def test_another_source_is_told_apart_and_golden_packs_are_no_part_of_it(tmp_path):
+    (tmp_path / "golden").mkdir()
+    found = []
+    for name, text in (("a.py", "1"), ("golden/b.py", "1"), ("a.py", "2"), ("c.py", "")):
+        (tmp_path / name).write_text(text)
+        found.append(machine.source(tmp_path))
+    assert found[0] == found[1] and len(set(found)) == 3
 
 
 def test_results_go_on_where_they_stopped_and_belong_to_one_source(tmp_path):
