@@ -19,6 +19,7 @@ from refsd.golden.bounds_likely import VARIANCE
 from refsd.golden.bounds_moved import MOVEMENT
 from refsd.golden.bounds_worst import WORST_OF_PORTS
 from refsd.golden.formats import round_to
+from refsd.golden.precision import running_sum
 from refsd.registry import ops
 
 # Roundings inside an op count where their unit is at least this part of the format's: together
@@ -92,9 +93,8 @@ def deviation(op: str, args: list, options: dict, y: np.ndarray, p: Any) -> Any:
         if op in ("linear", "conv2d", "matmul"):
             n = args[0].shape[-1] if op == "matmul" else math.prod(args[1].shape[1:])
             squares = n * np.mean(np.square(args[0])) * np.mean(np.square(args[1]))
-            # A running sum, as in precision.running_sum, of average products.
-            return p.u / math.sqrt(3) * math.sqrt(
-                squares * (n + 1) / 6 + np.mean(np.square(y)) * (n + 1) * (2 * n + 1) / (6 * n))
+            size = math.sqrt(np.mean(np.square(y)))
+            return np.sqrt(running_sum(n, squares, size, p, orders=1))
         if op in VARIANCE:
             return np.nan_to_num(np.sqrt(VARIANCE[op](args, options, y, p, 1.0)))
         return WORST_OF_PORTS[op](args, options, y, p) / math.sqrt(3)

@@ -30,18 +30,23 @@ def gamma(n, precision):
     return np.expm1(np.minimum(-n * math.log1p(-precision.u), 700))
 
 
-def running_sum(n, squares, y, precision):
-    """The variance of a running sum of n products in random order, an element of y each.
+# Where two terms dominate, an outlier and what cancels it, the sums between them are as large all
+# along: their squares add up to three times the mean over orders. One that comes first: to twice.
+OUTLIERS = 3
+
+
+def running_sum(n, squares, y, precision, orders=OUTLIERS):
+    """The variance of a running sum of n products, an element of y each.
 
     squares is the sum of the products' squares. After j of n terms the sum has, over all orders,
     the mean square j^2 m^2 + j (n - j) / (n - 1) s^2, where m and s^2 are mean and variance of the
-    terms; each addition adds a rounding of variance u^2 / 3 of that; so do the products. Sums in
-    pieces or in a tree have less.
+    terms; each addition adds a rounding of variance u^2 / 3 of that, `orders` times; so do the
+    products, once. Sums in pieces or in a tree have less.
     """
     y2 = y * y
     spread = np.maximum(squares - y2 / n, 0) * (n + 1) / 6
     drift = y2 * (n + 1) * (2 * n + 1) / (6 * n)
-    return precision.u**2 / 3 * (spread + drift + squares)
+    return precision.u**2 / 3 * (orders * (spread + drift) + squares)
 
 
 def quantile(count, confidence):
