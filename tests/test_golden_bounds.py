@@ -18,7 +18,8 @@ from refsd.golden.bounds import Bound, bound
 from refsd.golden.bounds_moved import MOVEMENT
 from refsd.golden.formats import FORMATS, round_to
 from refsd.golden.precision import PRECISIONS, gamma, quantile, running_sum
-from refsd.registry import ops
+from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+from refsd.registry import ops, watch
 
 P = PRECISIONS["float32"]
 OPS = ops()
@@ -239,3 +240,31 @@ def test_the_numbers_of_an_entry():
     assert tolerance.of("embedding", {"ids": np.arange(3), "weight": w[0, 0]}, {},
                         np.asarray(w[0, 0], "f8"))["float32"]["worst"] == 0
     assert tolerance.of("to_bytes", {}, {}, np.zeros(3, "uint8")) == {}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_real_picture_stays_within(backend, cpu_winograd):
+    """Activations are no random draw. One op of each shape of a step of the bundled model."""
+    pipe = StableDiffusionPipeline.from_pretrained(backend=backend, dtype="float32")
+    done, near = set(), []
+
+    def look(op, inputs, options, output):
+        if op in MOVEMENT:
+            return
+        key = op, *(np.shape(value) for value in inputs.values())
+        if key in done:
+            return
+        done.add(key)
+        args = [value for value in inputs.values() if value is not None]
+        truth, _ = truth_of(op, args, options)
+        kind = None
+        if op == "conv2d":
+            kind = "im2col" if backend == "numpy" else agreement_bounds.algorithm(
+                args, options, truth.shape)
+        likely, worst = shares(output, truth, bound(op, args, options, truth, algorithm=kind))
+        assert likely <= 1 and worst <= 1, f"{key} {options}: {likely:.3g}"
+        near.append(likely >= 0.01)
+
+    with watch(look):
+        pipe("a red cone", num_inference_steps=1, generator=1, height=64, width=64)
+    assert np.mean(near) >= 0.9 and len(near) > 90
