@@ -221,6 +221,11 @@ def test_text_that_was_encoded_once_is_referred_to(pipe, model, tmp_path):
     assert not any(name.startswith("unet/000") for name in pack.entries)
 
 
+def test_the_tokens_are_there_in_words(levels):
+    assert levels[0].entries["tokens/000/ids"].note == "red</w> cat</w>"
+    assert levels[0].entries["tokens/001/ids"].note == ""
+
+
 # The truth.
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)

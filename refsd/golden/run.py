@@ -42,7 +42,8 @@ def trees(pipe: Any) -> dict[str, dict[str, Any]]:
 
 def _encode(pipe, recorder, number, text, clip_skip):
     ids = stages.tokenize(pipe.tokenizer, [text])
-    recorder.tensor("tokens", number, "ids", ids, level=0)
+    pieces = " ".join(piece.token for piece in pipe.tokenizer.pieces(text))
+    recorder.tensor("tokens", number, "ids", ids, level=0, note=pieces[:2000])
     with recorder.stage("text", number):
         states = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
     recorder.tensor("text", number, "last_hidden_state", states, level=0, op=BLOCK,
