@@ -113,6 +113,35 @@ def test_two_mistakes_are_two_offenders(folder, pack):
     assert inherited.status == "explained" and inherited.inherited > 1000 * inherited.local
 
 
+def test_the_first_nan_is_named_and_not_its_heirs(folder, pack):
+    place = "unet/000/mid_block.resnets.0.conv1"
+
+    def after(name, array):
+        if name == place:
+            array = array.copy()
+            array[0, 0, 0, 0] = np.nan
+        return array, array
+
+    found = bisect(pack, Dump(port(pack, Ops(), after=after)), model=folder / "model")
+    assert found.first.name == place and found.first.at == (0, 0, 0, 0)
+    assert found.first.finding.reason == "nan"
+    heir = next(row for row in found.rows if row.name == "denoise/000/guided")
+    assert heir.status == "explained" and heir.inherited == math.inf
+
+
+def test_ids_may_be_floats_and_may_be_wrong(folder, pack):
+    """Wrong ids are named; an op that cannot take them is not judged."""
+    dump = port(pack, Ops())
+    right = dump | {"tokens/000/ids": dump["tokens/000/ids"].astype("f4")}
+    assert bisect(pack, Dump(right), model=folder / "model").first is None
+
+    wrong = dump | {"tokens/000/ids": dump["tokens/000/ids"] + 10**6}
+    rows = bisect(pack, Dump(wrong), model=folder / "model").rows
+    assert (rows[0].name, rows[0].status) == ("tokens/000/ids", "wrong")
+    assert (rows[1].op, rows[1].status) == ("embedding", "open")
+    assert "there are rows 0 to" in rows[1].note
+
+
 FUSED = ("silu", "quick_gelu", "geglu", "add", "to_tokens", "to_image", "upsample_nearest",
          "concat", "attention")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.errors import UsageError
 from refsd.golden.bounds_conv import fits_winograd
 from refsd.golden.bounds_likely import VARIANCE
 from refsd.golden.diagnose import Finding, diagnose
@@ -85,8 +86,13 @@ class Judge:
 
     def _op(self, entry: Entry, got: np.ndarray, golden: np.ndarray) -> Verdict:
         """The op again, on the port's inputs."""
-        given = self.inputs.of(entry)
-        truth = np.asarray(replay(entry, given.values))
+        try:
+            with np.errstate(all="ignore"):  # a port's NaN and infinities go through
+                given = self.inputs.of(entry)
+                truth = np.asarray(replay(entry, given.values))
+        except (IndexError, UsageError) as error:
+            return Verdict(entry.name, entry.op, entry.index, OPEN,
+                           note=f"the op does not take the port's own inputs: {error}")
         times, at, local = excess(got, truth, self.inputs.allowed(entry, given, truth), self.format)
         notes = [f"given the golden {', '.join(given.assumed)}"] if given.assumed else []
         finding = None
@@ -118,9 +124,9 @@ class Judge:
             found = excess(got, truth, self.inputs.allowed(
                 entry, given, truth, algorithm=algorithm, any_order=any_order), self.format)
             if found[0] <= 1:
-                finding = self._why(entry, got, truth, given) if any_order else None
-                if finding is not None and finding.reason in SMALL:
-                    return first, "", finding
+                looks_like = self._finding(entry, got, truth, given) if any_order else None
+                if looks_like is not None and looks_like.reason in SMALL:
+                    return first, "", looks_like
                 return found, note, None
         return first, "", None
 
@@ -154,8 +160,10 @@ class Judge:
     def _why(self, entry: Entry, got: np.ndarray, truth: np.ndarray,
              given: Given | None = None) -> Finding | None:
         self._diagnosed += 1
-        if self._diagnosed > DIAGNOSED:
-            return None
+        return self._finding(entry, got, truth, given) if self._diagnosed <= DIAGNOSED else None
+
+    def _finding(self, entry: Entry, got: np.ndarray, truth: np.ndarray,
+                 given: Given | None) -> Finding | None:
         before = None
         if entry.step:
             path = entry.name.split("/", 2)[2]

@@ -73,7 +73,7 @@ class Inputs:
         for place in dict.fromkeys((own, entry.name, *self.twins(entry))):
             found = self.candidate.read(place, entry.shape)
             if found is not None and found.shape == entry.shape:
-                return found
+                return _whole(found) if "int" in entry.dtype else found
         return None
 
     def allowed(self, entry: Entry, given: Given, truth: np.ndarray, *,
@@ -186,6 +186,12 @@ def terms(entry: Entry, values: dict[str, Any], algorithm: str | None = None) ->
     if entry.op == "group_norm":
         return math.prod(x.shape[1:]) // entry.options["groups"]
     return x.shape[entry.options.get("axis", -1)]  # layer_norm, rms_norm, softmax
+
+
+def _whole(found: np.ndarray) -> np.ndarray:
+    """Whole numbers that were dumped as floats, as integers."""
+    whole = found.dtype.kind == "f" and np.all(np.rint(found) == found)
+    return found.astype("int64") if whole else found
 
 
 def _content(entry: Entry) -> tuple:
