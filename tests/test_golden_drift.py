@@ -132,7 +132,7 @@ def test_the_tolerances_are_the_same(both):
                 old = entry.tolerance[name][key]
                 # The bounds are smooth in the truth, which moves by less than 2^-40 of itself.
                 assert old == bounds[key] or math.isclose(old, bounds[key], rel_tol=1e-6), (
-                    entry.name, name, key)
+                    f"{entry.name}: {name}, {key} was {old}, is {bounds[key]}: make golden")
 
 
 def test_the_run_has_a_spread_for_what_it_computes():
