@@ -216,6 +216,20 @@ def _port_timestep_embedding(args, options, y, p):
     return np.minimum(error, 2) + timestep_embedding(args, options, y, p)
 
 
+def _port_bilinear(args, options, y, p):
+    """Places in the source are rounded 3 times: place i is off by 3 u (i + 1), as its weights are.
+
+    What they mix is no further apart than the largest difference of two neighbours.
+    """
+    x = args[0]
+    extra = np.zeros_like(y)
+    for axis, size in ((2, options["height"]), (3, options["width"])):
+        apart = abs(np.diff(x, axis=axis)).max(axis=(2, 3), keepdims=True, initial=0)
+        places = (np.arange(size) + 1) * (x.shape[axis] / size) + 1
+        extra = extra + gamma(3, p) * apart * places.reshape((-1, 1) if axis == 2 else (1, -1))
+    return upsample_bilinear(args, options, y, p) + extra
+
+
 def _port_sqrt(args, options, y, p):
     """The next number instead of the nearest: not all libraries round their vectors' roots."""
     return gamma(2, p) * y
@@ -237,6 +251,7 @@ WORST_OF_PORTS = WORST | {
     "group_norm": functools.partial(group_norm, recentred=False),
     "timestep_embedding": _port_timestep_embedding,
     "sqrt": _port_sqrt,
+    "upsample_bilinear": _port_bilinear,
     "gelu": functools.partial(gelu, polynomial=True),
     "geglu": functools.partial(geglu, polynomial=True),
 }
