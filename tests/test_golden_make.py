@@ -297,6 +297,12 @@ def test_unguided_and_without_steps_of_the_negative_prompt(pipe, model, tmp_path
     assert step.inputs["model_output"] == "tensor:denoise/000/eps_cond"
 
 
+def test_a_step_that_is_none_is_refused(pipe, model, tmp_path):
+    with pytest.raises(UsageError, match="step 3 is to be opened; the run has the steps 0 to 2"):
+        record(tmp_path / "pack", pipe, model, level=2, steps=(0, 3))
+    assert not (tmp_path / "pack").exists()
+
+
 # What a pack's maker can rely on.
 
 def test_same_bytes_for_any_threads(pipe, model, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from refsd import parallel
+from refsd.errors import UsageError
 from refsd.golden.manifest import Manifest, read_manifest
 from refsd.golden.recipe import Recipe, load_truth, model_of
 from refsd.golden.record import Recorder, Selection
@@ -26,8 +27,10 @@ def make(folder: str | Path, recipe: Recipe, *, pipe: Any = None, model: str | P
     reads all weights); on_step(index) is called when a step is done.
     """
     pipe = load_truth(model, variant=variant) if pipe is None else pipe
-    recipe.check(pipe)
-    selection = selection or Selection()
+    selection, calls = selection or Selection(), recipe.check(pipe)
+    late = [step for step in selection.steps or () if step >= calls]
+    if late and selection.level >= 2:
+        raise UsageError(f"step {late[0]} is to be opened; the run has the steps 0 to {calls - 1}")
     about = {**recipe.plain(), "selection": vars(selection)}
     about_model = about_model or model_of(pipe, model, variant=variant)
     with parallel.limited(1), Writer(folder, recipe=about, model=about_model, kind="run",

@@ -38,8 +38,8 @@ class Recipe:
         """As JSON has it, with how the truth is computed."""
         return {**asdict(self), **TRUTH}
 
-    def check(self, pipe: Any) -> None:
-        """Raise UsageError for what this model cannot be asked."""
+    def check(self, pipe: Any) -> int:
+        """How often the UNet is called; raises UsageError for what this model cannot be asked."""
         factor = pipe.vae.config.downscale
         check_side("width", self.width, factor)
         check_side("height", self.height, factor)
@@ -50,7 +50,7 @@ class Recipe:
         check_integer("seed", self.seed, 0, 2**64 - 1)
         if self.rng not in GENERATORS:
             raise UsageError(f"rng is {self.rng!r}; give one of {', '.join(GENERATORS)}")
-        stages.make_schedule(from_config(self.scheduler), self.steps)
+        return len(stages.make_schedule(from_config(self.scheduler), self.steps))
 
 
 def load_truth(model: str | Path | None = None, *, variant: str | None = None,
