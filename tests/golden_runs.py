@@ -33,9 +33,9 @@ class Dump:
         return self.tensors.get(name)
 
 
-def port(pack, ops, *, after=None):
+def port(pack, ops, *, after=None, weights=WEIGHTS):
     """What the stand-in port dumps, given the prompts' ids and the noise."""
-    made = golden_port.Port(ops, WEIGHTS, CONFIGS, after=after)
+    made = golden_port.Port(ops, weights, CONFIGS, after=after)
     ids = [pack.read(f"tokens/{i:03d}/ids") for i in range(2)]
     made.draw(ids, pack.read("denoise/noise").astype("f4"), steps=STEPS, guidance=GUIDANCE)
     return made.dump
@@ -49,3 +49,23 @@ def mistaken(pack, key, kind=Ops):
         return mistake.after(array) if name == mistake.first else (array, array)
 
     return port(pack, kind(mistake=key, where=mistake.where), after=mistake.after and after)
+
+
+FUSED = ("silu", "quick_gelu", "geglu", "add", "to_tokens", "to_image", "upsample_nearest",
+         "concat", "attention")
+
+
+def fused(dump):
+    """What a port leaves that dumps its layers and no op between them."""
+    return Dump({name: array for name, array in dump.items()
+                 if name.rpartition(".")[2].partition(".")[0] not in FUSED
+                 and not name.endswith((".2", ".3")) and not name.endswith("/silu")})
+
+
+def blocks(pack, dump):
+    """The port's blocks under the names of the pack: a block is its last op's result."""
+    twins = {}
+    for entry in pack.entries.values():
+        twins.setdefault(entry.sha256, []).append(entry.name)
+    return {name: dump[other] for names in twins.values() for name in names for other in names
+            if other in dump and pack.entries[name].op in ("block", None)}

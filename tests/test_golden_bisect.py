@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden_mistakes import MISTAKES
 from golden_port_ops import Ops
-from golden_runs import Dump, mistaken, port, write_pack
+from golden_runs import WEIGHTS, Dump, blocks, fused, mistaken, port, write_pack
 
 from refsd.__main__ import main
 from refsd.errors import UsageError
@@ -142,17 +142,6 @@ def test_ids_may_be_floats_and_may_be_wrong(folder, pack):
     assert "there are rows 0 to" in rows[1].note
 
 
-FUSED = ("silu", "quick_gelu", "geglu", "add", "to_tokens", "to_image", "upsample_nearest",
-         "concat", "attention")
-
-
-def fused(dump):
-    """What a port leaves that dumps its layers and no op between them."""
-    return Dump({name: array for name, array in dump.items()
-                 if name.rpartition(".")[2].partition(".")[0] not in FUSED
-                 and not name.endswith((".2", ".3")) and not name.endswith("/silu")})
-
-
 @pytest.mark.parametrize("format", ["float32", "float16", "bfloat16"])
 def test_what_is_not_dumped_is_computed(folder, pack, format):
     found = bisect(pack, fused(port(pack, Ops(format=format))), format=format,
@@ -190,15 +179,6 @@ def with_spread(pack, rms):
     return pack
 
 
-def blocks(pack, dump):
-    """The port's blocks under the names of the pack: a block is its last op's result."""
-    twins = {}
-    for entry in pack.entries.values():
-        twins.setdefault(entry.sha256, []).append(entry.name)
-    return {name: dump[other] for names in twins.values() for name in names for other in names
-            if other in dump and pack.entries[name].op in ("block", None)}
-
-
 def test_blocks_give_a_region(folder, pack):
     """Level 2, no inputs: the total error against what a right port may differ by."""
     dump = mistaken(pack, "geglu_halves")
@@ -223,6 +203,22 @@ def test_without_inputs_and_spread_nothing_is_claimed(folder, pack):
 def test_a_dump_with_other_names_is_refused(folder, pack):
     with pytest.raises(UsageError, match="none of the pack's"):
         bisect(pack, Dump({"x": np.zeros(3)}), model=folder / "model")
+
+
+def test_int8_is_a_format_of_weights_and_shared_exponents_are_refused(folder, pack):
+    coarse = {part: {name: eight_bits(w) if w.ndim > 1 else w for name, w in found.items()}
+              for part, found in WEIGHTS.items()}
+    dump = Dump(port(pack, Ops(), weights=coarse))
+    assert bisect(pack, dump, format="int8", model=folder / "model").first is None
+    assert bisect(pack, dump, model=folder / "model", first_only=True).first is not None
+    with pytest.raises(UsageError, match="share an exponent"):
+        bisect(pack, dump, format="bfloat8_b", model=folder / "model")
+
+
+def eight_bits(weight):
+    """Each output channel in 127 steps either way of its largest."""
+    step = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), keepdims=True) / 127
+    return (np.rint(weight / step) * step).astype("f4")
 
 
 def test_excess_by_hand():

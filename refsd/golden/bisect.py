@@ -64,8 +64,12 @@ def bisect(pack: Any, candidate: Any, *, format: str = "float32", model: Any = N
     wrong. Raises ModelError if the weights are not those the pack was made with, UsageError if the
     candidate has none of its tensors.
     """
+    wanted = format_named(format)
+    if wanted.block and wanted.name != "int8":
+        raise UsageError(f"format is {wanted.name}, in which neighbours share an exponent; bisect "
+                         "knows bounds of formats without, and of int8 weights")
     each = 1 - (1 - confidence) / max(len(pack.entries), 1)
-    judge = Judge(pack, candidate, format_named(format), model, each)
+    judge = Judge(pack, candidate, wanted, model, each)
     rows, first, good = [], None, None
     for entry in pack.entries.values():
         row = judge(entry)
