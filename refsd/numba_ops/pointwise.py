@@ -13,6 +13,8 @@ from refsd.numba_ops.simd import lanes, load, load_first, store, store_first
 
 # Elements of one task, and of one row where an array has no rows of its own.
 BLOCK, ROW = 2**14, 2**12
+# Elements that NumPy copies sooner than threads are told to.
+ALONE = 2**16
 
 
 def each(formula):

@@ -7,12 +7,9 @@ from numba import prange
 
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import dense, empty, flat
-from refsd.numba_ops.pointwise import BLOCK
+from refsd.numba_ops.pointwise import ALONE, BLOCK
 from refsd.numba_ops.simd import lanes, load, load_first, pointer, store, store_first
 from refsd.registry import kernel
-
-# Elements that NumPy copies sooner than threads are told to.
-ALONE = 2**16
 
 
 @kernel("numba")
