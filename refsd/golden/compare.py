@@ -158,12 +158,12 @@ class _Judge:
         notes = verdict.notes + _curious(metrics)
         times, at = 0.0, metrics.max_abs_index
         if limit is not None:
-            times, at = excess(golden, got, limit, metrics.rms)
+            times, at = excess(golden, got, limit, metrics)
             notes += (limit.note,) if limit.note and times else ()
         if times > 1 and limit.kind == "op":
             tiles = of_winograd(self.pack, verdict.entry, golden, self.format)
-            if tiles is not None and excess(golden, got, tiles, metrics.rms).times <= 1:
-                times, at = excess(golden, got, tiles, metrics.rms)
+            if tiles is not None and excess(golden, got, tiles, metrics).times <= 1:
+                times, at = excess(golden, got, tiles, metrics)
                 notes += ("explained as Winograd's algorithm, not as plain sums of products",)
         status = _status(golden, got, metrics, limit, times)
         at = metrics.nonfinite_index if metrics.nonfinite else at

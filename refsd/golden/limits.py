@@ -9,6 +9,7 @@ from refsd.golden.bounds_conv import fits_winograd
 from refsd.golden.bounds_worst import WORST_OF_PORTS
 from refsd.golden.formats import FORMATS, format_named, uncertainty
 from refsd.golden.manifest import Entry
+from refsd.golden.metrics import Metrics
 from refsd.golden.replay import TENSOR, references
 from refsd.golden.stage_bounds import STAGE_BOUNDS, stage_bound
 
@@ -148,24 +149,20 @@ class Excess(NamedTuple):
     at: tuple[int, ...] | None
 
 
-def excess(golden: np.ndarray, got: np.ndarray, limit: Limit, rms: float) -> Excess:
+def excess(golden: np.ndarray, got: np.ndarray, limit: Limit, metrics: Metrics) -> Excess:
     """The largest |error| / limit. What is not finite is judged elsewhere, and no error here."""
+    if limit.is_rms:
+        return Excess(_times(metrics.rms, limit.size), metrics.max_abs_index)
     with np.errstate(all="ignore"):
         error = np.abs(got.astype("float64") - golden.astype("float64"))
         error[~np.isfinite(error)] = 0
-        if limit.is_rms:
-            at = int(np.argmax(error)) if error.size else None
-            return Excess(_times(rms, limit.size), _index(at, golden.shape))
         times = np.where(error > 0, error / limit.size, 0)
     if not times.size:
         return Excess(0.0, None)
     at = int(np.argmax(times))
-    return Excess(float(times.ravel()[at]), _index(at, golden.shape))
+    return Excess(float(times.ravel()[at]),
+                  tuple(int(i) for i in np.unravel_index(at, golden.shape)))
 
 
 def _times(error: float, size: float) -> float:
     return error / size if size else np.inf if error else 0.0
-
-
-def _index(place: int | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    return None if place is None else tuple(int(i) for i in np.unravel_index(place, shape))
