@@ -3,7 +3,7 @@
     y = round(op(round(weights), x) + e)
 
 x is what the op before gave, already rounded. e stands for the roundings inside the op, where they
-matter beside the format's own; with a seed they are drawn, and results are rounded by chance to
+matter beside the format's own; with a seed they are drawn, or else results are rounded by chance to
 either neighbour; without a seed all is rounded to nearest, and e left out unless sums are
 coarser than float32's.
 """
@@ -64,13 +64,14 @@ class Emulator:
     def result(self, op: str, args: list, options: dict, y: np.ndarray) -> np.ndarray:
         """A result in the port's arithmetic."""
         if self._inside:
-            y = y + self._noise.standard_normal(y.shape) * deviation(op, args, options, y,
-                                                                     self.how.sums)
+            size = deviation(op, args, options, y, self.how.sums)
+            # Evenly spread over 2 sqrt(3) deviations: as good as any shape, and quick to draw.
+            y = y + (self._noise.random(y.shape) - 0.5) * (math.sqrt(12) * size)
         return self.stored(y)
 
     def stored(self, y: np.ndarray) -> np.ndarray:
-        """Rounded as the port stores its tensors."""
-        return round_to(y, self.how.tensors, generator=self._random)
+        """Rounded as the port stores its tensors; by chance only if nothing was drawn before."""
+        return round_to(y, self.how.tensors, generator=None if self._inside else self._random)
 
     def weight(self, name: str, leaf: Any) -> Any:
         """A weight as the port stores it: to nearest, always the same."""

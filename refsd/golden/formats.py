@@ -76,6 +76,8 @@ def round_to(x: np.ndarray, format: str | Format, *, generator: np.random.Genera
     if format.name == str(x.dtype):
         return x.copy()
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        if format.name == "float32" and generator is None:
+            return x.astype("float32").astype(x.dtype)
         wide = x.astype("float64")
         step = _steps(wide, format, axis)
         rounded = np.asarray(wide / step)
