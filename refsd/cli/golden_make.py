@@ -53,8 +53,10 @@ def parser() -> Parser:
     add("--no-tolerances", action="store_true",
         help="do not work out what a port may differ by, op by op")
     add("--spread", type=integer, metavar="RUNS", default=SPREAD,
-        help="runs with other roundings, for float32 and again for bfloat16, that measure how far "
-        "a network spreads them; 0 for none, as comparing ops alone needs (3)")
+        help="runs with other roundings, for each format, that measure how far a network spreads "
+        "them; 0 for none, as comparing ops alone needs (3)")
+    add("--spread-formats", metavar="LIST", default="float32,bfloat16",
+        help="the formats of these runs, as float32,float16 (float32,bfloat16)")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-q", "--quiet", action="store_true", help="no word on the work")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
@@ -102,6 +104,7 @@ def _check(options):
         options.model = options.loaded.model if options.model is None else options.model
     if options.spread != 0:
         check_integer("--spread (0 for none)", options.spread, 2, 1000)
+    options.spread_formats = _formats(options.spread_formats)
     if options.attention and options.level != 4:
         raise UsageError("--attention is for --level 4")
     draw.check(options)
@@ -115,6 +118,12 @@ def _check(options):
         if options.op not in known:
             raise UsageError(f"--op: there is no op {options.op[:40]!r}; give one of "
                              f"{', '.join(known)}")
+
+
+def _formats(text):
+    from refsd.golden.formats import format_named
+
+    return tuple(format_named(name).name for name in text.split(","))
 
 
 def _fraction(text):
@@ -198,8 +207,10 @@ def _record(pipe, options, folder, run, level):
                                   for bounds in entry.tolerance.values()):
         from refsd.golden import spread
 
-        with Progress(options.spread * len(spread.FORMATS), "spread", show=show) as progress:
-            spread.add_spread(folder, runs=options.spread, pipe=pipe, on_run=progress.step)
+        formats = options.spread_formats
+        with Progress(options.spread * len(formats), "spread", show=show) as progress:
+            spread.add_spread(folder, formats=formats, runs=options.spread, pipe=pipe,
+                              on_run=progress.step)
         manifest = _finished(folder)
     return _made(folder, manifest)
 
