@@ -87,41 +87,23 @@ def _tile(names, kinds, rows=ROWS):
         number = p["at"].type
         p.setdefault("out", p.get("before"))
         p.setdefault("panel_at", ir.Constant(number, 0))
-        panel_step = p.setdefault("panel_step", ir.Constant(number, width))
-        row_step, k_step = p.get("step", ir.Constant(number, 1)), p.get("turned_step")
-        right_from = builder.gep(p["panel"], [p["panel_at"]])
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector.llvm, [vector.llvm] * 3),
-            f"llvm.fma.{vector.suffix}")
+        p.setdefault("panel_step", ir.Constant(number, width))
         # LLVM keeps these in registers: nothing ever takes their address.
         sums = [cgutils.alloca_once_value(builder, ir.Constant(vector.llvm, None))
                 for _ in range(rows * VECTORS)]
-        row_starts = [builder.mul(row_step, ir.Constant(number, i)) for i in range(rows)]
-
-        def add_products(left_at, first):
-            with cgutils.for_range(builder, p["length"]) as loop:
-                k = builder.add(first, loop.index) if first else loop.index
-                right_at = builder.gep(right_from, [builder.mul(k, panel_step)])
-                right = [_load(builder, vector, right_at, j) for j in range(VECTORS)]
-                if "pace" in p:
-                    _fetch(builder, k, p, width)
-                left_k = builder.mul(loop.index, k_step) if k_step else loop.index
-                here = builder.gep(left_at, [left_k])
-                for i, start in enumerate(row_starts):
-                    left = spread(builder, builder.load(builder.gep(here, [start])), vector.count)
-                    for j in range(VECTORS):
-                        place = sums[i * VECTORS + j]
-                        product = builder.call(fma, [left, right[j], builder.load(place)])
-                        builder.store(product, place)
+        row_starts = [builder.mul(p.get("step", ir.Constant(number, 1)), ir.Constant(number, i))
+                      for i in range(rows)]
 
         if "segments" in p:
             count = context.make_array(signature.args[3])(context, builder, arguments[3]).shape
             with cgutils.for_range(builder, builder.extract_value(count, 0)) as segment:
                 offset = builder.load(builder.gep(p["segments"], [segment.index]))
-                add_products(builder.gep(p["a"], [builder.add(p["at"], offset)]),
-                             builder.mul(segment.index, p["length"]))
+                left_at = builder.gep(p["a"], [builder.add(p["at"], offset)])
+                done = builder.mul(segment.index, p["length"])
+                _add_products(builder, vector, sums, p, left_at, done, row_starts)
         else:
-            add_products(builder.gep(p["a"], [p["at"]]), None)
+            left_at = builder.gep(p["a"], [p["at"]])
+            _add_products(builder, vector, sums, p, left_at, None, row_starts)
 
         if "onto" in p:
             with builder.if_then(builder.icmp_signed("!=", p["onto"], ir.Constant(number, 0))):
@@ -136,6 +118,27 @@ def _tile(names, kinds, rows=ROWS):
         return context.get_dummy_value()
 
     return types.void(*kinds), emit
+
+
+def _add_products(builder, vector, sums, p, left_at, done, row_starts):
+    """Add `length` products from left_at on to the sums; `done` of the panel's rows were before."""
+    kind = ir.FunctionType(vector.llvm, [vector.llvm] * 3)
+    fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.{vector.suffix}")
+    right_from = builder.gep(p["panel"], [p["panel_at"]])
+    with cgutils.for_range(builder, p["length"]) as loop:
+        k = builder.add(done, loop.index) if done else loop.index
+        right_at = builder.gep(right_from, [builder.mul(k, p["panel_step"])])
+        right = [_load(builder, vector, right_at, j) for j in range(VECTORS)]
+        if "pace" in p:
+            _fetch(builder, k, p, VECTORS * vector.count)
+        turned = "turned_step" in p
+        left_k = builder.mul(loop.index, p["turned_step"]) if turned else loop.index
+        here = builder.gep(left_at, [left_k])
+        for i, start in enumerate(row_starts):
+            left = spread(builder, builder.load(builder.gep(here, [start])), vector.count)
+            for j in range(VECTORS):
+                place = sums[i * VECTORS + j]
+                builder.store(builder.call(fma, [left, right[j], builder.load(place)]), place)
 
 
 def _add(builder, vector, sums, p, name, width):
