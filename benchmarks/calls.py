@@ -1,6 +1,6 @@
 """Which ops Stable Diffusion 1.5 calls, with which shapes and how often: from its own models.
 
-The models run on shapes alone (refsd/golden/plan.py), so nothing here is typed by hand.
+The models run on shapes alone (refsd/golden/recording/plan.py), so nothing here is typed by hand.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refsd.golden.plan import Sizes, plan_model
+from refsd.golden.recording.plan import Sizes, plan_model
 
 # The work that every model section measures: a guided step, and one picture of 512 x 512.
 SAMPLE, TEXT, LATENTS, PICTURE, IDS = (

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from refsd.golden.candidate import Candidate
-from refsd.golden.compare import compare
-from refsd.golden.pack import Pack, Writer
+from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.compare import compare
+from refsd.golden.packs.pack import Pack, Writer
 
 RANDOM = np.random.default_rng(4)
 X, W, B = (RANDOM.standard_normal(shape).astype("float32") for shape in ((5, 16), (16, 16), (16,)))

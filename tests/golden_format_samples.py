@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from refsd.golden.pack import Writer
+from refsd.golden.packs.pack import Writer
 
 RECIPE = {"prompt": "a glossy red sphere", "steps": 2, "seed": 7, "cfg_scale": 7.5}
 MODEL = {"name": "tiny", "hash": "0" * 64, "scheduler": {"_class_name": "DDIMScheduler"}}

@@ -1,6 +1,6 @@
 """The mistakes that the stand-in port can make: what is wrong, where it first shows, and why.
 
-`reasons` are the keys of refsd.golden.diagnose that say it rightly. `after` mistakes damage one
+`reasons` are the keys of comparing.diagnose that say it rightly. `after` mistakes damage one
 tensor on its way out: f(array) -> (what is dumped, what the port goes on with).
 """
 

@@ -5,9 +5,9 @@ import tiny
 from golden_mistakes import MISTAKES
 from golden_port_ops import Ops
 
-from refsd.golden.make import make
-from refsd.golden.recipe import Recipe
-from refsd.golden.record import Selection
+from refsd.golden.recording.make import make
+from refsd.golden.recording.recipe import Recipe
+from refsd.golden.recording.record import Selection
 
 STEPS, GUIDANCE = 3, 5.0
 CONFIGS = {**tiny.CONFIGS, "scheduler": tiny.SCHEDULER}

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from weights_samples import file_of, refused
 
 from refsd.errors import ModelError, UsageError
-from refsd.golden import manifest as manifest_module
-from refsd.golden.manifest import Entry, Manifest, read_manifest, write_manifest
-from refsd.golden.pack import Pack
+from refsd.golden.packs import manifest as manifest_module
+from refsd.golden.packs.manifest import Entry, Manifest, read_manifest, write_manifest
+from refsd.golden.packs.pack import Pack
 
 NAME = "unet/000/conv_in"
 SHARD = "tensors-00000.safetensors"
@@ -241,7 +241,7 @@ def test_no_pack_at_all(tmp_path):
 
 READER = """
 import re, sys
-from refsd.golden.pack import Pack
+from refsd.golden.packs.pack import Pack
 
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024

@@ -19,9 +19,9 @@ from weights_samples import refused
 
 from refsd.__main__ import main
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.golden import archive
-from refsd.golden.archive import pack_up, unpack
-from refsd.golden.pack import Pack
+from refsd.golden.packs import archive
+from refsd.golden.packs.archive import pack_up, unpack
+from refsd.golden.packs.pack import Pack
 
 try:
     import zstandard

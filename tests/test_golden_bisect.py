@@ -12,11 +12,11 @@ from golden_runs import WEIGHTS, Dump, blocks, fused, mistaken, port, write_pack
 
 from refsd.__main__ import main
 from refsd.errors import UsageError
-from refsd.golden.bisect import bisect
-from refsd.golden.formats import FORMATS
-from refsd.golden.local_error import excess
-from refsd.golden.pack import Pack
-from refsd.golden.replay import arrays_of
+from refsd.golden.comparing.bisect import bisect
+from refsd.golden.comparing.local_error import excess
+from refsd.golden.packs.pack import Pack
+from refsd.golden.recording.replay import arrays_of
+from refsd.golden.tolerances.formats import FORMATS
 from refsd.registry import dispatch, ops, use
 
 SEEDS = 4

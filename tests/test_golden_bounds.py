@@ -13,11 +13,11 @@ from numba_agreement import run, truth_of
 from op_table import normal
 
 from refsd.errors import UsageError
-from refsd.golden import bounds_conv, tolerance
-from refsd.golden.bounds import Bound, bound
-from refsd.golden.bounds_moved import MOVEMENT
-from refsd.golden.formats import FORMATS, round_to
-from refsd.golden.precision import PRECISIONS, gamma, quantile, running_sum
+from refsd.golden.tolerances import bounds_conv, tolerance
+from refsd.golden.tolerances.bounds import Bound, bound
+from refsd.golden.tolerances.bounds_moved import MOVEMENT
+from refsd.golden.tolerances.formats import FORMATS, round_to
+from refsd.golden.tolerances.precision import PRECISIONS, gamma, quantile, running_sum
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.registry import ops, watch
 

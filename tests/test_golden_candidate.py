@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from refsd.errors import ModelError, UsageError
-from refsd.golden.candidate import Candidate, NameMap, loosely
-from refsd.golden.layouts import to_layout
+from refsd.golden.comparing.candidate import Candidate, NameMap, loosely
+from refsd.golden.comparing.layouts import to_layout
 from refsd.weights.writer import write_safetensors
 
 X = np.arange(24, dtype="float32").reshape(1, 4, 2, 3)

@@ -22,12 +22,12 @@ from golden_compare_samples import (
 )
 
 from refsd.errors import UsageError
-from refsd.golden import compare as module
-from refsd.golden.candidate import Candidate
-from refsd.golden.compare import compare
-from refsd.golden.limits import Accepted
-from refsd.golden.pack import Pack, Writer
-from refsd.golden.report import sentence
+from refsd.golden.comparing import compare as module
+from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.compare import compare
+from refsd.golden.comparing.limits import Accepted
+from refsd.golden.comparing.report import sentence
+from refsd.golden.packs.pack import Pack, Writer
 
 
 @pytest.fixture(scope="module")

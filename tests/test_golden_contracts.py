@@ -18,10 +18,10 @@ from refsd import contracts, registry
 from refsd.__main__ import main
 from refsd.contracts import Spec
 from refsd.errors import UsageError
-from refsd.golden.contracts import describe, describe_ops, refusals
-from refsd.golden.contracts_calls import calls, numbers
-from refsd.golden.contracts_stages import describe_all
-from refsd.golden.plan import plan_model
+from refsd.golden.porting.contracts import describe, describe_ops, refusals
+from refsd.golden.porting.contracts_calls import calls, numbers
+from refsd.golden.porting.contracts_stages import describe_all
+from refsd.golden.recording.plan import plan_model
 from refsd.pipelines import stages
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 

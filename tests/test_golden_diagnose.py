@@ -6,11 +6,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from refsd.golden.diagnose import Finding, diagnose, grid
-from refsd.golden.formats import round_to
-from refsd.golden.layouts import to_layout
-from refsd.golden.manifest import Entry
-from refsd.golden.replay import replay
+from refsd.golden.comparing.diagnose import Finding, diagnose, grid
+from refsd.golden.comparing.layouts import to_layout
+from refsd.golden.packs.manifest import Entry
+from refsd.golden.recording.replay import replay
+from refsd.golden.tolerances.formats import round_to
 
 RANDOM = np.random.default_rng(20)
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from refsd import parallel
-from refsd.golden.cases import make_ops
-from refsd.golden.make import make
-from refsd.golden.pack import Pack
-from refsd.golden.recipe import load_truth
-from refsd.golden.record import Recorder
-from refsd.golden.run import run, trees
-from refsd.golden.spread import recipe_of, selection_of
-from refsd.golden.tolerance import of
+from refsd.golden.packs.pack import Pack
+from refsd.golden.recording.cases import make_ops
+from refsd.golden.recording.make import make
+from refsd.golden.recording.recipe import load_truth
+from refsd.golden.recording.record import Recorder
+from refsd.golden.recording.run import run, trees
+from refsd.golden.tolerances.spread import recipe_of, selection_of
+from refsd.golden.tolerances.tolerance import of
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
 GOLDEN = Path(__file__).parent.parent / "golden"

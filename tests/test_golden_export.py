@@ -11,12 +11,12 @@ import tiny
 
 from refsd.__main__ import main
 from refsd.errors import ResourceError, UsageError
-from refsd.golden.candidate import Candidate
-from refsd.golden.export import KINDS, Files, chosen, export_pack
-from refsd.golden.layouts import LAYOUTS, to_layout
-from refsd.golden.pack import Pack, Writer
-from refsd.golden.tokenizer_export import arrays, export_tokenizer, unicode_tables
-from refsd.golden.weights_export import export_weights
+from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.layouts import LAYOUTS, to_layout
+from refsd.golden.packs.pack import Pack, Writer
+from refsd.golden.porting.export import KINDS, Files, chosen, export_pack
+from refsd.golden.porting.tokenizer_export import arrays, export_tokenizer, unicode_tables
+from refsd.golden.porting.weights_export import export_weights
 from refsd.text import CLIPTokenizer
 from refsd.text.vocabulary import clip_vocabulary, read_vocabulary
 from refsd.weights import load_checkpoint, read_safetensors
@@ -137,7 +137,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path, kind):
 
 
 def test_large_safetensors_are_cut_into_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("refsd.golden.export.SHARD_BYTES", 1000)
+    monkeypatch.setattr("refsd.golden.porting.export.SHARD_BYTES", 1000)
     with Files(tmp_path / "out", "safetensors") as out:
         for k in range(5):
             out.add(f"t{k}", some(100, seed=k))

@@ -13,10 +13,10 @@ from golden_format_samples import files, fill, tensors, write, writer
 from weights_samples import refused
 
 from refsd.errors import ResourceError, UsageError
-from refsd.golden.manifest import Entry, Manifest, read_manifest, write_manifest
-from refsd.golden.pack import Pack
-from refsd.golden.rules import is_file_name, is_name
-from refsd.golden.shards import sha256, statistics
+from refsd.golden.packs.manifest import Entry, Manifest, read_manifest, write_manifest
+from refsd.golden.packs.pack import Pack
+from refsd.golden.packs.rules import is_file_name, is_name
+from refsd.golden.packs.shards import sha256, statistics
 
 SHARD = "tensors-00000.safetensors"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refsd.errors import UsageError
-from refsd.golden.formats import FORMATS, format_named, round_to, uncertainty
+from refsd.golden.tolerances.formats import FORMATS, format_named, round_to, uncertainty
 
 FLOATS = [name for name, f in FORMATS.items() if not f.block]
 SMALL = [name for name in FLOATS if FORMATS[name].bits <= 11]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refsd.errors import UsageError
-from refsd.golden.layouts import LAYOUTS, from_layout, layout, to_layout
+from refsd.golden.comparing.layouts import LAYOUTS, from_layout, layout, to_layout
 
 SHAPES = st.lists(st.integers(1, 70), min_size=1, max_size=4).map(tuple).filter(
     lambda shape: np.prod(shape) < 20000)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from golden_compare_samples import NETWORK, X, changed_at, opened
 
-from refsd.golden.candidate import Candidate
-from refsd.golden.compare import compare
-from refsd.golden.pack import Pack, Writer
+from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.compare import compare
+from refsd.golden.packs.pack import Pack, Writer
 from refsd.ops.conv import conv2d
 
 

@@ -16,16 +16,16 @@ from refsd.__main__ import main
 from refsd.cli import samplers
 from refsd.cli.drawing import choose_sampler
 from refsd.errors import ModelError, UsageError
-from refsd.golden import invariants, replay
-from refsd.golden.bounds import bound
-from refsd.golden.make import make
-from refsd.golden.names import Namer, block_of, full, is_alone, parent
-from refsd.golden.pack import Pack
-from refsd.golden.recipe import Recipe, load_truth
-from refsd.golden.record import Event, Recorder, Selection
-from refsd.golden.run import run, trees
-from refsd.golden.stage_bounds import STAGE_BOUNDS, stage_bound
-from refsd.golden.writer import Writer
+from refsd.golden.packs.pack import Pack
+from refsd.golden.packs.writer import Writer
+from refsd.golden.recording import invariants, replay
+from refsd.golden.recording.make import make
+from refsd.golden.recording.names import Namer, block_of, full, is_alone, parent
+from refsd.golden.recording.recipe import Recipe, load_truth
+from refsd.golden.recording.record import Event, Recorder, Selection
+from refsd.golden.recording.run import run, trees
+from refsd.golden.tolerances.bounds import bound
+from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random import TorchGenerator
 from refsd.registry import ops
@@ -319,15 +319,15 @@ class Cut(Exception):
 
 
 def test_an_interrupted_recording_goes_on(pipe, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("refsd.golden.make.Writer", Small)
+    monkeypatch.setattr("refsd.golden.recording.make.Writer", Small)
     record(tmp_path / "whole", pipe, model, level=2)
-    monkeypatch.setattr("refsd.golden.make.Writer", Failing)
+    monkeypatch.setattr("refsd.golden.recording.make.Writer", Failing)
     for left in (30, 50):
         Failing.left = left
         with pytest.raises(Cut):
             make(tmp_path / "cut", recipe(pipe), pipe=pipe, model=model,
                  selection=Selection(level=2), resume=left > 30)
-    monkeypatch.setattr("refsd.golden.make.Writer", Small)
+    monkeypatch.setattr("refsd.golden.recording.make.Writer", Small)
     make(tmp_path / "cut", recipe(pipe), pipe=pipe, model=model, selection=Selection(level=2),
          resume=True)
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from refsd.errors import UsageError
-from refsd.golden import metrics
-from refsd.golden.metrics import measure, spacing
+from refsd.golden.comparing import metrics
+from refsd.golden.comparing.metrics import measure, spacing
 
 NAN, INF = math.nan, math.inf
 ULP = 2.0**-23  # of float32 at 1

@@ -12,8 +12,8 @@ import pytest
 from golden_format_samples import tensors, write
 
 from refsd.__main__ import main
-from refsd.golden.pack import Pack
-from refsd.golden.rules import DTYPES, ENTRY, MANIFEST
+from refsd.golden.packs.pack import Pack
+from refsd.golden.packs.rules import DTYPES, ENTRY, MANIFEST
 
 FOLDER = Path(__file__).parents[1] / "golden"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")

@@ -12,13 +12,13 @@ import pytest
 from golden_compare_samples import NETWORK, B, W, X, changed_at, compared, right, write_pack
 
 from refsd.__main__ import main
-from refsd.golden.candidate import Candidate
-from refsd.golden.compare import compare
-from refsd.golden.errormap import error_map
-from refsd.golden.html import colours, page
-from refsd.golden.junit import junit
-from refsd.golden.pack import Pack, Writer
-from refsd.golden.report import as_json, markdown, sentence, text
+from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.compare import compare
+from refsd.golden.comparing.errormap import error_map
+from refsd.golden.comparing.html import colours, page
+from refsd.golden.comparing.junit import junit
+from refsd.golden.comparing.report import as_json, markdown, sentence, text
+from refsd.golden.packs.pack import Pack, Writer
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +209,10 @@ def test_refusals(run, folder, candidates, args, code, said):
 
 MEASURE = """
 import resource, sys
-from refsd.golden.candidate import Candidate
-from refsd.golden.compare import compare
-from refsd.golden.pack import Pack
-import refsd.golden.bounds, refsd.ops
+from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.compare import compare
+from refsd.golden.packs.pack import Pack
+import refsd.golden.tolerances.bounds, refsd.ops
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 with Pack.open(sys.argv[1]) as pack, Candidate.open(sys.argv[2]) as candidate:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

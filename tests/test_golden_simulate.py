@@ -10,16 +10,16 @@ import pytest
 from refsd import functional as F
 from refsd.__main__ import main
 from refsd.errors import UsageError
-from refsd.golden.bounds import bound
-from refsd.golden.emulate import Emulator, deviation
-from refsd.golden.formats import FORMATS, round_to
-from refsd.golden.make import make
-from refsd.golden.pack import Pack
-from refsd.golden.precision import OUTLIERS, PRECISIONS
-from refsd.golden.recipe import Recipe, load_truth
-from refsd.golden.record import Selection
-from refsd.golden.simulate import simulate
-from refsd.golden.spread import Errors, add_spread, emulated_run, independent, spread
+from refsd.golden.packs.pack import Pack
+from refsd.golden.recording.make import make
+from refsd.golden.recording.recipe import Recipe, load_truth
+from refsd.golden.recording.record import Selection
+from refsd.golden.tolerances.bounds import bound
+from refsd.golden.tolerances.emulate import Emulator, deviation
+from refsd.golden.tolerances.formats import FORMATS, round_to
+from refsd.golden.tolerances.precision import OUTLIERS, PRECISIONS
+from refsd.golden.tolerances.simulate import simulate
+from refsd.golden.tolerances.spread import Errors, add_spread, emulated_run, independent, spread
 from refsd.registry import trace
 
 SIZE = 32  # pixels: latents of 4 x 4

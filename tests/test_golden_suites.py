@@ -10,11 +10,11 @@ import tiny
 
 from refsd.__main__ import main
 from refsd.errors import UsageError
-from refsd.golden import replay
-from refsd.golden.case_table import CASES
-from refsd.golden.cases import GENERATOR, cases, make_ops, numbers
-from refsd.golden.pack import Pack
-from refsd.golden.suites import read_suite
+from refsd.golden.packs.pack import Pack
+from refsd.golden.recording import replay
+from refsd.golden.recording.case_table import CASES
+from refsd.golden.recording.cases import GENERATOR, cases, make_ops, numbers
+from refsd.golden.recording.suites import read_suite
 from refsd.registry import ops
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from model_samples import CLIPS, UNETS, VAES, tree, values
 import refsd
 from refsd.contracts import Spec
 from refsd.errors import UsageError
-from refsd.golden.plan import planned_config, planned_tree, planning
+from refsd.golden.recording.plan import planned_config, planned_tree, planning
 from refsd.models import clip, layers, unet, vae
 
 

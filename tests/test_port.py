@@ -16,9 +16,9 @@ from refsd import registry
 from refsd.__main__ import main
 from refsd.contracts import Spec
 from refsd.errors import ModelError, UsageError
-from refsd.golden.plan import plan_model, planning, read_configs, sizes
-from refsd.golden.port import kind_of, new, plan
-from refsd.golden.port_status import status
+from refsd.golden.porting.port import kind_of, new, plan
+from refsd.golden.porting.port_status import status
+from refsd.golden.recording.plan import plan_model, planning, read_configs, sizes
 
 ROOT = Path(__file__).parent.parent
 

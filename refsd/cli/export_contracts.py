@@ -30,10 +30,10 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Write them."""
-    from refsd.golden.contracts_header import header
-    from refsd.golden.contracts_pytest import contract_tests
-    from refsd.golden.contracts_stages import describe_all
-    from refsd.golden.export import write_folder
+    from refsd.golden.porting.contracts_header import header
+    from refsd.golden.porting.contracts_pytest import contract_tests
+    from refsd.golden.porting.contracts_stages import describe_all
+    from refsd.golden.porting.export import write_folder
 
     contracts = describe_all(options.model)
     files = {"refsd.h": header(contracts).encode("utf-8"), **contract_tests(contracts)}

@@ -29,7 +29,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Write it."""
-    from refsd.golden.tokenizer_export import export_tokenizer
+    from refsd.golden.porting.tokenizer_export import export_tokenizer
     from refsd.text.vocabulary import clip_vocabulary, read_vocabulary
     from refsd.weights import resolve
 

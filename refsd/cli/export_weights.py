@@ -41,7 +41,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Write them."""
-    from refsd.golden.weights_export import export_weights
+    from refsd.golden.porting.weights_export import export_weights
     from refsd.pipelines.loading import bundled_model
     from refsd.weights import resolve
 

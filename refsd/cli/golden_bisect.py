@@ -40,9 +40,9 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Bisect, and say it; 0 when all is explained."""
-    from refsd.golden.bisect import bisect
-    from refsd.golden.candidate import Candidate
-    from refsd.golden.pack import Pack
+    from refsd.golden.comparing.bisect import bisect
+    from refsd.golden.comparing.candidate import Candidate
+    from refsd.golden.packs.pack import Pack
 
     opened = Candidate.open(options.candidate, name_map=options.map, layout=options.layout)
     with Pack.open(options.pack) as pack, opened as candidate:

@@ -56,11 +56,11 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, write the reports, say what was found. 0: all explained, 1: not."""
-    from refsd.golden.candidate import Candidate
-    from refsd.golden.compare import compare
-    from refsd.golden.limits import Accepted
-    from refsd.golden.pack import Pack
-    from refsd.golden.report import as_json, text
+    from refsd.golden.comparing.candidate import Candidate
+    from refsd.golden.comparing.compare import compare
+    from refsd.golden.comparing.limits import Accepted
+    from refsd.golden.comparing.report import as_json, text
+    from refsd.golden.packs.pack import Pack
 
     files = [_report(name) for name in options.report]
     accepted = None if options.accept_tolerance is None else Accepted(*options.accept_tolerance)
@@ -108,9 +108,9 @@ def _report(name: str) -> Path:
 
 def _rendered(found: Any, end: str) -> str:
     """The comparison as a file of the kind."""
-    from refsd.golden.html import page
-    from refsd.golden.junit import junit
-    from refsd.golden.report import as_json, markdown
+    from refsd.golden.comparing.html import page
+    from refsd.golden.comparing.junit import junit
+    from refsd.golden.comparing.report import as_json, markdown
 
     if end == ".json":
         return json.dumps(as_json(found), indent=1, allow_nan=False) + "\n"

@@ -42,10 +42,10 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Write it."""
-    from refsd.golden.export import export_pack
-    from refsd.golden.onnx import export_onnx
-    from refsd.golden.pack import Pack
-    from refsd.golden.replay import weights
+    from refsd.golden.packs.pack import Pack
+    from refsd.golden.porting.export import export_pack
+    from refsd.golden.porting.onnx import export_onnx
+    from refsd.golden.recording.replay import weights
 
     if options.to == "pack":
         return _pack_up(options)
@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _pack_up(options: argparse.Namespace) -> int:
-    from refsd.golden.archive import pack_up
-    from refsd.golden.pack import Pack
+    from refsd.golden.packs.archive import pack_up
+    from refsd.golden.packs.pack import Pack
 
     if options.layout.upper() != "NCHW" or options.only:
         raise UsageError("--to pack keeps the pack as it is; leave --layout and --only out")

@@ -34,7 +34,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Show it; ModelError (exit code 3) when --verify finds something altered or missing."""
-    from refsd.golden.pack import Pack
+    from refsd.golden.packs.pack import Pack
 
     with Warnings(show=not options.json) as warnings, Pack.open(options.pack) as pack:
         found = summary(pack.manifest)

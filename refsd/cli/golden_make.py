@@ -98,7 +98,7 @@ def _check(options):
         check_integer("--level", options.level, 0, 4)
     options.loaded = None
     if options.suite:
-        from refsd.golden.suites import read_suite
+        from refsd.golden.recording.suites import read_suite
 
         options.loaded = read_suite(options.suite)
         options.model = options.loaded.model if options.model is None else options.model
@@ -111,7 +111,7 @@ def _check(options):
     options.shard = _fraction(options.shard)
     options.record_steps = _steps(options.record_steps)
     if options.op is not None:
-        from refsd.golden.stage_ops import STAGE_OPS
+        from refsd.golden.recording.stage_ops import STAGE_OPS
         from refsd.registry import ops
 
         known = sorted(ops()) if options.ops else sorted({*ops(), *STAGE_OPS, "block"})
@@ -121,7 +121,7 @@ def _check(options):
 
 
 def _formats(text):
-    from refsd.golden.formats import format_named
+    from refsd.golden.tolerances.formats import format_named
 
     return tuple(format_named(name).name for name in text.split(","))
 
@@ -152,13 +152,13 @@ def _tolerance(options):
     """What works out the tolerances of an op, or None."""
     if options.no_tolerances:
         return None
-    from refsd.golden import tolerance
+    from refsd.golden.tolerances import tolerance
 
     return tolerance.of
 
 
 def _ops(options):
-    from refsd.golden.cases import make_ops
+    from refsd.golden.recording.cases import make_ops
 
     manifest = make_ops(options.output, op=options.op, resume=options.resume,
                         tolerance=_tolerance(options))
@@ -166,8 +166,8 @@ def _ops(options):
 
 
 def _runs(options):
-    from refsd.golden.recipe import load_truth, model_of
-    from refsd.golden.suites import write_index
+    from refsd.golden.recording.recipe import load_truth, model_of
+    from refsd.golden.recording.suites import write_index
 
     suite = options.loaded
     pipe = load_truth(options.model, variant=options.variant, download=options.download)
@@ -187,8 +187,8 @@ def _runs(options):
 
 def _record(pipe, options, folder, run, level):
     """A pack of one picture; what the suite's run says stands above the command line."""
-    from refsd.golden.make import make
-    from refsd.golden.record import Selection
+    from refsd.golden.recording.make import make
+    from refsd.golden.recording.record import Selection
 
     recipe = _recipe(pipe, options, run)
     show = not (options.quiet or options.json)
@@ -205,7 +205,7 @@ def _record(pipe, options, folder, run, level):
                 tolerance=_tolerance(options), on_step=progress.step)
     if options.spread and not any("spread" in bounds for entry in manifest.tensors
                                   for bounds in entry.tolerance.values()):
-        from refsd.golden import spread
+        from refsd.golden.tolerances import spread
 
         formats = options.spread_formats
         with Progress(options.spread * len(formats), "spread", show=show) as progress:
@@ -217,8 +217,8 @@ def _record(pipe, options, folder, run, level):
 
 def _finished(folder):
     """The manifest of a pack that is whole, None where there is none yet."""
-    from refsd.golden.manifest import read_manifest
-    from refsd.golden.writer import MANIFEST
+    from refsd.golden.packs.manifest import read_manifest
+    from refsd.golden.packs.writer import MANIFEST
 
     path = os.path.join(folder, MANIFEST)
     if not os.path.isfile(path):
@@ -229,7 +229,7 @@ def _finished(folder):
 
 def _recipe(pipe, options, run):
     from refsd.cli import drawing, samplers
-    from refsd.golden.recipe import Recipe
+    from refsd.golden.recording.recipe import Recipe
 
     sampler = run.get("sampler", options.sampler)
     before = pipe.scheduler

@@ -53,9 +53,9 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Simulate, and say what came of it."""
-    from refsd.golden.bounds import arithmetic
-    from refsd.golden.recipe import Recipe, load_truth
-    from refsd.golden.simulate import UNITS, simulate
+    from refsd.golden.recording.recipe import Recipe, load_truth
+    from refsd.golden.tolerances.bounds import arithmetic
+    from refsd.golden.tolerances.simulate import UNITS, simulate
     from refsd.pipelines.request import check_choice
 
     check_choice("--rank", options.rank, (*UNITS, "none"))

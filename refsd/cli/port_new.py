@@ -26,7 +26,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Write it."""
-    from refsd.golden.port import new
+    from refsd.golden.porting.port import new
 
     folder = options.output or f"port-{options.name.replace(' ', '-')}"
     place = new(options.name, folder, model=options.model)

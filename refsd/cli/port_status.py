@@ -29,7 +29,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Show it. 1: something is wrong."""
-    from refsd.golden.port_status import status
+    from refsd.golden.porting.port_status import status
 
     found = status(options.folder)
     rows = [*found.ops, *found.blocks, *found.stages]

@@ -10,8 +10,8 @@ from golden_port_ops import Ops
 from golden_runs import Dump, mistaken, port, write_pack
 from golden_torch_port import TorchOps
 
-from refsd.golden.bisect import bisect
-from refsd.golden.pack import Pack
+from refsd.golden.comparing.bisect import bisect
+from refsd.golden.packs.pack import Pack
 
 SEEDS = range(20)
 

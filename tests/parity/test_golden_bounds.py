@@ -13,8 +13,8 @@ import torch.nn.functional as TF
 from agreement_cases import calls
 from numba_agreement import truth_of
 
-from refsd.golden.bounds import bound
-from refsd.golden.formats import FORMATS, round_to
+from refsd.golden.tolerances.bounds import bound
+from refsd.golden.tolerances.formats import FORMATS, round_to
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16,
           "fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import refsd
-from refsd.golden.pack import Pack
+from refsd.golden.packs.pack import Pack
 from refsd.pipelines.loading import bundled_model
 
 GOLDEN = Path(refsd.__file__).parents[1] / "golden" / "bundled"

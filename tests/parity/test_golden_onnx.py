@@ -8,8 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 from refsd.errors import UsageError
-from refsd.golden.onnx import export_onnx
-from refsd.golden.pack import Pack, Writer
+from refsd.golden.packs.pack import Pack, Writer
+from refsd.golden.porting.onnx import export_onnx
 
 
 def protos(folder):

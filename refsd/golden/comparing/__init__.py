@@ -1,0 +1,1 @@
+"""What a port wrote against a pack: reading it, judging it, and naming the mistake."""

@@ -1,0 +1,107 @@
+"""The first op of a port that is wrong: its own error, apart from the one that it was handed.
+
+Each op of a pack is computed again in float64 on the port's own inputs. What the port's result
+differs by from that is the op's local error, which rounding must explain (tolerances.bounds);
+the rest of its distance to the golden tensor was inherited from earlier ops:
+
+    port - golden = (port - op(port's inputs)) + (op(port's inputs) - golden)
+
+Where the port left no inputs, the two cannot be told apart. Then the tensor is held against what a
+whole network may spread (refsd.golden.tolerances.tolerance), and the answer is a region, not an op.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from refsd.errors import UsageError
+from refsd.golden.comparing.local_error import (
+    EXPLAINED,
+    MISSING,
+    OPEN,
+    SUSPECT,
+    WRONG,
+    Judge,
+    Verdict,
+)
+from refsd.golden.tolerances.formats import format_named
+
+# How sure a whole pack without a mistake is to pass. Each tensor is held to its share of the rest.
+CONFIDENCE = 0.999
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """The first verdict that is bad, if any, and one for every tensor in the order of execution."""
+
+    first: Verdict | None
+    rows: list[Verdict]
+    format: str = "float32"
+    good: Verdict | None = None  # the last that is explained before the first
+
+    @property
+    def later(self) -> list[Verdict]:
+        """Further ops whose own error is not explained, each on its own inputs."""
+        return [row for row in self.rows if row.status == WRONG and row is not self.first]
+
+    @property
+    def sentence(self) -> str:
+        """The answer, for a person who is to repair the port."""
+        judged = [row for row in self.rows if row.status not in (MISSING, OPEN)]
+        if self.first is None:
+            return _all_well(self.rows, judged, self.format)
+        row = self.first
+        if row.status == SUSPECT:
+            since = "from the beginning" if self.good is None else f"after {self.good.name}"
+            return (f"The first error that {self.format} rounding does not explain arose {since}, "
+                    f"in {row.name} or before it ({row.times:.3g} times what a right port differs "
+                    "by); dump the ops between to know which.")
+        why = "" if row.finding is None else f": {row.finding.sentence}"
+        also = "" if not row.computed else (
+            f", with the {len(row.computed)} ops from {row.computed[0]} on that were not dumped,")
+        return (f"{row.name} (op {row.op}, tensor {row.index}){also} is the first that is wrong on "
+                f"its own inputs, {_times(row.times)} what {self.format} rounding explains{why}")
+
+
+def bisect(pack: Any, candidate: Any, *, format: str = "float32", model: Any = None,
+           confidence: float = CONFIDENCE, first_only: bool = False) -> Bisection:
+    """Judge every tensor of an open Pack that an open Candidate has, one at a time.
+
+    format: what the port computes in; model: where the weights are, if not where the pack says;
+    confidence: how sure a right port is to pass as a whole; first_only stops at the first that is
+    wrong. Raises ModelError if the weights are not those the pack was made with, UsageError if the
+    candidate has none of its tensors.
+    """
+    wanted = format_named(format)
+    if wanted.block and wanted.name != "int8":
+        raise UsageError(f"format is {wanted.name}, in which neighbours share an exponent; bisect "
+                         "knows bounds of formats without, and of int8 weights")
+    each = 1 - (1 - confidence) / max(len(pack.entries), 1)
+    judge = Judge(pack, candidate, wanted, model, each)
+    rows, first, good = [], None, None
+    for entry in pack.entries.values():
+        row = judge(entry)
+        rows.append(row)
+        if row.bad and first is None:
+            first = row
+            if first_only:
+                break
+        if row.status == EXPLAINED and first is None:
+            good = row
+    if all(row.status == MISSING for row in rows):
+        raise UsageError(f"the port's dump has none of the pack's {len(rows)} tensors. Name them "
+                         "as the pack does, or give a name map")
+    return Bisection(first, rows, judge.format.name, good)
+
+
+def _times(times: float) -> str:
+    return f"{times:.3g} times" if math.isfinite(times) else "beyond"
+
+
+def _all_well(rows: list[Verdict], judged: list[Verdict], format: str) -> str:
+    missing = sum(row.status == MISSING for row in rows)
+    open_ = sum(row.status == OPEN for row in rows)
+    rest = [f"{missing} are not in the port's dump"] if missing else []
+    rest += [f"{open_} could not be judged"] if open_ else []
+    return (f"Rounding in {format} explains all of the {len(judged)} tensors judged"
+            + (f"; {' and '.join(rest)}" if rest else "") + ".")

@@ -1,0 +1,223 @@
+"""A port's tensors against a golden pack, one at a time, in the order of execution."""
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from refsd.errors import UsageError
+from refsd.golden.comparing.diagnose import Finding
+from refsd.golden.comparing.dumps import Dump
+from refsd.golden.comparing.errormap import error_map
+from refsd.golden.comparing.evidence import Evidence
+from refsd.golden.comparing.fits import places
+from refsd.golden.comparing.limits import Accepted, Limit, excess, limit_of, of_winograd
+from refsd.golden.comparing.metrics import Metrics, measure
+from refsd.golden.packs.manifest import Entry
+from refsd.golden.tolerances.formats import format_named
+
+EQUAL, EXPLAINED, WRONG, OPEN = "equal", "explained", "wrong", "open"
+SHAPE, DTYPE, MISSING = "shape", "dtype", "missing"
+FAILING = (WRONG, SHAPE, DTYPE, OPEN)
+# How many failing tensors are looked into: in a run all that follows the first is its consequence.
+DIAGNOSES = {"run": 3, "ops": 20}
+# A candidate's tensor may be larger than the golden one by its padding; this much is still read.
+# One row in tiles of 32 x 32 takes 1024 numbers for one.
+PADDED, SMALL = 4, 1 << 22
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one tensor.
+
+    status: "equal" (to the bit), "explained" (by the tolerance), "wrong" (beyond it, or not
+    finite where the golden number is), "open" (it differs, and the pack has no tolerance that says
+    by how much it may), "shape", "dtype" (integers for floats or the reverse), "missing". times:
+    |error| / tolerance, the largest, at the index `at`, where the pack has golden_there and the
+    candidate found_there. kind: which tolerance (refsd.golden.comparing.limits.Limit).
+    """
+
+    entry: Entry
+    status: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    metrics: Metrics | None = None
+    kind: str = ""
+    times: float = 0.0
+    at: tuple[int, ...] | None = None
+    golden_there: float = 0.0
+    found_there: float = 0.0
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    map: Any = None
+
+    @property
+    def bad(self) -> bool:
+        """Whether it makes the comparison fail."""
+        return self.status in FAILING
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Verdicts in the order of execution, and the candidate's names that mean nothing here."""
+
+    pack: str
+    candidate: str
+    format: str
+    verdicts: list[Verdict]
+    extra: list[str]
+    whole: bool = False  # whether missing tensors fail too
+
+    @property
+    def first(self) -> Verdict | None:
+        """The first verdict that fails."""
+        return next((v for v in self.verdicts if v.bad or self.whole and v.status == MISSING), None)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors have each status, those that occur."""
+        found: dict[str, int] = {}
+        for verdict in self.verdicts:
+            found[verdict.status] = found.get(verdict.status, 0) + 1
+        return found
+
+    @property
+    def failing(self) -> int:
+        """How many verdicts fail."""
+        return sum(v.bad or self.whole and v.status == MISSING for v in self.verdicts)
+
+
+def compare(pack: Any, candidate: Any, *, format: str = "float32", only: Iterable[str] = (),
+            accepted: Accepted | None = None, model: Any = None, whole: bool = False,
+            maps: bool = False, on_tensor: Callable[[int, int], None] | None = None) -> Comparison:
+    """Compare every tensor of an open Pack with its counterpart in an open Candidate.
+
+    format: what the port computes in; only: patterns of names (any fits; none: all); accepted: a
+    tolerance in place of the derived ones; model: where the weights are, for the reasons of
+    mistakes; whole: a missing tensor fails; maps: keep an error map of each tensor that differs;
+    on_tensor(done, all) is called along the way. Two tensors are in memory at a time, and those of
+    one op where a mistake is looked into. Raises UsageError when nothing can be compared.
+    """
+    format, only = format_named(format).name, tuple(only)
+    entries = [entry for entry in pack.entries.values()
+               if not only or any(fnmatch.fnmatchcase(entry.name, one) for one in only)]
+    if not entries:
+        raise UsageError(f"{pack.path}: no tensor fits {', '.join(only)}. See refsd golden info")
+    judge = _Judge(pack, candidate, format, accepted, model, maps)
+    verdicts = []
+    for place, entry in enumerate(entries):
+        verdicts.append(judge(entry))
+        if on_tensor is not None:
+            on_tensor(place + 1, len(entries))
+    if all(verdict.status == MISSING for verdict in verdicts):
+        raise UsageError(f"{candidate.where}: none of the {len(entries):,} tensors is there. The "
+                         f"pack has {entries[0].name!r}, the candidate "
+                         f"{candidate.names()[0][:200]!r}; give a name map")
+    return Comparison(str(pack.path), candidate.where, format, verdicts,
+                      candidate.extra(pack.entries), whole)
+
+
+class _Judge:
+    """Verdicts on a candidate's tensors, one after the other."""
+
+    def __init__(self, pack: Any, candidate: Any, format: str, accepted: Accepted | None,
+                 model: Any, maps: bool):
+        self.pack, self.candidate, self.format, self.accepted = pack, candidate, format, accepted
+        self.evidence = Evidence(pack, candidate, format, model)
+        self.maps, self.left = maps, DIAGNOSES[pack.manifest.kind]
+
+    def __call__(self, entry: Entry) -> Verdict:
+        info = self.candidate.info(entry.name)
+        if info is None:
+            return Verdict(entry, MISSING)
+        verdict = Verdict(entry, SHAPE, info.dtype, info.shape or ())
+        if _is_too_large(info, entry):
+            return replace(verdict, notes=(f"{info.bytes:,} bytes, far more than its shape takes: "
+                                           "not read",))
+        got = self.candidate.read(entry.name, entry.shape)
+        golden = self.pack.read(entry.name)
+        verdict = replace(verdict, shape=got.shape, notes=_notes(entry, info, got))
+        if got.shape == entry.shape:
+            verdict = self._judged(verdict, golden, got)
+        if verdict.bad and self.left:
+            self.left -= 1
+            self.evidence.trouble = ""
+            found = self.evidence.findings(entry, golden, got)
+            doubt = self.evidence.trouble and (
+                f"the op could not be computed to see why: {self.evidence.trouble}",)
+            verdict = replace(verdict, findings=found, notes=verdict.notes + (doubt or ()))
+        return verdict
+
+    def _judged(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray) -> Verdict:
+        metrics = measure(golden, got, format=self.format)
+        limit = limit_of(self.pack, verdict.entry, golden, format=self.format,
+                         accepted=self.accepted)
+        notes = verdict.notes + _curious(metrics)
+        times, at = 0.0, metrics.max_abs_index
+        if limit is not None:
+            times, at = excess(golden, got, limit, metrics)
+            notes += (limit.note,) if limit.note and times else ()
+        if times > 1 and limit.kind == "op":
+            tiles = of_winograd(self.pack, verdict.entry, golden, self.format)
+            if tiles is not None and excess(golden, got, tiles, metrics).times <= 1:
+                times, at = excess(golden, got, tiles, metrics)
+                notes += ("explained as Winograd's algorithm, not as plain sums of products",)
+        status = _status(golden, got, metrics, limit, times)
+        at = metrics.nonfinite_index if metrics.nonfinite else at
+        here = (float(golden[at]), float(got[at])) if at is not None else (0.0, 0.0)
+        return replace(
+            verdict, status=status, metrics=metrics, kind=limit.kind if limit else "",
+            times=math.inf if metrics.nonfinite else times, at=at, golden_there=here[0],
+            found_there=here[1], notes=notes,
+            map=error_map(golden, got) if self.maps and status != EQUAL else None)
+
+
+def _status(golden, got, metrics: Metrics, limit: Limit | None, times: float) -> str:
+    """The same kind of number, finite where it should be, and within the limit."""
+    if (golden.dtype.kind == "f") != (got.dtype.kind == "f"):
+        return DTYPE
+    if metrics.nonfinite:
+        return WRONG
+    if metrics.max_abs == 0:
+        return EQUAL
+    if limit is None or times > 1 and limit.kind == "likely":
+        return OPEN
+    return EXPLAINED if times <= 1 else WRONG
+
+
+def _is_too_large(info: Dump, entry: Entry) -> bool:
+    """Reading it would take far more memory than the golden tensor does."""
+    return info.bytes > max(SMALL, PADDED * 8 * math.prod(entry.shape))
+
+
+def _notes(entry: Entry, info: Dump, got: np.ndarray) -> tuple[str, ...]:
+    """What an engineer should know and what by itself is no mistake."""
+    found = []
+    if info.dtype != entry.dtype:
+        found.append(f"dtype {info.dtype}, the golden tensor is {entry.dtype}")
+    if got.shape != entry.shape:
+        found.append(f"shape {got.shape}, the golden tensor is {entry.shape}")
+    elif info.shape not in (None, entry.shape) and _without_ones(info) == _without_ones(entry):
+        found.append(f"shape {info.shape}, the golden tensor is {entry.shape}")
+    return tuple(found)
+
+
+def _without_ones(tensor: Dump | Entry) -> list[int]:
+    return [n for n in tensor.shape if n != 1]
+
+
+def _curious(metrics: Metrics) -> tuple[str, ...]:
+    """What measures do not see."""
+    found = []
+    if metrics.nan_both:
+        found.append(f"NaN in both in {places(metrics.nan_both)}")
+    if metrics.inf_sign:
+        found.append(f"infinities of the other sign in {places(metrics.inf_sign)}")
+    if metrics.nonfinite:
+        found.append(f"NaN or infinity that the other has not in {places(metrics.nonfinite)}")
+    if metrics.zero_sign:
+        found.append(f"-0.0 for 0.0, or the reverse, in {places(metrics.zero_sign)}")
+    return tuple(found)

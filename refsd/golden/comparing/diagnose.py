@@ -1,0 +1,190 @@
+"""What a mistake looks like: which known wrong version gives the candidate's numbers.
+
+With an op's inputs the wrong versions are computed (comparing.variants) and compared with the
+candidate: then the answer is nearly certain. Without, the candidate is fitted to the golden tensor:
+a scale, an offset, a permutation, a shift (comparing.fits). A finding carries the share of the
+squared error that it explains; where nothing explains the error, nothing is said.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refsd.golden.comparing import fits
+from refsd.golden.comparing.variants import variants
+from refsd.golden.packs.manifest import Entry
+from refsd.golden.recording.replay import WEIGHT, fill_in, raise_to_float64
+from refsd.golden.tolerances.formats import FORMATS, format_named, round_to
+
+# A wrong version must explain so much of the squared error: nine tenths, so that the rounding of a
+# short format beside a small mistake does not hide it, and no chance likeness passes.
+SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A reason by its stable key, for people, and the share of the squared error it explains."""
+
+    reason: str
+    sentence: str
+    confidence: float
+
+
+class Guess(NamedTuple):
+    """A wrong version: what it would have given, in the shape of the candidate."""
+
+    reason: str
+    sentence: str
+    array: np.ndarray
+
+
+def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
+             inputs: Mapping[str, Any] | None = None, *, format: str = "float32",
+             weights: Callable[[str], np.ndarray] | None = None,
+             previous: np.ndarray | None = None,
+             upstream: Mapping[str, tuple[Entry, Mapping[str, Any]]] | None = None,
+             factors: Iterable[float] = ()) -> list[Finding]:
+    """The reasons that explain why the candidate is not the golden tensor, the best first.
+
+    golden: what the entry's op gives in float64 on these inputs (without inputs: the pack's
+    tensor). inputs: the op's, by parameter; weights reads those that are references. previous: the
+    same tensor one step earlier. upstream: the op that made an input, and its own inputs, where a
+    mistake may be that it was left out. factors: scaling factors of the model, besides those of
+    Stable Diffusion. format: what the port computes in.
+    """
+    golden, candidate = np.asarray(golden), np.asarray(candidate)
+    if candidate.shape != golden.shape:
+        return _ranked(_of_shape(golden, candidate), candidate)
+    truth, got = golden.astype("float64"), candidate.astype("float64")
+    finite = np.isfinite(truth) & np.isfinite(got)
+    found = [Finding(*finding) for finding in fits.nonfinite(truth, got)]
+    if not finite.any():
+        return found
+    error = _squares(truth, got, finite)
+    if error == 0:
+        return found
+    guesses = _guesses(entry, truth, got, _filled(inputs, weights), previous, upstream, factors)
+    with np.errstate(all="ignore"):
+        scores = [_scored(guess, got, finite, error) for guess in guesses]
+    found += _ranked(scores, got[finite])
+    return found or _rounding(truth, got, finite, format_named(format).name)
+
+
+def _filled(inputs, weights):
+    """Inputs in float64, with what is still the name of a weight read."""
+    if inputs is None or any(isinstance(value, str) and weights is None
+                             for value in inputs.values()):
+        return {}
+    return {name: raise_to_float64(fill_in(value, tensor=_no_tensor, weight=weights)
+                                   if isinstance(value, str) and value.startswith(WEIGHT)
+                                   else value) for name, value in inputs.items()}
+
+
+def _no_tensor(name: str) -> Any:
+    raise KeyError(name)
+
+
+def _guesses(entry, truth, got, inputs, previous, upstream, factors) -> Iterator[Guess]:
+    """Every wrong version that is known, the most specific first."""
+    if previous is not None and previous.shape == truth.shape:
+        yield Guess("stale", "it is the tensor of the step before", previous.astype("float64"))
+    if inputs:
+        for guess in variants(entry, inputs, truth, got, upstream or {}):
+            if np.shape(guess[2]) == truth.shape:
+                yield Guess(*guess)
+    yield from (Guess(*guess) for guess in fits.same_shape(entry, truth, got, factors))
+
+
+class _Score(NamedTuple):
+    """A guess without its array: there are many, and they may be large."""
+
+    reason: str
+    sentence: str
+    left: float  # the squared error that is not explained
+    share: float
+
+
+def _scored(guess: Guess, got: np.ndarray, finite: np.ndarray, error: float) -> _Score:
+    left = _squares(np.asarray(guess.array, "float64"), got, finite)
+    return _Score(guess.reason, guess.sentence, left, 1 - left / error)
+
+
+def _of_shape(golden: np.ndarray, candidate: np.ndarray) -> list[_Score]:
+    """Candidates of another shape, against the golden tensor brought to it in every known way."""
+    got = candidate.astype("float64")
+    finite = np.isfinite(got)
+    scores = []
+    for reason, sentence, array in fits.other_shape(golden.astype("float64"), got):
+        size = float((array[finite] ** 2).sum())
+        if size > 0:
+            left = _squares(array, got, finite)
+            scores.append(_Score(reason, sentence, left, 1 - left / size))
+    return scores
+
+
+def _squares(a: np.ndarray, b: np.ndarray, finite: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        found = float(((a[finite] - b[finite]) ** 2).sum())
+    return found if np.isfinite(found) else np.inf
+
+
+def _ranked(scores: Iterable[_Score], got: np.ndarray) -> list[Finding]:
+    """Each reason once, those that explain enough, the best first.
+
+    Among those that leave equally little, the one tried first (the most specific): equal is what
+    differs by less than the rounding of the candidate's own numbers.
+    """
+    scores = [score for score in scores if score.share >= SHARE]
+    if not scores:
+        return []
+    got = got[np.isfinite(got)].astype("float64")
+    unit = FORMATS[grid(got)].unit
+    noise = float((got * got).sum()) * unit**2
+    least = min(score.left for score in scores)
+    found = {}
+    # stable: those in the tie stay in the order in which they were tried
+    for score in sorted(scores, key=lambda score: max(score.left, 2 * least + noise)):
+        found.setdefault(score.reason, Finding(score.reason, score.sentence, float(score.share)))
+    return list(found.values())
+
+
+def grid(x: np.ndarray) -> str:
+    """The shortest of bfloat16, float16 and float32 that holds every finite number of x."""
+    x = np.asarray(x, "float64").ravel()
+    x = x[np.isfinite(x)]
+    for name in ("bfloat16", "float16"):
+        if x.size and np.array_equal(round_to(x, name), x):
+            return name
+    return "float32"
+
+
+def _rounding(truth, got, finite, format) -> list[Finding]:
+    """All numbers are those of a shorter format, and no further off than that explains."""
+    truth, got = truth[finite], got[finite]
+    name = grid(got)
+    size, error = np.sqrt((truth**2).mean()), np.sqrt(((truth - got) ** 2).mean())
+    # a few roundings in a row, as between an op's input and its output
+    few = name != format and name != "float32" and error <= 4 * FORMATS[name].unit * size
+    if not few or grid(truth) == name:
+        return []
+    nearest = round_to(truth, name)
+    short = {"bfloat16": "bf16", "float16": "fp16"}[name]
+    cut = _truncated(truth, nearest, name)
+    left = float(((got - cut) ** 2).sum())
+    if left < 0.1 * float(((got - nearest) ** 2).sum()):
+        return [Finding("truncated", f"all numbers are those of {name}, cut off towards zero "
+                        "instead of rounded to the nearest", 1.0)]
+    share = float((got == nearest).mean())
+    return [Finding(f"{short}_rounding", f"all numbers are those of {name}: it was rounded or "
+                    "computed in it" + (" (the golden numbers, rounded, are equal)" if share == 1
+                                        else ""), max(share, SHARE))]
+
+
+def _truncated(truth, nearest, name):
+    """Towards zero: the nearest number, or the one before it where that is beyond the truth."""
+    beyond = np.abs(nearest) > np.abs(truth)
+    step = 2.0 ** (1 - FORMATS[name].bits) * 2.0 ** np.floor(np.log2(np.maximum(
+        np.abs(truth), FORMATS[name].tiny)))
+    return np.where(beyond, nearest - np.sign(nearest) * step, nearest)

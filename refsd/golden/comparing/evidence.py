@@ -1,0 +1,79 @@
+"""What is at hand to say why a tensor is wrong: the op's inputs, its weights, the step before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refsd.errors import RefsdError
+from refsd.golden.comparing.diagnose import Finding, diagnose
+from refsd.golden.comparing.variants import ACTIVATIONS
+from refsd.golden.packs.manifest import Entry
+from refsd.golden.recording import names
+from refsd.golden.recording.replay import TENSOR, arrays_of, replay, weights
+from refsd.golden.recording.stage_ops import STAGE_OPS
+from refsd.registry import ops
+
+LARGE = 1 << 25  # elements; to look into more would take gigabytes
+
+
+class Evidence:
+    """Reasons for one candidate's mistakes, from the pack and from what the candidate dumped.
+
+    trouble: why an op's inputs could not be had, such as a model that is not here. Then the wrong
+    tensor is only fitted to the golden one.
+    """
+
+    def __init__(self, pack: Any, candidate: Any, format: str, model: Any = None):
+        self.pack, self.candidate, self.format = pack, candidate, format
+        self._weight, self.trouble = weights(pack, model), ""
+        factor = pack.manifest.model.get("scaling_factor")
+        self._factors = (factor,) if type(factor) is float and factor > 0 else ()
+
+    def findings(self, entry: Entry, golden: np.ndarray, got: np.ndarray) -> tuple[Finding, ...]:
+        """What the mistake looks like, the likeliest first; nothing where it cannot be said."""
+        if golden.size > LARGE:
+            return ()
+        inputs = self.inputs(entry)
+        truth = golden
+        if inputs is not None and got.shape == golden.shape:
+            truth = np.asarray(replay(entry, inputs))
+        return tuple(diagnose(entry, truth, got, inputs, format=self.format,
+                              previous=previous(self.pack, entry), factors=self._factors,
+                              upstream=self.upstream(entry) if inputs is not None else None))
+
+    def inputs(self, entry: Entry) -> dict[str, Any] | None:
+        """The op's inputs, the candidate's own where it dumped them; None if one is not there."""
+        if not entry.inputs or entry.op not in ops() and entry.op not in STAGE_OPS:
+            return None
+        try:
+            return arrays_of(entry, tensor=self._tensor, weight=self._weight)
+        except RefsdError as error:
+            self.trouble = str(error)
+            return None
+
+    def _tensor(self, name: str) -> np.ndarray:
+        shape = self.pack.entries[name].shape
+        found = self.candidate.read(name, shape)
+        usable = found is not None and found.shape == shape and np.isfinite(found).all()
+        return found if usable else self.pack.read(name)
+
+    def upstream(self, entry: Entry) -> dict[str, tuple[Entry, Mapping[str, Any]]]:
+        """The ops that made this one's inputs, with their own inputs."""
+        found = {}
+        for name, value in entry.inputs.items():
+            if isinstance(value, str) and value.startswith(TENSOR):
+                source = self.pack.entries[value.removeprefix(TENSOR)]
+                given = self.inputs(source) if source.op in ACTIVATIONS else None
+                if given is not None:
+                    found[name] = source, given
+        return found
+
+
+def previous(pack: Any, entry: Entry) -> np.ndarray | None:
+    """The same tensor one step earlier, where the pack has it."""
+    if not entry.step:
+        return None
+    path = entry.name.removeprefix(names.full(entry.stage, entry.step, ""))
+    earlier = names.full(entry.stage, entry.step - 1, path)
+    return pack.read(earlier) if earlier in pack.entries else None

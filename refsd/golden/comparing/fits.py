@@ -1,0 +1,211 @@
+"""Likenesses between a candidate and the golden tensor that need nothing but the two.
+
+Each guess is (reason, sentence, what the candidate would then be).
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from refsd.golden.comparing.layouts import LAYOUTS, layout, to_layout
+
+Triple = tuple[str, str, np.ndarray]
+
+# The VAE's factor of SD 1.x and 2.x, and that of SDXL.
+SCALING_FACTORS = (0.18215, 0.13025)
+OF_LAYOUT = {"NHWC": "nhwc", "ROWS": "nhwc", "ROWS32": "tile_padding", "TILE32": "tile_padding",
+             "FACE16": "tile_padding", "NC4HW4": "nc4hw4", "HWIO": "transposed",
+             "TRANSPOSED": "transposed"}
+
+
+def nonfinite(truth: np.ndarray, got: np.ndarray) -> Iterator[tuple[str, str, float]]:
+    """NaN and infinity that do not meet their like: (reason, sentence, 1.0)."""
+    with np.errstate(all="ignore"):
+        nan = np.isnan(got) & ~np.isnan(truth)
+        masked = np.isfinite(got) & ~np.isfinite(truth)
+        sign = np.isinf(got) & np.isinf(truth) & (got != truth)
+        inf = np.isinf(got) & np.isfinite(truth)
+    for bad, reason, sentence in (
+            (nan, "nan", "NaN where the golden number is none"),
+            (masked, "nan_masked", "a finite number where the golden one is NaN or infinite"),
+            (sign, "inf_sign", "an infinity of the other sign"),
+            (inf, "overflow", "infinite where the golden number is finite: it overflowed")):
+        if bad.any():
+            first = tuple(int(i) for i in np.argwhere(bad)[0])
+            yield reason, f"{sentence}, in {places(bad.sum())}, the first at {first}", 1.0
+
+
+def places(count: int) -> str:
+    """1 place, 2 places"""
+    return f"{int(count):,} place{'' if count == 1 else 's'}"
+
+
+def same_shape(entry: Any, truth: np.ndarray, got: np.ndarray,
+               factors: Iterable[float] = ()) -> Iterator[Triple]:
+    """Guesses for a candidate of the golden shape, the most specific first.
+
+    factors: scaling factors that the model is known to have.
+    """
+    yield "sign", "every sign is the other one", -truth
+    yield from masked(truth, got)
+    yield from laid_out(truth)
+    yield from permuted(truth)
+    yield from halves(entry, truth)
+    yield from heads(truth)
+    if truth.ndim > 1 and len(truth) == 2:
+        yield ("swapped_guidance", "its two samples are swapped: the conditional and the "
+               "unconditional one", truth[::-1])
+    yield from scaled(truth, got, (*factors, *SCALING_FACTORS))
+    yield from offset(truth, got)
+    yield from shifted(truth, got)
+
+
+def masked(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """Some elements are exactly 0 and all others right: a NaN or an infinity was replaced."""
+    zero = (got == 0) & (truth != 0)
+    count = int(zero.sum())
+    if 0 < count <= truth.size // 4:
+        first = tuple(int(i) for i in np.argwhere(zero)[0])
+        yield ("nan_masked", f"{count:,} of {truth.size:,} numbers are exactly 0, the first at "
+               f"{first}, and the rest are right: a NaN or an infinity was replaced by zero",
+               np.where(zero, 0, truth))
+
+
+def laid_out(truth: np.ndarray) -> Iterator[Triple]:
+    """The bytes of another layout under the golden shape."""
+    if truth.ndim == 4:
+        for name in ("NHWC", "NC4HW4"):
+            if math.prod(layout(name).physical(truth.shape)) == truth.size:
+                yield (OF_LAYOUT[name], f"it looks like {name} that was dumped as if it were NCHW "
+                       f"(give --layout {name})", to_layout(truth, name).reshape(truth.shape))
+        turned = truth.transpose(0, 3, 1, 2)
+        yield ("nhwc", "it looks like NCHW that was read as NHWC",
+               np.ascontiguousarray(turned).reshape(truth.shape))
+
+
+def permuted(truth: np.ndarray) -> Iterator[Triple]:
+    """Axes of equal length swapped, or the bytes of a transposed matrix."""
+    if not 2 <= truth.ndim <= 4:
+        return
+    for axes in itertools.permutations(range(truth.ndim)):
+        if axes != tuple(range(truth.ndim)) and truth.transpose(axes).shape == truth.shape:
+            yield "transposed", f"its axes are in the order {axes}", truth.transpose(axes)
+    turned = truth.swapaxes(-1, -2)
+    if turned.shape != truth.shape:
+        yield ("transposed", "its last two axes are swapped in memory",
+               np.ascontiguousarray(turned).reshape(truth.shape))
+
+
+def halves(entry: Any, truth: np.ndarray) -> Iterator[Triple]:
+    """The two halves of the features swapped."""
+    axis = 1 if truth.ndim == 4 else truth.ndim - 1
+    if truth.ndim and truth.shape[axis] % 2 == 0 and truth.shape[axis]:
+        waves = entry.op == "timestep_embedding" or entry.name.endswith("timestep_embedding")
+        reason = "sincos_order" if waves else "swapped_inputs"
+        yield (reason, "sines and cosines have changed places" if waves else
+               "the two halves of the channels have changed places",
+               np.roll(truth, truth.shape[axis] // 2, axis=axis))
+
+
+def heads(truth: np.ndarray) -> Iterator[Triple]:
+    """Features interleaved instead of head after head: (h, d) -> (d, h), for every h."""
+    if truth.ndim == 3:
+        N, L, C = truth.shape
+        for h in (h for h in range(2, C // 2 + 1) if C % h == 0):
+            yield ("head_order", f"the features lie as {C // h} x {h} instead of {h} x {C // h}: "
+                   f"the {h} heads are interleaved",
+                   truth.reshape(N, L, h, C // h).swapaxes(-1, -2).reshape(truth.shape))
+
+
+def scaled(truth: np.ndarray, got: np.ndarray,
+           factors: tuple[float, ...] = SCALING_FACTORS) -> Iterator[Triple]:
+    """One factor for all elements, by least squares; named where it is a known one."""
+    good = np.isfinite(truth) & np.isfinite(got)
+    size = float(truth[good] @ truth[good])
+    factor = float(truth[good] @ got[good]) / size if size else math.nan
+    if not math.isfinite(factor) or factor == 0:
+        return
+    for known in factors:
+        for value, how in ((known, "multiplied by it once too often"),
+                           (1 / known, "not multiplied by it"),
+                           (known**2, "multiplied by it where it should be divided"),
+                           (known**-2, "divided by it where it should be multiplied")):
+            if abs(factor / value - 1) < 1e-3:
+                yield ("missing_scaling_factor", f"it is {factor:.6g} times the golden tensor: the "
+                       f"VAE's scaling factor {known} is missing or extra ({how})", factor * truth)
+    yield "scale", f"it is {factor:.6g} times the golden tensor", factor * truth
+
+
+def offset(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """One constant for all elements, or one a channel, which is what a bias is."""
+    error = np.where(np.isfinite(truth) & np.isfinite(got), got - truth, 0)
+    mean = float(error.mean())
+    yield "offset", f"it is the golden tensor and {mean:+.6g} everywhere", truth + mean
+    if truth.ndim >= 2:
+        axes = (0, 2, 3) if truth.ndim == 4 else tuple(range(truth.ndim - 1))
+        if math.prod(truth.shape[a] for a in axes) >= 4:
+            yield ("missing_bias", "the error is one constant for each channel: a bias is missing "
+                   "or extra", truth + error.mean(axis=axes, keepdims=True))
+
+
+def shifted(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """Moved by one or two places along an axis; what was moved in from outside is not judged."""
+    if truth.ndim < 2:
+        return
+    error = np.nan_to_num(got - truth) ** 2
+    for axis in range(max(1, truth.ndim - 3), truth.ndim) if truth.ndim > 2 else range(2):
+        n = truth.shape[axis]
+        for by in (p for p in (1, -1, 2, -2) if n >= 4 * abs(p)):
+            moved = np.roll(truth, by, axis=axis)
+            edge = slice(0, by) if by > 0 else slice(n + by, n)
+            outside = (slice(None),) * axis + (edge,)
+            moved[outside] = got[outside]
+            if 2 * error[outside].sum() > error.sum():  # then the rest says little
+                continue
+            yield ("off_by_one", f"it is moved by {by:+d} along axis {axis}", moved)
+
+
+def other_shape(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """Guesses in the candidate's shape, which is not the golden one."""
+    for axes in itertools.permutations(range(golden.ndim)) if golden.ndim <= 4 else ():
+        if tuple(golden.shape[a] for a in axes) == got.shape:
+            name = "nhwc" if axes == (0, 2, 3, 1) else "transposed"
+            yield (name, f"its axes are in the order {axes}" + (
+                " (NHWC; give --layout NHWC)" if name == "nhwc" else ""), golden.transpose(axes))
+    for name in LAYOUTS:
+        physical = layout(name).physical(golden.shape)
+        if math.prod(physical) == got.size and name != "NCHW":
+            yield (OF_LAYOUT[name], f"it lies as {name}: {' x '.join(map(str, physical))} "
+                   f"(give --layout {name})", to_layout(golden, name).reshape(got.shape))
+    if golden.size == got.size:
+        yield "reshaped", "it has the golden numbers under another shape", golden.reshape(got.shape)
+    if golden.ndim == got.ndim:
+        yield from _grown(golden, got)
+        yield from _cropped(golden, got)
+
+
+def _grown(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """The golden tensor with something after its end: a tile that was not cut off."""
+    if all(n >= m for n, m in zip(got.shape, golden.shape)):
+        larger = [n for n, m in zip(got.shape, golden.shape) if n != m]
+        inside = tuple(slice(m) for m in golden.shape)
+        padded = np.array(got)
+        padded[inside] = golden
+        tiles = all(n % 16 == 0 for n in larger)
+        zeros = not np.where(padded == got, got, 0).sum() - got[inside].sum()
+        yield ("tile_padding" if tiles else "off_by_one",
+               f"it is the golden tensor filled up to {got.shape}"
+               + (" with zeros" if zeros else "")
+               + (": the padding of the tiles was left in" if tiles else ""), padded)
+
+
+def _cropped(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """A part of the golden tensor, up to two places shorter along each axis."""
+    less = [m - n for n, m in zip(got.shape, golden.shape)]
+    if all(0 <= n <= 2 for n in less):
+        for start in itertools.product(*(range(n + 1) for n in less)):
+            part = golden[tuple(slice(s, s + n) for s, n in zip(start, got.shape))]
+            yield "off_by_one", f"it is a crop of the golden tensor that begins at {start}", part

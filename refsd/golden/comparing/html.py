@@ -1,0 +1,119 @@
+"""A comparison as one HTML page that needs nothing else: table, reasons, maps of the errors."""
+
+import base64
+import html
+import io
+import math
+
+import numpy as np
+
+from refsd.golden.comparing.compare import MISSING, Comparison, Verdict
+from refsd.golden.comparing.errormap import ErrorMap
+from refsd.golden.comparing.report import COLUMNS, WORDS, row, sentence, what_is_wrong
+
+MAPS = 200  # failing tensors that are drawn; a page of more is of no use
+# Nothing is loaded from anywhere, and no script runs, whatever a name in a pack holds.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+STYLE = """\
+:root { color-scheme: light dark; --bad: #b3261e; --good: #1b7f3b; --open: #9a6700 }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem }
+.lead { font-size: 1.15rem; border-left: .3rem solid var(--good); padding: .3rem 1rem }
+.lead.bad { border-color: var(--bad) }
+table { border-collapse: collapse; font: 13px ui-monospace, monospace; width: 100% }
+.wide { overflow-x: auto }
+th, td { text-align: left; padding: .15rem .6rem; white-space: nowrap;
+  border-bottom: 1px solid #8884 }
+tr.wrong td:first-child, tr.shape td:first-child, tr.dtype td:first-child { color: var(--bad) }
+tr.equal td:first-child, tr.explained td:first-child { color: var(--good) }
+tr.open td:first-child, tr.missing td:first-child { color: var(--open) }
+section { margin: 2rem 0 } figure { margin: 1rem 0 } code { overflow-wrap: anywhere }
+img { image-rendering: pixelated; width: min(24rem, 100%); min-height: 1rem; max-height: 24rem }
+figcaption { font-size: .85rem; opacity: .8 }
+"""
+
+
+def page(found: Comparison) -> str:
+    """The page. Every text from a pack or a candidate is escaped."""
+    bad = [v for v in found.verdicts if v.bad]
+    counts = ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
+    parts = [
+        "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        "<title>Golden comparison</title>", f"<style>\n{STYLE}</style>", "</head>", "<body>",
+        "<h1>Golden comparison</h1>",
+        f'<p class="lead{" bad" if found.first else ""}">{_e(sentence(found))}</p>',
+        f"<p>Pack <code>{_e(found.pack)}</code>, candidate <code>{_e(found.candidate)}</code>, "
+        f"format {_e(found.format)}: {_e(counts)}.</p>",
+        *[line for verdict in bad[:MAPS] for line in _section(verdict, found)],
+        *([f"<p>{len(bad) - MAPS:,} more failing tensors are in the table only.</p>"]
+          if len(bad) > MAPS else []),
+        "<h2>All tensors in the order of execution</h2>", *_table(found),
+        *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in found.extra)}"
+           "</p>"] if found.extra else []),
+        "</body>", "</html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _section(verdict: Verdict, found: Comparison) -> list[str]:
+    lines = ["<section>", f"<h2><code>{_e(verdict.entry.name)}</code></h2>",
+             f"<p>{_e(what_is_wrong(verdict, found.format))}</p>"]
+    if verdict.findings:
+        lines.append("<ol>" + "".join(f"<li><b>{_e(f.reason)}</b>: {_e(f.sentence)} "
+                                      f"({f.confidence:.4f})</li>" for f in verdict.findings)
+                     + "</ol>")
+    lines += [f"<p>{_e(note)}</p>" for note in verdict.notes]
+    if verdict.map is not None:
+        lines.append(_figure(verdict.map))
+    return [*lines, "</section>"]
+
+
+def _figure(found: ErrorMap) -> str:
+    largest = np.nanmax(found.values) if np.isfinite(found.values).any() else math.nan
+    first, second = found.axes
+    axes = f"axis {first} runs down, axis {second} across" if first >= 0 else (
+        f"axis {second} runs across")
+    source = base64.b64encode(png(colours(found.values))).decode("ascii")
+    return (f'<figure><img alt="map of the error" src="data:image/png;base64,{source}">'
+            f"<figcaption>|error|: {axes}; yellow is {largest:.3g}, each shade darker less by a "
+            "power of ten, down to a millionth; red is not finite</figcaption></figure>")
+
+
+def colours(values: np.ndarray) -> np.ndarray:
+    """Errors as colours, dark for six powers of ten below the largest.   (H, W) -> (H, W, 3)"""
+    finite = np.isfinite(values)
+    largest = values[finite].max(initial=0)
+    share = np.zeros(values.shape)
+    inside = finite & (values > 0)
+    if largest > 0:
+        share[inside] = np.clip(1 + np.log10(values[inside] / largest) / 6, 0.02, 1)
+    dark, middle, light = (np.array(c) for c in ((13, 8, 60), (190, 55, 110), (252, 255, 164)))
+    low, high = np.clip(2 * share, 0, 1)[..., None], np.clip(2 * share - 1, 0, 1)[..., None]
+    pixels = dark + low * (middle - dark) + high * (light - middle)
+    return np.where(finite[..., None], pixels, (255, 0, 0)).astype("uint8")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """The bytes of a PNG.   (H, W, 3) uint8"""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _table(found: Comparison) -> list[str]:
+    head = "".join(f"<th>{_e(name)}</th>" for name in COLUMNS)
+    lines = ['<div class="wide"><table>', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    for verdict in found.verdicts:
+        cells = "".join(f"<td>{_e(cell)}</td>" for cell in row(verdict))
+        title = f' title="{_e(WORDS[MISSING])}"' if verdict.status == MISSING else ""
+        lines.append(f'<tr class="{verdict.status}"{title}>{cells}</tr>')
+    return [*lines, "</tbody></table></div>"]
+
+
+def _e(text: str) -> str:
+    """Escaped; control characters and halves of surrogates, which no page may hold, shown."""
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return html.escape(plain)

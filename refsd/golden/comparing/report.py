@@ -1,0 +1,227 @@
+"""A comparison in words: for people (text, Markdown) and for programs (JSON)."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from refsd.golden.comparing.compare import (
+    DTYPE,
+    EQUAL,
+    EXPLAINED,
+    MISSING,
+    OPEN,
+    SHAPE,
+    WRONG,
+    Comparison,
+    Verdict,
+)
+from refsd.golden.comparing.diagnose import Finding
+
+SCHEMA = 1
+NOT_FINITE = ("nan", "overflow", "inf_sign")  # counted, not fitted
+WORDS = {EQUAL: "equal", EXPLAINED: "ok", WRONG: "WRONG", OPEN: "OPEN", SHAPE: "SHAPE",
+         DTYPE: "DTYPE", MISSING: "missing"}
+ALLOWED = {
+    "accepted": "the tolerance that was given",
+    "given": "what rounding to {format} explains",
+    "op": "what {format} rounding explains for this op",
+    "likely": "what {format} rounding explains for this op alone",
+    "spread": "what a right port in {format} differs by at this place",
+    "bytes": "what right ports in {format} differ by at this pixel",
+}
+
+
+def sentence(found: Comparison) -> str:
+    """The answer in one sentence: which tensor, where, how far off, and what it looks like."""
+    first = found.first
+    compared = [v for v in found.verdicts if v.status != MISSING]
+    missing = len(found.verdicts) - len(compared)
+    if first is None:
+        equal = found.counts.get(EQUAL, 0)
+        return (f"All {len(compared):,} tensors are explained by {found.format} rounding"
+                + (f", {equal:,} of them equal to the bit" if equal else "")
+                + (f"; {missing:,} of the pack's are missing from the candidate." if missing
+                   else "."))
+    others = found.failing - 1
+    rest = f" {others:,} more of {len(compared):,} fail after it." if others else ""
+    return f"{what_is_wrong(first, found.format, as_first=True)}{rest}"
+
+
+def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> str:
+    """One failing verdict for the person who is to repair the port."""
+    entry = verdict.entry
+    name = f"{entry.name} ({entry.op})" if entry.op else entry.name
+    looks = _looks(verdict.findings)
+    if verdict.status == MISSING:
+        return f"{name} is missing from the candidate."
+    if verdict.status == SHAPE:
+        return (f"{name} has the shape {_shape(verdict.shape)}, wanted {_shape(entry.shape)}."
+                f"{looks}")
+    if verdict.status == DTYPE:
+        return f"{name} holds {verdict.dtype}, wanted {entry.dtype}.{looks}"
+    metrics = verdict.metrics
+    if metrics.nonfinite:
+        return (f"{name} is {_number(verdict.found_there)} at {verdict.at} where "
+                f"{_number(verdict.golden_there)} is right, and so in {metrics.nonfinite:,} of "
+                f"{metrics.count:,} places.{looks}")
+    there = (f"at {verdict.at} it is {_number(verdict.found_there)} where "
+             f"{_number(verdict.golden_there)} is right")
+    if verdict.status == OPEN:
+        known = (f"the pack has no tolerance of {format} for it" if not verdict.kind else
+                 f"{_times(verdict.times)} {ALLOWED[verdict.kind].format(format=format)}; what it "
+                 "inherits from earlier ops is not known")
+        return (f"{name} differs, and nothing tells whether it may: {there} ({known}). Run refsd "
+                f"golden bisect, or make the pack with tolerances.{looks}")
+    how = "its rms error is " if verdict.kind == "spread" else ""
+    wrong = "the first tensor that is wrong" if as_first else "wrong"
+    return (f"{name} is {wrong}: {there}; {how}"
+            f"{_times(verdict.times)} {ALLOWED[verdict.kind].format(format=format)}.{looks}")
+
+
+def _looks(findings: tuple[Finding, ...]) -> str:
+    if not findings:
+        return ""
+    first = findings[0]
+    share = "" if first.reason in NOT_FINITE else f" ({_share(first)})"
+    return f" It looks like {first.reason}: {first.sentence}{share}."
+
+
+def _share(finding: Finding) -> str:
+    percent = math.floor(1e4 * finding.confidence) / 100
+    return f"explains {percent:g} % of the error"
+
+
+def _times(times: float) -> str:
+    return f"{times:.3g} times" if math.isfinite(times) else "infinitely far beyond"
+
+
+def _number(value: float) -> str:
+    return f"{value:.8g}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "()"
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """Everything that was found, as JSON can hold it (docs/golden-compare.md says what is what)."""
+    first = found.first
+    return {
+        "schema": SCHEMA, "kind": "golden-compare", "pack": found.pack,
+        "candidate": found.candidate, "format": found.format, "ok": first is None,
+        "sentence": sentence(found), "first": first.entry.name if first else None,
+        "counts": found.counts, "extra": found.extra,
+        "tensors": [_verdict(verdict) for verdict in found.verdicts],
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    entry, metrics = verdict.entry, verdict.metrics
+    return {
+        "name": entry.name, "op": entry.op, "index": entry.index, "status": verdict.status,
+        "ok": not verdict.bad, "tolerance": verdict.kind or None,
+        "times": verdict.times if math.isfinite(verdict.times) else "inf",
+        "at": None if verdict.at is None else list(verdict.at),
+        "dtype": verdict.dtype or None, "shape": list(verdict.shape),
+        "wanted": {"dtype": entry.dtype, "shape": list(entry.shape)},
+        "metrics": None if metrics is None else metrics.as_json(),
+        "findings": [vars(finding) for finding in verdict.findings],
+        "notes": list(verdict.notes),
+    }
+
+
+COLUMNS = ("verdict", "times", "max abs", "at", "max rel", "max ulp", "nmse", "pcc", "cosine",
+           "needed", "tensor")
+
+
+def row(verdict: Verdict) -> tuple[str, ...]:
+    """A verdict as the texts of COLUMNS."""
+    metrics = verdict.metrics
+    name = verdict.entry.name
+    if metrics is None:
+        return (WORDS[verdict.status], *[""] * (len(COLUMNS) - 2), name)
+    at = "" if metrics.max_abs_index is None else ",".join(map(str, metrics.max_abs_index))
+    return (WORDS[verdict.status], _short(verdict.times) if verdict.kind else "",
+            _short(metrics.max_abs), at if metrics.max_abs else "", _short(metrics.max_rel),
+            _short(metrics.max_ulp), _short(metrics.nmse), _likeness(metrics.pcc),
+            _likeness(metrics.cosine), _short(metrics.needed), name)
+
+
+def _short(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}"
+
+
+def _likeness(value: float | None) -> str:
+    """Nine digits, cut off: 1 is only said of 1."""
+    return "" if value is None else f"{math.floor(value * 1e9) / 1e9:.9f}"
+
+
+def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
+    """Lines for a terminal: the sentence, the table (failing tensors and a few before), the rest.
+
+    everything: all tensors, those that are explained as well.
+    """
+    yield sentence(found)
+    shown = found.verdicts if everything else _interesting(found)
+    rows = [row(verdict) for verdict in shown if verdict.status != MISSING or found.whole]
+    if rows:
+        yield ""
+        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
+        for line in (COLUMNS, *rows):
+            yield "  ".join(part.ljust(width) for part, width in zip(line, widths)).rstrip()
+    yield ""
+    yield ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
+    for verdict in shown:
+        for note in verdict.notes:
+            yield f"note: {verdict.entry.name}: {note}"
+        for finding in verdict.findings[1:]:
+            yield (f"also like: {verdict.entry.name}: {finding.reason}, {finding.sentence} "
+                   f"({_share(finding)})")
+    missing = [v.entry.name for v in found.verdicts if v.status == MISSING]
+    for what, names in (("missing", missing), ("extra", found.extra)):
+        if names:
+            more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+            yield f"{what}: {', '.join(ascii(name)[1:-1][:200] for name in names[:5])}{more}"
+
+
+def _interesting(found: Comparison) -> list[Verdict]:
+    """The failing ones, at most 20, and the two compared before the first."""
+    compared = [v for v in found.verdicts if v.status != MISSING or found.whole]
+    bad = [i for i, v in enumerate(compared) if v.bad or v.status == MISSING][:20]
+    return [compared[i] for i in sorted({*bad, *range(max(bad[0] - 2, 0), bad[0])})] if bad else []
+
+
+def markdown(found: Comparison) -> str:
+    """The whole comparison as a page of Markdown."""
+    lines = ["# Golden comparison", "", _cell(sentence(found)), "",
+             f"* pack: `{_code(found.pack)}`", f"* candidate: `{_code(found.candidate)}`",
+             f"* format: {found.format}",
+             f"* tensors: {', '.join(f'{n:,} {status}' for status, n in found.counts.items())}",
+             "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for verdict in found.verdicts:
+        *cells, name = row(verdict)
+        lines.append("| " + " | ".join([*map(_cell, cells), f"`{_code(name)}`"]) + " |")
+    for verdict in found.verdicts:
+        if verdict.bad or verdict.notes:
+            lines += ["", f"## `{_code(verdict.entry.name)}`", ""]
+            if verdict.bad:
+                lines += [_cell(what_is_wrong(verdict, found.format)), ""]
+            lines += [f"* {_cell(f'{f.reason}: {f.sentence} ({_share(f)})')}"
+                      for f in verdict.findings]
+            lines += [f"* {_cell(note)}" for note in verdict.notes]
+    if found.extra:
+        lines += ["", "## Not in the pack", "", *(f"* `{_code(name)}`" for name in found.extra)]
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    """Text of any origin within a code span of one line."""
+    return ascii(text)[1:-1].replace("`", "'").replace("|", "\\|")
+
+
+def _cell(text: str) -> str:
+    shown = ascii(text)[1:-1]
+    for mark in "\\`*_<>|[]":
+        shown = shown.replace(mark, f"\\{mark}" if mark not in "<>" else {"<": "&lt;",
+                                                                         ">": "&gt;"}[mark])
+    return shown

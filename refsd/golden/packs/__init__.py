@@ -1,0 +1,1 @@
+"""Packs as files: the manifest, writing, reading, one-file archives."""

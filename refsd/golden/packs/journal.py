@@ -1,0 +1,91 @@
+"""The journal of a recording: one line for each shard that is on disk, so that it can go on."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refsd.errors import ResourceError, UsageError
+from refsd.golden.packs.manifest import MAX_MANIFEST, Entry, as_dict, read_entry
+from refsd.golden.packs.rules import ENTRY, FILES, MANIFEST, check
+from refsd.golden.packs.shards import sha256_of_file, write_file
+from refsd.weights.files import open_file, parse_json, read_bytes
+
+JOURNAL = "unfinished.jsonl"
+ROW = {"shard": ENTRY["shard"], "file": (lambda value: isinstance(value, dict), "an object"),
+       **{key: MANIFEST[key] for key in ("tensors", "checkpoints", "invariants")}}
+
+
+@dataclass
+class Row:
+    """A shard, its tensors, the marks that were set among them; `file` once it is on disk."""
+
+    shard: str
+    file: dict[str, Any] = field(default_factory=dict)
+    tensors: list[Entry] = field(default_factory=list)
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    invariants: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write(folder: Path, head: dict[str, Any], rows: list[Row]) -> None:
+    """Write a journal anew: what is recorded, and the shards that are there."""
+    write_file(folder / JOURNAL, [_line(head), *map(_line_of, rows)])
+
+
+def add(folder: Path, row: Row) -> None:
+    """Note a shard. A later line about the same shard stands for the earlier ones."""
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with open(os.open(folder / JOURNAL, flags), "ab") as file:
+            file.write(_line_of(row))
+    except OSError as error:
+        raise ResourceError(f"{folder / JOURNAL}: cannot be written: {error.strerror}") from None
+
+
+def _line_of(row: Row) -> bytes:
+    return _line({**vars(row), "tensors": [as_dict(entry) for entry in row.tensors]})
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, allow_nan=False).encode("ascii") + b"\n"
+
+
+def read(folder: Path, head: dict[str, Any]) -> list[Row]:
+    """The shards that are there, whole and unaltered, from the first on without a gap.
+
+    Raises UsageError when the folder holds a recording of something else, ModelError for a journal
+    that refsd did not write.
+    """
+    path = folder / JOURNAL
+    # what follows the last line end was cut off
+    lines = read_bytes(path, limit=4 * MAX_MANIFEST).split(b"\n")[:-1]
+    found = [parse_json(line.decode("ascii", "replace"), path) for line in lines]
+    if found and found[0] != json.loads(_line(head)):
+        same = isinstance(found[0], dict) and set(found[0]) == set(head)
+        wrong = next((key for key in head if found[0][key] != head[key]), "") if same else "schema"
+        raise UsageError(f"{folder}: the recording there has another {wrong}. Give what it was "
+                         "begun with, or another folder")
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(found[1:], 2):
+        row = _row(line, f"{path}: line {number}")
+        rows[row.shard] = row
+    whole = []
+    for row in rows.values():
+        if not _unaltered(folder / row.shard, row.file):
+            break
+        whole.append(row)
+    return whole
+
+
+def _row(line: Any, where: str) -> Row:
+    check(line, ROW, where)
+    check(line["file"], FILES, where)
+    return Row(**{**line, "tensors": [read_entry(entry, where) for entry in line["tensors"]]})
+
+
+def _unaltered(path: Path, file: dict[str, Any]) -> bool:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != file["bytes"]:
+        return False
+    with open_file(path) as opened:
+        return sha256_of_file(opened) == file["sha256"]

@@ -1,0 +1,164 @@
+"""What a golden pack says of itself: manifest.json, checked key by key when it is read.
+
+Anyone may have written a pack. So every key is known, every value has a rule, and sizes are only
+believed after the shards' own headers and the files' sizes have said the same (packs.pack).
+golden/README.md is the page of the format.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from refsd.errors import ModelError
+from refsd.golden.packs.rules import ENTRY, MANIFEST, SCHEMA, check, shown
+from refsd.weights.files import parse_json
+
+MAX_MANIFEST = 128 << 20  # over 100,000 tensors
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a pack: what it is, where it is, and what a port may differ by.
+
+    `op` is a registry op, a stage op such as "guide", "block", or None. `inputs` maps the op's
+    parameters to references: "tensor:NAME", "weight:PART.PATH", a number, None, or a list of those.
+    `index` is its place in the order of execution; `sha256` that of its little-endian bytes in C
+    order; `stats` those of the stored numbers, over the finite ones (docs: golden/README.md).
+    """
+
+    name: str
+    op: str | None
+    stage: str
+    step: int | None
+    shape: tuple[int, ...]
+    dtype: str
+    options: dict[str, Any]
+    inputs: dict[str, Any]
+    index: int
+    shard: str
+    sha256: str
+    stats: dict[str, Any]
+    tolerance: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the tensor."""
+        return math.prod(self.shape) * itemsize(self.dtype)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a pack says of itself; `tensors` are in the order of execution."""
+
+    kind: str
+    title: str
+    recipe: dict[str, Any]
+    model: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, str]
+    files: dict[str, dict[str, Any]]
+    checkpoints: list[dict[str, Any]]
+    invariants: list[dict[str, Any]]
+    tensors: list[Entry]
+    schema: int = SCHEMA
+
+
+def itemsize(dtype: str) -> int:
+    """The bytes of one number of a dtype of packs."""
+    return 1 if dtype == "bool" else int(re.sub(r"\D", "", dtype)) // 8
+
+
+def write_manifest(manifest: Manifest) -> bytes:
+    """The manifest as JSON: sorted keys, one tensor a line. The same values give the same bytes.
+
+    Raises ModelError for values that `read_manifest` would refuse.
+    """
+    values = {part.name: getattr(manifest, part.name) for part in fields(Manifest)}
+    entries = values.pop("tensors")
+    lines = [f"{_json(key)}: {_json(values[key])}" for key in sorted(values)]
+    tensors = ",\n".join(_json(as_dict(entry)) for entry in entries)
+    data = ("{\n" + ",\n".join(lines) + ',\n"tensors": [\n' + tensors + "\n]}\n").encode("ascii")
+    read_manifest(data)
+    return data
+
+
+def as_dict(entry: Entry) -> dict[str, Any]:
+    """An entry as `read_entry` takes it."""
+    return {part.name: getattr(entry, part.name) for part in fields(Entry)}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def read_manifest(data: bytes, where: str = "manifest.json") -> Manifest:
+    """The checked manifest. Raises ModelError for all that the format page does not allow."""
+    if len(data) > MAX_MANIFEST:
+        raise ModelError(f"{where}: {len(data):,} bytes, at most {MAX_MANIFEST:,} are allowed")
+    try:
+        found = parse_json(data.decode("utf-8"), where)
+    except UnicodeDecodeError:
+        raise ModelError(f"{where}: not UTF-8 text. The file is damaged") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{where}: a JSON {type(found).__name__}, expected an object")
+    _check_schema(found.get("schema"), where)
+    check(found, MANIFEST, where)
+    entries = [read_entry(entry, f"{where}: tensor {i}")
+               for i, entry in enumerate(found.pop("tensors"))]
+    manifest = Manifest(**found, tensors=entries)
+    _check_whole(manifest, where)
+    return manifest
+
+
+def read_entry(found: Any, where: str) -> Entry:
+    """One checked entry of the table of tensors, from its JSON object."""
+    if isinstance(found, dict) and isinstance(found.get("name"), str):
+        where = f"{where}, {shown(found['name'])}"
+    check(found, ENTRY, where)
+    return Entry(**{**found, "shape": tuple(found["shape"])})
+
+
+def _check_schema(schema: Any, where: str) -> None:
+    if type(schema) is not int or schema < 1:
+        raise ModelError(f"{where}: schema is {shown(schema)}, expected {SCHEMA}. This is not the "
+                         "manifest of a golden pack")
+    if schema != SCHEMA:
+        newer = "Use a newer refsd" if schema > SCHEMA else "Make the pack anew"
+        raise ModelError(f"{where}: the pack has schema {shown(schema)}, this refsd reads "
+                         f"{SCHEMA}. {newer}")
+
+
+def _check_whole(manifest: Manifest, where: str) -> None:
+    """What no entry can know alone: order, unique names, references and shards that exist."""
+    names = {entry.name for entry in manifest.tensors}
+    seen: set[str] = set()
+    for place, entry in enumerate(manifest.tensors):
+        here = f"{where}: tensor {shown(entry.name)}"
+        if entry.name in seen:
+            raise ModelError(f"{here} appears twice")
+        seen.add(entry.name)
+        if entry.index != place:
+            raise ModelError(f"{here} has index {entry.index} and is number {place}")
+        if entry.shard not in manifest.files:
+            raise ModelError(f"{here} is in {entry.shard}, which is not one of the files")
+        for name in references(entry):
+            if name not in names:
+                raise ModelError(f"{here} has the input {shown(name)}, which is not in the pack")
+    for kind in ("checkpoints", "invariants"):
+        for mark in getattr(manifest, kind):
+            if mark["tensor"] is not None and mark["tensor"] not in names:
+                raise ModelError(f"{where}: {kind} name the tensor {shown(mark['tensor'])}, which "
+                                 "is not in the pack")
+
+
+def references(entry: Entry) -> list[str]:
+    """The names of the pack's tensors that an entry's op was given."""
+    found = []
+    for value in entry.inputs.values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and one.startswith("tensor:"):
+                found.append(one.removeprefix("tensor:"))
+    return found

@@ -1,0 +1,1 @@
+"""What porters take along: contracts, exports, and the kit."""

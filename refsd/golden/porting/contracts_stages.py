@@ -1,0 +1,138 @@
+"""The contracts of the five stages, and the table of a model's weights: shapes from planning.
+
+The letters are those of the stages' docstrings; the numbers come from running the stage on shapes
+alone, the ranges from the configs.
+"""
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from refsd.golden.porting.contracts import SCHEMA, describe_ops, plain
+from refsd.golden.recording.plan import (
+    CONFIGS,
+    Sizes,
+    plan_model,
+    planned_config,
+    read_configs,
+    sizes,
+)
+from refsd.pipelines import stages
+from refsd.schedulers import Scheduler
+from refsd.version import __version__
+from refsd.weights.expect import SHAPES
+from refsd.weights.validate import validate
+
+ModelConfigs = Mapping[str, Mapping[str, Any]]
+
+
+def describe_all(model: str | None = None) -> dict[str, Any]:
+    """Every contract as JSON values: ops, stages, the model's configs, weights and calls of ops.
+
+    model is a path or a hub id; None is Stable Diffusion 1.5, for which no file is needed.
+    """
+    configs, scheduler = read_configs(model)
+    return {"schema": SCHEMA, "refsd": __version__, "ops": describe_ops(),
+            "stages": describe_stages(configs, scheduler),
+            "model": describe_model(configs, scheduler), "calls": describe_calls(configs)}
+
+
+def describe_stages(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any]:
+    """What each stage takes and gives for one prompt and one picture of a model.
+
+    configs holds the config.json of text_encoder, unet and vae.
+    """
+    shapes = sizes(configs)
+    one = Sizes(*((1, *shape[1:]) for shape in shapes))
+    plans = plan_model(configs, shapes=one)
+    vocabulary = validate("text_encoder", configs["text_encoder"])["vocab_size"]
+    steps = scheduler.config.num_train_timesteps
+
+    ids = _tensor(one.ids, "int64", [0, vocabulary - 1])
+    text = _result(plans["clip"])
+    latents = _tensor(one.latents, "float32")
+    _, channels, height, width = plans["decode"][-1].output.shape
+    pictures = _tensor((1, height, width, channels), "float32", _range(stages.decode))
+    return {
+        "tokenize": _stage(stages.tokenize, {"prompts": "a list of texts"}, ids),
+        "encode_text": _stage(stages.encode_text, {"ids": ids}, text),
+        "make_schedule": _stage(
+            stages.make_schedule, {"steps": f"an integer from 1 to {steps}"},
+            _tensor(["T"], str(scheduler.timesteps.dtype), [0, steps - 1])),
+        "denoise": _stage(
+            stages.denoise, {"latents": latents, "prompt_embeds": text,
+                             "negative_prompt_embeds": text}, _result(plans["unet"])),
+        "decode": _stage(stages.decode, {"latents": latents}, pictures),
+        "to_bytes": _stage(stages.to_bytes, {"pictures": pictures}, _tensor(
+            pictures["shape"], "uint8", [0, 255])),
+    }
+
+
+def _stage(function: Callable, inputs: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+    """A stage's first docstring line, its options, and what goes in and out."""
+    formula, _, rest = inspect.getdoc(function).partition("\n")
+    found = inspect.signature(function).parameters.values()
+    options = {p.name: {"required": p.default is p.empty}
+               | ({} if p.default is p.empty else {"default": p.default})
+               for p in found if p.kind is p.KEYWORD_ONLY}
+    return {"formula": formula, "description": rest.strip(), "inputs": inputs, "options": options,
+            "output": output}
+
+
+def _tensor(shape, dtype, limits=None) -> dict[str, Any]:
+    """A float without a range may be any finite number."""
+    return {"shape": list(shape), "dtype": dtype, "range": limits}
+
+
+def _result(plan) -> dict[str, Any]:
+    return _tensor(plan[-1].output.shape, plan[-1].output.dtype)
+
+
+def _range(function: Callable) -> list[int]:
+    """The numbers of "in [0, 1]" in a docstring."""
+    low, high = re.search(r"in \[(-?\d+), (-?\d+)\]", inspect.getdoc(function)).groups()
+    return [int(low), int(high)]
+
+
+def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any]:
+    """Every part's config with all defaults, what the models read of it, and every weight's shape.
+
+    {"text_encoder": {"config", "reads", "parameters", "weights": {name: shape}}, ..,
+    "scheduler": {"config"}}
+    """
+    found: dict[str, Any] = {}
+    for part in CONFIGS:
+        shapes = SHAPES[part](configs[part])
+        found[part] = {
+            "config": validate(part, configs[part]),
+            "reads": asdict(planned_config(part, configs[part])),
+            "parameters": sum(math.prod(shape) for shape in shapes.values()),
+            "weights": {name: list(shape) for name, shape in shapes.items()},
+        }
+    return {**found, "scheduler": {"config": {
+        "_class_name": type(scheduler).__name__, **scheduler.config}}}
+
+
+def describe_calls(configs: ModelConfigs) -> dict[str, list[dict[str, Any]]]:
+    """op -> its different calls in the model, the ones with most work in all first.
+
+    Each with shapes, options, result, FLOPs and bytes of one, `count` by network (clip: two
+    prompts, unet: one guided step, decode and encode: one picture), and where it is used first.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for part, plan in plan_model(configs).items():
+        for planned in plan:
+            call = {"inputs": plain(planned.inputs), "options": plain(planned.options)}
+            entry = found.setdefault(planned.op, {}).setdefault(json.dumps(call), {
+                **call, "output": {"shape": list(planned.output.shape),
+                                   "dtype": planned.output.dtype},
+                "flops": planned.output.flops, "bytes": planned.output.bytes,
+                "count": {}, "first": planned.path and f"{part}.{planned.path}"})
+            entry["count"][part] = entry["count"].get(part, 0) + 1
+    return {op: sorted(calls.values(), reverse=True,
+                       key=lambda call: call["flops"] * sum(call["count"].values()))
+            for op, calls in found.items()}

@@ -1,0 +1,69 @@
+"""Recorded ops in the layout of ONNX's test cases: CASE/test_data_set_0/input_0.pb, output_0.pb.
+
+The folders hold tensors only: which ONNX operators make up an op is for the port to say, and
+call.json names the op, its options and which input is which.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refsd.errors import UsageError
+from refsd.golden.packs.pack import Pack
+from refsd.golden.porting.export import chosen, empty_folder, encode, file_of, write_folder
+from refsd.golden.recording.replay import arrays_of
+from refsd.registry import ops
+
+
+def export_onnx(pack: Pack, folder: str | Path, *, read_weight: Callable[[str], np.ndarray],
+                only: Iterable[str] = ()) -> list[str]:
+    """A folder for each recorded op of the pack; gives their names.
+
+    read_weight is recording.replay.weights(pack). Raises UsageError where the onnx package is
+    missing, and for a pack without recorded ops (levels below 3).
+    """
+    as_proto = _encoder()
+    wanted = [name for name in chosen(pack.entries, only) if pack.entries[name].op in ops()]
+    if not wanted:
+        raise UsageError(f"{pack.path}: no op is recorded in it under these names; ONNX cases are "
+                         "made of packs of level 3, and of packs of ops")
+    folder = empty_folder(folder)
+    for name in wanted:
+        entry = pack.entries[name]
+        place = folder / file_of(name).replace("/", "__")
+        arrays = arrays_of(entry, tensor=pack.read, weight=read_weight)
+        tensors, others = _flat({p: arrays[p] for p in ops()[entry.op].signature.parameters
+                                 if p in arrays})
+        files = {f"input_{i}.pb": as_proto(array, key)
+                 for i, (key, array) in enumerate(tensors.items())}
+        files["output_0.pb"] = as_proto(pack.read(name), "result")
+        files = {f"test_data_set_0/{file}": data for file, data in files.items()}
+        write_folder(place, files | {"call.json": encode({
+            "name": name, "op": entry.op, "inputs": list(tensors), "numbers": others,
+            "options": entry.options, "tolerance": entry.tolerance})})
+    return wanted
+
+
+def _encoder() -> Callable[[np.ndarray, str], bytes]:
+    try:
+        from onnx import numpy_helper
+    except ImportError:
+        raise UsageError("--to onnx needs the onnx package: pip install refsd[onnx]") from None
+
+    def as_proto(array: np.ndarray, name: str) -> bytes:
+        return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape),
+                                       name).SerializeToString()
+
+    return as_proto
+
+
+def _flat(inputs: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays by parameter, those of lists as "arrays.0" and on; and the plain numbers."""
+    flat: dict[str, Any] = {}
+    for name, value in inputs.items():
+        flat |= {f"{name}.{k}": item for k, item in enumerate(value)} if isinstance(
+            value, list) else {name: value}
+    return ({name: value for name, value in flat.items() if isinstance(value, np.ndarray)},
+            {name: value for name, value in flat.items() if not isinstance(value, np.ndarray)})

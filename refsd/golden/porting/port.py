@@ -1,0 +1,216 @@
+"""A folder for bringing Stable Diffusion up elsewhere: in which order, with which tests and packs.
+
+The order and the shares of the work come from the model's plan, which needs no weights.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from refsd.errors import UsageError
+from refsd.golden.porting.contracts_header import header
+from refsd.golden.porting.contracts_pytest import contract_tests
+from refsd.golden.porting.contracts_stages import describe_all
+from refsd.golden.porting.export import encode, write_folder
+from refsd.golden.recording.names import block_of, is_alone
+from refsd.golden.recording.plan import Planned, plan_model, read_configs
+from refsd.registry import ops
+
+SCHEMA = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}")
+# The networks that text to image needs, in that order: how the golden names of their layers begin.
+PARTS = {"clip": "text/text_model.", "unet": "unet/", "decode": "decode/"}
+
+
+def new(name: str, folder: str | Path, *, model: str | None = None) -> Path:
+    """Write the folder of a port: README.md, status.json, contracts/, results/.
+
+    model is a path or a hub id; None is Stable Diffusion 1.5. Raises UsageError for a name that is
+    not plain, and a folder that is not empty.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"the name is {name[:80]!r}; give letters, digits, spaces and . _ + - "
+                         "(up to 80)")
+    contracts = describe_all(model)
+    status = plan(name, model)
+    tests = {**contract_tests(contracts), "refsd.h": header(contracts).encode("utf-8")}
+    return write_folder(folder, {
+        "README.md": readme(status, contracts["stages"]).encode("utf-8"),
+        "status.json": encode(status),
+        "results/README.md": RESULTS.encode("utf-8"),
+        **{f"contracts/{file}": data for file, data in tests.items()},
+    })
+
+
+def plan(name: str, model: str | None = None) -> dict[str, Any]:
+    """What there is to do: ops, blocks and stages, each in the order in which a picture needs it.
+
+    Every entry has what it costs in FLOPs, and its share of all the model's.
+    """
+    configs, _ = read_configs(model)
+    plans = plan_model(configs)
+    steps = [(part, planned) for part in PARTS for planned in plans[part]]
+    total = sum(planned.output.flops for _, planned in steps)
+    unused = [op for op in ops() if op not in {planned.op for _, planned in steps}]
+    return {
+        "schema": SCHEMA, "name": name, "model": model or "Stable Diffusion 1.5",
+        "flops": total,
+        "ops": [*_costs(((planned.op, part, planned) for part, planned in steps), total),
+                *({"name": op, "calls": 0, "flops": 0, "share": 0.0, "first": None}
+                  for op in unused)],
+        "blocks": list(_costs(chain.from_iterable(
+            _of_blocks(part, plans[part]) for part in PARTS), total)),
+        "stages": ["tokens", "text", "schedule", "unet", "denoise", "decode", "picture"],
+    }
+
+
+def _costs(named: Iterable[tuple[str, str, Planned]], total: int) -> Iterable[dict[str, Any]]:
+    """One entry a name, in the order of first use: calls, FLOPs, share, where it is first used."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, part, planned in named:
+        entry = found.setdefault(name, {
+            "name": name, "calls": 0, "flops": 0, "share": 0.0,
+            "first": f"{PARTS[part]}{planned.path}" if planned.path else PARTS[part].split("/")[0]})
+        entry["calls"] += 1
+        entry["flops"] += planned.output.flops
+        entry["share"] = round(entry["flops"] / max(total, 1), 6)
+    return found.values()
+
+
+def _of_blocks(part: str, found: list[Planned]) -> Iterable[tuple[str, str, Planned]]:
+    """Each op with the kind of block that it is in; an op without weights is in the one before."""
+    kind = None
+    for planned in found:
+        kind = kind_of(f"{PARTS[part]}{planned.path}") if planned.path else kind
+        if kind:
+            yield kind, part, planned
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of block of a layer, or of a block: its golden name without step and numbers.
+
+    unet/000/down_blocks.0.resnets.1 -> unet/down_blocks.*.resnets.*; None outside of all blocks.
+    """
+    stage, *_, path = name.split("/")
+    block = path if is_alone(path) else block_of(f"{path}.op")
+    return None if block is None else f"{stage}/" + ".".join(
+        "*" if word.isdigit() else word for word in block.split("."))
+
+
+def readme(status: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
+    """README.md of a port's folder."""
+    used = [op for op in status["ops"] if op["calls"]]
+    heavy = sorted(used, key=lambda op: -op["flops"])[:3]
+    most = ", ".join(f"{op['name']} {op['share']:.1%}" for op in heavy)
+    unused = ", ".join(op["name"] for op in status["ops"] if not op["calls"])
+    return README.format(
+        name=status["name"], model=status["model"], giga=status["flops"] / 1e9, most=most,
+        unused=unused, ops=_table(used), blocks=_table(status["blocks"]),
+        stages="\n".join(_stage_row(name, found) for name, found in stages.items()))
+
+
+def _table(entries: Iterable[Mapping[str, Any]]) -> str:
+    rows = ["| | name | calls | GFLOP | share | first used |", "|---|---|---|---|---|---|"]
+    rows += [f"| {k} | `{e['name']}` | {e['calls']} | {e['flops'] / 1e9:,.3f} | {e['share']:.2%} | "
+             f"`{e['first']}` |" for k, e in enumerate(entries, 1)]
+    return "\n".join(rows)
+
+
+def _stage_row(name: str, found: Mapping[str, Any]) -> str:
+    takes = "; ".join(f"{key} {_written(value)}" for key, value in found["inputs"].items())
+    return f"| `{name}` | {takes} | {_written(found['output'])} |"
+
+
+def _written(tensor: Any) -> str:
+    if isinstance(tensor, str):
+        return tensor
+    limits = tensor["range"]
+    return (f"{tensor['dtype']} ({', '.join(map(str, tensor['shape']))})"
+            + (f" in [{limits[0]}, {limits[1]}]" if limits else ""))
+
+
+RESULTS = """\
+# Results
+
+Lay here what the tools wrote; `refsd port status ..` reads all of it, the newest last.
+
+* `*.xml`: JUnit of the contract tests (`--junitxml`)
+* `*.json`: `refsd golden compare PACK MINE --report results/NAME.json`, or
+  `refsd golden bisect PACK MINE --json > results/NAME.json`
+"""
+
+README = """\
+# {name}: bringing Stable Diffusion up
+
+Model: {model}. Two prompts, one guided step of the UNet and one decoding, at the model's own size,
+are {giga:,.0f} GFLOP. Most of the work: {most}.
+
+`refsd port status .` says at any time what is proven and what comes next.
+
+## 1. Ops, one by one
+
+Fill in `contracts/adapters.py`, then
+
+    cd contracts && python -m pytest test_contracts.py --junitxml=../results/contracts.xml
+
+The tests need NumPy and pytest alone. A test passes when every element lies within the bound that
+was derived for its op in your format. `contracts/refsd.h` has the same ops for C, and
+`contracts/contracts.json` all of it for programs; under `calls` every shape that the model needs.
+
+In the order in which a picture needs them:
+
+{ops}
+
+Not needed for a picture of this model, and tested too: {unused}.
+
+Then the same ops on hard inputs (mixed zeros, wide exponents, large means, borders, odd channels):
+
+    refsd golden make -o packs/ops --ops      # or golden/ops of refsd's repository: the same
+    refsd golden export packs/ops -o inputs --to raw          # your program's inputs
+    refsd golden compare packs/ops MINE --report results/ops.json
+
+## 2. The same ops inside the networks
+
+A pack of level 3 holds every op's inputs and result under the checkpoint's names. Begin with the
+model that ships with refsd, which is small and needs no download; then the real one:
+
+    refsd golden make -o packs/small --level 3 --steps 4
+    refsd golden bisect packs/small MINE --json > results/small.json
+    refsd golden make -o packs/real -m MODEL --level 3 --steps 20 --include 'unet/000/*'
+
+Dump what each op gave as `.npy` under the pack's names (`unet/000/conv_in.npy`), or give a name
+map. `bisect` computes every op again on your own inputs: it names the first op that is wrong, not
+the first that was handed something wrong.
+
+Weights and vocabulary in your layout:
+
+    refsd export weights -o weights -m MODEL --to raw --layout NHWC --dtype float16
+    refsd export tokenizer -o tokenizer -m MODEL
+
+## 3. Blocks
+
+In the order in which a picture needs them; a pack of level 2 has their results (golden/bundled
+of refsd's repository is one, of the small model).
+
+{blocks}
+
+## 4. Stages
+
+| stage | takes | gives |
+|---|---|---|
+{stages}
+
+Bring them up in this order: tokens, text, decode (it needs no text), one call of the UNet, the
+schedule, all steps. Each can be fed with golden inputs of a pack of level 1, so that none waits for
+another.
+
+## 5. Whole pictures
+
+    refsd golden make -o packs/suite --suite SUITE.json     # golden/suites has two
+    refsd golden compare packs/suite/RUN MINE --format float16 --report results/suite-RUN.json
+
+Latents at 0, 25, 50, 75 and 100 % of the steps, and the picture. Rounding spreads through a network
+further than through an op: the packs carry how far, from runs with other roundings.
+"""

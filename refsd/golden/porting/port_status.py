@@ -1,0 +1,206 @@
+"""What is proven of a port so far, from its folder's results, and what comes next."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from refsd.errors import ModelError, UsageError
+from refsd.golden.porting.port import SCHEMA, kind_of
+from refsd.golden.recording.names import is_alone
+from refsd.weights.files import parse_json, read_bytes, read_object
+
+LIMIT = 256 << 20  # bytes of a result; a comparison of 10,000 tensors takes about 10 MB
+TEST = re.compile(r"test_(result|refuses)\[(\w+)-(\d+)\]")
+GOOD = ("equal", "explained")
+ABSENT = ("missing",)
+OPS = "ops"  # the stage of the pack of ops
+
+
+@dataclass
+class Tally:
+    """How many of the checks of one kind passed, and which did not; `left` were not run."""
+
+    passed: int = 0
+    failed: list[str] = field(default_factory=list)
+    left: int = 0
+
+    @property
+    def state(self) -> str:
+        """"ok", "wrong", "part" (some are left) or "open" (none was run)."""
+        if self.failed:
+            return "wrong"
+        if not self.passed:
+            return "open"
+        return "part" if self.left else "ok"
+
+    def count(self, name: str, outcome: str) -> None:
+        """Add a check: "passed", "left", anything else has failed."""
+        if outcome == "passed":
+            self.passed += 1
+        elif outcome == "left":
+            self.left += 1
+        else:
+            self.failed.append(name)
+
+    def as_json(self) -> dict[str, Any]:
+        """For --json."""
+        return {"state": self.state, "passed": self.passed, "failed": self.failed,
+                "left": self.left}
+
+
+@dataclass
+class Row:
+    """An op, a kind of block or a stage: what is known of it by kind of check."""
+
+    name: str
+    share: float
+    checks: dict[str, Tally]
+    needed: bool = True
+
+
+@dataclass
+class Status:
+    """Rows in the order of bringing up, the results that were read, and what comes next."""
+
+    name: str
+    ops: list[Row]
+    blocks: list[Row]
+    stages: list[Row]
+    read: list[str]
+    next: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        rows = {part: [{"name": row.name, "share": row.share, "needed": row.needed,
+                        **{kind: tally.as_json() for kind, tally in row.checks.items()}}
+                       for row in getattr(self, part)] for part in ("ops", "blocks", "stages")}
+        return {"name": self.name, **rows, "read": self.read, "next": self.next}
+
+
+def status(folder: str | Path) -> Status:
+    """Read a port's folder. Raises ModelError for results that cannot be read."""
+    folder = Path(folder)
+    if not (folder / "status.json").is_file():
+        raise UsageError(f"{folder}: no port's folder: there is no status.json. Make one with "
+                         "refsd port new NAME -o FOLDER")
+    known = read_object(folder / "status.json")
+    _check(known, folder / "status.json")
+    tests, verdicts, read = _results(folder / "results")
+
+    ops = {entry["name"]: Row(entry["name"], entry["share"], {
+        "contract": Tally(), "ops_pack": Tally(), "in_network": Tally()}, bool(entry["calls"]))
+        for entry in known["ops"]}
+    blocks = {entry["name"]: Row(entry["name"], entry["share"], {"in_network": Tally()})
+              for entry in known["blocks"]}
+    stages = {name: Row(name, 0.0, {"in_network": Tally()}) for name in known["stages"]}
+    for name, outcome in tests.items():
+        op = TEST.fullmatch(name)[2]
+        if op in ops:
+            ops[op].checks["contract"].count(name, outcome)
+    for name, (op, outcome) in verdicts.items():
+        stage, kind = name.partition("/")[0], kind_of(name)
+        if op in ops:
+            ops[op].checks["ops_pack" if stage == OPS else "in_network"].count(name, outcome)
+        if kind is not None and (op == "block" or is_alone(name.rpartition("/")[2])):
+            row = blocks.setdefault(kind, Row(kind, 0.0, {"in_network": Tally()}))
+            row.checks["in_network"].count(name, outcome)
+        elif op not in ops and stage in stages:
+            stages[stage].checks["in_network"].count(name, outcome)
+    rows = [list(found.values()) for found in (ops, blocks, stages)]
+    return Status(known["name"], *rows, read, _next(*rows))
+
+
+def _check(known: Mapping[str, Any], path: Path) -> None:
+    """The keys that are read, and their types."""
+    entry = {"name": str, "calls": int, "share": (int, float)}
+    good = known.get("schema") == SCHEMA and isinstance(known.get("name"), str) and all(
+        isinstance(known.get(key), list) for key in ("ops", "blocks", "stages")) and all(
+        isinstance(row, dict) and all(isinstance(row.get(k), kind) for k, kind in entry.items())
+        for row in known["ops"] + known["blocks"]) and all(
+        isinstance(stage, str) for stage in known["stages"])
+    if not good:
+        raise ModelError(f"{path}: not what refsd port new of this version writes (schema "
+                         f"{SCHEMA}). Make the folder anew, and keep its results")
+
+
+def _results(folder: Path) -> tuple[dict[str, str], dict[str, tuple[Any, str]], list[str]]:
+    """Tests by name, verdicts by tensor, and the files read; later files overrule earlier ones."""
+    tests: dict[str, str] = {}
+    verdicts: dict[str, tuple[Any, str]] = {}
+    read = []
+    paths = [path for path in folder.glob("*") if path.suffix in (".xml", ".json")]
+    for path in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name)):
+        if path.suffix == ".xml":
+            found = dict(_junit(path))
+            tests |= found
+        else:
+            found = dict(_compared(path))
+            verdicts |= found
+        if found:
+            read.append(path.name)
+    return tests, verdicts, read
+
+
+def _junit(path: Path) -> Iterable[tuple[str, str]]:
+    """The contract tests of a JUnit file with their outcomes; other tests are not ours."""
+    data = read_bytes(path, limit=LIMIT)
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # entities can blow a small file up
+        raise ModelError(f"{path}: JUnit files have no DOCTYPE. This one is not read")
+    try:
+        root = ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        raise ModelError(f"{path}: not readable XML: {error}") from None
+    for case in root.iter("testcase"):
+        name = case.get("name", "")
+        if TEST.fullmatch(name):
+            kinds = {child.tag for child in case}
+            yield name, "left" if "skipped" in kinds else (
+                "failed" if kinds & {"failure", "error"} else "passed")
+
+
+def _compared(path: Path) -> Iterable[tuple[str, tuple[Any, str]]]:
+    """The verdicts of a comparison or a bisection: name -> (op, outcome)."""
+    try:
+        found = parse_json(read_bytes(path, limit=LIMIT).decode("utf-8"), path)
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: not UTF-8 text") from None
+    rows = found.get("tensors", found.get("rows")) if isinstance(found, dict) else None
+    for row in rows if isinstance(rows, list) else ():
+        if not (isinstance(row, dict) and all(isinstance(row.get(key), str)
+                                              for key in ("name", "status"))):
+            raise ModelError(f"{path}: not what refsd golden compare --report or bisect --json "
+                             f"writes: {json.dumps(row)[:80]}")
+        outcome = "passed" if row["status"] in GOOD else (
+            "left" if row["status"] in ABSENT else "failed")
+        yield row["name"], (row.get("op"), outcome)
+
+
+def _next(ops: list[Row], blocks: list[Row], stages: list[Row]) -> str:
+    """One sentence: the first thing that is wrong, else the first that is not proven."""
+    order = [(row, kind) for kind in ("contract", "ops_pack", "in_network")
+             for row in ops if row.needed]
+    order += [(row, "in_network") for row in blocks + stages]
+    for row, kind in order:
+        tally = row.checks[kind]
+        if tally.state == "wrong":
+            return f"{row.name} is wrong: {tally.failed[0]}. {WRONG[kind]}"
+    for row, kind in order:
+        if row.checks[kind].state in ("open", "part"):
+            return f"{row.name}: {OPEN[kind].format(name=row.name)}"
+    return "Everything that is in the packs is proven. Make a suite of whole pictures"
+
+
+WRONG = {
+    "contract": "Repair the adapter or the kernel, and run the contract tests again",
+    "ops_pack": "refsd golden compare says what the mistake looks like",
+    "in_network": "refsd golden bisect tells whether it is its own error or an inherited one",
+}
+OPEN = {
+    "contract": "fill in contracts/adapters.py and run the contract tests",
+    "ops_pack": "run it on the inputs of a pack of ops, and compare",
+    "in_network": "dump it from the whole network, and compare or bisect with a pack",
+}

@@ -1,0 +1,252 @@
+"""Recording a run: what is written of it, under which name, and what each op was given."""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refsd.errors import ModelError
+from refsd.golden.recording import invariants
+from refsd.golden.recording.names import Namer, block_of, full
+from refsd.golden.recording.stage_ops import STAGE_OPS
+from refsd.pipelines.stages import require_finite
+from refsd.weights.tree import flatten
+
+PERCENT = (0, 25, 50, 75, 100)  # of a run's steps: where its latents are marked
+BLOCK = "block"  # in place of an op: made by several, or by some that are not in the pack
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is written of a run.
+
+    level: 0 the ends of the stages, 1 every step's latents and noise, 2 every block's output,
+    3 every op, 4 also what `attention` matches: scores and probabilities. steps: those whose UNet
+    calls are opened from level 2 on, None for all. include, exclude, attention: patterns of names
+    (fnmatch). op: only that op's results. shard (i, n): of all that, every n-th from the i-th on.
+    """
+
+    level: int = 1
+    steps: tuple[int, ...] | None = (0,)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    op: str | None = None
+    attention: tuple[str, ...] = ()
+    shard: tuple[int, int] = (1, 1)
+
+    def opens(self, stage: str, step: int | None) -> bool:
+        """Whether the inside of this call of a network is looked at."""
+        return self.level >= 2 and (stage != "unet" or self.steps is None or step in self.steps)
+
+    def wants(self, name: str, level: int, op: str | None) -> bool:
+        """Whether a tensor of this level is written, whichever the shard."""
+        return (level <= self.level and self.op in (None, op)
+                and (not self.include or matches(name, self.include))
+                and not matches(name, self.exclude))
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the patterns fits the name."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+class Event(NamedTuple):
+    """A call of an op."""
+
+    op: str
+    inputs: dict[str, Any]
+    options: dict[str, Any]
+    output: np.ndarray
+
+
+class Known(NamedTuple):
+    """A tensor that the pack holds: where it is now, and what it is called."""
+
+    array: weakref.ref
+    name: str
+
+
+class Recorder:
+    """A watcher (refsd.watch) that hands what is selected to a Writer, or whatever has its `add`.
+
+    trees: the parts' weights by checkpoint path, {"unet": {"conv_in.weight": ...}}. Nothing is kept
+    but the last op of the open block, and what waits for its name: each tensor is written at once.
+    tolerance(op, inputs, options, truth) gives what goes into an entry's `tolerance`.
+    """
+
+    def __init__(self, writer: Any, trees: Mapping[str, Mapping[str, Any]],
+                 selection: Selection | None = None, *, tolerance: Callable | None = None):
+        self.writer, self.selection = writer, selection or Selection()
+        self.tolerance = tolerance
+        self.worst = invariants.Worst()
+        self._weights = {id(leaf): (part, path, leaf) for part, tree in trees.items()
+                         for path, leaf in flatten(tree).items()}
+        self._known: dict[int, Known] = {}
+        self._stage, self._step, self._namer = "", None, Namer()
+        self._block: tuple[str, np.ndarray] | None = None
+        self._count = 0
+
+    @contextmanager
+    def stage(self, stage: str, step: int | None = None) -> Iterator[None]:
+        """What runs inside is named STAGE/STEP/...; stages nest."""
+        self._flush()
+        outer = self._stage, self._step, self._namer
+        self._stage, self._step, self._namer = stage, step, Namer()
+        try:
+            yield
+            self._flush()
+        finally:
+            self._stage, self._step, self._namer = outer
+
+    def enter(self, stage: str, step: int | None = None) -> None:
+        """What runs from now on is named STAGE/STEP/..."""
+        self._flush()
+        self._stage, self._step, self._namer = stage, step, Namer()
+
+    def _flush(self):
+        for path, event in self._namer.end():
+            self._op(path, event)
+        self._close_block(None)
+
+    def __call__(self, op: str, inputs: dict, options: dict, output: Any) -> None:
+        layer = next((self._weights[id(value)][1].rpartition(".")[0] for value in inputs.values()
+                      if id(value) in self._weights), None)
+        event = Event(op, inputs, options, output)
+        for path, named in self._namer.add(op, layer, event):
+            self._op(path, named)
+
+    def _op(self, path: str, event: Event) -> None:
+        self._close_block(block_of(path))
+        name = full(self._stage, self._step, path)
+        _require_storable(event.output, name)
+        opened = self.selection.opens(self._stage, self._step)
+        level = 3 if block_of(path) else 2
+        inputs = event.inputs | {key: value for key, value in event.options.items()
+                                 if isinstance(value, np.ndarray)}
+        options = {key: value for key, value in event.options.items() if key not in inputs}
+        if "dtype" in options:
+            options["dtype"] = "float32"  # as a port is asked; only the truth has more
+        if opened:
+            held = self._write(name, event.output, level=level, op=event.op, inputs=inputs,
+                               options=options)
+            self.worst.look(event, name if held else None, deep=self.selection.level >= 3)
+            if event.op == "attention" and matches(name, self.selection.attention):
+                self._inside(name, event)
+        if block_of(path):
+            self._block = block_of(path), event.output
+
+    def _inside(self, name, event):
+        """An attention's scores and probabilities."""
+        q, k = event.inputs["q"], event.inputs["k"]
+        heads, causal = event.options["heads"], event.options["causal"]
+        for what, options in (("scores", {"heads": heads}),
+                              ("probabilities", {"heads": heads, "causal": causal})):
+            op = f"attention_{what}"
+            found = STAGE_OPS[op](q, k, **options)
+            self._write(f"{name}.{what}", found, level=4, op=op, inputs={"q": q, "k": k},
+                        options=options)
+
+    def _close_block(self, following: str | None) -> None:
+        if self._block is None or self._block[0] == following:
+            return
+        (path, output), self._block = self._block, None
+        if self.selection.opens(self._stage, self._step):
+            same = {"output": output} if self.held(output) else {}  # the op that gave it
+            self._write(full(self._stage, self._step, path), output, level=2, op=BLOCK,
+                        inputs=same)
+
+    def tensor(self, stage: str, step: int | None, path: str, array: Any, *, level: int,
+               op: str | None = None, inputs: Mapping[str, Any] | None = None,
+               options: Mapping[str, Any] | None = None, note: str = "") -> None:
+        """A tensor between the networks; without an op it is given, not computed.
+
+        From level 2 on the pack gets inputs that it lacks, as NAME:PARAMETER; below it says
+        "block" of what it lacks inputs of.
+        """
+        self._flush()
+        name = full(stage, step, path)
+        if np.asarray(array).dtype.kind == "f":
+            _require_storable(array, name)
+        if op == BLOCK or (op and self.selection.level < 2):
+            inputs = inputs or {}
+            if not self._all_held(inputs):
+                op, inputs, options = BLOCK, {}, {}
+        self._write(name, array, level=level, op=op, stage=stage, step=step, note=note,
+                    inputs=inputs, options=options)
+
+    def held(self, array: Any) -> str | None:
+        """The name under which the pack holds this very array."""
+        known = self._known.get(id(array))
+        return known.name if known and known.array() is array else None
+
+    def _all_held(self, inputs):
+        arrays = [one for value in inputs.values()
+                  for one in (value if isinstance(value, list) else [value])]
+        return all(self.held(one) for one in arrays if isinstance(one, np.ndarray))
+
+    def _write(self, name, array, *, level, op, inputs=None, options=None, note="", **place):
+        """Write a tensor and the inputs that are nowhere yet, if they are selected."""
+        selection = self.selection
+        wanted = selection.wants(name, level, op)
+        self._count += wanted
+        index, of = selection.shard
+        if not wanted or (self._count - 1) % of != index - 1:
+            return False
+        place = place or {"stage": self._stage, "step": self._step}
+        inputs = inputs or {}
+        references = {key: self._reference(f"{name}:{key}", value, place)
+                      for key, value in inputs.items()}
+        tolerance = {}
+        if self.tolerance is not None and op not in (None, BLOCK) and not self._done(name):
+            tolerance = self.tolerance(op, inputs, options or {}, array)
+        self.writer.add(name, array, op=op, options=options or {}, inputs=references,
+                        tolerance=tolerance, note=note, **place)
+        self._learn(array, name)
+        return True
+
+    def _done(self, name):
+        return self.writer.holds(name)
+
+    def _reference(self, name, value, place):
+        """What stands in an entry for an op's input; an array that is nowhere yet is written."""
+        if isinstance(value, (list, tuple)):
+            return [self._reference(f"{name}.{i}", one, place) for i, one in enumerate(value)]
+        if not isinstance(value, np.ndarray):
+            return value
+        if id(value) in self._weights:
+            part, path, _ = self._weights[id(value)]
+            return f"weight:{part}.{path}"
+        if self.held(value) is None:
+            computed = value.dtype.kind == "f"  # by an op that is not recorded
+            self.writer.add(name, value, op=BLOCK if computed else None, note="an input", **place)
+            self._learn(value, name)
+        return f"tensor:{self.held(value)}"
+
+    def _learn(self, array, name):
+        """Remember an array for as long as someone else holds it."""
+        if not isinstance(array, np.ndarray):
+            return
+        key = id(array)
+        self._known[key] = Known(weakref.ref(array, lambda _: self._known.pop(key, None)), name)
+
+    def checkpoints(self, steps: int) -> None:
+        """Mark the latents that stand at 0, 25, 50, 75 and 100 % of a run that is done."""
+        for percent in PERCENT:
+            done = round(steps * percent / 100)
+            place = (done - 1, "latents") if done else (None, "initial")
+            name = full("denoise", *place)
+            if self.writer.holds(name):
+                self.writer.checkpoint(percent, name, step=done)
+
+
+def _require_storable(array, name):
+    """Stop with the tensor's name where float32, which packs are written in, has no number."""
+    require_finite(array, name)
+    largest = float(np.max(np.abs(array), initial=0.0))
+    if largest > float(np.finfo(np.float32).max):
+        raise ModelError(f"{name}: {largest:.3g} is beyond float32's numbers, in which packs are "
+                         "written. A port in float32 would overflow here")

@@ -1,0 +1,218 @@
+"""A whole picture, from the tokens to the pixels, told to a recorder."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refsd.golden.recording.recipe import Recipe
+from refsd.golden.recording.record import BLOCK, Recorder
+from refsd.golden.recording.stage_ops import WITH_HISTORY, initial_latents
+from refsd.pipelines import stages
+from refsd.random import draw_noise
+from refsd.random.by_name import GENERATORS
+from refsd.registry import use, watch
+from refsd.schedulers import from_config
+
+
+def run(pipe: Any, recipe: Recipe, recorder: Recorder,
+        on_step: Callable | None = None) -> np.ndarray:
+    """Draw the recipe's picture and tell the recorder of every tensor.   -> (H, W, 3) uint8
+
+    The noise is the float32 stream whatever pipe's dtype is, and the initial latents are rounded to
+    float32, so that a port in float32 begins with the same bits. on_step(index) follows each step.
+    """
+    with watch(recorder), use(pipe.backend, exact=pipe.exact):
+        texts = [recipe.prompt]
+        if recipe.cfg_scale > 1 and pipe.unet.time_cond_dim is None:
+            texts.append(recipe.negative_prompt)
+        # diffusers skips layers for the positive prompt only.
+        embeds = [_encode(pipe, recorder, i, text, recipe.clip_skip if i == 0 else None)
+                  for i, text in enumerate(texts)]
+        latents = _denoise(pipe, recipe, recorder, on_step, *embeds)
+        return _decode(pipe, recorder, latents)
+
+
+def trees(pipe: Any) -> dict[str, dict[str, Any]]:
+    """The weights of a pipeline under their paths in the checkpoint, for a Recorder."""
+    return {"text_encoder": {"text_model": pipe.text_encoder.tree}, "unet": pipe.unet.tree,
+            "vae": pipe.vae.tree}
+
+
+def _encode(pipe, recorder, number, text, clip_skip):
+    ids = stages.tokenize(pipe.tokenizer, [text])
+    pieces = " ".join(piece.token for piece in pipe.tokenizer.pieces(text))
+    recorder.tensor("tokens", number, "ids", ids, level=0, note=pieces[:2000])
+    with recorder.stage("text", number):
+        states = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
+    recorder.tensor("text", number, "last_hidden_state", states, level=0, op=BLOCK,
+                    inputs={"output": states})
+    return states
+
+
+def _denoise(pipe, recipe, recorder, on_step, positive, negative=None):
+    scheduler = from_config(recipe.scheduler)
+    timesteps = stages.make_schedule(scheduler, recipe.steps)
+    recorder.tensor("schedule", None, "timesteps", timesteps, level=1)
+    recorder.tensor("schedule", None, "alphas_cumprod", scheduler.alphas_cumprod, level=1)
+    recorder.worst.schedule(scheduler.alphas_cumprod, recorder.held(scheduler.alphas_cumprod))
+    if hasattr(scheduler, "sigmas"):
+        recorder.tensor("schedule", None, "sigmas", scheduler.sigmas, level=1)
+
+    generator = Noise(GENERATORS[recipe.rng](recipe.seed))
+    factor = pipe.vae.config.downscale
+    shape = (1, pipe.vae.config.latent_channels, recipe.height // factor, recipe.width // factor)
+    noise = draw_noise(shape, pipe.unet.dtype, generator)
+    recorder.tensor("denoise", None, "noise", noise, level=1)
+    options = {"init_noise_sigma": float(scheduler.init_noise_sigma)}
+    latents = initial_latents(noise, **options)
+    recorder.tensor("denoise", None, "initial", latents, level=1, op="initial_latents",
+                    inputs={"noise": noise}, options=options)
+
+    recorder.enter("denoise")
+    watched = WatchedScheduler(scheduler, recipe, recorder, generator)
+    states = () if negative is None else (negative,)
+    for step in stages.denoise(WatchedUNet(pipe.unet, watched), watched, latents, positive, *states,
+                               guidance_scale=recipe.cfg_scale, eta=recipe.eta,
+                               guidance_rescale=recipe.guidance_rescale, generator=generator):
+        latents = step.latents
+        if on_step is not None:
+            on_step(step.index)
+    recorder.checkpoints(len(timesteps))
+    recorder.tensor("denoise", None, "final", latents, level=0, op=BLOCK,
+                    inputs={"output": latents})
+    return latents
+
+
+def _decode(pipe, recorder, latents):
+    watched = WatchedVAE(pipe.vae, recorder, latents)
+    pictures = stages.decode(watched, latents)
+    recorder.tensor("picture", None, "image", pictures, level=0, op="to_picture",
+                    inputs={"x": watched.decoded})
+    pixels = stages.to_bytes(pictures)
+    recorder.tensor("picture", None, "pixels", pixels, level=0, op="to_bytes",
+                    inputs={"x": pictures})
+    return pixels[0]
+
+
+class Noise:
+    """A generator that always draws float32's numbers, and remembers what it has drawn last."""
+
+    def __init__(self, generator: Any):
+        self._generator, self.drawn = generator, None
+
+    def randn(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
+        """Normal numbers of float32, in whatever dtype they are wanted."""
+        self.drawn = self._generator.randn(shape, "float32").astype(dtype)
+        return self.drawn
+
+
+class WatchedScheduler:
+    """A scheduler that tells of every step. `index` is that of the step it is in."""
+
+    def __init__(self, scheduler: Any, recipe: Recipe, recorder: Recorder, generator: Noise):
+        self._scheduler, self.recipe, self.recorder = scheduler, recipe, recorder
+        self._generator = generator
+        self._history: tuple[list, list] = ([], [])
+        self.index = -1
+        self.asked: dict[str, Any] = {}  # what the model said with each text in this step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def scale_model_input(self, sample: Any, timestep: Any) -> Any:
+        """The first thing that a step does."""
+        self.index += 1
+        self.recorder.enter("denoise", self.index)
+        # A view of its own, also where the scheduler gives the sample itself: another name.
+        scaled = self._scheduler.scale_model_input(sample, timestep)[:]
+        self._tell("scaled", scaled, "scale_model_input", {"sample": sample}, self._place())
+        return scaled
+
+    @property
+    def step(self) -> Any:
+        """The scheduler's own, with its signature, which the pipeline reads."""
+
+        @functools.wraps(self._scheduler.step)
+        def step(model_output, timestep, sample, **options):
+            if self.asked:
+                self._tell("guided", model_output, "guide", self.asked, {
+                    "scale": self.recipe.cfg_scale, "rescale": self.recipe.guidance_rescale})
+            self.asked, self._generator.drawn = {}, None
+            found = self._scheduler.step(model_output, timestep, sample, **options)
+            inputs = {"model_output": model_output, "sample": sample}
+            if self._scheduler.config["_class_name"] in WITH_HISTORY:
+                inputs = {key: self._remember(key == "sample", value)
+                          for key, value in inputs.items()}
+            if self._generator.drawn is not None:
+                inputs["noise"] = self._generator.drawn
+                self.recorder.tensor("denoise", self.index, "noise", inputs["noise"], level=1)
+            eta = {"eta": self.recipe.eta} if "eta" in options and self.recipe.eta else {}
+            self._tell("latents", found.prev_sample, "scheduler_step", inputs,
+                       {**self._place(), **eta})
+            return found
+
+        return step
+
+    def _remember(self, which, value):
+        self._history[which].append(value)
+        return list(self._history[which])
+
+    def _place(self):
+        return {"scheduler": self.recipe.scheduler, "steps": self.recipe.steps,
+                "index": self.index}
+
+    def _tell(self, path, array, op, inputs, options):
+        self.recorder.tensor("denoise", self.index, path, array, level=1, op=op, inputs=inputs,
+                             options=options)
+
+
+class WatchedUNet:
+    """A UNet that tells what it says with each text."""
+
+    def __init__(self, unet: Any, scheduler: WatchedScheduler):
+        self._unet, self._scheduler = unet, scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
+
+    def __call__(self, sample: Any, *args: Any, **options: Any) -> Any:
+        """Its answer; with two texts the first half is the negative one's."""
+        recorder, index = self._scheduler.recorder, self._scheduler.index
+        with recorder.stage("unet", index):
+            found = self._unet(sample, *args, **options)
+        half = len(found) // 2
+        if not half:
+            recorder.tensor("denoise", index, "eps_cond", found, level=1, op=BLOCK,
+                            inputs={"output": found})
+            return found
+        for path, start in (("uncond", 0), ("cond", half)):
+            part = found[start:start + half]
+            self._scheduler.asked[path] = part
+            place = {"axis": 0, "start": start, "stop": start + half}
+            known = recorder.held(found) is not None
+            recorder.tensor("denoise", index, f"eps_{path}", part, level=1,
+                            op="slice" if known else BLOCK,
+                            **({"inputs": {"x": found}, "options": place} if known else {}))
+        return found
+
+
+class WatchedVAE:
+    """A VAE that tells what it decodes; `decoded` is what came of it."""
+
+    def __init__(self, vae: Any, recorder: Recorder, latents: Any):
+        self._vae, self._recorder, self._latents = vae, recorder, latents
+        self.decoded = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vae, name)
+
+    def decode(self, latents: Any) -> Any:
+        """(N, 4, h, w) -> (N, 3, H, W)"""
+        self._recorder.tensor("decode", None, "latents", latents, level=1, op="unscale_latents",
+                              inputs={"latents": self._latents},
+                              options={"scaling_factor": self._vae.config.scaling_factor})
+        with self._recorder.stage("decode"):
+            self.decoded = self._vae.decode(latents)
+        return self.decoded

@@ -1,0 +1,183 @@
+"""How far a whole network spreads rounding: k runs with other roundings, and what they allow.
+
+Each run computes every op in float64 and adds roundings as a port in the format would make them,
+drawn from a seed (tolerances.emulate). What a tensor then differs by from the pack's, over the
+runs, says what a right port may differ by.
+"""
+
+import dataclasses
+import hashlib
+import math
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import fdtri
+
+from refsd import parallel
+from refsd.errors import ModelError, UsageError
+from refsd.golden.packs.manifest import Entry, write_manifest
+from refsd.golden.packs.pack import Pack
+from refsd.golden.packs.shards import write_file
+from refsd.golden.packs.writer import MANIFEST, SUMS, sums
+from refsd.golden.recording.recipe import Recipe, load_truth
+from refsd.golden.recording.record import Recorder, Selection
+from refsd.golden.recording.run import run, trees
+from refsd.golden.tolerances.emulate import Emulator
+from refsd.golden.tolerances.tolerance import with_spread
+from refsd.registry import trace
+
+RUNS, CONFIDENCE = 4, 0.9999
+FORMATS = ("float32", "bfloat16")
+SKETCH = 64  # sums of signed errors, of which two runs' likeness is told
+ROUNDED = ("initial_latents", "guide", "scheduler_step", "unscale_latents", "to_picture")
+
+
+def add_spread(folder: str | Path, *, formats: Iterable[str] = FORMATS, runs: int = RUNS,
+               confidence: float = CONFIDENCE, seed: int = 0, pipe: Any = None, model: Any = None,
+               on_run: Callable[[str, int], None] | None = None) -> None:
+    """Measure the spread for a pack in a folder, and write it into its manifest.
+
+    pipe: the model as load_truth gives it (None: loaded from `model`, the bundled one by default).
+    """
+    with Pack.open(folder) as pack:
+        manifest, measured = pack.manifest, {}
+        for format in formats:
+            measured[format] = spread(pack, format, runs=runs, confidence=confidence, seed=seed,
+                                      pipe=pipe, model=model, on_run=on_run)
+    tensors = []
+    for entry in manifest.tensors:
+        tolerance = entry.tolerance
+        for format, found in measured.items():
+            if found is None or entry.name in found:
+                tolerance = with_spread(tolerance, format, found and found[entry.name])
+        tensors.append(dataclasses.replace(entry, tolerance=tolerance))
+    data = write_manifest(dataclasses.replace(manifest, tensors=tensors))
+    write_file(Path(folder) / MANIFEST, [data])
+    write_file(Path(folder) / SUMS, [sums(manifest.files, hashlib.sha256(data).hexdigest())])
+
+
+def spread(pack: Pack, format: str, *, runs: int = RUNS, confidence: float = CONFIDENCE,
+           seed: int = 0, pipe: Any = None, model: Any = None,
+           on_run: Callable[[str, int], None] | None = None) -> dict[str, dict] | None:
+    """For each float tensor of a pack of a run: {"rms", "max", "runs", "confidence"}.
+
+    rms: what the root mean square of a right port's error stays below, at the confidence for one
+    tensor; max: the largest error seen, scaled likewise. None if a run overflows in the format.
+    Raises UsageError for a pack that is not of a run.
+    """
+    if pack.manifest.kind != "run":
+        raise UsageError(f"the pack is of kind {pack.manifest.kind!r}; a spread needs a run")
+    if runs < 2:
+        raise UsageError(f"runs is {runs}; give 2 or more, so that they can be compared")
+    recipe = recipe_of(pack)
+    selection = selection_of(pack)
+    pipe = load_truth(model) if pipe is None else pipe
+    errors = Errors(pack)
+    for number in range(runs):
+        errors.begin()
+        try:
+            emulated_run(pipe, recipe, selection, errors,
+                         Emulator(format, seed=seed + zlib.crc32(f"{format} {number}".encode())))
+        except ModelError:
+            return None  # NaN or infinity: the format cannot hold this run
+        if on_run is not None:
+            on_run(format, number)
+    return {name: errors.limit(name, confidence) for name in errors.seen}
+
+
+def emulated_run(pipe: Any, recipe: Recipe, selection: Selection, writer: Any,
+                 emulator: Emulator) -> None:
+    """A run of make, in the emulator's arithmetic; writer.add hears of each tensor."""
+    recorder = EmulatedRecorder(writer, trees(pipe), selection, emulator)
+    emulator.listener = recorder
+    with parallel.limited(1), trace(emulator):
+        run(pipe, recipe, recorder)
+
+
+class EmulatedRecorder(Recorder):
+    """A recorder that also rounds what the pipeline computes between the networks."""
+
+    def __init__(self, writer: Any, trees: Any, selection: Selection, emulator: Emulator):
+        super().__init__(writer, trees, selection)
+        self._emulator = emulator
+
+    def tensor(self, stage: str, step: int | None, path: str, array: Any, *,
+               op: str | None = None, **more: Any) -> None:
+        """As Recorder.tensor; these arrays are fresh, and what follows reads them."""
+        if self._emulator.between and op in ROUNDED and array.dtype.kind == "f":
+            array[...] = self._emulator.stored(array)
+        super().tensor(stage, step, path, array, op=op, **more)
+
+
+class Errors:
+    """In place of a Writer: what each tensor of a pack differs by, run by run."""
+
+    def __init__(self, pack: Pack):
+        self._pack = pack
+        self.seen: dict[str, list[tuple[float, float, np.ndarray]]] = {}
+        self._held: set[str] = set()
+
+    def begin(self) -> None:
+        """Another run."""
+        self._held = set()
+
+    def add(self, name: str, array: np.ndarray, **more: Any) -> None:
+        """One tensor of this run."""
+        self._held.add(name)
+        entry: Entry | None = self._pack.entries.get(name)
+        if entry is None or np.asarray(array).dtype.kind != "f":
+            return
+        error = np.asarray(array, "float64") - self._pack.read(name)
+        size = math.sqrt(np.mean(error * error)) if error.size else 0.0
+        signs = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
+        buckets = signs.integers(0, 2 * SKETCH, error.size, dtype="uint8")
+        signed = np.where(buckets < SKETCH, error.ravel(), -error.ravel())
+        sketch = np.bincount(buckets % SKETCH, signed, minlength=SKETCH)
+        largest = float(np.max(np.abs(error), initial=0.0))
+        self.seen.setdefault(name, []).append((size, largest, sketch))
+
+    def holds(self, name: str) -> bool:
+        """Whether this run had it."""
+        return name in self._held
+
+    def checkpoint(self, *args: Any, **options: Any) -> None:
+        """Of no interest here."""
+
+    def limit(self, name: str, confidence: float) -> dict[str, float]:
+        """The limit of one more run's mean square, from those seen: their mean times an F quantile.
+
+        Both are sums of squares of as many independent directions as the errors have.
+        """
+        sizes, largest, sketches = zip(*self.seen[name])
+        runs, directions = len(sizes), independent(sketches)
+        factor = math.sqrt(fdtri(directions, runs * directions, confidence))
+        return {"rms": math.sqrt(np.mean(np.square(sizes))) * factor,
+                "max": max(largest) * factor, "runs": runs, "confidence": confidence}
+
+
+def independent(sketches: Iterable[np.ndarray]) -> float:
+    """In how many directions errors vary: 1 / the mean squared cosine of two runs' errors.
+
+    Sketches give each cosine with a variance of 1 / SKETCH, so no more than SKETCH are told apart.
+    """
+    rows = np.array(list(sketches))
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.where(norms > 0, norms, 1)
+    cosines = (rows @ rows.T)[np.triu_indices(len(rows), 1)]
+    return 1 / min(1.0, max(1 / SKETCH, float(np.mean(cosines**2))))
+
+
+def recipe_of(pack: Pack) -> Recipe:
+    """The recipe that a pack was made with."""
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    return Recipe(**{key: value for key, value in pack.manifest.recipe.items() if key in names})
+
+
+def selection_of(pack: Pack) -> Selection:
+    """What of a run is in a pack."""
+    told = pack.manifest.recipe.get("selection", {})
+    return Selection(**{key: tuple(value) if isinstance(value, list) else value
+                        for key, value in told.items()})

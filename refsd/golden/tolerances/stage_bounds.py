@@ -1,0 +1,157 @@
+"""How far rounding can take what a pipeline computes between the networks.
+
+`STAGE_BOUNDS[op](inputs, options, truth, precision)` is the largest |error| of each element, given
+the port's own inputs. Ports make these steps of several element-wise ops, each of which may round
+to the port's format, the constants too; so every rounding counts with the format's unit.
+
+    k roundings in a row, on terms of size M: |error| <= gamma(k) M,   gamma(k) = (1 - u)^-k - 1
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refsd.golden.recording.stage_ops import STAGE_OPS
+from refsd.golden.tolerances.precision import PRECISIONS, Precision, gamma
+from refsd.pipelines.stages import make_schedule
+from refsd.schedulers import from_config
+
+Inputs = Mapping[str, Any]
+
+
+def stage_bound(op: str, inputs: Inputs, options: Inputs, truth: np.ndarray,
+                format: str) -> np.ndarray:
+    """The bound of a stage op for a port in a float format (int8 weights: float32 tensors)."""
+    precision = PRECISIONS["float32" if format == "int8" else format]
+    wide = {name: _wide(value) for name, value in inputs.items()}
+    found = STAGE_BOUNDS[op](wide, options, truth, precision)
+    return np.broadcast_to(np.asarray(found, "float64"), np.shape(truth))
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_wide(one) for one in value]
+    return value.astype("float64") if isinstance(value, np.ndarray) else value
+
+
+def scaled(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+    """One product or quotient; the constant takes up to 4 roundings: 1 / sqrt(sigma^2 + 1)."""
+    return gamma(5, p) * abs(y) + p.tiny
+
+
+def guide(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+    """The scale, a difference, a product, a sum; and twice a deviation over all n if rescaled.
+
+    A deviation is a root of n squares of differences to a mean of n: n + 4 roundings, and as many
+    of the mean's, whose error is a part of the deviation itself.
+    """
+    u, c, s = abs(inputs["uncond"]), abs(inputs["cond"]), abs(options["scale"])
+    size = (1 + s) * u + s * c
+    if not options.get("rescale"):
+        return gamma(4, p) * size + p.tiny
+    n = math.prod(y.shape[1:])
+    grown = np.maximum(1, _ratio(abs(y).max(), size.max()))
+    return gamma(4 * n + 24, p) * size * grown + p.tiny
+
+
+def _ratio(a, b):
+    return a / b if b else 1.0
+
+
+def scheduler_step(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+    """x0 from x and the prediction, then a combination of all that is known, and noise.
+
+    Every path from an input to the result has at most 20 roundings, those of its constants
+    included. The terms are as large as `_paths` says.
+    """
+    noise = inputs.get("noise")
+    size = _paths(inputs, options) + (0 if noise is None else abs(noise))
+    return gamma(20, p) * size + 20 * p.tiny
+
+
+def _paths(inputs, options):
+    """The sum of |terms|, from x_t = a x0 + n eps with a^2 + n^2 = 1, or x = x0 + sigma eps."""
+    found = from_config(options["scheduler"])
+    timesteps = make_schedule(found, options["steps"])
+    index, outputs, samples = options["index"], inputs["model_output"], inputs["sample"]
+    if isinstance(outputs, list):
+        # Multistep rules weigh up to 4 predictions by at most 59 / 24 each, and start anew often.
+        terms = [3 * _x0(found, timesteps[i], *pair, i) for i, pair in
+                 enumerate(zip(outputs, samples))]
+        return sum(terms) + sum(abs(x) for x in samples)
+    if type(found).__name__ != "DDIMScheduler":
+        return 2 * _x0(found, timesteps[index], outputs, samples, index) + abs(samples)
+    return _ddim(found, int(timesteps[index]), abs(outputs), abs(samples))
+
+
+def _ddim(found, t, e, x):
+    """b x0 + d eps, where x0 and eps are made as the prediction's kind says."""
+    s = t - found.config.num_train_timesteps // found.num_inference_steps
+    alpha_bar = float(found.alphas_cumprod[t])
+    target = float(found.alphas_cumprod[s] if s >= 0 else found.final_alpha_cumprod)
+    a, n = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    b, d = math.sqrt(target), math.sqrt(1 - target)
+    kind = found.config.prediction_type
+    if kind == "v_prediction":
+        return b * (a * x + n * e) + d * (a * e + n * x)
+    if kind == "sample":
+        return b * e + d * (x + a * e) / n
+    return b * (x + n * e) / a + d * e
+
+
+def _x0(found, t, e, x, index):
+    """|terms| of x0 and of eps, whichever is the larger."""
+    e, x = abs(e), abs(x)
+    if hasattr(found, "sigmas"):
+        return (1 + float(found.sigmas[index])) * (e + x)
+    a = math.sqrt(float(found.alphas_cumprod[int(t)]))
+    return (e + x) / max(a, _least(found))
+
+
+def _least(found):
+    """The smallest sqrt(alpha_bar) above 0 of a schedule: x0 is never made by dividing by 0."""
+    positive = found.alphas_cumprod[found.alphas_cumprod > 0]
+    return math.sqrt(float(positive.min()))
+
+
+def to_picture(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+    """x / 2 is exact, the sum is rounded; clipping brings errors no further apart."""
+    x = inputs["x"].transpose(0, 2, 3, 1)
+    return gamma(2, p) * np.minimum(abs(x) / 2 + 0.5, 1) + p.tiny
+
+
+def to_bytes(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+    """255 x is rounded once: only near the middle of two bytes may the other be taken."""
+    exact = 255 * inputs["x"]
+    to_middle = abs(exact - np.floor(exact) - 0.5)
+    return np.where(to_middle <= gamma(1, p) * abs(exact) + p.tiny, 1.0, 0.0)
+
+
+def attention_scores(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+    """d products, their sum, and the scale."""
+    d = inputs["q"].shape[-1] // options["heads"]
+    size = STAGE_OPS["attention_scores"](abs(inputs["q"]), abs(inputs["k"]), **options)
+    return gamma(d + 3, p) * size + d * p.tiny
+
+
+def attention_probabilities(inputs: Inputs, options: Inputs, y: np.ndarray,
+                            p: Precision) -> np.ndarray:
+    """An error e of the scores changes a share by at most e^(2 e); exp, the sum and a quotient.
+
+    x - max is rounded too, by u (max - x), which is at most twice the largest |score|.
+    """
+    heads = {"heads": options["heads"]}
+    error = attention_scores(inputs, heads, y, p).max(axis=-1, keepdims=True)
+    scores = STAGE_OPS["attention_scores"](inputs["q"], inputs["k"], **heads)
+    shift = 2 * error + gamma(2, p) * abs(scores).max(axis=-1, keepdims=True)
+    return y * (np.expm1(shift) + gamma(y.shape[-1] + 10, p) * np.exp(shift)) + 4 * p.tiny
+
+
+STAGE_BOUNDS = {
+    "initial_latents": scaled, "scale_model_input": scaled, "guide": guide,
+    "scheduler_step": scheduler_step, "unscale_latents": scaled, "to_picture": to_picture,
+    "to_bytes": to_bytes, "attention_scores": attention_scores,
+    "attention_probabilities": attention_probabilities,
+}  # fmt: skip
