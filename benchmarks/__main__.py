@@ -59,11 +59,12 @@ def run(asked):
 
     name = re.sub(r"[^a-z0-9]+", "-", f"{found['machine']['cpu']} {asked.threads} threads".lower())
     header = {"schema": SCHEMA, "threads": asked.threads, "rounds": asked.rounds} | found
-    results = Results(asked.out or FOLDER / f"{name.strip('-')}.json", header, fresh=asked.fresh,
-                      say=say)
+    sections = asked.only or SECTIONS
+    results = Results(asked.out or FOLDER / f"{name.strip('-')}.json", header,
+                      fresh=sections if asked.fresh else (), say=say)
     asked.cache.mkdir(parents=True, exist_ok=True)
     work = Run(results, asked.threads, asked.rounds, asked.cache.resolve(), say, asked.trial)
-    failed = [section for section in asked.only or SECTIONS if not measure(section, work)]
+    failed = [section for section in sections if not measure(section, work)]
     say(f"results: {results.path}")
     return report(results.data, failed)
 

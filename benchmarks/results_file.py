@@ -19,18 +19,19 @@ FOLDER = ROOT / "benchmarks" / "results"
 
 
 class Results:
-    """Results that are being measured."""
+    """Results that are being measured; of the sections in `fresh` nothing is known."""
 
-    def __init__(self, path, header, *, fresh=False, say=print):
+    def __init__(self, path, header, *, fresh=(), say=print):
         self.path = Path(path)
         self.data = header | {"sections": {}}
-        old = None if fresh or not self.path.is_file() else load(self.path)
+        old = load(self.path) if self.path.is_file() else None
         if old is not None:
             changed = [key for key in header if key != "rounds" and old.get(key) != header[key]]
             if changed:
                 say(f"{self.path.name} is of another {', '.join(changed)}: all is measured anew")
             else:
-                self.data["sections"] = old["sections"]
+                self.data["sections"] = {name: section for name, section in old["sections"].items()
+                                         if name not in fresh}
 
     def finished(self, section):
         return self.data["sections"].get(section, {}).get("finished", False)

@@ -263,7 +263,8 @@ def test_results_go_on_where_they_stopped_and_belong_to_one_source(tmp_path):
     assert again.finished("ops") and not again.finished("unet") and said == []
     other = results_file.Results(path, HEADER | {"source": "def"}, say=said.append)
     assert not other.finished("ops") and "another source" in said[0]
-    assert not results_file.Results(path, HEADER, fresh=True).finished("ops")
+    assert not results_file.Results(path, HEADER, fresh=("ops",)).finished("ops")
+    assert results_file.Results(path, HEADER, fresh=("unet",)).finished("ops")
     path.write_text(json.dumps(HEADER | {"schema": 2}))
     with pytest.raises(ValueError, match="schema 2"):
         results_file.load(path)
