@@ -47,7 +47,8 @@ def describe(error: Exception) -> tuple[str, int, str]:
     if isinstance(error, RefsdError):
         name = next((name for kind, name in CODES.items() if isinstance(error, kind)), "error")
         return name, error.exit_code, str(error)
-    if isinstance(error, MemoryError):
+    no_thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    if isinstance(error, MemoryError) or no_thread:  # a thread needs 8 MB for its stack
         return "resource", 4, "out of memory. Ask for a smaller picture, or free some"
     if isinstance(error, OSError):
         where = error.filename or "reading or writing failed"
