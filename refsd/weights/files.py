@@ -54,10 +54,14 @@ def read_bytes(path: str | Path, *, limit: int) -> bytes:
 
 def read_text(path: str | Path, *, limit: int) -> str:
     """The text of a small UTF-8 file; raises as `read_bytes`, ModelError when it is not UTF-8."""
+    return _decoded(read_bytes(path, limit=limit), path)
+
+
+def _decoded(data: bytes, where: str | Path) -> str:
     try:
-        return read_bytes(path, limit=limit).decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ModelError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        raise ModelError(f"{where}: not UTF-8 text (byte {error.start})") from None
 
 
 def parse_json(text: str, where: str | Path) -> object:
@@ -77,9 +81,14 @@ def read_json(path: str | Path, *, limit: int = MAX_CONFIG) -> object:
 
 def read_object(path: str | Path, *, limit: int = MAX_CONFIG) -> dict:
     """The JSON object of a small file; raises as `read_json`, ModelError for another value."""
-    found = read_json(path, limit=limit)
+    return parse_object(read_bytes(path, limit=limit), path)
+
+
+def parse_object(data: bytes, where: str | Path) -> dict:
+    """The JSON object that bytes hold. ModelError: not UTF-8, as `parse_json`, another value."""
+    found = parse_json(_decoded(data, where), where)
     if not isinstance(found, dict):
-        raise ModelError(f"{path}: a JSON {type(found).__name__}, expected an object")
+        raise ModelError(f"{where}: a JSON {type(found).__name__}, expected an object")
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from refsd.errors import ModelError
-from refsd.weights.files import open_file, parse_json
+from refsd.weights.files import open_file, parse_object
 
 MAX_HEADER = 100_000_000  # the library's limit
 MAX_DIMENSIONS = 32  # NumPy itself stops at 64
@@ -78,12 +78,7 @@ def _parse(file: BinaryIO, path: str | Path) -> Header:
     while len(raw) < length and (part := file.read(length - len(raw))):
         raw += part
     where = f"{path} (safetensors header)"
-    try:
-        found = parse_json(raw.decode("utf-8"), where)
-    except UnicodeDecodeError:
-        raise ModelError(f"{where}: not UTF-8 text. The file is damaged") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{where}: a JSON {type(found).__name__}, expected an object")
+    found = parse_object(raw, where)
 
     metadata = _strings(found.pop("__metadata__", None), where)
     tensors = {name: _tensor(name, entry, where) for name, entry in found.items()}

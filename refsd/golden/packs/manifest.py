@@ -13,7 +13,7 @@ from typing import Any
 
 from refsd.errors import ModelError
 from refsd.golden.packs.rules import ENTRY, MANIFEST, SCHEMA, check, shown
-from refsd.weights.files import parse_json
+from refsd.weights.files import parse_object
 
 MAX_MANIFEST = 128 << 20  # over 100,000 tensors
 
@@ -98,12 +98,7 @@ def read_manifest(data: bytes, where: str = "manifest.json") -> Manifest:
     """The checked manifest. Raises ModelError for all that the format page does not allow."""
     if len(data) > MAX_MANIFEST:
         raise ModelError(f"{where}: {len(data):,} bytes, at most {MAX_MANIFEST:,} are allowed")
-    try:
-        found = parse_json(data.decode("utf-8"), where)
-    except UnicodeDecodeError:
-        raise ModelError(f"{where}: not UTF-8 text. The file is damaged") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{where}: a JSON {type(found).__name__}, expected an object")
+    found = parse_object(data, where)
     _check_schema(found.get("schema"), where)
     check(found, MANIFEST, where)
     entries = [read_entry(entry, f"{where}: tensor {i}")

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from refsd.errors import ModelError, UsageError
 from refsd.golden.porting.port import SCHEMA, kind_of
 from refsd.golden.recording.names import is_alone
-from refsd.weights.files import parse_json, read_bytes, read_object
+from refsd.weights.files import read_bytes, read_json, read_object
 
 LIMIT = 256 << 20  # bytes of a result; a comparison of 10,000 tensors takes about 10 MB
 TEST = re.compile(r"test_(result|refuses)\[(\w+)-(\d+)\]")
@@ -164,10 +164,7 @@ def _junit(path: Path) -> Iterable[tuple[str, str]]:
 
 def _compared(path: Path) -> Iterable[tuple[str, tuple[Any, str]]]:
     """The verdicts of a comparison or a bisection: name -> (op, outcome)."""
-    try:
-        found = parse_json(read_bytes(path, limit=LIMIT).decode("utf-8"), path)
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: not UTF-8 text") from None
+    found = read_json(path, limit=LIMIT)
     rows = found.get("tensors", found.get("rows")) if isinstance(found, dict) else None
     for row in rows if isinstance(rows, list) else ():
         if not (isinstance(row, dict) and all(isinstance(row.get(key), str)
