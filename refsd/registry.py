@@ -106,7 +106,7 @@ def lay_out(backend: str, tensors: dict[str, Any]) -> None:
 
 
 def release(backend: str) -> None:
-    """Let a backend give back memory that it holds for what may come: other sizes come now."""
+    """Let a backend give memory back to the system that the next stage has no use for."""
     module = importlib.import_module(BACKENDS[choose_backend(backend)])
     if hasattr(module, "release"):
         module.release()

@@ -128,7 +128,7 @@ class VAE:
         """(N, 4, h, w) -> (N, 3, H, W), about [-1, 1]; one picture at a time to bound the memory"""
         weights = {"decoder": self.tree["decoder"],
                    "post_quant_conv": self.tree.get("post_quant_conv")}
-        release(self.backend)  # what the UNet's steps left
+        release(self.backend)  # small memory that the UNet's steps left
         with use(self.backend, exact=self.exact):
             pictures = [vae.decode(F.slice(latents, axis=0, start=i, stop=i + 1), **weights,
                                    config=self.config) for i in range(latents.shape[0])]
