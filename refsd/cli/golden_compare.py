@@ -22,9 +22,7 @@ execution. Exit code 0 when rounding explains every difference, 1 when not.
 
 MINE holds .npy, .npz, .safetensors or raw files (with an index.json beside them,
 or named by type: .f32, .f16, .bf16), under the names of the pack."""
-FORMATS = {"float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16",
-           "bfloat16": "bfloat16", "bf16": "bfloat16", "int8": "int8", "tf32": "tf32",
-           "float64": "float64"}
+FORMATS = ("float32", "fp32", "float16", "fp16", "bfloat16", "bf16", "int8", "tf32", "float64")
 REPORTS = (".json", ".md", ".xml", ".html")
 
 
@@ -68,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
           Candidate.open(options.candidate, name_map=options.map, dtype=options.dtype,
                          layout=options.layout) as candidate,
           Progress(len(pack.entries), "comparing", show=not options.json) as progress):
-        found = compare(pack, candidate, format=FORMATS[options.format], only=options.only,
+        found = compare(pack, candidate, format=options.format, only=options.only,
                         accepted=accepted, model=options.model, whole=options.all,
                         maps=any(path.suffix.lower() == ".html" for path in files),
                         on_tensor=progress.step)
