@@ -117,35 +117,39 @@ def test_pooling_takes_the_end_of_the_text(eos, ids, ends):
     assert np.array_equal(pooled, hidden[[0, 1], ends])
 
 
-def rounding(config, size, **options):
-    """What float32 errs by, seen on the float64 run."""
-    narrow, wide = (run_unet(config, size, 3, t, steps=(1, 500, 999), **options)[0]
+def wide_and_slack(config, size):
+    """A UNet's output in float64, and how far another order of its sums may lie from it.
+
+    As above: that of float64 too is judged by what float32 errs, so no BLAS is asked for bits.
+    """
+    narrow, wide = (run_unet(config, size, 3, t, steps=(1, 500, 999))[0]
                     for t in ("float32", "float64"))
-    return narrow, abs(narrow - wide).max()
+    return wide, 16 * RATIO * abs(narrow - wide).max()
 
 
 def test_an_image_in_a_batch_is_the_image_alone():
     config = UNETS["odd widths, heads a level"]
-    batch, error = rounding(config, (6, 8))
-    found, models_config = tree("unet", config)
-    sample, context = values(1, 3, 4, 6, 8), values(2, 3, 5, 10)
+    batch, slack = wide_and_slack(config, (6, 8))
+    found, models_config = tree("unet", config, dtype="float64")
+    sample, context = values(1, 3, 4, 6, 8, dtype="float64"), values(2, 3, 5, 10, dtype="float64")
     for n in range(3):
         part = slice(n, n + 1)
         alone = unet.unet(sample[part], np.array([1, 500, 999])[part], context[part], **found,
                           config=models_config)
         # NumPy's matrix products may sum in another order for another number of rows
-        assert_within(alone, batch[part].astype("float64"), 2 * error)
+        assert_within(alone, batch[part], slack)
 
 
 def test_the_order_of_the_text_does_not_matter_but_the_text_does():
     config = UNETS["two levels"]
-    straight, error = rounding(config, (6, 8))
-    found, models_config = tree("unet", config)
-    sample, context, steps = values(1, 3, 4, 6, 8), values(2, 3, 5, 10), np.array([1, 500, 999])
+    straight, slack = wide_and_slack(config, (6, 8))
+    found, models_config = tree("unet", config, dtype="float64")
+    sample, context = values(1, 3, 4, 6, 8, dtype="float64"), values(2, 3, 5, 10, dtype="float64")
+    steps = np.array([1, 500, 999])
     turned = unet.unet(sample, steps, context[:, ::-1], **found, config=models_config)
-    assert_within(turned, straight.astype("float64"), 2 * error)
+    assert_within(turned, straight, slack)
     other = unet.unet(sample, steps, context + 1, **found, config=models_config)
-    assert abs(other - straight).max() > 1000 * error
+    assert abs(other - straight).max() > 1e9 * slack
 
 
 def test_the_guidance_embedding_is_added_to_the_sinusoids():

@@ -65,6 +65,8 @@ def round_to(x: np.ndarray, format: str | Format, *, generator: np.random.Genera
              axis: int | None = None) -> np.ndarray:
     """The nearest numbers of a format, ties to even, in the dtype of x (float32 or float64).
 
+    x itself where that is the format: a matrix product of a copy that lies otherwise in memory may
+    have other bits.
     With a generator: one of the two neighbours, the nearer the likelier, so that the mean is x
     (stochastic rounding). Infinities and NaNs stay. Numbers that round beyond the largest become
     what the format's `overflow` says. bfloat8_b: blocks of 16 along `axis` (default: axis 1 of four
@@ -74,7 +76,7 @@ def round_to(x: np.ndarray, format: str | Format, *, generator: np.random.Genera
     format = format_named(format) if isinstance(format, str) else format
     x = np.asarray(x)
     if format.name == str(x.dtype):
-        return x.copy()
+        return x
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         if format.name == "float32" and generator is None:
             return x.astype("float32").astype(x.dtype)
