@@ -46,8 +46,9 @@ $(BENCH)/ready: setup.cfg pyproject.toml
 image: $(VENV)/ready
 	$(VENV)/bin/python -m refsd "$(PROMPT)" -s $(SEED) -o image.png
 
+# Two processes: most of the time one of them waits for a compiler or for a process of its own.
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest tests
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile tests
 
 parity: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m "not full" $(PARITY_TESTS)
