@@ -69,7 +69,7 @@ golden: $(VENV)/ready
 		--steps 4 -W 64 -H 64 -s 2
 
 lint: $(PARITY)/ready
-	$(PARITY)/bin/ruff check refsd tests training benchmarks
+	$(PARITY)/bin/ruff check refsd tests training benchmarks examples
 
 train: $(PARITY)/ready
 	$(PARITY)/bin/python -m training
