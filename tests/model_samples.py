@@ -32,6 +32,8 @@ UNETS = {
     "guidance embedding": unet_config((8, 16), 2, 4, time_cond_proj_dim=6),
     "sines first, centred": unet_config((8, 12), 2, 2, flip_sin_to_cos=False, freq_shift=1,
                                         center_input_sample=True, norm_eps=1e-3),
+    "no middle block": unet_config((8, 16), 2, 4, cross=[True, True], mid_block_type=None),
+    "a middle block without text": unet_config((8, 16), 2, 4, mid_block_type="UNetMidBlock2D"),
     "other channels": unet_config((8, 8), 2, 4, in_channels=9, out_channels=5,
                                   time_embedding_dim=20),
 }  # fmt: skip

@@ -138,9 +138,12 @@ def unet(found, config, sample, steps, context, condition=None):
             h = w.conv(f"down_blocks.{i}.downsamplers.0.conv", h, stride=2)
             stack.append(h)
 
-    h = w.resnet("mid_block.resnets.0", h, temb, groups, eps)
-    h = w.transformer("mid_block.attentions.0", h, context, heads[-1], groups)
-    h = w.resnet("mid_block.resnets.1", h, temb, groups, eps)
+    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+    if middle is not None:
+        h = w.resnet("mid_block.resnets.0", h, temb, groups, eps)
+    if middle == "UNetMidBlock2DCrossAttn":
+        h = w.transformer("mid_block.attentions.0", h, context, heads[-1], groups)
+        h = w.resnet("mid_block.resnets.1", h, temb, groups, eps)
 
     for i in levels:
         level = len(widths) - 1 - i

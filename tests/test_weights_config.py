@@ -35,7 +35,7 @@ BAD_CONFIGS = [
     ("unet", "down_block_types", ["DownBlock2D"]),
     ("unet", "down_block_types", ["AttnDownBlock2D", "DownBlock2D"]),
     ("unet", "up_block_types", ["os.system", "UpBlock2D"]),
-    ("unet", "mid_block_type", None),
+    ("unet", "mid_block_type", "UNetMidBlock2DSimpleCrossAttn"),
     ("unet", "_class_name", "FluxTransformer2DModel"),
     ("unet", "_class_name", "os.system"),
     ("unet", "_class_name", 7),
@@ -79,7 +79,7 @@ CHANGES_NUMBERS = {
         "time_embedding_type": "fourier", "time_embedding_act_fn": "silu",
         "timestep_post_act": "silu", "conv_in_kernel": 5, "conv_out_kernel": 1,
         "attention_type": "gated", "class_embeddings_concat": True, "cross_attention_norm": "layer",
-        "mid_block_only_cross_attention": True, "mid_block_type": "UNetMidBlock2D",
+        "mid_block_only_cross_attention": True, "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
     },
     "vae": {
         "act_fn": "relu", "shift_factor": 0.1, "latents_mean": [0, 0, 0, 0],

@@ -10,13 +10,13 @@ from refsd.models.layers import downsample, resnet, transformer, upsample
 
 
 def unet(sample, timesteps, encoder_hidden_states, *, time_embedding, conv_in, down_blocks,
-         mid_block, up_blocks, conv_norm_out, conv_out, config, timestep_cond=None):
+         up_blocks, conv_norm_out, conv_out, config, mid_block=None, timestep_cond=None):
     """eps(x_t, t, text).   (N, 4, H, W), (N,), (N, S, D) -> (N, 4, H, W)
 
     sample is the noisy latent x_t as the scheduler scales it, timesteps the training steps 0..999,
     encoder_hidden_states the text (an array, or a layers.Text that many calls share); timestep_cond
     (N, K) is the guidance embedding of distilled models (LCM). What is predicted (noise, v or x_0)
-    is the scheduler's business.
+    is the scheduler's business. Small distilled models (BK-SDM, Kim et al. 2023) have no mid_block.
     """
     need(len(down_blocks) == len(up_blocks) == len(config.heads), "unet",
          f"{len(down_blocks)} levels down, {len(up_blocks)} up, heads {config.heads}: wanted as "
@@ -31,7 +31,9 @@ def unet(sample, timesteps, encoder_hidden_states, *, time_embedding, conv_in, d
     for block, heads in zip(down_blocks, config.heads):
         h = down(h, temb, encoder_hidden_states, skips, **block, heads=heads, config=config)
 
-    h = middle(h, temb, encoder_hidden_states, **mid_block, heads=config.heads[-1], config=config)
+    if mid_block is not None:
+        h = middle(h, temb, encoder_hidden_states, **mid_block, heads=config.heads[-1],
+                   config=config)
 
     for block, heads in zip(up_blocks, reversed(config.heads)):
         h = up(h, temb, encoder_hidden_states, skips, **block, heads=heads, config=config)
@@ -62,7 +64,7 @@ def down(h, temb, context, skips, *, resnets, attentions=None, downsamplers=(), 
     return h
 
 
-def middle(h, temb, context, *, resnets, attentions, heads, config):
+def middle(h, temb, context, *, resnets, attentions=(), heads, config):
     """Resnet, then pairs of transformer and resnet.   (N, C, H, W) -> the same"""
     h = resnet(h, temb, **resnets[0], groups=config.groups, eps=config.eps)
     for attention, block in zip(attentions, resnets[1:]):

@@ -54,11 +54,11 @@ def unet_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
             skips.append(widths[i])
         down_blocks.append(block)
 
-    deepest = widths[-1]
-    mid_block = {
-        "resnets": [resnet(deepest, deepest, time) for _ in range(2)],
-        "attentions": [transformer(deepest, contexts[-1], as_linear)],
-    }
+    deepest, middle = widths[-1], config["mid_block_type"]
+    mid_block = {"resnets": [resnet(deepest, deepest, time)]}
+    if middle == "UNetMidBlock2DCrossAttn":
+        mid_block["attentions"] = [transformer(deepest, contexts[-1], as_linear)]
+        mid_block["resnets"] *= 2
 
     up_blocks, channels = [], deepest
     for i, kind in zip(reversed(range(levels)), config["up_block_types"]):
@@ -77,7 +77,7 @@ def unet_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         "conv_in": conv(first, config["in_channels"]),
         "time_embedding": time_embedding,
         "down_blocks": down_blocks,
-        "mid_block": mid_block,
+        **({"mid_block": mid_block} if middle else {}),
         "up_blocks": up_blocks,
         "conv_norm_out": norm(first),
         "conv_out": conv(config["out_channels"], first),

@@ -90,7 +90,10 @@ UNET = {
         (cross_down, cross_down, cross_down, "DownBlock2D"),
         each(only(cross_down, "DownBlock2D")),
     ),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn", only("UNetMidBlock2DCrossAttn")),
+    "mid_block_type": (
+        "UNetMidBlock2DCrossAttn",
+        only("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
+    ),
     "up_block_types": (
         ("UpBlock2D", cross_up, cross_up, cross_up),
         each(only(cross_up, "UpBlock2D")),

@@ -92,6 +92,11 @@ UNETS = {
                                   use_linear_projection=True), (16, 16), 2, 801),
     "guidance embedding": (levels([32, 64], [1, 0], layers_per_block=1, attention_head_dim=4,
                                   time_cond_proj_dim=24), (16, 16), 2, 759),
+    "BK-SDM and tiny-sd, small": (
+        levels([32, 64, 96], [1, 1, 1], layers_per_block=1, attention_head_dim=8,
+               mid_block_type=None), (16, 16), 2, 640),
+    "a middle block without text": (levels([32, 64], [1, 0], layers_per_block=1,
+                                           mid_block_type="UNetMidBlock2D"), (16, 16), 1, 90),
     "sines first, centred, nine channels": (
         levels([64, 64], [1, 0], layers_per_block=1, flip_sin_to_cos=False, freq_shift=1,
                center_input_sample=True, in_channels=9, norm_eps=1e-3), (16, 16), 1, 400),
