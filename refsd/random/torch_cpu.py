@@ -125,8 +125,7 @@ class TorchGenerator:
         if not consistent or words.max() >= 2**32 or fields["has_float"]:
             raise UsageError("set_state: these bytes are not the state of a torch CPU generator")
         self._seed = int(fields["seed"])
-        self._engine.words, self._engine.used = words.astype(np.uint32), used
-        self._engine.fresh = fresh
+        self._engine.resume(words, used, fresh)
         self._cached = float(fields["normal"]) if fields["has_normal"] else None
         return self
 
