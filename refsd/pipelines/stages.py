@@ -59,8 +59,8 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
 
     With negative_prompt_embeds the model is asked twice and guided away from them:
     eps = eps(neg) + s (eps(text) - eps(neg)), Ho and Salimans 2022. A caller may send() a dict
-    with new "latents", "prompt_embeds" or "negative_prompt_embeds" in answer to a step. eta and
-    generator go to the samplers that add noise.
+    with new "latents", "prompt_embeds", "negative_prompt_embeds" or "guidance_scale" in answer to
+    a step. eta and generator go to the samplers that add noise.
     """
     takes = inspect.signature(scheduler.step).parameters
     noise = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in takes}
@@ -82,6 +82,7 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
         changed = yield DenoisingStep(index, timestep, latents)
         if changed:
             latents = changed.get("latents", latents)
+            guidance_scale = changed.get("guidance_scale", guidance_scale)
             prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
             negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
             text = _text(prompt_embeds, negative_prompt_embeds)
@@ -89,7 +90,12 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
 
 def _text(positive: Any, negative: Any) -> Text:
     """What the UNet reads in every step until a caller changes it: the negative texts first."""
-    return Text(positive if negative is None else F.concat([negative, positive], axis=0))
+    if negative is None:
+        return Text(positive)
+    states = F.concat([negative, positive], axis=0)
+    if hasattr(states, "flags"):
+        states.flags.writeable = False  # nobody else has it: what layers make of it is kept
+    return Text(states)
 
 
 def guidance_condition(unet: UNet, guidance_scale: float, batch: int) -> Any:
