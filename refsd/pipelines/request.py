@@ -1,9 +1,9 @@
 """What may be asked of a pipeline, checked before anything is computed."""
 
 import difflib
-import math
 from typing import Any
 
+from refsd.arguments import as_integer, as_number, shown
 from refsd.errors import ResourceError, UsageError
 
 MAX_SIDE = 4096
@@ -12,38 +12,59 @@ OUTPUT_TYPES = ("pil", "np", "latent")
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:
-    """A finite number from low to high; UsageError names the field and the range."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and (
-        math.isfinite(value) and low <= value <= high)
-    if not good:
-        raise UsageError(f"{name} is {value!r}; give a number from {low:g} to {high:g}")
-    return value
+    """A number from low to high, as a float; UsageError names the field and the range."""
+    found = as_number(value)
+    if found is None or not low <= found <= high:
+        raise UsageError(f"{name} is {shown(value)}; give a number from {low:g} to {high:g}")
+    return float(found)
 
 
 def check_integer(name: str, value: Any, low: int, high: int) -> int:
     """An integer from low to high; UsageError names the field and the range."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}; give an integer from {low} to {high}")
-    return int(value)
+    found = as_integer(value)
+    if found is None or not low <= found <= high:
+        raise UsageError(f"{name} is {shown(value)}; give an integer from {low} to {high}")
+    return found
 
 
 def check_side(name: str, value: Any, factor: int) -> int:
     """A width or height in pixels: a multiple of the VAE's downscale, up to MAX_SIDE."""
-    good = hasattr(value, "__index__") and not isinstance(value, bool) and (
-        factor <= value <= MAX_SIDE and value % factor == 0)
-    if not good:
-        raise UsageError(f"{name} is {value!r}; give a multiple of {factor} from {factor} to "
-                         f"{MAX_SIDE}")
-    return int(value)
+    found = as_integer(value)
+    if found is None or not factor <= found <= MAX_SIDE or found % factor:
+        near = "" if found is None else nearest_sides(found, factor)
+        raise UsageError(f"{name} is {shown(value)}; give a multiple of {factor} from {factor} to "
+                         f"{MAX_SIDE}{near}")
+    return found
+
+
+def nearest_sides(value: int, factor: int) -> str:
+    """The multiples around a side that is none, in words."""
+    below = value // factor * factor
+    inside = factor <= below and below + factor <= MAX_SIDE
+    return f", such as {below} or {below + factor}" if inside and value != below else ""
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False, Python's or NumPy's."""
+    found = value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
+    if not isinstance(found, bool):
+        raise UsageError(f"{name} is {shown(value)}; give True or False")
+    return found
 
 
 def check_prompts(name: str, value: Any) -> list[str]:
-    """One prompt or a list of them, as a list."""
-    prompts = [value] if isinstance(value, str) else value
-    if not isinstance(prompts, (list, tuple)) or not prompts or not all(
-            isinstance(p, str) for p in prompts):
+    """One prompt or several, as a list: a string, or a list, tuple or array of them."""
+    prompts = value.tolist() if hasattr(value, "tolist") else value
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(prompts, (list, tuple)):
         raise UsageError(f"{name} is a {type(value).__name__}; give a string or a list of strings")
-    return list(prompts)
+    if not prompts:
+        raise UsageError(f"{name} is an empty list; give at least one text (\"\" is one)")
+    for i, one in enumerate(prompts):
+        if not isinstance(one, str):
+            raise UsageError(f"{name}[{i}] is a {type(one).__name__}; give a string or a list of "
+                             "strings")
+    return [str(one) for one in prompts]
 
 
 def check_output_type(value: Any) -> str:
@@ -53,10 +74,10 @@ def check_output_type(value: Any) -> str:
 
 def check_choice(name: str, value: Any, choices: Any) -> str:
     """One of the choices, else a UsageError that suggests the nearest."""
-    if value not in choices:
-        close = difflib.get_close_matches(str(value), choices, 1)
+    if not isinstance(value, str) or value not in choices:
+        close = difflib.get_close_matches(str(value).lower(), choices, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UsageError(f"{name} is {value!r}; {hint}give one of {', '.join(choices)}")
+        raise UsageError(f"{name} is {shown(value)}; {hint}give one of {', '.join(choices)}")
     return value
 
 
@@ -65,7 +86,7 @@ def refuse_unknown(function: str, names: Any, known: Any) -> None:
     for name in names:
         if name in known:
             continue
-        close = difflib.get_close_matches(name, known, 1)
+        close = difflib.get_close_matches(str(name), known, 1)
         hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
         raise UsageError(f"{function} has no argument {name!r}; {hint}")
 

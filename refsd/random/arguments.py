@@ -1,10 +1,10 @@
 """What both generators accept: seeds, shapes and dtypes, checked at the door."""
 
 import math
-import operator
 
 import numpy as np
 
+from refsd.arguments import as_number, dtype_name, shown
 from refsd.errors import UsageError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -14,7 +14,7 @@ def check_seed(seed):
     """The seed in 0 .. 2^64 - 1; a negative one counts from 2^64 down, as in torch."""
     number = as_int(seed)
     if number is None:
-        raise UsageError(f"seed: got {seed!r}, a {type(seed).__name__}; give an int")
+        raise UsageError(f"seed: got {shown(seed)}, a {type(seed).__name__}; give an int")
     if not -(2**63) <= number < 2**64:
         raise UsageError(f"seed: got {number}; give an int from -2**63 to 2**64 - 1")
     return number % 2**64
@@ -22,7 +22,8 @@ def check_seed(seed):
 
 def check_shape_and_dtype(name, shape, dtype):
     """The sizes and the dtype; the dtype may follow the shape, as in randn((2, 3), "float64")."""
-    if len(shape) > 1 and isinstance(shape[-1], (str, type, np.dtype)):
+    if len(shape) > 1 and (isinstance(shape[-1], (str, type, np.dtype))
+                           or str(shape[-1]).startswith("torch.")):
         if dtype != "float32":
             raise UsageError(f"{name}: got two dtypes, {shape[-1]!r} and {dtype!r}; give one")
         *shape, dtype = shape
@@ -44,21 +45,17 @@ def check_shape(name, shape):
 
 
 def check_dtype(name, dtype):
-    """One of the names in DTYPES, from the name, a NumPy scalar type or a NumPy dtype."""
-    known = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
-    if not isinstance(known, str) or known not in DTYPES:
+    """One of the names in DTYPES, from the name or NumPy's or torch's dtype of that name."""
+    known = dtype_name(dtype)
+    if known not in DTYPES:
         raise UsageError(f"{name}: got the dtype {dtype!r}; give one of {', '.join(DTYPES)}")
     return known
 
 
 def as_int(value):
-    """The value as an int; None for a bool, and for what is no integer."""
-    if isinstance(value, (bool, np.bool_)):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
+    """The value as an int; None for a bool, and for floats, which hold no 64 bits of a seed."""
+    found = as_number(value)
+    return found if isinstance(found, int) else None
 
 
 def to_dtype(x, dtype):

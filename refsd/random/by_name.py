@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from refsd.random import PhiloxGenerator, TorchGenerator
-from refsd.random.arguments import check_seed
+from refsd.random.arguments import check_dtype, check_seed
 
 
 class NumPyGenerator:
@@ -21,7 +21,7 @@ class NumPyGenerator:
 
     def randn(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
         """Normal numbers of mean 0 and variance 1.   shape -> (shape) float32 or float64"""
-        return self._generator.standard_normal(shape, dtype=np.dtype(dtype))
+        return self._generator.standard_normal(shape, dtype=check_dtype("randn", dtype))
 
 
 GENERATORS: dict[str, Any] = {

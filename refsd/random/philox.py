@@ -37,7 +37,7 @@ class PhiloxGenerator:
                 f"PhiloxGenerator: got {multiprocessors!r} multiprocessors of "
                 f"{threads_per_multiprocessor!r} threads; give at least 1 of at least {_BLOCK}"
             )
-        self._max_blocks = multiprocessors * (threads_per_multiprocessor // _BLOCK)
+        self._max_blocks = sizes[0] * (sizes[1] // _BLOCK)
         self.manual_seed(seed)
 
     def __repr__(self):

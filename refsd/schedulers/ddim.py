@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
 from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
@@ -61,9 +62,10 @@ class DDIMScheduler(Scheduler):
         With eta > 0, z is drawn from `generator`, or is `variance_noise`. With
         `use_clipped_model_output` eps is derived again from the clipped x0.
         """
-        self._check_pair(model_output, sample)
-        if not 0 <= eta <= 1:
-            raise UsageError(f"eta is {eta!r}; give a number from 0 to 1")
+        model_output, sample = self._pair(model_output, sample)
+        given, eta = eta, as_number(eta)
+        if eta is None or not 0 <= eta <= 1:
+            raise UsageError(f"eta is {shown(given)}; give a number from 0 to 1")
         t = self._training_step(timestep)
         s = t - self.config.num_train_timesteps // self.num_inference_steps
         alpha_bar_t, alpha_bar_s = self._alpha_bar(t), self._alpha_bar(s)
@@ -85,5 +87,6 @@ class DDIMScheduler(Scheduler):
                 raise UsageError("step got both generator and variance_noise; give one")
             if variance_noise is None:
                 variance_noise = draw_noise(sample.shape, sample.dtype, generator)
+            variance_noise = as_array("step: variance_noise", variance_noise, sample.dtype)
             x_s = x_s + float(sigma) * variance_noise
         return Step(x_s, x0)

@@ -60,7 +60,7 @@ class DDPMScheduler(Scheduler):
 
         `timestep` is one of `timesteps`; the one after it is s. z is drawn from `generator`.
         """
-        self._check_pair(model_output, sample)
+        model_output, sample = self._pair(model_output, sample)
         t = self._training_step(timestep)
         following = self.index_for_timestep(t) + 1
         s = self.timesteps[following] if following < len(self.timesteps) else -1

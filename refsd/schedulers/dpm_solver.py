@@ -145,7 +145,7 @@ class DPMSolverMultistepScheduler(Scheduler):
 
         Call it in the order of `timesteps`. `generator` is not used.
         """
-        self._check_pair(model_output, sample)
+        model_output, sample = self._pair(model_output, sample)
         i = self._enter(timestep)
         x0 = self._to_x0(model_output, sample, i)
         self.predictions = [*self.predictions[-2:], x0]
@@ -213,6 +213,7 @@ class DPMSolverMultistepScheduler(Scheduler):
         With the levels of `timesteps`, one of the run's or one for each of the N; after
         set_begin_index those of the step to come, whatever `timesteps` says.
         """
+        original, noise = self._noisy(original, noise)
         ratio = self.sigmas[self._steps_to_noise(timesteps)].astype(original.dtype)
         alpha = 1 / np.sqrt(np.square(ratio) + 1)
         return per_sample(alpha, original) * original + per_sample(ratio * alpha, original) * noise

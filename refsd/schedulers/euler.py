@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
 from refsd.random import draw_noise
 from refsd.schedulers import noise_schedule
-from refsd.schedulers.config import BETAS, brief
+from refsd.schedulers.config import BETAS
 from refsd.schedulers.scheduler import Step, only_one
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
 
@@ -106,10 +107,15 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         gamma is s_churn / n, sqrt(2) - 1 at the most, where s_tmin <= sigma <= s_tmax; the noise it
         adds comes from `generator`, scaled by s_noise.
         """
-        self._check_pair(model_output, sample)
+        model_output, sample = self._pair(model_output, sample)
         self._check_float(timestep)
-        if not s_churn >= 0:
-            raise UsageError(f"s_churn is {s_churn!r}; give 0 or more")
+        given = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        for name, value in given.items():
+            number = as_number(value)
+            if number is None or math.isnan(number) or (name == "s_churn" and number < 0):
+                least = "0 or more" if name == "s_churn" else "a number"
+                raise UsageError(f"{name} is {shown(value)}; give {least}")
+        s_churn, s_tmin, s_tmax, s_noise = map(as_number, given.values())
         i = self._enter(timestep)
         sigma, sigma_next = self.sigmas[i], self.sigmas[i + 1]
         inside = s_tmin <= sigma <= s_tmax
@@ -131,9 +137,9 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         return noise_schedule.sigma_to_timestep(sigmas, log_sigmas).astype(np.float32)
 
     def _custom_sigmas(self, sigmas):
-        values = np.asarray(sigmas, dtype=np.float32)
+        values = as_array("sigmas", sigmas, "float32")
         if values.ndim != 1 or len(values) < 2 or not (np.diff(values) < 0).all() or values[-1] < 0:
             raise UsageError(
-                f"sigmas is {brief(sigmas)}; give two numbers or more, descending, down to 0"
+                f"sigmas is {shown(sigmas)}; give two numbers or more, descending, down to 0"
             )
         return values

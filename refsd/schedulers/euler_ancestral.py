@@ -45,7 +45,7 @@ class EulerAncestralDiscreteScheduler(SigmaSpaceScheduler):
 
         z is drawn from `generator`.
         """
-        self._check_pair(model_output, sample)
+        model_output, sample = self._pair(model_output, sample)
         self._check_float(timestep)
         i = self._enter(timestep)
         sigma, sigma_next = self.sigmas[i], self.sigmas[i + 1]

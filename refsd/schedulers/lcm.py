@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.arguments import as_integer, as_number, shown
 from refsd.errors import UsageError
 from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
@@ -58,8 +59,9 @@ class LCMScheduler(Scheduler):
 
         `strength` below 1 leaves out the noisiest part, for image to image.
         """
-        if not 0 < strength <= 1:
-            raise UsageError(f"strength is {strength!r}; give a number over 0, 1 at the most")
+        given, strength = strength, as_number(strength)
+        if strength is None or not 0 < strength <= 1:
+            raise UsageError(f"strength is {shown(given)}; give a number over 0, 1 at the most")
         if only_one(num_inference_steps=num_inference_steps, timesteps=timesteps) == "timesteps":
             chosen = self._custom_timesteps(timesteps).astype(np.int64)
             steps = len(chosen)
@@ -75,10 +77,11 @@ class LCMScheduler(Scheduler):
     def _distilled_timesteps(self, original, strength):
         """The timesteps of the distillation, descending: multiples of T // original, less 1."""
         train = self.config.num_train_timesteps
-        original = self.config.original_inference_steps if original is None else original
-        if original not in range(1, train + 1):
+        given = self.config.original_inference_steps if original is None else original
+        original = as_integer(given)
+        if original is None or not 1 <= original <= train:
             raise UsageError(
-                f"original_inference_steps is {original!r}; give an integer from 1 to {train}"
+                f"original_inference_steps is {shown(given)}; give an integer from 1 to {train}"
             )
         ascending = np.arange(1, self._share(original, strength) + 1) * (train // original) - 1
         return ascending[::-1]
@@ -96,7 +99,7 @@ class LCMScheduler(Scheduler):
 
         z is drawn from `generator`.
         """
-        self._check_pair(model_output, sample)
+        model_output, sample = self._pair(model_output, sample)
         t = self._training_step(timestep)
         i = self._enter(timestep)
         s = self.timesteps[i + 1] if i + 1 < len(self.timesteps) else t

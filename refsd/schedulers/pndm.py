@@ -70,7 +70,7 @@ class PNDMScheduler(Scheduler):
 
         Call it in the order of `timesteps`. `generator` is not used.
         """
-        self._check_pair(model_output, sample)
+        model_output, sample = self._pair(model_output, sample)
         t = self._training_step(timestep)
         if self.counter < len(self.prk_timesteps):
             x_s = self._runge_kutta(model_output, t, sample)

@@ -5,19 +5,19 @@ A sampler's file holds its update formula; this one holds no formula but the for
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps          (`add_noise`)
 
 Scalars are float32, as in torch, and become Python floats where they meet an array, so that any
-array type with + - * / serves.
+array type with + - * / serves. What callers hand in is converted at the door (refsd.arguments).
 """
 
-import operator
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from refsd.arguments import WIDE, as_array, as_integer, as_number, shown
 from refsd.errors import ModelError, UsageError
 from refsd.schedulers import noise_schedule
-from refsd.schedulers.config import Config, brief, resolve
+from refsd.schedulers.config import Config, resolve
 
 
 class Step(NamedTuple):
@@ -88,23 +88,25 @@ class Scheduler:
 
     def scale_model_input(self, sample: Any, timestep: Any) -> Any:
         """What the model is to see of `sample`: the sample itself, in this sampler."""
-        return sample
+        return as_array("scale_model_input: sample", sample)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at timesteps[begin_index], for image to image. set_timesteps forgets it."""
-        if begin_index not in range(len(self.timesteps)):
+        number = as_integer(begin_index)
+        if number is None or not 0 <= number < len(self.timesteps):
             raise UsageError(
-                f"begin_index is {begin_index!r}; give an integer from 0 to "
+                f"begin_index is {shown(begin_index)}; give an integer from 0 to "
                 f"{len(self.timesteps) - 1}"
             )
-        self.begin_index = int(begin_index)
+        self.begin_index = number
 
     def add_noise(self, original: Any, noise: Any, timesteps: Any) -> Any:
         """sqrt(alpha_bar_t) original + sqrt(1 - alpha_bar_t) noise.   (N, ...) -> (N, ...)
 
         `timesteps` is one training step from 0 to T - 1, or one for each of the N.
         """
-        steps = [self._training_step(t) for t in np.atleast_1d(timesteps)]
+        original, noise = self._noisy(original, noise)
+        steps = [self._training_step(t) for t in np.atleast_1d(as_array("timesteps", timesteps))]
         alpha_bar = self.alphas_cumprod[steps].astype(original.dtype)
         signal = per_sample(np.sqrt(alpha_bar), original)
         return signal * original + per_sample(np.sqrt(1 - alpha_bar), original) * noise
@@ -114,10 +116,12 @@ class Scheduler:
 
         So that a run which starts in the middle of a schedule with repeats skips no sigma.
         """
-        places = np.flatnonzero(self.timesteps == timestep)
+        number = as_number(timestep)
+        places = np.flatnonzero(self.timesteps == number) if number is not None else ()
         if len(places) == 0:
             raise UsageError(
-                f"timestep {timestep} is not in the schedule; give one of scheduler.timesteps"
+                f"timestep {shown(timestep if number is None else number)} is not in the schedule; "
+                "give one of scheduler.timesteps"
             )
         return int(places[1] if len(places) > 1 else places[0])
 
@@ -140,7 +144,7 @@ class Scheduler:
 
     def _steps_to_noise(self, timesteps):
         """Indices into sigmas for add_noise; after set_begin_index, of the step to come."""
-        timesteps = np.atleast_1d(timesteps)
+        timesteps = np.atleast_1d(as_array("timesteps", timesteps))
         if self.begin_index is None:
             return [self.index_for_timestep(t) for t in timesteps]
         here = self.begin_index if self.step_index is None else self.step_index
@@ -149,13 +153,17 @@ class Scheduler:
     def _training_step(self, timestep):
         """`timestep` as an int from 0 to T - 1."""
         last = self.config.num_train_timesteps - 1
-        try:
-            number = operator.index(timestep)
-        except TypeError:
-            number = -1
-        if not 0 <= number <= last:
-            raise UsageError(f"timestep is {timestep!r}; give an integer from 0 to {last}")
+        number = as_integer(timestep)
+        if number is None or not 0 <= number <= last:
+            raise UsageError(f"timestep is {shown(timestep)}; give an integer from 0 to {last}")
         return number
+
+    def _noisy(self, original, noise):
+        """add_noise's two arrays, in the dtype of the first."""
+        original = as_array("add_noise: original", original)
+        dtype = original.dtype if str(original.dtype) in WIDE else "float32"
+        return (as_array("add_noise: original", original, dtype),
+                as_array("add_noise: noise", noise, dtype))
 
     def _alpha_bar(self, timestep):
         """alpha_bar_t; past the end of the schedule (t < 0) the final one."""
@@ -164,10 +172,12 @@ class Scheduler:
     def _check_steps(self, steps, most=None):
         """`steps` as an int from 1 to T (or `most`)."""
         most = self.config.num_train_timesteps if most is None else most
-        is_whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-        if not is_whole or not 1 <= steps <= most:
-            raise UsageError(f"num_inference_steps is {steps!r}; give an integer from 1 to {most}")
-        return int(steps)
+        number = as_integer(steps)
+        if number is None or not 1 <= number <= most:
+            raise UsageError(
+                f"num_inference_steps is {shown(steps)}; give an integer from 1 to {most}"
+            )
+        return number
 
     def _check_in_table(self, timesteps):
         """The timesteps, if they all are training steps (an offset can push the first over T)."""
@@ -181,26 +191,27 @@ class Scheduler:
 
     def _custom_timesteps(self, timesteps):
         """A caller's own timesteps: descending, from T - 1 at the most to 0 at the least."""
-        values = np.asarray(timesteps)
+        values = as_array("timesteps", timesteps)
         most = self.config.num_train_timesteps - 1
         good = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iuf"
         if not good or not (np.diff(values) < 0).all() or not 0 <= values[-1] <= values[0] <= most:
             raise UsageError(
-                f"timesteps is {brief(timesteps)}; give numbers descending from {most} to 0"
+                f"timesteps is {shown(timesteps)}; give numbers descending from {most} to 0"
             )
         return values
 
-    def _check_pair(self, model_output, sample):
+    def _pair(self, model_output, sample):
+        """A step's two arrays in one dtype: float64 if either is, else float32, halves too."""
         if self.num_inference_steps is None:
             raise UsageError(f"{type(self).__name__}: call set_timesteps before step")
-        for name, x in (("model_output", model_output), ("sample", sample)):
-            if x.dtype not in (np.float32, np.float64):
-                raise UsageError(f"step: {name} is {x.dtype}; give float32 or float64")
-        if model_output.shape != sample.shape or model_output.dtype != sample.dtype:
+        given = {"model_output": model_output, "sample": sample}
+        x, y = (as_array(f"step: {name}", value) for name, value in given.items())
+        if x.shape != y.shape:
             raise UsageError(
-                f"step: model_output is {model_output.dtype} {model_output.shape}, sample is "
-                f"{sample.dtype} {sample.shape}; give two of one shape and dtype"
+                f"step: model_output has shape {x.shape}, sample {y.shape}; give two of one shape"
             )
+        dtype = "float64" if "float64" in (str(x.dtype), str(y.dtype)) else "float32"
+        return as_array("step: model_output", x, dtype), as_array("step: sample", y, dtype)
 
 
 def only_one(**given: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
 from refsd.schedulers import noise_schedule
 from refsd.schedulers.scheduler import Scheduler, per_sample
@@ -36,7 +37,7 @@ class SigmaSpaceScheduler(Scheduler):
     def scale_model_input(self, sample: Any, timestep: float) -> Any:
         """sample / sqrt(sigma^2 + 1), with the sigma of `timestep`."""
         sigma = self.sigmas[self._enter(timestep)]
-        return sample / float(np.sqrt(np.square(sigma) + 1))
+        return as_array("scale_model_input: sample", sample) / float(np.sqrt(np.square(sigma) + 1))
 
     def add_noise(self, original: Any, noise: Any, timesteps: Any) -> Any:
         """original + sigma noise.   (N, ...) -> (N, ...)
@@ -44,6 +45,7 @@ class SigmaSpaceScheduler(Scheduler):
         sigma is that of `timesteps`, one of the run's or one for each of the N; after
         set_begin_index it is that of the step to come, whatever `timesteps` says.
         """
+        original, noise = self._noisy(original, noise)
         steps = self._steps_to_noise(timesteps)
         return original + noise * per_sample(self.sigmas[steps], original)
 
@@ -69,8 +71,8 @@ class SigmaSpaceScheduler(Scheduler):
 
     def _check_float(self, timestep):
         """An int is likely to be a counter; the timesteps of these samplers are float32."""
-        if np.asarray(timestep).dtype.kind != "f":
+        if not isinstance(as_number(timestep), float):
             raise UsageError(
-                f"timestep is {timestep!r}; give one of scheduler.timesteps, a float "
+                f"timestep is {shown(timestep)}; give one of scheduler.timesteps, a float "
                 f"({type(self).__name__} counts in fractions)"
             )

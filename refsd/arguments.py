@@ -1,0 +1,120 @@
+"""The door: what callers hand in as numbers and arrays becomes Python's numbers and NumPy's arrays.
+
+Callers have NumPy scalars of every width, arrays without dimensions, torch's tensors, lists. What
+they mean is plain, so it is converted, here and nowhere else; what is no number, or no array of
+the right kind, is refused under the argument's name. NumPy is imported only where arrays are:
+`refsd --help` must not load it.
+"""
+
+import numbers
+import operator
+from typing import Any
+
+from refsd.errors import UsageError
+
+WIDE = ("float32", "float64")
+# How NumPy can read another library's array. One without them is a backend's own, and stays.
+READABLE = ("__array__", "__array_interface__", "__buffer__", "__dlpack__")
+# torch's types that NumPy lacks; float32 holds every value of theirs.
+NARROW = ("torch.bfloat16", "torch.float8_e4m3fn", "torch.float8_e4m3fnuz", "torch.float8_e5m2",
+          "torch.float8_e5m2fnuz")
+
+
+def as_number(value: Any) -> int | float | None:
+    """One real number as Python's int or float; None for a bool, a text and all that is not one.
+
+    NumPy's scalars, and arrays and tensors without dimensions, are numbers; so are fractions and
+    decimals. An array of one element with dimensions is none.
+    """
+    if tuple(getattr(value, "shape", ())):
+        return None
+    try:
+        if hasattr(value, "item"):
+            value = value.item()
+        if isinstance(value, (bool, str, bytes)):
+            return None
+        if hasattr(value, "__index__"):
+            return operator.index(value)
+        if isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real):
+            return None
+        return float(value) if hasattr(value, "__float__") else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+
+
+def as_integer(value: Any) -> int | None:
+    """The same of a whole number; 20.0 is 20, as from sliders and JSON, 20.5 is None."""
+    found = as_number(value)
+    if isinstance(found, float):
+        return int(found) if found.is_integer() else None
+    return found
+
+
+def is_array(value: Any) -> bool:
+    """Whether this is an array or a tensor of at least one dimension, of any library."""
+    return bool(tuple(getattr(value, "shape", ()))) and hasattr(value, "dtype")
+
+
+def as_array(name: str, value: Any, dtype: Any = None) -> Any:
+    """Real numbers as a NumPy array of `dtype`; None leaves float32, float64 and integers as such.
+
+    Takes arrays in any order of bytes and axes, tensors of torch (detached, on the CPU) and of all
+    that NumPy can read, and lists. What already is the array that is wanted is returned itself, and
+    so is what has the dtype and keeps its numbers where NumPy cannot read them.
+    Raises UsageError, which begins with `name`.
+    """
+    import numpy as np
+
+    right = str(getattr(value, "dtype", "")) in ([str(dtype)] if dtype else WIDE)
+    if right and (type(value) is np.ndarray or not any(hasattr(value, way) for way in READABLE)):
+        return value
+    try:
+        found = np.asarray(_readable(name, value))
+    except UsageError:
+        raise
+    except Exception as error:  # of any library, for its own reasons
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{name}: a {type(value).__name__} cannot be read as an array of numbers "
+                         f"({reason}); give a NumPy array") from None
+    if found.dtype.kind not in "iuf" and found.dtype.name != "bfloat16":
+        raise UsageError(f"{name} holds {found.dtype.name} (a {type(value).__name__} of shape "
+                         f"{found.shape}); give an array of numbers")
+    if dtype is None:
+        whole, native = found.dtype.kind in "iu", found.dtype.newbyteorder("=")
+        dtype = native if whole or found.dtype.name in WIDE else np.dtype("float32")
+    with np.errstate(over="ignore"):  # what is too large is infinite, and said by require_finite
+        return found.astype(dtype, copy=False)
+
+
+def as_integers(name: str, value: Any) -> Any:
+    """Whole numbers as a NumPy array of an integer type. Raises UsageError for others."""
+    found = as_array(name, value)
+    if found.dtype.kind not in "iu":
+        raise UsageError(f"{name} holds {found.dtype.name}; give integers")
+    return found
+
+
+def _readable(name, value):
+    """`value` as NumPy can read it: what torch keeps for gradients or in types of its own."""
+    if isinstance(value, (list, tuple)):
+        return [_readable(name, one) if hasattr(one, "shape") else one for one in value]
+    if hasattr(value, "mask") and hasattr(value, "filled"):  # NumPy would drop the mask
+        raise UsageError(f"{name} is a masked array; give numbers for all of it")
+    if hasattr(value, "detach"):
+        value = value.detach()
+    return value.float() if str(getattr(value, "dtype", "")) in NARROW else value
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """repr(value) in one line of at most `most` characters, for messages."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an int of more digits than Python prints, a tensor without numbers
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most - 3]}..."
+
+
+def dtype_name(value: Any) -> str:
+    """The name of a dtype, whoever's it is: "float32", numpy.float32, torch.float32, ..."""
+    known = getattr(value, "name", getattr(value, "__name__", value))
+    return str(known).removeprefix("torch.")
