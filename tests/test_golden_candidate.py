@@ -73,6 +73,7 @@ def test_raw_files_with_an_index(tmp_path):
     ({"file": "/etc/passwd", "shape": [1], "dtype": "uint8"}, "outside the index's folder"),
     ({"file": "C:\\x.bin", "shape": [1], "dtype": "uint8"}, "outside the index's folder"),
     ({"file": "a.bin", "shape": [1 << 40, 1 << 40], "dtype": "float32"}, "takes bytes 0 to"),
+    ({"file": "a.bin", "shape": [1 << 40, 0, 1 << 40], "dtype": "uint8"}, "no array can have"),
     ({"file": "a.bin", "shape": [9], "dtype": "uint8"}, "takes bytes 0 to 9, a.bin has 8"),
     ({"file": "a.bin", "shape": [2], "dtype": "uint8", "offset": -1}, "needs file, shape"),
     ({"file": "a.bin", "shape": [-2], "dtype": "uint8"}, "needs file, shape"),
@@ -209,6 +210,7 @@ def test_a_member_that_unpacks_to_more_than_it_claims(tmp_path):
 
 @pytest.mark.parametrize("data, why", [
     (npy((1 << 31, 1 << 31)), "claims .* which are not the 0 bytes"),
+    (npy((0, 1 << 62)), "claims"),
     (npy((2,), data=bytes(7)), "claims"),
     (npy((2,), data=bytes(9)), "claims"),
     (npy((-2,), data=bytes(8)), "claims"),

@@ -60,6 +60,12 @@ DAMAGED = {
     "5 negative dimension": (file_of({"a": entry(shape=(-2,))}, b"\0" * 8), "'a'", "[-2]"),
     "5 dimension of 2^62": (file_of({"a": entry(shape=(1 << 62, 4))}, b"\0" * 8), "cannot lie"),
     "5 product of 2^64": (file_of({"a": entry(shape=(1 << 32, 1 << 32))}, b"\0" * 8), "cannot"),
+    "5 empty, but of 2^63": (
+        file_of({"a": entry(shape=(0, 1 << 63), offsets=(0, 0))}), "'a'", "no array",
+    ),
+    "5 empty, but of 2^64": (
+        file_of({"a": entry("U8", (1 << 32, 0, 1 << 32), (0, 0))}), "'a'", "no array",
+    ),
     "5 a million dimensions": (file_of({"a": entry(shape=[1] * 1_000_000)}, b"\0" * 4), "shape"),
     "5 wrong length": (file_of({"a": entry(shape=(3,))}, b"\0" * 8), "'a'", "cannot lie"),
     "5 unknown dtype": (file_of({"a": entry("F99")}, b"\0" * 8), "'a'", "unknown dtype 'F99'"),
@@ -134,16 +140,18 @@ def test_verdict_on_damaged_headers_is_the_librarys(tmp_path_factory, data):
     try:
         ours = read_safetensors(path)
     except ModelError as error:
-        # stricter: duplicate keys, and exactly three fields; F8 has no place in NumPy
-        assert re.search("twice|exactly|F8", str(error)), error
+        # stricter: duplicate keys, exactly three fields; F8_E8M0 and FNUZ have no place here
+        assert re.search("twice|exactly|F8_E8M0|FNUZ", str(error)), error
     else:
         assert {name: array.tobytes() for name, array in ours.items()} == theirs
 
 
-def test_8_bit_floats_are_refused_with_advice(tmp_path):
+@pytest.mark.parametrize("dtype, size", [("F8_E8M0", 1), ("F8_E4M3FNUZ", 1), ("F8_E5M2FNUZ", 1),
+                                         ("C64", 8)])  # fmt: skip
+def test_types_without_a_place_here_are_refused_with_advice(tmp_path, dtype, size):
     path = tmp_path / "x.safetensors"
-    path.write_bytes(file_of({"w": entry("F8_E4M3", (4,), (0, 4))}, b"\0" * 4))
-    refused(lambda: read_safetensors(path), str(path), "'w' is F8_E4M3", "Convert")
+    path.write_bytes(file_of({"w": entry(dtype, (1,), (0, size))}, b"\0" * size))
+    refused(lambda: read_safetensors(path), str(path), f"'w' is {dtype}", "Convert", "F8_E4M3")
 
 
 @pytest.mark.parametrize("name", ["m.ckpt", "m.pt", "m.pth", "m.bin", "m.pkl", "M.CKPT"])

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from weights_samples import STEM, TINY, refused, tiny_tensors, write_folder
+from weights_samples import STEM, TINY, entry, file_of, refused, tiny_tensors, write_folder
 
 from refsd.errors import ResourceError, UsageError
 from refsd.weights import (
@@ -117,6 +117,28 @@ def test_wrong_shapes_and_types_are_named(tmp_path, unread):
     refused(lambda: load_checkpoint(tmp_path), str(tmp_path / "vae"),
             "quant_conv.weight is (3, 8, 1, 1), expected (8, 8, 1, 1)",
             "quant_conv.bias is I32")  # fmt: skip
+
+
+def test_weights_in_8_bits_are_read_and_those_with_scales_refused(tmp_path):
+    """A model in fp8, each tensor its own codes; ComfyUI's scaled fp8 would need its scales."""
+    path = write_folder(tmp_path) / "unet" / f"{STEM['unet']}.safetensors"
+    shapes = {name: array.shape for name, array in tiny_tensors("unet").items()}
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    ends = np.cumsum(list(sizes.values()))
+    header = {name: entry("F8_E4M3", shape, (int(end) - sizes[name], int(end)))
+              for (name, shape), end in zip(shapes.items(), ends)}  # fmt: skip
+    path.write_bytes(file_of(header, b"\x39" * int(ends[-1])))
+    found = load_checkpoint(tmp_path)["unet"].tensors
+    assert all((array == 1.125).all() and array.dtype == "f4" for array in found.values())
+
+    end = int(ends[-1])
+    for name in ("conv_in.scale_weight", "scaled_fp8", "conv_in.weight_scale"):
+        more = {**header, name: entry("F32", (), (end, end + 4))}
+        path.write_bytes(file_of(more, b"\x39" * end + bytes(4)))
+        refused(lambda: load_checkpoint(tmp_path), name, "does not apply", "F8_E4M3")
+    integers = {n: {**info, "dtype": "I8"} for n, info in header.items()}
+    path.write_bytes(file_of(integers, bytes(end)))
+    refused(lambda: load_checkpoint(tmp_path), "conv_in.weight is I8", "Save the weights as one of")
 
 
 def test_extra_tensors_are_logged_and_not_loaded(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """safetensors files: what is read and written is exact, and takes the memory it should."""
 
+import math
 import os
 import tracemalloc
 
@@ -56,6 +57,25 @@ def test_every_float16_becomes_the_float32_of_its_value(tmp_path):
     assert (np.signbit(found[finite]) == s[finite]).all()
     assert (np.isinf(found) == ((e == 31) & (m == 0))).all()
     assert (np.isnan(found) == ((e == 31) & (m > 0))).all()
+
+
+@pytest.mark.parametrize("dtype, mantissa, bias", [("F8_E4M3", 3, 7), ("F8_E5M2", 2, 15)])
+def test_every_8_bit_float_becomes_the_float32_of_its_value(tmp_path, dtype, mantissa, bias):
+    """Each code by itself: sign, exponent and mantissa in Python's own numbers."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(file_of({"w": entry(dtype, (16, 16), (0, 256))}, bytes(range(256))))
+    found = read_safetensors(path)["w"]
+    assert found.dtype == np.float32 and found.shape == (16, 16)
+    assert read_safetensors(path, dtype="float64")["w"].dtype == np.float64
+    infinite, top = dtype == "F8_E5M2", (1 << 7 - mantissa) - 1
+    for code, value in enumerate(found.ravel().tolist()):
+        sign, e, m = code >> 7, (code & 127) >> mantissa, code & ((1 << mantissa) - 1)
+        assert math.copysign(1, value) == (-1) ** sign or math.isnan(value)
+        if e == top and (infinite or m == (1 << mantissa) - 1):
+            assert math.isinf(value) if infinite and m == 0 else math.isnan(value)
+        else:
+            size = m if e == 0 else m + (1 << mantissa)
+            assert abs(value) == size * 2.0 ** (max(e, 1) - bias - mantissa)
 
 
 def test_conversion_leaves_integers_alone(tmp_path):
@@ -116,6 +136,8 @@ def test_needed_memory_counts_the_loaded_type():
     assert memory.needed_bytes(tensors, None) == 8 + 8 + 8
     assert memory.needed_bytes(tensors, "float32") == 16 + 8 + 16
     assert memory.needed_bytes([TensorInfo("I64", (2,), 0, 16)], "float32") == 16 + 16
+    eight = [TensorInfo("F8_E4M3", (2, 4), 0, 8)]
+    assert memory.needed_bytes(eight, None) == memory.needed_bytes(eight, "float32") == 32 + 32
     assert memory.needed_bytes([], "float32") == 0
 
 

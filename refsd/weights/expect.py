@@ -8,6 +8,7 @@ carry the prefix "text_model." of the Stable Diffusion 1.x checkpoints.
 import difflib
 import logging
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from refsd.weights.validate import per_level, validate
 logger = logging.getLogger(__name__)
 
 MAX_PARAMETERS = 1 << 34
+# What ComfyUI, torchao and bitsandbytes store beside weights that mean something only with it.
+SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scale|comfy_quant|absmax|quant_map)$")
 # The width of the text that the cross-attention reads tells the families apart.
 FAMILY_OF_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 
@@ -242,16 +245,21 @@ def check(found: Mapping[str, Found], expected: Mapping[str, Shape], where: str)
     missing = [name for name in expected if name not in found]
     shapes = [n for n, shape in expected.items() if n in found and found[n].shape != shape]
     dtypes = [n for n in expected if n in found and found[n].dtype not in FLOATS]
+    scales = [name for name in extra if SCALES.search(name)]
 
     problems = [
         _listed("missing", missing, lambda name: name + _nearest(name, extra)),
         _listed("of another shape", shapes,
                 lambda name: f"{name} is {found[name].shape}, expected {expected[name]}"),
-        _listed("not of floating point", dtypes, lambda name: f"{name} is {found[name].dtype}"),
+        _listed("of a type that is not read", dtypes,
+                lambda name: f"{name} is {found[name].dtype}"),
+        _listed("with scales of quantized weights, which refsd does not apply", scales, _short),
     ]  # fmt: skip
     problems = [problem for problem in problems if problem]
     if problems:
         hint = _family_hint(found, expected, shapes)
+        if dtypes or scales:
+            hint += f". Save the weights as one of {', '.join(FLOATS)}, without scales"
         raise ModelError(f"{where}: {'; '.join(problems)}{hint}")
     if extra:
         logger.warning("%s: ignoring %s", where, _listed("unexpected", extra, _short))

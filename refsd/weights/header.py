@@ -13,6 +13,7 @@ of layout, and the tests hold its verdict against the library's on damaged files
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -27,7 +28,8 @@ BYTES = {
     "F8_E5M2FNUZ": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4,
     "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-FLOATS = ("F16", "BF16", "F32", "F64")
+FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+MAX_BYTES = (1 << 63) - 1  # of an array, for NumPy, which leaves out the sizes that are 0
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 PICKLE_REFUSED = (
     "pickle checkpoints are refused because loading one can run any code. "
@@ -138,7 +140,15 @@ def _tensor(name: str, entry: object, where: str) -> TensorInfo:
             f"{where}: tensor {shown} is {dtype} {ascii(shape)[:80]} "
             f"and cannot lie in bytes {str(start)[:24]} to {str(stop)[:24]}"
         )
+    if not is_possible(shape, BYTES[dtype]):
+        raise ModelError(f"{where}: tensor {shown} has the shape {ascii(shape)[:80]}, which no "
+                         "array can have")
     return TensorInfo(dtype, tuple(shape), start, stop)
+
+
+def is_possible(shape: Iterable[int], itemsize: int) -> bool:
+    """Whether an array can have this shape: an empty one too has strides that must fit."""
+    return math.prod(n or 1 for n in shape) * itemsize <= MAX_BYTES
 
 
 def _sizes(found: object) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 from refsd.errors import ResourceError
 from refsd.weights.header import BYTES, FLOATS, TensorInfo
 
+WIDENED = ("BF16", "F8_E4M3", "F8_E5M2")  # read as float32, whatever dtype says
+
 
 def needed_bytes(tensors: Iterable[TensorInfo], dtype: str | None) -> int:
     """The memory that tensors take once loaded as dtype, and the largest one once more."""
@@ -17,7 +19,8 @@ def needed_bytes(tensors: Iterable[TensorInfo], dtype: str | None) -> int:
 def _loaded_bytes(tensor: TensorInfo, dtype: str | None) -> int:
     stored = tensor.stop - tensor.start
     if tensor.dtype not in FLOATS or dtype is None:
-        return stored * (2 if tensor.dtype == "BF16" else 1)
+        wider = 4 if tensor.dtype in WIDENED else BYTES[tensor.dtype]
+        return stored // BYTES[tensor.dtype] * wider
     return stored // BYTES[tensor.dtype] * {"float32": 4, "float64": 8}[dtype]
 
 

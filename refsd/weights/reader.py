@@ -10,13 +10,15 @@ from typing import BinaryIO
 import numpy as np
 
 from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.weights import float8
 from refsd.weights.files import open_file
 from refsd.weights.header import FLOATS, Header, TensorInfo, identity, read_header
 
-# bfloat16 is read as its bits and widened; everything else is what NumPy calls it.
+# bfloat16 and 8-bit floats are read as bits and widened; all else is what NumPy calls it.
 NUMPY = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "BF16": "<u2",
-    "I32": "<i4", "U32": "<u4", "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
+    "BOOL": "?", "U8": "u1", "I8": "i1", "F8_E4M3": "u1", "F8_E5M2": "u1",
+    "I16": "<i2", "U16": "<u2", "F16": "<f2", "BF16": "<u2", "I32": "<i4", "U32": "<u4",
+    "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
 }  # fmt: skip
 WORKING = (None, "float32", "float64")
 
@@ -28,12 +30,13 @@ def read_safetensors(
 ) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file by name, in the order in which they lie in it.
 
-    dtype None keeps each tensor's own type, with bfloat16 as float32, which holds its every value.
+    dtype None keeps each tensor's own type, with bfloat16 and the 8-bit floats E4M3 and E5M2 as
+    float32, which holds their every value.
     "float32" or "float64" converts the floating-point ones: exact, but for float64 to float32,
     which rounds. names limits what is read. Memory: the result, and one tensor to convert.
 
-    Raises ModelError for a damaged file, one that changes while it is read, a pickle, or an 8-bit
-    float; ResourceError for a failing disk. A file that shrinks meanwhile is an error like others.
+    Raises ModelError for a damaged file, one that changes while it is read, a pickle, or another
+    type; ResourceError for a failing disk. A file that shrinks meanwhile is an error like others.
     """
     return read_tensors(read_header(path), dtype=dtype, names=names)
 
@@ -58,7 +61,7 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
     if info.dtype not in NUMPY:
         raise ModelError(
             f"{header.path}: tensor {ascii(name)[:200]} is {info.dtype}, which is not supported. "
-            "Convert the file to float16"
+            "Convert the file to float16; of the 8-bit floats F8_E4M3 and F8_E5M2 are read"
         )
     array = np.empty(info.shape, NUMPY[info.dtype])
     file.seek(header.data + info.start)
@@ -76,6 +79,8 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
 
     if info.dtype == "BF16":
         array = np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
+    elif info.dtype in float8.TABLES:
+        array = float8.widen(array, info.dtype)
     if dtype is not None and info.dtype in FLOATS:
         array = array.astype(dtype, copy=False)
     return array

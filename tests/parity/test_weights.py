@@ -179,6 +179,18 @@ def test_every_dtype_torch_can_save_is_read_bit_for_bit(tmp_path):
     assert wide["i64"].dtype == np.int64
 
 
+def test_every_8_bit_float_is_torchs(tmp_path):
+    codes = torch.arange(256).to(torch.uint8)
+    tensors = {str(kind): codes.clone().view(kind)
+               for kind in (torch.float8_e4m3fn, torch.float8_e5m2)}  # fmt: skip
+    save_file(tensors, tmp_path / "x.safetensors")
+    for name, found in read_safetensors(tmp_path / "x.safetensors").items():
+        expected = tensors[name].float().numpy()
+        nan = np.isnan(expected)
+        assert found.dtype == np.float32 and (np.isnan(found) == nan).all()
+        assert (found.view("u4") == expected.view("u4"))[~nan].all()
+
+
 def test_single_file_is_read_by_diffusers(tmp_path):
     """A file from our table, read by diffusers' own converter, gives the names we started from."""
     from diffusers.loaders.single_file_utils import (

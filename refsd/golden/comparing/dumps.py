@@ -16,7 +16,7 @@ import numpy as np
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.comparing.layouts import layout
 from refsd.weights.files import open_file, read_object
-from refsd.weights.header import read_header
+from refsd.weights.header import is_possible, read_header
 
 MAX_INDEX = 64 << 20  # bytes of an index.json; 10,000 tensors take about 2 MB
 # The members of an archive, unpacked, may take so many times its bytes, or UNPACKED if that is
@@ -114,7 +114,8 @@ def _npy_header(file: Any, dump: Dump) -> Dump:
                          "compared: float16, bfloat16, float32, float64 or integers")
     offset = file.tell()
     rest = dump.bytes - offset
-    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != rest:
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != rest or (
+            not is_possible(shape, dtype.itemsize)):
         raise ModelError(f"{where}: the header claims {ascii(shape)[:80]} of {name}, which are not "
                          f"the {rest:,} bytes that follow. The file is damaged")
     if dtype.byteorder == ">":
@@ -194,10 +195,13 @@ def _raw(index: Path, name: str, entry: Any) -> Dump:
     if place.is_absolute() or ".." in place.parts or "\\" in file or ":" in file:
         raise ModelError(f"{where} lies outside the index's folder: {ascii(file)[:200]}")
     shape = tuple(shape) if kept is None else layout(kept).physical(tuple(shape))
-    size, wanted = _size(index.parent / place), math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    size, wanted = _size(index.parent / place), math.prod(shape) * itemsize
     if offset + wanted > size:
         raise ModelError(f"{where} takes bytes {offset:,} to {offset + wanted:,}, {file} has "
                          f"{size:,}")
+    if not is_possible(shape, itemsize):
+        raise ModelError(f"{where} has the shape {ascii(shape)[:80]}, which no array can have")
     return Dump(str(index.parent / place), "", offset, shape, dtype, wanted, kept)
 
 
