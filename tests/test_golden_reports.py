@@ -86,7 +86,7 @@ def test_markdown(failing):
 def test_junit(failing, tmp_path):
     root = ElementTree.fromstring(junit(failing))
     suite = root.find("testsuite")
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("8", "2", "4")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("5", "2", "1")
     cases = {case.get("name"): case for case in suite.iter("testcase")}
     failure = cases["unet/000/proj"].find("failure")
     assert failure.get("type") == "wrong" and "missing_bias" in failure.get("message")
@@ -188,6 +188,19 @@ def test_the_command_says_yes_and_no(run, folder, candidates, tmp_path):
     assert code == 0, err
 
 
+@pytest.mark.parametrize("wanted, code", [("4", 0), ("5", 1), ("80%", 0), ("80.1%", 1),
+                                          ("0", 0), ("100%", 1)])
+def test_a_floor(run, folder, candidates, tmp_path, wanted, code):
+    """Four of the five tensors that a port can write are there."""
+    got, out, _ = run(folder, candidates / "right.npz", "--at-least", wanted, "--report",
+                      tmp_path / "r.xml")
+    assert got == code
+    said = "Only 4 of 5 tensors could be compared, and 5 are wanted. All 4 tensors are explained"
+    assert out.startswith(said if code else "All 4 tensors are explained")
+    suite = ElementTree.parse(tmp_path / "r.xml").getroot().find("testsuite")
+    assert suite.get("failures") == str(code)
+
+
 @pytest.mark.parametrize("args, code, said", [
     (["object.npz"], 3, "pickled Python objects"),
     (["none.npz"], 2, "no such file or folder"),
@@ -195,6 +208,8 @@ def test_the_command_says_yes_and_no(run, folder, candidates, tmp_path):
     (["right.npz", "--report", "/nowhere/x.json"], 4, "its folder does not exist"),
     (["right.npz", "--accept-tolerance", "nan"], 2, "give ABS or ABS,REL"),
     (["right.npz", "--accept-tolerance", "1,2,3"], 2, "give ABS or ABS,REL"),
+    (["right.npz", "--at-least", "101%"], 2, "give a number such as 500, or a share"),
+    (["right.npz", "--at-least", "-1"], 2, "give a number such as 500, or a share"),
     (["right.npz", "--format", "fp15"], 2, "did you mean fp1"),
     (["right.npz", "--layout", "CHWN"], 2, "layout 'CHWN' is not one of"),
     (["right.npz", "--map", "none.json"], 2, "name map: none.json: no such file"),

@@ -39,7 +39,7 @@ def parser() -> Parser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Bisect, and say it; 0 when all is explained."""
+    """Bisect, and say it; 0 when all can be read and is explained."""
     from refsd.golden.comparing.bisect import bisect
     from refsd.golden.comparing.candidate import Candidate
     from refsd.golden.packs.pack import Pack
@@ -48,14 +48,19 @@ def run(options: argparse.Namespace) -> int:
     with Pack.open(options.pack) as pack, opened as candidate:
         found = bisect(pack, candidate, format=options.format, model=options.model,
                        first_only=options.first)
+        unread = [trouble.why for trouble in candidate.troubles]
+        remarks = candidate.remarks(pack.entries)
     if options.json:
         result_json({"sentence": found.sentence, "format": found.format,
                      "first": None if found.first is None else _plain(found.first),
                      "later": [row.name for row in found.later],
-                     "rows": [_plain(row) for row in found.rows]})
+                     "rows": [_plain(row) for row in found.rows],
+                     "unreadable": unread, "remarks": remarks})
     else:
         _show(found, options.all)
-    return 0 if found.first is None else 1
+        for line in (*(f"unreadable: {why}" for why in unread), *remarks):
+            result(one_line(line))
+    return 0 if found.first is None and not unread else 1
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def parser() -> Parser:
     add("--only", metavar="PATTERN", action="append", default=[],
         help="names to compare, such as 'unet/000/*'; may be given again")
     add("--all", action="store_true", help="a tensor that is missing is a mismatch too")
+    add("--at-least", type=_at_least, metavar="N|P%",
+        help="fail if fewer tensors, or a smaller share of those wanted, could be compared")
     add("--accept-tolerance", type=_tolerance, metavar="ABS[,REL]",
         help="|error| <= ABS + REL |golden| in place of the derived one")
     add("-m", "--model", metavar="MODEL", help="where the pack's model is, to say why it is wrong")
@@ -53,11 +56,12 @@ def parser() -> Parser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare, write the reports, say what was found. 0: all explained, 1: not."""
+    """Compare, write the reports, say what was found. 0: all read and explained, 1: not."""
     from refsd.golden.comparing.candidate import Candidate
     from refsd.golden.comparing.compare import compare
     from refsd.golden.comparing.limits import Accepted
     from refsd.golden.comparing.report import as_json, text
+    from refsd.golden.comparing.verdicts import AtLeast
     from refsd.golden.packs.pack import Pack
 
     files = [_report(name) for name in options.report]
@@ -68,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
           Progress(len(pack.entries), "comparing", show=not options.json) as progress):
         found = compare(pack, candidate, format=options.format, only=options.only,
                         accepted=accepted, model=options.model, whole=options.all,
+                        at_least=AtLeast(*options.at_least or ()),
                         maps=any(path.suffix.lower() == ".html" for path in files),
                         on_tensor=progress.step)
     for path in files:
@@ -79,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         for line in text(found, everything=options.every):
             result(one_line(line))
-    return 0 if found.first is None else 1
+    return 0 if found.ok else 1
 
 
 def _tolerance(text: str) -> tuple[float, ...]:
@@ -92,6 +97,17 @@ def _tolerance(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give ABS or ABS,REL such as "
                                          "1e-4,1e-3")
     return found
+
+
+def _at_least(text: str) -> tuple[int, float]:
+    """N tensors, or P% of them: (N, 0.0) or (0, P / 100)."""
+    share = text.removesuffix("%")
+    if text.isascii() and text.isdigit():
+        return int(text), 0.0
+    if share != text and re.fullmatch(r"\d+(\.\d+)?", share, re.ASCII) and float(share) <= 100:
+        return 0, float(share) / 100
+    raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give a number such as 500, or a share "
+                                     "such as 90%")
 
 
 def _report(name: str) -> Path:

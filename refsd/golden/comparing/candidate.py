@@ -1,29 +1,33 @@
 """A candidate: the tensors that a port wrote, found under the names of a golden pack."""
 
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refsd.errors import ModelError, UsageError
-from refsd.golden.comparing.dumps import Dump, Reader, dtype_name, dumps_in, indexed
+from refsd.errors import ModelError, ResourceError
+from refsd.golden.comparing.candidate_files import found_in
+from refsd.golden.comparing.dumps import Dump, Found, Reader, Trouble, dtype_name
+from refsd.golden.comparing.dumps_index import as_said
 from refsd.golden.comparing.layouts import from_layout, layout
-from refsd.weights.files import read_object
-
-INDEX, MANIFEST = "index.json", "manifest.json"
+from refsd.golden.comparing.name_map import NameMap, Names
 
 
 class Candidate:
-    """Reads a port's tensors one at a time, under golden names. Use it in a `with` block."""
+    """Reads a port's tensors one at a time, under golden names. Use it in a `with` block.
 
-    def __init__(self, dumps: dict[str, Dump], where: str, name_map: "NameMap", layout: str | None):
-        self.where, self._dumps, self._map, self._layout = where, dumps, name_map, layout
-        self._reader, self._loose = Reader(), {}
-        for name in dumps:
-            self._loose.setdefault(loosely(name), []).append(name)
+    troubles: what cannot be read, and why; it grows while tensors are read. Whatever is in
+    trouble is as good as missing, and does not keep the rest from being read.
+    """
+
+    def __init__(self, found: Found, where: str, name_map: NameMap, layout: str | None):
+        self.where, self._dumps, self._map, self._layout = where, found.dumps, name_map, layout
+        self.troubles = found.troubles
+        self._bad = {trouble.name: trouble.why for trouble in found.troubles if trouble.name}
+        self._names = Names([*self._dumps, *self._bad])
+        self._reader = Reader()
 
     @classmethod
     def open(cls, path: str | Path, *, name_map: dict[str, str] | str | Path | None = None,
@@ -36,13 +40,12 @@ class Candidate:
         of it) gives the candidate's name of a golden one; * in both stands for any text. layout is
         that of every tensor, unless an index says another.
 
-        Raises ModelError for files that are damaged or unsafe to read, and for two tensors of one
-        name; UsageError for a layout, dtype or map that makes no sense.
+        Raises ModelError where nothing can be read, because it is damaged or not safe; UsageError
+        where there is nothing, and for a layout, dtype or map that makes no sense.
         """
         path, name_map = Path(path), NameMap.of(name_map)
         dtype, kept = dtype and dtype_name(dtype), layout and _layout_name(layout)
-        found = _folder(path, dtype) if path.is_dir() else _file(path, dtype)
-        return cls(found, str(path), name_map, kept)
+        return cls(found_in(path, dtype), str(path), name_map, kept)
 
     def __enter__(self) -> "Candidate":
         return self
@@ -55,49 +58,64 @@ class Candidate:
         self._reader.close()
 
     def names(self) -> list[str]:
-        """The candidate's own names, in no special order."""
+        """The candidate's own names that can be read, in no special order."""
         return list(self._dumps)
 
     def find(self, name: str) -> str | None:
-        """The candidate's name of a golden tensor: the map's, the same, or one written loosely.
+        """The candidate's name of a golden tensor: one of the map's, the same, or loosely one.
 
-        Loosely: `.`, `/`, `:` and `__` between the parts are alike, as are 3 and 003. Raises
-        UsageError when several names fit.
+        Of the map's names the first that is there, beginning with that of the most specific entry.
+        Loosely: `.`, `/`, `:` and `__` between the parts are alike, as are 3 and 003. None too
+        where several fit loosely (`trouble` says which).
         """
-        mapped = self._map.apply(name)
-        for wanted in (mapped, name) if mapped else (name,):
-            if wanted in self._dumps:
-                return wanted
-        fits = self._loose.get(loosely(mapped or name), [])
+        fits = self._fitting(name)
+        return fits[0] if len(fits) == 1 else None
+
+    def _fitting(self, name: str) -> list[str]:
+        each = map(self._names.fitting, (*self._map.names(name), name))
+        return next((fits for fits in each if fits), [])
+
+    def trouble(self, name: str) -> str:
+        """Why a golden tensor's counterpart cannot be read; empty if it can, or is not there."""
+        fits = self._fitting(name)
         if len(fits) > 1:
-            raise UsageError(f"{self.where}: {fits[0]!r} and {fits[1]!r} could both be {name!r}. "
-                             "Say which with a name map")
-        return fits[0] if fits else None
+            return (f"{self.where}: {fits[0]!r} and {fits[1]!r} could both be {name!r}. Say which "
+                    "with a name map")
+        return self._bad.get(fits[0], "") if fits else ""
 
     def extra(self, names: Iterable[str]) -> list[str]:
         """The candidate's names that none of the golden names leads to."""
-        used = {self.find(name) for name in names}
+        used = {found for name in names for found in self._fitting(name)}
         return [name for name in self._dumps if name not in used]
 
-    def info(self, name: str) -> Dump | None:
+    def remarks(self, names: Iterable[str]) -> list[str]:
+        """What the name map says in vain: entries that fit no golden name, names not there."""
+        return self._map.remarks(names, self._names)
+
+    def info(self, name: str, shape: tuple[int, ...] | None = None) -> Dump | None:
         """Shape, dtype and size in bytes of a golden tensor's counterpart; None if there is none.
 
-        Nothing is read.
+        shape: the golden tensor's, to tell what the shape in an index means. Nothing is read.
         """
-        found = self.find(name)
-        return None if found is None else self._dumps[found]
+        dump = self._dumps.get(self.find(name))
+        return dump if dump is None or shape is None else as_said(dump, shape)
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
-        """The counterpart of a golden tensor of that name and shape; None if there is none.
+        """The counterpart of a golden tensor of that name and shape.
 
-        With a shape, the candidate's layout is undone and a raw file without an index takes the
-        shape, where the number of elements allows. Otherwise the array is as it was written. Its
-        dtype is the candidate's (bfloat16 comes as float32).
+        None if there is none, or it cannot be read (`trouble` says why). With a shape, the
+        candidate's layout is undone and a raw file without an index takes the shape, where the
+        number of elements allows. Otherwise the array is as it was written. Its dtype is the
+        candidate's (bfloat16 comes as float32).
         """
-        dump = self.info(name)
+        dump = self.info(name, shape)
         if dump is None:
             return None
-        data = self._reader.read(dump)
+        try:
+            data = self._reader.read(dump)
+        except (ModelError, ResourceError) as error:
+            self._give_up(self.find(name), dump, str(error))
+            return None
         if shape is None or data.shape == tuple(shape) and not (dump.layout or self._layout):
             return data
         kept = dump.layout or self._layout or "NCHW"
@@ -108,46 +126,11 @@ class Candidate:
             return from_layout(data, shape, kept)
         return data
 
-
-class NameMap:
-    """Golden name -> candidate's name, in which * stands for the same text on both sides."""
-
-    def __init__(self, pairs: dict[str, str]):
-        self._exact = {golden: mine for golden, mine in pairs.items() if "*" not in golden}
-        self._patterns = [(re.compile("(.*)".join(map(re.escape, golden.split("*"))), re.DOTALL),
-                           mine.split("*")) for golden, mine in pairs.items() if "*" in golden]
-
-    @classmethod
-    def of(cls, source: dict[str, str] | str | Path | None) -> "NameMap":
-        """A map out of a dict or a JSON file; UsageError when it is no object of strings."""
-        pairs = source or {}
-        if not isinstance(pairs, dict):
-            try:
-                pairs = read_object(pairs)
-            except ModelError as error:
-                raise UsageError(f"name map: {error}") from None
-        for golden, mine in pairs.items():
-            if not isinstance(golden, str) or not isinstance(mine, str) or (
-                    mine.count("*") > golden.count("*")):
-                raise UsageError(f"name map: {golden!r} -> {mine!r}: give two names, with no more "
-                                 "* in the second than in the first")
-        return cls(pairs)
-
-    def apply(self, name: str) -> str | None:
-        """The candidate's name, or None where the map says nothing. The first pattern decides."""
-        if name in self._exact:
-            return self._exact[name]
-        for pattern, parts in self._patterns:
-            if match := pattern.fullmatch(name):
-                return parts[0] + "".join(f"{text}{part}"
-                                          for text, part in zip(match.groups(), parts[1:]))
-        return None
-
-
-def loosely(name: str) -> str:
-    """A name with one separator and without leading zeros: unet__003.conv_in -> unet.3.conv_in"""
-    name = re.sub(r"[/:.\\]+|__+", ".", name.strip("./"))
-    return re.sub(r"(?<![^.])0+(?=\d+(?:\.|$))", "", name).lower()
+    def _give_up(self, own: str, dump: Dump, why: str) -> None:
+        """What turned out to be damaged while it was read is in trouble from now on."""
+        self._dumps.pop(own)
+        self._bad[own] = why
+        self.troubles.append(Trouble(dump.file, own, why))
 
 
 def _without_ones(shape: tuple[int, ...]) -> list[int]:
@@ -157,41 +140,3 @@ def _without_ones(shape: tuple[int, ...]) -> list[int]:
 def _layout_name(name: str) -> str:
     layout(name)  # raises for one there is not
     return name.upper()
-
-
-def _file(path: Path, dtype: str | None) -> dict[str, Dump]:
-    if not path.exists():
-        raise UsageError(f"{path}: no such file or folder. Give what the port wrote")
-    found = indexed(path) if path.name == INDEX else dumps_in(path, path.stem, dtype)
-    if not found:
-        raise UsageError(f"{path}: no tensors in it; give a folder, or a .npy, .npz, .safetensors, "
-                         f".bin or {INDEX} file")
-    return found
-
-
-def _folder(path: Path, dtype: str | None) -> dict[str, Dump]:
-    """Every tensor under a folder; raw files that an index describes are left to it."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    found: dict[str, Dump] = {}
-    described = set()
-    for file in (file for file in files if file.name == INDEX):
-        inside = file.parent.relative_to(path).as_posix()
-        dumps = indexed(file)
-        described.update(dump.file for dump in dumps.values())
-        _take(found, {name if inside == "." else f"{inside}/{name}": dump
-                      for name, dump in dumps.items()}, path)
-    for file in files:
-        if file.name not in (INDEX, MANIFEST) and str(file) not in described:
-            name = file.relative_to(path).with_suffix("").as_posix()
-            _take(found, dumps_in(file, name, dtype), path)
-    if not found:
-        raise UsageError(f"{path}: no .npy, .npz, .safetensors or raw file in this folder")
-    return found
-
-
-def _take(found: dict[str, Dump], more: dict[str, Dump], path: Path) -> None:
-    for name, dump in more.items():
-        if name in found:
-            raise ModelError(f"{path}: tensor {ascii(name)[:200]} is in {found[name].file} and in "
-                             f"{dump.file}")
-        found[name] = dump

@@ -3,25 +3,37 @@
 import fnmatch
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from refsd.errors import UsageError
-from refsd.golden.comparing.diagnose import Finding
+from refsd.errors import ModelError, UsageError
+from refsd.golden.comparing.candidate_files import first_of
 from refsd.golden.comparing.dumps import Dump
 from refsd.golden.comparing.errormap import error_map
 from refsd.golden.comparing.evidence import Evidence
 from refsd.golden.comparing.fits import places
+from refsd.golden.comparing.layouts import layout
 from refsd.golden.comparing.limits import Accepted, Limit, excess, limit_of, of_winograd
 from refsd.golden.comparing.metrics import Metrics, measure
+from refsd.golden.comparing.verdicts import (
+    DTYPE,
+    EQUAL,
+    EXPLAINED,
+    GIVEN,
+    MISSING,
+    OPEN,
+    SHAPE,
+    UNREADABLE,
+    WRONG,
+    AtLeast,
+    Comparison,
+    Verdict,
+)
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.tolerances.formats import format_named
 
-EQUAL, EXPLAINED, WRONG, OPEN = "equal", "explained", "wrong", "open"
-SHAPE, DTYPE, MISSING = "shape", "dtype", "missing"
-FAILING = (WRONG, SHAPE, DTYPE, OPEN)
 # How many failing tensors are looked into: in a run all that follows the first is its consequence.
 DIAGNOSES = {"run": 3, "ops": 20}
 # A candidate's tensor may be larger than the golden one by its padding; this much is still read.
@@ -29,77 +41,19 @@ DIAGNOSES = {"run": 3, "ops": 20}
 PADDED, SMALL = 4, 1 << 22
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What became of one tensor.
-
-    status: "equal" (to the bit), "explained" (by the tolerance), "wrong" (beyond it, or not
-    finite where the golden number is), "open" (it differs, and the pack has no tolerance that says
-    by how much it may), "shape", "dtype" (integers for floats or the reverse), "missing". times:
-    |error| / tolerance, the largest, at the index `at`, where the pack has golden_there and the
-    candidate found_there. kind: which tolerance (refsd.golden.comparing.limits.Limit).
-    """
-
-    entry: Entry
-    status: str
-    dtype: str = ""
-    shape: tuple[int, ...] = ()
-    metrics: Metrics | None = None
-    kind: str = ""
-    times: float = 0.0
-    at: tuple[int, ...] | None = None
-    golden_there: float = 0.0
-    found_there: float = 0.0
-    findings: tuple[Finding, ...] = ()
-    notes: tuple[str, ...] = ()
-    map: Any = None
-
-    @property
-    def bad(self) -> bool:
-        """Whether it makes the comparison fail."""
-        return self.status in FAILING
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Verdicts in the order of execution, and the candidate's names that mean nothing here."""
-
-    pack: str
-    candidate: str
-    format: str
-    verdicts: list[Verdict]
-    extra: list[str]
-    whole: bool = False  # whether missing tensors fail too
-
-    @property
-    def first(self) -> Verdict | None:
-        """The first verdict that fails."""
-        return next((v for v in self.verdicts if v.bad or self.whole and v.status == MISSING), None)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many tensors have each status, those that occur."""
-        found: dict[str, int] = {}
-        for verdict in self.verdicts:
-            found[verdict.status] = found.get(verdict.status, 0) + 1
-        return found
-
-    @property
-    def failing(self) -> int:
-        """How many verdicts fail."""
-        return sum(v.bad or self.whole and v.status == MISSING for v in self.verdicts)
-
-
 def compare(pack: Any, candidate: Any, *, format: str = "float32", only: Iterable[str] = (),
             accepted: Accepted | None = None, model: Any = None, whole: bool = False,
-            maps: bool = False, on_tensor: Callable[[int, int], None] | None = None) -> Comparison:
+            at_least: AtLeast | None = None, maps: bool = False,
+            on_tensor: Callable[[int, int], None] | None = None) -> Comparison:
     """Compare every tensor of an open Pack with its counterpart in an open Candidate.
 
     format: what the port computes in; only: patterns of names (any fits; none: all); accepted: a
     tolerance in place of the derived ones; model: where the weights are, for the reasons of
-    mistakes; whole: a missing tensor fails; maps: keep an error map of each tensor that differs;
-    on_tensor(done, all) is called along the way. Two tensors are in memory at a time, and those of
-    one op where a mistake is looked into. Raises UsageError when nothing can be compared.
+    mistakes; whole: a missing tensor fails; at_least: how many are to be there; maps: keep an
+    error map of each tensor that differs; on_tensor(done, all) is called along the way. Two
+    tensors are in memory at a time, and those of one op where a mistake is looked into.
+
+    Raises UsageError when nothing can be compared, ModelError when that is because of damage.
     """
     format, only = format_named(format).name, tuple(only)
     entries = [entry for entry in pack.entries.values()
@@ -112,12 +66,37 @@ def compare(pack: Any, candidate: Any, *, format: str = "float32", only: Iterabl
         verdicts.append(judge(entry))
         if on_tensor is not None:
             on_tensor(place + 1, len(entries))
-    if all(verdict.status == MISSING for verdict in verdicts):
-        raise UsageError(f"{candidate.where}: none of the {len(entries):,} tensors is there. The "
-                         f"pack has {entries[0].name!r}, the candidate "
-                         f"{candidate.names()[0][:200]!r}; give a name map")
-    return Comparison(str(pack.path), candidate.where, format, verdicts,
-                      candidate.extra(pack.entries), whole)
+    unread = _unread(candidate, verdicts, bool(only))
+    found = Comparison(str(pack.path), candidate.where, format, verdicts,
+                       candidate.extra(pack.entries), whole, unread,
+                       tuple(candidate.remarks(pack.entries)))
+    if not found.compared:
+        raise _nothing(found, candidate)
+    return replace(found, wanted=at_least.of(found.expected) if at_least else 0)
+
+
+def _unread(candidate: Any, verdicts: list[Verdict], partly: bool) -> tuple[str, ...]:
+    """Why files cannot be read that no verdict speaks of.
+
+    Where only a part is compared, of those only what may hold a tensor that is missing.
+    """
+    told = {note for verdict in verdicts if verdict.status == UNREADABLE for note in verdict.notes}
+    lacking = any(verdict.status == MISSING for verdict in verdicts)
+    return tuple(trouble.why for trouble in candidate.troubles if trouble.why not in told and (
+        not partly or trouble.name is None and lacking))
+
+
+def _nothing(found: Comparison, candidate: Any) -> Exception:
+    """The error where no tensor could be compared."""
+    reasons = [note for v in found.verdicts for note in v.notes] + list(found.unread)
+    if reasons:
+        return ModelError(first_of(reasons))
+    first = found.verdicts[0].entry.name
+    own = candidate.names()
+    return UsageError(f"{candidate.where}: none of the {len(found.verdicts):,} tensors is there. "
+                      f"The pack has {first!r}"
+                      + (f", the candidate {own[0][:200]!r}" if own else "")
+                      + "; give a name map" + "".join(f". {one}" for one in found.remarks[:1]))
 
 
 class _Judge:
@@ -130,14 +109,16 @@ class _Judge:
         self.maps, self.left = maps, DIAGNOSES[pack.manifest.kind]
 
     def __call__(self, entry: Entry) -> Verdict:
-        info = self.candidate.info(entry.name)
+        info = self.candidate.info(entry.name, entry.shape)
         if info is None:
-            return Verdict(entry, MISSING)
+            return self._absent(entry)
         verdict = Verdict(entry, SHAPE, info.dtype, info.shape or ())
         if _is_too_large(info, entry):
             return replace(verdict, notes=(f"{info.bytes:,} bytes, far more than its shape takes: "
                                            "not read",))
         got = self.candidate.read(entry.name, entry.shape)
+        if got is None:
+            return self._absent(entry)
         golden = self.pack.read(entry.name)
         verdict = replace(verdict, shape=got.shape, notes=_notes(entry, info, got))
         if got.shape == entry.shape:
@@ -150,6 +131,14 @@ class _Judge:
                 f"the op could not be computed to see why: {self.evidence.trouble}",)
             verdict = replace(verdict, findings=found, notes=verdict.notes + (doubt or ()))
         return verdict
+
+    def _absent(self, entry: Entry) -> Verdict:
+        """Not there, or there and not to be read."""
+        why = self.candidate.trouble(entry.name)
+        if why:
+            return Verdict(entry, UNREADABLE, notes=(why,))
+        # NAME:PARAMETER is what an op is given, made by nothing that a port computes.
+        return Verdict(entry, GIVEN if entry.op is None and ":" in entry.name else MISSING)
 
     def _judged(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray) -> Verdict:
         metrics = measure(golden, got, format=self.format)
@@ -200,6 +189,10 @@ def _notes(entry: Entry, info: Dump, got: np.ndarray) -> tuple[str, ...]:
         found.append(f"dtype {info.dtype}, the golden tensor is {entry.dtype}")
     if got.shape != entry.shape:
         found.append(f"shape {got.shape}, the golden tensor is {entry.shape}")
+        if info.said is not None:
+            stored = layout(info.layout).physical(entry.shape)
+            found.append(f"its index gives the shape {info.said} with the layout {info.layout}; it "
+                         f"is to give the logical one, {entry.shape}, or {stored} as it is stored")
     elif info.shape not in (None, entry.shape) and _without_ones(info) == _without_ones(entry):
         found.append(f"shape {info.shape}, the golden tensor is {entry.shape}")
     return tuple(found)

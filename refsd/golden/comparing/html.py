@@ -4,12 +4,13 @@ import base64
 import html
 import io
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
-from refsd.golden.comparing.compare import MISSING, Comparison, Verdict
 from refsd.golden.comparing.errormap import ErrorMap
 from refsd.golden.comparing.report import COLUMNS, WORDS, row, sentence, what_is_wrong
+from refsd.golden.comparing.verdicts import MISSING, Comparison, Verdict
 
 MAPS = 200  # failing tensors that are drawn; a page of more is of no use
 # Nothing is loaded from anywhere, and no script runs, whatever a name in a pack holds.
@@ -42,18 +43,24 @@ def page(found: Comparison) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         "<title>Golden comparison</title>", f"<style>\n{STYLE}</style>", "</head>", "<body>",
         "<h1>Golden comparison</h1>",
-        f'<p class="lead{" bad" if found.first else ""}">{_e(sentence(found))}</p>',
+        f'<p class="lead{"" if found.ok else " bad"}">{_e(sentence(found))}</p>',
         f"<p>Pack <code>{_e(found.pack)}</code>, candidate <code>{_e(found.candidate)}</code>, "
         f"format {_e(found.format)}: {_e(counts)}.</p>",
         *[line for verdict in bad[:MAPS] for line in _section(verdict, found)],
         *([f"<p>{len(bad) - MAPS:,} more failing tensors are in the table only.</p>"]
           if len(bad) > MAPS else []),
         "<h2>All tensors in the order of execution</h2>", *_table(found),
+        *_list("Cannot be read", found.unread), *_list("The name map", found.remarks),
         *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in found.extra)}"
            "</p>"] if found.extra else []),
         "</body>", "</html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _list(head: str, texts: Iterable[str]) -> list[str]:
+    items = "".join(f"<li>{_e(text)}</li>" for text in texts)
+    return [f"<h2>{head}</h2><ul>{items}</ul>"] if items else []
 
 
 def _section(verdict: Verdict, found: Comparison) -> list[str]:

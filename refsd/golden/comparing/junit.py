@@ -4,42 +4,55 @@ import math
 import re
 from xml.etree import ElementTree
 
-from refsd.golden.comparing.compare import MISSING, Comparison, Verdict
-from refsd.golden.comparing.report import COLUMNS, row, what_is_wrong
+from refsd.golden.comparing.report import COLUMNS, row, sentence, what_is_wrong
+from refsd.golden.comparing.verdicts import GIVEN, MISSING, UNREADABLE, Comparison, Verdict
 
 # XML 1.0 has no way to write these.
 UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(found: Comparison) -> str:
-    """The XML: a failing verdict is a failure, a missing tensor is skipped (or fails: `whole`)."""
-    skipped = 0 if found.whole else sum(v.status == MISSING for v in found.verdicts)
+    """The XML: a failing verdict is a failure, a missing tensor is skipped (or fails: `whole`).
+
+    What makes the comparison fail and is no tensor has a case of its own.
+    """
+    bad = {id(verdict) for verdict in found.failing}
+    verdicts = [verdict for verdict in found.verdicts if verdict.status != GIVEN]
+    skipped = sum(v.status == MISSING and id(v) not in bad for v in verdicts)
+    whole = [("every file can be read", why) for why in found.unread]
+    if found.compared < found.wanted:
+        whole.append(("enough is compared", sentence(found)))
     suite = ElementTree.Element(
         "testsuite", name=_text(f"refsd golden compare {found.format}"),
-        tests=str(len(found.verdicts)), failures=str(found.failing), errors="0",
+        tests=str(len(verdicts) + len(whole)), failures=str(len(bad) + len(whole)), errors="0",
         skipped=str(skipped))
     properties = ElementTree.SubElement(suite, "properties")
     for name in ("pack", "candidate", "format"):
         ElementTree.SubElement(properties, "property", name=name, value=_text(getattr(found, name)))
-    for verdict in found.verdicts:
-        _case(suite, verdict, found)
+    for verdict in verdicts:
+        _case(suite, verdict, found, id(verdict) in bad)
+    for name, why in whole:
+        case = ElementTree.SubElement(suite, "testcase", classname="comparison", name=name)
+        ElementTree.SubElement(case, "failure", type="comparison", message=_text(why))
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _case(suite: ElementTree.Element, verdict: Verdict, found: Comparison) -> None:
+def _case(suite: ElementTree.Element, verdict: Verdict, found: Comparison, bad: bool) -> None:
     entry = verdict.entry
     case = ElementTree.SubElement(suite, "testcase", classname=_text(entry.op or entry.stage),
                                   name=_text(entry.name))
-    if verdict.bad or found.whole and verdict.status == MISSING:
+    if bad:
         why = _text(what_is_wrong(verdict, found.format))
         failure = ElementTree.SubElement(case, "failure", type=verdict.status, message=why)
         failure.text = "\n".join(_text(f"{f.reason} ({f.confidence:.4f}): {f.sentence}")
                                  for f in verdict.findings) or why
     elif verdict.status == MISSING:
         ElementTree.SubElement(case, "skipped", message="missing from the candidate")
+        return
+    if verdict.status in (MISSING, UNREADABLE):
         return
     output = ElementTree.SubElement(case, "system-out")
     lines = [f"{name}: {value}" for name, value in zip(COLUMNS[:-1], row(verdict)) if value]

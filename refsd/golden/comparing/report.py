@@ -4,23 +4,26 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from refsd.golden.comparing.compare import (
+from refsd.golden.comparing.candidate_files import first_of
+from refsd.golden.comparing.diagnose import Finding
+from refsd.golden.comparing.verdicts import (
     DTYPE,
     EQUAL,
     EXPLAINED,
+    GIVEN,
     MISSING,
     OPEN,
     SHAPE,
+    UNREADABLE,
     WRONG,
     Comparison,
     Verdict,
 )
-from refsd.golden.comparing.diagnose import Finding
 
 SCHEMA = 1
 NOT_FINITE = ("nan", "overflow", "inf_sign")  # counted, not fitted
 WORDS = {EQUAL: "equal", EXPLAINED: "ok", WRONG: "WRONG", OPEN: "OPEN", SHAPE: "SHAPE",
-         DTYPE: "DTYPE", MISSING: "missing"}
+         DTYPE: "DTYPE", UNREADABLE: "UNREAD", MISSING: "missing", GIVEN: "given"}
 ALLOWED = {
     "accepted": "the tolerance that was given",
     "given": "what rounding to {format} explains",
@@ -32,19 +35,40 @@ ALLOWED = {
 
 
 def sentence(found: Comparison) -> str:
-    """The answer in one sentence: which tensor, where, how far off, and what it looks like."""
+    """The answer in one sentence: which tensor, where, how far off, and what it looks like.
+
+    Where none is wrong: what could not be read, whether too few were compared, and how many were.
+    """
     first = found.first
-    compared = [v for v in found.verdicts if v.status != MISSING]
-    missing = len(found.verdicts) - len(compared)
+    unread = f"{_full_stop(first_of(list(found.unread)))} " if found.unread else ""
     if first is None:
-        equal = found.counts.get(EQUAL, 0)
-        return (f"All {len(compared):,} tensors are explained by {found.format} rounding"
-                + (f", {equal:,} of them equal to the bit" if equal else "")
-                + (f"; {missing:,} of the pack's are missing from the candidate." if missing
-                   else "."))
-    others = found.failing - 1
-    rest = f" {others:,} more of {len(compared):,} fail after it." if others else ""
-    return f"{what_is_wrong(first, found.format, as_first=True)}{rest}"
+        few = "" if found.compared >= found.wanted else (
+            f"Only {found.compared:,} of {found.expected:,} tensors could be compared, and "
+            f"{found.wanted:,} are wanted. ")
+        return unread + few + _all_well(found)
+    others = len(found.failing) - 1
+    rest = f" {others:,} more of {found.expected:,} {'fail' if others > 1 else 'fails'} after it."
+    return (what_is_wrong(first, found.format, as_first=True) + (rest if others else "")
+            + (f" {unread}".rstrip() if unread else ""))
+
+
+def _all_well(found: Comparison) -> str:
+    equal, missing = found.counts.get(EQUAL, 0), found.counts.get(MISSING, 0)
+    one = found.compared == 1
+    return (("The one tensor compared is" if one else f"All {found.compared:,} tensors are")
+            + f" explained by {found.format} rounding"
+            + ("" if not equal else ", and equal to the bit" if one else
+               f", {equal:,} of them equal to the bit")
+            + (f"; {missing:,} of the pack's {found.expected:,} {_are(missing)} missing from the "
+               "candidate." if missing else "."))
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _full_stop(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> str:
@@ -54,6 +78,8 @@ def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> s
     looks = _looks(verdict.findings)
     if verdict.status == MISSING:
         return f"{name} is missing from the candidate."
+    if verdict.status == UNREADABLE:
+        return f"{name} cannot be read: {_full_stop(verdict.notes[0])}"
     if verdict.status == SHAPE:
         return (f"{name} has the shape {_shape(verdict.shape)}, wanted {_shape(entry.shape)}."
                 f"{looks}")
@@ -108,9 +134,10 @@ def as_json(found: Comparison) -> dict[str, Any]:
     first = found.first
     return {
         "schema": SCHEMA, "kind": "golden-compare", "pack": found.pack,
-        "candidate": found.candidate, "format": found.format, "ok": first is None,
+        "candidate": found.candidate, "format": found.format, "ok": found.ok,
         "sentence": sentence(found), "first": first.entry.name if first else None,
-        "counts": found.counts, "extra": found.extra,
+        "counts": found.counts, "compared": found.compared, "expected": found.expected,
+        "unreadable": list(found.unread), "remarks": list(found.remarks), "extra": found.extra,
         "tensors": [_verdict(verdict) for verdict in found.verdicts],
     }
 
@@ -163,7 +190,7 @@ def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
     """
     yield sentence(found)
     shown = found.verdicts if everything else _interesting(found)
-    rows = [row(verdict) for verdict in shown if verdict.status != MISSING or found.whole]
+    rows = [row(verdict) for verdict in shown if _is_there(verdict, found)]
     if rows:
         yield ""
         widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
@@ -177,6 +204,10 @@ def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
         for finding in verdict.findings[1:]:
             yield (f"also like: {verdict.entry.name}: {finding.reason}, {finding.sentence} "
                    f"({_share(finding)})")
+    yield from (f"unreadable: {why}" for why in found.unread[:5])
+    if len(found.unread) > 5:
+        yield f"unreadable: {len(found.unread) - 5:,} more"
+    yield from found.remarks
     missing = [v.entry.name for v in found.verdicts if v.status == MISSING]
     for what, names in (("missing", missing), ("extra", found.extra)):
         if names:
@@ -184,9 +215,14 @@ def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
             yield f"{what}: {', '.join(ascii(name)[1:-1][:200] for name in names[:5])}{more}"
 
 
+def _is_there(verdict: Verdict, found: Comparison) -> bool:
+    """Whether there is anything to show: what is missing only where that fails."""
+    return verdict.status not in (MISSING, GIVEN) or found.whole and verdict.status == MISSING
+
+
 def _interesting(found: Comparison) -> list[Verdict]:
     """The failing ones, at most 20, and the two compared before the first."""
-    compared = [v for v in found.verdicts if v.status != MISSING or found.whole]
+    compared = [v for v in found.verdicts if _is_there(v, found)]
     bad = [i for i, v in enumerate(compared) if v.bad or v.status == MISSING][:20]
     return [compared[i] for i in sorted({*bad, *range(max(bad[0] - 2, 0), bad[0])})] if bad else []
 
@@ -199,6 +235,8 @@ def markdown(found: Comparison) -> str:
              f"* tensors: {', '.join(f'{n:,} {status}' for status, n in found.counts.items())}",
              "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for verdict in found.verdicts:
+        if verdict.status == GIVEN:
+            continue
         *cells, name = row(verdict)
         lines.append("| " + " | ".join([*map(_cell, cells), f"`{_code(name)}`"]) + " |")
     for verdict in found.verdicts:
@@ -209,6 +247,9 @@ def markdown(found: Comparison) -> str:
             lines += [f"* {_cell(f'{f.reason}: {f.sentence} ({_share(f)})')}"
                       for f in verdict.findings]
             lines += [f"* {_cell(note)}" for note in verdict.notes]
+    for head, texts in (("Cannot be read", found.unread), ("The name map", found.remarks)):
+        if texts:
+            lines += ["", f"## {head}", "", *(f"* {_cell(text)}" for text in texts)]
     if found.extra:
         lines += ["", "## Not in the pack", "", *(f"* `{_code(name)}`" for name in found.extra)]
     return "\n".join(lines) + "\n"
