@@ -59,7 +59,9 @@ def test_plain_files_come_before_variants(tmp_path):
     write_folder(tmp_path)
     assert_equal(load_checkpoint(tmp_path)["unet"], tiny_tensors("unet"))
     assert_equal(load_checkpoint(tmp_path, variant="fp16")["unet"], other["unet"])
-    refused(lambda: load_checkpoint(tmp_path, variant="bf16"), "bf16.safetensors", "Ask for it")
+    refused(lambda: load_checkpoint(tmp_path, variant="bf16"), "no part has weights of the variant",
+            "'bf16'", "there are plain ones")  # fmt: skip
+    refused(lambda: load_folder(tmp_path, "vae", variant="bf16"), "no part has weights")
     refused(lambda: load_checkpoint(tmp_path, variant="../x"), "variant", error=UsageError)
 
 
@@ -185,6 +187,28 @@ def test_shards_are_read_together(tmp_path):
     assert_equal(load_checkpoint(tmp_path)["unet"], tiny_tensors("unet"))
 
 
+def test_what_is_not_read_does_not_matter(tmp_path):
+    """Damaged files and links of what nobody asked for lie beside the good ones."""
+    write_folder(tmp_path)
+    for name in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin",
+                 "diffusion_pytorch_model.safetensors.index.fp16.json", "notes.json",
+                 "diffusion_pytorch_model.bf16-00001-of-00002.safetensors"):  # fmt: skip
+        (tmp_path / "unet" / name).write_bytes(b"damaged")
+    (tmp_path / "unet" / "diffusion_pytorch_model.ema.safetensors").symlink_to("nowhere")
+    # an index that an earlier save left behind, without its shards
+    stale = tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    stale.write_text(json.dumps({"weight_map": {"conv_in.weight": "gone.safetensors"}}))
+    assert_equal(load_checkpoint(tmp_path)["unet"], tiny_tensors("unet"))
+
+
+def test_an_index_comes_before_a_whole_file_as_in_diffusers(tmp_path):
+    write_folder(tmp_path, unet=tiny_tensors("unet", seed=1))
+    whole = (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    shard(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(whole)
+    assert_equal(load_checkpoint(tmp_path)["unet"], tiny_tensors("unet"))
+
+
 OUTSIDE = {
     "parent": "../vae/diffusion_pytorch_model.safetensors",
     "far parent": "../../../../etc/passwd",
@@ -257,11 +281,17 @@ def test_incomplete_folders_are_refused(tmp_path, unread):
     write_folder(tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.non_ema.safetensors"))
-    refused(lambda: load_checkpoint(tmp_path), str(tmp_path / "unet"), "non_ema", "variant=")
-    weights.with_name("diffusion_pytorch_model.non_ema.safetensors").unlink()
+    weights.with_name("diffusion_pytorch_model.ema_only.safetensors").write_bytes(b"")
+    refused(lambda: load_checkpoint(tmp_path), str(tmp_path / "unet"), "ema_only, non_ema",
+            "variant=")  # fmt: skip
+    for file in weights.parent.glob("*.safetensors"):
+        file.unlink()
     refused(lambda: load_checkpoint(tmp_path), "Is the download complete?")
     weights.with_name("diffusion_pytorch_model.bin").write_bytes(b"")
-    refused(lambda: load_checkpoint(tmp_path), "pickle checkpoints are refused")
+    refused(lambda: load_checkpoint(tmp_path), "weights of the unet are there only as", ".bin",
+            "can run any code")  # fmt: skip
+    weights.with_name("mine.safetensors").write_bytes(b"")
+    refused(lambda: load_checkpoint(tmp_path), "but mine.safetensors. Rename the right one")
     (tmp_path / "unet" / "config.json").unlink()
     refused(lambda: load_checkpoint(tmp_path), "config.json", "Is the model complete?")
     refused(lambda: load_checkpoint(tmp_path / "none"), "no such file or folder", error=UsageError)

@@ -1,7 +1,7 @@
 """A whole model, from a diffusers folder or a single file: checked first, then read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from refsd.errors import ModelError, UsageError
 from refsd.weights import sd1
 from refsd.weights.expect import SHAPES, Found, Shape, check
 from refsd.weights.files import read_object
-from refsd.weights.folder import check_pipeline, component_headers
+from refsd.weights.folder import check_pipeline, check_variants, component_weights
 from refsd.weights.header import Header, read_header
 from refsd.weights.ldm import check_family, from_ldm
 from refsd.weights.memory import check_memory, needed_bytes
@@ -49,6 +49,7 @@ class Plan:
     shapes: dict[str, Shape]
     places: dict[str, tuple[Header, str]]
     source: str
+    variant: str | None = None
 
 
 def load_checkpoint(
@@ -62,9 +63,9 @@ def load_checkpoint(
 ) -> dict[str, Component]:
     """The text_encoder, unet and vae of a diffusers folder or a Stable Diffusion 1.x file.
 
-    dtype: see `read_safetensors`. variant picks a folder's files ("fp16"); ema the moving averages
-    of a single file; configs are for single files of another size than SD 1.x. force skips the
-    question whether it fits into memory.
+    dtype: see `read_safetensors`. variant picks a folder's files ("fp16") in the parts that have
+    it; ema the moving averages of a single file; configs are for single files of another size than
+    SD 1.x. force skips the question whether it fits into memory.
 
     Every name, shape, type and config is checked before the first tensor is read. Raises
     ModelError for what is wrong with the files, ResourceError for too little memory, UsageError
@@ -76,6 +77,7 @@ def load_checkpoint(
             raise UsageError(f"{path}: ema and configs are for single files, this is a folder")
         check_pipeline(path)
         plans = {name: plan_folder(path, name, variant=variant) for name in COMPONENTS}
+        check_variants({name: plan.variant for name, plan in plans.items()}, variant, str(path))
     elif path.is_file():
         if variant is not None:
             raise UsageError(f"{path}: variant is for folders, this is a single file")
@@ -99,19 +101,20 @@ def load_folder(
     if component not in COMPONENTS:
         raise UsageError(f"component: got {component!r}, expected one of {', '.join(COMPONENTS)}")
     plan = plan_folder(Path(path), component, variant=variant)
+    check_variants({component: plan.variant}, variant, str(path))
     return load({component: plan}, dtype=dtype, force=force)[component]
 
 
 def plan_folder(path: Path, component: str, *, variant: str | None = None) -> Plan:
-    """A component of a diffusers folder, checked against its config.json."""
+    """A component of a diffusers folder, checked against its config.json; see `choose`."""
     file = path / component / "config.json"
     config = validate(component, read_object(file), str(file))
-    headers = component_headers(path, component, variant)
+    headers, taken = component_weights(path / component, component, variant, model=path)
     inside = {name: header for header in headers for name in header.tensors}
     source = str(path / component)
     names = canonical_names(component, inside, source)
     places = {ours: (inside[theirs], theirs) for ours, theirs in names.items()}
-    return _checked(component, config, places, source)
+    return replace(_checked(component, config, places, source), variant=taken)
 
 
 def plan_file(

@@ -1,21 +1,28 @@
 """The weight files of one component of a diffusers folder: one file, or shards with an index."""
 
+import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from refsd.errors import ModelError, UsageError
+from refsd.errors import ModelError, ResourceError
+from refsd.weights.choice import choose
 from refsd.weights.files import read_object
-from refsd.weights.header import PICKLE_REFUSED, PICKLES, Header, read_header
+from refsd.weights.header import Header, read_header
 
-STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-FALLBACKS = ("", "fp16", "bf16")  # tried in this order when no variant is asked for
 MAX_INDEX = 16 << 20
 MAX_SHARDS = 1000
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+
+logger = logging.getLogger(__name__)
+
+
+class Weights(NamedTuple):
+    """The headers of a component's weight files, one or one a shard, and the variant they are."""
+
+    headers: list[Header]
+    variant: str | None
 
 
 def check_pipeline(folder: Path) -> None:
@@ -29,46 +36,65 @@ def check_pipeline(folder: Path) -> None:
             )
 
 
-def component_headers(folder: Path, component: str, variant: str | None) -> list[Header]:
-    """The headers of a component's weight files: one, or one a shard.
+def component_weights(
+    place: Path, component: str, variant: str | None, *, model: Path | None = None
+) -> Weights:
+    """What `choose` chooses in a component's folder; no other file there is opened.
 
-    Without a variant the plain files are taken, and where there are none those of fp16 or bf16.
-    Raises ModelError when there are none, or the index is damaged or points out of the folder.
+    model: the folder that shards must lie in, if it is a larger one. Raises ModelError when there
+    is nothing to read, or the index is damaged or points out of the model's folder.
     """
-    check_variant(variant)
-    place, stem = folder / component, STEMS[component]
-    for name in FALLBACKS if variant is None else (variant,):
-        dotted = f".{name}" if name else ""
-        file = place / f"{stem}{dotted}.safetensors"
-        index = place / f"{stem}.safetensors.index{dotted}.json"
-        if file.is_file():
-            return [read_header(file)]
-        if index.is_file():
-            return _shards(index, folder)
-    raise ModelError(f"{place}: {_why_nothing(place, stem, variant)}")
+    maps: dict[str, dict[str, str]] = {}
+
+    def read_index(name: str) -> dict[str, str]:
+        maps[name] = read_weight_map(place / name)
+        return maps[name]
+
+    choice = choose(component, _files(place), variant, read_index, str(place))
+    if choice.index is None:
+        return Weights([read_header(place / choice.files[0])], choice.variant)
+    headers = _shards(place / choice.index, maps[choice.index], choice.files, model or place)
+    return Weights(headers, choice.variant)
 
 
-def check_variant(variant: str | None) -> None:
-    """UsageError for what cannot be the middle of a file's name."""
-    if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant):
-        raise UsageError(f"variant: got {ascii(variant)[:80]}, expected a name such as 'fp16'")
+def component_headers(folder: Path, component: str, variant: str | None) -> list[Header]:
+    """The headers of a component's weight files: one, or one a shard; see `component_weights`."""
+    return component_weights(folder / component, component, variant, model=folder).headers
 
 
-def _why_nothing(place: Path, stem: str, variant: str | None) -> str:
-    if not place.is_dir():
-        return "no such folder. Is the model complete?"
-    files = sorted(path.name for path in place.iterdir() if path.is_file())
-    others = [name for name in files if name.endswith(".safetensors")]
-    wanted = f"{stem}{f'.{variant}' if variant else ''}.safetensors"
-    if others:
-        return f"no {wanted}, but {', '.join(others[:3])}. Ask for it with variant="
-    if any(name.endswith(PICKLES) for name in files):
-        return PICKLE_REFUSED
-    return f"no {wanted}. Is the download complete?"
+def check_variants(found: Mapping[str, str | None], wanted: str | None, where: str) -> None:
+    """One line where some parts are of another variant than asked for; ModelError where all are."""
+    if wanted is not None and found and wanted not in found.values():
+        there = sorted({"plain" if name is None else name for name in found.values()})
+        raise ModelError(
+            f"{where}: no part has weights of the variant {wanted!r}, there are "
+            f"{' and '.join(there)} ones. Leave the variant out"
+        )
+    other: dict[str | None, list[str]] = {}
+    for part, name in found.items():
+        if name != wanted:
+            other.setdefault(name, []).append(part)
+    if other:
+        kind = "plain weights" if wanted is None else f"weights of the variant {wanted}"
+        taken = "; ".join(
+            f"for {', '.join(parts)} those of {f'the variant {name}' if name else 'no variant'}"
+            for name, parts in other.items()
+        )
+        logger.warning("%s: no %s everywhere: %s are taken", where, kind, taken)
 
 
-def _shards(index: Path, model: Path) -> list[Header]:
-    """The headers of all shards, each holding exactly the tensors that the index gives it."""
+def _files(place: Path) -> list[str]:
+    """The names of the files in a folder, links to files included."""
+    try:
+        return sorted(path.name for path in place.iterdir() if path.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(f"{place}: no such folder. Is the model complete?") from None
+    except OSError as error:
+        raise ResourceError(f"{place}: cannot be read: {error.strerror}") from None
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """tensor -> file of an index, each a plain name; ModelError for anything else."""
     weight_map = read_object(index, limit=MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: no weight_map of tensor: file")
@@ -78,10 +104,15 @@ def _shards(index: Path, model: Path) -> list[Header]:
                 f"{index}: tensor {ascii(name)[:100]} lies in {ascii(file)[:100]}, "
                 "expected the name of a .safetensors file beside the index"
             )
-    files = sorted(set(weight_map.values()))
-    if len(files) > MAX_SHARDS:
-        raise ModelError(f"{index}: {len(files)} shards, at most {MAX_SHARDS} are allowed")
+    if (count := len(set(weight_map.values()))) > MAX_SHARDS:
+        raise ModelError(f"{index}: {count} shards, at most {MAX_SHARDS} are allowed")
+    return weight_map
 
+
+def _shards(
+    index: Path, weight_map: dict[str, str], files: tuple[str, ...], model: Path
+) -> list[Header]:
+    """The headers of all shards, each holding exactly the tensors that the index gives it."""
     headers = []
     for file in files:
         _check_inside(index.parent / file, model)
@@ -116,7 +147,8 @@ def _check_inside(path: Path, model: Path) -> None:
     except (OSError, RuntimeError):
         raise ModelError(f"{path}: a link that leads nowhere") from None
     allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+    for snapshot in (root, root.parent):  # the whole model, or one component of it
+        if snapshot.parent.name == "snapshots":
+            allowed.append(snapshot.parent.parent / "blobs")
     if not any(real.is_relative_to(place) for place in allowed):
         raise ModelError(f"{path}: a link out of the model's folder is not followed")

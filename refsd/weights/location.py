@@ -1,13 +1,18 @@
 """Where a model is: a path, or a repository of the hub that lies in the local cache."""
 
+import glob
+import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.weights.folder import check_variant
+from refsd.weights.choice import STEMS, check_variant, choose
+from refsd.weights.folder import read_weight_map
 
-FOLDERS = ("scheduler", "tokenizer", "text_encoder", "unet", "vae")
-VARIANTS = ("fp16", "bf16", "non_ema")
+FOLDERS = ("scheduler", "tokenizer", *STEMS)
+
+logger = logging.getLogger(__name__)
 
 
 def resolve(
@@ -16,13 +21,15 @@ def resolve(
     download: bool = False,
     variant: str | None = None,
     cache_dir: str | Path | None = None,
+    parts: Collection[str] = tuple(STEMS),
 ) -> Path:
     """The folder or file of a model, given by path or by hub id ("owner/name").
 
     A path that exists is taken first. Only download=True touches the network, and then fetches the
-    safetensors, json and txt files of the components: the plain ones, or those of a variant.
-    Raises UsageError for what is neither a path nor a valid id, ModelError for a model that is not
-    in the cache, ResourceError when a download fails.
+    json and txt files of the components and the weights that would be read: those of the variant
+    where there are any, of the networks that `parts` names. Raises UsageError for what is neither
+    a path nor a valid id, ModelError for a model that is not in the cache, ResourceError when a
+    download fails.
     """
     text = os.fspath(model)
     if not isinstance(text, str):
@@ -40,7 +47,45 @@ def resolve(
         raise UsageError(
             f"model: {shown} is neither an existing path nor a hub id such as 'owner/name'"
         ) from None
-    return _snapshot(text, shown, download, variant, cache_dir)
+    check_variant(variant)
+    # Never a pickle, and of the root only what describes it: the single files are whole models.
+    small = [f"{folder}/*.{kind}" for folder in FOLDERS for kind in ("json", "txt")]
+    found = _snapshot(text, shown, download, cache_dir, ["model_index.json", "config.json", *small])
+    if download and (names := _listing(text, shown)):
+        wanted = weights_of(names, found, variant, parts, f"model {shown}")
+        _snapshot(text, shown, download, cache_dir, [glob.escape(name) for name in wanted])
+    return found
+
+
+def weights_of(
+    names: Collection[str], folder: Path, variant: str | None, parts: Collection[str], where: str
+) -> list[str]:
+    """The weight files that would be read of a repository's files; its indices lie in `folder`.
+
+    A repository of one network has it at the root. ModelError where a part has no weights.
+    """
+    found = []
+    for part in parts:
+        prefix = f"{part}/"
+        if len(parts) == 1 and "config.json" in names and f"{prefix}config.json" not in names:
+            prefix = ""
+        inside = [n.removeprefix(prefix) for n in names
+                  if n.startswith(prefix) and "/" not in n.removeprefix(prefix)]  # fmt: skip
+        if not inside or (prefix and not any(name.startswith(prefix) for name in names)):
+            raise ModelError(f"{where}: {_no_part(part, names)}")
+
+        def read_index(name: str, prefix: str = prefix) -> dict[str, str]:
+            return read_weight_map(folder / f"{prefix}{name}")
+
+        choice = choose(part, inside, variant, read_index, f"{where}, {part}")
+        found += [f"{prefix}{name}" for name in choice.files]
+    return found
+
+
+def _no_part(part: str, names: Collection[str]) -> str:
+    single = sorted(n for n in names if "/" not in n and n.endswith(".safetensors"))
+    why = f"the repository has no folder {part}, so it is no diffusers model"
+    return f"{why}. It holds {', '.join(single[:3])}: fetch it, give its path" if single else why
 
 
 def _exists(text: str) -> bool:
@@ -50,22 +95,30 @@ def _exists(text: str) -> bool:
         return False
 
 
-def _snapshot(text: str, shown: str, download: bool, variant: str | None, cache_dir) -> Path:
-    from huggingface_hub import snapshot_download
+def _listing(text: str, shown: str) -> list[str]:
+    """The names of a repository's files; none, with a line, when the hub cannot be asked."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.list_repo_files(text)
+    except Exception as error:  # those of the HTTP library underneath, whichever it is
+        logger.warning("model %s: the hub cannot be asked (%s); what the cache holds is taken",
+                       shown, _cause(error))  # fmt: skip
+        return []
+
+
+def _snapshot(text: str, shown: str, download: bool, cache_dir, patterns: list[str]) -> Path:
+    """The folder of a repository in the cache, after fetching what fits the patterns."""
+    import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    check_variant(variant)
-    # Never a pickle, and of the root only the index: the single files there are whole models.
-    kinds = ("json", "txt", f"{variant}*safetensors" if variant else "safetensors")
-    files = [f"{folder}/*.{kind}" for folder in FOLDERS for kind in kinds]
     try:
         return Path(
-            snapshot_download(
+            huggingface_hub.snapshot_download(
                 text,
                 cache_dir=cache_dir,
                 local_files_only=not download,
-                allow_patterns=["model_index.json", *files],
-                ignore_patterns=[f"*.{name}*" for name in VARIANTS if name != variant],
+                allow_patterns=patterns,
             )
         )
     except LocalEntryNotFoundError as error:

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -179,6 +184,26 @@ def test_every_dtype_torch_can_save_is_read_bit_for_bit(tmp_path):
     assert wide["i64"].dtype == np.int64
 
 
+def test_a_variant_of_one_part_is_read_as_diffusers_reads_it(models, tmp_path):
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    other = UNet2DConditionModel(**models["unet"].config)
+    other.save_pretrained(tmp_path / "unet", variant="fp16")
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False,
+             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": [None, None],
+             "scheduler": ["diffusers", "DDIMScheduler"]}  # fmt: skip
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    theirs = StableDiffusionPipeline.from_pretrained(
+        tmp_path, variant="fp16", scheduler=DDIMScheduler(), tokenizer=None, safety_checker=None,
+        feature_extractor=None, image_encoder=None)  # fmt: skip
+    found = load_checkpoint(tmp_path, variant="fp16")
+    for name, state in (("unet", other), ("vae", models["vae"]),
+                        ("text_encoder", models["text_encoder"])):  # fmt: skip
+        assert_equal_bits(found[name].tensors, state.state_dict(), torch.float32)
+        assert_equal_bits(found[name].tensors, getattr(theirs, name).state_dict(), torch.float32)
+
+
 def test_every_8_bit_float_is_torchs(tmp_path):
     codes = torch.arange(256).to(torch.uint8)
     tensors = {str(kind): codes.clone().view(kind)
@@ -255,8 +280,6 @@ def test_our_files_are_read_by_safetensors_with_equal_bits(tmp_path):
 
 
 def test_model_index_written_by_diffusers_is_accepted(models, tmp_path):
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
     from refsd.text.vocabulary import clip_vocabulary
 
     (tmp_path / "raw").mkdir()
