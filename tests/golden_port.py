@@ -152,6 +152,7 @@ class Port:
 
     def unet(self, step, x, timestep, text):
         self.enter(f"unet/{step:03d}")
+        x, text = self.ops.round(x), (self.ops.round(text[0]), text[1])  # the casts at the door
         config = self.configs["unet"]
         tree, groups = self.trees["unet"], config["norm_num_groups"]
         common = {"groups": groups, "eps": 1e-5}

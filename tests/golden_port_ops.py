@@ -2,8 +2,9 @@
 
 Nothing here comes from refsd, so that two equal answers are not the same code twice. `Ops` works in
 a number format as an accelerator would: weights and results are rounded to it, sums are float32 and
-run in an order that the seed draws. `mistake` names the one mistake that is made, in the stages
-whose names begin with `where` (see golden_mistakes).
+run in an order that the seed draws. `formats` has others for the stages whose names begin so.
+`mistake` names the one mistake that is made, in the stages whose names begin with `where` (see
+golden_mistakes). An `eager` attention stores its scores and its weights on the way.
 """
 
 import math
@@ -28,13 +29,16 @@ ROUND = {
 class Ops:
     """Ops on float32 arrays that hold numbers of the format."""
 
-    def __init__(self, *, format="float32", seed=0, mistake=None, where=""):
+    def __init__(self, *, format="float32", formats=(), seed=0, mistake=None, where="",
+                 eager=False):
         self.format, self.mistake, self.where, self.wrong = format, mistake, where, None
+        self.formats, self.eager = {**dict(formats), "": format}, eager
         self.random = np.random.default_rng(seed)
 
     def enter(self, stage):
         """What follows belongs to this stage."""
         self.wrong = self.mistake if stage.startswith(self.where) else None
+        self.format = next(f for start, f in self.formats.items() if stage.startswith(start))
 
     def round(self, x):
         return ROUND[self.format](x)
@@ -142,9 +146,12 @@ class Ops:
         scores = self._product(q, k.swapaxes(-1, -2))
         if self.wrong != "attention_scale":
             scores *= np.float32(1 / math.sqrt(C // heads))
+        if self.eager:
+            scores = self.round(scores)
         if causal and self.wrong != "no_causal_mask":
             scores = np.where(np.arange(S) > np.arange(L)[:, None], np.float32(-np.inf), scores)
         shares = self._softmax(scores)
+        shares = self.round(shares) if self.eager else shares
         return self.round(self._product(shares, v).transpose(0, 2, 1, 3).reshape(N, L, C))
 
     def _softmax(self, x):

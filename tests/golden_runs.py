@@ -1,6 +1,7 @@
 """The stand-in port, run on the recipe of a pack made of the tiny model."""
 
 import golden_port
+import numpy as np
 import tiny
 from golden_mistakes import MISTAKES
 from golden_port_ops import Ops
@@ -69,3 +70,19 @@ def blocks(pack, dump):
         twins.setdefault(entry.sha256, []).append(entry.name)
     return {name: dump[other] for names in twins.values() for name in names for other in names
             if other in dump and pack.entries[name].op in ("block", None)}
+
+
+def measure_spread(pack, format, seeds=(11, 12, 13)):
+    """The pack with a spread as its making would measure it: of a few ports of other roundings."""
+    dumps = [port(pack, Ops(format=format, seed=seed)) for seed in seeds]
+    same = {}
+    for name, entry in pack.entries.items():
+        same.setdefault(entry.sha256, set()).add(name)
+    for entry in pack.entries.values():
+        name = next((one for one in same[entry.sha256] if one in dumps[0]), None)
+        if name is not None and entry.dtype == "float32":
+            errors = [dump[name] - pack.read(entry.name) for dump in dumps]
+            entry.tolerance[format] = {"spread": {
+                "rms": 3 * float(np.sqrt(np.mean(np.square(errors)))),
+                "max": 3 * float(np.abs(errors).max())}}
+    return pack

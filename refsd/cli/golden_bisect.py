@@ -11,6 +11,8 @@ ABOUT = """\
 Name the first op of a port whose error is its own.
 
     refsd golden bisect PACK MINE --format bf16
+    refsd golden bisect PACK MINE --format bf16 --format 'denoise/*=fp32'
+    refsd golden bisect PACK MINE --only 'unet/000/*'  a port of the UNet alone
 
 Every op is computed again on the inputs that MINE has for it. What rounding
 does not explain of the difference is the op's own error; the rest it was
@@ -26,8 +28,11 @@ def parser() -> Parser:
     add = found.add_argument
     add("pack", metavar="PACK", help="a golden pack: folder, .zip or .tar.zst")
     add("candidate", metavar="MINE", help="what the port wrote: a folder, .npz or .safetensors")
-    add("--format", metavar="NAME", default="float32",
-        help="what the port computes in: float32, float16, bfloat16, int8 (float32)")
+    add("--format", metavar="NAME", action="append", default=[],
+        help="what the port computes in: float32, float16, bfloat16, int8 (float32); again as "
+             "PATTERN=NAME for some names or ops: 'denoise/*=fp32'")
+    add("--only", metavar="PATTERN", action="append", default=[],
+        help="names to judge, such as 'unet/000/*'; may be given again")
     add("-m", "--model", metavar="PATH", help="where the model is, if not where the pack says")
     add("--map", metavar="FILE", help="JSON of golden names and the port's names for them")
     add("--layout", metavar="NAME", help="how the port keeps tensors: NHWC, NC4HW4, TILE32")
@@ -46,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
 
     opened = Candidate.open(options.candidate, name_map=options.map, layout=options.layout)
     with Pack.open(options.pack) as pack, opened as candidate:
-        found = bisect(pack, candidate, format=options.format, model=options.model,
-                       first_only=options.first)
+        found = bisect(pack, candidate, format=options.format, only=options.only,
+                       model=options.model, first_only=options.first)
         unread = [trouble.why for trouble in candidate.troubles]
         remarks = candidate.remarks(pack.entries)
     if options.json:
@@ -69,6 +74,7 @@ def _plain(row: Any) -> dict[str, Any]:
                                "confidence": row.finding.confidence}
     numbers = {name: getattr(row, name) for name in ("times", "local", "inherited")}
     return {"name": row.name, "op": row.op, "index": row.index, "status": row.status,
+            "format": row.format,
             **{name: n if math.isfinite(n) else None for name, n in numbers.items()},
             "at": row.at, "borrowed": list(row.borrowed), "computed": list(row.computed),
             "finding": finding, "note": row.note}

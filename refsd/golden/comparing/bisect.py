@@ -10,10 +10,14 @@ Where the port left no inputs, the two cannot be told apart. Then the tensor is 
 whole network may spread (refsd.golden.tolerances.tolerance), and the answer is a region, not an op.
 """
 
+import fnmatch
 import math
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from refsd import parallel
 from refsd.errors import UsageError
 from refsd.golden.comparing.local_error import (
     EXPLAINED,
@@ -24,10 +28,14 @@ from refsd.golden.comparing.local_error import (
     Judge,
     Verdict,
 )
-from refsd.golden.tolerances.formats import format_named
+from refsd.golden.comparing.port_formats import Formats
+from refsd.golden.packs.manifest import Entry
 
 # How sure a whole pack without a mistake is to pass. Each tensor is held to its share of the rest.
 CONFIDENCE = 0.999
+# Elements of the largest tensor from which on several threads are worth it: below, a product takes
+# less time than its threads need to meet, and much less where other programs run.
+LARGE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -53,33 +61,47 @@ class Bisection:
         row = self.first
         if row.status == SUSPECT:
             since = "from the beginning" if self.good is None else f"after {self.good.name}"
-            return (f"The first error that {self.format} rounding does not explain arose {since}, "
+            return (f"The first error that {row.format} rounding does not explain arose {since}, "
                     f"in {row.name} or before it ({row.times:.3g} times what a right port differs "
                     "by); dump the ops between to know which.")
         why = "" if row.finding is None else f": {row.finding.sentence}"
-        also = "" if not row.computed else (
-            f", with the {len(row.computed)} ops from {row.computed[0]} on that were not dumped,")
-        return (f"{row.name} (op {row.op}, tensor {row.index}){also} is the first that is wrong on "
-                f"its own inputs, {_times(row.times)} what {self.format} rounding explains{why}")
+        return (f"{row.name} (op {row.op}, tensor {row.index}){_also(row.computed)} is the first "
+                f"that is wrong on its own inputs, {_times(row.times)} what {row.format} rounding "
+                f"explains{why}")
 
 
-def bisect(pack: Any, candidate: Any, *, format: str = "float32", model: Any = None,
-           confidence: float = CONFIDENCE, first_only: bool = False) -> Bisection:
+def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
+           only: Iterable[str] = (), model: Any = None, confidence: float = CONFIDENCE,
+           first_only: bool = False) -> Bisection:
     """Judge every tensor of an open Pack that an open Candidate has, one at a time.
 
-    format: what the port computes in; model: where the weights are, if not where the pack says;
-    confidence: how sure a right port is to pass as a whole; first_only stops at the first that is
-    wrong. Raises ModelError if the weights are not those the pack was made with, UsageError if the
-    candidate has none of its tensors.
+    format: what the port computes in, or several with PATTERN=NAME for some names or ops; only:
+    patterns of the names to judge (any fits; none: all), their inputs come from all of the dump;
+    model: where the weights are, if not where the pack says; confidence: how sure a right port is
+    to pass as a whole; first_only stops at the first that is wrong. Raises ModelError if the
+    weights are not those the pack was made with, UsageError for formats that make no sense and if
+    the candidate has none of the tensors.
     """
-    wanted = format_named(format)
-    if wanted.block and wanted.name != "int8":
-        raise UsageError(f"format is {wanted.name}, in which neighbours share an exponent; bisect "
-                         "knows bounds of formats without, and of int8 weights")
-    each = 1 - (1 - confidence) / max(len(pack.entries), 1)
-    judge = Judge(pack, candidate, wanted, model, each)
+    formats, only = Formats(format, pack.entries), tuple(only)
+    for wanted in formats.all():
+        if wanted.block and wanted.name != "int8":
+            raise UsageError(f"format is {wanted.name}, in which neighbours share an exponent; "
+                             "bisect knows bounds of formats without, and of int8 weights")
+    entries = [entry for entry in pack.entries.values()
+               if not only or any(fnmatch.fnmatchcase(entry.name, one) for one in only)]
+    if not entries:
+        raise UsageError(f"{pack.path}: no tensor fits {', '.join(only)}. See refsd golden info")
+    each = 1 - (1 - confidence) / len(entries)
+    judge = Judge(pack, candidate, formats, model, each)
+    largest = max(math.prod(entry.shape) for entry in pack.entries.values())
+    with parallel.limited(1) if largest < LARGE else nullcontext():
+        return _judged(judge, entries, first_only, formats.name)
+
+
+def _judged(judge: Judge, entries: list[Entry], first_only: bool, format: str) -> Bisection:
+    """Every entry's verdict, and which is the first that is bad."""
     rows, first, good = [], None, None
-    for entry in pack.entries.values():
+    for entry in entries:
         row = judge(entry)
         rows.append(row)
         if row.bad and first is None:
@@ -91,7 +113,14 @@ def bisect(pack: Any, candidate: Any, *, format: str = "float32", model: Any = N
     if all(row.status == MISSING for row in rows):
         raise UsageError(f"the port's dump has none of the pack's {len(rows)} tensors. Name them "
                          "as the pack does, or give a name map")
-    return Bisection(first, rows, judge.format.name, good)
+    return Bisection(first, rows, format, good)
+
+
+def _also(computed: tuple[str, ...]) -> str:
+    """The ops that are judged together with the named one."""
+    if len(computed) < 2:
+        return f", with {computed[0]} that was not dumped," if computed else ""
+    return f", with the {len(computed)} ops from {computed[0]} on that were not dumped,"
 
 
 def _times(times: float) -> str:

@@ -8,12 +8,16 @@ import numpy as np
 
 from refsd.errors import UsageError
 from refsd.golden.comparing.diagnose import Finding, diagnose
+from refsd.golden.comparing.excess import Found, excess, lost, ratio, rms, says
+from refsd.golden.comparing.limits import spread_of
+from refsd.golden.comparing.port_formats import Formats, tensors
 from refsd.golden.comparing.port_inputs import Given, Inputs
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import replay
 from refsd.golden.tolerances.bounds_conv import fits_winograd
 from refsd.golden.tolerances.bounds_likely import VARIANCE
-from refsd.golden.tolerances.formats import Format, uncertainty
+from refsd.golden.tolerances.formats import Format, round_to, rounding, uncertainty
+from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS
 
 EXPLAINED, WRONG, SUSPECT, MISSING, OPEN = "explained", "wrong", "suspect", "missing", "open"
 # Mistakes that can be as small as rounding in a bad order: where one explains it, it is one.
@@ -25,11 +29,12 @@ DIAGNOSED = 20  # wrong ops that are looked into; the rest is mostly the same mi
 class Verdict:
     """One tensor: is what its op did explained by rounding?
 
-    status: "explained"; "wrong" (its own error, on its own inputs, is beyond the bound); "suspect"
-    (its error is beyond what the network spreads, its own or inherited); "missing" from the port;
-    "open" (nothing to judge it by). times: the largest |error| / bound, at index `at`. local and
-    inherited are root mean squares. borrowed: inputs for which golden ones had to stand in;
-    computed: tensors that the port did not dump, and that were computed from what it did.
+    status: "explained"; "wrong" (its own error, on its own inputs, is beyond the bound, or beyond
+    what the whole network spreads); "suspect" (its error is beyond what the network spreads, its
+    own or inherited); "missing" from the port; "open" (nothing to judge it by). times: the largest
+    |error| / bound, at index `at`. local and inherited are root mean squares. borrowed: inputs for
+    which golden ones had to stand in; computed: tensors that the port did not dump, and that were
+    computed from what it did. format: what the port computes it in.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Verdict:
     computed: tuple[str, ...] = ()
     finding: Finding | None = None
     note: str = ""
+    format: str = ""
 
     @property
     def bad(self) -> bool:
@@ -54,21 +60,23 @@ class Verdict:
 class Judge:
     """judge(entry) is the Verdict on an entry; they are asked for in the order of execution."""
 
-    def __init__(self, pack: Any, candidate: Any, format: Format, model: Any, confidence: float):
-        self.pack, self.candidate, self.format = pack, candidate, format
-        self.inputs = Inputs(pack, candidate, format, model, confidence)
+    def __init__(self, pack: Any, candidate: Any, formats: Formats, model: Any, confidence: float):
+        self.pack, self.candidate, self.formats = pack, candidate, formats
+        self.inputs = Inputs(pack, candidate, formats, model, confidence)
         self._seen: set[str] = set()
-        self._diagnosed = 0
+        self._diagnosed, self._bad = 0, False
 
     def __call__(self, entry: Entry) -> Verdict:
         got = self.candidate.read(entry.name, entry.shape)
         if got is None:
             return Verdict(entry.name, entry.op, entry.index, MISSING)
         if got.shape != entry.shape:
-            return self._misshapen(entry, got)
-        row = self._judge(entry, got, self.pack.read(entry.name))
-        self._seen.add(entry.name)
-        return row
+            row = self._misshapen(entry, got)
+        else:
+            row = self._judge(entry, got, self.pack.read(entry.name))
+            self._seen.add(entry.name)
+        self._bad = self._bad or row.bad
+        return replace(row, format=self.formats.of(entry).name)
 
     def _judge(self, entry: Entry, got: np.ndarray, golden: np.ndarray) -> Verdict:
         if entry.op not in (None, "block") and entry.inputs:
@@ -87,34 +95,112 @@ class Judge:
     def _op(self, entry: Entry, got: np.ndarray, golden: np.ndarray) -> Verdict:
         """The op again, on the port's inputs."""
         try:
-            with np.errstate(all="ignore"):  # a port's NaN and infinities go through
-                given = self.inputs.of(entry)
-                truth = np.asarray(replay(entry, given.values))
+            given, truth, found = self._again(entry, got)
         except (IndexError, UsageError) as error:
             return Verdict(entry.name, entry.op, entry.index, OPEN,
                            note=f"the op does not take the port's own inputs: {error}")
-        times, at, local = excess(got, truth, self.inputs.allowed(entry, given, truth), self.format)
-        if times > 1 and self._same(got, golden)[0] <= 1:
+        if not found.explains and self._same(entry, got, golden).explains:
             # As of a pack itself: its inputs were rounded on their way there, and may cancel.
-            return Verdict(entry.name, entry.op, entry.index, EXPLAINED, local=local,
+            return Verdict(entry.name, entry.op, entry.index, EXPLAINED, local=found.local,
                            note="the golden result")
         notes = [f"given the golden {', '.join(given.assumed)}"] if given.assumed else []
         finding = None
-        if times > 1 and entry.op in VARIANCE:
-            (times, at, local), note, finding = self._look_again(entry, got, truth, given,
-                                                                 (times, at, local))
+        if found.times > 1 and entry.op in VARIANCE:
+            found, note, finding = self._look_again(entry, got, truth, given, found)
             notes += [note] if note else []
-        if times > 1 and given.borrowed:
-            return self._network(entry, got, golden, given.borrowed)
-        row = Verdict(entry.name, entry.op, entry.index, EXPLAINED if times <= 1 else WRONG, times,
-                      at, local, rms(truth, golden), given.borrowed, given.computed,
+        if not found.explains:
+            other, note = self._other_inputs(entry, got, given)
+            if other is not None:
+                return Verdict(entry.name, entry.op, entry.index, EXPLAINED, *other[:3],
+                               borrowed=given.borrowed, note=note)
+            if given.borrowed:
+                return self._network(entry, got, golden, given.borrowed)
+        row = Verdict(entry.name, entry.op, entry.index, EXPLAINED if found.explains else WRONG,
+                      *found[:3], rms(truth, golden), given.borrowed, given.computed,
                       note="; ".join(notes))
-        if times <= 1:
+        if given.computed and found.explains or not found.says:
+            row = self._by_spread(entry, row, got, golden, truth, found.says)
+        if row.status != WRONG:
             return row
         return replace(row, finding=finding or self._why(entry, got, truth, given))
 
+    def _again(self, entry: Entry, got: np.ndarray, *,
+               compute: bool = True) -> tuple[Given, np.ndarray, Found]:
+        """The inputs, the op's result on them, and how far the port's is from it."""
+        with np.errstate(all="ignore"):  # a port's NaN and infinities go through
+            given = self.inputs.of(entry, compute=compute)
+            truth = np.asarray(replay(entry, given.values))
+        return given, truth, self._found(entry, got, truth, given)
+
+    def _found(self, entry: Entry, got: np.ndarray, truth: np.ndarray, given: Given,
+               **how: Any) -> Found:
+        """How far the port's result is from the op's on these inputs, and what bounds say to it.
+
+        What is handed to ops of a coarser format may be kept in that: it is recognised by numbers
+        that are all of it, and rounded once more.
+        """
+        format, allowed = self.formats.of(entry), self.inputs.allowed(entry, given, truth, **how)
+        for coarser in self.formats.casts(entry) if truth.dtype.kind == "f" else ():
+            if not np.any(uncertainty(got, coarser)):
+                with np.errstate(all="ignore"):
+                    allowed = allowed + rounding(np.abs(truth) + allowed, coarser)
+                format = coarser
+        loose = bool(given.computed) or entry.op in STAGE_BOUNDS
+        return Found(*excess(got, truth, allowed, format), says(allowed, truth, loose))
+
+    def _other_inputs(self, entry: Entry, got: np.ndarray,
+                      given: Given) -> tuple[Found | None, str]:
+        """Inputs that a right port may have had instead of those that do not explain its result.
+
+        The golden ones where it dumped none (it was fed them); and what stands between the networks
+        may be rounded to the format first, which the bounds of ops count and those of stages do
+        not.
+        """
+        if given.computed:
+            fed, _, found = self._again(entry, got, compute=False)
+            if found.explains:
+                return found, f"given the golden {', '.join((*fed.assumed, *fed.borrowed))}"
+        if entry.op in STAGE_BOUNDS:
+            format = tensors(self.formats.of(entry))
+            cut = {name: _rounded(value, format) for name, value in given.values.items()}
+            with np.errstate(all="ignore"):
+                truth = np.asarray(replay(entry, cut))
+            found = self._found(entry, got, truth, replace(given, values=cut))
+            if found.explains:
+                return found, f"its inputs rounded to {format.name} first"
+        return None, ""
+
+    def _by_spread(self, entry: Entry, row: Verdict, got: np.ndarray, golden: np.ndarray,
+                   truth: np.ndarray, says: bool) -> Verdict:
+        """Ops that are judged together, or a bound that says nothing: held to the spread as well.
+
+        A right port's own error there is below what the whole network spreads, and so is all of
+        its error, where nothing before is wrong. says: whether the bound says anything.
+        """
+        at = lost(got, truth, self.formats.of(entry))
+        if at is not None:
+            return replace(row, status=WRONG, times=math.inf, at=at)
+        limit, note = self._spread(entry)
+        if limit is None:
+            blind = "the bound says nothing here: dump an op between" if row.computed else (
+                "the bound says nothing here, and the pack has no spread to judge it by")
+            return row if says else replace(row, status=OPEN, times=0.0, at=None, note=blind)
+        own, whole = ratio(row.local, limit), ratio(rms(got, golden), limit)
+        note = "; ".join(filter(None, (row.note, "by the spread", note)))
+        if own > 1 and whole > 1:
+            return replace(row, status=WRONG, times=own, note=note)
+        if whole > 1 and not self._bad:
+            return replace(row, status=SUSPECT, times=whole, note=note)
+        return row if says else replace(row, status=EXPLAINED, times=min(own, whole), at=None,
+                                        note=note)
+
+    def _spread(self, entry: Entry) -> tuple[float | None, str]:
+        """The root mean square that a right port's error stays below at this place."""
+        spread, note = spread_of(entry, self.formats.up_to(entry).name)
+        return (float(spread["rms"]), note) if spread else (None, "")
+
     def _look_again(self, entry: Entry, got: np.ndarray, truth: np.ndarray, given: Given,
-                    first: tuple) -> tuple[tuple, str, Finding | None]:
+                    first: Found) -> tuple[Found, str, Finding | None]:
         """Sums that are off by more than a random order makes likely: what else explains them.
 
         Winograd's algorithm, or an order that is worse than a random one, unless a mistake that is
@@ -125,9 +211,8 @@ class Judge:
         looks += [(None, True, "with sums in an order worse than a random one")]
         looks += [("winograd4", True, "by Winograd's tiles, in a bad order")] if wino else []
         for algorithm, any_order, note in looks:
-            found = excess(got, truth, self.inputs.allowed(
-                entry, given, truth, algorithm=algorithm, any_order=any_order), self.format)
-            if found[0] <= 1:
+            found = self._found(entry, got, truth, given, algorithm=algorithm, any_order=any_order)
+            if found.explains:
                 looks_like = self._finding(entry, got, truth, given) if any_order else None
                 if looks_like is not None and looks_like.reason in SMALL:
                     return first, "", looks_like
@@ -136,28 +221,32 @@ class Judge:
 
     def _copy(self, entry: Entry, got: np.ndarray, truth: np.ndarray, note: str) -> Verdict:
         """The same numbers again, as far as the format holds them."""
-        times, at, local = self._same(got, truth)
-        row = Verdict(entry.name, entry.op, entry.index, EXPLAINED, times, at, local)
-        return row if times <= 1 else replace(row, status=WRONG, note=note,
-                                              finding=self._why(entry, got, truth))
+        found = self._same(entry, got, truth)
+        row = Verdict(entry.name, entry.op, entry.index, EXPLAINED, *found[:3])
+        return row if found.explains else replace(row, status=WRONG, note=note,
+                                                  finding=self._why(entry, got, truth))
 
-    def _same(self, got: np.ndarray, truth: np.ndarray) -> tuple:
-        """excess of what is to be the same numbers, rounded to the format."""
-        # int8 is a format of weights: the activations are float32.
-        kind = "float32" if self.format.name == "int8" else self.format
-        allowed = uncertainty(truth, kind) if truth.dtype.kind == "f" else 0.0
-        return excess(got, truth, allowed, self.format)
+    def _same(self, entry: Entry, got: np.ndarray, truth: np.ndarray) -> Found:
+        """How far it is from the same numbers, rounded to the format or to that of a reader."""
+        found = []
+        for format in (tensors(self.formats.of(entry)), *self.formats.casts(entry)):
+            allowed = uncertainty(truth, format) if truth.dtype.kind == "f" else 0.0
+            found.append(Found(*excess(got, truth, allowed, format), True))
+        return min(found, key=lambda one: one.times)
 
     def _network(self, entry: Entry, got: np.ndarray, golden: np.ndarray,
                  borrowed: tuple[str, ...] = ()) -> Verdict:
         """Own and inherited error together, against what the network up to here may spread."""
         row = Verdict(entry.name, entry.op, entry.index, OPEN, inherited=rms(got, golden),
                       borrowed=borrowed)
-        spread = entry.tolerance.get(self.format.name, {}).get("spread")
-        if spread is None:
-            return replace(row, note=f"no {self.format.name} spread in the pack to judge it by")
-        times = row.inherited / spread["rms"] if spread["rms"] else math.inf * row.inherited
-        return replace(row, status=EXPLAINED if times <= 1 else SUSPECT, times=times)
+        if self._same(entry, got, golden).explains:
+            return replace(row, status=EXPLAINED, note="the golden result")
+        limit, note = self._spread(entry)
+        if limit is None:
+            return replace(row, note=f"no {self.formats.up_to(entry).name} spread in the pack to "
+                           "judge it by")
+        times = ratio(row.inherited, limit)
+        return replace(row, status=EXPLAINED if times <= 1 else SUSPECT, times=times, note=note)
 
     def _misshapen(self, entry: Entry, got: np.ndarray) -> Verdict:
         golden = self.pack.read(entry.name)
@@ -177,36 +266,12 @@ class Judge:
             path = entry.name.split("/", 2)[2]
             before = self.candidate.read(f"{entry.stage}/{entry.step - 1:03d}/{path}", entry.shape)
         found = diagnose(entry, truth, got, inputs=None if given is None else given.values,
-                         format=self.format.name, previous=before,
+                         format=self.formats.of(entry).name, previous=before,
                          upstream=None if given is None else given.upstream)
         return next(iter(found), None)
 
 
-def excess(got: np.ndarray, truth: np.ndarray, allowed: Any,
-           format: Format) -> tuple[float, tuple[int, ...] | None, float]:
-    """The largest |got - truth| / allowed, its index, and the root mean square of the error.
-
-    The same infinity or NaN in both is no error, nor is an infinity where the truth is beyond the
-    format's range; another one is infinitely wrong.
-    """
-    got, truth = np.asarray(got, "float64"), np.asarray(truth, "float64")
-    if not truth.size:
-        return 0.0, None, 0.0
-    with np.errstate(all="ignore"):
-        error = np.abs(got - truth)
-        over = np.isinf(got) & (np.sign(got) == np.sign(truth)) & (
-            np.abs(truth) + allowed >= format.largest)
-        error[(got == truth) | (np.isnan(got) & np.isnan(truth)) | over] = 0
-        error[np.isnan(error)] = math.inf
-        times = np.where(error > 0, error / allowed, 0)
-    place = int(np.argmax(times))
-    at = tuple(int(i) for i in np.unravel_index(place, truth.shape))
-    return float(times.ravel()[place]), at, rms(error, 0.0)
-
-
-def rms(a: np.ndarray, b: Any) -> float:
-    """The root of the mean of (a - b)^2, infinite where a NaN or infinity is in it."""
-    with np.errstate(all="ignore"):
-        error = np.asarray(a, "float64") - b
-        mean = float(np.mean(error * error)) if error.size else 0.0
-    return math.sqrt(mean) if math.isfinite(mean) else math.inf
+def _rounded(value: Any, format: Format) -> Any:
+    if isinstance(value, list):
+        return [_rounded(one, format) for one in value]
+    return round_to(value, format) if getattr(value, "dtype", np.dtype("i8")).kind == "f" else value

@@ -3,6 +3,9 @@
 A port that fuses ops leaves out what is between them (the silu between a norm and a convolution).
 Such a tensor is computed in float64 from the port's own earlier ones. It is then known up to what
 rounding may have done to it in the port, and that uncertainty is carried through the next op.
+
+Where a port keeps more digits than an op's format has (float32 latents before a bfloat16 network,
+or the golden noise), the op may have rounded them at its door; that is an uncertainty as well.
 """
 
 import math
@@ -11,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from refsd.golden.comparing.port_formats import Formats, tensors
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import TENSOR, WEIGHT, raise_to_float64, replay, weights
-from refsd.golden.tolerances.bounds import bound
+from refsd.golden.tolerances.bounds import WEIGHTS, bound
 from refsd.golden.tolerances.bounds_moved import moved
-from refsd.golden.tolerances.formats import Format
+from refsd.golden.tolerances.formats import uncertainty
 from refsd.golden.tolerances.precision import quantile
 from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
 from refsd.registry import ops
@@ -44,8 +48,8 @@ class Given:
 class Inputs:
     """`of(entry)`: what a port gave the entry's op; `allowed`: what its result may differ by."""
 
-    def __init__(self, pack: Any, candidate: Any, format: Format, model: Any, confidence: float):
-        self.pack, self.candidate, self.format = pack, candidate, format
+    def __init__(self, pack: Any, candidate: Any, formats: Formats, model: Any, confidence: float):
+        self.pack, self.candidate, self.formats = pack, candidate, formats
         self.confidence = confidence
         self.weight = weights(pack, model)
         self._same: dict[tuple, list[str]] = {}
@@ -56,6 +60,10 @@ class Inputs:
         """The names of the same tensor: a block has that of its last op."""
         return self._same[_content(entry)]
 
+    def is_given(self, entry: Entry) -> bool:
+        """Whether a port has it from outside: no op made it, or it is that (initial latents)."""
+        return any(self.pack.entries[name].op is None for name in self.twins(entry))
+
     def maker(self, entry: Entry) -> Entry | None:
         """The entry of the op that made a tensor: its own, or a twin's (a block's last op)."""
         for name in (entry.name, *self.twins(entry)):
@@ -64,9 +72,13 @@ class Inputs:
                 return found
         return None
 
-    def of(self, entry: Entry) -> Given:
-        """The inputs of an entry that has an op."""
-        return _Search(self).of(entry)
+    def of(self, entry: Entry, *, compute: bool = True) -> Given:
+        """The inputs of an entry that has an op.
+
+        compute=False takes the golden tensor for what the port did not dump, as a port that was fed
+        it does.
+        """
+        return _Search(self, compute).of(entry)
 
     def dump(self, entry: Entry, own: str) -> np.ndarray | None:
         """The port's tensor for a reference: what the reader dumped, its maker, or a twin of it."""
@@ -85,14 +97,19 @@ class Inputs:
         order (Higham and Mary 2019): n roundings u of at most the sum of |terms|, of random signs,
         are lambda sqrt(n / 3) u of it, where the worst case is n u.
         """
+        format = self.formats.of(entry)
         if entry.op in STAGE_BOUNDS:
-            return stage_bound(entry.op, given.values, entry.options, truth, self.format.name)
+            return stage_bound(entry.op, given.values, entry.options, truth, format.name)
         names = [p.name for p in ops()[entry.op].signature.parameters.values()
                  if p.kind is not p.KEYWORD_ONLY and given.values.get(p.name) is not None]
         # An option that is an array (a mask) is an input of the entry.
         options = entry.options | {name: value for name, value in given.values.items()
                                    if name not in names and value is not None}
-        both = bound(entry.op, given.values, options, truth, format=self.format.name, given=True,
+        # What more digits were cut off of at the door is rounded as an input of `bound` is.
+        exact = [name for name in names if name not in WEIGHTS and (
+            name in given.moves or tensors(format).name == "float32"
+            and getattr(given.values[name], "dtype", None) == np.float32)]
+        both = bound(entry.op, given.values, options, truth, format=format.name, given=exact,
                      confidence=self.confidence, algorithm=algorithm)
         found = both.likely
         if any_order:
@@ -106,17 +123,18 @@ class Inputs:
         factor = quantile(truth.size, self.confidence)
         with np.errstate(all="ignore"):
             carried = moved(entry.op, args, options, np.nan_to_num(truth), moves, factor)
-        if carried is None:
-            return found
-        # variance takes errors to be spread evenly below the moves; here they may be that large.
-        return found + np.minimum(carried[0], factor * np.sqrt(3 * carried[1]))
+            if carried is None:
+                return found
+            # variance takes errors to be spread evenly below the moves; here they may be as large.
+            found = found + np.minimum(carried[0], factor * np.sqrt(3 * carried[1]))
+        return np.where(np.isnan(found), np.inf, found)  # where moves are too large for a number
 
 
 class _Search:
     """The inputs of one entry; what is computed on the way is computed once."""
 
-    def __init__(self, inputs: Inputs):
-        self.inputs = inputs
+    def __init__(self, inputs: Inputs, compute: bool = True):
+        self.inputs, self.compute = inputs, compute
         self.made: dict[str, tuple[np.ndarray, np.ndarray, Given] | None] = {}
 
     def of(self, entry: Entry) -> Given:
@@ -130,33 +148,37 @@ class _Search:
         for name, reference in entry.inputs.items():
             value, move = self._find(entry, given, name, reference)
             given.values[name] = value
-            if _any(move):
-                given.moves[name] = move
+            if _computed(move):
+                given.moves[name] = _with_cuts(value, move, self._format(entry))
         return given
 
+    def _format(self, entry):
+        return tensors(self.inputs.formats.of(entry))
+
     def _find(self, entry, given, name, reference):
+        """An input and how far the port's may be from it: None where it was not computed."""
         if isinstance(reference, list):
             found = [self._find(entry, given, f"{name}.{i}", one)
                      for i, one in enumerate(reference)]
             return [value for value, _ in found], [move for _, move in found]
         if not isinstance(reference, str):
-            return reference, 0.0
+            return reference, None
         if reference.startswith(WEIGHT):
-            return self.inputs.weight(reference), 0.0
+            return self.inputs.weight(reference), None
         source = self.inputs.pack.entries[reference.removeprefix(TENSOR)]
         own = f"{entry.name}:{name}"
         found = self.inputs.dump(source, own)
         if found is not None:
-            return found, np.zeros(found.shape)
-        if source.op is not None:  # what no op made, the port was given
-            made = None if entry.op in STAGE_BOUNDS else self._make(source)
+            return found, None
+        if not self.inputs.is_given(source):
+            made = None if entry.op in STAGE_BOUNDS or not self.compute else self._make(source)
             if made is not None:
                 given.upstream[name] = source, made[2].values
-                return made[:2]
+                coarser = self._format(entry) in self.inputs.formats.casts(source)
+                return made[0], made[1] + (_cut(made[0], self._format(entry)) if coarser else 0.0)
             place = "assumed" if source.name == own else "borrowed"
             setattr(given, place, (*getattr(given, place), name))
-        golden = self.inputs.pack.read(source.name)
-        return golden, np.zeros(golden.shape)
+        return self.inputs.pack.read(source.name), None
 
     def _make(self, source: Entry):
         """The tensor by its op from the port's earlier ones, or None where that cannot be done."""
@@ -198,9 +220,21 @@ def _content(entry: Entry) -> tuple:
     return entry.sha256, entry.shape, entry.dtype
 
 
+def _computed(move):
+    return any(map(_computed, move)) if isinstance(move, list) else move is not None
+
+
+def _with_cuts(value, move, format):
+    """The moves of an input, the members of a list that were not computed included."""
+    if isinstance(value, list):
+        return [_with_cuts(*both, format) for both in zip(value, move)]
+    return _cut(value, format) if move is None else move
+
+
+def _cut(value, format):
+    """What rounding to an op's format may have moved an input by that has more digits."""
+    return uncertainty(value, format) if value.dtype.kind == "f" else np.zeros(value.shape)
+
+
 def _none(arg):
     return [_none(one) for one in arg] if isinstance(arg, list) else np.zeros(np.shape(arg))
-
-
-def _any(move):
-    return any(map(_any, move)) if isinstance(move, list) else bool(np.any(move))

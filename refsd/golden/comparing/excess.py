@@ -1,0 +1,79 @@
+"""How far an op's result is from what it should be, in units of what rounding explains."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refsd.golden.tolerances.formats import Format
+
+
+class Found(NamedTuple):
+    """The largest |error| / bound, its index, the error's root mean square, and whether the bound
+    says anything."""
+
+    times: float
+    at: tuple[int, ...] | None
+    local: float
+    says: bool
+
+    @property
+    def explains(self) -> bool:
+        """Whether rounding explains the error."""
+        return self.says and self.times <= 1
+
+
+def excess(got: np.ndarray, truth: np.ndarray, allowed: Any,
+           format: Format) -> tuple[float, tuple[int, ...] | None, float]:
+    """The largest |got - truth| / allowed, its index, and the root mean square of the error.
+
+    The same infinity or NaN in both is no error, nor is an infinity where the truth is beyond the
+    format's range; another one is infinitely wrong.
+    """
+    got, truth = np.asarray(got, "float64"), np.asarray(truth, "float64")
+    if not truth.size:
+        return 0.0, None, 0.0
+    with np.errstate(all="ignore"):
+        error = np.abs(got - truth)
+        over = np.isinf(got) & (np.sign(got) == np.sign(truth)) & (
+            np.abs(truth) + allowed >= format.largest)
+        error[(got == truth) | (np.isnan(got) & np.isnan(truth)) | over] = 0
+        error[np.isnan(error)] = math.inf
+        times = np.where(error > 0, error / allowed, 0)
+    place = int(np.argmax(times))
+    at = tuple(int(i) for i in np.unravel_index(place, truth.shape))
+    return float(times.ravel()[place]), at, rms(error, 0.0)
+
+
+def rms(a: np.ndarray, b: Any) -> float:
+    """The root of the mean of (a - b)^2, infinite where a NaN or infinity is in it."""
+    with np.errstate(all="ignore"):
+        error = np.asarray(a, "float64") - b
+        mean = float(np.mean(error * error)) if error.size else 0.0
+    return math.sqrt(mean) if math.isfinite(mean) else math.inf
+
+
+def says(allowed: np.ndarray, truth: np.ndarray, loose: bool) -> bool:
+    """Whether a bound tells right from wrong: it is finite, and not above the tensor's own size.
+
+    loose: it was carried through ops that are judged together, or takes the worst of many
+    roundings in a row. That of a single op on its own inputs is what it is, whatever cancels there.
+    """
+    finite = np.isfinite(truth)
+    allowed = np.broadcast_to(allowed, truth.shape)[finite]
+    if not np.isfinite(allowed).all():
+        return False
+    return not loose or rms(allowed, 0.0) <= rms(truth[finite], 0.0)
+
+
+def lost(got: np.ndarray, truth: np.ndarray, format: Format) -> tuple[int, ...] | None:
+    """Where the port has first a NaN or an infinity that the op did not have to make."""
+    with np.errstate(all="ignore"):
+        over = np.isinf(got) & (np.sign(got) == np.sign(truth)) & (np.abs(truth) >= format.largest)
+    bad = ~np.isfinite(got) & np.isfinite(truth) & ~over
+    return tuple(int(i) for i in np.argwhere(bad)[0]) if bad.any() else None
+
+
+def ratio(error: float, limit: float) -> float:
+    """error / limit; no error is none of any limit."""
+    return error / limit if limit else math.inf if error else 0.0
