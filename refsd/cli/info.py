@@ -1,4 +1,4 @@
-"""`refsd info PICTURE`: what a PNG says of how it was made."""
+"""`refsd info PICTURE`: what a picture file says of how it was made."""
 
 import argparse
 import json
@@ -6,19 +6,20 @@ from dataclasses import asdict
 from typing import Any
 
 from refsd.cli.arguments import Parser
-from refsd.cli.infotext import parse_infotext
 from refsd.cli.recipe import KEYWORD, parse_recipe
-from refsd.cli.report import one_line, result, result_json
+from refsd.cli.report import Warnings, one_line, result, result_json
+from refsd.errors import UsageError
 
 ABOUT = """\
-Show what a PNG says of how it was made: refsd's recipe, and the infotext that
-AUTOMATIC1111, Forge, stable-diffusion.cpp and refsd write."""
+Show what a picture says of how it was made: refsd's recipe, the infotext that
+AUTOMATIC1111, Forge, SD.Next, stable-diffusion.cpp and refsd write, or what
+ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI and Draw Things say."""
 
 
 def parser() -> Parser:
     """The options of info."""
     found = Parser(prog="refsd info", description=ABOUT, usage="refsd info PICTURE [--json]")
-    found.add_argument("picture", metavar="PICTURE", help="a .png file")
+    found.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG or WebP file")
     found.add_argument("--json", action="store_true", help="everything as JSON")
     found.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
     return found
@@ -26,40 +27,61 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Show it. A picture without any such text is an answer too, not an error."""
-    from refsd.cli.drawing import digest
-    from refsd.cli.png import read_png
+    from refsd.cli.metadata import find_description, find_infotext
+    from refsd.cli.pictures import read_picture
 
-    picture = read_png(options.picture)
-    recipe = found_recipe(picture.texts, options.picture)
-    written = picture.texts.get("parameters")
-    infotext = None if written is None else parse_infotext(written)
-    unchanged = None if recipe is None else recipe.pixels == digest(picture.pixels)
+    picture = read_picture(options.picture)
+    with Warnings(show=not options.json) as warnings:
+        for damage in dict.fromkeys(picture.damage):
+            warnings.say(f"{options.picture}: damaged: {damage}. What could be read is shown")
+        recipe = found_recipe(picture.texts, options.picture)
+        unchanged = None if recipe is None else _unchanged(picture, recipe, warnings)
+    infotext = find_infotext(picture.texts)
+    described = None if infotext is not None and infotext.settings else \
+        find_description(picture.texts)
     if options.json:
         result_json({
-            "path": options.picture, "width": picture.width, "height": picture.height,
-            "texts": picture.texts,
+            "path": options.picture, "format": picture.format,
+            "width": picture.width, "height": picture.height, "texts": picture.texts,
             "infotext": None if infotext is None else infotext._asdict(),
+            "described": None if described is None else described._asdict(),
             "recipe": None if recipe is None else asdict(recipe),
-            "pixels_unchanged": unchanged,
+            "pixels_unchanged": unchanged, "warnings": warnings.said,
         })
         return 0
 
-    result(f"{one_line(options.picture)}: PNG, {picture.width} x {picture.height} pixels")
+    result(f"{one_line(options.picture)}: {picture.format}, {picture.width} x {picture.height} "
+           "pixels")
     if recipe is not None:
         _show(_of_recipe(recipe))
-        result("the pixels are " + ("those that were drawn" if unchanged else
-                                    "not those that were drawn: the picture was changed since"))
+        result("the pixels are " + (
+            "unknown: they cannot be read" if unchanged is None else "those that were drawn"
+            if unchanged else "not those that were drawn: the picture was changed since"))
+    elif described is not None:
+        _show({"written by": described.program, "prompt": described.prompt,
+               "negative prompt": described.negative_prompt, **described.settings})
     elif infotext is not None:
         _show({"prompt": infotext.prompt, "negative prompt": infotext.negative_prompt,
-               **infotext.settings})
+               **infotext.settings, **({"extras": infotext.extras} if infotext.extras else {})})
     else:
         others = f" (its texts: {one_line(', '.join(picture.texts), 200)})" if picture.texts else ""
         result(f"it does not say how it was made{others}")
     return 0
 
 
+def _unchanged(picture: Any, recipe: Any, warnings: Warnings) -> bool | None:
+    """Whether the pixels are those of the recipe; None, with a warning, where none can be had."""
+    from refsd.cli.drawing import digest
+
+    try:
+        return recipe.pixels == digest(picture.pixels)
+    except UsageError as error:
+        warnings.say(str(error))
+        return None
+
+
 def found_recipe(texts: dict[str, str], path: str):
-    """The checked recipe among a PNG's texts, or None; UsageError for a damaged one."""
+    """The checked recipe among a picture's texts, or None; UsageError for a damaged one."""
     return parse_recipe(texts[KEYWORD], path) if KEYWORD in texts else None
 
 
