@@ -233,6 +233,17 @@ ALONE = {
     "a NaN set to zero": ("nan_masked", X, zeroed(X)),
     "halves": ("swapped_inputs", X, np.concatenate([X[:, 4:], X[:, :4]], axis=1)),
     "samples": ("swapped_guidance", X, X[::-1]),
+    "the batch twice": ("repeated_batch", X, np.concatenate([X, X])),
+    "the batch three times": ("repeated_batch", T, np.concatenate([T, T, T])),
+    "each sample twice": ("repeated_batch", X, np.repeat(X, 2, axis=0)),
+    "a batch of one twice": ("repeated_batch", X[:1], np.concatenate([X[:1], X[:1]])),
+    "a batch of one twice, tokens": ("repeated_batch", T[:1], np.concatenate([T[:1], T[:1]])),
+    "one sample twice": ("repeated_batch", X, X[[1, 1]]),
+    "the first sample alone": ("split_batch", X, X[:1]),
+    "the second sample alone": ("split_batch", X, X[1:]),
+    "a sample without its axis": ("split_batch", T, T[1]),
+    "two columns too many": ("off_by_one", X, np.concatenate([X, X[..., :2]], axis=-1)),
+    "five columns too many": ("padded", X, np.concatenate([X, X[..., :5]], axis=-1)),
     "fp16": ("fp16_rounding", X, X.astype("float16")),
     "bf16": ("bf16_rounding", X, round_to(X, "bfloat16")),
     "bf16, cut off": ("truncated", X, (X.astype("float32").view("uint32") & np.uint32(
@@ -247,9 +258,58 @@ def test_from_the_tensor_alone(name):
     assert found and found[0].reason == reason, found
 
 
+ROUNDINGS = ("fp16", "bf16", "bf16, cut off")  # nothing is left of these below other errors
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("name", [name for name in ALONE if name not in ROUNDINGS])
+def test_the_plain_reason_is_named_through_a_ports_own_errors(name, noise):
+    """A fit with more freedom always leaves a little less, and is not the better for it."""
+    reason, golden, wrong = ALONE[name]
+    random = np.random.default_rng(len(name))
+    error = noise * wrong * random.standard_normal(wrong.shape)  # none where it is 0
+    found = diagnose(entry("block", golden.shape), golden, (wrong + error).astype("float32"))
+    assert is_hidden(wrong, golden, error) and not found or found[0].reason == reason, found
+
+
+def is_hidden(wrong, golden, error):
+    """Less than nine tenths of the squared error are the mistake's, which a reason needs."""
+    return wrong.shape == golden.shape and np.square(wrong - golden).sum() < 10 * np.square(
+        error).sum()
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-4])
+@pytest.mark.parametrize("name", PLANTED)
+def test_with_the_inputs_through_a_ports_own_errors(name, noise):
+    """The mistake is named, or it is no larger than the errors beside it."""
+    reason, op, options, wrong, inputs = PLANTED[name]
+    error = noise * np.random.default_rng(len(name)).standard_normal(np.shape(wrong))
+    about = entry(op, options=options, inputs=inputs)
+    truth = np.asarray(replay(about, inputs), "float64")
+    found = diagnose(about, truth, (wrong + error).astype("float32"), inputs=inputs)
+    assert is_hidden(wrong, truth, error) and not found or found[0].reason == reason, found
+
+
 def test_the_step_before():
     found = diagnose(entry("conv2d", X.shape), X, EPS, previous=EPS)
     assert found[0] == Finding("stale", "it is the tensor of the step before", 1.0)
+
+
+@pytest.mark.parametrize("key, value", [("prediction_type", "v_prediction"),
+                                        ("prediction_type", "sample"),
+                                        ("set_alpha_to_one", True)])
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+def test_an_exact_wrong_version_goes_before_one_that_is_fitted(key, value, format):
+    """p x + q eps with both fitted leaves a hair less than any wrong version of a step does."""
+    inputs = {"model_output": EPS, "sample": X, "noise": None}
+    config = {**DDIM, key: value}
+    index = 9 if key == "set_alpha_to_one" else 3
+    options = {**STEP, "index": index}
+    wrong = replay(entry("scheduler_step", options={**options, "scheduler": config},
+                         inputs=inputs), inputs)
+    found = of("scheduler_step", round_to(np.asarray(wrong, "float64"), format), options=options,
+               **inputs)
+    assert found[0].reason == key, found
 
 
 def test_what_was_left_out_before_an_op():

@@ -33,11 +33,17 @@ class Finding:
 
 
 class Guess(NamedTuple):
-    """A wrong version: what it would have given, in the shape of the candidate."""
+    """A wrong version: what it would have given, in the shape of the candidate.
+
+    fitted: how many numbers of it were fitted to the candidate; own: where it has the candidate's
+    own elements (a mask), which say nothing for it.
+    """
 
     reason: str
     sentence: str
     array: np.ndarray
+    fitted: int = 0
+    own: np.ndarray | None = None
 
 
 def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
@@ -67,7 +73,7 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
         return found
     guesses = _guesses(entry, truth, got, _filled(inputs, weights), previous, upstream, factors)
     with np.errstate(all="ignore"):
-        scores = [_scored(guess, got, finite, error) for guess in guesses]
+        scores = [_scored(guess, truth, got, finite) for guess in guesses]
     found += _ranked(scores, got[finite])
     return found or _rounding(truth, got, finite, format_named(format).name)
 
@@ -102,26 +108,36 @@ class _Score(NamedTuple):
 
     reason: str
     sentence: str
-    left: float  # the squared error that is not explained
+    left: float  # the mean squared error that is not explained
     share: float
+    fitted: int
 
 
-def _scored(guess: Guess, got: np.ndarray, finite: np.ndarray, error: float) -> _Score:
-    left = _squares(np.asarray(guess.array, "float64"), got, finite)
-    return _Score(guess.reason, guess.sentence, left, 1 - left / error)
+def _scored(guess: Guess, truth: np.ndarray | None, got: np.ndarray,
+            finite: np.ndarray) -> _Score:
+    """What a guess leaves of the error truth - got (without a truth: of all that the guess is).
+
+    Each number that was fitted takes an element's error away without explaining it. So the mean is
+    over the rest: more freedom alone does not make a guess better.
+    """
+    judged, fitted = finite, guess.fitted
+    if guess.own is not None:
+        judged, fitted = finite & ~guess.own, fitted + int(guess.own.sum())
+    array = np.asarray(guess.array, "float64")
+    left = _squares(array, got, judged)
+    error = _squares(array, np.zeros_like(got), judged) if truth is None else (
+        _squares(truth, got, judged))
+    share = 1 - left / error if error > 0 else 0.0
+    return _Score(guess.reason, guess.sentence,
+                  left / max(int(judged.sum()) - guess.fitted, 1), share, fitted)
 
 
 def _of_shape(golden: np.ndarray, candidate: np.ndarray) -> list[_Score]:
     """Candidates of another shape, against the golden tensor brought to it in every known way."""
     got = candidate.astype("float64")
-    finite = np.isfinite(got)
-    scores = []
-    for reason, sentence, array in fits.other_shape(golden.astype("float64"), got):
-        size = float((array[finite] ** 2).sum())
-        if size > 0:
-            left = _squares(array, got, finite)
-            scores.append(_Score(reason, sentence, left, 1 - left / size))
-    return scores
+    with np.errstate(all="ignore"):
+        return [_scored(Guess(*guess), None, got, np.isfinite(got))
+                for guess in fits.other_shape(golden.astype("float64"), got)]
 
 
 def _squares(a: np.ndarray, b: np.ndarray, finite: np.ndarray) -> float:
@@ -133,19 +149,21 @@ def _squares(a: np.ndarray, b: np.ndarray, finite: np.ndarray) -> float:
 def _ranked(scores: Iterable[_Score], got: np.ndarray) -> list[Finding]:
     """Each reason once, those that explain enough, the best first.
 
-    Among those that leave equally little, the one tried first (the most specific): equal is what
-    differs by less than the rounding of the candidate's own numbers.
+    Among those that leave equally little, the plainest: the one with the fewest fitted numbers, of
+    these the one tried first (the most specific). Equal is what differs by less than the rounding
+    of the candidate's own numbers, or by a factor of two.
     """
     scores = [score for score in scores if score.share >= SHARE]
     if not scores:
         return []
     got = got[np.isfinite(got)].astype("float64")
     unit = FORMATS[grid(got)].unit
-    noise = float((got * got).sum()) * unit**2
-    least = min(score.left for score in scores)
+    noise = float((got * got).mean()) * unit**2
+    tie = 2 * min(score.left for score in scores) + noise
     found = {}
-    # stable: those in the tie stay in the order in which they were tried
-    for score in sorted(scores, key=lambda score: max(score.left, 2 * least + noise)):
+    # stable: what is alike stays in the order in which it was tried
+    for score in sorted(scores, key=lambda score: (
+            max(score.left, tie), score.fitted if score.left <= tie else 0)):
         found.setdefault(score.reason, Finding(score.reason, score.sentence, float(score.share)))
     return list(found.values())
 

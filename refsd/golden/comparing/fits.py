@@ -1,6 +1,7 @@
 """Likenesses between a candidate and the golden tensor that need nothing but the two.
 
-Each guess is (reason, sentence, what the candidate would then be).
+Each guess is (reason, sentence, what the candidate would then be), and, where that is not exact,
+how many numbers of it were fitted, and a mask of the elements that are the candidate's own.
 """
 
 import itertools
@@ -12,10 +13,12 @@ import numpy as np
 
 from refsd.golden.comparing.layouts import LAYOUTS, layout, to_layout
 
-Triple = tuple[str, str, np.ndarray]
+Triple = tuple[Any, ...]  # reason, sentence, array[, fitted[, own]]
 
 # The VAE's factor of SD 1.x and 2.x, and that of SDXL.
 SCALING_FACTORS = (0.18215, 0.13025)
+NEAR = 0.1  # a known factor so near to the fitted one is tried; whether it is it, the error says
+BATCH = 8  # samples; more than this many are rows of something
 OF_LAYOUT = {"NHWC": "nhwc", "ROWS": "nhwc", "ROWS32": "tile_padding", "TILE32": "tile_padding",
              "FACE16": "tile_padding", "NC4HW4": "nc4hw4", "HWIO": "transposed",
              "TRANSPOSED": "transposed"}
@@ -58,9 +61,17 @@ def same_shape(entry: Any, truth: np.ndarray, got: np.ndarray,
     if truth.ndim > 1 and len(truth) == 2:
         yield ("swapped_guidance", "its two samples are swapped: the conditional and the "
                "unconditional one", truth[::-1])
+    yield from repeated(truth)
     yield from scaled(truth, got, (*factors, *SCALING_FACTORS))
     yield from offset(truth, got)
     yield from shifted(truth, got)
+
+
+def repeated(truth: np.ndarray) -> Iterator[Triple]:
+    """Every sample is the same one of the golden ones."""
+    for i in range(len(truth) if truth.ndim > 1 and 2 <= len(truth) <= BATCH else 0):
+        yield ("repeated_batch", f"all its samples are sample {i} of the golden {len(truth)}",
+               np.broadcast_to(truth[i], truth.shape))
 
 
 def masked(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
@@ -71,7 +82,7 @@ def masked(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
         first = tuple(int(i) for i in np.argwhere(zero)[0])
         yield ("nan_masked", f"{count:,} of {truth.size:,} numbers are exactly 0, the first at "
                f"{first}, and the rest are right: a NaN or an infinity was replaced by zero",
-               np.where(zero, 0, truth))
+               np.where(zero, 0, truth), count)
 
 
 def laid_out(truth: np.ndarray) -> Iterator[Triple]:
@@ -133,22 +144,23 @@ def scaled(truth: np.ndarray, got: np.ndarray,
                            (1 / known, "not multiplied by it"),
                            (known**2, "multiplied by it where it should be divided"),
                            (known**-2, "divided by it where it should be multiplied")):
-            if abs(factor / value - 1) < 1e-3:
-                yield ("missing_scaling_factor", f"it is {factor:.6g} times the golden tensor: the "
-                       f"VAE's scaling factor {known} is missing or extra ({how})", factor * truth)
-    yield "scale", f"it is {factor:.6g} times the golden tensor", factor * truth
+            if abs(factor / value - 1) < NEAR:
+                yield ("missing_scaling_factor", f"it is {value:.6g} times the golden tensor: the "
+                       f"VAE's scaling factor {known} is missing or extra ({how})", value * truth)
+    yield "scale", f"it is {factor:.6g} times the golden tensor", factor * truth, 1
 
 
 def offset(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
     """One constant for all elements, or one a channel, which is what a bias is."""
     error = np.where(np.isfinite(truth) & np.isfinite(got), got - truth, 0)
     mean = float(error.mean())
-    yield "offset", f"it is the golden tensor and {mean:+.6g} everywhere", truth + mean
+    yield "offset", f"it is the golden tensor and {mean:+.6g} everywhere", truth + mean, 1
     if truth.ndim >= 2:
         axes = (0, 2, 3) if truth.ndim == 4 else tuple(range(truth.ndim - 1))
         if math.prod(truth.shape[a] for a in axes) >= 4:
+            bias = error.mean(axis=axes, keepdims=True)
             yield ("missing_bias", "the error is one constant for each channel: a bias is missing "
-                   "or extra", truth + error.mean(axis=axes, keepdims=True))
+                   "or extra", truth + bias, bias.size)
 
 
 def shifted(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
@@ -162,14 +174,16 @@ def shifted(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
             moved = np.roll(truth, by, axis=axis)
             edge = slice(0, by) if by > 0 else slice(n + by, n)
             outside = (slice(None),) * axis + (edge,)
-            moved[outside] = got[outside]
             if 2 * error[outside].sum() > error.sum():  # then the rest says little
                 continue
-            yield ("off_by_one", f"it is moved by {by:+d} along axis {axis}", moved)
+            own = np.zeros(truth.shape, bool)
+            own[outside] = True
+            yield ("off_by_one", f"it is moved by {by:+d} along axis {axis}", moved, 0, own)
 
 
 def other_shape(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
     """Guesses in the candidate's shape, which is not the golden one."""
+    yield from batches(golden, got)
     for axes in itertools.permutations(range(golden.ndim)) if golden.ndim <= 4 else ():
         if tuple(golden.shape[a] for a in axes) == got.shape:
             name = "nhwc" if axes == (0, 2, 3, 1) else "transposed"
@@ -183,23 +197,48 @@ def other_shape(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
     if golden.size == got.size:
         yield "reshaped", "it has the golden numbers under another shape", golden.reshape(got.shape)
     if golden.ndim == got.ndim:
-        yield from _grown(golden, got)
         yield from _cropped(golden, got)
+        yield from _grown(golden, got)
+
+
+def batches(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """More or fewer samples than the golden batch has: it is there again, or in parts."""
+    if golden.ndim < 2 or not got.ndim or golden.shape[1:] != got.shape[1:]:
+        if golden.ndim > 1 and got.shape == golden.shape[1:]:
+            yield from ((*guess[:2], guess[2][0]) for guess in _parts(golden, got[None]))
+        return
+    times, rest = divmod(len(got), max(len(golden), 1))
+    if times > 1 and not rest:
+        yield ("repeated_batch", f"the batch is repeated: the golden samples are there {times} "
+               "times, one batch after the other", np.concatenate([golden] * times))
+        yield ("repeated_batch", f"the batch is repeated: each golden sample is there {times} "
+               "times", np.repeat(golden, times, axis=0))
+    yield from _parts(golden, got)
+
+
+def _parts(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """Some of the golden samples alone."""
+    for start in range(len(golden) - len(got) + 1 if len(golden) <= BATCH else 0):
+        samples = f"sample {start}" if len(got) == 1 else (
+            f"samples {start} to {start + len(got) - 1}")
+        part = golden[start:start + len(got)]
+        yield ("split_batch", f"it is {samples} of the golden {len(golden)} alone: dump the whole "
+               "batch as one tensor", part)
 
 
 def _grown(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
     """The golden tensor with something after its end: a tile that was not cut off."""
     if all(n >= m for n, m in zip(got.shape, golden.shape)):
-        larger = [n for n, m in zip(got.shape, golden.shape) if n != m]
+        larger = [(n, m) for n, m in zip(got.shape, golden.shape) if n != m]
         inside = tuple(slice(m) for m in golden.shape)
-        padded = np.array(got)
-        padded[inside] = golden
-        tiles = all(n % 16 == 0 for n in larger)
-        zeros = not np.where(padded == got, got, 0).sum() - got[inside].sum()
-        yield ("tile_padding" if tiles else "off_by_one",
+        padded, own = np.array(got), np.ones(got.shape, bool)
+        padded[inside], own[inside] = golden, False
+        tiles = all(n % 16 == 0 for n, _ in larger)
+        few = all(n - m <= 2 for n, m in larger)
+        yield ("tile_padding" if tiles else "off_by_one" if few else "padded",
                f"it is the golden tensor filled up to {got.shape}"
-               + (" with zeros" if zeros else "")
-               + (": the padding of the tiles was left in" if tiles else ""), padded)
+               + ("" if got[own].any() else " with zeros")
+               + (": the padding of the tiles was left in" if tiles else ""), padded, 0, own)
 
 
 def _cropped(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:

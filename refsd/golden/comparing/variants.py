@@ -240,7 +240,7 @@ def timestep_embedding(inputs, options, truth, got):
     nearest = [int(np.argmin(((table - row) ** 2).sum(axis=1))) for row in np.nan_to_num(got)]
     if any(nearest != t):
         yield ("wrong_timestep", f"it is that of the timesteps {nearest[:4]}, not of "
-               f"{[float(x) for x in t[:4]]}", table[nearest])
+               f"{[float(x) for x in t[:4]]}", table[nearest], len(nearest))
 
 
 def upsample_nearest(inputs, options, truth, got):

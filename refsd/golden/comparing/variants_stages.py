@@ -22,7 +22,7 @@ def guide(inputs, options, truth, got) -> Iterator[Triple]:
     if size > 0:
         other = float((np.nan_to_num(got - uncond) * away).sum()) / size
         yield ("guidance_scale", f"the guidance scale is {other:.6g}, not {scale:g}",
-               uncond + other * away)
+               uncond + other * away, 1)
 
 
 def scheduler_step(inputs, options, truth, got) -> Iterator[Triple]:
@@ -57,8 +57,9 @@ def _combined(sample, output, truth, got):
         return
     (p, q), _, _, _ = np.linalg.lstsq(basis, truth.ravel(), rcond=None)
     (a, b), _, _, _ = np.linalg.lstsq(basis, np.nan_to_num(got.ravel()), rcond=None)
+    fitted = (basis @ (a, b)).reshape(truth.shape)
     yield ("wrong_timestep", f"it is {a:.6g} x {b:+.6g} eps, where {p:.6g} x {q:+.6g} eps is right:"
-           " alpha_bar (or sigma) is that of another time", (basis @ (a, b)).reshape(truth.shape))
+           " alpha_bar (or sigma) is that of another time", fitted, 2)
 
 
 def _try(reason, sentence, compute):
