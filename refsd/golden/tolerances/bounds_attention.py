@@ -114,6 +114,10 @@ def attention_variance(args, options, y, p, factor, stored=None):
     r_j, the variance of ln p_j: the score's sum of d products and two more roundings, the shift by
     the largest, e^ and the mask. `factor` is lambda: ln p_j moves by lambda sqrt(r_j), so p_j by
     the exponential of it.
+
+    All of r_j moves weights that then are made to add up to 1, hence v_j - y. Weights that are
+    stored after that no longer do: each is off by up to u p_j of its own, and y by the sum of
+    p_j v_j d_j with |d_j| <= u, whose variance is u^2 / 3 sum_j p_j^2 v_j^2, y included.
     """
     def compute(s):
         K = s.k.swapaxes(-1, -2)
@@ -130,6 +134,8 @@ def attention_variance(args, options, y, p, factor, stored=None):
         S = values.shape[1]
         out = s.weights @ values
         squares = (s.weights**2) @ (values * values)
+        if stored is not None:
+            found = found + stored.u**2 / 3 * squares
         # The sum of the weights, relative: its partial sums grow to 1 evenly.
         return found + running_sum(S, squares, out, p) + out * out * p.u**2 / 3 * (S / 3 + 2)
 
