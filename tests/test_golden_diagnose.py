@@ -312,6 +312,17 @@ def test_an_exact_wrong_version_goes_before_one_that_is_fitted(key, value, forma
     assert found[0].reason == key, found
 
 
+@pytest.mark.parametrize("index", [0, 3, 6])
+def test_an_exact_wrong_version_may_have_other_roundings_of_its_constants(index):
+    """A fit takes up a port's own alpha_bar, which is off by some 1e-6; the exact version cannot."""
+    inputs, options = {"model_output": EPS, "sample": X, "noise": None}, {**STEP, "index": index}
+    config = {**DDIM, "prediction_type": "v_prediction", "beta_end": 0.012 * (1 + 3e-6)}
+    wrong = replay(entry("scheduler_step", options={**options, "scheduler": config},
+                         inputs=inputs), inputs)
+    found = of("scheduler_step", wrong, options=options, **inputs)
+    assert found[0].reason == "prediction_type", found
+
+
 def test_what_was_left_out_before_an_op():
     about, made = entry("conv2d", options=CONV, inputs=("x", "weight", "bias")), entry("silu")
     given = {"x": X * sigmoid(X), "weight": W, "bias": B}

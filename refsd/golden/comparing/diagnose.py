@@ -21,6 +21,9 @@ from refsd.golden.tolerances.formats import FORMATS, format_named, round_to
 # A wrong version must explain so much of the squared error: nine tenths, so that the rounding of a
 # short format beside a small mistake does not hide it, and no chance likeness passes.
 SHARE = 0.9
+# A version without fitted numbers that leaves no more of it goes before all that have some: those
+# take up the roundings of a port's constants too (alpha_bar, say), and so leave a hair less still.
+CERTAIN = 1 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,12 @@ def _ranked(scores: Iterable[_Score], got: np.ndarray) -> list[Finding]:
 
     Among those that leave equally little, the plainest: the one with the fewest fitted numbers, of
     these the one tried first (the most specific). Equal is what differs by less than the rounding
-    of the candidate's own numbers, or by a factor of two.
+    of the candidate's own numbers, or by a factor of two. Where one without fitted numbers is
+    certain, the others are not asked.
     """
     scores = [score for score in scores if score.share >= SHARE]
+    if any(score.share >= CERTAIN and not score.fitted for score in scores):
+        scores = [score for score in scores if not score.fitted]
     if not scores:
         return []
     got = got[np.isfinite(got)].astype("float64")
