@@ -34,8 +34,9 @@ def parser() -> Parser:
     add = found.add_argument
     add("pack", metavar="PACK", help="a golden pack: a folder, a .zip or a .tar.zst")
     add("candidate", metavar="CANDIDATE", help="what the port wrote: a folder or a file")
-    add("--format", type=choice(*FORMATS), metavar="NAME", default="float32",
-        help="what the port computes in: float32, fp16, bf16, int8 (weights)")
+    add("--format", type=_format, metavar="NAME", action="append", default=[],
+        help="what the port computes in: float32, fp16, bf16, int8 (weights); again as "
+             "PATTERN=NAME for some names or ops: 'denoise/*=fp32'")
     add("--map", metavar="FILE", help="JSON of golden name: your name; * stands for any text")
     add("--layout", metavar="NAME", help="of every tensor: NHWC, NC4HW4, TILE32, ROWS ...")
     add("--dtype", metavar="NAME", help="of raw files that do not say it (float32)")
@@ -85,6 +86,12 @@ def run(options: argparse.Namespace) -> int:
         for line in text(found, everything=options.every):
             result(one_line(line))
     return 0 if found.ok else 1
+
+
+def _format(text: str) -> str:
+    """NAME, or PATTERN=NAME, of a format that is known."""
+    choice(*FORMATS)(text.rpartition("=")[2])
+    return text
 
 
 def _tolerance(text: str) -> tuple[float, ...]:

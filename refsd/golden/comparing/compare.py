@@ -17,6 +17,7 @@ from refsd.golden.comparing.fits import places
 from refsd.golden.comparing.layouts import layout
 from refsd.golden.comparing.limits import Accepted, Limit, excess, limit_of, of_winograd
 from refsd.golden.comparing.metrics import Metrics, measure
+from refsd.golden.comparing.port_formats import Formats
 from refsd.golden.comparing.verdicts import (
     DTYPE,
     EQUAL,
@@ -32,7 +33,6 @@ from refsd.golden.comparing.verdicts import (
     Verdict,
 )
 from refsd.golden.packs.manifest import Entry
-from refsd.golden.tolerances.formats import format_named
 
 # How many failing tensors are looked into: in a run all that follows the first is its consequence.
 DIAGNOSES = {"run": 3, "ops": 20}
@@ -41,13 +41,14 @@ DIAGNOSES = {"run": 3, "ops": 20}
 PADDED, SMALL = 4, 1 << 22
 
 
-def compare(pack: Any, candidate: Any, *, format: str = "float32", only: Iterable[str] = (),
-            accepted: Accepted | None = None, model: Any = None, whole: bool = False,
+def compare(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
+            only: Iterable[str] = (), accepted: Accepted | None = None, model: Any = None,
+            whole: bool = False,
             at_least: AtLeast | None = None, maps: bool = False,
             on_tensor: Callable[[int, int], None] | None = None) -> Comparison:
     """Compare every tensor of an open Pack with its counterpart in an open Candidate.
 
-    format: what the port computes in; only: patterns of names (any fits; none: all); accepted: a
+    format: what the port computes in, or several with PATTERN=NAME for some names or ops; only: patterns of names (any fits; none: all); accepted: a
     tolerance in place of the derived ones; model: where the weights are, for the reasons of
     mistakes; whole: a missing tensor fails; at_least: how many are to be there; maps: keep an
     error map of each tensor that differs; on_tensor(done, all) is called along the way. Two
@@ -55,19 +56,19 @@ def compare(pack: Any, candidate: Any, *, format: str = "float32", only: Iterabl
 
     Raises UsageError when nothing can be compared, ModelError when that is because of damage.
     """
-    format, only = format_named(format).name, tuple(only)
+    formats, only = Formats(format, pack.entries), tuple(only)
     entries = [entry for entry in pack.entries.values()
                if not only or any(fnmatch.fnmatchcase(entry.name, one) for one in only)]
     if not entries:
         raise UsageError(f"{pack.path}: no tensor fits {', '.join(only)}. See refsd golden info")
-    judge = _Judge(pack, candidate, format, accepted, model, maps)
+    judge = _Judge(pack, candidate, formats, accepted, model, maps)
     verdicts = []
     for place, entry in enumerate(entries):
         verdicts.append(judge(entry))
         if on_tensor is not None:
             on_tensor(place + 1, len(entries))
     unread = _unread(candidate, verdicts, bool(only))
-    found = Comparison(str(pack.path), candidate.where, format, verdicts,
+    found = Comparison(str(pack.path), candidate.where, formats.name, verdicts,
                        candidate.extra(pack.entries), whole, unread,
                        tuple(candidate.remarks(pack.entries)))
     if not found.compared:
@@ -102,10 +103,10 @@ def _nothing(found: Comparison, candidate: Any) -> Exception:
 class _Judge:
     """Verdicts on a candidate's tensors, one after the other."""
 
-    def __init__(self, pack: Any, candidate: Any, format: str, accepted: Accepted | None,
+    def __init__(self, pack: Any, candidate: Any, formats: Formats, accepted: Accepted | None,
                  model: Any, maps: bool):
-        self.pack, self.candidate, self.format, self.accepted = pack, candidate, format, accepted
-        self.evidence = Evidence(pack, candidate, format, model)
+        self.pack, self.candidate, self.formats, self.accepted = pack, candidate, formats, accepted
+        self.evidence = Evidence(pack, candidate, formats.default.name, model)
         self.maps, self.left = maps, DIAGNOSES[pack.manifest.kind]
 
     def __call__(self, entry: Entry) -> Verdict:
@@ -125,7 +126,8 @@ class _Judge:
             verdict = self._judged(verdict, golden, got)
         if verdict.bad and self.left:
             self.left -= 1
-            self.evidence.trouble = ""
+            self.evidence.trouble, self.evidence.format = "", verdict.format or (
+                self.formats.of(entry).name)
             found = self.evidence.findings(entry, golden, got)
             doubt = self.evidence.trouble and (
                 f"the op could not be computed to see why: {self.evidence.trouble}",)
@@ -141,8 +143,9 @@ class _Judge:
         return Verdict(entry, GIVEN if entry.op is None and ":" in entry.name else MISSING)
 
     def _judged(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray) -> Verdict:
-        metrics = measure(golden, got, format=self.format)
-        limit = limit_of(self.pack, verdict.entry, golden, format=self.format,
+        format, network = (one.name for one in self.formats.kept(verdict.entry, got))
+        metrics = measure(golden, got, format=format)
+        limit = limit_of(self.pack, verdict.entry, golden, format=format, network=network,
                          accepted=self.accepted)
         notes = verdict.notes + _curious(metrics)
         times, at = 0.0, metrics.max_abs_index
@@ -150,7 +153,7 @@ class _Judge:
             times, at = excess(golden, got, limit, metrics)
             notes += (limit.note,) if limit.note and times else ()
         if times > 1 and limit.kind == "op":
-            tiles = of_winograd(self.pack, verdict.entry, golden, self.format)
+            tiles = of_winograd(self.pack, verdict.entry, golden, format)
             if tiles is not None and excess(golden, got, tiles, metrics).times <= 1:
                 times, at = excess(golden, got, tiles, metrics)
                 notes += ("explained as Winograd's algorithm, not as plain sums of products",)
@@ -159,6 +162,7 @@ class _Judge:
         here = (float(golden[at]), float(got[at])) if at is not None else (0.0, 0.0)
         return replace(
             verdict, status=status, metrics=metrics, kind=limit.kind if limit else "",
+            format=network if limit and limit.is_rms else format,
             times=math.inf if metrics.nonfinite else times, at=at, golden_there=here[0],
             found_there=here[1], notes=notes,
             map=error_map(golden, got) if self.maps and status != EQUAL else None)

@@ -43,18 +43,21 @@ class Limit(NamedTuple):
 
 
 def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
-             accepted: Accepted | None = None) -> Limit | None:
-    """The tolerance of a tensor for ports in a format; None where nothing is known."""
+             accepted: Accepted | None = None, network: str = "") -> Limit | None:
+    """The tolerance of a tensor for ports in a format; None where nothing is known.
+
+    network: the coarsest format of the ops up to there, where they are not all in the same.
+    """
     wide = np.abs(golden.astype("float64")) if accepted or entry.op is None else None
     if accepted is not None:
         return Limit("accepted", accepted.absolute + accepted.relative * wide)
     if entry.op is None:
         return Limit("given", uncertainty(wide, format) if golden.dtype.kind == "f" else 0.0)
-    spread, note = spread_of(entry, format)
+    spread, note = spread_of(entry, network or format)
     if spread:
         return Limit("spread", float(spread["rms"]), note)
     if entry.op == "to_bytes" and not _is_given(pack, entry):
-        return _bytes(pack, entry, format)
+        return _bytes(pack, entry, format, network or format)
     if _is_given(pack, entry):
         return Limit("op", _derived(pack, entry, golden, format))
     stored = entry.tolerance.get(format_named(format).name)
@@ -86,10 +89,10 @@ def _usable(spread: Any) -> dict[str, Any] | None:
     return spread if good else None
 
 
-def _bytes(pack: Any, entry: Entry, format: str) -> Limit | None:
+def _bytes(pack: Any, entry: Entry, format: str, network: str) -> Limit | None:
     """round(255 x) of numbers x that may differ by what their tensor spreads."""
     source = pack.entries[next(references(entry.inputs["x"])).removeprefix(TENSOR)]
-    spread, note = spread_of(source, format)
+    spread, note = spread_of(source, network)
     if not spread:
         return None
     exact = 255 * pack.read(source.name).astype("float64")

@@ -139,12 +139,11 @@ class Judge:
         What is handed to ops of a coarser format may be kept in that: it is recognised by numbers
         that are all of it, and rounded once more.
         """
-        format, allowed = self.formats.of(entry), self.inputs.allowed(entry, given, truth, **how)
-        for coarser in self.formats.casts(entry) if truth.dtype.kind == "f" else ():
-            if not np.any(uncertainty(got, coarser)):
-                with np.errstate(all="ignore"):
-                    allowed = allowed + rounding(np.abs(truth) + allowed, coarser)
-                format = coarser
+        own, allowed = self.formats.of(entry), self.inputs.allowed(entry, given, truth, **how)
+        format, _ = self.formats.kept(entry, got)
+        if format != own and truth.dtype.kind == "f":
+            with np.errstate(all="ignore"):
+                allowed = allowed + rounding(np.abs(truth) + allowed, format)
         loose = bool(given.computed) or entry.op in STAGE_BOUNDS
         return Found(*excess(got, truth, allowed, format), says(allowed, truth, loose))
 

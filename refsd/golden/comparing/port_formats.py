@@ -3,9 +3,11 @@
 import fnmatch
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from refsd.errors import UsageError
 from refsd.golden.packs.manifest import Entry, references
-from refsd.golden.tolerances.formats import Format, format_named
+from refsd.golden.tolerances.formats import Format, format_named, uncertainty
 
 
 class Formats:
@@ -51,6 +53,15 @@ class Formats:
         if entry.name in self._casts:
             return self._casts[entry.name]
         return [f for f in self.all() if tensors(f).unit > tensors(self.of(entry)).unit]
+
+    def kept(self, entry: Entry, got: np.ndarray) -> tuple[Format, Format]:
+        """What a port keeps a tensor in (its op's format, or a reader's if all its numbers are of
+        that), and the coarsest up to there, that one included."""
+        own, up_to = self.of(entry), self.up_to(entry)
+        for coarser in self.casts(entry) if got.dtype.kind == "f" else ():
+            if not np.any(uncertainty(got, coarser)):
+                own = coarser
+        return own, max(up_to, own, key=lambda format: format.unit)
 
     def all(self) -> list[Format]:
         """Every format that occurs, once."""

@@ -72,8 +72,11 @@ def _full_stop(text: str) -> str:
 
 
 def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> str:
-    """One failing verdict for the person who is to repair the port."""
-    entry = verdict.entry
+    """One failing verdict for the person who is to repair the port.
+
+    format: of the whole comparison; where the tensor's own is known, that is named.
+    """
+    entry, format = verdict.entry, verdict.format or format
     name = f"{entry.name} ({entry.op})" if entry.op else entry.name
     looks = _looks(verdict.findings)
     if verdict.status == MISSING:
@@ -146,7 +149,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     entry, metrics = verdict.entry, verdict.metrics
     return {
         "name": entry.name, "op": entry.op, "index": entry.index, "status": verdict.status,
-        "ok": not verdict.bad, "tolerance": verdict.kind or None,
+        "ok": not verdict.bad, "format": verdict.format or None,
+        "tolerance": verdict.kind or None,
         "times": verdict.times if math.isfinite(verdict.times) else "inf",
         "at": None if verdict.at is None else list(verdict.at),
         "dtype": verdict.dtype or None, "shape": list(verdict.shape),

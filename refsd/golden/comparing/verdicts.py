@@ -24,7 +24,8 @@ class Verdict:
     by how much it may), "shape", "dtype" (integers for floats or the reverse), "unreadable" (a
     note says why), "missing", "given" (an input of an op, which the port need not write). times:
     |error| / tolerance, the largest, at the index `at`, where the pack has golden_there and the
-    candidate found_there. kind: which tolerance (refsd.golden.comparing.limits.Limit).
+    candidate found_there. kind: which tolerance (refsd.golden.comparing.limits.Limit), for ports
+    in `format`.
     """
 
     entry: Entry
@@ -40,6 +41,7 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     map: Any = None
+    format: str = ""
 
     @property
     def bad(self) -> bool:
