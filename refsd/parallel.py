@@ -5,10 +5,12 @@ module imports no such part, and what is imported within a block is limited ther
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from refsd import cgroups
 from refsd.errors import UsageError
 
 _pools: dict[str, Callable[[int], int]] = {}
@@ -20,6 +22,15 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def quota() -> int | None:
+    """The processors that a control group gives time for, if they are fewer; None if not.
+
+    More threads would be stopped together, for most of every period, once the time is used up.
+    """
+    given = cgroups.processors()
+    return given if given is not None and given < cores() else None
 
 
 def check_threads(name: str, count: Any) -> int:
@@ -83,7 +94,14 @@ def add_pool(name: str, set_threads: Callable[[int], int]) -> None:
 
 
 def check_environment() -> None:
-    """UsageError for a NUMBA_NUM_THREADS that Numba would refuse with a traceback, or ignore."""
+    """Before Numba is imported: see that NUMBA_NUM_THREADS is one that it takes.
+
+    UsageError for one that it would refuse with a traceback, or ignore. Where there is none, and a
+    control group gives time for fewer processors than there are, it becomes their number. (It
+    stays: Numba reads it again whenever it has changed.)
+    """
     text = os.environ.get("NUMBA_NUM_THREADS")
     if text is not None and not (text.strip().isdecimal() and int(text) > 0):
         raise UsageError(f"NUMBA_NUM_THREADS is {text!r}; give a positive integer, or unset it")
+    if text is None and "numba" not in sys.modules and (most := quota()) is not None:
+        os.environ["NUMBA_NUM_THREADS"] = str(most)

@@ -151,21 +151,6 @@ def test_too_little_memory_is_said_before_loading(monkeypatch):
     memory.check_memory(1 << 60, "model.safetensors")
 
 
-def test_available_memory_is_the_smallest_limit(monkeypatch):
-    texts = {
-        "/proc/meminfo": "MemTotal: 100 kB\nMemAvailable:   64 kB\n",
-        "/sys/fs/cgroup/memory.max": "50000\n",
-        "/sys/fs/cgroup/memory.current": "30000\n",
-        "/sys/fs/cgroup/memory.stat": "anon 1\ninactive_file 5000\n",
-    }
-    monkeypatch.setattr(memory, "_text", lambda path: texts.get(path, ""))
-    assert memory.available_bytes() == 25_000
-    texts["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert memory.available_bytes() == 64 * 1024
-    texts.clear()
-    assert memory.available_bytes() is None
-
-
 # Writing.
 
 

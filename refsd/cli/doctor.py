@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from refsd import cgroups, parallel
 from refsd.cli.arguments import Parser
 from refsd.cli.report import one_line, result, result_json
 from refsd.errors import RefsdError
@@ -87,8 +88,8 @@ def processor() -> dict[str, Any]:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return {"name": names[0] if names else name, "cores": os.cpu_count(), "usable cores": usable,
+    return {"name": names[0] if names else name, "cores": os.cpu_count(),
+            "usable cores": parallel.cores(), "time for (quota)": cgroups.processors(),
             "features": [feature for feature in FEATURES if features.get(feature)]}
 
 

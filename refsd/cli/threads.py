@@ -13,7 +13,12 @@ def check(threads: int | None) -> None:
 
 
 def limited(threads: int | None) -> AbstractContextManager:
-    """Within the block kernels and BLAS use at most this many threads; None leaves all as it is."""
+    """Within the block kernels and BLAS use at most this many threads.
+
+    None leaves all as it is, but where a control group gives time for fewer processors.
+    """
+    if threads is None:
+        threads = parallel.quota()
     return nullcontext() if threads is None else parallel.limited(threads)
 
 

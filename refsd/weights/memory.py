@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from refsd import cgroups
 from refsd.errors import ResourceError
 from refsd.weights.header import BYTES, FLOATS, TensorInfo
 
@@ -24,24 +25,35 @@ def _loaded_bytes(tensor: TensorInfo, dtype: str | None) -> int:
     return stored // BYTES[tensor.dtype] * {"float32": 4, "float64": 8}[dtype]
 
 
-def available_bytes() -> int | None:
-    """Memory that can be had without swapping, where the system says; None elsewhere."""
-    found = []
-    meminfo = _text("/proc/meminfo")
-    for line in meminfo.splitlines():
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    limit, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    if limit.isdigit() and used.isdigit():  # "max" where there is no limit
-        cached = re.search(r"^inactive_file (\d+)$", _text("/sys/fs/cgroup/memory.stat"), re.M)
-        reclaimable = int(cached[1]) if cached else 0
-        found.append(max(int(limit) - int(used) + reclaimable, 0))
-    return min(found, default=None)
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that can be had without swapping, where the system says; None elsewhere.
+
+    The smallest of what the machine has, what control groups leave, and what `ulimit` allows.
+    """
+    machine = re.search(r"^MemAvailable:\s*(\d{1,15}) kB", _text(root / "proc/meminfo"), re.M)
+    found = [int(machine[1]) * 1024 if machine else None, cgroups.free_bytes(root), _allowed(root)]
+    return min((bytes for bytes in found if bytes is not None), default=None)
 
 
-def _text(path: str) -> str:
+def _allowed(root: Path) -> int | None:
+    """What the limits of address space and of data leave at most; None without any.
+
+    Address space that is only reserved counts there too, but may be what is asked for: so the
+    memory that is in use is taken off, which never refuses what would have fitted.
+    """
     try:
-        return Path(path).read_text()
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    limits = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    used = re.search(r"^VmRSS:\s*(\d{1,15}) kB", _text(root / "proc/self/status"), re.M)
+    return max(min(limits) - (int(used[1]) * 1024 if used else 0), 0) if limits else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
     except OSError:
         return ""
 
