@@ -9,6 +9,7 @@ from refsd import functional as F
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.registry import lay_out
+from refsd.sealed import seal
 from refsd.weights import load_folder
 
 _loaded = {}
@@ -41,11 +42,8 @@ def _op(job, variant):
 def as_in_a_network(arrays, variant):
     """Weights as a pipeline loads them for the backend, pictures as its kernels hand them on."""
     weights = {name: arrays[name] for name in ("weight", "bias") if arrays.get(name) is not None}
+    weights = {name: seal(weight) for name, weight in weights.items()}  # as loaded ones are
     lay_out(variant, weights)
-    for part in weights.values():  # loaded weights are read-only
-        while isinstance(part, np.ndarray):
-            part.flags.writeable = False
-            part = part.base
     return [weights.get(name, channels_last(array)) for name, array in arrays.items()]
 
 

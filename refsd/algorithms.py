@@ -21,7 +21,8 @@ class Cost(NamedTuple):
 
     `multiplications` are those between transformed pictures and weights: the transforms' own come
     on top. `weight_bytes` are the weights as it wants them: those of im2col a pipeline on the numba
-    backend holds in place of the checkpoint's, all others are made in every call.
+    backend holds in place of the checkpoint's, FFT's it keeps for one size, all others are made in
+    every call.
     """
 
     algorithm: str

@@ -1,6 +1,8 @@
 """Weights laid out for the kernels hold the same numbers, once; activations are never copied."""
 
 import gc
+import logging
+import warnings
 import weakref
 
 import numpy as np
@@ -14,6 +16,7 @@ from refsd.numba_ops.cpu import conv_winograd
 from refsd.numba_ops.cpu.pixels import PIECE
 from refsd.pipelines import components
 from refsd.registry import use, watch
+from refsd.sealed import is_sealed, seal
 from refsd.weights.tree import flatten
 
 SHAPES = [(1, 1), (5, 3), (32, 7), (64, 64), (65, 9), (320, 33),
@@ -71,10 +74,7 @@ def test_read_only_stays_read_only():
     weight = draw(8, 8)
     assert weights.lay_out(weight).flags.writeable
     weight.flags.writeable = False
-    found = weights.lay_out(weight)
-    while isinstance(found, np.ndarray):
-        assert not found.flags.writeable
-        found = found.base
+    assert is_sealed(weights.lay_out(weight)) and not is_sealed(weight)
 
 
 def test_memory_that_ends_too_early_is_not_read():
@@ -118,20 +118,100 @@ def test_garbage_behind_the_outputs_reaches_no_result():
             np.testing.assert_array_equal(call(spoilt), call(weight))
 
 
-def test_a_change_in_place_is_seen():
-    """Laid out or not: nothing that was made of a weight outlives a change of it."""
-    x = draw(1, 16, 12, 12)
+def frozen(weight):
+    """Read-only by its flag, which whoever has the array sets again."""
+    weight.flags.writeable = False
+    return weight
+
+
+def frozen_view(weight):
+    """A read-only view of a read-only array."""
+    return frozen(frozen(weight)[:])
+
+
+def in_a_buffer(weight):
+    """A read-only view of memory that others write to."""
+    buffer = bytearray(weight.tobytes())
+    view = memoryview(buffer).toreadonly()
+    return np.frombuffer(view, weight.dtype).reshape(weight.shape)
+
+
+def owner_of(weight):
+    """Whoever may write to the memory of an array that is read-only itself."""
+    while isinstance(weight.base, np.ndarray):
+        weight = weight.base
+    if weight.base is not None:
+        return np.frombuffer(weight.base.obj, weight.dtype)
+    weight.flags.writeable = True
+    return weight
+
+
+CHANGEABLE = {"writable": lambda w: w, "laid out": weights.lay_out, "frozen": frozen,
+              "frozen view": frozen_view, "read-only view": lambda w: frozen(w[:]),
+              "buffer": in_a_buffer}
+USES = {"linear": ((16, 16), lambda w: F.linear(draw(3, 16), w)),
+        **{algorithm: ((16, 16, 3, 3), lambda w, a=algorithm: F.conv2d(
+            draw(1, 16, 12, 12), w, padding=1, algorithm=a))
+           for algorithm in ("im2col", "winograd2", "winograd4", "fft")}}
+
+
+@pytest.mark.parametrize("use_of", USES)
+@pytest.mark.parametrize("kind", CHANGEABLE)
+def test_a_change_in_place_is_seen(kind, use_of):
+    """Whatever its flag says before and after: nothing made of a weight outlives a change of it."""
+    shape, call = USES[use_of]
+    weight = CHANGEABLE[kind](draw(*shape))
     with use("numba"):
-        for weight in (draw(16, 16, 3, 3), weights.lay_out(draw(16, 16, 3, 3))):
-            F.conv2d(x, weight, padding=1)
-            weight[...] = draw(16, 16, 3, 3, seed=1)
-            np.testing.assert_array_equal(F.conv2d(x, weight, padding=1),
-                                          F.conv2d(x, weight.copy(), padding=1))
+        before = call(weight)
+        owner = weight if kind == "laid out" else owner_of(weight)
+        owner *= 2
+        owner.flags.writeable = weight.flags.writeable
+        after = call(weight)
+        np.testing.assert_array_equal(after, call(weight.copy()))
+    assert not np.array_equal(after, before)
+    assert not is_sealed(weight) and memory.prepared_bytes() == 0
+
+
+def test_a_file_that_is_mapped_may_change(tmp_path):
+    """Its map is read-only, the file is not."""
+    path, x = tmp_path / "weight.npy", draw(3, 16)
+    np.save(path, draw(8, 16))
+    weight = np.load(path, mmap_mode="r")
+    with use("numba"):
+        before = F.linear(x, weight)
+        np.load(path, mmap_mode="r+")[:] = 1
+        after = F.linear(x, weight)
+        np.testing.assert_array_equal(after, F.linear(x, np.ones((8, 16), "f4")))
+    assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("made", [lambda w: seal(w), lambda w: weights.lay_out(seal(w)),
+                                  lambda w: np.frombuffer(w.tobytes(), w.dtype).reshape(w.shape)])
+def test_what_is_sealed_nobody_can_change(made):
+    sealed = made(draw(6, 5))
+    np.testing.assert_array_equal(sealed, draw(6, 5))
+    for array in (sealed, sealed[1:], sealed.T, sealed.view("i4"), sealed[..., :3]):
+        while isinstance(array, np.ndarray) and not array.flags.owndata:
+            with pytest.raises(ValueError):
+                array.flags.writeable = True
+            array = array.base
+    assert is_sealed(sealed) and is_sealed(sealed[1:].T) and not is_sealed(sealed.copy())
+
+
+def test_even_a_sealed_weight_is_looked_at():
+    """NumPy lets anybody set the shape of a read-only array."""
+    weight, x = seal(draw(8, 8)), draw(3, 8)
+    with use("numba"):
+        F.linear(x, weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            weight.shape = (4, 16)
+        np.testing.assert_array_equal(F.linear(draw(3, 16), weight),
+                                      F.linear(draw(3, 16), weight.copy()))
 
 
 def test_kept_copies_are_counted_and_go_with_the_weight():
-    x, weight = draw(1, 16, 8, 8), draw(16, 16, 3, 3)
-    weight.flags.writeable = False
+    x, weight = draw(1, 16, 8, 8), seal(draw(16, 16, 3, 3))
     before = memory.prepared_bytes()
     with use("numba"):
         F.conv2d(x, weight, padding=1)
@@ -139,6 +219,18 @@ def test_kept_copies_are_counted_and_go_with_the_weight():
         assert 0 <= kept - 9 * 16 * weights.row_step(16, weight.dtype) * 4 <= SURPLUS
         F.conv2d(x, weight, padding=1)
     assert memory.prepared_bytes() - before == kept
+    del weight
+    assert memory.prepared_bytes() == before
+
+
+def test_of_spectra_the_last_size_is_kept():
+    weight, kept = weights.lay_out(seal(draw(16, 8, 3, 3))), []
+    before = memory.prepared_bytes()
+    with use("numba"):
+        for side in (40, 20, 60, 20):
+            F.conv2d(draw(1, 16, side, side), weight, groups=2, algorithm="fft")
+            kept.append(memory.prepared_bytes() - before)
+    assert kept[0] > kept[1] == kept[3] > 2 * weight.nbytes and kept[2] > kept[0]
     del weight
     assert memory.prepared_bytes() == before
 
@@ -238,8 +330,11 @@ def test_the_copies_are_counted(pipe):
 
 
 @pytest.mark.parametrize("op, call", [
-    ("linear", lambda: F.linear(draw(8, 20).T, draw(3, 8))),
-    ("linear", lambda: F.linear(draw(4, 20, 8)[:, ::2].transpose(1, 0, 2), draw(3, 8))),
+    ("linear", lambda: F.linear(draw(8, 20).T, weights.lay_out(draw(3, 8)))),
+    ("linear", lambda: F.linear(draw(4, 20, 8)[:, ::2].transpose(1, 0, 2),
+                                weights.lay_out(draw(3, 8)))),
+    ("linear", lambda: F.linear(draw(20, 8), draw(3, 8))),
+    ("conv2d", lambda: F.conv2d(last(draw(1, 8, 5, 6)), draw(3, 8, 1, 1))),
     ("group_norm", lambda: F.group_norm(draw(1, 4, 5, 6), draw(4), draw(4), groups=2, eps=1e-5)),
     ("to_tokens", lambda: F.to_tokens(draw(1, 4, 5, 6))),
     ("to_image", lambda: F.to_image(draw(1, 8, 6)[:, :, ::2], height=2, width=4)),
@@ -247,11 +342,26 @@ def test_the_copies_are_counted(pipe):
     ("silu", lambda: F.silu(draw(20, 8)[:, ::2])),
     ("upsample_nearest", lambda: F.upsample_nearest(draw(1, 4, 5, 6), height=10, width=12)),
     ("layer_norm", lambda: F.layer_norm(draw(8, 20).T, draw(8), draw(8), eps=1e-5)),
-    ("conv2d", lambda: F.conv2d(draw(1, 4, 5, 6), draw(3, 4, 3, 3))),
+    ("conv2d", lambda: F.conv2d(draw(1, 4, 5, 6), weights.lay_out(draw(3, 4, 3, 3)))),
 ])
 def test_every_place_that_copies_counts(op, call):
     with use("numba"):
         assert copies(call) == {op: 1}
+
+
+def test_a_sealed_weight_is_copied_once_and_the_others_are_spoken_of(monkeypatch, caplog):
+    monkeypatch.setattr(weights, "_logged", False)
+    monkeypatch.setattr(weights, "LEAST", 4 * 64 * 64)
+    x, plain, small = draw(3, 64), draw(64, 64), draw(63, 64)
+    sealed, laid_out = seal(draw(64, 64)), weights.lay_out(plain)
+    with use("numba"), caplog.at_level(logging.WARNING, "refsd"):
+        assert copies(lambda: [F.linear(x, sealed) for _ in range(3)]) == {"linear": 1}
+        assert copies(lambda: [F.linear(x, laid_out) for _ in range(3)]) == {}
+        assert copies(lambda: [F.linear(x, small) for _ in range(3)]) == {"linear": 3}
+        assert not caplog.messages
+        assert copies(lambda: [F.linear(x, plain) for _ in range(3)]) == {"linear": 3}
+    [message] = caplog.messages
+    assert "(64, 64)" in message and "refsd.numba_ops.weights.lay_out(weight)" in message
 
 
 def test_the_decoder_works_where_the_unet_did(pipe, monkeypatch):

@@ -15,6 +15,7 @@ from refsd.numba_ops import memory
 from refsd.numba_ops.cpu import conv
 from refsd.ops import conv_tiled
 from refsd.ops.conv import conv2d as definition
+from refsd.sealed import seal
 
 ROOT = Path(refsd.__file__).parents[1]
 
@@ -138,8 +139,7 @@ def test_the_bytes_are_what_the_kernels_keep(x, weight, options):
     costs = {cost.algorithm: cost.weight_bytes for cost in found.costs}
     for name, wanted in costs.items():
         if wanted is not None:
-            fresh = weight.copy()  # packed anew
-            fresh.flags.writeable = False  # and kept
+            fresh = seal(weight.copy())  # packed anew, and kept
             before = memory.prepared_bytes()
             conv.conv2d(x, fresh, **options, algorithm=name)
             kept = memory.prepared_bytes() - before

@@ -15,6 +15,7 @@ from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.random import TorchGenerator
 from refsd.registry import watch
 from refsd.schedulers import DDIMScheduler, EulerDiscreteScheduler
+from refsd.sealed import seal
 from refsd.weights import flatten
 
 
@@ -88,20 +89,25 @@ def test_a_caller_may_change_the_texts_between_steps():
     assert steps.send({"prompt_embeds": text(9)}).latents.item() == 9
 
 
-def freeze(tree, *arrays):
-    for array in (*flatten(tree).values(), *arrays):
-        array.flags.writeable = False
+def sealed(tree):
+    """The tree with its weights as a loader seals them."""
+    if isinstance(tree, dict):
+        return {key: sealed(child) for key, child in tree.items()}
+    return [sealed(child) for child in tree] if isinstance(tree, list) else seal(tree)
 
 
 @pytest.mark.parametrize("how", ["another array", "another dict", "in place", "thawed", "states"])
 def test_changed_weights_and_texts_are_seen(how):
     """As a fresh call has it, whatever was replaced or written to between two calls."""
     found, config = tree("unet", UNETS["two levels"])
-    unet, sample = UNet(found, config, "numpy"), values(1, 2, 4, 4, 4)
-    states = values(2, 2, 3, 10)
-    if how not in ("in place", "states"):
-        freeze(found, states)
-    text = Text(states)
+    sample, states = values(1, 2, 4, 4, 4), values(2, 2, 3, 10)
+    if how.startswith("another"):
+        found = sealed(found)
+    if how == "thawed":
+        for array in flatten(found).values():
+            array.flags.writeable = False
+    states.flags.writeable = how == "states"
+    unet, text = UNet(found, config, "numpy"), Text(states)
     before = unet(sample, 5, text)
     attn = found["mid_block"]["attentions"][0]["transformer_blocks"][0]["attn2"]
     weight = attn["to_k"]["weight"]
@@ -114,6 +120,7 @@ def test_changed_weights_and_texts_are_seen(how):
     else:
         weight.flags.writeable = True
         weight *= 3
+        weight.flags.writeable = how == "in place"
     after = unet(sample, 5, text)
     assert np.array_equal(after, unet(sample, 5, states)) and not np.array_equal(after, before)
 
@@ -121,9 +128,9 @@ def test_changed_weights_and_texts_are_seen(how):
 def test_what_layers_make_of_the_text_is_made_once():
     """Keys and values are those of a fresh call to the bit, and no step computes them again."""
     found, config = tree("unet", UNETS["two levels"])
-    unet = UNet(found, config, "numpy")
+    unet = UNet(sealed(found), config, "numpy")
     sample, states = values(1, 2, 4, 4, 4), values(2, 2, 3, 10)
-    freeze(found, states)
+    states.flags.writeable = False
     text, calls = Text(states), []
 
     def count(op, inputs, options, output):

@@ -1,6 +1,7 @@
 """The blocks that the UNet and the VAE are made of."""
 
 from refsd import functional as F
+from refsd.sealed import is_sealed
 
 
 def resnet(x, temb=None, *, norm1, conv1, norm2, conv2, time_emb_proj=None, conv_shortcut=None,
@@ -29,8 +30,8 @@ class Text:
     """Encoded prompts (N, S, D), and the keys and values that each layer makes of them, made once.
 
     Neither changes from step to step: give a UNet this instead of the array to save the work. What
-    was made serves as long as the states and the very weights are read-only; of what could be
-    written to, keys and values are made at every call.
+    was made serves as long as the states are read-only and the weights the very same, and sealed
+    as loaded ones are; of what could be written to, keys and values are made at every call.
     """
 
     def __init__(self, states):
@@ -39,12 +40,12 @@ class Text:
     def keys_values(self, to_k, to_v):
         """(N, S, C) twice, made once for these arrays of weights."""
         weights = [*to_k.values(), *to_v.values()]
-        frozen = _read_only(self.states) and all(map(_frozen, weights))
-        for known, made in self._made if frozen else ():
+        lasting = _read_only(self.states) and all(map(is_sealed, weights))
+        for known, made in self._made if lasting else ():
             if len(known) == len(weights) and all(a is b for a, b in zip(known, weights)):
                 return made
         made = F.linear(self.states, **to_k), F.linear(self.states, **to_v)
-        if frozen:
+        if lasting:
             self._made.append((weights, made))
         return made
 
@@ -52,15 +53,6 @@ class Text:
 def _read_only(array):
     flags = getattr(array, "flags", None)
     return flags is not None and not flags.writeable
-
-
-def _frozen(array):
-    """Whether an array, and every array that it is a view of, is read-only."""
-    while hasattr(array, "flags"):
-        if array.flags.writeable:
-            return False
-        array = array.base
-    return True
 
 
 def attention(x, context, *, to_q, to_k, to_v, to_out, heads):

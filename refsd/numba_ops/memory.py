@@ -2,18 +2,21 @@
 
 import math
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from refsd.numba_ops import pool
 from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import VECTORS
+from refsd.sealed import is_sealed
 
 SMALL = 2**13  # elements of a result that may lie anywhere
 
 _layout_copies = 0
-# One entry a weight and use, while the weight lives: id -> (weak reference, what was made of it).
-_prepared: dict[tuple[int, str], tuple[weakref.ref, object]] = {}
+# One entry a weight, while it lives: id -> (weak reference, use, what was made of it).
+_prepared: dict[int, tuple[weakref.ref, tuple, Any]] = {}
 
 
 class _Memory:
@@ -43,8 +46,8 @@ def flat(array: np.ndarray) -> np.ndarray:
 def layout_copies() -> int:
     """How many arrays have been copied so far for no other reason than how they lay in memory.
 
-    Activations only. The copy with zeros around it that a convolution computes on is not one, nor
-    is a weight that is laid out.
+    Activations, and weights that were not laid out (weights.py). The copy with zeros around it that
+    a convolution computes on is not one.
     """
     return _layout_copies
 
@@ -117,29 +120,21 @@ def fill_up(vector: np.ndarray | None, size: int, dtype: np.dtype) -> np.ndarray
     return full
 
 
-def prepared(weight: np.ndarray, use: str, make):
-    """make(weight); of a weight that nobody can change, made once for each use while it lives.
+def prepared(weight: np.ndarray, use: tuple, make: Callable) -> Any:
+    """make(weight), arrays or a list of them; kept of a sealed weight for its last use.
 
-    Of what could be written to it is made at every call: it may hold other numbers by then. So
-    weights that are used twice should be laid out (weights.py), or read-only as loaded ones are.
+    What could be written to may hold other numbers by the next call, so of any other weight it is
+    made at every call.
     """
-    if not _is_frozen(weight):
+    if not is_sealed(weight):
         return make(weight)
-    key = (id(weight), use)
+    # Even of a sealed array the shape can be set in place.
+    key, use = id(weight), (*use, weight.shape, weight.strides, weight.dtype)
     entry = _prepared.get(key)
-    if entry is None or entry[0]() is not weight:
+    if entry is None or entry[0]() is not weight or entry[1] != use:
         reference = weakref.ref(weight, lambda _: _prepared.pop(key, None))
-        entry = _prepared[key] = (reference, make(weight))
-    return entry[1]
-
-
-def _is_frozen(array):
-    """Whether an array, and every array that it is a view of, is read-only."""
-    while isinstance(array, np.ndarray):
-        if array.flags.writeable:
-            return False
-        array = array.base
-    return array is None or isinstance(array, bytes)
+        entry = _prepared[key] = (reference, use, make(weight))
+    return entry[2]
 
 
 def bounds(array: np.ndarray) -> tuple[int, int]:
@@ -152,4 +147,6 @@ def bounds(array: np.ndarray) -> tuple[int, int]:
 
 def prepared_bytes() -> int:
     """Memory of what is kept beside the weights: copies that are laid out, spectra for FFTs."""
-    return sum(end - start for start, end in (bounds(made) for _, made in [*_prepared.values()]))
+    kept = [made for _, _, made in [*_prepared.values()]]
+    arrays = [array for made in kept for array in (made if isinstance(made, list) else [made])]
+    return sum(end - start for start, end in map(bounds, arrays))

@@ -3,18 +3,34 @@
 A weight (O, I) or (O, I, kH, kW) is the right matrix of a product: its rows are (kH, kW, I), its
 columns the outputs. `lay_out` gives an array of the same shape and numbers whose memory is that
 matrix, row after row. It is an ordinary NumPy array: who loads weights that way (a pipeline does)
-needs no second copy of them for the kernels. Of any other array kernels keep such a copy.
+needs no second copy of them for the kernels. Of any other array kernels make such a copy: in every
+call, or, of one that nobody can write to (sealed.py), once.
 """
 
+import logging
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numba import prange
 
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import bounds, flat, panel_width, prepared
-from refsd.numba_ops.simd import WIDTH, lanes
+from refsd.numba_ops.memory import (
+    aligned_empty,
+    bounds,
+    count_copy,
+    flat,
+    panel_width,
+    prepared,
+)
+from refsd.numba_ops.pool import LEAST
+from refsd.numba_ops.simd import WIDTH, lanes, load, store_first
 from refsd.numba_ops.tile import VECTORS
+from refsd.numba_ops.turn import turn
+from refsd.sealed import is_sealed, seal
+
+logger = logging.getLogger(__name__)
+_logged = False  # the one line on weights that are laid out anew in every call
 
 
 def row_step(outputs: int, dtype: np.dtype) -> int:
@@ -27,22 +43,36 @@ def row_step(outputs: int, dtype: np.dtype) -> int:
 
 
 def lay_out(weight: np.ndarray) -> np.ndarray:
-    """The same weight (O, ...) with its outputs adjacent in memory, zeros filling up the rows."""
+    """The same weight (O, ...) with its outputs adjacent in memory, zeros filling up the rows.
+
+    Changes of it in place take effect at once; of a read-only one it is sealed.
+    """
     O, I, *taps = weight.shape
-    step = row_step(O, weight.dtype)
-    size = math.prod((*taps, I)) * step
-    # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
-    memory = _lasting(size + panel_width(weight.dtype), weight.dtype)
-    rows = memory[:size].reshape(*taps, I, step)
-    rows[..., O:] = memory[size:] = 0
-    result = np.moveaxis(rows[..., :O], (-1, -2), (0, 1))
-    if weight.flags.c_contiguous and weight.flags.aligned and weight.size:
-        _turn(flat(weight), O, I, math.prod(taps), step, memory)
-    else:
-        result[...] = weight
+    memory = pack(weight, _lasting)
     if not weight.flags.writeable:
-        result.flags.writeable = memory.flags.writeable = memory.base.flags.writeable = False
-    return result
+        memory = seal(memory)
+    return _as_weight(memory, O, I, taps)
+
+
+def pack(weight: np.ndarray, room: Callable = aligned_empty) -> np.ndarray:
+    """The memory of a weight that is laid out, in what room(elements, dtype) gives."""
+    O, I, *taps = weight.shape
+    size = math.prod((*taps, I)) * row_step(O, weight.dtype)
+    # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
+    memory = room(size + panel_width(weight.dtype), weight.dtype)
+    if weight.flags.c_contiguous and weight.flags.aligned and weight.size:
+        _turn(flat(weight), O, I, math.prod(taps), row_step(O, weight.dtype), memory)
+    else:
+        _as_weight(memory, O, I, taps)[...] = weight
+    memory[:size].reshape(-1, row_step(O, weight.dtype))[:, O:] = memory[size:] = 0
+    return memory
+
+
+def _as_weight(memory, O, I, taps):
+    """(O, I, *taps), seen in memory (*taps, I, step)"""
+    step = row_step(O, memory.dtype)
+    rows = memory[:math.prod((*taps, I)) * step].reshape(*taps, I, step)
+    return np.moveaxis(rows[..., :O], (-1, -2), (0, 1))
 
 
 def _lasting(size, dtype):
@@ -54,23 +84,47 @@ def _lasting(size, dtype):
 
 @jit(parallel=True)
 def _turn(weight, O, I, taps, step, out):
-    """out[(tap I + i) step + o] = weight[(o I + i) taps + tap], a panel of outputs a task"""
-    width = VECTORS * lanes(out)
+    """out[(tap I + i) step + o] = weight[(o I + i) taps + tap], a panel of outputs a task
+
+    Squares of a vector's outputs by as many of their numbers are transposed in registers.
+    """
+    size, K = lanes(out), I * taps
+    width = VECTORS * size
     for panel in prange((O + width - 1) // width):
-        first = np.int64(panel) * width
-        count = min(width, O - first)
-        for i in range(I):
-            for tap in range(taps):
-                at, to = (first * I + i) * taps + tap, (tap * I + i) * step + first
-                for o in range(count):
-                    out[to + o] = weight[at + o * I * taps]
+        square = np.empty(size * size, out.dtype)  # row j: number k + j of `count` outputs
+        low = np.int64(panel) * width
+        for k in range(0, K, size):
+            wide = min(size, K - k)
+            for first in range(low, min(low + width, O), size):
+                count = min(size, O - first)
+                turn(weight, first * K + k, K, count, wide, square, 0, size)
+                for j in range(wide):
+                    i, tap = (k + j) // taps, (k + j) % taps
+                    store_first(out, (tap * I + i) * step + first, load(square, j * size), count)
 
 
 def columns(weight: np.ndarray) -> tuple[np.ndarray, int]:
-    """The memory of a weight that is laid out, or of a kept copy that is, and its rows' step."""
-    if not is_laid_out(weight):
-        weight = prepared(weight, "outputs adjacent", lay_out)
-    return flat(weight), row_step(len(weight), weight.dtype)
+    """The memory of a weight that is laid out, or of a copy that is, and its rows' step.
+
+    The copy is kept of a sealed weight. It is counted; the first large one made in vain is logged.
+    """
+    step = row_step(len(weight), weight.dtype)
+    if is_laid_out(weight):
+        return flat(weight), step
+    return prepared(weight, ("outputs adjacent",), _copy), step
+
+
+def _copy(weight):
+    global _logged
+    count_copy()
+    lasting = is_sealed(weight)
+    if not lasting and not _logged and weight.nbytes >= LEAST:
+        _logged = True
+        logger.warning(
+            "a weight %s is laid out for the kernels anew in every call, as are all others that "
+            "could be written to: refsd.numba_ops.weights.lay_out(weight) does it once",
+            weight.shape)
+    return pack(weight, _lasting if lasting else aligned_empty)
 
 
 def is_laid_out(weight: np.ndarray) -> bool:

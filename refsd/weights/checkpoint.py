@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import ModelError, UsageError
+from refsd.sealed import seal
 from refsd.weights import sd1
 from refsd.weights.expect import SHAPES, Found, Shape, check
 from refsd.weights.files import read_object
@@ -28,7 +29,8 @@ COMPONENTS = ("text_encoder", "unet", "vae")
 class Component:
     """One network of a checkpoint: its config with all defaults, and its tensors by name.
 
-    The tensors are read-only: backends keep what they make of weights. Copy one to change it.
+    The tensors are sealed, read-only for good: backends keep what they make of weights. To change
+    one, put a changed copy in its place.
     """
 
     config: dict[str, Any]
@@ -184,16 +186,7 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, force: bool) -> dict[s
             names = {theirs: ours for ours, (h, theirs) in plan.places.items() if h is header}
             read = read_tensors(header, dtype=dtype, names=names)
             tensors |= {ours: read[theirs] for theirs, ours in names.items()}
-        tensors = {n: _frozen(tensors[n].reshape(shape)) for n, shape in plan.shapes.items()}
+        tensors = {n: seal(tensors[n].reshape(shape)) for n, shape in plan.shapes.items()}
         warn_nonfinite(tensors, plan.source)
         found[component] = Component(plan.config, tensors, plan.source)
     return found
-
-
-def _frozen(array: np.ndarray) -> np.ndarray:
-    """The same, read-only, and what it is a view of: backends keep what they make of weights."""
-    part: Any = array
-    while isinstance(part, np.ndarray):
-        part.flags.writeable = False
-        part = part.base
-    return array

@@ -30,13 +30,13 @@ def fft(x, weight, bias, y, stride, padding, dilation, groups):
     reach = (dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1)
     extent = [n + sum(pad) for n, pad in zip(x.shape[2:], padding)]
     size = tile_size(extent, reach)
-    for g in range(groups):
-        ours, theirs = slice(g * O // groups, (g + 1) * O // groups), slice(g * I, (g + 1) * I)
-        panels = prepared(weight, f"fft {size} {dilation} {g}",
-                          lambda w, ours=ours: _pack_spectra(w[ours], size, dilation))
+    ours = [slice(g * O // groups, (g + 1) * O // groups) for g in range(groups)]
+    spectra = prepared(weight, ("fft", size, dilation, groups),
+                       lambda w: [_pack_spectra(w[outputs], size, dilation) for outputs in ours])
+    for g, (outputs, panels) in enumerate(zip(ours, spectra)):
         for n in range(N):
-            dense = _picture(x[n, theirs], padding, panels, size, reach, O // groups)
-            y[n, :, :, ours] = dense[::stride[0], ::stride[1]]
+            dense = _picture(x[n, g * I:(g + 1) * I], padding, panels, size, reach, O // groups)
+            y[n, :, :, outputs] = dense[::stride[0], ::stride[1]]
     if bias is not None:
         y += bias
 

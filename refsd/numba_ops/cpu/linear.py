@@ -8,10 +8,10 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import even_pieces
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, empty, fill_up, flat, panel_width
+from refsd.numba_ops.memory import as_rows, empty, fill_up, panel_width
 from refsd.numba_ops.simd import lanes, load, pointer, store_first
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_onto
-from refsd.numba_ops.weights import columns, lay_out, row_step
+from refsd.numba_ops.weights import columns, pack, row_step
 from refsd.registry import kernel
 
 # Tiles of a task: a panel is read from memory once for all of them.
@@ -35,7 +35,7 @@ def matmul(a, b):
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     zeros = fill_up(None, b.shape[-1], y.dtype)
     for place in np.ndindex(batch):
-        right = flat(lay_out(b[place].T))
+        right = pack(b[place].T)
         multiply_rows(a[place], right, row_step(b.shape[-1], b.dtype), zeros, y[place])
     return y
 
