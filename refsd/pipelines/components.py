@@ -9,10 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd import functional as F
+from refsd.arguments import as_array, as_number, is_array, shown
 from refsd.errors import UsageError
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
-from refsd.random import draw_noise
+from refsd.models.layers import Text
+from refsd.pipelines.request import check_integer
+from refsd.pipelines.tensors import shaped, text_width
+from refsd.random import TorchGenerator, draw_noise
+from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
 from refsd.registry import release, use
 
 
@@ -34,7 +39,7 @@ class TextEncoder:
 
         Raises UsageError for ids that are not integers (N, L) below the vocabulary's size.
         """
-        ids = np.asarray(input_ids)
+        ids = as_array("text_encoder: ids", input_ids)
         rows = self.tree["embeddings"]["token_embedding"]["weight"].shape[0]
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not 1 <= ids.shape[1] <= (
                 self.config.max_length):
@@ -44,9 +49,9 @@ class TextEncoder:
             raise UsageError(f"text_encoder: ids run from {ids.min()} to {ids.max()}; "
                              f"the vocabulary has 0 to {rows - 1}")
         layers = len(self.tree["encoder"]["layers"])
+        if clip_skip is not None:
+            clip_skip = check_integer("clip_skip", clip_skip, 0, layers - 1)
         skipped = 0 if clip_skip is None else clip_skip
-        if not isinstance(skipped, int) or isinstance(skipped, bool) or not 0 <= skipped < layers:
-            raise UsageError(f"clip_skip is {clip_skip!r}; give an integer from 0 to {layers - 1}")
         with use(self.backend, exact=self.exact):
             hidden = clip.clip_text(ids, **self.tree, config=self.config, layers_skipped=skipped)
             return TextOutput(hidden, clip.pool(hidden, ids, config=self.config))
@@ -59,6 +64,7 @@ class UNet:
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["conv_in"]["weight"].dtype)
         self.in_channels = tree["conv_in"]["weight"].shape[1]
+        self.text_width = text_width(tree)
         condition = tree["time_embedding"].get("cond_proj")
         self.time_cond_dim = None if condition is None else condition["weight"].shape[1]
 
@@ -69,9 +75,10 @@ class UNet:
         encoder_hidden_states is an array (N, L, D), or a models.layers.Text of one: what layers
         make of the text is then computed once for all calls that are given the same.
         """
-        steps = np.asarray(timestep)
-        if steps.ndim == 0:
-            steps = np.full(sample.shape[0], steps)
+        sample = shaped("unet: sample", sample, ("N", self.in_channels, "h", "w"), self.dtype)
+        steps = as_array("unet: timestep", timestep)
+        if steps.size == 1:
+            steps = np.full(sample.shape[0], steps.item(), steps.dtype)
         if steps.shape != (sample.shape[0],):
             raise UsageError(f"unet: timestep has shape {steps.shape}; give a number or one for "
                              f"each of the {sample.shape[0]} samples")
@@ -80,6 +87,12 @@ class UNet:
                              + ("missing; this model is distilled and expects "
                                 f"(N, {self.time_cond_dim})" if timestep_cond is None else
                                 "given, but this model has no time_embedding.cond_proj"))
+        if timestep_cond is not None:
+            timestep_cond = shaped("unet: timestep_cond", timestep_cond,
+                                   (len(steps), self.time_cond_dim), self.dtype)
+        if not isinstance(encoder_hidden_states, Text):
+            encoder_hidden_states = shaped("unet: encoder_hidden_states", encoder_hidden_states,
+                                           (len(steps), "L", self.text_width), self.dtype)
         with use(self.backend, exact=self.exact):
             return unet.unet(sample, steps, encoder_hidden_states, **self.tree,
                              config=self.config, timestep_cond=timestep_cond)
@@ -100,8 +113,10 @@ class DiagonalGaussian:
         """The most likely latents: the mean."""
         return self.mean
 
-    def sample(self, generator: Any) -> Any:
-        """mean + e^(logvar / 2) noise, from a refsd.random generator or a list, one a picture."""
+    def sample(self, generator: Any = None) -> Any:
+        """mean + e^(logvar / 2) noise, from a seed, a generator or a list, one a picture."""
+        if generator is not None:
+            generator = as_generators(generator, TorchGenerator, self.mean.shape[0])
         noise = draw_noise(self.mean.shape, str(self.mean.dtype), generator)
         with use(self.backend):
             return vae.sample_posterior(self.mean, self.logvar, noise)
@@ -112,13 +127,20 @@ class VAE:
 
     def __init__(self, tree: dict, config: VAEConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
+        self.dtype = str(tree["decoder"]["conv_in"]["weight"].dtype)
 
     def encode(self, image: Any) -> DiagonalGaussian:
         """(N, 3, H, W) in [-1, 1], H and W multiples of the downscale -> posterior (N, 4, h, w)"""
-        factor = self.config.downscale
-        if len(image.shape) != 4 or any(n < 1 or n % factor for n in image.shape[2:]):
-            raise UsageError(f"vae.encode: image has shape {tuple(image.shape)}; give (N, 3, H, W) "
-                             f"with H and W multiples of {factor}")
+        factor, channels = self.config.downscale, self.tree["encoder"]["conv_in"]["weight"].shape[1]
+        image = as_array("vae.encode: image", image)
+        if "int" in str(image.dtype):
+            raise UsageError(f"vae.encode: image holds {image.dtype}, {tuple(image.shape)}; give "
+                             "floats in [-1, 1], channels first: pixels / 127.5 - 1")
+        image = as_array("vae.encode: image", image, self.dtype)
+        good = len(image.shape) == 4 and image.shape[0] >= 1 and image.shape[1] == channels
+        if not good or any(n < 1 or n % factor for n in image.shape[2:]):
+            raise UsageError(f"vae.encode: image has shape {tuple(image.shape)}; give "
+                             f"(N, {channels}, H, W) with H and W multiples of {factor}")
         weights = {"encoder": self.tree["encoder"], "quant_conv": self.tree.get("quant_conv")}
         with use(self.backend, exact=self.exact):
             mean, logvar = vae.encode(image, **weights, config=self.config)
@@ -126,6 +148,8 @@ class VAE:
 
     def decode(self, latents: Any) -> Any:
         """(N, 4, h, w) -> (N, 3, H, W), about [-1, 1]; one picture at a time to bound the memory"""
+        latents = shaped("vae.decode: latents", latents,
+                         ("N", self.config.latent_channels, "h", "w"), self.dtype)
         weights = {"decoder": self.tree["decoder"],
                    "post_quant_conv": self.tree.get("post_quant_conv")}
         release(self.backend)  # small memory that the UNet's steps left
@@ -138,13 +162,24 @@ class VAE:
 def as_generators(generator: Any, make: Any, count: int) -> Any:
     """What the caller gave as `generator`, as one generator or a list of `count` of them.
 
-    An int becomes make(int). Raises UsageError for a list of another length or another type.
+    A seed, of any integer type, becomes make(seed); a torch.Generator is drawn from. Raises
+    UsageError for a list of another length or another type.
     """
-    if isinstance(generator, Sequence) and not isinstance(generator, str):
+    if is_array(generator):
+        generator = generator.tolist()
+    if isinstance(generator, Sequence) and not isinstance(generator, (str, bytes)):
         if len(generator) != count:
             raise UsageError(f"generator is a list of {len(generator)}; give one for each of the "
                              f"{count} pictures, or a single one")
         return [as_generators(one, make, 1) for one in generator]
-    if hasattr(generator, "randn"):
+    if is_torch_generator(generator):
+        return BorrowedGenerator(generator)
+    numpys = type(generator).__module__.startswith("numpy.random")
+    if hasattr(generator, "randn") and not numpys:
         return generator
-    return make(generator)
+    seed = as_number(generator)
+    if not isinstance(seed, int):
+        raise UsageError(f"generator is {shown(generator)}; give an integer seed, a generator of "
+                         "refsd.random or of torch on the CPU, or a list with one a picture"
+                         + ("; or the noise itself, as latents" if numpys else ""))
+    return make(seed)

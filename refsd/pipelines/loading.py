@@ -34,18 +34,19 @@ def bundled_model() -> Path:
 
 
 def load_components(path: str | Path | None, *, backend: str, dtype: str, download: bool,
-                    variant: str | None, ema: bool, force: bool,
-                    exact: bool = False) -> dict[str, Any]:
+                    variant: str | None, ema: bool, force: bool, exact: bool = False,
+                    hub: dict[str, Any] | None = None) -> dict[str, Any]:
     """Everything StableDiffusionPipeline is made of, from a folder, a file or a hub id.
 
-    No path: the bundled model. Raises ModelError, ResourceError, UsageError (refsd.weights).
+    No path: the bundled model. `hub` holds cache_dir, revision and token, for ids. Raises
+    ModelError, ResourceError, UsageError (refsd.weights).
     """
     if dtype not in ("float32", "float64"):
         raise UsageError(f"dtype is {dtype!r}; give float32 or float64")
     if path is None:
         place, name = bundled_model(), "refsd bundled model"
     else:
-        place, name = resolve(path, download=download, variant=variant), str(path)
+        place, name = resolve(path, download=download, variant=variant, **(hub or {})), str(path)
     parts = load_checkpoint(place, dtype=dtype, variant=variant, ema=ema, force=force)
     for part in parts.values():
         lay_out(backend, part.tensors)

@@ -1,6 +1,7 @@
 """What may be asked of a pipeline, checked before anything is computed."""
 
 import difflib
+import inspect
 from typing import Any
 
 from refsd.arguments import as_integer, as_number, shown
@@ -25,6 +26,13 @@ def check_integer(name: str, value: Any, low: int, high: int) -> int:
     if found is None or not low <= found <= high:
         raise UsageError(f"{name} is {shown(value)}; give an integer from {low} to {high}")
     return found
+
+
+def check_steps(value: Any, *, own: bool) -> int | None:
+    """A number of steps; None passes beside the caller's own timesteps or sigmas."""
+    if value is None and own:
+        return None
+    return check_integer("num_inference_steps", value, 1, 1000)
 
 
 def check_side(name: str, value: Any, factor: int) -> int:
@@ -81,14 +89,34 @@ def check_choice(name: str, value: Any, choices: Any) -> str:
     return value
 
 
-def refuse_unknown(function: str, names: Any, known: Any) -> None:
+def refuse_unknown(function: str, names: Any, known: Any, kind: str = "argument") -> None:
     """Raise UsageError for the first name that is not known, with the nearest that is."""
     for name in names:
         if name in known:
             continue
         close = difflib.get_close_matches(str(name), known, 1)
         hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-        raise UsageError(f"{function} has no argument {name!r}; {hint}")
+        raise UsageError(f"{function} has no {kind} {name!r}; {hint}")
+
+
+def is_guided(pipe: Any, guidance_scale: float) -> bool:
+    """Whether the model is asked twice: above 1, unless it is distilled and takes the scale."""
+    return guidance_scale > 1 and pipe.unet.time_cond_dim is None
+
+
+def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta: float = 0.0,
+         negative: bool = False) -> dict[str, str]:
+    """The options that change nothing with this model, sampler and scale, and why."""
+    found = {}
+    if not is_guided(pipe, guidance_scale):
+        why = (f"at a guidance scale of {guidance_scale:g} the model is asked once, without it"
+               if pipe.unet.time_cond_dim is None else
+               "this model is distilled: it is asked once, and takes the scale as an input")
+        found |= {"guidance_rescale": why} if guidance_rescale else {}
+        found |= {"negative_prompt": why} if negative else {}
+    if eta and "eta" not in inspect.signature(pipe.scheduler.step).parameters:
+        found["eta"] = f"{type(pipe.scheduler).__name__} takes none"
+    return found
 
 
 def check_memory(needed: int, available: int | None, what: str) -> None:

@@ -5,25 +5,28 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from refsd.errors import UsageError
-from refsd.pipelines import stages
+from refsd.arguments import as_array, as_number
+from refsd.pipelines import from_diffusers, prompts, stages
+from refsd.pipelines.callback import StepCallback
 from refsd.pipelines.components import VAE, TextEncoder, UNet, as_generators
 from refsd.pipelines.memory import working_bytes
 from refsd.pipelines.request import (
     MAX_PICTURES,
+    check_flag,
     check_integer,
     check_memory,
     check_number,
     check_output_type,
-    check_prompts,
     check_side,
-    refuse_unknown,
+    check_steps,
+    idle,
+    is_guided,
 )
+from refsd.pipelines.tensors import require_finite, shaped
 from refsd.random import TorchGenerator
 from refsd.registry import choose_backend, make_ready, use
 from refsd.text import CLIPTokenizer
@@ -32,12 +35,13 @@ from refsd.weights.memory import available_bytes
 logger = logging.getLogger(__name__)
 
 CALL_ARGUMENTS = (
-    "prompt", "height", "width", "num_inference_steps", "guidance_scale", "negative_prompt",
-    "num_images_per_prompt", "eta", "generator", "latents", "prompt_embeds",
-    "negative_prompt_embeds", "output_type", "clip_skip", "guidance_rescale",
+    "prompt", "height", "width", "num_inference_steps", "timesteps", "sigmas", "guidance_scale",
+    "negative_prompt", "num_images_per_prompt", "eta", "generator", "latents", "prompt_embeds",
+    "negative_prompt_embeds", "output_type", "return_dict", "clip_skip", "guidance_rescale",
     "callback_on_step_end", "callback_on_step_end_tensor_inputs",
 )
-CALLBACK_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+LOAD_ARGUMENTS = ("path", "backend", "dtype", "download", "variant", "ema", "force", "exact",
+                  "torch_dtype", "local_files_only", "cache_dir", "revision", "token")
 
 
 @dataclass
@@ -71,27 +75,52 @@ class StableDiffusionPipeline:
         self.backend, self.exact = choose_backend(backend), exact
         self.make_generator = TorchGenerator
         self.check_finite = True
+        self.device = "cpu"
+        self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
+        self._said: set[str] = set()
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
-                        dtype: str = "float32", download: bool = False, variant: str | None = None,
-                        ema: bool = False, force: bool = False,
-                        exact: bool = False) -> "StableDiffusionPipeline":
+                        dtype: Any = "float32", download: bool = False, variant: str | None = None,
+                        ema: bool = False, force: bool = False, exact: bool = False,
+                        torch_dtype: Any = None, local_files_only: bool | None = None,
+                        **others: Any) -> "StableDiffusionPipeline":
         """Load a diffusers folder, a single-file `.safetensors`, or a hub id from the local cache.
 
-        `download` lets a hub id be fetched; nothing else touches the network. `variant` ("fp16")
-        and `ema` choose among copies of the weights; dtype is the arithmetic's, float32 or float64;
-        `force` loads what may not fit into memory; `exact` keeps convolutions to sums of products:
-        no Winograd, no FFT. Raises ModelError, ResourceError, UsageError.
+        `download` (local_files_only=False) lets a hub id be fetched; nothing else touches the
+        network. `variant` ("fp16") and `ema` choose among copies of the weights; dtype
+        (torch_dtype) is the arithmetic's, float32 or float64; `force` loads what may not fit into
+        memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT. cache_dir,
+        revision and token go to the hub. Raises ModelError, ResourceError, UsageError.
         """
         from refsd.pipelines.loading import load_components
 
+        dtype, download, hub = from_diffusers.loading(
+            others, LOAD_ARGUMENTS, dtype=dtype, torch_dtype=torch_dtype, download=download,
+            local_files_only=local_files_only)
         backend = choose_backend(backend)
         parts = load_components(path, backend=backend, dtype=dtype, download=download,
-                                variant=variant, ema=ema, force=force, exact=exact)
+                                variant=variant, ema=ema, force=force, exact=exact, hub=hub)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained
+
+    def __getattr__(self, name: str) -> Any:
+        """Methods of diffusers' pipelines: nothing to do, with a line, or what to do instead."""
+        if name in from_diffusers.INSTEAD:
+            raise from_diffusers.NotHere(f"{name}: {from_diffusers.INSTEAD[name]}")
+        if name not in from_diffusers.ALREADY:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+        def nothing_to_do(*args: Any, **options: Any) -> None:
+            if why := from_diffusers.ALREADY[name]:
+                self.remark(f"{name}: nothing to do, {why}")
+
+        return nothing_to_do
+
+    def to(self, *wanted: Any, **options: Any) -> "StableDiffusionPipeline":
+        """The pipeline itself, if the CPU and its own dtype are wanted; UsageError otherwise."""
+        return from_diffusers.check_device(self, *wanted, **options)
 
     @property
     def default_size(self) -> int:
@@ -99,67 +128,69 @@ class StableDiffusionPipeline:
         return self.unet.config.sample_size * self.vae.config.downscale
 
     def __call__(self, prompt: str | list[str] | None = None, height: int | None = None,
-                 width: int | None = None, num_inference_steps: int = 50,
-                 guidance_scale: float = 7.5, negative_prompt: str | list[str] | None = None,
-                 num_images_per_prompt: int = 1, eta: float = 0.0, generator: Any = None,
-                 latents: Any = None, prompt_embeds: Any = None, negative_prompt_embeds: Any = None,
-                 output_type: str = "pil", clip_skip: int | None = None,
+                 width: int | None = None, num_inference_steps: int | None = 50,
+                 timesteps: Any = None, sigmas: Any = None, guidance_scale: float = 7.5,
+                 negative_prompt: str | list[str] | None = None, num_images_per_prompt: int = 1,
+                 eta: float = 0.0, generator: Any = None, latents: Any = None,
+                 prompt_embeds: Any = None, negative_prompt_embeds: Any = None, *,
+                 output_type: str = "pil", return_dict: bool = True, clip_skip: int | None = None,
                  guidance_rescale: float = 0.0, callback_on_step_end: Callable | None = None,
-                 callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
-                 **unknown: Any) -> StableDiffusionOutput:
+                 callback_on_step_end_tensor_inputs: Any = ("latents",),
+                 **others: Any) -> Any:
         """Draw. Every argument means what it means in diffusers' StableDiffusionPipeline.
 
-        generator: an int seed, a refsd.random generator, or a list with one for each picture; None
-        draws a seed, which the output names. callback_on_step_end(pipe, step, timestep, tensors)
-        may return a dict of replaced tensors. Raises UsageError for what cannot be asked.
+        generator: an int seed, a generator of refsd.random or of torch on the CPU, or a list with
+        one for each picture; None draws a seed, which the output names. Arrays may be any
+        library's, of any dtype. callback_on_step_end(pipe, step, timestep, tensors) may return a
+        dict of replaced tensors; `pipe._interrupt = True` in it makes this step the last one.
+        Raises UsageError for what cannot be asked.
         """
-        refuse_unknown("StableDiffusionPipeline", unknown, CALL_ARGUMENTS)
-        height = self._side("height", height)
-        width = self._side("width", width)
-        check_integer("num_inference_steps", num_inference_steps, 1, 1000)
-        check_number("guidance_scale", guidance_scale, -1000, 1000)
-        check_number("guidance_rescale", guidance_rescale, 0, 1)
-        check_number("eta", eta, 0, 1)
+        from_diffusers.take("StableDiffusionPipeline", others, from_diffusers.CALLING,
+                            CALL_ARGUMENTS)
+        latents = latents if latents is None else as_array("latents", latents, self.unet.dtype)
+        height, width = self._side("height", height, latents), self._side("width", width, latents)
+        steps = check_steps(num_inference_steps, own=timesteps is not None or sigmas is not None)
+        scale = check_number("guidance_scale", guidance_scale, -1000, 1000)
+        numbers = {"guidance_rescale": check_number("guidance_rescale", guidance_rescale, 0, 1),
+                   "eta": check_number("eta", eta, 0, 1)}
         check_output_type(output_type)
-        check_integer("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
-        refuse_unknown("callback_on_step_end_tensor_inputs",
-                       callback_on_step_end_tensor_inputs, CALLBACK_INPUTS)
-        guided = guidance_scale > 1 and self.unet.time_cond_dim is None
+        as_dict = check_flag("return_dict", return_dict)
+        copies = check_integer("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
+        callback = StepCallback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        from_diffusers.check_scheduler(self.scheduler)
 
         make_ready(self.backend, str(self.unet.dtype))
         clock = {"start": time.perf_counter()}
-        positive, negative = self._embed(prompt, negative_prompt, prompt_embeds,
-                                         negative_prompt_embeds, num_images_per_prompt, clip_skip,
-                                         guided)
-        self._check("encode_text", positive, negative)
+        callback.positive, callback.negative = prompts.embed(
+            self, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, copies=copies,
+            clip_skip=clip_skip, guided=is_guided(self, scale))
+        self._check("encode_text", *callback.texts())
         clock["encode"] = time.perf_counter()
-
-        batch = positive.shape[0]
+        avoided = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
+        self._remark_idle(scale, avoided, numbers)
+        batch = callback.positive.shape[0]
         check_memory(working_bytes(self, width, height, batch), available_bytes(),
                      f"drawing {batch} x {width} x {height} pixels")
         seed = generator if generator is not None else secrets.randbits(32)
         generator = as_generators(seed, self.make_generator, batch)
-        stages.make_schedule(self.scheduler, num_inference_steps)
-        factor = self.vae.config.downscale
-        shape = (batch, self.vae.config.latent_channels, height // factor, width // factor)
-        latents = self._start(latents, shape, generator)
-
+        self.num_timesteps = len(stages.make_schedule(self.scheduler, steps, timesteps=timesteps,
+                                                      sigmas=sigmas))
+        latents = self._start(latents, batch, height, width, generator)
+        self._interrupt, self._guidance_scale = False, scale
         with use(self.backend, exact=self.exact):
-            latents, step_seconds = self._denoise(
-                latents, positive, negative, guidance_scale=guidance_scale,
-                guidance_rescale=guidance_rescale, eta=eta, generator=generator,
-                callback=callback_on_step_end, tensors=callback_on_step_end_tensor_inputs)
+            latents, step_seconds = self._denoise(latents, callback, guidance_scale=scale,
+                                                  generator=generator, **numbers)
         clock["denoise"] = time.perf_counter()
 
         images = self.to_output(latents, output_type)
         clock["decode"] = time.perf_counter()
-        names = list(clock)
-        seconds = {b: clock[b] - clock[a] for a, b in zip(names, names[1:])}
-        return StableDiffusionOutput(images, seed if isinstance(seed, int) else None, seconds,
-                                     step_seconds)
+        seconds = {b: clock[b] - clock[a] for a, b in pairwise(clock)}
+        found = StableDiffusionOutput(images, as_number(seed), seconds, step_seconds)
+        return found if as_dict else (images, None)
 
     def to_output(self, latents: Any, output_type: str) -> Any:
         """Final latents as what the caller wants: "pil", "np" or "latent"."""
+        latents = as_array("latents", latents, self.vae.dtype)
         if output_type == "latent":
             return latents
         with use(self.backend, exact=self.exact):
@@ -171,57 +202,31 @@ class StableDiffusionPipeline:
 
         return [Image.fromarray(picture) for picture in stages.to_bytes(pictures)]
 
-    def _embed(self, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, copies,
-               clip_skip, guided):
-        """The text and what to keep away from, for every picture.   (B, L, D), (B, L, D) or None"""
-        if (prompt is None) == (prompt_embeds is None):
-            raise UsageError("give either prompt or prompt_embeds, got "
-                             + ("neither" if prompt is None else "both"))
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise UsageError("give either negative_prompt or negative_prompt_embeds, got both")
-        if prompt_embeds is None:
-            prompt_embeds = self._encode(check_prompts("prompt", prompt), clip_skip)
-        count = len(prompt_embeds)
-        if guided and negative_prompt_embeds is None:
-            texts = check_prompts("negative_prompt", "" if negative_prompt is None
-                                  else negative_prompt)
-            if len(texts) not in (1, count):
-                raise UsageError(f"negative_prompt has {len(texts)} texts; give 1, or one for each "
-                                 f"of the {count} prompts")
-            # diffusers skips layers for the positive prompt only (EXACTNESS: clip skip).
-            negative_prompt_embeds = self._encode(texts * (count // len(texts)), None)
-        for name, embeds in (("prompt_embeds", prompt_embeds),
-                             ("negative_prompt_embeds", negative_prompt_embeds)):
-            if embeds is not None and embeds.shape != prompt_embeds.shape:
-                raise UsageError(f"{name} has shape {embeds.shape}, prompt_embeds "
-                                 f"{prompt_embeds.shape}; give two of one shape")
-        positive = np.repeat(prompt_embeds, copies, axis=0)
-        return positive, np.repeat(negative_prompt_embeds, copies, axis=0) if guided else None
-
-    def _side(self, name, value):
+    def _side(self, name, value, latents):
+        """The size asked for, else that of the caller's latents, else the model's own."""
+        if value is None and latents is not None and len(latents.shape) == 4:
+            value = latents.shape[2 if name == "height" else 3] * self.vae.config.downscale
         value = self.default_size if value is None else value
         return check_side(name, value, self.vae.config.downscale)
 
-    def _encode(self, texts, clip_skip):
-        for text in texts:
-            if lost := self.tokenizer.truncated(text):
-                shown = repr(lost[:200]) + (" ..." if len(lost) > 200 else "")
-                logger.warning("the prompt is longer than %d tokens; dropped: %s",
-                               self.tokenizer.model_max_length - 2, shown)
-        ids = stages.tokenize(self.tokenizer, texts)
-        return stages.encode_text(self.text_encoder, ids, clip_skip=clip_skip)
-
-    def _start(self, latents, shape, generator):
+    def _start(self, latents, batch, height, width, generator):
+        factor = self.vae.config.downscale
+        shape = (batch, self.vae.config.latent_channels, height // factor, width // factor)
         if latents is None:
             return stages.initial_latents(self.scheduler, shape, self.unet.dtype, generator)
-        if tuple(latents.shape) != shape:
-            raise UsageError(f"latents has shape {tuple(latents.shape)}; give {shape}")
+        latents = shaped("latents", latents, shape, self.unet.dtype)
+        if self.check_finite:
+            require_finite("latents", latents)
         return latents * float(self.scheduler.init_noise_sigma)
 
-    def _denoise(self, latents, positive, negative, *, callback, tensors, **options):
+    def _remark_idle(self, scale, avoided, numbers):
+        asked = avoided is not None and not (isinstance(avoided, str) and avoided == "")
+        for name, why in idle(self, guidance_scale=scale, negative=asked, **numbers).items():
+            self.remark(f"{name} changes nothing: {why}")
+
+    def _denoise(self, latents, callback, **options):
         """Run the steps; tell the callback, and the steps what it changed."""
-        steps = stages.denoise(self.unet, self.scheduler, latents, positive, negative, **options)
-        current = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+        steps = stages.denoise(self.unet, self.scheduler, latents, *callback.texts(), **options)
         seconds, changed, begun = [], None, time.perf_counter()
         while True:
             try:
@@ -231,16 +236,20 @@ class StableDiffusionPipeline:
             latents = step.latents
             self._check(f"denoise, step {step.index + 1}", latents)
             seconds.append(time.perf_counter() - begun)
-            begun, changed = time.perf_counter(), None
-            if callback is not None:
-                current["latents"] = latents
-                wanted = {name: current[name] for name in tensors}
-                changed = callback(self, step.index, step.timestep, wanted)
-                current.update(changed or {})
-                latents = current["latents"]
+            begun, changed = time.perf_counter(), callback(step)
+            latents = changed.get("latents", latents)
+            if self._interrupt:
+                return latents, seconds
 
     def _check(self, stage, *arrays):
         if self.check_finite:
             for array in arrays:
                 if array is not None:
                     stages.require_finite(array, stage)
+
+    def remark(self, message: str, key: str | None = None) -> None:
+        """A warning that this pipeline gives once, however often it would."""
+        key = message if key is None else key
+        if key not in self._said:
+            self._said.add(key)
+            logger.warning("%s", message)

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd import functional as F
-from refsd.errors import ModelError
+from refsd.errors import ModelError, UsageError
 from refsd.models.layers import Text
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.random import draw_noise
+from refsd.schedulers import SCHEDULERS
 
 
 class DenoisingStep(NamedTuple):
@@ -37,12 +38,26 @@ def encode_text(text_encoder: TextEncoder, ids: np.ndarray, *, clip_skip: int | 
     return text_encoder(ids, clip_skip=clip_skip).last_hidden_state
 
 
-def make_schedule(scheduler: Any, steps: int) -> np.ndarray:
+def make_schedule(scheduler: Any, steps: int | None, *, timesteps: Any = None,
+                  sigmas: Any = None) -> np.ndarray:
     """Stage 3: the training steps to visit, the noisiest first.   -> (T,)
 
-    T is the number of UNet calls a picture: `steps`, or one more for PNDM.
+    T is the number of UNet calls a picture: `steps`, or one more for PNDM. Instead of steps the
+    caller's own timesteps or sigmas, for samplers that take them; UsageError for others.
     """
-    scheduler.set_timesteps(steps)
+    own = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
+    if len(own) > 1:
+        raise UsageError("timesteps and sigmas are two ways to say the same; give one of them")
+    for name in own:
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            takers = [kind for kind, cls in SCHEDULERS.items()
+                      if name in inspect.signature(cls.set_timesteps).parameters]
+            raise UsageError(f"{name} of the caller's own are not for {type(scheduler).__name__}; "
+                             f"leave them out, or take {', '.join(takers)}")
+    if own:
+        scheduler.set_timesteps(**own)
+    else:
+        scheduler.set_timesteps(steps)
     return scheduler.timesteps
 
 

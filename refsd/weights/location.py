@@ -22,6 +22,8 @@ def resolve(
     variant: str | None = None,
     cache_dir: str | Path | None = None,
     parts: Collection[str] = tuple(STEMS),
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Path:
     """The folder or file of a model, given by path or by hub id ("owner/name").
 
@@ -50,10 +52,12 @@ def resolve(
     check_variant(variant)
     # Never a pickle, and of the root only what describes it: the single files are whole models.
     small = [f"{folder}/*.{kind}" for folder in FOLDERS for kind in ("json", "txt")]
-    found = _snapshot(text, shown, download, cache_dir, ["model_index.json", "config.json", *small])
-    if download and (names := _listing(text, shown)):
+    hub = {"cache_dir": cache_dir}
+    hub |= {k: v for k, v in (("revision", revision), ("token", token)) if v is not None}
+    found = _snapshot(text, shown, download, hub, ["model_index.json", "config.json", *small])
+    if download and (names := _listing(text, shown, hub)):
         wanted = weights_of(names, found, variant, parts, f"model {shown}")
-        _snapshot(text, shown, download, cache_dir, [glob.escape(name) for name in wanted])
+        _snapshot(text, shown, download, hub, [glob.escape(name) for name in wanted])
     return found
 
 
@@ -95,19 +99,20 @@ def _exists(text: str) -> bool:
         return False
 
 
-def _listing(text: str, shown: str) -> list[str]:
+def _listing(text: str, shown: str, hub: dict) -> list[str]:
     """The names of a repository's files; none, with a line, when the hub cannot be asked."""
     import huggingface_hub
 
     try:
-        return huggingface_hub.list_repo_files(text)
+        asked = {key: value for key, value in hub.items() if key != "cache_dir"}
+        return huggingface_hub.list_repo_files(text, **asked)
     except Exception as error:  # those of the HTTP library underneath, whichever it is
         logger.warning("model %s: the hub cannot be asked (%s); what the cache holds is taken",
                        shown, _cause(error))  # fmt: skip
         return []
 
 
-def _snapshot(text: str, shown: str, download: bool, cache_dir, patterns: list[str]) -> Path:
+def _snapshot(text: str, shown: str, download: bool, hub: dict, patterns: list[str]) -> Path:
     """The folder of a repository in the cache, after fetching what fits the patterns."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -116,7 +121,7 @@ def _snapshot(text: str, shown: str, download: bool, cache_dir, patterns: list[s
         return Path(
             huggingface_hub.snapshot_download(
                 text,
-                cache_dir=cache_dir,
+                **hub,
                 local_files_only=not download,
                 allow_patterns=patterns,
             )

@@ -1,0 +1,87 @@
+"""What the callback at the end of a step is given, and what may come back from it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from refsd.errors import UsageError
+from refsd.pipelines.request import check_number, refuse_unknown
+from refsd.pipelines.tensors import require_finite, shaped
+
+TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+
+class StepCallback:
+    """callback_on_step_end of one drawing, and the texts, which it may replace.
+
+    `names` are the tensors that it is given. A function's own `tensor_inputs` come before them, as
+    in diffusers. Raises UsageError for names that there are not.
+    """
+
+    def __init__(self, pipe: Any, function: Callable | None, names: Any):
+        if function is not None and not callable(function):
+            raise UsageError(f"callback_on_step_end is a {type(function).__name__}; give a "
+                             "function (pipe, step, timestep, tensors)")
+        names = getattr(function, "tensor_inputs", names)
+        if isinstance(names, str):
+            names = [names]
+        refuse_unknown("callback_on_step_end_tensor_inputs", names or (), TENSORS)
+        self.pipe, self.function, self.names = pipe, function, tuple(names or ())
+        self.positive, self.negative, self.scale = None, None, None
+
+    def texts(self) -> tuple[Any, Any]:
+        """The texts that the steps read: the positive and, or None, the negative ones."""
+        return self.positive, self.negative
+
+    def __call__(self, step: Any) -> dict[str, Any]:
+        """Tell of a step; what it replaced, as stages.denoise takes it."""
+        if self.function is None:
+            return {}
+        current = {"latents": step.latents, "prompt_embeds": self.positive,
+                   "negative_prompt_embeds": self.negative}
+        scale = self.pipe._guidance_scale
+        said = self.function(self.pipe, step.index, step.timestep,
+                             {name: current[name] for name in self.names})
+        changed = self._replaced(said, current)
+        self.positive = changed.get("prompt_embeds", self.positive)
+        self.negative = changed.get("negative_prompt_embeds", self.negative)
+        if self.pipe._guidance_scale is not scale:
+            changed |= self._rescaled()
+        elif scale <= 1:
+            changed.pop("negative_prompt_embeds", None)  # kept for when guidance comes back
+        return changed
+
+    def _replaced(self, said: Any, current: dict[str, Any]) -> dict[str, Any]:
+        """What came back, under known names, in the shapes and the dtype of what it replaces."""
+        if said is None:
+            return {}
+        if not isinstance(said, Mapping):
+            raise UsageError(f"callback_on_step_end returned a {type(said).__name__}; return a "
+                             "dict of replaced tensors, or None")
+        refuse_unknown("what callback_on_step_end returned", said, TENSORS, "tensor")
+        changed = {}
+        for name, value in said.items():
+            old = current[name]
+            if value is old:
+                continue
+            if old is None:
+                self.pipe.remark(f"{name} from callback_on_step_end changes nothing: there is no "
+                                 "guidance")
+                continue
+            what = f"{name} from callback_on_step_end"
+            changed[name] = shaped(what, value, tuple(old.shape), self.pipe.unet.dtype)
+            if self.pipe.check_finite:
+                require_finite(what, changed[name])
+        return changed
+
+    def _rescaled(self) -> dict[str, Any]:
+        """Another guidance scale from here on, set as diffusers' callbacks do.
+
+        At 1 and below the model is asked once, without the negative texts.
+        """
+        scale = check_number("_guidance_scale", self.pipe._guidance_scale, -1000, 1000)
+        if self.negative is None:
+            self.pipe.remark("_guidance_scale changes nothing: the model is asked once, from the "
+                             "first step on")
+            return {}
+        return {"guidance_scale": scale,
+                "negative_prompt_embeds": self.negative if scale > 1 else None}

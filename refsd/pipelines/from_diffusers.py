@@ -1,0 +1,169 @@
+"""What code written for diffusers asks beyond what refsd has: the answers, in tables.
+
+A word stands in a table because code in the wild uses it. What changes nothing here is taken, with
+a line where somebody may hope for more; everything else is answered by name with what to write.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from refsd.arguments import dtype_name, shown
+from refsd.errors import UsageError
+from refsd.pipelines.request import check_flag, refuse_unknown
+
+ANY = object()  # any value is taken
+NO_LORA = "refsd has no adapters yet: merge them into the weights first"
+NO_CUDA = "refsd has no kernels for graphics cards yet: leave it out, or write .to(\"cpu\")"
+
+# keyword: the values that change nothing here, and what to write instead of others
+LOADING: dict[str, tuple[tuple, str]] = {
+    "use_safetensors": ((None, True), "pickles can run code and are never read: leave it out"),
+    "use_onnx": ((None, False), "refsd reads safetensors only: leave it out"),
+    "use_flashpack": ((None, False), "refsd reads safetensors only: leave it out"),
+    "safety_checker": ((None,), "there is no safety checker in refsd: leave it out"),
+    "load_safety_checker": ((None, False), "there is no safety checker in refsd: leave it out"),
+    "requires_safety_checker": ((ANY,), ""),
+    "feature_extractor": ((ANY,), ""),  # the safety checker's
+    "image_encoder": ((None,), NO_LORA),
+    "low_cpu_mem_usage": ((ANY,), ""),
+    "disable_mmap": ((ANY,), ""),
+    "device_map": ((None, "cpu", "auto", "balanced"), NO_CUDA),
+    "max_memory": ((None,), "refsd checks the memory itself; force=True goes on all the same"),
+    "offload_folder": ((None,), "refsd does not offload: leave it out"),
+    "offload_state_dict": ((ANY,), ""),
+    "quantization_config": ((None,), "refsd computes in float32 or float64: leave it out"),
+    "force_download": ((None, False), "write download=True; what is complete is not fetched again"),
+    "resume_download": ((ANY,), ""),
+    "proxies": ((None,), "set the environment variable HTTPS_PROXY"),
+    "mirror": ((None,), "set the environment variable HF_ENDPOINT"),
+    "subfolder": ((None, ""), "give the path of the folder itself"),
+    "custom_pipeline": ((None,), "refsd runs no code of a model's"),
+    "custom_revision": ((None,), "refsd runs no code of a model's"),
+    "trust_remote_code": ((None, False), "refsd runs no code of a model's"),
+    "load_connected_pipeline": ((None, False), "load each model by itself"),
+    "provider": ((None,), "ONNX is not read: choose with backend=\"numba\" or \"numpy\""),
+    "provider_options": ((None,), "ONNX is not read: choose with backend=\"numba\" or \"numpy\""),
+    "sess_options": ((None,), "ONNX is not read: choose with backend=\"numba\" or \"numpy\""),
+    "config": ((None,), "refsd knows the configuration of a single file: leave it out"),
+    "original_config": ((None,), "refsd knows the configuration of a single file: leave it out"),
+    "original_config_file": ((None,), "refsd knows the configuration of a single file: leave it "
+                                      "out"),
+    "unet": ((None,), "load first, then set pipe.unet"),
+    "tokenizer": ((None,), "load first, then set pipe.tokenizer"),
+}
+
+CALLING: dict[str, tuple[tuple, str]] = {
+    "callback": ((None,), "write callback_on_step_end=f with f(pipe, step, timestep, tensors)"),
+    "callback_steps": ((None, 1), "callback_on_step_end is called at every step: test there "
+                                  "step % n"),
+    "cross_attention_kwargs": ((None, {}), NO_LORA),
+    "ip_adapter_image": ((None,), NO_LORA),
+    "ip_adapter_image_embeds": ((None,), NO_LORA),
+    "image": ((None,), "refsd draws from text only: for another start give latents"),
+    "mask_image": ((None,), "refsd draws from text only"),
+    "strength": ((None,), "refsd draws from text only: for another start give latents"),
+    "seed": ((None,), "write generator=SEED"),
+    "num_images": ((None,), "write num_images_per_prompt=N"),
+    "steps": ((None,), "write num_inference_steps=N"),
+    "cfg_scale": ((None,), "write guidance_scale=X"),
+    "sampler": ((None,), "set pipe.scheduler = refsd.schedulers.NAME.from_config("
+                         "pipe.scheduler.config)"),
+    "scheduler": ((None,), "set pipe.scheduler first"),
+}
+
+# Methods that change nothing here, and why.
+ALREADY = {
+    "enable_attention_slicing": "attention never holds its whole matrix on numba",
+    "enable_xformers_memory_efficient_attention": "attention never holds its whole matrix on numba",
+    "enable_vae_slicing": "pictures are decoded one at a time",
+    "enable_vae_tiling": "pictures are decoded whole, in one piece",
+    "enable_model_cpu_offload": "everything is on the CPU",
+    "enable_sequential_cpu_offload": "everything is on the CPU",
+    "fuse_qkv_projections": "",
+    "unfuse_qkv_projections": "",
+    "disable_attention_slicing": "",
+    "disable_xformers_memory_efficient_attention": "",
+    "disable_vae_slicing": "",
+    "disable_vae_tiling": "",
+    "maybe_free_model_hooks": "",
+    "remove_all_hooks": "",
+    "set_progress_bar_config": "",  # there is no progress bar to configure
+}
+
+# Methods that would change something, and what to do instead.
+INSTEAD = {
+    "cuda": NO_CUDA,
+    "half": "refsd computes in float32 or float64: leave it out",
+    "load_lora_weights": NO_LORA,
+    "load_ip_adapter": NO_LORA,
+    "load_textual_inversion": "refsd has no textual inversion: leave it out",
+    "enable_freeu": "refsd has no FreeU: leave it out",
+    "encode_prompt": "write stages.encode_text(pipe.text_encoder, pipe.tokenizer([prompt]))",
+    "save_pretrained": "refsd export weights writes tensors; the folder loaded from stays as it is",
+    "from_pipe": "load the model again, or set pipe.scheduler",
+}
+
+
+class NotHere(UsageError, AttributeError):
+    """A method of diffusers' that refsd answers with what to write instead; hasattr is False."""
+
+
+def take(function: str, given: Mapping[str, Any], table: Mapping[str, tuple[tuple, str]],
+         known: Any) -> None:
+    """Pass keywords of diffusers' that change nothing; UsageError for the others, by name."""
+    for name, value in given.items():
+        if name not in table:
+            refuse_unknown(function, [name], known)
+        harmless, instead = table[name]
+        if not any(one is ANY or value is one or (type(value) is type(one) and value == one)
+                   for one in harmless):
+            raise UsageError(f"{function}: {name}={shown(value, 40)} has no meaning here; "
+                             f"{instead}")
+
+
+def check_dtype(name: str, value: Any) -> str:
+    """float32 or float64 from a name, NumPy's or torch's dtype; halves are told what to write."""
+    found = dtype_name(value)
+    if found in ("float32", "float64"):
+        return found
+    halves = {"float16", "bfloat16", "half", "fp16", "bf16"}
+    hint = (": leave it out. Weights stored in half precision are read all the same, and "
+            "variant=\"fp16\" takes the files of that name" if found in halves else "")
+    raise UsageError(f"{name} is {shown(value)}; refsd computes in float32 or float64{hint}")
+
+
+def check_device(pipe: Any, *wanted: Any, device: Any = None, dtype: Any = None,
+                 silence_dtype_warnings: bool = False) -> Any:
+    """pipe.to(...): the CPU and the dtype that the pipeline has; UsageError for others."""
+    for one in (*wanted, device, dtype):
+        if one is None:
+            continue
+        if str(one).partition(":")[0] in ("cpu", "cuda", "mps", "xpu", "hpu", "xla", "npu"):
+            if not str(one).startswith("cpu"):
+                raise UsageError(f"to: {shown(one)}; {NO_CUDA}")
+        elif check_dtype("to: dtype", one) != pipe.unet.dtype:
+            raise UsageError(f"to: the pipeline is {pipe.unet.dtype}; load it with "
+                             f"from_pretrained(dtype=\"{dtype_name(one)}\")")
+    return pipe
+
+
+def loading(others: dict[str, Any], known: Any, *, dtype: Any, torch_dtype: Any, download: bool,
+            local_files_only: bool | None) -> tuple[str, bool, dict[str, Any]]:
+    """from_pretrained's keywords of diffusers' as dtype, download, and what goes to the hub."""
+    hub = {key: others.pop(key) for key in ("cache_dir", "revision", "token") if key in others}
+    take("from_pretrained", others, LOADING, known)
+    if torch_dtype is not None:
+        dtype = check_dtype("torch_dtype", torch_dtype)
+    if local_files_only is not None:
+        if check_flag("local_files_only", local_files_only) and download:
+            raise UsageError("download=True and local_files_only=True exclude each other; give one")
+        download = not local_files_only
+    return check_dtype("dtype", dtype), download, hub
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """UsageError for a scheduler of diffusers' own, whose arrays are torch's."""
+    if type(scheduler).__module__.startswith("diffusers."):
+        name = type(scheduler).__name__
+        raise UsageError(f"pipe.scheduler is diffusers' {name}; set pipe.scheduler = "
+                         f"refsd.schedulers.{name}.from_config(scheduler.config)")

@@ -1,0 +1,103 @@
+"""Prompts as vectors, and what is said of them: words dropped, and syntax of other tools."""
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from refsd.errors import UsageError
+from refsd.pipelines import stages
+from refsd.pipelines.request import check_prompts
+from refsd.pipelines.tensors import require_finite, shaped
+
+logger = logging.getLogger(__name__)
+
+# A1111's syntax, where it cannot be meant as text: "(word:1.2)", "[from:to:0.5]", "<lora:name:1>".
+# A ratio such as (16:9) has a digit before its colon, and no decimal point.
+_SYNTAX = (
+    (re.compile(r"(?<!\\)\([^()]*(?::\s*\d*\.\d+|[^\d\s()]\s*:\s*\d)\s*\)"),
+     "a weight in the prompt is taken literally, it weighs nothing"),
+    (re.compile(r"(?<!\\)\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\s*\]"),
+     "a change of prompt between steps is taken literally, it changes nothing"),
+    (re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>"),
+     "refsd has no LoRA and no hypernetworks: this is taken literally and not applied"),
+)
+
+
+def dropped(tokenizer: Any, text: str) -> str:
+    """A line that says which words a text is too long for, or nothing."""
+    lost = tokenizer.truncated(text)
+    if not lost:
+        return ""
+    cut = repr(lost[:200]) + (" ..." if len(lost) > 200 else "")
+    return f"the prompt is longer than {tokenizer.model_max_length - 2} tokens; dropped: {cut}"
+
+
+def literal(text: str) -> Iterator[tuple[str, str]]:
+    """Syntax of other tools in a text, and what becomes of it."""
+    for pattern, meaning in _SYNTAX:
+        if found := pattern.search(text):
+            yield found[0][:80], meaning
+
+
+def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
+          negative_prompt_embeds: Any, *, copies: int, clip_skip: int | None,
+          guided: bool) -> tuple[Any, Any]:
+    """The text and what to keep away from, for every picture.   (B, L, D), (B, L, D) or None
+
+    Read-only: what replaces them is returned by a callback, so that the steps hear of it.
+    """
+    if (prompt is None) == (prompt_embeds is None):
+        raise UsageError("give either prompt or prompt_embeds, got "
+                         + ("neither" if prompt is None else "both"))
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise UsageError("give either negative_prompt or negative_prompt_embeds, got both")
+    if prompt_embeds is None:
+        positive = _encode(pipe, check_prompts("prompt", prompt), clip_skip)
+    else:
+        positive = _given(pipe, "prompt_embeds", prompt_embeds, ("B", "L", pipe.unet.text_width))
+        if clip_skip is not None:
+            pipe.remark("clip_skip changes nothing: it is for prompt, and prompt_embeds is given")
+    count, negative = len(positive), None
+    texts = check_prompts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+    if negative_prompt_embeds is not None:
+        negative = _given(pipe, "negative_prompt_embeds", negative_prompt_embeds,
+                          ("B", "L", pipe.unet.text_width))
+        if negative.shape != positive.shape:
+            raise UsageError(f"negative_prompt_embeds has shape {negative.shape}, prompt_embeds "
+                             f"{positive.shape}; give two of one shape")
+    elif guided:
+        if len(texts) not in (1, count):
+            raise UsageError(f"negative_prompt has {len(texts)} texts; give 1, or one for each of "
+                             f"the {count} prompts")
+        # diffusers skips layers for the positive prompt only (EXACTNESS: clip skip).
+        negative = _encode(pipe, texts * (count // len(texts)), None)
+        if negative.shape != positive.shape:
+            raise UsageError(f"prompt_embeds has shape {positive.shape}, the negative prompt "
+                             f"{negative.shape}; give negative_prompt_embeds of the same shape")
+    return _repeated(positive, copies), _repeated(negative, copies) if guided else None
+
+
+def _given(pipe, name, value, shape):
+    found = shaped(name, value, shape, pipe.unet.dtype)
+    if pipe.check_finite:
+        require_finite(name, found)
+    return found
+
+
+def _repeated(array, copies):
+    found = np.repeat(array, copies, axis=0)
+    found.flags.writeable = False
+    return found
+
+
+def _encode(pipe, texts, clip_skip):
+    for text in texts:
+        if line := dropped(pipe.tokenizer, text):
+            logger.warning("%s", line)
+        for found, meaning in literal(text):
+            pipe.remark(f"{found!r}: {meaning}", meaning)
+    ids = stages.tokenize(pipe.tokenizer, texts)
+    return stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)

@@ -1,0 +1,39 @@
+"""The arrays that callers hand to a pipeline: converted to its dtype, with the shapes it needs."""
+
+from typing import Any
+
+import numpy as np
+
+from refsd.arguments import as_array
+from refsd.errors import UsageError
+from refsd.weights import flatten
+
+
+def shaped(name: str, value: Any, wanted: tuple, dtype: Any) -> Any:
+    """An array of `dtype` and the wanted shape; UsageError names the argument and both shapes.
+
+    `wanted` holds sizes, and letters where any size of at least 1 will do: (1, "L", 768).
+    """
+    found = as_array(name, value, dtype)
+    good = len(found.shape) == len(wanted) and all(
+        (n >= 1 if isinstance(w, str) else n == w) for n, w in zip(found.shape, wanted))
+    if not good:
+        raise UsageError(f"{name} has shape {tuple(found.shape)}; give "
+                         f"({', '.join(map(str, wanted))})")
+    return found
+
+
+def require_finite(name: str, value: Any) -> None:
+    """UsageError for a caller's array that holds NaN or infinity, in the dtype of the pipeline."""
+    bad = ~np.isfinite(np.asarray(value))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise UsageError(f"{name}: {int(bad.sum())} of {bad.size} numbers are NaN or infinite, the "
+                         f"first at {where}; give finite numbers that {value.dtype} holds")
+
+
+def text_width(tree: dict[str, Any]) -> int | str:
+    """D of the text (N, L, D) that a UNet reads; "D" where it reads none."""
+    widths = (leaf.shape[1] for name, leaf in flatten(tree).items()
+              if name.endswith("attn2.to_k.weight"))
+    return next(widths, "D")
