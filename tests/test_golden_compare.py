@@ -21,13 +21,15 @@ from golden_compare_samples import (
     verdict,
     write_pack,
 )
+from scipy.special import fdtri
 
 from refsd.errors import UsageError
 from refsd.golden.comparing import compare as module
+from refsd.golden.comparing.beyond import beyond, where
 from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
-from refsd.golden.comparing.limits import Accepted
-from refsd.golden.comparing.report import sentence
+from refsd.golden.comparing.limits import Accepted, _peak
+from refsd.golden.comparing.report import sentence, what_is_wrong
 from refsd.golden.packs.pack import Pack, Writer
 
 
@@ -67,7 +69,8 @@ def test_an_op_on_inputs_of_the_pack_is_held_to_its_own_bound(pack, tmp_path):
     said = sentence(found)
     assert said.startswith("unet/000/proj (linear) is the first tensor that is wrong: at (3, 2) it "
                            f"is {float(wrong[3, 2]):.8g} where {float(Y[3, 2]):.8g} is right; ")
-    assert "times what float32 rounding explains for this op." in said
+    assert said.endswith("times what float32 rounding explains for this op (too far off: 1 of 80 "
+                         "elements, at (3, 2)).")
     found = compared(pack, tmp_path, format="bf16", **{"unet/000/proj": wrong})
     assert verdict(found, "unet/000/proj").status == "explained"
     assert found.counts["open"] == 1, "the spread is not known in bf16"
@@ -86,6 +89,51 @@ def test_a_network_is_held_to_its_spread(pack, tmp_path):
         "scale")
     assert "its rms error is 9." in sentence(found) or "its rms error is 1" in sentence(found)
     assert "what a right port in float32 differs by at this place" in sentence(found)
+
+
+def test_a_single_wrong_element_is_wrong_however_many_are_right(tmp_path):
+    """4 runs, confidence 0.9999: 5.23 times the largest error that was seen, here 2e-3."""
+    assert _peak(4, 0.9999) == pytest.approx(5.23, abs=0.01)
+    with Writer(tmp_path / "p", recipe={}, model={}) as writer:
+        writer.add("unet/000/x", NETWORK, op="block", stage="unet", step=0, tolerance={
+            "float32": {"spread": {"rms": 1e-3, "max": 2e-3, "runs": 4, "confidence": 0.9999}}})
+    for by, status in ((5.2, "explained"), (5.3, "wrong")):
+        wrong = changed_at(NETWORK, (1, 2, 3, 4), NETWORK[1, 2, 3, 4] + np.float32(2e-3 * by))
+        (found,) = opened(tmp_path, {"unet/000/x": wrong}).verdicts
+        assert found.status == status, by
+    assert (found.kind, found.at, found.beyond) == ("largest", (1, 2, 3, 4), 1)
+    assert found.where == "1 of 384 elements, at (1, 2, 3, 4)"
+    assert "that is 1.01 times what any element of a right port in float32 differs by at this " in (
+        what_is_wrong(found, "float32"))
+
+
+@pytest.mark.parametrize("runs, confidence", [(2, 0.9999), (4, 0.9999), (8, 0.99), (4, 0.9)])
+def test_one_element_alone_stays_within_the_limit_of_its_runs(runs, confidence):
+    """An element of its own: what runs + 1 normal errors give, as often as the confidence says."""
+    random = np.random.default_rng(runs)
+    seen, new = np.abs(random.standard_normal((runs, 40_000))), np.abs(
+        random.standard_normal(40_000))
+    factor = fdtri(1, runs, confidence) ** 0.5  # of errors in one direction, as these have
+    share = float((new <= seen.max(axis=0) * factor * _peak(runs, confidence)).mean())
+    assert share >= confidence - 4 * ((1 - confidence) / 40_000) ** 0.5
+
+
+@pytest.mark.parametrize("places, said", [
+    ((0, 0, 0, 0), "1 of 384 elements, at (0, 0, 0, 0)"),
+    (np.s_[0, 1, 2, :5], "5 of 384 elements, in a row: [0, 1, 2, 0:5]"),
+    (np.s_[:, 1, 2, 3], "2 of 384 elements, in a row: [:, 1, 2, 3]"),
+    (np.s_[1, 3, :, :], "48 of 384 elements, in a tile: [1, 3, :, :]"),
+    (np.s_[1, :, :4, :3], "48 of 384 elements, in a tile: [1, :, 0:4, 0:3]"),
+    (np.s_[1, 0, ::7, ::5], "4 of 384 elements, within [1, 0, :, :]"),
+    (np.s_[::1, ::3, ::7, ::5], "16 of 384 elements"),
+    (np.s_[:], "all 384 elements"),
+])
+def test_where_wrong_elements_lie(places, said):
+    got = NETWORK.copy()
+    got[places] += 1
+    assert where(beyond(NETWORK, got, 0.5)) == said
+    got[places] = np.nan
+    assert where(beyond(NETWORK, got, np.inf)) == said
 
 
 def test_without_a_tolerance_nothing_is_called_right_or_wrong(pack, tmp_path):

@@ -80,7 +80,7 @@ def test_markdown(failing):
     page = markdown(failing)
     assert "| WRONG |" in page and "## `unet/000/proj`" in page
     cells = {line.count("|") - line.count("\\|") for line in page.splitlines() if line[:1] == "|"}
-    assert cells == {12}
+    assert cells == {11}
 
 
 def test_junit(failing, tmp_path):

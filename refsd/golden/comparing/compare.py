@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import ModelError, UsageError
+from refsd.golden.comparing.beyond import beyond, where
 from refsd.golden.comparing.candidate_files import first_of
 from refsd.golden.comparing.dumps import Dump
 from refsd.golden.comparing.errormap import error_map
 from refsd.golden.comparing.evidence import Evidence
 from refsd.golden.comparing.fits import places
 from refsd.golden.comparing.layouts import layout
-from refsd.golden.comparing.limits import Accepted, Limit, excess, limit_of, of_winograd
+from refsd.golden.comparing.limits import Accepted, Excess, Limit, excess, limit_of, of_winograd
 from refsd.golden.comparing.metrics import Metrics, measure
 from refsd.golden.comparing.port_formats import Formats
 from refsd.golden.comparing.verdicts import (
@@ -148,24 +149,31 @@ class _Judge:
         limit = limit_of(self.pack, verdict.entry, golden, format=format, network=network,
                          accepted=self.accepted)
         notes = verdict.notes + _curious(metrics)
-        times, at = 0.0, metrics.max_abs_index
+        found = Excess(0.0, metrics.max_abs_index)
         if limit is not None:
-            times, at = excess(golden, got, limit, metrics)
-            notes += (limit.note,) if limit.note and times else ()
-        if times > 1 and limit.kind == "op":
+            found = excess(golden, got, limit, metrics)
+            notes += (limit.note,) if limit.note and found.times else ()
+        if found.times > 1 and limit.kind == "op":
             tiles = of_winograd(self.pack, verdict.entry, golden, format)
             if tiles is not None and excess(golden, got, tiles, metrics).times <= 1:
-                times, at = excess(golden, got, tiles, metrics)
+                found = excess(golden, got, tiles, metrics)
                 notes += ("explained as Winograd's algorithm, not as plain sums of products",)
-        status = _status(golden, got, metrics, limit, times)
-        at = metrics.nonfinite_index if metrics.nonfinite else at
+        status = _status(golden, got, metrics, limit, found.times)
+        at = metrics.nonfinite_index if metrics.nonfinite else found.at
         here = (float(golden[at]), float(got[at])) if at is not None else (0.0, 0.0)
         return replace(
-            verdict, status=status, metrics=metrics, kind=limit.kind if limit else "",
+            self._counted(verdict, golden, got, limit) if status == WRONG else verdict,
+            status=status, metrics=metrics, kind=found.kind,
             format=network if limit and limit.is_rms else format,
-            times=math.inf if metrics.nonfinite else times, at=at, golden_there=here[0],
+            times=math.inf if metrics.nonfinite else found.times, at=at, golden_there=here[0],
             found_there=here[1], notes=notes,
             map=error_map(golden, got) if self.maps and status != EQUAL else None)
+
+    def _counted(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray,
+                 limit: Limit | None) -> Verdict:
+        """With the elements that are beyond what each may be off by."""
+        mask = beyond(golden, got, math.inf if limit is None else limit.of_elements)
+        return replace(verdict, beyond=int(mask.sum()), where=where(mask))
 
 
 def _status(golden, got, metrics: Metrics, limit: Limit | None, times: float) -> str:

@@ -1,8 +1,10 @@
 """Which tolerance a tensor of a candidate is held to, and how much of it the error takes."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import erf, erfc, fdtri
 
 from refsd.golden.comparing.metrics import Metrics
 from refsd.golden.packs.manifest import Entry
@@ -11,6 +13,8 @@ from refsd.golden.tolerances.bounds import CONFIDENCE, bound
 from refsd.golden.tolerances.bounds_conv import fits_winograd
 from refsd.golden.tolerances.bounds_worst import WORST_OF_PORTS
 from refsd.golden.tolerances.formats import FORMATS, format_named, uncertainty
+from refsd.golden.tolerances.spread import CONFIDENCE as SPREAD_CONFIDENCE
+from refsd.golden.tolerances.spread import RUNS, SKETCH
 from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
 
 
@@ -29,17 +33,23 @@ class Limit(NamedTuple):
     whole network differ by: a root mean square), "likely" (of the op alone; the inputs of a
     candidate's op are its own, so that more may be inherited), "bytes" (a byte more or less where
     the spread of the picture's number reaches across the middle of two). size: an array like the
-    tensor, or a number.
+    tensor, or a number. largest: beside a root mean square, what no element may exceed.
     """
 
     kind: str
     size: Any
     note: str = ""
+    largest: float = np.inf
 
     @property
     def is_rms(self) -> bool:
         """Whether it holds for the root mean square instead of each element."""
         return self.kind == "spread"
+
+    @property
+    def of_elements(self) -> Any:
+        """What each element is held to."""
+        return self.largest if self.is_rms else self.size
 
 
 def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
@@ -55,7 +65,7 @@ def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
         return Limit("given", uncertainty(wide, format) if golden.dtype.kind == "f" else 0.0)
     spread, note = spread_of(entry, network or format)
     if spread:
-        return Limit("spread", float(spread["rms"]), note)
+        return Limit("spread", float(spread["rms"]), note, _largest(spread))
     if entry.op == "to_bytes" and not _is_given(pack, entry):
         return _bytes(pack, entry, format, network or format)
     if _is_given(pack, entry):
@@ -87,6 +97,34 @@ def _usable(spread: Any) -> dict[str, Any] | None:
     good = isinstance(spread, dict) and all(type(spread.get(key)) in (int, float)
                                             for key in ("rms", "max"))
     return spread if good else None
+
+
+def _largest(spread: dict[str, Any]) -> float:
+    """What no element of one more right run is off by, but with the probability 1 - confidence."""
+    runs, confidence = spread.get("runs", RUNS), spread.get("confidence", SPREAD_CONFIDENCE)
+    good = type(runs) is int and runs > 1 and type(confidence) is float and 0 < confidence < 1
+    return spread["max"] * _peak(*(runs, confidence) if good else (RUNS, SPREAD_CONFIDENCE))
+
+
+@functools.lru_cache
+def _peak(runs: int, confidence: float) -> float:
+    """How many times a spread's `max` an element of one more run may be off.
+
+    max is the largest error of `runs` runs times a factor (spread.Errors.limit), which is at least
+    that of errors in SKETCH directions. The worst case is a tensor in which one element alone has
+    large errors, of a scale s that nobody knows: that all runs stay below m there and one more is
+    beyond c m has, for normal errors, the probability erf(x)^runs erfc(c x), x = m / (s sqrt 2).
+    c is the smallest for which that is at most 1 - confidence whatever x is. (Of several such
+    elements one is more often beyond, but all runs of all of them are more rarely below m.)
+    """
+    x = np.geomspace(1e-3, 8, 1000)
+    below = erf(x) ** runs
+    low, high = 1.0, 1e6
+    while high / low > 1.0001:
+        middle = (low * high) ** 0.5
+        beyond = float((below * erfc(middle * x)).max()) > 1 - confidence
+        low, high = (middle, high) if beyond else (low, middle)
+    return high / float(fdtri(SKETCH, runs * SKETCH, confidence)) ** 0.5
 
 
 def _bytes(pack: Any, entry: Entry, format: str, network: str) -> Limit | None:
@@ -146,25 +184,31 @@ def _kept(golden: np.ndarray) -> np.ndarray | float:
 
 
 class Excess(NamedTuple):
-    """How many times the limit an error is, at which index, and which two numbers are there."""
+    """How many times the limit an error is, at which index.
+
+    kind: the limit's, or "largest" where it is its largest that is exceeded.
+    """
 
     times: float
     at: tuple[int, ...] | None
+    kind: str = ""
 
 
 def excess(golden: np.ndarray, got: np.ndarray, limit: Limit, metrics: Metrics) -> Excess:
     """The largest |error| / limit. What is not finite is judged elsewhere, and no error here."""
     if limit.is_rms:
-        return Excess(_times(metrics.rms, limit.size), metrics.max_abs_index)
+        times, peak = _times(metrics.rms, limit.size), _times(metrics.max_abs, limit.largest)
+        kind = "largest" if peak > 1 >= times else limit.kind
+        return Excess(peak if kind == "largest" else times, metrics.max_abs_index, kind)
     with np.errstate(all="ignore"):
         error = np.abs(got.astype("float64") - golden.astype("float64"))
         error[~np.isfinite(error)] = 0
         times = np.where(error > 0, error / limit.size, 0)
     if not times.size:
-        return Excess(0.0, None)
+        return Excess(0.0, None, limit.kind)
     at = int(np.argmax(times))
     return Excess(float(times.ravel()[at]),
-                  tuple(int(i) for i in np.unravel_index(at, golden.shape)))
+                  tuple(int(i) for i in np.unravel_index(at, golden.shape)), limit.kind)
 
 
 def _times(error: float, size: float) -> float:

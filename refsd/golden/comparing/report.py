@@ -30,6 +30,7 @@ ALLOWED = {
     "op": "what {format} rounding explains for this op",
     "likely": "what {format} rounding explains for this op alone",
     "spread": "what a right port in {format} differs by at this place",
+    "largest": "what any element of a right port in {format} differs by at this place",
     "bytes": "what right ports in {format} differ by at this pixel",
 }
 
@@ -91,8 +92,8 @@ def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> s
     metrics = verdict.metrics
     if metrics.nonfinite:
         return (f"{name} is {_number(verdict.found_there)} at {verdict.at} where "
-                f"{_number(verdict.golden_there)} is right, and so in {metrics.nonfinite:,} of "
-                f"{metrics.count:,} places.{looks}")
+                f"{_number(verdict.golden_there)} is right (so: {verdict.where})."
+                f"{looks}")
     there = (f"at {verdict.at} it is {_number(verdict.found_there)} where "
              f"{_number(verdict.golden_there)} is right")
     if verdict.status == OPEN:
@@ -101,10 +102,11 @@ def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> s
                  "inherits from earlier ops is not known")
         return (f"{name} differs, and nothing tells whether it may: {there} ({known}). Run refsd "
                 f"golden bisect, or make the pack with tolerances.{looks}")
-    how = "its rms error is " if verdict.kind == "spread" else ""
+    how = {"spread": "its rms error is ", "largest": "that is "}.get(verdict.kind, "")
     wrong = "the first tensor that is wrong" if as_first else "wrong"
     return (f"{name} is {wrong}: {there}; {how}"
-            f"{_times(verdict.times)} {ALLOWED[verdict.kind].format(format=format)}.{looks}")
+            f"{_times(verdict.times)} {ALLOWED[verdict.kind].format(format=format)}"
+            + (f" (too far off: {verdict.where})" if verdict.where else "") + f".{looks}")
 
 
 def _looks(findings: tuple[Finding, ...]) -> str:
@@ -153,6 +155,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "tolerance": verdict.kind or None,
         "times": verdict.times if math.isfinite(verdict.times) else "inf",
         "at": None if verdict.at is None else list(verdict.at),
+        "beyond": verdict.beyond, "where": verdict.where,
         "dtype": verdict.dtype or None, "shape": list(verdict.shape),
         "wanted": {"dtype": entry.dtype, "shape": list(entry.shape)},
         "metrics": None if metrics is None else metrics.as_json(),
@@ -161,8 +164,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-COLUMNS = ("verdict", "times", "max abs", "at", "max rel", "max ulp", "nmse", "pcc", "cosine",
-           "needed", "tensor")
+COLUMNS = ("verdict", "times", "beyond", "max abs", "at", "max rel", "max ulp", "pcc", "needed",
+           "tensor")
 
 
 def row(verdict: Verdict) -> tuple[str, ...]:
@@ -173,9 +176,9 @@ def row(verdict: Verdict) -> tuple[str, ...]:
         return (WORDS[verdict.status], *[""] * (len(COLUMNS) - 2), name)
     at = "" if metrics.max_abs_index is None else ",".join(map(str, metrics.max_abs_index))
     return (WORDS[verdict.status], _short(verdict.times) if verdict.kind else "",
-            _short(metrics.max_abs), at if metrics.max_abs else "", _short(metrics.max_rel),
-            _short(metrics.max_ulp), _short(metrics.nmse), _likeness(metrics.pcc),
-            _likeness(metrics.cosine), _short(metrics.needed), name)
+            f"{verdict.beyond:,}" if verdict.beyond else "", _short(metrics.max_abs),
+            at if metrics.max_abs else "", _short(metrics.max_rel), _short(metrics.max_ulp),
+            _likeness(metrics.pcc), _short(metrics.needed), name)
 
 
 def _short(value: float) -> str:

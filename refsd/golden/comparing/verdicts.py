@@ -24,8 +24,9 @@ class Verdict:
     by how much it may), "shape", "dtype" (integers for floats or the reverse), "unreadable" (a
     note says why), "missing", "given" (an input of an op, which the port need not write). times:
     |error| / tolerance, the largest, at the index `at`, where the pack has golden_there and the
-    candidate found_there. kind: which tolerance (refsd.golden.comparing.limits.Limit), for ports
-    in `format`.
+    candidate found_there. kind: which tolerance (refsd.golden.comparing.limits.Limit), or "largest"
+    for that of a single element beside a spread, for ports in `format`. beyond: how many elements
+    of a wrong tensor are further off than any may be, and where they lie.
     """
 
     entry: Entry
@@ -38,6 +39,8 @@ class Verdict:
     at: tuple[int, ...] | None = None
     golden_there: float = 0.0
     found_there: float = 0.0
+    beyond: int = 0
+    where: str = ""
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     map: Any = None
