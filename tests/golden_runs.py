@@ -1,5 +1,7 @@
 """The stand-in port, run on the recipe of a pack made of the tiny model."""
 
+from contextlib import suppress
+
 import golden_port
 import numpy as np
 import tiny
@@ -34,22 +36,35 @@ class Dump:
         return self.tensors.get(name)
 
 
-def port(pack, ops, *, after=None, weights=WEIGHTS):
-    """What the stand-in port dumps, given the prompts' ids and the noise."""
-    made = golden_port.Port(ops, weights, CONFIGS, after=after)
+class Enough(Exception):
+    """The port has dumped what was wanted."""
+
+
+def port(pack, ops, *, after=None, weights=WEIGHTS, until=None):
+    """What the stand-in port dumps, given the prompts' ids and the noise, up to a tensor."""
+    def watched(name, array):
+        dumped, array = after(name, array) if after else (array, array)
+        if name == until:
+            made.dump[name] = dumped
+            raise Enough
+        return dumped, array
+
+    made = golden_port.Port(ops, weights, CONFIGS, after=watched)
     ids = [pack.read(f"tokens/{i:03d}/ids") for i in range(2)]
-    made.draw(ids, pack.read("denoise/noise").astype("f4"), steps=STEPS, guidance=GUIDANCE)
+    with suppress(Enough):
+        made.draw(ids, pack.read("denoise/noise").astype("f4"), steps=STEPS, guidance=GUIDANCE)
     return made.dump
 
 
-def mistaken(pack, key, kind=Ops):
-    """What the port dumps that makes one of the mistakes."""
+def mistaken(pack, key, kind=Ops, *, whole=True, **options):
+    """What the port dumps that makes one of the mistakes, all or up to where it first shows."""
     mistake = MISTAKES[key]
 
     def after(name, array):
         return mistake.after(array) if name == mistake.first else (array, array)
 
-    return port(pack, kind(mistake=key, where=mistake.where), after=mistake.after and after)
+    return port(pack, kind(mistake=key, where=mistake.where, **options),
+                after=mistake.after and after, until=None if whole else mistake.first)
 
 
 FUSED = ("silu", "quick_gelu", "geglu", "add", "to_tokens", "to_image", "upsample_nearest",

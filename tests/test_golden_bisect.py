@@ -9,7 +9,9 @@ import pytest
 from golden_mistakes import MISTAKES
 from golden_port_ops import Ops
 from golden_runs import WEIGHTS, Dump, blocks, fused, mistaken, port, write_pack
+from threadpoolctl import threadpool_info
 
+from refsd import parallel
 from refsd.__main__ import main
 from refsd.errors import UsageError
 from refsd.golden.comparing.bisect import bisect
@@ -51,7 +53,8 @@ def test_names_the_wrong_op_and_why(folder, pack, capsys):
     """30 mistakes and more: the op of each, the reason of four in five."""
     right, lines = 0, []
     for key, mistake in MISTAKES.items():
-        found = bisect(pack, Dump(mistaken(pack, key)), model=folder / "model", first_only=True)
+        found = bisect(pack, Dump(mistaken(pack, key, whole=False)), model=folder / "model",
+                       first_only=True)
         assert found.first is not None, f"{key}: not found"
         assert found.first.name == mistake.first, f"{key}: {found.sentence}"
         reason = found.first.finding and found.first.finding.reason
@@ -219,6 +222,24 @@ def eight_bits(weight):
     """Each output channel in 127 steps either way of its largest."""
     step = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), keepdims=True) / 127
     return (np.rint(weight / step) * step).astype("f4")
+
+
+@pytest.mark.parametrize("large, limited", [(1 << 22, True), (0, False)])
+def test_small_tensors_take_one_thread_of_blas(folder, pack, monkeypatch, large, limited):
+    """Its threads spin while they wait for each other, which costs most where others run."""
+    monkeypatch.setattr("refsd.golden.comparing.bisect.LARGE", large)
+    seen = []
+
+    class Watching(Dump):
+        def read(self, name, shape=None):
+            seen.append(max([pool["num_threads"] for pool in threadpool_info()
+                             if pool["user_api"] == "blas"], default=1))
+            return super().read(name, shape)
+
+    with parallel.limited(2):
+        bisect(pack, Watching({"tokens/000/ids": pack.read("tokens/000/ids")}),
+               only=["tokens/000/ids"])
+        assert set(seen) == ({1} if limited else {2})
 
 
 def test_excess_by_hand():

@@ -314,7 +314,7 @@ def test_an_exact_wrong_version_goes_before_one_that_is_fitted(key, value, forma
 
 @pytest.mark.parametrize("index", [0, 3, 6])
 def test_an_exact_wrong_version_may_have_other_roundings_of_its_constants(index):
-    """A fit takes up a port's own alpha_bar, which is off by some 1e-6; the exact version cannot."""
+    """A fit takes up a port's own alpha_bar, off by some 1e-6; the exact version cannot."""
     inputs, options = {"model_output": EPS, "sample": X, "noise": None}, {**STEP, "index": index}
     config = {**DDIM, "prediction_type": "v_prediction", "beta_end": 0.012 * (1 + 3e-6)}
     wrong = replay(entry("scheduler_step", options={**options, "scheduler": config},

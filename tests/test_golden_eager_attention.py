@@ -35,7 +35,7 @@ def before(q, k, scale, mask, rounded):
 
 def eager(q, k, v, *, heads, causal=False, mask=None, rounded, scores=scaled):
     """Scores, weights and the result in the format, sums in float32."""
-    (N, L, C), S = q.shape, k.shape[1]
+    N, L, S = *q.shape[:2], k.shape[1]
     q, k, v = (x.reshape(N, x.shape[1], heads, -1).swapaxes(1, 2) for x in (q, k, v))
     mask = np.float32(0) if mask is None else mask
     if causal:

@@ -44,16 +44,16 @@ PADDED, SMALL = 4, 1 << 22
 
 def compare(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
             only: Iterable[str] = (), accepted: Accepted | None = None, model: Any = None,
-            whole: bool = False,
-            at_least: AtLeast | None = None, maps: bool = False,
+            whole: bool = False, at_least: AtLeast | None = None, maps: bool = False,
             on_tensor: Callable[[int, int], None] | None = None) -> Comparison:
     """Compare every tensor of an open Pack with its counterpart in an open Candidate.
 
-    format: what the port computes in, or several with PATTERN=NAME for some names or ops; only: patterns of names (any fits; none: all); accepted: a
-    tolerance in place of the derived ones; model: where the weights are, for the reasons of
-    mistakes; whole: a missing tensor fails; at_least: how many are to be there; maps: keep an
-    error map of each tensor that differs; on_tensor(done, all) is called along the way. Two
-    tensors are in memory at a time, and those of one op where a mistake is looked into.
+    format: what the port computes in, or several with PATTERN=NAME for some names or ops; only:
+    patterns of names (any fits; none: all); accepted: a tolerance in place of the derived ones;
+    model: where the weights are, for the reasons of mistakes; whole: a missing tensor fails;
+    at_least: how many are to be there; maps: keep an error map of each tensor that differs;
+    on_tensor(done, all) is called along the way. Two tensors are in memory at a time, and those of
+    one op where a mistake is looked into.
 
     Raises UsageError when nothing can be compared, ModelError when that is because of damage.
     """
