@@ -6,6 +6,7 @@ module imports no such part, and what is imported within a block is limited ther
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,9 @@ from refsd import cgroups
 from refsd.errors import UsageError
 
 _pools: dict[str, Callable[[int], int]] = {}
-_blocks: list["_Block"] = []
+_blocks: list["_Block"] = []  # those that are open, in the order in which they were entered
+_blas: dict[tuple[str, int | None], int] = {}  # the threads of BLAS before the first of them
+_lock = threading.Lock()
 
 
 def cores() -> int:
@@ -47,8 +50,9 @@ def threads(count: int) -> Iterator[None]:
     """Within the block kernels and matrix products use at most `count` threads.
 
     Blocks nest; Numba's own NUMBA_NUM_THREADS is an upper limit. The kernels' limit holds for the
-    Python thread that enters the block, BLAS's for the whole process. Raises UsageError unless
-    count is an integer from 1 to the processors there are.
+    Python thread that enters the block. BLAS has one number for the whole process: of blocks that
+    overlap in several Python threads the one entered last counts. Raises UsageError unless count
+    is an integer from 1 to the processors there are.
     """
     with limited(check_threads("threads", count)):
         yield
@@ -57,26 +61,26 @@ def threads(count: int) -> Iterator[None]:
 @contextmanager
 def limited(count: int) -> Iterator[None]:
     """The same for a number that may be larger than there are processors."""
-    import numpy  # noqa: F401  (only a library that is loaded can be limited)
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=count, user_api="blas"):
-        block = _Block(count)
+    block = _Block(count)
+    with _lock:
         _blocks.append(block)
-        try:
-            for name in _pools:
-                block.set(name)
-            yield
-        finally:
+        _limit_blas()
+    try:
+        for name in _pools:
+            block.set(name)
+        yield
+    finally:
+        block.restore()
+        with _lock:
             _blocks.remove(block)
-            block.restore()
+            _limit_blas()
 
 
 class _Block:
-    """A limit, and what the pools had before."""
+    """A limit, the Python thread that set it, and what that thread's pools had before."""
 
     def __init__(self, count: int):
-        self.count, self.before = count, {}
+        self.count, self.before, self.thread = count, {}, threading.get_ident()
 
     def set(self, name: str) -> None:
         self.before[name] = _pools[name](self.count)
@@ -86,11 +90,47 @@ class _Block:
             _pools[name](count)
 
 
+def _limit_blas() -> None:
+    """Give BLAS, which has one number for the process, that of the block entered last.
+
+    Blocks of several Python threads may overlap and end in any order: what BLAS had before the
+    first of them is kept once, and comes back with the end of the last. (An OpenBLAS on OpenMP has
+    a number for each Python thread: there only this one's blocks count.)
+    """
+    import numpy  # noqa: F401  (only a library that is loaded can be limited)
+    from threadpoolctl import ThreadpoolController
+
+    here = threading.get_ident()
+    for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+        shared = getattr(library, "threading_layer", None) != "openmp"
+        key = library.filepath, None if shared else here
+        blocks = [block for block in _blocks if shared or block.thread == here]
+        before = _blas.setdefault(key, library.num_threads)
+        _set(library, blocks[-1].count if blocks else before)
+        if not blocks:
+            del _blas[key]
+
+
+def _set(library: Any, count: int) -> None:
+    """threadpoolctl 3.8 lets one Python thread set the number, and ignores others without a word.
+
+    Here whose number it is has been decided.
+    """
+    clear = getattr(library, "clear_controlling_thread", lambda force: None)
+    clear(force=True)
+    library.set_num_threads(count)
+    clear(force=True)
+
+
 def add_pool(name: str, set_threads: Callable[[int], int]) -> None:
-    """Declare a pool: set_threads(n) lets it use n threads and gives how many it used before."""
+    """Declare a pool: set_threads(n) lets it use n threads and gives how many it used before.
+
+    A pool's number is that of the Python thread, so only this one's blocks are its concern.
+    """
     _pools[name] = set_threads
-    for block in _blocks:
-        block.set(name)
+    for block in list(_blocks):
+        if block.thread == threading.get_ident():
+            block.set(name)
 
 
 def check_environment() -> None:

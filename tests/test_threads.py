@@ -1,7 +1,11 @@
 """How many threads compute, two callers at once, and processes that fork or spawn."""
 
+import contextlib
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -123,6 +127,67 @@ def test_the_setting_ends_with_an_error():
     with pytest.raises(KeyError), refsd.threads(1):
         raise KeyError
     assert threads.count() == before
+
+
+@pytest.mark.parametrize("order", ["abAB", "abBA", "aAbB", "abcACB", "abcBAC", "abAcBC"])
+def test_blocks_of_several_python_threads_may_end_in_any_order(order):
+    """A small letter enters a thread's block, the large one leaves it; BLAS is as it was before.
+
+    Of the blocks that are open the one entered last decides.
+    """
+    counts = {"a": 1, "b": 2, "c": 1}
+    before, kernels = cli_threads.in_use(), threads.count()
+    with contextlib.ExitStack() as pools:
+        workers = {name: pools.enter_context(ThreadPoolExecutor(1)) for name in counts}
+        blocks = {name: parallel.limited(count) for name, count in counts.items()}
+        opened = []
+        for letter in order:
+            worker, block = workers[letter.lower()], blocks[letter.lower()]
+            if letter.islower():
+                worker.submit(block.__enter__).result()
+                opened.append(letter)
+            else:
+                worker.submit(block.__exit__, None, None, None).result()
+                opened.remove(letter.lower())
+            assert cli_threads.in_use() == (counts[opened[-1]] if opened else before)
+            assert threads.count() == kernels  # of this thread, which is in no block
+            for name, executor in workers.items():
+                wanted = min(counts[name], kernels) if name in opened else kernels
+                assert executor.submit(threads.count).result() == wanted
+
+
+def test_a_blas_with_a_number_for_each_python_thread(monkeypatch):
+    """As OpenBLAS on OpenMP: a block elsewhere is not this thread's concern."""
+    numbers = {}  # by Python thread
+
+    class Library:
+        filepath, threading_layer = "/lib/libopenblas.so", "openmp"
+        num_threads = property(lambda self: numbers.get(threading.get_ident(), 8))
+
+        def set_num_threads(self, count):
+            numbers[threading.get_ident()] = count
+
+    controller = SimpleNamespace(lib_controllers=[Library()], select=lambda **_: controller)
+    monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: controller)
+    monkeypatch.setattr(parallel, "_pools", {})
+    with ThreadPoolExecutor(1) as other:
+        block = parallel.limited(2)
+        other.submit(block.__enter__).result()
+        with parallel.limited(1):
+            other.submit(block.__exit__, None, None, None).result()
+            assert sorted(numbers.values()) == [1, 8]
+    assert list(numbers.values()) == [8, 8] and parallel._blas == {}
+
+
+def test_a_pool_that_comes_later_is_limited_in_the_thread_of_the_block(monkeypatch):
+    monkeypatch.setattr(parallel, "_pools", {})
+    asked = []
+    with ThreadPoolExecutor(1) as other, parallel.limited(1):
+        other.submit(parallel.add_pool, "new", lambda count: asked.append(count)).result()
+        assert asked == []
+        parallel.add_pool("new", lambda count: asked.append(count) or 7)
+        assert asked == [1]
+    assert asked == [1, 7]
 
 
 def test_kernels_that_are_imported_within_the_block_are_limited_too():
