@@ -4,6 +4,7 @@ The numbers are those of the project's list of faults.
 """
 
 import json
+import math
 import os
 import pickle
 import re
@@ -18,7 +19,7 @@ from weights_samples import GOOD, entry, file_of, refused
 
 from refsd.errors import ModelError, UsageError
 from refsd.weights import read_safetensors, reader, write_safetensors
-from refsd.weights.files import read_json
+from refsd.weights.files import read_foreign_object, read_json
 from refsd.weights.header import read_header
 from refsd.weights.reader import nonfinite, read_tensors
 
@@ -259,3 +260,25 @@ def test_odd_json_is_refused(tmp_path, content, word):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     refused(lambda: read_json(path), str(path), word)
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (b'{"a": -Infinity, "b": Infinity}', {"a": -math.inf, "b": math.inf}),
+        (b'{"a": 1, "a": 2}', {"a": 2}),
+        (b'\xef\xbb\xbf{"a": 1e400}', {"a": math.inf}),
+    ],
+)
+def test_foreign_json_is_read_as_python_reads_it(tmp_path, content, found):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    assert read_foreign_object(path) == found
+    assert read_foreign_object(path) == json.loads(content.decode("utf-8-sig"))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff{}", b"[]", b"", b"[1" + b"0" * 9999])
+def test_foreign_json_has_limits_too(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    refused(lambda: read_foreign_object(path), str(path))

@@ -11,7 +11,7 @@ from refsd.registry import lay_out, release
 from refsd.schedulers import from_config
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
-from refsd.weights.files import read_object
+from refsd.weights.files import read_foreign_object
 
 # What Stable Diffusion 1.x was published with, for single files, which carry no scheduler.
 SD1_SCHEDULER = {
@@ -83,4 +83,4 @@ def load_scheduler(place: Path) -> Any:
     """The folder's scheduler; for a single file the one SD 1.x was published with."""
     if not place.is_dir():
         return from_config(SD1_SCHEDULER)
-    return from_config(read_object(place / "scheduler" / "scheduler_config.json"))
+    return from_config(read_foreign_object(place / "scheduler" / "scheduler_config.json"))

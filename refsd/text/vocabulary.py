@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from refsd.errors import ModelError
-from refsd.weights.files import read_json, read_text
+from refsd.weights.files import read_foreign, read_text
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")  # the first to name a token decides
@@ -72,7 +72,7 @@ def read_vocabulary(folder: str | Path) -> Vocabulary:
         tokens, merges, listed = _read_tokenizer_json(source)
     else:
         source = folder / "vocab.json"
-        tokens, merges, listed = read_json(source, limit=MAX_FILE), _read_merges(folder), []
+        tokens, merges, listed = read_foreign(source, limit=MAX_FILE), _read_merges(folder), []
     _check_tokens(tokens, source)
 
     named = {role: config[role] for role in NAMED if config.get(role) is not None}
@@ -97,7 +97,7 @@ def read_vocabulary(folder: str | Path) -> Vocabulary:
 
 def _object(path: Path) -> dict:
     """The JSON object of an optional file: {} where there is none."""
-    found = read_json(path, limit=MAX_FILE) if path.is_file() else {}
+    found = read_foreign(path, limit=MAX_FILE) if path.is_file() else {}
     if not isinstance(found, dict):
         raise ModelError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found

@@ -12,7 +12,7 @@ from refsd.errors import ModelError, UsageError
 from refsd.sealed import seal
 from refsd.weights import sd1
 from refsd.weights.expect import SHAPES, Found, Shape, check
-from refsd.weights.files import read_object
+from refsd.weights.files import read_foreign_object
 from refsd.weights.folder import check_pipeline, check_variants, component_weights
 from refsd.weights.header import Header, read_header
 from refsd.weights.ldm import check_family, from_ldm
@@ -110,7 +110,7 @@ def load_folder(
 def plan_folder(path: Path, component: str, *, variant: str | None = None) -> Plan:
     """A component of a diffusers folder, checked against its config.json; see `choose`."""
     file = path / component / "config.json"
-    config = validate(component, read_object(file), str(file))
+    config = validate(component, read_foreign_object(file), str(file))
     headers, taken = component_weights(path / component, component, variant, model=path)
     inside = {name: header for header in headers for name in header.tensors}
     source = str(path / component)

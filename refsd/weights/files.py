@@ -1,4 +1,8 @@
-"""Files of a model, opened with care: ordinary files only, JSON up to a limit and no oddities."""
+"""Files of a model, opened with care: ordinary files only, JSON up to a limit.
+
+Formats of refsd's own, and headers of safetensors, are read to the letter of JSON (`read_object`).
+What other programs write is read as Python's json reads it (`read_foreign_object`).
+"""
 
 import json
 import os
@@ -66,11 +70,16 @@ def _decoded(data: bytes, where: str | Path) -> str:
 
 def parse_json(text: str, where: str | Path) -> object:
     """JSON as Python values. Refused with ModelError: duplicate keys, NaN, nesting without end."""
+    strict = {"object_pairs_hook": _no_duplicates, "parse_constant": _no_constant}
+    return _loaded(text, where, **strict)
+
+
+def _loaded(text, where, **strict):
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        return json.loads(text, **strict)
     except RecursionError:
         raise ModelError(f"{where}: JSON nested too deeply") from None
-    except ValueError as error:  # JSONDecodeError and the two below
+    except ValueError as error:  # JSONDecodeError, an integer of too many digits, the two below
         raise ModelError(f"{where}: not valid JSON: {' '.join(str(error).split())}") from None
 
 
@@ -84,9 +93,26 @@ def read_object(path: str | Path, *, limit: int = MAX_CONFIG) -> dict:
     return parse_object(read_bytes(path, limit=limit), path)
 
 
+def read_foreign(path: str | Path, *, limit: int = MAX_CONFIG) -> object:
+    """The content of a JSON file as Python's json reads it, which wrote most of the ecosystem's.
+
+    NaN and infinities are numbers, the last of two equal keys counts; a byte order mark, which
+    Windows' editors put first, is no content. Raises as `read_text`, ModelError for no JSON.
+    """
+    return _loaded(read_text(path, limit=limit).removeprefix("\ufeff"), path)
+
+
+def read_foreign_object(path: str | Path, *, limit: int = MAX_CONFIG) -> dict:
+    """The JSON object of another program's file; raises as `read_foreign`."""
+    return _object(read_foreign(path, limit=limit), path)
+
+
 def parse_object(data: bytes, where: str | Path) -> dict:
     """The JSON object that bytes hold. ModelError: not UTF-8, as `parse_json`, another value."""
-    found = parse_json(_decoded(data, where), where)
+    return _object(parse_json(_decoded(data, where), where), where)
+
+
+def _object(found: object, where: str | Path) -> dict:
     if not isinstance(found, dict):
         raise ModelError(f"{where}: a JSON {type(found).__name__}, expected an object")
     return found

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from refsd.errors import ModelError, ResourceError
 from refsd.weights.choice import choose
-from refsd.weights.files import read_object
+from refsd.weights.files import read_foreign_object
 from refsd.weights.header import Header, read_header
 
 MAX_INDEX = 16 << 20
@@ -29,7 +29,7 @@ def check_pipeline(folder: Path) -> None:
     """ModelError when model_index.json says that this is no text-to-image SD 1.x pipeline."""
     path = folder / "model_index.json"
     if path.is_file():
-        found = read_object(path).get("_class_name")
+        found = read_foreign_object(path).get("_class_name")
         if found not in PIPELINES:
             raise ModelError(
                 f"{path}: the pipeline is {ascii(found)[:80]}, expected {' or '.join(PIPELINES)}"
@@ -95,7 +95,7 @@ def _files(place: Path) -> list[str]:
 
 def read_weight_map(index: Path) -> dict[str, str]:
     """tensor -> file of an index, each a plain name; ModelError for anything else."""
-    weight_map = read_object(index, limit=MAX_INDEX).get("weight_map")
+    weight_map = read_foreign_object(index, limit=MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: no weight_map of tensor: file")
     for name, file in weight_map.items():
