@@ -1,5 +1,8 @@
 """Memory of large results is taken again, but never while an array still uses it."""
 
+import errno
+import logging
+import mmap
 import os
 import resource
 import subprocess
@@ -117,6 +120,52 @@ def test_behind_the_last_piece_nothing_is_idle_once_given_back(stretch):
     del first
     pool.shrink(0)
     assert pool.idle_bytes() == 0
+
+
+def test_what_was_given_back_is_idle_no_more(stretch, monkeypatch):
+    """Below a piece that lives: it was counted as idle, and given back, at every later call."""
+    given_back = []
+
+    class Told:
+        def madvise(self, *how, memory=stretch.memory):
+            given_back.append(how[1:])
+            memory.madvise(*how)
+
+    monkeypatch.setattr(stretch, "memory", Told())
+    monkeypatch.setattr(pool, "MOST_IDLE", 6 * SIZE)
+    pieces = [pool.take(4 * SIZE), pool.take(SIZE), pool.take(4 * SIZE), pool.take(SIZE)]
+    pieces[0] = pieces[2] = None
+    assert pool.idle_bytes() == 8 * SIZE
+    small = pool.take(SIZE)  # 7 are idle beside it
+    assert given_back == [(SIZE, 3 * SIZE), (5 * SIZE, 4 * SIZE)] and pool.idle_bytes() == 0
+    others = [pool.take(SIZE) for _ in range(3)]
+    assert len(given_back) == 2 and pool.idle_bytes() == 0
+    del small, others
+    assert pool.idle_bytes() == 4 * SIZE
+    middle = pool.take(2 * SIZE)
+    assert pool.idle_bytes() == 2 * SIZE
+    del middle, pieces
+    assert pool.idle_bytes() == 6 * SIZE
+
+
+def test_a_system_without_huge_pages_pools_as_well(monkeypatch):
+    class Refusing(mmap.mmap):
+        def madvise(self, *how):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(pool.mmap, "mmap", Refusing)
+    assert pool.Stretch(4 * SIZE).take(SIZE).size == SIZE
+    assert pool._reserve() is not None
+
+
+def test_memory_that_cannot_be_pooled_is_spoken_of(monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(pool.mmap, "mmap", refuse)
+    with caplog.at_level(logging.INFO, "refsd"):
+        assert pool._reserve() is None
+    assert caplog.messages == ["results are not pooled: [Errno 12] Cannot allocate memory"]
 
 
 def test_small_pieces_are_numpys(stretch):

@@ -7,15 +7,18 @@ neighbouring holes become one, and a result takes the beginning of the smallest 
 """
 
 import ctypes
+import logging
 import mmap
 import os
 import threading
 from bisect import bisect
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+logger = logging.getLogger(__name__)
 LEAST = 2**20  # bytes; smaller pieces the C library keeps by itself
 MOST_IDLE = 2**30  # bytes that may wait for results to come
 LINE = 64  # bytes of a line of the cache: pieces begin at one
@@ -26,10 +29,12 @@ class Stretch:
 
     def __init__(self, size: int):
         self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError, AttributeError):  # a hint, which not every system takes
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.holes = [(0, size)]  # (start, bytes), by their starts
-        self.lent = self.touched = 0  # bytes of pieces in use; where the first untouched byte is
+        self.used: list[tuple[int, int]] = []  # what of the holes may have memory, in the same way
+        self.touched = 0  # where the first byte is that never had any
         self.returned: deque[tuple[int, int]] = deque()  # pieces that no array is on any more
         self.lock = threading.Lock()
 
@@ -44,15 +49,16 @@ class Stretch:
             n, start = min(fitting)
             at = self.holes.index((start, n))
             self.holes[at:at + 1] = [(start + room, n - room)] if n > room else []
-            self.lent, self.touched = self.lent + room, max(self.touched, start + room)
+            self.used = _without(self.used, start, start + room)
+            self.touched = max(self.touched, start + room)
             self._shrink(MOST_IDLE)
         return np.asarray(_Loan(self, start, size, room))
 
     def idle(self) -> int:
-        """Bytes that were touched and that nobody uses."""
+        """Bytes in memory that nobody uses, but for parts of pages."""
         with self.lock:
             self._collect()
-            return self.touched - self.lent
+            return sum(n for _, n in self.used)
 
     def shrink(self, most: int) -> None:
         """Give the memory of all holes back to the system if more than `most` bytes are idle."""
@@ -63,27 +69,37 @@ class Stretch:
     def _collect(self) -> None:
         """Make holes of the pieces that came back, and one hole of neighbours."""
         while self.returned:
-            start, n = self.returned.popleft()
-            self.lent -= n
-            at = bisect(self.holes, (start, n))
-            if at < len(self.holes) and self.holes[at][0] == start + n:
-                n += self.holes.pop(at)[1]
-            if at > 0 and sum(self.holes[at - 1]) == start:
-                at -= 1
-                start, n = start - self.holes[at][1], n + self.holes.pop(at)[1]
-            self.holes.insert(at, (start, n))
+            piece = self.returned.popleft()
+            _join(self.holes, *piece)
+            _join(self.used, *piece)
 
     def _shrink(self, most: int) -> None:
-        if self.touched - self.lent <= most:
+        if sum(n for _, n in self.used) <= most:
             return
         for start, n in self.holes:
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             last = min(start + n, self.touched) // mmap.PAGESIZE * mmap.PAGESIZE
             if last > first:
                 self.memory.madvise(mmap.MADV_DONTNEED, first, last - first)
-        start, n = self.holes[-1]
-        if start + n >= self.touched:
-            self.touched = start
+        self.used = []
+
+
+def _join(spans, start, n):
+    """Add a span to others (start, bytes) in their order, as one with its neighbours."""
+    at = bisect(spans, (start, n))
+    if at < len(spans) and spans[at][0] == start + n:
+        n += spans.pop(at)[1]
+    if at > 0 and sum(spans[at - 1]) == start:
+        at -= 1
+        start, n = start - spans[at][1], n + spans.pop(at)[1]
+    spans.insert(at, (start, n))
+
+
+def _without(spans, low, high):
+    """What of spans (start, bytes) lies outside of low .. high - 1"""
+    parts = [part for start, n in spans
+             for part in ((start, min(start + n, low)), (max(start, high), start + n))]
+    return [(first, last - first) for first, last in parts if first < last]
 
 
 class _Loan:
@@ -107,9 +123,13 @@ def _reserve() -> Stretch | None:
         limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
         strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
         memory = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
-        return None if limited or strict else Stretch(memory // 2)
-    except (ImportError, OSError):  # not Linux, or it has forbidden that
-        return None
+        if not (limited or strict):
+            return Stretch(memory // 2)
+        reason: object = "address space is limited" if limited else "memory is not overcommitted"
+    except (ImportError, OSError) as problem:  # not Linux, or it has forbidden that
+        reason = problem
+    logger.info("results are not pooled: %s", reason)
+    return None
 
 
 def _after_fork() -> None:
