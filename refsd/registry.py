@@ -41,11 +41,16 @@ _tracer: ContextVar[Callable | None] = ContextVar("refsd_tracer", default=None)
 
 
 def op(contract: Callable) -> Callable[[Callable], Callable]:
-    """Declare a NumPy function as the definition of an op; it is returned unchanged."""
+    """Declare a NumPy function as the definition of an op; it is returned unchanged.
+
+    ImportError for another signature than the contract's, or a name that an op elsewhere has.
+    """
 
     def declare(definition: Callable) -> Callable:
         name, signature = definition.__name__, inspect.signature(definition)
         _require_same_signature(f"the contract of {name}", contract, signature)
+        _require_new(f"op {name}", definition, _kernels.get(("numpy", name)))
+        _foretold.clear()  # what another contract answered
         _ops[name] = Op(name, definition, contract, signature)
         _kernels["numpy", name] = definition
         return definition
@@ -54,13 +59,17 @@ def op(contract: Callable) -> Callable[[Callable], Callable]:
 
 
 def kernel(backend: str) -> Callable[[Callable], Callable]:
-    """Declare a function as the kernel of the op of its name on `backend`."""
+    """Declare a function as the kernel of the op of its name on `backend`.
+
+    ImportError for a name that no op has, another signature, or a second kernel from elsewhere.
+    """
 
     def declare(function: Callable) -> Callable:
         name = function.__name__
         if name not in _ops:
             raise ImportError(f"kernel {name} for {backend}: there is no op of that name")
         _require_same_signature(f"the {backend} kernel {name}", function, _ops[name].signature)
+        _require_new(f"{backend} kernel {name}", function, _kernels.get((backend, name)))
         _kernels[backend, name] = function
         return function
 
@@ -71,6 +80,17 @@ def _require_same_signature(what: str, function: Callable, signature: inspect.Si
     if inspect.signature(function) != signature:
         raise ImportError(f"{what} has the signature {inspect.signature(function)}, "
                           f"its op has {signature}")
+
+
+def _require_new(what: str, function: Callable, known: Callable | None) -> None:
+    """Nothing is replaced, but by the same function declared again: a reload, a notebook's cell."""
+    if known is not None and _home(known) != _home(function):
+        raise ImportError(f"a second {what} in {'.'.join(_home(function))}: the first is in "
+                          f"{'.'.join(_home(known))}. Give it another name")
+
+
+def _home(function: Callable) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
 
 
 def ops() -> dict[str, Op]:

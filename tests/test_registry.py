@@ -104,6 +104,53 @@ def test_a_contract_with_another_signature_is_an_import_error(monkeypatch):
     assert "twice" not in registry._ops
 
 
+@pytest.fixture
+def own(monkeypatch):
+    """Declarations that go with the test."""
+    for name in ("_ops", "_kernels", "_foretold"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+
+@pytest.mark.parametrize("name", sorted(registry.ops()))
+def test_a_second_op_or_kernel_of_a_name_is_an_import_error(own, name):
+    op, before = registry.ops()[name], registry.kernels(name)
+
+    def other(*args, **options):
+        return None
+
+    other.__name__, other.__signature__ = name, op.signature
+    with pytest.raises(ImportError, match=f"a second op {name} in test_registry.*: the first is in "
+                                          f"refsd.ops.*{name}. Give it another name"):
+        registry.op(op.contract)(other)
+    for backend in before:
+        with pytest.raises(ImportError, match=f"a second {backend} kernel {name} in test_registry"):
+            registry.kernel(backend)(other)
+    assert registry.ops()[name] is op and registry.kernels(name) == before
+
+
+def test_the_same_function_may_be_declared_again(own):
+    """A module that is reloaded, a cell that is run again: the last one counts, contract and all."""
+    def declare(answer):
+        def thrice_contract(x):
+            return answer
+
+        @registry.op(thrice_contract)
+        def thrice(x):
+            return answer * x
+
+        @registry.kernel("numba")
+        def thrice(x):  # noqa: F811  the kernel has the op's name
+            return answer * x
+
+    for answer in (3, 4):
+        declare(answer)
+        with registry.trace(lambda op, inputs, options, foretold: foretold):
+            assert registry.dispatch("thrice", (x(),), {}) == answer
+        for backend in ("numpy", "numba"):
+            with refsd.use(backend):
+                assert registry.dispatch("thrice", (x(),), {}).tolist() == (answer * x()).tolist()
+
+
 def test_use_sends_ops_to_another_backend_and_nests(other):
     assert registry.active_backend() == "numpy"
     with refsd.use("other"):
