@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 from refsd.errors import UsageError
 
 FLOATS = ("float32", "float64")
+INTEGERS = {f"{kind}{8 * size}": size for kind in ("int", "uint") for size in (1, 2, 4, 8)}
+BYTES = {  # an element, by the dtype's name
+    "bool": 1, **INTEGERS, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+    **dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"), 1),
+    "complex64": 8, "complex128": 16}
 
 
 class Spec(NamedTuple):
@@ -40,9 +45,12 @@ def output(shape: tuple[int, ...], dtype: str, *, flops: int, reads: tuple[Any, 
 
 
 def itemsize(dtype: Any) -> int:
-    """Bytes an element: the digits of the dtype's name are its bits ("int64" -> 8)."""
-    name = str(dtype)
-    return 1 if name == "bool" else int("".join(c for c in name if c.isdigit())) // 8
+    """Bytes an element ("int64" -> 8). UsageError for a dtype without a known, whole number."""
+    size = BYTES.get(str(dtype))
+    if size is None:
+        raise UsageError(f"dtype {dtype} has no known number of bytes; known are: "
+                         f"{', '.join(BYTES)}")
+    return size
 
 
 def need(condition: bool, op: str, message: str) -> None:
@@ -71,7 +79,7 @@ def given(**optional: Any) -> dict[str, Any]:
 def integers(op: str, name: str, array: Any) -> None:
     """Require an array of a signed or unsigned integer dtype."""
     _need_array(op, name, array)
-    need("int" in str(array.dtype), op, f"{name} has dtype {array.dtype}, wanted integers")
+    need(str(array.dtype) in INTEGERS, op, f"{name} has dtype {array.dtype}, wanted integers")
 
 
 def dims(op: str, name: str, array: Any, letters: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -298,9 +299,23 @@ def test_every_op_is_counted():
 
 @pytest.mark.parametrize("dtype, size", [("float32", 4), ("float64", 8), ("float16", 2),
                                          ("int64", 8), ("uint8", 1), ("bool", 1),
-                                         (np.dtype("int32"), 4), ("bfloat16", 2)])
+                                         (np.dtype("int32"), 4), ("bfloat16", 2),
+                                         ("float8_e4m3fn", 1), ("float8_e5m2fnuz", 1),
+                                         ("complex64", 8)])
 def test_itemsize(dtype, size):
     assert contracts.itemsize(dtype) == size
+
+
+@pytest.mark.parametrize("dtype", sorted({str(np.dtype(c)) for c in "?bhilqBHILQefdFD"}))
+def test_itemsize_is_numpys(dtype):
+    assert contracts.itemsize(dtype) == np.dtype(dtype).itemsize
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "float4_e2m1fn", "float6_e3m2fn", ">f4", "F32",
+                                   "torch.float32", "datetime64[ns]", "<U8", "object", ""])
+def test_no_size_is_guessed(dtype):
+    with pytest.raises(UsageError, match=f"^dtype {re.escape(dtype)} has no known number of bytes"):
+        contracts.itemsize(dtype)
 
 
 def test_bytes_follow_the_dtype():

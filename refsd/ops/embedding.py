@@ -6,6 +6,7 @@ import numpy as np
 
 from refsd.contracts import (
     FLOATS,
+    INTEGERS,
     Spec,
     dims,
     flag,
@@ -66,7 +67,7 @@ def require_rows(name, index, rows):
 def timestep_embedding_contract(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
     name = "timestep_embedding"
     (N,) = dims(name, "timesteps", timesteps, "N")
-    need("int" in str(timesteps.dtype) or "float" in str(timesteps.dtype), name,
+    need(str(timesteps.dtype) in INTEGERS or "float" in str(timesteps.dtype), name,
          f"timesteps has dtype {timesteps.dtype}, wanted integers or floats")
     positive(name, dim=dim)
     flag(name, flip_sin_to_cos=flip_sin_to_cos)

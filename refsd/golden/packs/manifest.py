@@ -7,10 +7,10 @@ golden/README.md is the page of the format.
 
 import json
 import math
-import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from refsd.contracts import itemsize
 from refsd.errors import ModelError
 from refsd.golden.packs.rules import ENTRY, MANIFEST, SCHEMA, check, shown
 from refsd.weights.files import parse_object
@@ -64,11 +64,6 @@ class Manifest:
     invariants: list[dict[str, Any]]
     tensors: list[Entry]
     schema: int = SCHEMA
-
-
-def itemsize(dtype: str) -> int:
-    """The bytes of one number of a dtype of packs."""
-    return 1 if dtype == "bool" else int(re.sub(r"\D", "", dtype)) // 8
 
 
 def write_manifest(manifest: Manifest) -> bytes:
