@@ -207,7 +207,8 @@ class Work:
             backend=self.pipe.backend, dtype=options.dtype,
             threads=threads.in_use(self.pipe.backend), exact=options.exact,
             tuned=drawing.tuned_choices() if options.tuned else {},
-            allow_nonfinite=options.allow_nonfinite, model=self.model, versions=drawing.versions())
+            allow_nonfinite=options.allow_nonfinite, model=self.model,
+            versions=drawing.versions(self.pipe.backend))
 
     def picture(self, seed: int, place: output.Place) -> dict[str, Any]:
         """Draw the picture of one seed, write it, and say so."""

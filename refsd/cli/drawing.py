@@ -13,6 +13,7 @@ import numpy as np
 from refsd import schedulers
 from refsd.cli import samplers
 from refsd.cli.recipe import Recipe
+from refsd.cli.threads import pools
 from refsd.errors import ResourceError
 from refsd.pipelines import stages
 from refsd.pipelines.memory import estimate_bytes
@@ -20,6 +21,7 @@ from refsd.random.by_name import GENERATORS
 from refsd.version import __version__
 
 LIBRARIES = ("numpy", "scipy", "tokenizers", "safetensors", "pillow")
+VECTORS = ("AVX512_ICL", "AVX512_SKX", "AVX512F", "AVX2", "AVX", "SVE", "NEON")  # wide ones first
 
 
 class Drawn(NamedTuple):
@@ -43,11 +45,39 @@ def choose_sampler(pipe: Any, name: str | None) -> None:
         pipe.scheduler = cls.from_config(pipe.scheduler.config, **known)
 
 
-def versions() -> dict[str, str]:
-    """Of everything whose version may change a bit of the picture, and of Python."""
+def versions(backend: str) -> dict[str, str]:
+    """Of everything whose version may change a bit of the picture on a backend, and of Python.
+
+    Not only programs: kernels add up as many partial sums as a vector has numbers, and NumPy and
+    BLAS choose their code by the processor.
+    """
     found = {name: version(name) for name in LIBRARIES}
     return {"refsd": __version__, "python": platform.python_version(), **found,
-            "machine": platform.machine()}
+            "machine": platform.machine(), "numpy vectors": _numpy_vectors(),
+            **(_of_numba() if backend == "numba" else _of_blas())}
+
+
+def _numpy_vectors() -> str:
+    from numpy._core._multiarray_umath import __cpu_features__ as features
+
+    return next((name for name in VECTORS if features.get(name)), "baseline")
+
+
+def _of_numba() -> dict[str, str]:
+    import llvmlite.binding
+
+    from refsd.numba_ops.simd import WIDTH
+
+    return {**{name: version(name) for name in ("numba", "llvmlite")},
+            "vector width": f"{WIDTH} bytes", "processor": llvmlite.binding.get_host_cpu_name()}
+
+
+def _of_blas() -> dict[str, str]:
+    """The library that NumPy multiplies matrices with, and the processor that it takes this for."""
+    names = {" ".join(filter(None, (pool["internal_api"], pool["version"],
+                                    pool.get("architecture"))))
+             for pool in pools() if pool["user_api"] == "blas"}
+    return {"blas": ", ".join(sorted(names)) or "unknown"}
 
 
 def calls(pipe: Any, steps: int) -> int:

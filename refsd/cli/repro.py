@@ -141,7 +141,7 @@ def compare(old: Any, new: Any, recipe: Recipe) -> dict[str, Any]:
         "redrawn_as_recorded": digest(new) == recipe.pixels,
         "file_as_recorded": digest(old) == recipe.pixels,
         "other_versions": {name: [recipe.versions.get(name, ""), now]
-                           for name, now in versions().items()
+                           for name, now in versions(recipe.backend).items()
                            if recipe.versions.get(name) != now},
     }
 
@@ -153,7 +153,9 @@ def _in_words(found: dict[str, Any], recipe: Recipe) -> list[str]:
              f"({100 * found['differing'] / found['pixels']:.2f} %), by up to {found['largest']} "
              "of 255 grey levels"]
     if found["redrawn_as_recorded"]:
-        lines.append("the new picture is the recorded one: the file was changed since")
+        return [*lines, "the new picture is the recorded one: the file was changed since"]
     for name, (then, now) in found["other_versions"].items():
-        lines.append(f"{name} was {then or 'unknown'} then, is {now} now")
+        lines.append(f"a possible cause: {name} was {then or 'not recorded'} then, is {now} now")
+    if not found["other_versions"]:
+        lines.append("nothing that the recipe records differs; refsd doctor checks this machine")
     return lines
