@@ -286,6 +286,28 @@ def test_without_the_model_the_reason_is_fitted_and_that_is_said(tmp_path):
                                      "with the model '/gone'")
 
 
+def test_inputs_that_the_op_does_not_take_end_nothing(tmp_path):
+    """Token ids beyond the table: the ids are wrong, and so is what was made of them."""
+    with Writer(tmp_path / "p", recipe={}, model={}) as writer:
+        writer.add("tokens/000/ids", IDS % 16, stage="tokens", step=0)
+        writer.add("text/000/e:weight", W, stage="text", step=0)
+        writer.add("text/000/e", W[IDS % 16], op="embedding", stage="text", step=0, inputs={
+            "ids": "tensor:tokens/000/ids", "weight": "tensor:text/000/e:weight"})
+    found = opened(tmp_path, {"tokens/000/ids": IDS, "text/000/e": W[:3][None]})
+    assert [v.status for v in found.verdicts] == ["wrong", "given", "wrong"]
+    assert "it does not take the port's own inputs" in found.verdicts[2].notes[-1]
+
+
+@pytest.mark.parametrize("format, dtype, noted", [
+    ("bf16", "float32", False), ("fp16", "float16", False), ("fp16", "float64", True),
+    ("float32", "float16", True), ("tf32", "float32", False)])
+def test_the_type_of_the_format_is_not_worth_a_note(pack, tmp_path, format, dtype, noted):
+    found = compared(pack, tmp_path, format=format, **{
+        "unet/000/mid_block": NETWORK.astype(dtype)})
+    assert bool(verdict(found, "unet/000/mid_block").notes) == noted or "spread" in (
+        verdict(found, "unet/000/mid_block").notes[0])
+
+
 def test_the_step_before_is_recognised(pack, tmp_path):
     found = compared(pack, tmp_path, **{"unet/001/conv_out": 2 * NETWORK})
     assert found.first.findings[0].reason == "stale"

@@ -122,7 +122,8 @@ class _Judge:
         if got is None:
             return self._absent(entry)
         golden = self.pack.read(entry.name)
-        verdict = replace(verdict, shape=got.shape, notes=_notes(entry, info, got))
+        verdict = replace(verdict, shape=got.shape, notes=_notes(
+            entry, info, got, self.formats.of(entry).name))
         if got.shape == entry.shape:
             verdict = self._judged(verdict, golden, got)
         if verdict.bad and self.left:
@@ -194,10 +195,10 @@ def _is_too_large(info: Dump, entry: Entry) -> bool:
     return info.bytes > max(SMALL, PADDED * 8 * math.prod(entry.shape))
 
 
-def _notes(entry: Entry, info: Dump, got: np.ndarray) -> tuple[str, ...]:
+def _notes(entry: Entry, info: Dump, got: np.ndarray, format: str) -> tuple[str, ...]:
     """What an engineer should know and what by itself is no mistake."""
     found = []
-    if info.dtype != entry.dtype:
+    if info.dtype not in (entry.dtype, format):
         found.append(f"dtype {info.dtype}, the golden tensor is {entry.dtype}")
     if got.shape != entry.shape:
         found.append(f"shape {got.shape}, the golden tensor is {entry.shape}")

@@ -34,10 +34,12 @@ class Evidence:
         """What the mistake looks like, the likeliest first; nothing where it cannot be said."""
         if golden.size > LARGE:
             return ()
-        inputs = self.inputs(entry)
-        truth = golden
+        inputs, truth = self.inputs(entry), golden
         if inputs is not None and got.shape == golden.shape:
-            truth = np.asarray(replay(entry, inputs))
+            try:
+                truth = np.asarray(replay(entry, inputs))
+            except (IndexError, RefsdError) as error:  # ids that are in no table, say
+                self.trouble, inputs = f"it does not take the port's own inputs ({error})", None
         return tuple(diagnose(entry, truth, got, inputs, format=self.format,
                               previous=previous(self.pack, entry), factors=self._factors,
                               upstream=self.upstream(entry) if inputs is not None else None))
