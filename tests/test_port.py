@@ -138,6 +138,15 @@ def test_the_pages_commands_have_such_options(folder, page):
         module.parser().parse_args(rest)
 
 
+def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    configs, _ = read_configs("bundled")
+    assert configs["unet"]["block_out_channels"] != read_configs(None)[0]["unet"][
+        "block_out_channels"]
+    tiny.write_model(tmp_path / "bundled")  # a path of that name goes before
+    assert read_configs("bundled")[0]["unet"]["block_out_channels"] == [8, 16]
+
+
 def test_names_and_folders_that_are_refused(folder, tmp_path):
     for name in ("", "../x", "a\nb", "x" * 90, "-o"):
         with pytest.raises(UsageError, match="the name is"):
@@ -199,6 +208,43 @@ def test_results_fill_the_table(port):
     assert blocks["unet/mid_block.attentions.*"] == ("wrong",)
     assert stages["denoise"] == stages["tokens"] == ("ok",) and stages["unet"] == ("open",)
     assert found.next.startswith("add is wrong: test_result[add-1].")
+
+
+def test_a_port_that_refuses_nothing_has_nothing_left(port):
+    """REFUSES = False in adapters.py skips all tests of refusals."""
+    junit(port / "results" / "c.xml", {
+        "test_result[embedding-0]": "passed", "test_refuses[embedding-0]": "skipped",
+        "test_refuses[embedding-1]": "skipped", "test_result[add-0]": "passed",
+        "test_refuses[add-0]": "failed", "test_refuses[linear-0]": "skipped"})
+    ops = states(status(port).ops)
+    assert [ops[name][0] for name in ("embedding", "add", "linear")] == ["ok", "wrong", "open"]
+
+
+def test_ops_that_were_fused_are_proven_with_the_op_after_them(port):
+    """bisect computes what was not dumped from the port's own inputs, and says what."""
+    def row(name, op, status, *computed):
+        return {"name": name, "op": op, "status": status, "computed": list(computed)}
+
+    (port / "results" / "b.json").write_text(json.dumps({"rows": [
+        row("unet/000/a.norm1", "group_norm", "missing"), row("unet/000/a.silu", "silu", "missing"),
+        row("unet/000/a.conv1", "conv2d", "explained", "unet/000/a.norm1", "unet/000/a.silu"),
+        row("unet/000/b.norm", "layer_norm", "missing"),
+        row("unet/000/b.to_q", "linear", "wrong", "unet/000/b.norm"),
+        row("unet/000/b:x", "geglu", "missing")]}))
+    ops = states(status(port).ops)
+    assert {name: ops[name][2] for name in (
+        "group_norm", "silu", "conv2d", "layer_norm", "linear", "geglu")} == {
+            "group_norm": "ok", "silu": "ok", "conv2d": "ok", "layer_norm": "open",
+            "linear": "wrong", "geglu": "open"}
+
+
+@pytest.mark.parametrize("case", ["conv2d/conv_in", "conv2d/conv_out", "linear/quant_conv"])
+def test_calls_of_the_pack_of_ops_are_no_blocks(port, case):
+    known = len(status(port).blocks)
+    comparison(port / "results" / "o.json", [(f"ops/{case}", case.split("/")[0], "equal"),
+                                             (f"ops/{case.split('/')[1]}", "conv2d", "given")])
+    found = status(port)
+    assert len(found.blocks) == known and states(found.blocks)["unet/conv_in"] == ("open",)
 
 
 def test_later_results_overrule_earlier_ones(port):

@@ -22,7 +22,8 @@ def parser() -> Parser:
     add = found.add_argument
     add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     add("-m", "--model", metavar="MODEL", help="path or hub id of the model whose tables are "
-        "written; without it Stable Diffusion 1.5, for which no file is needed")
+        "written, or bundled for the one in refsd; without it Stable Diffusion 1.5, for "
+        "which no file is needed")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
     return found

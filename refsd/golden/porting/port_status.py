@@ -16,7 +16,7 @@ from refsd.weights.files import read_bytes, read_json, read_object
 LIMIT = 256 << 20  # bytes of a result; a comparison of 10,000 tensors takes about 10 MB
 TEST = re.compile(r"test_(result|refuses)\[(\w+)-(\d+)\]")
 GOOD = ("equal", "explained")
-ABSENT = ("missing",)
+ABSENT = ("missing", "given")
 OPS = "ops"  # the stage of the pack of ops
 
 
@@ -98,14 +98,16 @@ def status(folder: str | Path) -> Status:
               for entry in known["blocks"]}
     stages = {name: Row(name, 0.0, {"in_network": Tally()}) for name in known["stages"]}
     for name, outcome in tests.items():
-        op = TEST.fullmatch(name)[2]
-        if op in ops:
+        what, op, _ = TEST.fullmatch(name).groups()
+        # a port without checks of its own (REFUSES = False) has nothing left to prove by them
+        if op in ops and (what, outcome) != ("refuses", "left"):
             ops[op].checks["contract"].count(name, outcome)
     for name, (op, outcome) in verdicts.items():
         stage, kind = name.partition("/")[0], kind_of(name)
         if op in ops:
             ops[op].checks["ops_pack" if stage == OPS else "in_network"].count(name, outcome)
-        if kind is not None and (op == "block" or is_alone(name.rpartition("/")[2])):
+        alone = op == "block" or is_alone(name.rpartition("/")[2])
+        if kind is not None and alone and stage != OPS:
             row = blocks.setdefault(kind, Row(kind, 0.0, {"in_network": Tally()}))
             row.checks["in_network"].count(name, outcome)
         elif op not in ops and stage in stages:
@@ -163,17 +165,29 @@ def _junit(path: Path) -> Iterable[tuple[str, str]]:
 
 
 def _compared(path: Path) -> Iterable[tuple[str, tuple[Any, str]]]:
-    """The verdicts of a comparison or a bisection: name -> (op, outcome)."""
+    """The verdicts of a comparison or a bisection: name -> (op, outcome).
+
+    An op whose result was not dumped is proven with the op after it, if bisect found that right and
+    computed this one on the way: fused ops have no results of their own.
+    """
     found = read_json(path, limit=LIMIT)
     rows = found.get("tensors", found.get("rows")) if isinstance(found, dict) else None
-    for row in rows if isinstance(rows, list) else ():
+    rows = rows if isinstance(rows, list) else []
+    fused = {name for row in rows if isinstance(row, dict) and row.get("status") in GOOD
+             for name in _names(row.get("computed"))}
+    for row in rows:
         if not (isinstance(row, dict) and all(isinstance(row.get(key), str)
                                               for key in ("name", "status"))):
             raise ModelError(f"{path}: not what refsd golden compare --report or bisect --json "
                              f"writes: {json.dumps(row)[:80]}")
         outcome = "passed" if row["status"] in GOOD else (
-            "left" if row["status"] in ABSENT else "failed")
+            "failed" if row["status"] not in ABSENT else
+            "passed" if row["name"] in fused else "left")
         yield row["name"], (row.get("op"), outcome)
+
+
+def _names(found: Any) -> list[str]:
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def _next(ops: list[Row], blocks: list[Row], stages: list[Row]) -> str:

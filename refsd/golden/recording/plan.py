@@ -6,12 +6,13 @@ list that benchmarks time, that the porting kit orders, and that tests compare w
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from refsd.contracts import Output, Spec
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
-from refsd.pipelines.loading import SD1_SCHEDULER, load_scheduler
+from refsd.pipelines.loading import SD1_SCHEDULER, bundled_model, load_scheduler
 from refsd.registry import trace
 from refsd.schedulers import Scheduler, from_config
 from refsd.weights import flatten, resolve, sd1, to_tree
@@ -19,6 +20,7 @@ from refsd.weights.checkpoint import plan_file, plan_folder
 from refsd.weights.expect import SHAPES
 from refsd.weights.validate import validate
 
+BUNDLED = "bundled"  # what the model in refsd is called where none is named by a file
 CONFIGS = {"text_encoder": CLIPTextConfig, "unet": UNetConfig, "vae": VAEConfig}
 
 
@@ -69,12 +71,13 @@ def planned_config(component: str, config: Mapping[str, Any] | None = None) -> A
 def read_configs(model: str | None) -> tuple[dict[str, dict[str, Any]], Scheduler]:
     """The three config.json and the scheduler of a path or hub id; no tensor is read.
 
-    None is Stable Diffusion 1.5 as it was published, for which no file is needed. Raises as
-    refsd.weights.load_checkpoint.
+    None is Stable Diffusion 1.5 as it was published, for which no file is needed; "bundled" the
+    model in refsd, unless there is a path of that name. Raises as refsd.weights.load_checkpoint.
     """
     if model is None:
         return dict(sd1.CONFIGS), from_config(SD1_SCHEDULER)
-    place = resolve(model)
+    named = model == BUNDLED and not Path(model).exists()
+    place = bundled_model() if named else resolve(model)
     if place.is_dir():
         plans = {part: plan_folder(place, part) for part in CONFIGS}
     else:
