@@ -337,6 +337,7 @@ def test_the_header_has_every_op_and_a_readable_width(exported):
     text = (exported / "refsd.h").read_text()
     assert set(re.findall(r"^refsd_status refsd_(\w+)\(", text, re.MULTILINE)) == OPS.keys()
     assert max(map(len, text.splitlines())) <= 100
+    assert "'?'" not in text and "required; an axis: from -n to n - 1 for n of them */" in text
 
 
 # -- stages and models

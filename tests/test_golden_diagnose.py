@@ -290,6 +290,15 @@ def test_with_the_inputs_through_a_ports_own_errors(name, noise):
     assert is_hidden(wrong, truth, error) and not found or found[0].reason == reason, found
 
 
+def test_a_padding_is_shown_as_far_as_windows_reach():
+    """Diffusers' (0, 1, 0, 1) before a convolution with stride 2: the second row is never read."""
+    x, given = normal(1, 8, 8, 6), {"weight": W, "bias": B}
+    wrong = plus(correlate(x, W, 0, 1, stride=2), B)
+    found = of("conv2d", wrong, options={"stride": 2, "padding": 1}, x=x, **given)
+    assert found[0].reason == "wrong_padding"
+    assert "((0, 1), (0, 1)) (top, bottom and left, right)" in found[0].sentence
+
+
 def test_the_step_before():
     found = diagnose(entry("conv2d", X.shape), X, EPS, previous=EPS)
     assert found[0] == Finding("stale", "it is the tensor of the step before", 1.0)

@@ -79,6 +79,8 @@ def test_a_reader_refuses_what_is_not_all_there(sample, reader, tmp_path):
     done = ask(reader, folder, name)
     assert done.returncode and not done.stdout and done.stderr
     assert ask(reader, tmp_path / "none").returncode
+    done = ask(reader, sample, "unet/000/none")
+    assert done.returncode and not done.stdout and b"unet/000/none: no such tensor" in done.stderr
 
 
 def test_the_c_reader_stays_in_the_folder(sample, c_reader, tmp_path):

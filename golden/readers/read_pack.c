@@ -39,7 +39,8 @@ int main(int argc, char **argv)
     char path[4096];
     struct tensor t;
     int more, found = argc == 2;
-    if (argc < 2 || snprintf(path, sizeof path, "%s/index.tsv", argv[1]) >= (int)sizeof path) return 2;
+    if (argc < 2 || snprintf(path, sizeof path, "%s/index.tsv", argv[1]) >= (int)sizeof path)
+        return fprintf(stderr, "usage: read_pack FOLDER [NAME]\n"), 2;
     FILE *index = fopen(path, "rb");
     if (!index) return perror(path), 4;
     while ((more = next_tensor(index, &t)) > 0) {
@@ -47,10 +48,13 @@ int main(int argc, char **argv)
         else if (!strcmp(t.name, argv[2])) {
             void *data = read_tensor(argv[1], &t);
             if (!data) return fprintf(stderr, "%s: not all there\n", t.name), 3;
-            found = fwrite(data, 1, (size_t)t.bytes, stdout) == (size_t)t.bytes;
+            if (fwrite(data, 1, (size_t)t.bytes, stdout) != (size_t)t.bytes)
+                return perror("stdout"), 4;
+            found = 1;
             free(data);
         }
     }
     if (more < 0) return fprintf(stderr, "%s: damaged\n", path), 3;
-    return found ? 0 : 2;
+    if (!found) return fprintf(stderr, "%s: no such tensor in %s\n", argv[2], path), 2;
+    return 0;
 }

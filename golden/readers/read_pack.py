@@ -38,8 +38,12 @@ def read(folder, tensor):
 
 
 if __name__ == "__main__":
-    for row in tensors(sys.argv[1]):
-        if len(sys.argv) == 2:
+    rows = tensors(sys.argv[1])
+    if len(sys.argv) == 2:
+        for row in rows:
             print(row["name"], row["dtype"], "x".join(map(str, row["shape"])) or "-")
-        elif row["name"] == sys.argv[2]:
-            sys.stdout.buffer.write(read(sys.argv[1], row).tobytes())
+    else:
+        row = next((row for row in rows if row["name"] == sys.argv[2]), None)
+        if row is None:
+            sys.exit(f"{sys.argv[2]}: no such tensor in {sys.argv[1]}")
+        sys.stdout.buffer.write(read(sys.argv[1], row).tobytes())

@@ -71,7 +71,7 @@ def add_request(found: Parser) -> None:
     add_arithmetic(found)
 
 
-def add_picture(found: Parser) -> None:
+def add_picture(found: Parser, *, seed: str = "; below 0: a new one (the default)") -> None:
     """The picture that is wanted: of what, how large, by which model and sampler."""
     add = found.add_argument_group("what to draw").add_argument
     add("words", metavar="PROMPT", nargs="?", help="what to draw, in quotes")
@@ -80,7 +80,7 @@ def add_picture(found: Parser) -> None:
     add("-W", "--width", type=integer, metavar="N", help="pixels (default: the model's own size)")
     add("-H", "--height", type=integer, metavar="N", help="pixels (default: the model's own size)")
     add("-s", "--seed", type=integer, metavar="N", default=-1,
-        help="a number from 0 to 2^64 - 1; below 0: a new one (the default)")
+        help=f"a number from 0 to 2^64 - 1{seed}")
 
     add = found.add_argument_group("how").add_argument
     add("-m", "--model", metavar="MODEL",

@@ -33,7 +33,7 @@ def parser() -> Parser:
     """The options of drawing a picture, and what is recorded of it."""
     found = Parser(prog="refsd golden make", description=ABOUT, epilog=MORE,
                    usage="refsd golden make -o FOLDER [PROMPT] [options]")
-    draw.add_picture(found)
+    draw.add_picture(found, seed=" (0)")
     add = found.add_argument_group("what to record").add_argument
     add("-o", "--output", metavar="FOLDER", help="a new folder, or an empty one")
     add("--level", type=integer, metavar="N", help="0 to 4 (1, or what the suite says)")

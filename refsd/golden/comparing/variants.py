@@ -64,13 +64,24 @@ def conv2d(inputs, options, truth, got):
         for h in range(left + right + 1):
             other = ((v, top + bottom - v), (h, left + right - h))
             if other != ((top, bottom), (left, right)):
-                yield "wrong_padding", f"the padding is {other}", with_(padding=other)
+                seen = _reached(x, weight, options, truth, other)
+                yield ("wrong_padding", f"the padding is {seen} (top, bottom and left, right)",
+                       with_(padding=other))
     if top + bottom + left + right:
         widths = ((0, 0), (0, 0), (top, bottom), (left, right))
         for mode, needs in (("edge", 0), ("reflect", 1), ("wrap", 0)):
             if min(x.shape[2:]) > needs * max(top, bottom, left, right):
                 yield ("wrong_padding", f"outside the picture stand no zeros ({mode})",
                        with_(x=np.pad(x, widths, mode=mode), padding=0))
+
+
+def _reached(x, weight, options, truth, padding):
+    """The padding without what no window touches: with strides the last row may be one of these."""
+    return tuple((before, min(after, max(0, (m - 1) * step + (k - 1) * apart + 1 - before - n)))
+                 for (before, after), n, m, k, step, apart in zip(
+                     padding, x.shape[2:], truth.shape[2:], weight.shape[2:],
+                     conv.pair("stride", options.get("stride", 1)),
+                     conv.pair("dilation", options.get("dilation", 1))))
 
 
 def linear(inputs, options, truth, got):

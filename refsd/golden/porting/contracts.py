@@ -166,9 +166,17 @@ def _option(op: Op, parameter: inspect.Parameter, worked: list[Call]) -> dict[st
     elif "string" in types:
         found["choices"] = [word for word in _words(op, name, worked)
                             if _taken(op, worked, name, word)]
-    message = refused(op, _replaced(op, worked[0], name, "?")).partition(": ")[2]
-    found["wanted"] = message.rpartition("wanted ")[2] or message
+    found["wanted"] = _wanted(refused(op, _replaced(op, worked[0], name, "?")).partition(": ")[2])
     return found
+
+
+def _wanted(message: str) -> str:
+    """What an option may be, from what is said against "?", without the sizes of that call."""
+    said, must, wanted = message.partition(" must ")
+    if must:
+        return re.sub(r"^(be|satisfy) ", "", re.sub(r"<= \d+$", "<= the axis's size", wanted))
+    axis = "an axis: from -n to n - 1 for n of them"
+    return axis if said.startswith("axis ") else message.rpartition("wanted ")[2]
 
 
 def _types(op: Op, name: str, worked: list[Call]) -> list[str]:
