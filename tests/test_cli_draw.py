@@ -10,7 +10,8 @@ import tiny
 from PIL import Image
 
 from refsd.__main__ import main
-from refsd.cli import progress, samplers, threads
+from refsd.cli import drawing, progress, samplers, threads
+from refsd.cli.recipe import parse_recipe
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random.by_name import NumPyGenerator
 from refsd.weights import read_safetensors
@@ -219,6 +220,36 @@ def test_a_bar_on_a_terminal(draw, monkeypatch):
     _, _, err = draw("-s", 3)
     assert "seed 3:" in err and "0/2" in err and "step/s" in err
     assert draw("-s", 3, "-q")[2] == ""
+
+
+@pytest.mark.parametrize("options, key, nothing", [
+    (["--eta", "0.5", "--sampler", "euler_a"], "eta", 0.0),
+    (["--guidance-rescale", "0.5", "--cfg-scale", "1"], "guidance_rescale", 0.0),
+    (["-n", "blue", "--cfg-scale", "1"], "negative_prompt", ""),
+])
+def test_an_option_without_effect_is_said_and_not_recorded(draw, options, key, nothing):
+    code, _, err = draw("-s", 1, "-o", "x.png", *options)
+    assert code == 0 and err.count("changes nothing") == 1
+    assert f"warning: --{key.replace('_', '-')} changes nothing: " in err
+    assert recipe("x.png")[key] == nothing
+    with Image.open("x.png") as image:
+        assert "Eta" not in image.text["parameters"] and "blue" not in image.text["parameters"]
+
+
+def test_eta_and_the_noise_are_told_in_a1111s_words(draw):
+    for options, words in ((["--eta", "0.5"], "Eta DDIM: 0.5, RNG: CPU"),
+                           (["--rng", "cuda"], "RNG: NV"), (["--rng", "numpy"], "Noise: NumPy")):
+        assert draw("-o", "x.png", "--sampler", "ddim", *options)[0] == 0
+        with Image.open("x.png") as image:
+            assert f", {words}, Version: " in image.text["parameters"]
+
+
+def test_drawing_leaves_the_pipeline_as_it_was(draw, model):
+    draw("-o", "x.png", "--allow-nonfinite")
+    pipe = StableDiffusionPipeline.from_pretrained(model)
+    found = parse_recipe(json.dumps(recipe("x.png")), "x")
+    drawing.draw(pipe, found, lambda *_: None)
+    assert found.allow_nonfinite and pipe.check_finite
 
 
 def test_no_metadata(draw):

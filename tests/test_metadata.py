@@ -108,7 +108,7 @@ def test_both_texts_survive_the_png(tmp_path):
     assert (infotext.prompt, infotext.negative_prompt) == (RECIPE.prompt, RECIPE.negative_prompt)
     assert infotext.settings == {
         "Steps": "3", "Sampler": "DDIM", "CFG scale": "7", "Seed": str(2**64 - 1), "Size": "8x16",
-        "Model hash": "ababababab", "Model": "m, n: o", "Eta": "0.5", "RNG": "NV",
+        "Model hash": "ababababab", "Model": "m, n: o", "Eta DDIM": "0.5", "RNG": "NV",
         "Version": infotext.settings["Version"]}
 
 

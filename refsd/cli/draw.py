@@ -197,7 +197,7 @@ class Work:
             self.calls = drawing.calls(self.pipe, options.steps)
             self.model = identity.of(options.model, variant=options.variant,
                                      hashes=not options.disable_image_metadata)
-        self.recipe = Recipe(
+        self.recipe = drawing.effective(self.pipe, Recipe(
             prompt=prompt, negative_prompt=options.negative_prompt, seed=options.seed,
             width=options.width or self.pipe.default_size,
             height=options.height or self.pipe.default_size,
@@ -208,7 +208,7 @@ class Work:
             threads=threads.in_use(self.pipe.backend), exact=options.exact,
             tuned=drawing.tuned_choices() if options.tuned else {},
             allow_nonfinite=options.allow_nonfinite, model=self.model,
-            versions=drawing.versions(self.pipe.backend))
+            versions=drawing.versions(self.pipe.backend)))
 
     def picture(self, seed: int, place: output.Place) -> dict[str, Any]:
         """Draw the picture of one seed, write it, and say so."""

@@ -1,10 +1,12 @@
 """Drawing from a recipe: what `refsd PROMPT` and `refsd repro` have in common."""
 
 import hashlib
+import logging
 import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -17,8 +19,11 @@ from refsd.cli.threads import pools
 from refsd.errors import ResourceError
 from refsd.pipelines import stages
 from refsd.pipelines.memory import estimate_bytes
+from refsd.pipelines.request import idle
 from refsd.random.by_name import GENERATORS
 from refsd.version import __version__
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("numpy", "scipy", "tokenizers", "safetensors", "pillow")
 VECTORS = ("AVX512_ICL", "AVX512_SKX", "AVX512F", "AVX2", "AVX", "SVE", "NEON")  # wide ones first
@@ -85,9 +90,24 @@ def calls(pipe: Any, steps: int) -> int:
     return len(stages.make_schedule(pipe.scheduler, steps))
 
 
+NOTHING = {"eta": 0.0, "guidance_rescale": 0.0, "negative_prompt": ""}
+
+
+def effective(pipe: Any, recipe: Recipe) -> Recipe:
+    """The recipe without the options that change nothing with this pipeline; each is warned of.
+
+    So that a picture never says that it was made with what it was not made with.
+    """
+    found = idle(pipe, guidance_scale=recipe.cfg_scale, guidance_rescale=recipe.guidance_rescale,
+                 eta=recipe.eta, negative=recipe.negative_prompt != "")
+    for name, why in found.items():
+        logger.warning("--%s changes nothing: %s", name.replace("_", "-"), why)
+    return replace(recipe, **{name: NOTHING[name] for name in found})
+
+
 def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
     """One picture. Raises ResourceError when the memory does not suffice."""
-    pipe.check_finite = not recipe.allow_nonfinite
+    before, pipe.check_finite = pipe.check_finite, not recipe.allow_nonfinite
     try:
         with tuned(recipe):
             return _draw(pipe, recipe, on_step)
@@ -95,6 +115,8 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
         needed = estimate_bytes(pipe, recipe.width, recipe.height, 1) / 2**30
         raise ResourceError(f"out of memory: {recipe.width} x {recipe.height} needs about "
                             f"{needed:.1f} GiB. Ask for a smaller picture, or free some") from None
+    finally:
+        pipe.check_finite = before
 
 
 def _draw(pipe, recipe, on_step):

@@ -16,7 +16,7 @@ KEYWORD = "refsd"  # of the PNG's text chunk
 SCHEMA = 1
 RNGS = ("torch-cpu", "cuda", "numpy")
 DTYPES = ("float32", "float64")
-A1111_RNG = {"torch-cpu": "CPU", "cuda": "NV", "numpy": "NumPy"}
+A1111_RNG = {"torch-cpu": {"RNG": "CPU"}, "cuda": {"RNG": "NV"}, "numpy": {"Noise": "NumPy"}}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ class Recipe:
         return {"parameters": infotext, KEYWORD: self.to_json()}
 
     def settings(self) -> dict[str, Any]:
-        """What A1111's line says of it, under A1111's names and with its meanings."""
+        """What A1111's line says of it, under A1111's names and with its meanings.
+
+        A1111's "Eta" is that of ancestral samplers; its RNG has no word for NumPy's noise.
+        """
         sampler, schedule = samplers.label(self.scheduler)
         return {
             "Steps": self.steps,
@@ -72,8 +75,8 @@ class Recipe:
             **({"Model hash": self.model["hash"][:10]} if self.model.get("hash") else {}),
             **({"Model": self.model["name"]} if self.model.get("name") else {}),
             **({"Clip skip": self.clip_skip + 1} if self.clip_skip else {}),
-            **({"Eta": f"{self.eta:g}"} if self.eta else {}),
-            "RNG": A1111_RNG[self.rng],
+            **({"Eta DDIM": f"{self.eta:g}"} if self.eta else {}),
+            **A1111_RNG[self.rng],
             "Version": f"refsd {__version__}",
         }
 
