@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from agreement_cases import calls, laid_out
 from bounds import BOUNDS, PRECISIONS, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,3 +77,28 @@ def test_layouts_are_what_they_say():
     assert not laid["readonly"].flags.writeable
     assert not laid["unaligned"].flags.aligned
     assert laid["broadcast"].strides[0] == 0
+
+
+VIEWS = {"to_tokens", "to_image", "slice", "transpose"}
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+@pytest.mark.parametrize("backend", registry.BACKENDS)
+def test_only_these_may_give_a_view(name, backend):
+    """Wherever the inputs lie; also where an op has nothing to do, such as joining one array."""
+    nothing_to_do = {"concat": ([normal((2, 3), 1)], {"axis": 0}),
+                     "pad": (normal((2, 3), 1), {"widths": ((0, 0), (0, 0))}),
+                     "upsample_nearest": (normal((1, 4, 2, 3), 1), {"height": 2, "width": 3}),
+                     "upsample_bilinear": (normal((1, 4, 2, 3), 1), {
+                         "height": 2, "width": 3, "align_corners": False}),
+                     "clamp": (normal((2, 3), 1), {"low": -9.0, "high": 9.0})}
+    cases = [laid_out(calls(name)[0], layout).build("float32") for layout in LAYOUTS]
+    if name in nothing_to_do:
+        x, options = nothing_to_do[name]
+        cases.append(((x,), options))
+    with registry.use(backend):
+        for args, options in cases:
+            result = getattr(F, name)(*args, **options)
+            shared = any(np.shares_memory(result, x) for x in arrays_in((args, options)))
+            assert not shared or name in VIEWS
+    assert (name in VIEWS) == ("may be a view of x" in registry.ops()[name].definition.__doc__)

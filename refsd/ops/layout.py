@@ -1,4 +1,8 @@
-"""Moving data without changing it."""
+"""Moving data without changing it.
+
+Some results may be views: whether they are depends on how x lies in memory and on the backend. So
+nobody writes to what these ops give, nor to x while it is in use. All other ops give fresh memory.
+"""
 
 import math
 
@@ -16,7 +20,10 @@ def to_tokens_contract(x):
 
 @op(to_tokens_contract)
 def to_tokens(x):
-    """One token a pixel, row by row.   (N, C, H, W) -> (N, H W, C)"""
+    """One token a pixel, row by row.   (N, C, H, W) -> (N, H W, C)
+
+    The result may be a view of x.
+    """
     N, C, H, W = x.shape
     return x.reshape(N, C, H * W).swapaxes(1, 2)
 
@@ -34,7 +41,10 @@ def to_image_contract(x, *, height, width):
 
 @op(to_image_contract)
 def to_image(x, *, height, width):
-    """The inverse of to_tokens.   (N, H W, C) -> (N, C, H, W); (N, C) is one pixel an image"""
+    """The inverse of to_tokens.   (N, H W, C) -> (N, C, H, W); (N, C) is one pixel an image
+
+    The result may be a view of x.
+    """
     N, C = x.shape[0], x.shape[-1]
     return x.reshape(N, height * width, C).swapaxes(1, 2).reshape(N, C, height, width)
 
@@ -74,7 +84,10 @@ def slice_contract(x, *, axis, start, stop):
 
 @op(slice_contract)
 def slice(x, *, axis, start, stop):
-    """x[..., start:stop, ...] along an axis.   (..., A, ...) -> (..., stop - start, ...)"""
+    """x[..., start:stop, ...] along an axis.   (..., A, ...) -> (..., stop - start, ...)
+
+    The result may be a view of x.
+    """
     return x[(np.s_[:],) * (axis % x.ndim) + (np.s_[start:stop],)]
 
 
@@ -105,7 +118,10 @@ def transpose_contract(x, *, axes):
 
 @op(transpose_contract)
 def transpose(x, *, axes):
-    """y's axis i is x's axis axes[i].   (A, B, ...) -> the same sizes in that order"""
+    """y's axis i is x's axis axes[i].   (A, B, ...) -> the same sizes in that order
+
+    The result may be a view of x.
+    """
     return np.transpose(x, axes)
 
 
