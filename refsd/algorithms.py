@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from refsd.contracts import Output, itemsize
 from refsd.errors import UsageError
 from refsd.ops.conv import conv2d_algorithm, conv2d_contract, pair, sides
-from refsd.registry import active_backend, exact_wanted, use
+from refsd.registry import active_backend, exact_wanted, offered, use
 
 ALGORITHMS = ("im2col", "winograd2", "winograd4", "fft")
 TILES = {"winograd2": 4, "winograd4": 6}  # pixels along a tile's side, three taps included
@@ -65,16 +65,14 @@ def _choice(x, weight, **options):
     result = conv2d_contract(x, weight, None, **options)
     stride, dilation = (pair(name, options.get(name, 1)) for name in ("stride", "dilation"))
     algorithm = options.get("algorithm", "auto")
-    if active_backend() == "numpy":
+    rule = offered(active_backend(), "conv2d_choice", None)
+    if rule is None:
         choice = conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm,
                                   exact=exact_wanted())
     else:
-        from refsd.numba_ops.cpu import conv  # compiles nothing, but imports Numba
-
         N, O, Ho, Wo = result.shape
-        choice = conv.choose((N, Ho, Wo, O), tuple(weight.shape), stride=stride, dilation=dilation,
-                             groups=options.get("groups", 1), algorithm=algorithm,
-                             exact=exact_wanted(), tuned=conv.tuned_choices())
+        choice = rule((N, Ho, Wo, O), tuple(weight.shape), stride=stride, dilation=dilation,
+                      groups=options.get("groups", 1), algorithm=algorithm)
     return choice.algorithm, choice.why, result
 
 
@@ -95,8 +93,9 @@ def _cost(name, x, weight, result, *, stride=1, padding=0, dilation=1, groups=1,
         # A complex number is two, a product of them four; half of a real spectrum tells the rest.
         spectrum = size[0] * (size[1] // 2 + 1)
         places, kept = (size[0] * size[1],) * 2 if name in TILES else (4 * spectrum, 2 * spectrum)
-    rows = _rows(name, O, groups, weight.dtype) if active_backend() == "numba" else O
-    if active_backend() == "numpy" and name == "im2col":
+    packed = active_backend() == "numba"
+    rows = _rows(name, O, groups, weight.dtype) if packed else O
+    if not packed and name == "im2col":
         kept = 0  # the weights serve as they are
     return Cost(name, N * tiles * places * O * I, rows * I * kept * itemsize(weight.dtype))
 

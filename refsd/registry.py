@@ -115,28 +115,28 @@ def kernels(name: str) -> dict[str, Callable]:
     return {backend: _kernels[backend, name] for backend in BACKENDS if (backend, name) in _kernels}
 
 
+def offered(backend: str, name: str, otherwise: Any) -> Any:
+    """What a backend's module has besides kernels, such as `release`; else what is given here."""
+    module = importlib.import_module(BACKENDS[choose_backend(backend)])
+    return getattr(module, name, otherwise)
+
+
 def lay_out(backend: str, tensors: dict[str, Any]) -> None:
     """Lay weights out in memory, in place, as a backend's kernels read them, if it cares.
 
     Shapes and numbers stay. For who owns the only copy of a model: kernels then need no second one.
     """
-    module = importlib.import_module(BACKENDS[choose_backend(backend)])
-    if hasattr(module, "lay_out"):
-        module.lay_out(tensors)
+    offered(backend, "lay_out", lambda *_: None)(tensors)
 
 
 def release(backend: str) -> None:
     """Let a backend give memory back to the system that the next stage has no use for."""
-    module = importlib.import_module(BACKENDS[choose_backend(backend)])
-    if hasattr(module, "release"):
-        module.release()
+    offered(backend, "release", lambda *_: None)()
 
 
 def make_ready(backend: str, dtype: str) -> None:
     """Let a backend do what a generation in `dtype` needs once, such as compiling its kernels."""
-    module = importlib.import_module(BACKENDS[choose_backend(backend)])
-    if hasattr(module, "make_ready"):
-        module.make_ready(dtype)
+    offered(backend, "make_ready", lambda *_: None)(dtype)
 
 
 @contextmanager

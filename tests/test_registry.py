@@ -6,11 +6,15 @@ import threading
 
 import numpy as np
 import pytest
+import tiny
 
 import refsd
+from refsd import algorithms, profiling, registry
 from refsd import functional as F
-from refsd import registry
+from refsd.cli import threads
+from refsd.contracts import Spec
 from refsd.errors import UsageError
+from refsd.pipelines import memory
 
 
 @pytest.fixture
@@ -129,7 +133,7 @@ def test_a_second_op_or_kernel_of_a_name_is_an_import_error(own, name):
 
 
 def test_the_same_function_may_be_declared_again(own):
-    """A module that is reloaded, a cell that is run again: the last one counts, contract and all."""
+    """A module is reloaded, a cell run again: the last one counts, contract and all."""
     def declare(answer):
         def thrice_contract(x):
             return answer
@@ -331,3 +335,29 @@ def test_accepted_calls_do_not_pile_up(monkeypatch):
     for n in range(20):
         F.silu(np.ones(n, "f4"))
         assert 1 <= len(registry._foretold) <= 4
+
+
+def test_a_backend_that_offers_kernels_alone_is_enough(own, monkeypatch, tmp_path):
+    """It draws, is planned, explained and profiled, and its threads are counted, as NumPy's."""
+    monkeypatch.setitem(registry.BACKENDS, "third", "refsd.ops")
+    for name, op in registry.ops().items():
+        registry._kernels["third", name] = op.definition
+    pipes = {name: refsd.StableDiffusionPipeline.from_pretrained(
+        tiny.write_model(tmp_path / name), backend=name) for name in ("numpy", "third")}
+    options = {"num_inference_steps": 1, "generator": 1, "output_type": "np"}
+    images = {name: pipe("a cube", **options).images for name, pipe in pipes.items()}
+    np.testing.assert_array_equal(images["third"], images["numpy"])
+
+    estimates = {name: memory.estimate_bytes(pipe, 64, 64, 1) for name, pipe in pipes.items()}
+    assert estimates["third"] >= estimates["numpy"]
+    assert all(max(column) == most for most, *column in zip(
+        memory._habits("third"), *memory.HABITS.values()))
+
+    picture, weight = Spec((1, 8, 9, 9), "float32"), Spec((8, 8, 3, 3), "float32")
+    found = {name: algorithms.explain_conv2d(picture, weight, backend=name, padding=1)
+             for name in pipes}
+    assert found["third"] == found["numpy"]._replace(backend="third")
+
+    profile = profiling.profile(pipes["third"], "a cube", num_inference_steps=1)
+    assert profile.backend == "third" and not any(call.copies for call in profile.calls)
+    assert threads.in_use("third") == threads.in_use("numpy")

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from refsd import parallel
+from refsd.registry import offered
 
 
 def check(threads: int | None) -> None:
@@ -30,9 +31,8 @@ def pools() -> list[dict[str, Any]]:
 
 
 def in_use(backend: str = "numpy") -> int:
-    """The threads that a backend's ops use here and now: NumPy's are those of BLAS."""
-    if backend == "numba":
-        from refsd.numba_ops import threads
-
-        return threads.count()
+    """The threads that a backend's ops use here and now; where it does not say, BLAS's."""
+    counted = offered(backend, "threads_in_use", None)
+    if counted is not None:
+        return counted()
     return max([pool["num_threads"] for pool in pools() if pool["user_api"] == "blas"], default=1)

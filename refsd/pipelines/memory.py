@@ -42,9 +42,14 @@ HABITS = {
 }
 
 
+def _habits(backend):
+    """How a backend works; of one that has no row, the most that any other holds."""
+    return HABITS.get(backend) or Habits(*map(max, zip(*HABITS.values())))
+
+
 def estimate_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     """The most that the process will hold while `pipe` draws `batch` pictures of this size."""
-    libraries = HABITS[pipe.unet.backend].libraries
+    libraries = _habits(pipe.unet.backend).libraries
     return libraries + weight_bytes(pipe) + working_bytes(pipe, width, height, batch)
 
 
@@ -72,7 +77,7 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
 def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:
     """The UNet's peak for `batch` latents of so many pixels, in numbers of `size` bytes."""
-    habits = HABITS[unet.backend]
+    habits = _habits(unet.backend)
     planes = [pixels * batch * size / 4**i for i in range(len(unet.tree["down_blocks"]))]
     scores = [min(habits.scores, heads * (pixels / 4**i) ** 2 * size)
               for i, heads in enumerate(unet.config.heads)]
@@ -86,7 +91,7 @@ def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:
 
 def decoder_bytes(vae: Any, pixels: int, size: int) -> int:
     """The VAE decoder's peak, for one picture with latents of so many pixels."""
-    habits, tree = HABITS[vae.backend], vae.tree["decoder"]
+    habits, tree = _habits(vae.backend), vae.tree["decoder"]
     blocks = [tree["mid_block"], *tree["up_blocks"]]
     planes = [pixels * size * 4 ** max(i - 1, 0) for i in range(len(blocks))]
     scores = min(habits.scores, pixels**2 * size)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from refsd.contracts import Spec
 from refsd.pipelines import stages
-from refsd.registry import watch
+from refsd.registry import offered, watch
 from refsd.weights.tree import flatten
 
 STAGES = ("text", "denoise", "decode")
@@ -170,11 +170,7 @@ def _encode(pipe, text, clip_skip):
 
 def _copies_counter(backend):
     """What tells how many layout copies a backend has made so far."""
-    if backend != "numba":
-        return int  # none that are counted
-    from refsd.numba_ops.memory import layout_copies
-
-    return layout_copies
+    return offered(backend, "layout_copies", int)  # int() is 0: none that are counted
 
 
 def _spec(value: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,8 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     Wo = (W + sum(pad[1]) - dw * (kw - 1) - 1) // sw + 1
     y = empty((N, Ho, Wo, O), x.dtype)
 
-    name = choose(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
-                  algorithm=algorithm, exact=exact_wanted(), tuned=tuned_choices()).algorithm
+    name = choose_here(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
+                       algorithm=algorithm).algorithm
     if name in ("winograd2", "winograd4"):
         winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups)
     elif name == "fft":
@@ -84,6 +85,11 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
                       "24 x 24 outputs winograd4 saves little more, and errs more")
     return Choice("im2col", f"{Ho} x {Wo} outputs: below 8 x 8 transforming the weights costs what "
                   "Winograd saves")
+
+
+def choose_here(result: tuple, kernel: tuple, **options: Any) -> Choice:
+    """What `choose` says under the exactness and the policy that hold here and now."""
+    return choose(result, kernel, exact=exact_wanted(), tuned=tuned_choices(), **options)
 
 
 def place(result: tuple, kernel: tuple, stride: tuple, dilation: tuple, groups: int) -> str:
