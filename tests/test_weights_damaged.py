@@ -277,7 +277,9 @@ def test_foreign_json_is_read_as_python_reads_it(tmp_path, content, found):
     assert read_foreign_object(path) == json.loads(content.decode("utf-8-sig"))
 
 
-@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff{}", b"[]", b"", b"[1" + b"0" * 9999])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[" * 100_000, b"\xff{}", b"[]", b"", b"[1" + b"0" * 9999]
+)
 def test_foreign_json_has_limits_too(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)

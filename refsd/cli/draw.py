@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from refsd.cli import output, samplers, threads
@@ -192,8 +193,8 @@ class Work:
         with self._timed("model"):
             self.pipe = StableDiffusionPipeline.from_pretrained(
                 options.model, backend=options.backend, dtype=options.dtype,
-                download=options.download, variant=options.variant, exact=options.exact)
-            drawing.choose_sampler(self.pipe, options.sampler)
+                download=options.download, variant=options.variant, exact=options.exact,
+                scheduler=partial(samplers.of_model, options.sampler))
             self.calls = drawing.calls(self.pipe, options.steps)
             self.model = identity.of(options.model, variant=options.variant,
                                      hashes=not options.disable_image_metadata)

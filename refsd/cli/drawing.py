@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refsd import schedulers
 from refsd.cli import samplers
 from refsd.cli.recipe import Recipe
 from refsd.cli.threads import pools
@@ -44,10 +43,7 @@ def choose_sampler(pipe: Any, name: str | None) -> None:
     None keeps the model's own.
     """
     if name is not None:
-        sampler = samplers.SAMPLERS[name]
-        cls = schedulers.SCHEDULERS[sampler.scheduler]
-        known = {key: value for key, value in sampler.options.items() if key in cls.DEFAULTS}
-        pipe.scheduler = cls.from_config(pipe.scheduler.config, **known)
+        pipe.scheduler = samplers.of_model(name, pipe.scheduler.config)
 
 
 def versions(backend: str) -> dict[str, str]:

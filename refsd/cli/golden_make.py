@@ -3,6 +3,7 @@
 import argparse
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +167,15 @@ def _ops(options):
 
 
 def _runs(options):
+    from refsd.cli import samplers
     from refsd.golden.recording.recipe import load_truth, model_of
     from refsd.golden.recording.suites import write_index
 
     suite = options.loaded
-    pipe = load_truth(options.model, variant=options.variant, download=options.download)
+    named = [run.get("sampler") for run in suite.runs] if suite else []
+    sampler = next(filter(None, [options.sampler, *named]), None)
+    pipe = load_truth(options.model, variant=options.variant, download=options.download,
+                      scheduler=partial(samplers.own_or, sampler))
     options.about_model = model_of(pipe, options.model, variant=options.variant)
     if suite is None:
         level = 1 if options.level is None else options.level

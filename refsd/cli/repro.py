@@ -102,9 +102,9 @@ def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty
     variant = recipe.model.get("variant")
     pipe = StableDiffusionPipeline.from_pretrained(
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
-        download=options.download, exact=recipe.exact)
+        download=options.download, exact=recipe.exact,
+        scheduler=schedulers.from_config(recipe.scheduler))
     _require_same_files(recipe.model.get("files", {}), identity.of(model, variant=variant)["files"])
-    pipe.scheduler = schedulers.from_config(recipe.scheduler)
     calls = drawing.calls(pipe, recipe.steps)
     with Compiling(show=chatty):
         make_ready(recipe.backend, recipe.dtype)

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from refsd.errors import UsageError
+from refsd.errors import ModelError, UsageError
 
 
 class Sampler(NamedTuple):
@@ -47,6 +47,38 @@ def find_sampler(name: str) -> str:
     near = difflib.get_close_matches(plain, names, 1)
     hint = f"did you mean {names[near[0]]}? Give" if near else "give"
     raise UsageError(f"--sampler: got {name[:40]!r}; {hint} one of {', '.join(SAMPLERS)}")
+
+
+def of_model(name: str | None, config: Mapping[str, Any]) -> Any:
+    """The scheduler of a sampler with a model's options; None is the sampler the model names.
+
+    Raises ModelError for what refsd does not have, naming the samplers that would do.
+    """
+    from refsd import schedulers
+
+    try:
+        if name is None:
+            return schedulers.from_config(config)
+        sampler = SAMPLERS[name]
+        cls = schedulers.SCHEDULERS[sampler.scheduler]
+        known = {key: value for key, value in sampler.options.items() if key in cls.DEFAULTS}
+        dropped = set(getattr(config, "defaulted", ())) - set(known)
+        return cls.from_config({**config, **known, "_use_default_values": list(dropped)})
+    except ModelError as problem:
+        able = schedulers.would_do(config)
+        names = [key for key, sampler in SAMPLERS.items() if sampler.scheduler in able]
+        hint = f"--sampler {' or '.join(names)} would do" if names else "no other sampler does"
+        raise ModelError(f"{problem}; {hint}") from None
+
+
+def own_or(name: str | None, config: Mapping[str, Any]) -> Any:
+    """The model's own sampler; the named one with its options where refsd does not have that."""
+    try:
+        return of_model(None, config)
+    except ModelError:
+        if name is None:
+            raise
+        return of_model(find_sampler(name), config)
 
 
 def _plain(name: str) -> str:

@@ -58,8 +58,10 @@ def _convolutions(options: argparse.Namespace) -> dict[str, Any]:
     from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
     from refsd.profiling import profile
     from refsd.registry import make_ready, ops
+    from refsd.schedulers import DDIMScheduler
 
-    pipe = StableDiffusionPipeline.from_pretrained(options.model, backend="numba")
+    pipe = StableDiffusionPipeline.from_pretrained(options.model, backend="numba",
+                                                   scheduler=DDIMScheduler())  # any would do
     with Compiling(show=not options.json):
         make_ready("numba", "float32")
     heard = profile(pipe, "", width=options.width, height=options.height, num_inference_steps=1)

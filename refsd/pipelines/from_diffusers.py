@@ -161,9 +161,10 @@ def loading(others: dict[str, Any], known: Any, *, dtype: Any, torch_dtype: Any,
     return check_dtype("dtype", dtype), download, hub
 
 
-def check_scheduler(scheduler: Any) -> None:
-    """UsageError for a scheduler of diffusers' own, whose arrays are torch's."""
-    if type(scheduler).__module__.startswith("diffusers."):
-        name = type(scheduler).__name__
-        raise UsageError(f"pipe.scheduler is diffusers' {name}; set pipe.scheduler = "
-                         f"refsd.schedulers.{name}.from_config(scheduler.config)")
+def check_scheduler(scheduler: Any, argument: str = "pipe.scheduler") -> None:
+    """UsageError for a scheduler, or a class of them, of diffusers' own: its arrays are torch's."""
+    kind = scheduler if isinstance(scheduler, type) else type(scheduler)
+    if kind.__module__.startswith("diffusers."):
+        made = "" if kind is scheduler else ".from_config(scheduler.config)"
+        raise UsageError(f"{argument} is diffusers' {kind.__name__}; set {argument} = "
+                         f"refsd.schedulers.{kind.__name__}{made}")

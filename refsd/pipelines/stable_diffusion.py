@@ -41,7 +41,7 @@ CALL_ARGUMENTS = (
     "callback_on_step_end", "callback_on_step_end_tensor_inputs",
 )
 LOAD_ARGUMENTS = ("path", "backend", "dtype", "download", "variant", "ema", "force", "exact",
-                  "torch_dtype", "local_files_only", "cache_dir", "revision", "token")
+                  "torch_dtype", "local_files_only", "scheduler", "cache_dir", "revision", "token")
 
 
 @dataclass
@@ -83,24 +83,29 @@ class StableDiffusionPipeline:
     def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
                         dtype: Any = "float32", download: bool = False, variant: str | None = None,
                         ema: bool = False, force: bool = False, exact: bool = False,
-                        torch_dtype: Any = None, local_files_only: bool | None = None,
+                        scheduler: Any = None, torch_dtype: Any = None,
+                        local_files_only: bool | None = None,
                         **others: Any) -> "StableDiffusionPipeline":
         """Load a diffusers folder, a single-file `.safetensors`, or a hub id from the local cache.
 
         `download` (local_files_only=False) lets a hub id be fetched; nothing else touches the
         network. `variant` ("fp16") and `ema` choose among copies of the weights; dtype
         (torch_dtype) is the arithmetic's, float32 or float64; `force` loads what may not fit into
-        memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT. cache_dir,
-        revision and token go to the hub. Raises ModelError, ResourceError, UsageError.
+        memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
+        `scheduler` replaces the model's, which is then not read: a scheduler, or a class or
+        function that makes one of the model's options. cache_dir, revision and token go to the
+        hub. Raises ModelError, ResourceError, UsageError.
         """
         from refsd.pipelines.loading import load_components
 
         dtype, download, hub = from_diffusers.loading(
             others, LOAD_ARGUMENTS, dtype=dtype, torch_dtype=torch_dtype, download=download,
             local_files_only=local_files_only)
+        from_diffusers.check_scheduler(scheduler, "scheduler")
         backend = choose_backend(backend)
         parts = load_components(path, backend=backend, dtype=dtype, download=download,
-                                variant=variant, ema=ema, force=force, exact=exact, hub=hub)
+                                variant=variant, ema=ema, force=force, exact=exact, hub=hub,
+                                scheduler=scheduler)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained

@@ -11,10 +11,11 @@ docs/schedules.md says what that takes and where the two part.
 """
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from refsd.errors import ModelError
+from refsd.errors import ModelError, UsageError
 from refsd.schedulers.config import Config
 from refsd.schedulers.ddim import DDIMScheduler
 from refsd.schedulers.ddpm import DDPMScheduler
@@ -48,10 +49,24 @@ def from_config(config: Mapping[str, Any]) -> Scheduler:
     if not isinstance(name, str) or name not in SCHEDULERS:
         close = difflib.get_close_matches(str(name), SCHEDULERS, 1)
         hint = f"; closest is {close[0]}" if close else ""
-        raise ModelError(
-            f"scheduler config: _class_name is {name!r}; refsd has {', '.join(SCHEDULERS)}{hint}"
-        )
+        raise ModelError(f"scheduler config: _class_name is {ascii(name)[:80]}; refsd has "
+                         f"{', '.join(SCHEDULERS)}{hint}")
     return SCHEDULERS[name].from_config(config)
 
 
-__all__ = [*SCHEDULERS, "SCHEDULERS", "Config", "Scheduler", "Step", "from_config"]
+def would_do(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a config can be read as, whichever class it is of."""
+    return [name for name, cls in SCHEDULERS.items() if _reads(cls, config)]
+
+
+def _reads(cls, config):
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            cls.from_config(config)
+    except (ModelError, UsageError):
+        return False
+    return True
+
+
+__all__ = [*SCHEDULERS, "SCHEDULERS", "Config", "Scheduler", "Step", "from_config",
+           "would_do"]

@@ -58,7 +58,8 @@ class Scheduler:
 
         As in diffusers: options that the other class left at its defaults are dropped, so that this
         class's own defaults hold; options that this class does not have are kept in `config` for
-        the next one. Raises ModelError for a value in `config` that this class does not take.
+        the next one, with a warning where the config is of this very class and no other has them.
+        Raises ModelError for a value in `config` that this class does not take.
         """
         if not isinstance(config, Mapping):
             raise UsageError(
@@ -73,7 +74,7 @@ class Scheduler:
             if key not in dropped and not key.startswith("_")
         }
         unknown = sorted(set(options) - cls.known_options)
-        if unknown:
+        if unknown and config.get("_class_name", cls.__name__) == cls.__name__:
             warnings.warn(f"{cls.__name__} ignores {', '.join(unknown)}", stacklevel=2)
 
         own = {key: value for key, value in options.items() if key in cls.DEFAULTS}

@@ -13,14 +13,15 @@ from refsd.sealed import seal
 from refsd.weights import sd1
 from refsd.weights.expect import SHAPES, Found, Shape, check
 from refsd.weights.files import read_foreign_object
-from refsd.weights.folder import check_pipeline, check_variants, component_weights
+from refsd.weights.folder import check_variants, component_weights
 from refsd.weights.header import Header, read_header
 from refsd.weights.ldm import check_family, from_ldm
 from refsd.weights.memory import check_memory, needed_bytes
+from refsd.weights.model_index import part_class, remark
 from refsd.weights.names import canonical_names, without_kernel
 from refsd.weights.reader import read_tensors, warn_nonfinite
 from refsd.weights.tree import to_tree
-from refsd.weights.validate import validate
+from refsd.weights.validate import check_class, relabelled, validate
 
 COMPONENTS = ("text_encoder", "unet", "vae")
 
@@ -77,7 +78,7 @@ def load_checkpoint(
     if path.is_dir():
         if ema or configs:
             raise UsageError(f"{path}: ema and configs are for single files, this is a folder")
-        check_pipeline(path)
+        remark(path)
         plans = {name: plan_folder(path, name, variant=variant) for name in COMPONENTS}
         check_variants({name: plan.variant for name, plan in plans.items()}, variant, str(path))
     elif path.is_file():
@@ -110,7 +111,11 @@ def load_folder(
 def plan_folder(path: Path, component: str, *, variant: str | None = None) -> Plan:
     """A component of a diffusers folder, checked against its config.json; see `choose`."""
     file = path / component / "config.json"
-    config = validate(component, read_foreign_object(file), str(file))
+    named = part_class(path, component)
+    if named is not None:
+        check_class(component, named, str(path / "model_index.json"))
+    config = read_foreign_object(file)
+    config = validate(component, config if named is None else relabelled(config, named), str(file))
     headers, taken = component_weights(path / component, component, variant, model=path)
     inside = {name: header for header in headers for name in header.tensors}
     source = str(path / component)

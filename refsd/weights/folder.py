@@ -13,7 +13,6 @@ from refsd.weights.header import Header, read_header
 
 MAX_INDEX = 16 << 20
 MAX_SHARDS = 1000
-PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +22,6 @@ class Weights(NamedTuple):
 
     headers: list[Header]
     variant: str | None
-
-
-def check_pipeline(folder: Path) -> None:
-    """ModelError when model_index.json says that this is no text-to-image SD 1.x pipeline."""
-    path = folder / "model_index.json"
-    if path.is_file():
-        found = read_foreign_object(path).get("_class_name")
-        if found not in PIPELINES:
-            raise ModelError(
-                f"{path}: the pipeline is {ascii(found)[:80]}, expected {' or '.join(PIPELINES)}"
-            )
 
 
 def component_weights(

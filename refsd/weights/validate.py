@@ -200,7 +200,7 @@ def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict
     where = where or f"the config of the {component}"
     if not isinstance(config, Mapping):
         raise ModelError(f"{where}: got {type(config).__name__}, expected a JSON object")
-    _check_class(component, config, where)
+    check_class(component, _label(config), where)
 
     table = TABLES[component]
     filled = {name: config.get(name, default) for name, (default, _) in table.items()}
@@ -219,12 +219,23 @@ def per_level(value: Any, levels: int) -> tuple:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
 
 
-def _check_class(component: str, config: Mapping[str, Any], where: str) -> None:
-    found = config.get("_class_name") or (config.get("architectures") or [None])
-    found = found[0] if isinstance(found, list) else found
-    if found is not None and found not in CLASSES[component]:
+def check_class(component: str, name: Any, where: str) -> None:
+    """ModelError for the name of a class that refsd does not compute; None is no name."""
+    if name is not None and name not in CLASSES[component]:
         wanted = " or ".join(CLASSES[component])
-        raise ModelError(f"{where}: the class is {_shown(found)}, expected {wanted}")
+        raise ModelError(f"{where}: the class is {_shown(name)}, expected {wanted}")
+
+
+def relabelled(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The config as of the class that model_index.json names, whatever it says of itself."""
+    labels = ("_class_name", "architectures", "model_type")
+    return {"_class_name": name} | {k: v for k, v in config.items() if k not in labels}
+
+
+def _label(config: Mapping[str, Any]) -> Any:
+    """The class that a config names, one of one or of a list."""
+    found = config.get("_class_name") or (config.get("architectures") or [None])
+    return found[0] if isinstance(found, list) else found
 
 
 def _check_fit(component: str, config: dict[str, Any], where: str) -> None:

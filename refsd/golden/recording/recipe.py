@@ -54,13 +54,13 @@ class Recipe:
 
 
 def load_truth(model: str | Path | None = None, *, variant: str | None = None,
-               download: bool = False) -> StableDiffusionPipeline:
+               download: bool = False, scheduler: Any = None) -> StableDiffusionPipeline:
     """The model in float64 on the definitions, as all truth is computed; None is the bundled one.
 
-    Convolutions only add up the products of their formula.
+    Convolutions only add up the products of their formula. `scheduler` as in from_pretrained.
     """
     return StableDiffusionPipeline.from_pretrained(model, variant=variant, download=download,
-                                                   exact=True, **TRUTH)
+                                                   exact=True, scheduler=scheduler, **TRUTH)
 
 
 def model_of(pipe: Any, model: str | Path | None, *, variant: str | None = None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from refsd.golden.recording.run import run, trees
 from refsd.golden.tolerances.emulate import Emulator
 from refsd.golden.tolerances.tolerance import with_spread
 from refsd.registry import trace
+from refsd.schedulers import from_config
 
 RUNS, CONFIDENCE = 4, 0.9999
 FORMATS = ("float32", "bfloat16")
@@ -74,7 +75,7 @@ def spread(pack: Pack, format: str, *, runs: int = RUNS, confidence: float = CON
         raise UsageError(f"runs is {runs}; give 2 or more, so that they can be compared")
     recipe = recipe_of(pack)
     selection = selection_of(pack)
-    pipe = load_truth(model) if pipe is None else pipe
+    pipe = load_truth(model, scheduler=from_config(recipe.scheduler)) if pipe is None else pipe
     errors = Errors(pack)
     for number in range(runs):
         errors.begin()
