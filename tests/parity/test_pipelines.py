@@ -5,7 +5,9 @@ The model is tiny and its weights are random, so the pictures show nothing; that
 """
 
 import gzip
+import inspect
 import json
+import re
 from importlib import resources
 
 import diffusers
@@ -17,6 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import refsd
 from refsd import schedulers
+from refsd.pipelines import from_diffusers, stages
+from refsd.pipelines.components import as_generators
 from refsd.random import TorchGenerator
 
 PROMPT = "a photograph of an astronaut riding a horse"
@@ -192,3 +196,116 @@ def test_posterior_of_the_vae_is_drawn_from_the_same_stream(theirs, ours):
     # The posterior is a network's output (its error is bounded in test_models); the noise is exact.
     np.testing.assert_allclose(found.sample(TorchGenerator(3)), expected, rtol=0, atol=2e-5)
     np.testing.assert_allclose(found.mode(), posterior.mode().numpy(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_torch_generator_serves_and_moves_on(theirs, ours, count):
+    """The same generator twice: another picture the second time, and the same as diffusers'."""
+    theirs.scheduler = diffusers.DDIMScheduler(**SD1, clip_sample=False)
+    ours.scheduler = schedulers.DDIMScheduler(**SD1, clip_sample=False)
+    options = {"prompt": [PROMPT] * count, "num_inference_steps": 2, "output_type": "np",
+               "eta": 0.5, "height": SIZE, "width": SIZE}
+    pairs = [[torch.Generator().manual_seed(seed) for seed in range(7, 7 + count)]
+             for _ in range(2)]
+    pairs = [pair if count > 1 else pair[0] for pair in pairs]
+    first, second = ([theirs(generator=pairs[0], **options).images,
+                      ours(generator=pairs[1], **options).images] for _ in range(2))
+    for expected, found in (first, second):
+        assert np.abs(found - expected).max() < 0.5 / 255
+    assert np.abs(first[0] - second[0]).max() > 0.01
+    last = [pair if count == 1 else pair[-1] for pair in pairs]
+    assert torch.equal(last[0].get_state(), last[1].get_state())
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 16, 999])
+@pytest.mark.parametrize("shape, dtype", [((1, 4, 8, 8), "float32"), ((3,), "float32"),
+                                          ((2, 9), "float64")])
+def test_a_torch_generator_in_any_state(taken, shape, dtype):
+    kinds = [torch.Generator().manual_seed(3) for _ in range(2)]
+    for generator in kinds:
+        torch.randn(taken, generator=generator)
+    expected = torch.randn(shape, generator=kinds[0], dtype=getattr(torch, dtype)).numpy()
+    found = as_generators(kinds[1], TorchGenerator, 1).randn(shape, dtype)
+    assert np.array_equal(found, expected)
+    assert torch.equal(kinds[0].get_state(), kinds[1].get_state())
+
+
+def test_torch_tensors_and_numbers_at_every_argument(theirs, ours):
+    """With gradients, in bfloat16, transposed: as a float32 array of the same numbers."""
+    ours.scheduler = schedulers.DDIMScheduler(**SD1, clip_sample=False)
+    random = np.random.default_rng(0)
+    given = {"latents": (1, 4, 8, 8), "prompt_embeds": (1, 77, 32),
+             "negative_prompt_embeds": (1, 77, 32)}
+    tensors = {k: torch.tensor(random.standard_normal(v), dtype=torch.bfloat16)
+               for k, v in given.items()}
+    options = {"num_inference_steps": 1, "output_type": "latent", "guidance_scale": 3}
+    expected = ours(**{k: v.float().numpy() for k, v in tensors.items()}, **options).images
+    ways = [lambda x: x, lambda x: x.half(), lambda x: x.double(), lambda x: x.clone(
+        ).requires_grad_(), lambda x: x.mT.contiguous().mT, lambda x: torch.nn.Parameter(x)]
+    rounded = {k: v.half().to(torch.bfloat16) for k, v in tensors.items()}
+    assert all(torch.equal(rounded[k], v) for k, v in tensors.items())  # float16 holds them
+    for way in ways:
+        found = ours(**{k: way(v) for k, v in tensors.items()}, **options).images
+        assert np.array_equal(found, expected)
+    numbers = {"num_inference_steps": torch.tensor(1), "guidance_scale": torch.tensor(
+        3, dtype=torch.bfloat16), "height": torch.tensor(64), "output_type": "latent"}
+    arrays = {k: v.numpy() for k, v in ((k, v.float()) for k, v in tensors.items())}
+    assert np.array_equal(ours(**arrays, **numbers).images, expected)
+    with pytest.raises(refsd.errors.UsageError, match="latents: a Tensor cannot be read"):
+        ours(**tensors | {"latents": torch.zeros(1, 4, 8, 8, device="meta")}, **options)
+
+
+@pytest.mark.parametrize("name, options, own", [
+    ("DDPM", {}, {"timesteps": [900, 600, 300, 0]}),
+    ("DPMSolverMultistep", {}, {"timesteps": [999, 700, 400, 100]}),
+    ("EulerDiscrete", {}, {"timesteps": [999, 500, 100]}),
+    ("EulerDiscrete", {}, {"sigmas": [14.0, 5.0, 1.0, 0.0]}),
+    ("LCM", {}, {"timesteps": [999, 759, 499, 259]}),
+])
+def test_own_timesteps_and_sigmas(theirs, ours, name, options, own):
+    theirs.scheduler = getattr(diffusers, f"{name}Scheduler")(**SD1, **options)
+    ours.scheduler = getattr(schedulers, f"{name}Scheduler")(**SD1, **options)
+    same_picture(theirs, ours, prompt=PROMPT, **own)
+
+
+@pytest.mark.parametrize("name", sorted(schedulers.SCHEDULERS))
+@pytest.mark.parametrize("own", ["timesteps", "sigmas"])
+def test_own_schedules_are_refused_where_diffusers_refuses_them(theirs, ours, name, own):
+    takes = own in inspect.signature(getattr(diffusers, name).set_timesteps).parameters
+    kind = getattr(schedulers, name)
+    assert (own in inspect.signature(kind.set_timesteps).parameters) == takes
+    if not takes:
+        with pytest.raises(refsd.errors.UsageError, match=f"{own} of the caller's own"):
+            stages.make_schedule(kind(), None, **{own: [5, 1, 0]})
+
+
+@pytest.mark.parametrize("change", [{"_interrupt": True}, {"_guidance_scale": 0.0}], ids=str)
+def test_what_a_callback_sets_on_the_pipeline(theirs, ours, change):
+    """As the examples of diffusers' documentation do."""
+    theirs.scheduler = diffusers.DDIMScheduler(**SD1, clip_sample=False)
+    ours.scheduler = schedulers.DDIMScheduler(**SD1, clip_sample=False)
+    (attribute, value), = change.items()
+
+    def callback(pipe, step, timestep, tensors):
+        if step == 2:
+            setattr(pipe, attribute, value)
+            if attribute == "_guidance_scale":
+                tensors["prompt_embeds"] = tensors["prompt_embeds"][-1:]
+        return tensors
+
+    same_picture(theirs, ours, prompt=PROMPT, callback_on_step_end=callback,
+                 callback_on_step_end_tensor_inputs=["prompt_embeds", "latents"])
+
+
+def test_every_argument_of_diffusers_is_known():
+    """In the same order as far as positions reach; those that refsd has not are answered."""
+    theirs = list(inspect.signature(StableDiffusionPipeline.__call__).parameters)[1:-1]
+    ours = list(inspect.signature(refsd.StableDiffusionPipeline.__call__).parameters)[1:]
+    assert theirs[:14] == ours[:14]
+    assert set(theirs) <= set(ours) | set(from_diffusers.CALLING)
+    source = inspect.getsource(StableDiffusionPipeline.from_pretrained)
+    source += inspect.getsource(StableDiffusionPipeline.from_single_file)
+    asked = set(re.findall(r'kwargs\.pop\("(\w+)"', source))
+    assert len(asked) > 20
+    known = set(inspect.signature(refsd.StableDiffusionPipeline.from_pretrained).parameters)
+    assert asked <= known | set(from_diffusers.LOADING) | {"cache_dir", "revision", "token"}
