@@ -20,6 +20,8 @@ from refsd.golden.packs.pack import Pack
 from refsd.golden.tolerances.spread import add_spread
 
 SEEDS = range(20)
+PARTS = {"blocks": blocks, "fused": lambda pack, dump: fused(dump).tensors,
+         "unet": lambda pack, dump: {k: v for k, v in dump.items() if k.startswith("unet/")}}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,8 +50,8 @@ def test_every_mistake_on_torch(folder, pack, capsys):
     """The right op for all of them, the right reason for four in five."""
     right, lines = 0, []
     for key, mistake in MISTAKES.items():
-        found = bisect(pack, Dump(mistaken(pack, key, TorchOps, whole=False)), model=folder / "model",
-                       first_only=True)
+        dump = mistaken(pack, key, TorchOps, whole=False)
+        found = bisect(pack, Dump(dump), model=folder / "model", first_only=True)
         reason = found.first and found.first.finding and found.first.finding.reason
         lines.append(f"{key:<18} {reason!s:<22} {found.first and found.first.name}")
         assert found.first is not None and found.first.name == mistake.first, (
@@ -89,15 +91,13 @@ def test_where_compare_names_a_block_bisect_names_it_too(measured, tmp_path, for
 
 @pytest.mark.parametrize("kind", [Ops, TorchOps])
 @pytest.mark.parametrize("format", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("part", ["blocks", "fused", "unet"])
+@pytest.mark.parametrize("part", PARTS)
 def test_no_false_alarm_on_parts(measured, kind, format, part):
     """Also held to the spread: ports that leave out ops, or all but their network."""
     place, pack = measured
     for seed in SEEDS[:5]:
         dump = port(pack, kind(format=format, seed=seed))
-        dump = {"blocks": lambda: blocks(pack, dump), "fused": lambda: fused(dump).tensors,
-                "unet": lambda: {k: v for k, v in dump.items() if k.startswith("unet/")}}[part]()
-        found = bisect(pack, Dump(dump), format=format, model=place / "model")
+        found = bisect(pack, Dump(PARTS[part](pack, dump)), format=format, model=place / "model")
         assert found.first is None, f"seed {seed}: {found.sentence}"
         assert not [row for row in found.rows if row.status == "open"]
 
