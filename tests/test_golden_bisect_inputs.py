@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from golden_port_ops import ROUND, Ops
-from golden_runs import Dump, measure_spread, port, write_pack
+from golden_runs import WEIGHTS, Dump, measure_spread, port, write_pack
 
 from refsd.golden.comparing.bisect import bisect
 from refsd.golden.packs.pack import Pack
@@ -108,6 +108,26 @@ def test_noise_that_is_rounded_at_the_door_is_no_error_of_the_op(folder, pack, f
         found = judged(pack, folder, {"unet/000/conv_in": 1.1 * conv["unet/000/conv_in"]} | more,
                        format=format)
         assert found.first.name == "unet/000/conv_in"
+
+
+def test_a_cast_at_the_door_excuses_no_other_error(folder, pack):
+    """The op is computed on the rounded inputs, not allowed whatever a rounding could do."""
+    norm = "unet/000/down_blocks.0.resnets.0.norm1"
+    exact = golden(pack, "float32", lambda name: name.startswith("unet/000/"))
+    x, ops = exact["unet/000/conv_in"], Ops(format="bfloat16")
+    weight, bias = (WEIGHTS["unet"][f"{norm.removeprefix('unet/000/')}.{part}"]
+                    for part in ("weight", "bias"))
+
+    def first(read):
+        y = ops.group_norm(read(x), weight, bias, **pack.entries[norm].options)
+        found = judged(pack, folder, exact | {norm: y}, format="bfloat16", only=[norm])
+        return found.rows[0]
+
+    assert first(lambda x: x).note == ""
+    assert first(ROUND["bfloat16"]).note == "its inputs rounded to bfloat16 first"
+    half = np.arange(x.size).reshape(x.shape) % 2 == 0
+    assert first(lambda x: np.where(half, x, ROUND["bfloat16"](x))).status == "explained"
+    assert first(lambda x: x + np.float32(3e-2) * np.abs(x)).status == "wrong"
 
 
 FLOAT32 = {"denoise": "float32", "decode": "float32", "picture": "float32"}

@@ -16,7 +16,7 @@ from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import replay
 from refsd.golden.tolerances.bounds_conv import fits_winograd
 from refsd.golden.tolerances.bounds_likely import VARIANCE
-from refsd.golden.tolerances.formats import Format, round_to, rounding, uncertainty
+from refsd.golden.tolerances.formats import rounding, uncertainty
 from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS
 
 EXPLAINED, WRONG, SUSPECT, MISSING, OPEN = "explained", "wrong", "suspect", "missing", "open"
@@ -95,7 +95,7 @@ class Judge:
     def _op(self, entry: Entry, got: np.ndarray, golden: np.ndarray) -> Verdict:
         """The op again, on the port's inputs."""
         try:
-            given, truth, found = self._again(entry, got)
+            given, truth, found, door = self._again(entry, got)
         except (IndexError, UsageError) as error:
             return Verdict(entry.name, entry.op, entry.index, OPEN,
                            note=f"the op does not take the port's own inputs: {error}")
@@ -104,12 +104,13 @@ class Judge:
             return Verdict(entry.name, entry.op, entry.index, EXPLAINED, local=found.local,
                            note="the golden result")
         notes = [f"given the golden {', '.join(given.assumed)}"] if given.assumed else []
+        notes += [door] if door else []
         finding = None
         if found.times > 1 and entry.op in VARIANCE:
             found, note, finding = self._look_again(entry, got, truth, given, found)
             notes += [note] if note else []
         if not found.explains:
-            other, note = self._other_inputs(entry, got, given)
+            other, note = self._other_inputs(entry, got)
             if other is not None:
                 return Verdict(entry.name, entry.op, entry.index, EXPLAINED, *other[:3],
                                borrowed=given.borrowed, note=note)
@@ -125,12 +126,24 @@ class Judge:
         return replace(row, finding=finding or self._why(entry, got, truth, given))
 
     def _again(self, entry: Entry, got: np.ndarray, *,
-               compute: bool = True) -> tuple[Given, np.ndarray, Found]:
-        """The inputs, the op's result on them, and how far the port's is from it."""
+               compute: bool = True) -> tuple[Given, np.ndarray, Found, str]:
+        """The inputs, the op's result on them, how far the port's is from it, and a note.
+
+        Inputs with more digits than the format has are taken as they are, or rounded to it at the
+        op's door, as the port's result says.
+        """
         with np.errstate(all="ignore"):  # a port's NaN and infinities go through
             given = self.inputs.of(entry, compute=compute)
             truth = np.asarray(replay(entry, given.values))
-        return given, truth, self._found(entry, got, truth, given)
+            found = self._found(entry, got, truth, given)
+            rounded = None if found.explains else self.inputs.rounded(entry, given)
+            if rounded is not None:
+                other = np.asarray(replay(entry, rounded.values))
+                nearer = self._found(entry, got, other, rounded)
+                if nearer.explains or nearer.says and nearer.times < found.times:
+                    format = tensors(self.formats.of(entry))
+                    return rounded, other, nearer, f"its inputs rounded to {format.name} first"
+        return given, truth, found, ""
 
     def _found(self, entry: Entry, got: np.ndarray, truth: np.ndarray, given: Given,
                **how: Any) -> Found:
@@ -144,29 +157,26 @@ class Judge:
         if format != own and truth.dtype.kind == "f":
             with np.errstate(all="ignore"):
                 allowed = allowed + rounding(np.abs(truth) + allowed, format)
-        loose = bool(given.computed) or entry.op in STAGE_BOUNDS
+        loose = bool(given.computed) or entry.op in STAGE_BOUNDS or how.get("cut", False)
         return Found(*excess(got, truth, allowed, format), says(allowed, truth, loose))
 
-    def _other_inputs(self, entry: Entry, got: np.ndarray,
-                      given: Given) -> tuple[Found | None, str]:
+    def _other_inputs(self, entry: Entry, got: np.ndarray) -> tuple[Found | None, str]:
         """Inputs that a right port may have had instead of those that do not explain its result.
 
-        The golden ones where it dumped none (it was fed them); and what stands between the networks
-        may be rounded to the format first, which the bounds of ops count and those of stages do
-        not.
+        Some rounded at the door and some not, by other rules than to nearest; or the golden ones
+        where it dumped none, since it was fed them.
         """
+        given = self.inputs.of(entry)
+        if self.inputs.rounded(entry, given) is not None and entry.op not in STAGE_BOUNDS:
+            with np.errstate(all="ignore"):
+                truth = np.asarray(replay(entry, given.values))
+            found = self._found(entry, got, truth, given, cut=True)
+            if found.explains:
+                return found, "some of its inputs rounded first"
         if given.computed:
-            fed, _, found = self._again(entry, got, compute=False)
+            fed, _, found, _ = self._again(entry, got, compute=False)
             if found.explains:
                 return found, f"given the golden {', '.join((*fed.assumed, *fed.borrowed))}"
-        if entry.op in STAGE_BOUNDS:
-            format = tensors(self.formats.of(entry))
-            cut = {name: _rounded(value, format) for name, value in given.values.items()}
-            with np.errstate(all="ignore"):
-                truth = np.asarray(replay(entry, cut))
-            found = self._found(entry, got, truth, replace(given, values=cut))
-            if found.explains:
-                return found, f"its inputs rounded to {format.name} first"
         return None, ""
 
     def _by_spread(self, entry: Entry, row: Verdict, got: np.ndarray, golden: np.ndarray,
@@ -268,9 +278,3 @@ class Judge:
                          format=self.formats.of(entry).name, previous=before,
                          upstream=None if given is None else given.upstream)
         return next(iter(found), None)
-
-
-def _rounded(value: Any, format: Format) -> Any:
-    if isinstance(value, list):
-        return [_rounded(one, format) for one in value]
-    return round_to(value, format) if getattr(value, "dtype", np.dtype("i8")).kind == "f" else value

@@ -9,7 +9,7 @@ or the golden noise), the op may have rounded them at its door; that is an uncer
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import TENSOR, WEIGHT, raise_to_float64, replay, weights
 from refsd.golden.tolerances.bounds import WEIGHTS, bound
 from refsd.golden.tolerances.bounds_moved import moved
-from refsd.golden.tolerances.formats import uncertainty
+from refsd.golden.tolerances.formats import round_to, uncertainty
 from refsd.golden.tolerances.precision import quantile
 from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
 from refsd.registry import ops
@@ -88,9 +88,20 @@ class Inputs:
                 return _whole(found) if "int" in entry.dtype else found
         return None
 
+    def rounded(self, entry: Entry, given: Given) -> Given | None:
+        """The inputs, rounded to the op's format at its door; None if they are numbers of it."""
+        format = tensors(self.formats.of(entry))
+        values = {name: value if name in given.moves or str(entry.inputs[name]).startswith(WEIGHT)
+                  else _rounded(value, format) for name, value in given.values.items()}
+        changed = any(value is not given.values[name] for name, value in values.items())
+        return replace(given, values=values) if changed else None
+
     def allowed(self, entry: Entry, given: Given, truth: np.ndarray, *,
-                algorithm: str | None = None, any_order: bool = False) -> np.ndarray:
+                algorithm: str | None = None, any_order: bool = False,
+                cut: bool = False) -> np.ndarray:
         """How far the port's result may be from the truth on these inputs.
+
+        cut: inputs with more digits than the format has may have been rounded to it, or not.
 
         The likely bound takes sums to run in a random order. A fixed one can be worse: channel by
         channel, partial sums drift away and come back. any_order adds what holds whatever the
@@ -105,10 +116,7 @@ class Inputs:
         # An option that is an array (a mask) is an input of the entry.
         options = entry.options | {name: value for name, value in given.values.items()
                                    if name not in names and value is not None}
-        # What more digits were cut off of at the door is rounded as an input of `bound` is.
-        exact = [name for name in names if name not in WEIGHTS and (
-            name in given.moves or tensors(format).name == "float32"
-            and getattr(given.values[name], "dtype", None) == np.float32)]
+        exact = [name for name in names if name not in WEIGHTS and (name in given.moves or not cut)]
         both = bound(entry.op, given.values, options, truth, format=format.name, given=exact,
                      confidence=self.confidence, algorithm=algorithm)
         found = both.likely
@@ -190,7 +198,8 @@ class _Search:
             given = self._all(source)
             if not given.borrowed and not given.assumed:
                 truth = np.asarray(replay(source, given.values))
-                self.made[source.name] = truth, self.inputs.allowed(source, given, truth), given
+                allowed = self.inputs.allowed(source, given, truth, cut=True)
+                self.made[source.name] = truth, allowed, given
         return self.made.get(source.name)
 
 
@@ -234,6 +243,16 @@ def _with_cuts(value, move, format):
 def _cut(value, format):
     """What rounding to an op's format may have moved an input by that has more digits."""
     return uncertainty(value, format) if value.dtype.kind == "f" else np.zeros(value.shape)
+
+
+def _rounded(value, format):
+    """An array, or those of a list, as numbers of the format: the same object if it is already."""
+    if isinstance(value, list):
+        found = [_rounded(one, format) for one in value]
+        return found if any(new is not old for new, old in zip(found, value)) else value
+    if getattr(value, "dtype", np.dtype("i8")).kind != "f" or not np.any(_cut(value, format)):
+        return value
+    return round_to(value, format)
 
 
 def _none(arg):
