@@ -1,6 +1,7 @@
 """A comparison on paper: text, JSON, Markdown, JUnit, HTML; the command; the memory it takes."""
 
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -125,6 +126,22 @@ def test_html(failing):
                                          for one in found.loads)
 
 
+def test_the_page_begins_with_names_and_folds_what_is_of_no_use(failing, pack, tmp_path):
+    """Three failing tensors are enough to begin with; what is missing is one line."""
+    text = page(failing)
+    head, *rows = re.findall(r"<tr.*?</tr>", text, re.DOTALL)
+    assert re.findall(r"<th[^>]*>(.*?)</th>", head)[:4] == ["tensor", "verdict", "times", "beyond"]
+    assert all(row.partition("<td ")[2].startswith('class="name">') for row in rows)
+    assert len(rows) == failing.compared and "cosine" not in text
+    assert "<summary>1 missing</summary>" in text and "<summary>3 given</summary>" in text
+    assert "more that fail" not in text
+    signs = {name: -array for name, array in right().items() if name.startswith("unet")}
+    signs |= {"tokens/000/ids": -right()["tokens/000/ids"]}
+    text = page(compared(pack, tmp_path, maps=True, **signs))
+    assert text.count("<section>") == 4
+    assert text.index("1 more that fail") < text.rindex("<section>")
+
+
 def test_names_from_elsewhere_are_only_text(pack, tmp_path):
     """A candidate's names may be anything; so may its path."""
     evil = "<script>alert(1)</script>\x00\x1b]0;`|\n\ud800"
@@ -147,7 +164,7 @@ def test_names_from_elsewhere_are_only_text(pack, tmp_path):
 def test_colours_cover_six_powers_of_ten():
     pixels = colours(np.array([[1.0, 1e-3, 0.0, np.nan]]))
     assert pixels.dtype == np.uint8 and pixels.shape == (1, 4, 3)
-    assert pixels[0, 0].tolist() == [252, 255, 164] and pixels[0, 3].tolist() == [255, 0, 0]
+    assert pixels[0, 0].tolist() == [252, 255, 164] and pixels[0, 3].tolist() == [0, 255, 255]
     assert pixels[0, 1].tolist() == [190, 55, 110] and pixels[0, 2].tolist() == [13, 8, 60]
 
 

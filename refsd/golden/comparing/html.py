@@ -9,9 +9,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from refsd.golden.comparing.errormap import ErrorMap
-from refsd.golden.comparing.report import COLUMNS, WORDS, row, sentence, what_is_wrong
-from refsd.golden.comparing.verdicts import MISSING, Comparison, Verdict
+from refsd.golden.comparing.report import COLUMNS, row, sentence, what_is_wrong
+from refsd.golden.comparing.verdicts import GIVEN, MISSING, Comparison, Verdict
 
+SHOWN = 3  # failing tensors at first sight: what fails after them mostly follows from them
 MAPS = 200  # failing tensors that are drawn; a page of more is of no use
 # Nothing is loaded from anywhere, and no script runs, whatever a name in a pack holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -20,17 +21,26 @@ STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem }
 .lead { font-size: 1.15rem; border-left: .3rem solid var(--good); padding: .3rem 1rem }
 .lead.bad { border-color: var(--bad) }
-table { border-collapse: collapse; font: 13px ui-monospace, monospace; width: 100% }
+table { border-collapse: separate; border-spacing: 0; font: 13px ui-monospace, monospace }
 .wide { overflow-x: auto }
 th, td { text-align: left; padding: .15rem .6rem; white-space: nowrap;
   border-bottom: 1px solid #8884 }
-tr.wrong td:first-child, tr.shape td:first-child, tr.dtype td:first-child { color: var(--bad) }
-tr.equal td:first-child, tr.explained td:first-child { color: var(--good) }
-tr.open td:first-child, tr.missing td:first-child { color: var(--open) }
+.name { position: sticky; left: 0; background: Canvas; min-width: min(20rem, 45vw);
+  overflow-wrap: anywhere; white-space: normal; border-right: 1px solid #8884 }
+.wrong .verdict, .shape .verdict, .dtype .verdict, .unreadable .verdict { color: var(--bad) }
+.equal .verdict, .explained .verdict { color: var(--good) }
+.open .verdict, .missing .verdict { color: var(--open) }
+summary { cursor: pointer } details > code { display: block }
+@media (prefers-color-scheme: dark) { :root { --bad: #ff8a80; --good: #7bd88f; --open: #ffc857 } }
 section { margin: 2rem 0 } figure { margin: 1rem 0 } code { overflow-wrap: anywhere }
 img { image-rendering: pixelated; width: min(24rem, 100%); min-height: 1rem; max-height: 24rem }
 figcaption { font-size: .85rem; opacity: .8 }
 """
+
+
+LEGEND = ("times: the error over what is allowed; beyond: how many elements are too far off; max "
+          "ulp: in units of the last place; needed: the smallest t with |error| &lt;= t + t "
+          "|golden|")
 
 
 def page(found: Comparison) -> str:
@@ -46,16 +56,23 @@ def page(found: Comparison) -> str:
         f'<p class="lead{"" if found.ok else " bad"}">{_e(sentence(found))}</p>',
         f"<p>Pack <code>{_e(found.pack)}</code>, candidate <code>{_e(found.candidate)}</code>, "
         f"format {_e(found.format)}: {_e(counts)}.</p>",
-        *[line for verdict in bad[:MAPS] for line in _section(verdict, found)],
+        *[line for verdict in bad[:SHOWN] for line in _section(verdict, found)],
+        *_folded(f"{len(bad) - SHOWN:,} more that fail", [
+            line for verdict in bad[SHOWN:MAPS] for line in _section(verdict, found)]),
         *([f"<p>{len(bad) - MAPS:,} more failing tensors are in the table only.</p>"]
           if len(bad) > MAPS else []),
-        "<h2>All tensors in the order of execution</h2>", *_table(found),
+        "<h2>All tensors in the order of execution</h2>", f"<p>{LEGEND}</p>", *_table(found),
         *_list("Cannot be read", found.unread), *_list("The name map", found.remarks),
         *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in found.extra)}"
            "</p>"] if found.extra else []),
         "</body>", "</html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _folded(head: str, lines: list[str]) -> list[str]:
+    """What a reader opens if it is wanted; nothing where there is nothing."""
+    return ["<details>", f"<summary>{head}</summary>", *lines, "</details>"] if lines else []
 
 
 def _list(head: str, texts: Iterable[str]) -> list[str]:
@@ -84,7 +101,7 @@ def _figure(found: ErrorMap) -> str:
     source = base64.b64encode(png(colours(found.values))).decode("ascii")
     return (f'<figure><img alt="map of the error" src="data:image/png;base64,{source}">'
             f"<figcaption>|error|: {axes}; yellow is {largest:.3g}, each shade darker less by a "
-            "power of ten, down to a millionth; red is not finite</figcaption></figure>")
+            "power of ten, down to a millionth; cyan is not finite</figcaption></figure>")
 
 
 def colours(values: np.ndarray) -> np.ndarray:
@@ -98,7 +115,7 @@ def colours(values: np.ndarray) -> np.ndarray:
     dark, middle, light = (np.array(c) for c in ((13, 8, 60), (190, 55, 110), (252, 255, 164)))
     low, high = np.clip(2 * share, 0, 1)[..., None], np.clip(2 * share - 1, 0, 1)[..., None]
     pixels = dark + low * (middle - dark) + high * (light - middle)
-    return np.where(finite[..., None], pixels, (255, 0, 0)).astype("uint8")
+    return np.where(finite[..., None], pixels, (0, 255, 255)).astype("uint8")
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -111,13 +128,25 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _table(found: Comparison) -> list[str]:
-    head = "".join(f"<th>{_e(name)}</th>" for name in COLUMNS)
-    lines = ['<div class="wide"><table>', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    """The tensors that are there, the name first and always in sight; then those that are not."""
+    *columns, name = COLUMNS
+    lines = ['<div class="wide"><table>', "<thead><tr>" + _cells("th", name, columns) + "</tr>",
+             "</thead>", "<tbody>"]
+    absent: dict[str, list[str]] = {MISSING: [], GIVEN: []}
     for verdict in found.verdicts:
-        cells = "".join(f"<td>{_e(cell)}</td>" for cell in row(verdict))
-        title = f' title="{_e(WORDS[MISSING])}"' if verdict.status == MISSING else ""
-        lines.append(f'<tr class="{verdict.status}"{title}>{cells}</tr>')
-    return [*lines, "</tbody></table></div>"]
+        *cells, name = row(verdict)
+        if verdict.status in absent and not (found.whole and verdict.status == MISSING):
+            absent[verdict.status].append(f"<code>{_e(name)}</code>")
+        else:
+            lines.append(f'<tr class="{verdict.status}">{_cells("td", name, cells)}</tr>')
+    return [*lines, "</tbody></table></div>", *(line for status, names in absent.items() for line in
+            _folded(f"{len(names):,} {status}", names))]
+
+
+def _cells(tag: str, name: str, cells: list[str]) -> str:
+    first, *rest = cells
+    return (f'<{tag} class="name">{_e(name)}</{tag}><{tag} class="verdict">{_e(first)}</{tag}>'
+            + "".join(f"<{tag}>{_e(cell)}</{tag}>" for cell in rest))
 
 
 def _e(text: str) -> str:

@@ -48,7 +48,8 @@ def sentence(found: Comparison) -> str:
             f"{found.wanted:,} are wanted. ")
         return unread + few + _all_well(found)
     others = len(found.failing) - 1
-    rest = f" {others:,} more of {found.expected:,} {'fail' if others > 1 else 'fails'} after it."
+    of = found.expected if found.whole else found.compared + found.counts.get(UNREADABLE, 0)
+    rest = f" {others:,} more of {of:,} {'fail' if others > 1 else 'fails'} after it."
     return (what_is_wrong(first, found.format, as_first=True) + (rest if others else "")
             + (f" {unread}".rstrip() if unread else ""))
 
