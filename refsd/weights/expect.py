@@ -18,12 +18,16 @@ from refsd.weights.tree import flatten
 from refsd.weights.validate import per_level, validate
 
 logger = logging.getLogger(__name__)
-
 MAX_PARAMETERS = 1 << 34
 # What ComfyUI, torchao and bitsandbytes store beside weights that mean something only with it.
 SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scale|comfy_quant|absmax|quant_map)$")
 # The width of the text that the cross-attention reads tells the families apart.
 FAMILY_OF_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+# Of training, or of CLIP's other half: left out without a word, no picture depends on it.
+OF_TRAINING = re.compile(
+    r"(^|\.)(loss\..*|model_ema\..*|logvar|logit_scale|text_projection(\.weight)?|vision_model\..*"
+    r"|visual_projection\..*)$"
+)
 
 Shape = tuple[int, ...]
 
@@ -261,6 +265,7 @@ def check(found: Mapping[str, Found], expected: Mapping[str, Shape], where: str)
         if dtypes or scales:
             hint += f". Save the weights as one of {', '.join(FLOATS)}, without scales"
         raise ModelError(f"{where}: {'; '.join(problems)}{hint}")
+    extra = [name for name in extra if not OF_TRAINING.search(name)]
     if extra:
         logger.warning("%s: ignoring %s", where, _listed("unexpected", extra, _short))
 

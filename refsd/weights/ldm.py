@@ -140,29 +140,40 @@ def to_ldm(
 
 
 def from_ldm(
-    component: str, names: Mapping[str, Any], config: Mapping[str, Any], *, ema: bool = False
-) -> dict[str, str]:
+    component: str, names: Mapping[str, Any], config: Mapping[str, Any], *, ema: bool = False,
+    prefix: str | None = None,
+) -> dict[str, str]:  # fmt: skip
     """diffusers name -> name in this file, for the tensors of a component that it has.
 
     names are the file's; ema takes the moving averages of the UNet. The text encoder is also found
-    without "text_model.". Names of the component that no rule gives stand for themselves.
+    without "text_model."; prefix is what stands before the names in this file. Names of the
+    component that no rule gives stand for themselves.
     """
     found = {}
+    usual = PREFIXES[component]
+    prefix = usual if prefix is None else prefix
     for ours, theirs in ldm_names(component, config).items():
-        theirs = ema_name(theirs) if ema and component == "unet" else theirs
-        older = theirs.replace(TEXT + "text_model.", TEXT)
+        if ema and component == "unet":
+            theirs = prefix.removesuffix(usual) + ema_name(theirs)
+        else:
+            theirs = prefix + theirs.removeprefix(usual)
+        older = theirs.replace(prefix + "text_model.", prefix, 1)
         if theirs in names or older in names:
             found[ours] = theirs if theirs in names else older
     known = set(found.values())
     if not (ema and component == "unet"):
-        own = (n for n in names if n.startswith(PREFIXES[component]) and n not in known)
+        own = (n for n in names if n.startswith(prefix) and n not in known)
         found |= {name: name for name in own if canonical(component, name) is not None}
     return found
 
 
-def check_family(header: Header, text_width: int) -> None:
-    """ModelError, naming what the file is, unless it is a text-to-image SD 1.x checkpoint."""
-    if kind := _family(header.tensors, text_width):
+def check_family(header: Header, text_width: int, outer: str = "") -> None:
+    """ModelError, naming what the file is, unless it is a text-to-image SD 1.x checkpoint.
+
+    outer is what stands before all its names.
+    """
+    tensors = {name.removeprefix(outer): info for name, info in header.tensors.items()}
+    if kind := _family(tensors, text_width):
         raise ModelError(
             f"{header.path}: this is {kind}. "
             "Only whole Stable Diffusion 1.x checkpoints are supported"
@@ -185,13 +196,15 @@ def _family(tensors: Mapping[str, Any], text_width: int) -> str:
             return kind
     if any(".lora_" in name for name in tensors):
         return "a LoRA, not a whole model"
-    if not any(name.startswith(UNET) for name in tensors):
-        parts = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.")
-        if any(name.startswith(parts) for name in tensors):
-            return "one component of a model; give the folder that holds all of them"
+    parts = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.",
+             "input_blocks.", "first_stage_model.", "cond_stage_model.", "unet.", "vae.",
+             "text_encoder.", "model_ema.")  # fmt: skip
+    if not any(name.startswith((UNET, *parts)) for name in tensors):
         names = ", ".join(ascii(name)[1:-1][:60] for name in list(tensors)[:3])
         return f"no Stable Diffusion checkpoint (it holds {names or 'no tensor'})"
 
+    if any(name.startswith("controlnet_cond_embedding.") for name in tensors):
+        return "a ControlNet"
     first = tensors.get(UNET + "input_blocks.0.0.weight")
     channels = first.shape[1] if first and len(first.shape) == 4 else 4
     if channels in (5, 8, 9):

@@ -1,0 +1,151 @@
+"""A single file taken apart: which networks it holds, under whose names, and what else it says."""
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from refsd.errors import ModelError
+from refsd.weights.header import Header
+from refsd.weights.ldm import PREFIXES, ema_name
+
+logger = logging.getLogger(__name__)
+
+WORDS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
+# A tensor that each network has, under the names of the latent diffusion code and of diffusers.
+LANDMARKS = {
+    "unet": (("input_blocks.0.0.weight", True), ("time_embedding.linear_1.weight", False)),
+    "vae": (("decoder.mid.block_1.conv1.weight", True),
+            ("decoder.mid_block.resnets.0.conv1.weight", False)),
+    "text_encoder": (("text_model.embeddings.token_embedding.weight", False),
+                     ("embeddings.token_embedding.weight", False)),
+}  # fmt: skip
+# Of training, and of the noise: nothing of it is needed to draw. The noise's own are compared.
+OF_NO_PART = re.compile(
+    r"(model_ema\..*|global_step|lvlb_weights|logvar|betas|alphas_cumprod(_prev)?|posterior_.*"
+    r"|sqrt_.*alphas_cumprod|sqrt_recip.*|log_one_minus_alphas_cumprod|cond_stage_model\.logit_scale"
+    r"|cond_stage_model\.text_projection|v_pred|ztsnr|optimizer.*|loss\..*|scheduler.*)"
+)
+PREDICTIONS = {
+    "epsilon": "epsilon", "eps": "epsilon", "noise": "epsilon", "v": "v_prediction",
+    "v_prediction": "v_prediction", "v-prediction": "v_prediction", "velocity": "v_prediction",
+    "sample": "sample", "x0": "sample",
+}  # fmt: skip
+
+
+class Part(NamedTuple):
+    """One network in a file: what stands before its names, and whether they are the LDM code's."""
+
+    prefix: str
+    ldm: bool
+
+
+class Evidence(NamedTuple):
+    """What a file says of how to draw with it: what is predicted, and of which training."""
+
+    prediction: str
+    zero_snr: bool
+    lcm: bool
+    because: str
+
+
+def find_parts(names: Collection[str], *, ema: bool = False) -> dict[str, Part]:
+    """component -> where it is in a file of these tensors, for those that it holds.
+
+    A prefix may be any, as "state_dict." before all names; the published one is preferred.
+    """
+    found = {}
+    for component, landmarks in LANDMARKS.items():
+        known = PREFIXES[component]
+        for landmark, ldm in landmarks:
+            heads = {name.removesuffix(landmark) for name in names if name.endswith(landmark)}
+            heads = {head for head in heads if head in ("",) or head[-1] == "."}
+            heads -= {head for head in heads if head.endswith("control_model.")}
+            if heads:
+                best = min(heads, key=lambda h: (not h.endswith(known), len(h), h))
+                found[component] = Part(best, ldm)
+                break
+    if ema and "unet" not in found and ema_name(
+            PREFIXES["unet"] + "input_blocks.0.0.weight") in names:
+        found["unet"] = Part(PREFIXES["unet"], True)
+    return found
+
+
+def outer_prefix(parts: Mapping[str, Part]) -> str:
+    """What stands before all names of a whole checkpoint: nothing, or as "state_dict."."""
+    for component, part in parts.items():
+        if part.prefix.endswith(PREFIXES[component]):
+            return part.prefix.removesuffix(PREFIXES[component])
+    return ""
+
+
+def missing_part(path: str, component: str, held: Collection[str]) -> ModelError:
+    """The error that says which network is not there and how to name one."""
+    word, option = WORDS[component], component.replace("_", "-")
+    held = " and the ".join(WORDS[name] for name in held)
+    holds = f", only the {held}" if held else ", nor another whole network of such a model"
+    how = f"Name one with {component}= (--{option} PATH): a folder or a .safetensors file"
+    if component == "unet":
+        how = "Give the file that has it, and this one with vae= or text_encoder="
+    return ModelError(f"{path}: there is no {word} in it{holds}. {how}")
+
+
+def evidence(header: Header) -> Evidence:
+    """The marker tensors (v_pred, ztsnr, as ComfyUI, Forge and NoobAI have them) and metadata.
+
+    Raises ModelError for a training whose noise refsd does not compute.
+    """
+    parts = find_parts(header.tensors)
+    outer = outer_prefix(parts)
+    names = {name.removeprefix(outer) for name in header.tensors}
+    if edm := sorted(names & {"edm_mean", "edm_std", "edm_vpred.sigma_max"}):
+        raise ModelError(f"{header.path}: trained with EDM's noise (its tensor {edm[0]}), which "
+                         "refsd does not compute")
+    said = header.metadata
+    unet = parts.get("unet")
+    guided = unet and f"{unet.prefix}time_embed.cond_proj.weight" in header.tensors
+    guided = guided or (unet and f"{unet.prefix}time_embedding.cond_proj.weight" in header.tensors)
+
+    prediction, because = "epsilon", ""
+    if "v_pred" in names:
+        prediction, because = "v_prediction", "its tensor v_pred"
+    else:
+        for key in ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type"):
+            if said.get(key, "").lower() in PREDICTIONS:
+                prediction, because = PREDICTIONS[said[key].lower()], f"its metadata {key}"
+                break
+        else:
+            if said.get("ss_v_parameterization", "").lower() == "true":
+                prediction, because = "v_prediction", "its metadata ss_v_parameterization"
+    zero = "ztsnr" in names or said.get("ss_zero_terminal_snr", "").lower() == "true"
+    return Evidence(prediction, zero, bool(guided), because)
+
+
+def say_rest(header: Header, parts: Mapping[str, Part]) -> None:
+    """One line on the tensors that belong to no part and are none of training."""
+    outer = outer_prefix(parts)
+    prefixes = tuple(part.prefix for part in parts.values())
+    rest = sorted(name for name in header.tensors if not name.startswith(prefixes)
+                  and not OF_NO_PART.fullmatch(name.removeprefix(outer)))  # fmt: skip
+    if rest:
+        shown = ", ".join(ascii(name)[1:-1][:100] for name in rest[:5])
+        more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
+        logger.warning("%s: ignoring %d tensors of no part: %s%s", header.path, len(rest), shown,
+                       more)  # fmt: skip
+
+
+def adapted(component: str, config: Mapping[str, Any], header: Header, part: Part) -> dict:
+    """The config with what a file's own tensors say: LCM's condition, no middle block, matrices."""
+    config = dict(config)
+    tensors, prefix = header.tensors, part.prefix
+    if component != "unet" or f"{prefix}input_blocks.0.0.weight" not in tensors:
+        return config
+    condition = tensors.get(f"{prefix}time_embed.cond_proj.weight")
+    if condition is not None and len(condition.shape) == 2:
+        config["time_cond_proj_dim"] = condition.shape[1]
+    if not any(name.startswith(f"{prefix}middle_block.") for name in tensors):
+        config["mid_block_type"] = None
+    first = tensors.get(f"{prefix}input_blocks.1.1.proj_in.weight")
+    if first is not None and len(first.shape) == 2:
+        config["use_linear_projection"] = True
+    return config
