@@ -21,14 +21,7 @@ from refsd.weights.memory import check_memory, needed_bytes
 from refsd.weights.model_index import part_class, remark
 from refsd.weights.names import canonical_names, without_kernel
 from refsd.weights.reader import read_tensors, warn_nonfinite
-from refsd.weights.single import (
-    Part,
-    adapted,
-    find_parts,
-    missing_part,
-    outer_prefix,
-    say_rest,
-)
+from refsd.weights.single import Part, adapted, find_parts, missing_part, outer_prefix, say_rest
 from refsd.weights.tree import to_tree
 from refsd.weights.validate import CLASSES, check_class, relabelled, validate
 
