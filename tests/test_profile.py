@@ -1,7 +1,10 @@
 """refsd profile: the recorder, the tables, the Chrome trace, the command."""
 
+import contextlib
 import json
 import time
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from refsd import functional as F
 from refsd import registry
 from refsd.__main__ import main
 from refsd.contracts import Spec
+from refsd.golden.recording.plan import planning
+from refsd.golden.tolerances import simulate
 from refsd.numba_ops import memory
 from refsd.profiling import Call, Profile, Recorder, Span, profile
 from refsd.profiling.tables import Costs, block, describe, group, tables
@@ -85,6 +90,25 @@ def test_the_recorder_names_the_layers():
         ("silu", ""), ("layer_norm", "unet.blocks.0.norm"), ("silu", "unet.blocks.0.norm"),
         ("linear", "unet.out")]
     assert calls[1].inputs["x"] == Spec((2, 6), "float32") and calls[1].options == {"eps": 1e-5}
+
+
+def placing(trees):
+    parts = {name: SimpleNamespace(tree=trees.get(name, {})) for name in simulate.STAGES}
+    return contextlib.nullcontext(simulate.Placing(SimpleNamespace(**parts)))
+
+
+def recording(trees):
+    return contextlib.nullcontext(Recorder(trees, backend="numpy"))
+
+
+@pytest.mark.parametrize("know", [recording, placing, lambda trees: planning(trees["unet"])])
+def test_who_knows_weights_by_their_ids_holds_them(know):
+    """Another array that took the place of one in the tree, and its id, would go by its name."""
+    trees = {"unet": {"conv": {"weight": x()}}}
+    alive = weakref.ref(trees["unet"]["conv"]["weight"])
+    with know(trees):
+        trees["unet"]["conv"]["weight"] = x()
+        assert alive() is not None
 
 
 def test_layout_copies_are_counted_where_they_are_made(monkeypatch):

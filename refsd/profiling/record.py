@@ -76,8 +76,8 @@ class Recorder:
     """
 
     def __init__(self, trees: Mapping[str, Any], *, backend: str, exact: bool = False):
-        # Parameters reach the ops as the very arrays of the tree, which lives longer than this.
-        self._layers = {id(leaf): f"{part}.{path.rpartition('.')[0]}"
+        # Parameters reach the ops as the very arrays of the tree; held, so that ids stay their own.
+        self._layers = {id(leaf): (leaf, f"{part}.{path.rpartition('.')[0]}")
                         for part, tree in trees.items() for path, leaf in flatten(tree).items()}
         self.profile = Profile(backend, exact)
         self._stage, self._layer = "", ""
@@ -88,7 +88,7 @@ class Recorder:
                  ended: int) -> None:
         for value in inputs.values():
             if id(value) in self._layers:
-                self._layer = self._layers[id(value)]
+                self._layer = self._layers[id(value)][1]
                 break
         call = Call(op, self._layer, self._stage, begun, ended,
                     {name: _spec(value) for name, value in inputs.items()},

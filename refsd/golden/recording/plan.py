@@ -41,10 +41,11 @@ def planning(tree: Mapping[str, Any] | None = None) -> Iterator[list[Planned]]:
     With the tree of the weights that are used, each op also says which are its own.
     """
     plan: list[Planned] = []
-    names = {id(leaf): name.rpartition(".")[0] for name, leaf in flatten(tree or {}).items()}
+    names = {id(leaf): (name.rpartition(".")[0], leaf)  # held, so that its id stays its own
+             for name, leaf in flatten(tree or {}).items()}
 
     def answer(op, inputs, options, foretold):
-        paths = (names.get(id(value)) for value in inputs.values())
+        paths = (names.get(id(value), (None,))[0] for value in inputs.values())
         plan.append(Planned(op, inputs, options, foretold, next(filter(None, paths), None)))
         return Spec(foretold.shape, foretold.dtype)
 

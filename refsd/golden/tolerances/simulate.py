@@ -133,6 +133,8 @@ class Placing:
     """Says of each op of a run where it stands, as it comes."""
 
     def __init__(self, pipe: Any):
+        self._leaves = [leaf for tree in trees(pipe).values()  # held: their ids stay their own
+                        for leaf in flatten(tree).values()]
         self._weights = {id(leaf): (STAGES[part], path.rpartition(".")[0])
                          for part, tree in trees(pipe).items()
                          for path, leaf in flatten(tree).items()}
