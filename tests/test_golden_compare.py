@@ -172,6 +172,8 @@ def test_only_some_and_missing_ones(pack, tmp_path):
     found = compared(pack, tmp_path, only=["tokens/*", "unet/*/proj"])
     assert [v.entry.name for v in found.verdicts] == ["tokens/000/ids", "unet/000/proj"]
     assert found.extra == []
+    found = compared(pack, tmp_path, only=["tokens/*", "unet/*/prj"])
+    assert found.ok and found.remarks == ("--only 'unet/*/prj' fits no tensor of the pack",)
     found = compared(pack, tmp_path, whole=True)
     assert sentence(found) == "unet/000/conv_out (block) is missing from the candidate."
     assert not found.ok

@@ -279,9 +279,28 @@ def test_what_comes_next_follows_the_order_of_bringing_up(port):
     ("bytes.json", "\udcff", "not UTF-8"),
 ])
 def test_results_that_cannot_be_read(port, name, text, message):
+    """They do not keep the others from being read."""
     (port / "results" / name).write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ModelError, match=message):
-        status(port)
+    junit(port / "results" / "good.xml", {"test_result[embedding-0]": "passed"})
+    found = status(port)
+    assert found.read == ["good.xml"] and states(found.ops)["embedding"][0] == "ok"
+    assert len(found.unread) == 1 and re.search(f"{name}.*{message}", found.unread[0])
+    assert main(["port", "status", str(port)]) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "hidden"])
+def test_results_that_are_no_files(port, kind):
+    path = port / "results" / ("._net.json" if kind == "hidden" else "net.json")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(port / "gone.json")
+    else:
+        path.write_bytes(b"\0\5")
+    junit(port / "results" / "good.xml", {"test_result[embedding-0]": "passed"})
+    found = status(port)
+    path.rmdir() if kind == "folder" else path.unlink()
+    assert found.read == ["good.xml"] and len(found.unread) == (kind != "hidden")
 
 
 def test_other_json_is_left_alone(port):

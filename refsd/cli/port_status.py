@@ -10,7 +10,7 @@ from refsd.cli.report import one_line, result, result_json
 ABOUT = """\
 Show what is proven of a port, from what lies in FOLDER/results: JUnit files of
 the contract tests, and the JSON of refsd golden compare and bisect. Exit code 1
-when something is wrong, 0 when nothing is, proven or not."""
+when something is wrong or cannot be read, 0 when nothing is, proven or not."""
 HEADS = {"contract": "contract", "ops_pack": "ops pack", "in_network": "in network"}
 
 
@@ -33,12 +33,15 @@ def run(options: argparse.Namespace) -> int:
 
     found = status(options.folder)
     rows = [*found.ops, *found.blocks, *found.stages]
-    wrong = any(tally.failed for row in rows for tally in row.checks.values())
+    wrong = bool(found.unread) or any(
+        tally.failed for row in rows for tally in row.checks.values())
     if options.json:
         result_json(found.as_json())
         return int(wrong)
     result(one_line(f"{found.name}: {len(found.read)} results read"
                     + (f" ({', '.join(found.read)})" if found.read else "")))
+    for why in found.unread:
+        result(one_line(f"unreadable: {why}"))
     _table("op", [row for row in found.ops if row.needed or options.all], list(HEADS))
     for title, part in (("block", found.blocks), ("stage", found.stages)):
         _table(title, [row for row in part if options.all

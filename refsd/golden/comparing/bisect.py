@@ -120,6 +120,8 @@ def _also(computed: tuple[str, ...]) -> str:
     """The ops that are judged together with the named one."""
     if len(computed) < 2:
         return f", with {computed[0]} that was not dumped," if computed else ""
+    if len(computed) == 1:
+        return f", with {computed[0]} that was not dumped,"
     return f", with the {len(computed)} ops from {computed[0]} on that were not dumped,"
 
 

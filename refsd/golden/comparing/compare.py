@@ -71,7 +71,9 @@ def compare(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32
     unread = _unread(candidate, verdicts, bool(only))
     found = Comparison(str(pack.path), candidate.where, formats.name, verdicts,
                        candidate.extra(pack.entries), whole, unread,
-                       tuple(candidate.remarks(pack.entries)))
+                       (*candidate.remarks(pack.entries), *(
+                           f"--only {one!r} fits no tensor of the pack" for one in only
+                           if not any(fnmatch.fnmatchcase(e.name, one) for e in entries))))
     if not found.compared:
         raise _nothing(found, candidate)
     return replace(found, wanted=at_least.of(found.expected) if at_least else 0)

@@ -62,7 +62,7 @@ def page(found: Comparison) -> str:
         *([f"<p>{len(bad) - MAPS:,} more failing tensors are in the table only.</p>"]
           if len(bad) > MAPS else []),
         "<h2>All tensors in the order of execution</h2>", f"<p>{LEGEND}</p>", *_table(found),
-        *_list("Cannot be read", found.unread), *_list("The name map", found.remarks),
+        *_list("Cannot be read", found.unread), *_list("Said in vain", found.remarks),
         *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in found.extra)}"
            "</p>"] if found.extra else []),
         "</body>", "</html>",

@@ -255,7 +255,7 @@ def markdown(found: Comparison) -> str:
             lines += [f"* {_cell(f'{f.reason}: {f.sentence} ({_share(f)})')}"
                       for f in verdict.findings]
             lines += [f"* {_cell(note)}" for note in verdict.notes]
-    for head, texts in (("Cannot be read", found.unread), ("The name map", found.remarks)):
+    for head, texts in (("Cannot be read", found.unread), ("Said in vain", found.remarks)):
         if texts:
             lines += ["", f"## {head}", "", *(f"* {_cell(text)}" for text in texts)]
     if found.extra:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from refsd.errors import ModelError, UsageError
+from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.porting.port import SCHEMA, kind_of
 from refsd.golden.recording.names import is_alone
 from refsd.weights.files import read_bytes, read_json, read_object
@@ -72,24 +72,26 @@ class Status:
     stages: list[Row]
     read: list[str]
     next: str
+    unread: list[str] = field(default_factory=list)  # why results cannot be read
 
     def as_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
         rows = {part: [{"name": row.name, "share": row.share, "needed": row.needed,
                         **{kind: tally.as_json() for kind, tally in row.checks.items()}}
                        for row in getattr(self, part)] for part in ("ops", "blocks", "stages")}
-        return {"name": self.name, **rows, "read": self.read, "next": self.next}
+        return {"name": self.name, **rows, "read": self.read, "next": self.next,
+                "unreadable": self.unread}
 
 
 def status(folder: str | Path) -> Status:
-    """Read a port's folder. Raises ModelError for results that cannot be read."""
+    """Read a port's folder. A result that cannot be read is told beside those that can."""
     folder = Path(folder)
     if not (folder / "status.json").is_file():
         raise UsageError(f"{folder}: no port's folder: there is no status.json. Make one with "
                          "refsd port new NAME -o FOLDER")
     known = read_object(folder / "status.json")
     _check(known, folder / "status.json")
-    tests, verdicts, read = _results(folder / "results")
+    tests, verdicts, read, unread = _results(folder / "results")
 
     ops = {entry["name"]: Row(entry["name"], entry["share"], {
         "contract": Tally(), "ops_pack": Tally(), "in_network": Tally()}, bool(entry["calls"]))
@@ -113,7 +115,7 @@ def status(folder: str | Path) -> Status:
         elif op not in ops and stage in stages:
             stages[stage].checks["in_network"].count(name, outcome)
     rows = [list(found.values()) for found in (ops, blocks, stages)]
-    return Status(known["name"], *rows, read, _next(*rows))
+    return Status(known["name"], *rows, read, _next(*rows), unread)
 
 
 def _check(known: Mapping[str, Any], path: Path) -> None:
@@ -129,22 +131,27 @@ def _check(known: Mapping[str, Any], path: Path) -> None:
                          f"{SCHEMA}). Make the folder anew, and keep its results")
 
 
-def _results(folder: Path) -> tuple[dict[str, str], dict[str, tuple[Any, str]], list[str]]:
-    """Tests by name, verdicts by tensor, and the files read; later files overrule earlier ones."""
+def _results(folder: Path) -> tuple[dict[str, str], dict[str, tuple[Any, str]], list[str],
+                                    list[str]]:
+    """Tests by name, verdicts by tensor, the files read, and why others cannot be.
+
+    Later files overrule earlier ones.
+    """
     tests: dict[str, str] = {}
     verdicts: dict[str, tuple[Any, str]] = {}
-    read = []
-    paths = [path for path in folder.glob("*") if path.suffix in (".xml", ".json")]
-    for path in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name)):
-        if path.suffix == ".xml":
-            found = dict(_junit(path))
-            tests |= found
-        else:
-            found = dict(_compared(path))
-            verdicts |= found
-        if found:
-            read.append(path.name)
-    return tests, verdicts, read
+    read, unread = [], []
+    paths = [path for path in folder.glob("*")
+             if path.suffix in (".xml", ".json") and not path.name.startswith(".")]
+    for path in sorted(paths, key=lambda p: (p.lstat().st_mtime_ns, p.name)):
+        kind, known = (_junit, tests) if path.suffix == ".xml" else (_compared, verdicts)
+        try:
+            found = dict(kind(path))
+        except (ModelError, ResourceError) as error:
+            unread.append(str(error))
+            continue
+        known |= found
+        read += [path.name] if found else []
+    return tests, verdicts, read, unread
 
 
 def _junit(path: Path) -> Iterable[tuple[str, str]]:
