@@ -1,5 +1,6 @@
 """What callers hand in, over the whole class of each kind: numbers, arrays, callbacks, words."""
 
+import json
 import logging
 from decimal import Decimal
 from fractions import Fraction
@@ -12,6 +13,7 @@ from model_samples import CLIPS, UNETS, VAES, tree, values
 import refsd.schedulers
 from refsd.arguments import as_array, as_integer, as_number, dtype_name
 from refsd.errors import UsageError
+from refsd.golden.recording.recipe import Recipe
 from refsd.pipelines import from_diffusers
 from refsd.pipelines.components import VAE, TextEncoder, UNet, as_generators
 from refsd.pipelines.prompts import literal
@@ -492,3 +494,19 @@ def test_latents_decide_the_size(draw):
         draw(latents=np.zeros((1, 4, 5, 6)), height=32)
     with pytest.raises(UsageError, match="height is 33; give a multiple of 8 .* such as 32 or 40"):
         draw(height=33)
+
+
+def test_a_golden_recipe_takes_numbers_of_every_kind_and_says_what_is_idle(pipe, caplog):
+    """golden make draws by it."""
+    caplog.set_level(logging.WARNING, "refsd")
+    config = refsd.schedulers.EulerDiscreteScheduler().config.plain()
+    numbers = {"width": 32, "height": 32, "steps": 2, "cfg_scale": 1, "eta": 1, "seed": 3,
+               "guidance_rescale": 1, "clip_skip": 1}
+    expected = Recipe("a", scheduler=config, negative_prompt="b", **numbers)
+    for kind in (np.uint8, np.float64, np.array):
+        found = Recipe("a", scheduler=config, negative_prompt="b",
+                       **{k: kind(v) for k, v in numbers.items()})
+        assert json.dumps(found.plain()) and found == expected and type(found.steps) is int
+    assert expected.check(pipe) == 2
+    assert [said.partition(" changes nothing")[0] for said in caplog.messages] == [
+        "guidance_rescale", "negative_prompt", "eta"]

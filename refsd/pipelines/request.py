@@ -105,17 +105,20 @@ def is_guided(pipe: Any, guidance_scale: float) -> bool:
 
 
 def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta: float = 0.0,
-         negative: bool = False) -> dict[str, str]:
-    """The options that change nothing with this model, sampler and scale, and why."""
-    found = {}
+         negative: bool = False, scheduler: Any = None) -> dict[str, str]:
+    """The options that change nothing with this model, sampler and scale, and why.
+
+    The sampler is the pipeline's own, or `scheduler`.
+    """
+    found, scheduler = {}, pipe.scheduler if scheduler is None else scheduler
     if not is_guided(pipe, guidance_scale):
         why = (f"at a guidance scale of {guidance_scale:g} the model is asked once, without it"
                if pipe.unet.time_cond_dim is None else
                "this model is distilled: it is asked once, and takes the scale as an input")
         found |= {"guidance_rescale": why} if guidance_rescale else {}
         found |= {"negative_prompt": why} if negative else {}
-    if eta and "eta" not in inspect.signature(pipe.scheduler.step).parameters:
-        found["eta"] = f"{type(pipe.scheduler).__name__} takes none"
+    if eta and "eta" not in inspect.signature(scheduler.step).parameters:
+        found["eta"] = f"{type(scheduler).__name__} takes none"
     return found
 
 

@@ -1,18 +1,22 @@
 """What a golden run is made of: the request with every choice spelled out, and its model."""
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from refsd.arguments import as_integer, as_number
 from refsd.errors import UsageError
 from refsd.pipelines import identity, stages
 from refsd.pipelines.loading import bundled_model
-from refsd.pipelines.request import check_integer, check_number, check_side
+from refsd.pipelines.request import check_integer, check_number, check_side, idle
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random.by_name import GENERATORS
 from refsd.schedulers import from_config
 from refsd.weights import resolve
 from refsd.weights.checkpoint import COMPONENTS, plan_file, plan_folder
+
+logger = logging.getLogger(__name__)
 
 TRUTH = {"backend": "numpy", "dtype": "float64"}
 
@@ -34,6 +38,13 @@ class Recipe:
     eta: float = 0.0
     clip_skip: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            whole = name in ("width", "height", "steps", "seed", "clip_skip")
+            number = (as_integer if whole else as_number)(value)
+            if number is not None:  # NumPy's scalars are no JSON
+                object.__setattr__(self, name, number)
+
     def plain(self) -> dict[str, Any]:
         """As JSON has it, with how the truth is computed."""
         return {**asdict(self), **TRUTH}
@@ -50,7 +61,12 @@ class Recipe:
         check_integer("seed", self.seed, 0, 2**64 - 1)
         if self.rng not in GENERATORS:
             raise UsageError(f"rng is {self.rng!r}; give one of {', '.join(GENERATORS)}")
-        return len(stages.make_schedule(from_config(self.scheduler), self.steps))
+        scheduler = from_config(self.scheduler)
+        found = idle(pipe, scheduler=scheduler, guidance_scale=self.cfg_scale, eta=self.eta,
+                     guidance_rescale=self.guidance_rescale, negative=self.negative_prompt != "")
+        for name, why in found.items():
+            logger.warning("%s changes nothing: %s", name, why)
+        return len(stages.make_schedule(scheduler, self.steps))
 
 
 def load_truth(model: str | Path | None = None, *, variant: str | None = None,
