@@ -9,6 +9,7 @@ rms: the root mean square of the likely ones; spread: what a whole run up to her
 
 import math
 from collections.abc import Iterable, Mapping
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
 
 FORMATS = ("float32", "float16", "bfloat16", "int8")
 Number = float | None
+DIGITS = 6  # of a bound: nobody needs more, and no two processors agree on all seventeen
 
 
 def of(op: str, inputs: Mapping[str, Any], options: Mapping[str, Any], truth: np.ndarray, *,
@@ -58,12 +60,19 @@ def _numbers(worst: np.ndarray, likely: np.ndarray) -> dict[str, Number]:
     """The largest of both, and the root mean square of the likely bound."""
     if not worst.size:
         return {"worst": 0.0, "likely": 0.0, "rms": 0.0}
-    return {"worst": _finite(np.max(worst)), "likely": _finite(np.max(likely)),
-            "rms": _finite(math.sqrt(np.mean(np.square(likely))))}
+    return {"worst": rounded(np.max(worst)), "likely": rounded(np.max(likely)),
+            "rms": rounded(math.sqrt(np.mean(np.square(likely))))}
 
 
-def _finite(value: Any) -> Number:
-    return float(value) if math.isfinite(value) else None
+def rounded(value: Any) -> Number:
+    """A bound rounded up to DIGITS; None for infinity.
+
+    Another processor's sums differ in the last digits of float64. They are rounded off to nearest
+    first, so that a bound that is a short number (2^-12, 0.5) is the same one everywhere.
+    """
+    if not math.isfinite(value):
+        return None
+    return float(Context(DIGITS, ROUND_CEILING).create_decimal(f"{value:.{2 * DIGITS - 1}e}"))
 
 
 def with_spread(tolerance: Mapping[str, Mapping[str, Any]], format: str,
