@@ -1,6 +1,8 @@
 """refsd tune: what is measured, what is kept, and that nobody reads it unasked."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -63,6 +65,39 @@ def test_choices_are_kept_by_place(kept):
     assert tuning.save({"a": "fft", "b": "fft"}, measured={"a", "b", "c"}) == kept
     tuning.save({"c": "im2col"}, measured={"b", "c"})  # now b is as the rule has it
     assert tuning.load() == {"a": "fft", "c": "im2col"}
+    assert [path.name for path in kept.parent.iterdir()] == ["tuned.json"]
+
+
+def test_two_that_save_at_once_keep_both_findings(kept, monkeypatch):
+    """The second waits until the first has written what it read and changed."""
+    first_reads, read = threading.Event(), tuning.load
+
+    def slow():
+        found = read()
+        first_reads.set()
+        time.sleep(0.1)
+        return found
+
+    kept.write_text('{"a": "fft"}')
+    monkeypatch.setattr(tuning, "load", slow)
+    first = threading.Thread(target=tuning.save, args=({"b": "fft"},), kwargs={"measured": {"b"}})
+    first.start()
+    assert first_reads.wait(5)
+    monkeypatch.setattr(tuning, "load", read)
+    tuning.save({"c": "fft"}, measured={"c"})
+    first.join()
+    assert read() == {"a": "fft", "b": "fft", "c": "fft"}
+
+
+def test_a_disk_that_is_full_leaves_the_old_file_and_no_draft(kept, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    kept.write_text('{"a": "fft"}')
+    monkeypatch.setattr(tuning.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        tuning.save({"b": "fft"}, measured={"b"})
+    assert tuning.load() == {"a": "fft"}
     assert [path.name for path in kept.parent.iterdir()] == ["tuned.json"]
 
 

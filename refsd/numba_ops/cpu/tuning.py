@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numba
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.numba_ops.cache import cache_folder
+from refsd.numba_ops.cache import cache_folder, exclusive
 from refsd.numba_ops.cpu.conv import conv2d
 from refsd.numba_ops.weights import lay_out
 from refsd.ops.conv import conv2d as definition
@@ -69,13 +68,20 @@ def path() -> Path:
 
 
 def save(choices: dict[str, str], *, measured: set[str]) -> Path:
-    """Keep the choices, and what was kept before of other convolutions; gives the file."""
+    """Keep the choices, and what was kept before of other convolutions; gives the file.
+
+    No other process saves meanwhile: of two that tune two models at once both findings are kept.
+    """
     kept = path()
-    known = load() if kept.exists() else {}
-    others = {name: choice for name, choice in known.items() if name not in measured}
-    with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as draft:
-        json.dump({**others, **choices}, draft, indent=1)
-    os.replace(draft.name, kept)
+    with exclusive("tuning"):
+        known = load() if kept.exists() else {}
+        others = {name: choice for name, choice in known.items() if name not in measured}
+        draft = kept.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            draft.write_text(json.dumps({**others, **choices}, indent=1))
+            os.replace(draft, kept)
+        finally:
+            draft.unlink(missing_ok=True)
     return kept
 
 
