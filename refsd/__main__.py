@@ -31,7 +31,7 @@ def _answer(name: str, argv: list[str]) -> int:
     options = argv[:argv.index("--")] if "--" in argv else argv
     as_json, verbose = "--json" in options, "-v" in options or "--verbose" in options
     try:
-        with interrupt.stoppable():
+        with interrupt.stoppable(), report.Warnings(show=True):  # of commands without their own
             return _run(name, argv)
     except interrupt.Stopped as stop:
         by = signal.Signals(stop.signum).name

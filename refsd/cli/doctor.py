@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     found = {"versions": versions(), "processor": processor(), "threads": thread_pools(),
              "memory": memory(), "caches": caches(), "backends": backends(), "kernels": kernels(),
              "model": model(), "checks": checks()}
+    found["checks"]["numba backend"] = "usable" not in found["kernels"]
     fine = all(found["checks"].values())
     if options.json:
         result_json({**found, "ok": fine})

@@ -117,12 +117,14 @@ def save(data: bytes, place: Place, what: str) -> str:
         raise
     except OSError as error:
         why = f"{place.path}: cannot be written: {error.strerror}"
+    folder = "a temporary folder"
     try:
         suffix = os.path.splitext(place.path)[1] or ".png"
-        kept = _write(data, Place(os.path.join(tempfile.gettempdir(), f"refsd-kept{suffix}"), True))
+        folder = tempfile.gettempdir()  # may itself find none
+        kept = _write(data, Place(os.path.join(folder, f"refsd-kept{suffix}"), True))
     except OSError as error:
-        raise ResourceError(f"{why}. {what} is lost: {tempfile.gettempdir()} cannot be written to "
-                            f"either ({error.strerror})") from None
+        raise ResourceError(f"{why}. {what} is lost: {folder} cannot be written to either "
+                            f"({error.strerror})") from None
     raise ResourceError(f"{why}. {what} is kept as {kept}")
 
 

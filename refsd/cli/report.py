@@ -74,7 +74,10 @@ def fail(code: str, exit_code: int, message: str, *, as_json: bool) -> int:
 
 
 class Warnings(logging.Handler):
-    """The library's warnings, each said once as `refsd: warning: ...` and kept in `said`."""
+    """The library's warnings, each said once as `refsd: warning: ...` and kept in `said`.
+
+    Of blocks within one another the innermost hears them.
+    """
 
     def __init__(self, *, show: bool):
         super().__init__(logging.WARNING)
@@ -93,6 +96,9 @@ class Warnings(logging.Handler):
 
     def __enter__(self) -> "Warnings":
         self._logger, self._shown = logging.getLogger("refsd"), warnings.showwarning
+        self._outer = [one for one in self._logger.handlers if isinstance(one, Warnings)]
+        for one in self._outer:
+            self._logger.removeHandler(one)
         self._logger.addHandler(self)
         self._propagate, self._logger.propagate = self._logger.propagate, False
         warnings.showwarning = lambda message, *rest: self.say(str(message))
@@ -100,5 +106,7 @@ class Warnings(logging.Handler):
 
     def __exit__(self, *error: Any) -> None:
         self._logger.removeHandler(self)
+        for one in self._outer:
+            self._logger.addHandler(one)
         self._logger.propagate = self._propagate
         warnings.showwarning = self._shown

@@ -15,7 +15,7 @@ import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def cache_folder() -> Path | None:
     Loading a compiled kernel runs it, so nobody else may be able to write there.
     """
     try:
-        root = Path(os.environ.get("REFSD_CACHE") or Path.home() / ".cache" / "refsd")
+        root = Path(os.environ.get("REFSD_CACHE") or Path("~", ".cache", "refsd")).expanduser()
         folder = root / "kernels" / _fingerprint()
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for place in (folder.parent, folder):
@@ -48,12 +48,16 @@ def cache_folder() -> Path | None:
         for place in (root, folder.parent, folder):
             status = place.stat()
             if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise PermissionError(f"{place} belongs to another user or others may write there")
+                raise PermissionError(0, "it belongs to another user or others may write there",
+                                      str(place))
         (folder / ".used").write_bytes(b"")
     except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home
-        _warn(f"compiled kernels are not kept ({problem})")
+        why = f"{getattr(problem, 'filename', None)}: {getattr(problem, 'strerror', None)}"
+        why = str(problem) if "None" in why else why
+        _warn(f"compiled kernels are not kept ({why}): name a folder of your own in REFSD_CACHE")
         return None
-    _remove_old(folder)
+    with suppress(OSError):  # another process tidies up too
+        _remove_old(folder)
     return folder
 
 
@@ -85,7 +89,7 @@ def _remove_old(current: Path) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(f"refsd: {message}. Kernels are compiled in every process", stacklevel=3)
+    warnings.warn(f"{message}. Kernels are compiled in every process", stacklevel=3)
 
 
 @contextmanager
@@ -161,7 +165,8 @@ def _cache_class(folder: Path) -> type:
                 return super().load_overload(signature, context)
             except Exception as problem:  # unpickling damaged bytes can raise anything
                 shutil.rmtree(folder, ignore_errors=True)
-                _warn(f"the kernel cache was damaged and is made anew ({type(problem).__name__})")
+                warnings.warn("the kernel cache was damaged and is made anew "
+                              f"({type(problem).__name__}): {folder}", stacklevel=2)
                 return None
 
         def save_overload(self, signature, data):
@@ -170,6 +175,7 @@ def _cache_class(folder: Path) -> type:
                     super().save_overload(signature, data)
             except OSError as problem:
                 self.disable()
-                _warn(f"a compiled kernel could not be kept ({problem.strerror})")
+                _warn(f"a compiled kernel could not be kept ({folder}: {problem.strerror}): make "
+                      "room there, or name another folder in REFSD_CACHE")
 
     return Cache

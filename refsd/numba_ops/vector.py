@@ -21,14 +21,16 @@ from numba.extending import (
     type_callable,
 )
 
+from refsd.errors import UsageError
+
 
 def _width():
     forced = os.environ.get("REFSD_SIMD_BYTES")
-    if forced is None:
+    if not forced:
         features = llvm.get_host_cpu_features()
         return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
     if forced not in ("16", "32", "64"):
-        raise ImportError(f"REFSD_SIMD_BYTES is {forced!r}; give 16, 32 or 64")
+        raise UsageError(f"REFSD_SIMD_BYTES is {forced!r}; give 16, 32 or 64, or unset it")
     return int(forced)
 
 
