@@ -89,6 +89,11 @@ def add_picture(found: Parser, *, seed: str = "; below 0: a new one (the default
         "Hugging Face cache (default: the model in refsd)")
     add("--download", action="store_true", help="let a model id be fetched from huggingface.co")
     add("--variant", metavar="NAME", help="which weights of a folder to take, such as fp16")
+    add("--vae", metavar="PATH", help="another VAE: a folder, a .safetensors file, a model id")
+    add("--text-encoder", metavar="PATH", help="another text encoder, likewise")
+    add("--ema", action="store_true", help="the moving averages of a single file's UNet")
+    add("--prediction", type=choice("epsilon", "v", "sample"), metavar="NAME",
+        help="what the UNet predicts: epsilon, v, sample (default: what the model says)")
     add("--steps", type=integer, metavar="N", default=20,
         help="denoising steps (20; the Python API has diffusers' 50)")
     add("--cfg-scale", type=number, metavar="X",
@@ -191,13 +196,15 @@ class Work:
         with self._timed("kernels"), Compiling(show=chatty):  # loading a model needs some of them
             make_ready(options.backend, options.dtype)
         with self._timed("model"):
+            parts = {"vae": options.vae, "text_encoder": options.text_encoder}
             self.pipe = StableDiffusionPipeline.from_pretrained(
                 options.model, backend=options.backend, dtype=options.dtype,
                 download=options.download, variant=options.variant, exact=options.exact,
-                scheduler=partial(samplers.of_model, options.sampler))
+                scheduler=partial(samplers.of_model, options.sampler), ema=options.ema,
+                prediction_type=options.prediction, **parts)
             self.calls = drawing.calls(self.pipe, options.steps)
-            self.model = identity.of(options.model, variant=options.variant,
-                                     hashes=not options.disable_image_metadata)
+            self.model = identity.of(options.model, variant=options.variant, parts=parts,
+                                     ema=options.ema, hashes=not options.disable_image_metadata)
         self.recipe = drawing.effective(self.pipe, Recipe(
             prompt=prompt, negative_prompt=options.negative_prompt, seed=options.seed,
             width=options.width or self.pipe.default_size,

@@ -26,6 +26,8 @@ def parser() -> Parser:
     add("picture", metavar="PICTURE", help="a .png file that refsd wrote")
     add("-m", "--model", metavar="MODEL",
         help="where the model is, if it is not the one in refsd or a model id")
+    add("--vae", metavar="PATH", help="where the other VAE is, if the picture was drawn with one")
+    add("--text-encoder", metavar="PATH", help="likewise the text encoder")
     add("--download", action="store_true", help="let a model id be fetched from huggingface.co")
     add("--backend", metavar="NAME", help="another backend than the recipe's")
     add("-t", "--threads", type=integer, metavar="N",
@@ -93,18 +95,34 @@ def _model(recipe: Recipe, options: argparse.Namespace) -> str | None:
                      "the recipe does not keep. Say with -m where it is")
 
 
+def _parts(recipe: Recipe, options: argparse.Namespace) -> dict[str, str | None]:
+    """The places of networks that replaced the model's; UsageError where only the user knows."""
+    from refsd.pipelines import identity
+
+    found = {}
+    for part in ("vae", "text_encoder"):
+        name, given = recipe.model.get(part), getattr(options, part)
+        if name is not None and given is None and not identity.HUB_ID.fullmatch(name):
+            raise UsageError(f"{options.picture}: drawn with another {part}, {name!r}. Say with "
+                             f"--{part.replace('_', '-')} where it is")
+        found[part] = given or name
+    return found
+
+
 def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty: bool) -> Any:
     from refsd import schedulers
     from refsd.cli import drawing
     from refsd.pipelines import identity
     from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
-    variant = recipe.model.get("variant")
+    variant, ema = recipe.model.get("variant"), "ema" in recipe.model
+    parts = _parts(recipe, options)
     pipe = StableDiffusionPipeline.from_pretrained(
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
         download=options.download, exact=recipe.exact,
-        scheduler=schedulers.from_config(recipe.scheduler))
-    _require_same_files(recipe.model.get("files", {}), identity.of(model, variant=variant)["files"])
+        scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts)
+    found = identity.of(model, variant=variant, parts=parts)
+    _require_same_files(recipe.model.get("files", {}), found["files"])
     calls = drawing.calls(pipe, recipe.steps)
     with Compiling(show=chatty):
         make_ready(recipe.backend, recipe.dtype)

@@ -9,27 +9,17 @@ from refsd.arguments import shown
 from refsd.errors import ModelError, UsageError
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.pipelines.single_file import predicting, scheduler_of_file
 from refsd.registry import lay_out, release
 from refsd.schedulers import from_config, would_do
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
+from refsd.weights.checkpoint import COMPONENTS
 from refsd.weights.files import read_foreign_object
 from refsd.weights.model_index import part_class
 
 logger = logging.getLogger(__name__)
 
-# What Stable Diffusion 1.x was published with, for single files, which carry no scheduler.
-SD1_SCHEDULER = {
-    "_class_name": "PNDMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
 CLIP_ROWS = 49408
 
 
@@ -40,39 +30,74 @@ def bundled_model() -> Path:
 
 def load_components(path: str | Path | None, *, backend: str, dtype: str, download: bool,
                     variant: str | None, ema: bool, force: bool, exact: bool = False,
-                    hub: dict[str, Any] | None = None, scheduler: Any = None) -> dict[str, Any]:
+                    hub: dict[str, Any] | None = None, scheduler: Any = None, vae: Any = None,
+                    text_encoder: Any = None, prediction_type: str | None = None) -> dict[str, Any]:
     """Everything StableDiffusionPipeline is made of, from a folder, a file or a hub id.
 
-    No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` as
-    in `load_scheduler`. Raises ModelError, ResourceError, UsageError (refsd.weights).
+    No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` and
+    `prediction_type` as in `load_scheduler`; `vae` and `text_encoder` are paths, hub ids or such
+    networks, and replace the model's. Raises ModelError, ResourceError, UsageError.
     """
     if dtype not in ("float32", "float64"):
         raise UsageError(f"dtype is {dtype!r}; give float32 or float64")
+    given = {part: value for part, value in (("vae", vae), ("text_encoder", text_encoder))
+             if value is not None}
     if path is None:
         place, name = bundled_model(), "refsd bundled model"
     else:
-        place, name = resolve(path, download=download, variant=variant, **(hub or {})), str(path)
-    scheduler = load_scheduler(place, scheduler)
-    parts = load_checkpoint(place, dtype=dtype, variant=variant, ema=ema, force=force)
+        own = [part for part in COMPONENTS if part not in given]
+        place = resolve(path, download=download, variant=variant, parts=own, **(hub or {}))
+        name = str(path)
+    scheduler = load_scheduler(place, scheduler, prediction_type)
+    objects = {part: value for part, value in given.items() if hasattr(value, "tree")}
+    replaced = {part: None if part in objects else resolve(
+        value, download=download, variant=variant, parts=(part,), **(hub or {}))
+        for part, value in given.items()}
+    parts = load_checkpoint(place, dtype=dtype, variant=variant, ema=ema, force=force,
+                            replaced=replaced)
     for part in parts.values():
         lay_out(backend, part.tensors)
     release(backend)  # the memory that weights lay in before
 
-    text = parts["text_encoder"]
-    config = CLIPTextConfig.from_json(text.config)
-    encoder = TextEncoder(text.tree["text_model"], config, backend, exact)
+    unet = UNet(parts["unet"].tree, UNetConfig.from_json(parts["unet"].config), backend, exact)
+    encoder = objects.get("text_encoder") or _text_encoder(parts["text_encoder"], backend, exact)
+    vae = objects.get("vae") or VAE(parts["vae"].tree, VAEConfig.from_json(parts["vae"].config),
+                                    backend, exact)
+    _check_objects(objects, unet)
     rows = encoder.tree["embeddings"]["token_embedding"]["weight"].shape[0]
     tokenizer = load_tokenizer(place, rows)
     tokenizer.require_rows(rows, encoder.config.max_length)
     return {
         "tokenizer": tokenizer,
         "text_encoder": encoder,
-        "unet": UNet(parts["unet"].tree, UNetConfig.from_json(parts["unet"].config), backend,
-                     exact),
-        "vae": VAE(parts["vae"].tree, VAEConfig.from_json(parts["vae"].config), backend, exact),
+        "unet": unet,
+        "vae": vae,
         "scheduler": scheduler,
         "name": name,
     }
+
+
+def _text_encoder(part: Any, backend: str, exact: bool) -> TextEncoder:
+    config = CLIPTextConfig.from_json(part.config)
+    return TextEncoder(part.tree["text_model"], config, backend, exact)
+
+
+def _check_objects(objects: dict[str, Any], unet: UNet) -> None:
+    """UsageError for networks of another pipeline that do not fit this one."""
+    for part, kind in (("vae", VAE), ("text_encoder", TextEncoder)):
+        found = objects.get(part)
+        if found is not None and (not isinstance(found, kind) or found.backend != unet.backend):
+            raise UsageError(f"{part} is {type(found).__name__} on "
+                             f"{getattr(found, 'backend', 'no backend')}; give a path, or the "
+                             f"{part} of a refsd pipeline on {unet.backend}")
+    vae, text = objects.get("vae"), objects.get("text_encoder")
+    if vae is not None and vae.config.latent_channels != unet.in_channels:
+        raise UsageError(f"vae has latents of {vae.config.latent_channels} channels, the UNet "
+                         f"takes {unet.in_channels}; give one of such a model")
+    width = None if text is None else text.tree["embeddings"]["token_embedding"]["weight"].shape[1]
+    if width is not None and width != unet.text_width:
+        raise UsageError(f"text_encoder gives text of width {width}, the UNet reads "
+                         f"{unet.text_width}; give one of such a model")
 
 
 def load_tokenizer(place: Path, rows: int) -> CLIPTokenizer:
@@ -85,19 +110,22 @@ def load_tokenizer(place: Path, rows: int) -> CLIPTokenizer:
     return CLIPTokenizer.clip()
 
 
-def load_scheduler(place: Path, wanted: Any = None) -> Any:
-    """The folder's scheduler; for a single file the one SD 1.x was published with.
+def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = None) -> Any:
+    """The folder's scheduler; for a single file what its tensors say (`scheduler_of_file`).
 
     `wanted` replaces it: a scheduler, for which the folder's is not even looked at, or what makes
     one of the folder's config: a class, or a function. As in diffusers the class is the one that
-    model_index.json names. Raises ModelError for a sampler or an option that refsd does not have.
+    model_index.json names. `prediction` overrules what is predicted. Raises ModelError for a
+    sampler or an option that refsd does not have.
     """
     if wanted is not None and not callable(wanted):
         if not hasattr(wanted, "set_timesteps"):
             raise UsageError(f"scheduler is {shown(wanted)}; give a scheduler, or a class of "
                              "refsd.schedulers")
-        return wanted
+        return wanted if prediction is None else type(wanted).from_config(
+            predicting(wanted.config, prediction))
     config, where = scheduler_config(place)
+    config = predicting(config, prediction)
     make = getattr(wanted, "from_config", wanted) or _as_saved
     try:
         return make(config)
@@ -119,7 +147,7 @@ def _as_saved(config: dict[str, Any]) -> Any:
 def scheduler_config(place: Path) -> tuple[dict[str, Any], str]:
     """The scheduler_config.json of a model, its class named as model_index.json names it."""
     if not place.is_dir():
-        return SD1_SCHEDULER, str(place)
+        return scheduler_of_file(place), str(place)
     path = place / "scheduler" / "scheduler_config.json"
     named, config = part_class(place, "scheduler"), read_foreign_object(path)
     saved = config.get("_class_name")

@@ -41,7 +41,8 @@ CALL_ARGUMENTS = (
     "callback_on_step_end", "callback_on_step_end_tensor_inputs",
 )
 LOAD_ARGUMENTS = ("path", "backend", "dtype", "download", "variant", "ema", "force", "exact",
-                  "torch_dtype", "local_files_only", "scheduler", "cache_dir", "revision", "token")
+                  "torch_dtype", "local_files_only", "scheduler", "vae", "text_encoder",
+                  "prediction_type", "cache_dir", "revision", "token")
 
 
 @dataclass
@@ -83,7 +84,8 @@ class StableDiffusionPipeline:
     def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
                         dtype: Any = "float32", download: bool = False, variant: str | None = None,
                         ema: bool = False, force: bool = False, exact: bool = False,
-                        scheduler: Any = None, torch_dtype: Any = None,
+                        scheduler: Any = None, vae: Any = None, text_encoder: Any = None,
+                        prediction_type: str | None = None, torch_dtype: Any = None,
                         local_files_only: bool | None = None,
                         **others: Any) -> "StableDiffusionPipeline":
         """Load a diffusers folder, a single-file `.safetensors`, or a hub id from the local cache.
@@ -93,8 +95,10 @@ class StableDiffusionPipeline:
         (torch_dtype) is the arithmetic's, float32 or float64; `force` loads what may not fit into
         memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
         `scheduler` replaces the model's, which is then not read: a scheduler, or a class or
-        function that makes one of the model's options. cache_dir, revision and token go to the
-        hub. Raises ModelError, ResourceError, UsageError.
+        function that makes one of the model's options. `vae` and `text_encoder` replace the model's
+        by those of a path (a folder, a .safetensors file) or another pipeline; `prediction_type`
+        ("epsilon", "v_prediction", "sample") overrules what the model says. cache_dir, revision and
+        token go to the hub. Raises ModelError, ResourceError, UsageError.
         """
         from refsd.pipelines.loading import load_components
 
@@ -105,7 +109,8 @@ class StableDiffusionPipeline:
         backend = choose_backend(backend)
         parts = load_components(path, backend=backend, dtype=dtype, download=download,
                                 variant=variant, ema=ema, force=force, exact=exact, hub=hub,
-                                scheduler=scheduler)
+                                scheduler=scheduler, vae=vae, text_encoder=text_encoder,
+                                prediction_type=prediction_type)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from refsd.contracts import Output, Spec
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
-from refsd.pipelines.loading import SD1_SCHEDULER, bundled_model, load_scheduler
+from refsd.pipelines.loading import bundled_model, load_scheduler
+from refsd.pipelines.single_file import SD1_SCHEDULER
 from refsd.registry import trace
 from refsd.schedulers import Scheduler, from_config
 from refsd.weights import flatten, resolve, sd1, to_tree
