@@ -110,7 +110,7 @@ class Judge:
             found, note, finding = self._look_again(entry, got, truth, given, found)
             notes += [note] if note else []
         if not found.explains:
-            other, note = self._other_inputs(entry, got)
+            other, note = self._other_inputs(entry, got, given)
             if other is not None:
                 return Verdict(entry.name, entry.op, entry.index, EXPLAINED, *other[:3],
                                borrowed=given.borrowed, note=note)
@@ -143,6 +143,7 @@ class Judge:
                 if nearer.explains or nearer.says and nearer.times < found.times:
                     format = tensors(self.formats.of(entry))
                     return rounded, other, nearer, f"its inputs rounded to {format.name} first"
+                given.exact = replace(given)
         return given, truth, found, ""
 
     def _found(self, entry: Entry, got: np.ndarray, truth: np.ndarray, given: Given,
@@ -160,17 +161,17 @@ class Judge:
         loose = bool(given.computed) or entry.op in STAGE_BOUNDS or how.get("cut", False)
         return Found(*excess(got, truth, allowed, format), says(allowed, truth, loose))
 
-    def _other_inputs(self, entry: Entry, got: np.ndarray) -> tuple[Found | None, str]:
+    def _other_inputs(self, entry: Entry, got: np.ndarray,
+                      given: Given) -> tuple[Found | None, str]:
         """Inputs that a right port may have had instead of those that do not explain its result.
 
         Some rounded at the door and some not, by other rules than to nearest; or the golden ones
         where it dumped none, since it was fed them.
         """
-        given = self.inputs.of(entry)
-        if self.inputs.rounded(entry, given) is not None and entry.op not in STAGE_BOUNDS:
+        if given.exact is not None and entry.op not in STAGE_BOUNDS:
             with np.errstate(all="ignore"):
-                truth = np.asarray(replay(entry, given.values))
-            found = self._found(entry, got, truth, given, cut=True)
+                truth = np.asarray(replay(entry, given.exact.values))
+            found = self._found(entry, got, truth, given.exact, cut=True)
             if found.explains:
                 return found, "some of its inputs rounded first"
         if given.computed:

@@ -34,7 +34,8 @@ class Given:
     moves: how far a computed input may be from the port's, element by element. computed: the
     entries that were computed, in order. borrowed: parameters whose golden tensor stands in.
     assumed: those that no entry made, so that the port may have been given the golden ones.
-    upstream: for a computed input, the op that made it and its inputs.
+    upstream: for a computed input, the op that made it and its inputs. exact: the same before
+    rounding at the op's door, where that changes them.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Given:
     borrowed: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     upstream: dict[str, tuple[Entry, dict[str, Any]]] = field(default_factory=dict)
+    exact: "Given | None" = None
 
 
 class Inputs:
@@ -94,7 +96,7 @@ class Inputs:
         values = {name: value if name in given.moves or str(entry.inputs[name]).startswith(WEIGHT)
                   else _rounded(value, format) for name, value in given.values.items()}
         changed = any(value is not given.values[name] for name, value in values.items())
-        return replace(given, values=values) if changed else None
+        return replace(given, values=values, exact=given) if changed else None
 
     def allowed(self, entry: Entry, given: Given, truth: np.ndarray, *,
                 algorithm: str | None = None, any_order: bool = False,
