@@ -17,6 +17,8 @@ NO_CUDA = "refsd has no kernels for graphics cards yet: leave it out, or write .
 
 # keyword: the values that change nothing here, and what to write instead of others
 LOADING: dict[str, tuple[tuple, str]] = {
+    "pretrained_model_name_or_path": ((None,), "write it first, without a keyword, or as path="),
+    "pretrained_model_link_or_path": ((None,), "write it first, without a keyword, or as path="),
     "use_safetensors": ((None, True), "pickles can run code and are never read: leave it out"),
     "use_onnx": ((None, False), "refsd reads safetensors only: leave it out"),
     "use_flashpack": ((None, False), "refsd reads safetensors only: leave it out"),
