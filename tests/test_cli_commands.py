@@ -208,7 +208,7 @@ def test_doctor(capfd):
     assert (code, err) == (0, "")
     found = json.loads(run(capfd, "doctor", "--json")[1])
     assert found["ok"] is True
-    assert all(found["checks"].values()) and len(found["checks"]) == 4
+    assert all(found["checks"].values()) and len(found["checks"]) == 5
     assert found["versions"]["numpy"] == np.__version__
     assert found["backends"]["available"][0] == found["backends"]["auto"]
     assert len(found["model"]["hash"]) == 64
