@@ -133,10 +133,16 @@ class Scheduler:
         self.begin_index = None
 
     def _enter(self, timestep):
-        """The index of this step: looked up at a run's first step, counted from then on."""
-        if self.step_index is None:
-            found = self.begin_index is None
-            self.step_index = self.index_for_timestep(timestep) if found else self.begin_index
+        """The index of this step: found at a run's first step, counted from then on.
+
+        A run that begins with the first timestep begins at 0, also where that timestep is repeated:
+        diffusers takes it for the second place there, and runs out of sigmas at the end.
+        """
+        if self.step_index is None and self.begin_index is not None:
+            self.step_index = self.begin_index
+        elif self.step_index is None:
+            place = self.index_for_timestep(timestep)
+            self.step_index = 0 if self.timesteps[place] == self.timesteps[0] else place
         if self.step_index >= len(self.timesteps):
             raise UsageError(
                 f"all {len(self.timesteps)} steps are done; call set_timesteps for another run"

@@ -1,0 +1,43 @@
+"""Where in its schedule a run stands, also where timesteps are repeated."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scheduler_samples import NAMES, SD, Noise, make, one, own_options, run
+
+import refsd.schedulers
+from refsd.schedulers import noise_schedule
+
+
+CHOICES = [{}, *({choice: True} for choice in noise_schedule.SIGMAS)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_with_repeated_timesteps_are_as_long_as_their_schedule(name):
+    """Wherever a timestep is repeated, the first one too: one step each, at one sigma each."""
+    options = set(own_options(name))
+    repeated = 0
+    for choice, spacing in itertools.product(CHOICES, ("leading", "trailing", "linspace")):
+        if set(choice) <= options:
+            config = {**SD, **choice, "timestep_spacing": spacing, "skip_prk_steps": True}
+            config = {key: value for key, value in config.items() if key in options}
+            scheduler = make(refsd.schedulers, name, 40, **config)
+            repeated += scheduler.timesteps[0] == scheduler.timesteps[1]
+            run(scheduler, lambda x, i: 0.1 * x, one(), generator=Noise())
+            assert scheduler.step_index in (None, len(scheduler.timesteps))
+    assert repeated == {"DPMSolverMultistepScheduler": 3}.get(name, repeated)
+
+
+def test_a_run_in_the_middle_of_repeats_begins_at_the_second_as_in_diffusers():
+    karras = make(refsd.schedulers, "DPMSolverMultistepScheduler", 500, use_karras_sigmas=True)
+    repeats = np.flatnonzero(karras.timesteps[1:] == karras.timesteps[:-1])
+    place = int(repeats[0])
+    assert place > 0
+    karras.step(one(), karras.timesteps[place], one())
+    assert karras.step_index == place + 2
+    for begin in (0, place, place + 1):
+        karras.set_timesteps(500)
+        karras.set_begin_index(begin)
+        karras.step(one(), karras.timesteps[begin], one())
+        assert karras.step_index == begin + 1
