@@ -9,7 +9,6 @@ from scheduler_samples import NAMES, SD, Noise, make, one, own_options, run
 import refsd.schedulers
 from refsd.schedulers import noise_schedule
 
-
 CHOICES = [{}, *({choice: True} for choice in noise_schedule.SIGMAS)]
 
 

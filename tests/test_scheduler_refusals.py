@@ -31,11 +31,15 @@ def test_bad_step_counts(name, steps):
         ("DDIM", "timestep_spacing", np.zeros(2)),
         ("DDIM", "num_train_timesteps", 0),
         ("DDIM", "num_train_timesteps", 10**12),
-        ("DDIM", "num_train_timesteps", 1000.0),
+        ("DDIM", "num_train_timesteps", 1000.5),
         ("DDIM", "beta_start", math.nan),
         ("DDIM", "beta_end", "0.012"),
         ("DDIM", "beta_end", True),
-        ("DDIM", "clip_sample", 1),
+        ("DDIM", "clip_sample", 2),
+        ("DDIM", "clip_sample", "false"),
+        ("DDIM", "num_train_timesteps", None),
+        ("DDIM", "beta_start", None),
+        ("EulerDiscrete", "prediction_type", None),
         ("DDIM", "steps_offset", -1),
         ("DDIM", "trained_betas", [0.1, 2.0]),
         ("DDIM", "trained_betas", [0.1, math.nan]),
@@ -68,6 +72,21 @@ def test_bad_options(name, option, value):
         refsd.schedulers.from_config({"_class_name": cls.__name__, option: value})
     with pytest.raises(UsageError, match=option):
         cls.from_config({}, **{option: value})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_null_is_false_and_numbers_may_be_written_as_floats(name):
+    for option, default in own_options(name).items():
+        if isinstance(default, bool):
+            for value in (None, 0, 0.0, False):
+                config = {"_class_name": name, option: value}
+                assert refsd.schedulers.from_config(config).config[option] is False
+        elif isinstance(default, int):
+            config = {"_class_name": name, option: float(default)}
+            found = refsd.schedulers.from_config(config).config[option]
+            assert found == default and type(found) is int
+    found = refsd.schedulers.from_config({"_class_name": name, "steps_offset": None}).config
+    assert found.get("steps_offset") in (0, None)
 
 
 def test_unknown_names():

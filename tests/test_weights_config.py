@@ -19,7 +19,11 @@ BAD_CONFIGS = [
     ("unet", "block_out_channels", [8] * 1000),
     ("unet", "block_out_channels", []),
     ("unet", "block_out_channels", 8),
-    ("unet", "block_out_channels", [8, 16.0]),
+    ("unet", "block_out_channels", [8, 16.5]),
+    ("unet", "block_out_channels", [8, True]),
+    ("unet", "use_linear_projection", 2),
+    ("unet", "use_linear_projection", "false"),
+    ("unet", "norm_eps", None),
     ("unet", "block_out_channels", [8, "16"]),
     ("unet", "layers_per_block", 10**9),
     ("unet", "layers_per_block", 0),
@@ -98,6 +102,29 @@ def test_options_that_refsd_does_not_compute_are_refused_by_name(component, opti
     with pytest.raises(ModelError, match=f"{option} is .*, expected") as caught:
         validate(component, config)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("component", TABLES)
+def test_null_is_false_and_numbers_may_be_written_as_floats(component):
+    for name, (default, _) in TABLES[component].items():
+        if isinstance(default, bool):
+            for value in (None, 0, 0.0, False):
+                assert validate(component, {name: value})[name] is False
+        elif isinstance(default, int):
+            found = validate(component, {name: float(default)})[name]
+            assert found == default and type(found) is int
+    found = validate("unet", {**TINY["unet"], "block_out_channels": [8.0, 16.0]})
+    assert found["block_out_channels"] == [8, 16]
+
+
+@pytest.mark.parametrize("component, option", [
+    ("unet", "sample_size"), ("unet", "num_attention_heads"), ("unet", "attention_type"),
+    ("unet", "resnet_out_scale_factor"), ("unet", "time_cond_proj_dim"), ("vae", "sample_size"),
+    ("vae", "latents_mean"), ("text_encoder", "projection_dim"), ("text_encoder", "pad_token_id"),
+    ("text_encoder", "model_type"), ("text_encoder", "architectures"),
+])
+def test_null_is_read_where_diffusers_reads_it(component, option):
+    assert validate(component, {**TINY[component], option: None})[option] is None
 
 
 @pytest.mark.parametrize("component", TABLES)

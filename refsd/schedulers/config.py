@@ -51,6 +51,10 @@ RANGES = {
     "lambda_min_clipped": (-math.inf, math.inf),
 }
 
+# Numbers that diffusers' samplers read in some runs only, where null stops them.
+NULL_IS_DEFAULT = {"steps_offset", "clip_sample_range", "dynamic_thresholding_ratio",
+                   "sample_max_value", "flow_shift", "timestep_scaling"}
+
 
 class Config(dict):
     """Every resolved option of a scheduler, read-only, as keys and as attributes.
@@ -98,6 +102,8 @@ def resolve(name, defaults, choices, given) -> Config:
             hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(defaults)}"
             raise UsageError(f"{name} has no option {key!r}; {hint}")
 
+    given = {key: _as_kind(value, defaults[key]) for key, value in given.items()
+             if value is not None or key not in NULL_IS_DEFAULT}
     values = {"_class_name": name, **defaults, **given}
     for key in given:
         wants = _wants(key, values[key], defaults[key], CHOICES | choices)
@@ -112,6 +118,14 @@ def resolve(name, defaults, choices, given) -> Config:
                 f"num_train_timesteps of them, {values['num_train_timesteps']}"
             )
     return Config(values, [key for key in defaults if key not in given])
+
+
+def _as_kind(value, default):
+    """The value as JSON could have said it too: null for false, 0 and 1, 1000.0 for 1000."""
+    if isinstance(default, bool):
+        return bool(value) if value is None or value in (0, 1) else value
+    whole = isinstance(default, int) and isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
 
 
 def brief(value):

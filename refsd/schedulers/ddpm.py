@@ -35,7 +35,7 @@ class DDPMScheduler(Scheduler):
         "rescale_betas_zero_snr": False,
     }
     # A learned variance needs a model with twice the channels; diffusers' fixed_large_log is NaN.
-    CHOICES = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}
+    CHOICES = {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", None)}
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Sequence[int] | None = None

@@ -71,7 +71,7 @@ class DPMSolverMultistepScheduler(Scheduler):
         "use_flow_sigmas": (False,),
         "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
         "use_dynamic_shifting": (False,),
-        "time_shift_type": ("exponential",),
+        "time_shift_type": ("exponential", "linear", None),  # of use_dynamic_shifting
     }
 
     def __init__(self, **options: Any) -> None:

@@ -42,7 +42,7 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         "rescale_betas_zero_snr": False,
         "final_sigmas_type": "zero",
     }
-    CHOICES = {"interpolation_type": ("linear",), "timestep_type": ("discrete",)}
+    CHOICES = {"interpolation_type": ("linear",), "timestep_type": ("discrete", None)}
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

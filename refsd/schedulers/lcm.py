@@ -46,6 +46,7 @@ class LCMScheduler(Scheduler):
         "timestep_scaling": 10.0,
         "rescale_betas_zero_snr": False,
     }
+    CHOICES = {"timestep_spacing": ("leading", "trailing", "linspace", None)}
 
     def set_timesteps(
         self,

@@ -75,6 +75,21 @@ def optional(rule: Rule) -> Rule:
     return lambda value: "" if value is None else rule(value)
 
 
+def as_kind(value: Any, default: Any) -> Any:
+    """The value as JSON could have said it too: null for false, 0 and 1, 1000.0 for 1000.
+
+    diffusers takes null for false wherever the default is true or false (its own converter writes
+    "upcast_attention": null).
+    """
+    if isinstance(default, bool):
+        return bool(value) if value is None or value in (0, 1) else value
+    if isinstance(value, (list, tuple)):
+        return [as_kind(each, default) for each in value]
+    if type(value) is float and value.is_integer() and not isinstance(default, float):
+        return int(value)
+    return value
+
+
 width, count = integer(1, MAX_WIDTH), integer(1, 64)
 boolean = only(False, True)
 cross_down, cross_up = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -123,7 +138,7 @@ UNET = {
     "upcast_attention": (False, boolean),
     "resnet_time_scale_shift": ("default", only("default")),
     "resnet_skip_time_act": (False, only(False)),
-    "resnet_out_scale_factor": (1.0, only(1.0)),
+    "resnet_out_scale_factor": (1.0, only(1.0, None)),
     "time_embedding_type": ("positional", only("positional")),
     "time_embedding_dim": (None, optional(width)),
     "time_embedding_act_fn": (None, only(None)),
@@ -132,10 +147,10 @@ UNET = {
     "conv_in_kernel": (3, only(3)),
     "conv_out_kernel": (3, only(3)),
     "projection_class_embeddings_input_dim": (None, anything),
-    "attention_type": ("default", only("default")),
+    "attention_type": ("default", only("default", None)),
     "class_embeddings_concat": (False, only(False)),
     "mid_block_only_cross_attention": (None, only(None, False)),
-    "cross_attention_norm": (None, only(None)),
+    "cross_attention_norm": (None, only(None, False)),
     "addition_embed_type_num_heads": (64, anything),
 }
 
@@ -149,7 +164,7 @@ VAE = {
     "act_fn": ("silu", only("silu", "swish")),
     "latent_channels": (4, count),
     "norm_num_groups": (32, count),
-    "sample_size": (32, one_or_each(integer(1, 4096))),
+    "sample_size": (32, optional(one_or_each(integer(1, 4096)))),
     "scaling_factor": (0.18215, number(1e-6, 1e6)),
     "shift_factor": (None, only(None)),
     "latents_mean": (None, only(None)),
@@ -178,7 +193,7 @@ TEXT_ENCODER = {
     "initializer_range": (0.02, anything),
     "initializer_factor": (1.0, anything),
     "architectures": (None, anything),
-    "model_type": ("clip_text_model", only("clip_text_model")),
+    "model_type": ("clip_text_model", only("clip_text_model", None)),
 }
 # Keys that any transformers configuration may carry and that say nothing about the numbers.
 BOOKKEEPING = ("dtype", "torch_dtype", "transformers_version", "return_dict", "use_cache")
@@ -203,7 +218,8 @@ def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict
     check_class(component, _label(config), where)
 
     table = TABLES[component]
-    filled = {name: config.get(name, default) for name, (default, _) in table.items()}
+    filled = {name: as_kind(config.get(name, default), default)
+              for name, (default, _) in table.items()}
     for name, (_, rule) in table.items():
         if why := rule(filled[name]):
             raise ModelError(f"{where}: {name} is {_shown(filled[name])}, expected {why}")

@@ -1,5 +1,6 @@
 """torch works on two threads, as the machines that these comparisons are planned for."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,3 +11,30 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+def rounded(function):
+    """`function` on tensors, each value the float nearest to the true one (in float32).
+
+    Through float64: exact for sqrt; for exp and log an error needs a value within 1e-16 of a tie.
+    """
+
+    def nearest(x):
+        x = x.numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            y = function(x.astype(np.float64))
+        return torch.from_numpy(np.array(y, dtype=x.dtype))
+
+    return nearest
+
+
+@pytest.fixture
+def nearest(monkeypatch):
+    for name in ("sqrt", "exp", "log"):
+        wrapped = rounded(getattr(np, name))
+        monkeypatch.setattr(torch, name, wrapped)
+        monkeypatch.setattr(torch.Tensor, name, wrapped)
+    power = torch.Tensor.__pow__
+    monkeypatch.setattr(
+        torch.Tensor, "__pow__", lambda x, e: torch.sqrt(x) if e == 0.5 else power(x, e)
+    )

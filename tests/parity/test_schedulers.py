@@ -34,33 +34,6 @@ COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 SIGMA_CHOICES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
-def rounded(function):
-    """`function` on tensors, each value the float nearest to the true one (in float32).
-
-    Through float64: exact for sqrt; for exp and log an error needs a value within 1e-16 of a tie.
-    """
-
-    def nearest(x):
-        x = x.numpy()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            y = function(x.astype(np.float64))
-        return torch.from_numpy(np.array(y, dtype=x.dtype))
-
-    return nearest
-
-
-@pytest.fixture
-def nearest(monkeypatch):
-    for name in ("sqrt", "exp", "log"):
-        wrapped = rounded(getattr(np, name))
-        monkeypatch.setattr(torch, name, wrapped)
-        monkeypatch.setattr(torch.Tensor, name, wrapped)
-    power = torch.Tensor.__pow__
-    monkeypatch.setattr(
-        torch.Tensor, "__pow__", lambda x, e: torch.sqrt(x) if e == 0.5 else power(x, e)
-    )
-
-
 def theirs(name, config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
