@@ -82,7 +82,7 @@ def read_vocabulary(folder: str | Path) -> Vocabulary:
         named |= {
             role: {**value, "special": True} if isinstance(value, dict) else value
             for role, value in overruling.items()
-            if role in NAMED
+            if role in NAMED and value is not None
         }
         legacy = _object(folder / "added_tokens.json").items()
         added = {str(i): {"content": token} for token, i in legacy}
@@ -182,9 +182,10 @@ def _added_tokens(added: object, named: dict[str, dict], folder: Path) -> dict[i
 
 def _length(config: dict, folder: Path) -> int:
     """model_max_length; CLIP's 77 where the file does not say (transformers then writes 1e30)."""
-    length = config.get("model_max_length", CLIP_LENGTH)
-    if isinstance(length, (int, float)) and length > 1e29:
+    length = config.get("model_max_length")
+    if length is None or isinstance(length, (int, float)) and length > 1e29:
         return CLIP_LENGTH
+    length = int(length) if isinstance(length, float) and length.is_integer() else length
     if type(length) is not int or not 2 <= length <= 4096:
         raise ModelError(
             f"{folder}: model_max_length is {str(length)[:40]}, expected an integer from 2 to 4096"

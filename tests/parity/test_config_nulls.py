@@ -1,4 +1,4 @@
-"""Each key of a network's config set to null: what diffusers computes then, refsd's reading is too."""
+"""Each key of a network's config set to null: refsd reads it as diffusers computes it."""
 
 import json
 
