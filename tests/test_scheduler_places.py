@@ -40,3 +40,19 @@ def test_a_run_in_the_middle_of_repeats_begins_at_the_second_as_in_diffusers():
         karras.set_begin_index(begin)
         karras.step(one(), karras.timesteps[begin], one())
         assert karras.step_index == begin + 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sampler_says_whether_it_remembers(name):
+    """Its second step from elsewhere is that of a run, unless earlier steps count."""
+    config = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+
+    def third(steps):
+        scheduler = make(refsd.schedulers, name, 6, **config)
+        scheduler.set_begin_index(steps[0])
+        for i in steps:
+            out = one(i + 0.5)
+            found = scheduler.step(out, scheduler.timesteps[i], one(), generator=Noise(value=0.1))
+        return found.prev_sample.item()
+
+    assert (third([0, 1, 2, 3]) != third([3])) == refsd.schedulers.SCHEDULERS[name].has_history

@@ -37,6 +37,7 @@ class DPMSolverMultistepScheduler(Scheduler):
     `lower_order_final` the end of a run of fewer than 15 steps is too.
     """
 
+    has_history = True
     DEFAULTS = {
         **BETAS,
         "solver_order": 2,

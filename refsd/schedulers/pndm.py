@@ -25,6 +25,7 @@ from refsd.schedulers.scheduler import Scheduler, Step
 class PNDMScheduler(Scheduler):
     """PNDM; n steps are n + 1 model calls with `skip_prk_steps`, n + 9 without. Draws no noise."""
 
+    has_history = True
     DEFAULTS = {
         **BETAS,
         "skip_prk_steps": False,

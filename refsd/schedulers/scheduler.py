@@ -37,6 +37,7 @@ class Scheduler:
     DEFAULTS: dict[str, Any] = {}
     CHOICES: dict[str, tuple] = {}
     order = 1
+    has_history = False  # whether a step depends on what earlier steps were given
     init_noise_sigma = 1.0  # the standard deviation that the first sample is to have
     known_options: set[str] = set()
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from refsd.golden.recording.recipe import Recipe
 from refsd.golden.recording.record import BLOCK, Recorder
-from refsd.golden.recording.stage_ops import WITH_HISTORY, initial_latents
+from refsd.golden.recording.stage_ops import initial_latents
 from refsd.pipelines import stages
 from refsd.random import draw_noise
 from refsd.random.by_name import GENERATORS
@@ -142,7 +142,7 @@ class WatchedScheduler:
             self.asked, self._generator.drawn = {}, None
             found = self._scheduler.step(model_output, timestep, sample, **options)
             inputs = {"model_output": model_output, "sample": sample}
-            if self._scheduler.config["_class_name"] in WITH_HISTORY:
+            if self._scheduler.has_history:
                 inputs = {key: self._remember(key == "sample", value)
                           for key, value in inputs.items()}
             if self._generator.drawn is not None:

@@ -14,9 +14,6 @@ from refsd.ops.activation import softmax
 from refsd.pipelines import stages
 from refsd.schedulers import from_config
 
-# These predict from what they have seen before: they are replayed from the first step on.
-WITH_HISTORY = ("PNDMScheduler", "DPMSolverMultistepScheduler")
-
 
 class Drawn:
     """A generator that gives noise which was drawn before."""
