@@ -244,6 +244,8 @@ def check_class(component: str, name: Any, where: str) -> None:
 
 def relabelled(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The config as of the class that model_index.json names, whatever it says of itself."""
+    if _label(config) == name:
+        return config
     labels = ("_class_name", "architectures", "model_type")
     return {"_class_name": name} | {k: v for k, v in config.items() if k not in labels}
 
