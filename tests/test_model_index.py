@@ -163,3 +163,13 @@ def test_what_is_no_scheduler_is_refused(whole):
     for wrong in ("ddim", 3, {"_class_name": "DDIMScheduler"}):
         with pytest.raises(UsageError, match="scheduler is .*give a scheduler, or a class"):
             load(whole, scheduler=wrong)
+
+
+def test_a_folder_as_diffusers_saves_dpm_solvers_draws(folder):
+    config = {**tiny.SCHEDULER, "_class_name": "DPMSolverMultistepScheduler",
+              "lambda_min_clipped": -np.inf}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    assert "-Infinity" in (folder / "scheduler" / "scheduler_config.json").read_text()
+    found = load(folder)
+    assert np.isfinite(latents(found)).all()
+    assert "lambda_min_clipped" not in found.scheduler.config.plain()
