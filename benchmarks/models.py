@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.calls import IDS, LATENTS, PERIOD, PICTURE, SAMPLE, TEXT
-from refsd.pipelines.loading import SD1_SCHEDULER
+from refsd.pipelines.single_file import SD1_SCHEDULER
 from refsd.weights import sd1, write_safetensors
 from refsd.weights.expect import SHAPES
 

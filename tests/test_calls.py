@@ -26,7 +26,7 @@ FLOATS = [float, np.float16, np.float32, np.float64, np.longdouble]
 SCALARS = [*INTEGERS, *FLOATS, np.array, lambda n: np.array(n, ">f8"),
            lambda n: np.array(n, object), Decimal, Fraction]
 NO_NUMBERS = [True, np.True_, np.array(True), "3", np.str_("3"), np.array("3"), b"3", 3j,
-              np.complex64(3), [3], np.array([3]), np.timedelta64(3, "s"), None, {}, object()]
+              np.complex64(3), [3], np.array([3]), np.timedelta64(3, "s"), None, {}, object]
 
 
 @pytest.fixture(scope="module")
