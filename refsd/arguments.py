@@ -26,7 +26,7 @@ def as_number(value: Any) -> int | float | None:
     NumPy's scalars, and arrays and tensors without dimensions, are numbers; so are fractions and
     decimals. An array of one element with dimensions is none.
     """
-    if tuple(getattr(value, "shape", ())):
+    if tuple(getattr(value, "shape", ())) or hasattr(value, "filled"):  # masked: not even a zero
         return None
     try:
         if hasattr(value, "item"):

@@ -141,3 +141,6 @@ def broadcast(op: str, a: Any, b: Any) -> tuple[int, ...]:
 def _need_array(op: str, name: str, array: Any) -> None:
     need(hasattr(array, "shape") and hasattr(array, "dtype"), op,
          f"{name} has type {type(array).__name__}, wanted an array")
+    if hasattr(array, "filled") or hasattr(array, "getA1"):  # NumPy's own, of no concern to a port
+        raise UsageError(f"{op}: {name} is a {type(array).__name__}, wanted a plain array: "
+                         "np.asarray drops what is more")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from refsd import cgroups
+from refsd.arguments import as_integer, shown
 from refsd.errors import UsageError
 
 _pools: dict[str, Callable[[int], int]] = {}
@@ -38,11 +39,11 @@ def quota() -> int | None:
 
 def check_threads(name: str, count: Any) -> int:
     """The number itself; UsageError unless it is an integer from 1 to the processors there are."""
-    most = cores()
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
-        raise UsageError(f"{name} is {count!r}; give an integer from 1 to {most}, the processors "
-                         "that this process may use")
-    return count
+    most, found = cores(), as_integer(count)
+    if found is None or not 1 <= found <= most:
+        raise UsageError(f"{name} is {shown(count)}; give an integer from 1 to {most}, the "
+                         "processors that this process may use")
+    return found
 
 
 @contextmanager

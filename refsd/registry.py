@@ -9,6 +9,7 @@ Nothing is silent: no fallback, no copy, no cast.
 import functools
 import importlib
 import inspect
+import numbers
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ _ops: dict[str, Op] = {}
 _kernels: dict[tuple[str, str], Callable] = {}
 _foretold: dict[tuple, Any] = {}  # what contracts answered to calls that they accepted
 MOST_FORETOLD = 2**14
+_PLAIN = frozenset((int, float, bool, str, tuple, list, type(None)))
 _active: ContextVar[str] = ContextVar("refsd_backend", default="numpy")
 _exact: ContextVar[bool] = ContextVar("refsd_exact", default=False)
 _watcher: ContextVar[Callable | None] = ContextVar("refsd_watcher", default=None)
@@ -147,6 +149,8 @@ def use(backend: str, *, exact: bool = False) -> Iterator[None]:
     every `use` further inside too, whatever it says.
     """
     name = choose_backend(backend)
+    if not isinstance(exact, bool):
+        raise UsageError(f"exact is {exact!r}; give True or False")
     importlib.import_module(BACKENDS[name])
     token, exactness = _active.set(name), _exact.set(exact or _exact.get())
     try:
@@ -205,6 +209,9 @@ def trace(answer: Callable[..., Any]) -> Iterator[None]:
 def dispatch(name: str, args: tuple, options: dict) -> Any:
     """Check a call against the op's contract, run it on the active backend, tell the watcher."""
     backend = _active.get()
+    for key, value in options.items():
+        if type(value) not in _PLAIN and isinstance(value, numbers.Integral):
+            options[key] = int(value)  # NumPy's overflow where shapes are multiplied
     foretold = _foretell(name, args, options)
     tracer = _tracer.get()
     if tracer is not None:
@@ -245,7 +252,7 @@ def _seen(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value), *map(_seen, value)
     shape = getattr(value, "shape", ())
-    return (shape, value.dtype) if shape else (type(value), value)
+    return (type(value), shape, value.dtype) if shape else (type(value), value)
 
 
 def _named(signature: inspect.Signature, args: tuple, options: dict) -> tuple[dict, dict]:

@@ -21,7 +21,7 @@ ALLOWED = {
     "contracts": {"errors"},
     "cgroups": set(),
     "sealed": set(),
-    "parallel": {"cgroups", "errors"},
+    "parallel": {"arguments", "cgroups", "errors"},
     "registry": {"errors"},
     "ops": {"contracts", "registry"},
     "functional": {"ops", "registry"},

@@ -26,7 +26,8 @@ FLOATS = [float, np.float16, np.float32, np.float64, np.longdouble]
 SCALARS = [*INTEGERS, *FLOATS, np.array, lambda n: np.array(n, ">f8"),
            lambda n: np.array(n, object), Decimal, Fraction]
 NO_NUMBERS = [True, np.True_, np.array(True), "3", np.str_("3"), np.array("3"), b"3", 3j,
-              np.complex64(3), [3], np.array([3]), np.timedelta64(3, "s"), None, {}, object]
+              np.complex64(3), np.ma.masked, np.ma.array(3), [3],
+              np.array([3]), np.timedelta64(3, "s"), None, {}, object]
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def test_every_kind_of_integer_is_a_seed(make):
         several = as_generators([kind(7), kind(8)], make, 2)
         assert [one.seed for one in several] == [7, 8]
     assert [one.seed for one in as_generators(np.arange(3), make, 3)] == [0, 1, 2]
-    for bad in (7.0, np.float32(7), True, "7", b"7", 7j, np.random.default_rng(0),
-                np.random.RandomState(0)):
+    for bad in (7.0, np.float32(7), True, "7", b"7", 7j, np.random.default_rng(0), np.random,
+                TorchGenerator, np.ma.masked, np.random.RandomState(0)):
         with pytest.raises(UsageError, match="^generator is .*give an integer seed"):
             as_generators(bad, make, 1)
 
@@ -422,7 +423,11 @@ def test_options_with_an_effect_are_not_warned_of(draw, pipe, caplog):
     ("[cat:dog:0.5]", "[cat:dog:0.5]"), ("<lora:name:1>", "<lora:name:1>"),
     ("<lyco:x:0.4>", "<lyco:x:0.4>"), (r"\(word:1.2\)", None), ("(16:9)", None), ("(a)", None),
     ("((a))", None), ("[a]", None), ("a: 1.2", None), ("at 12:30", None), ("<b>", None),
-    ("(ratio 16:9)", None), ("[a, b: c]", None),
+    ("(ratio 16:9)", None), ("[a, b: c]", None), ("[cat:0.5]", "[cat:0.5]"),
+    ("[cat::5]", "[cat::5]"), ("[cow|horse]", "[cow|horse]"), ("a {red|blue} fox", "{red|blue}"),
+    ("a fox BREAK a hen", "BREAK"), ("a fox AND a hen", "AND"), ("CATS AND DOGS", None),
+    ("embedding:bad-hands.pt", "embedding:bad-hands.pt"), (r"\[a|b]", None), ("a|b", None),
+    ("a fox and a hen", None), ("{a}", None), ("AND", None), ("a BREAKFAST", None),
 ])
 def test_syntax_of_other_tools(text, found):
     assert [piece for piece, _ in literal(text)] == ([found] if found else [])
@@ -510,3 +515,85 @@ def test_a_golden_recipe_takes_numbers_of_every_kind_and_says_what_is_idle(pipe,
     assert expected.check(pipe) == 2
     assert [said.partition(" changes nothing")[0] for said in caplog.messages] == [
         "guidance_rescale", "negative_prompt", "eta"]
+
+
+@pytest.mark.parametrize("name", sorted(refsd.schedulers.SCHEDULERS))
+def test_schedulers_as_code_for_diffusers_calls_them(name):
+    """With a device, return_dict and torch's kinds of generator; and what is refused, by name."""
+    cls, x = getattr(refsd.schedulers, name), exact(1, 2, 4, 4, 4)
+
+    def first_step(*args, **options):
+        scheduler = cls(num_train_timesteps=np.int64(1000), beta_start=np.array(0.0001))
+        scheduler.set_timesteps(4, *args, **options)
+        noise = {"generator": TorchGenerator(0)} if name in NOISY else {}
+        return scheduler, scheduler.step(x, scheduler.timesteps[0], x, return_dict=False, **noise)
+
+    scheduler, expected = first_step()
+    assert json.dumps(scheduler.config.plain()) and isinstance(expected, tuple)
+    for args, options in ((("cpu",), {}), ((None,), {}), ((), {"device": "cpu"})):
+        assert np.array_equal(first_step(*args, **options)[1][0], expected[0])
+    for device in ("cuda", "mps", 0):
+        with pytest.raises(UsageError, match=f"^device is {device!r}; .*leave it out"):
+            first_step(device=device)
+    if name in NOISY:
+        for bad in (3, [3, 4], "3"):
+            with pytest.raises(UsageError, match="^generator is .*TorchGenerator"):
+                scheduler = cls()
+                scheduler.set_timesteps(2)
+                scheduler.step(x, scheduler.timesteps[0], x, generator=bad)
+    with pytest.raises(UsageError, match=rf"\.from_pretrained\('a/b', scheduler={name}\)"):
+        cls.from_pretrained("a/b", subfolder="scheduler")
+
+    t = scheduler.timesteps[0]
+    for few in (x[:, :3], x[:, :, :2], np.stack([x, x])):
+        with pytest.raises(UsageError, match="^add_noise: noise has shape .*that of original"):
+            scheduler.add_noise(x, few, t)
+    for times in ([], [t, t, t], [[t], [t]]):
+        with pytest.raises(UsageError, match="^timesteps is .*one for each of the 2 samples"):
+            scheduler.add_noise(x, x, times)
+    assert np.array_equal(scheduler.add_noise(x, x, [t]), scheduler.add_noise(x, x, [t, t]))
+
+
+NOISY = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler")
+
+
+def test_networks_as_code_for_diffusers_calls_them():
+    unet, vae = UNet(*tree("unet", UNETS["two levels"]), "numpy"), VAE(
+        *tree("vae", VAES["two levels"]), "numpy")
+    encoder = TextEncoder(*tree("text_encoder", CLIPS["quick_gelu"]), "numpy")
+    x, text, ids = exact(1, 2, 4, 4, 4), exact(2, 2, 3, 10), [[1, 2]]
+    calls = {"unet": lambda **o: unet(x, 5, text, **o),
+             "vae.decode": lambda **o: vae.decode(x, **o),
+             "vae.encode": lambda **o: vae.encode(exact(1, 1, 3, 8, 8), **o)}
+    for call in calls.values():
+        (found,) = call(return_dict=False, cross_attention_kwargs=None)
+        assert type(found) is type(call(return_dict=True))
+    assert len(encoder(ids, return_dict=False, attention_mask=None)) == 2
+    calls["text_encoder"] = lambda **o: encoder(ids, **o)
+    for function, call in calls.items():
+        for name in from_diffusers.NETWORKS:
+            if name != "generator":
+                with pytest.raises(UsageError, match=f"^{function}: {name}='x' has no meaning"):
+                    call(**{name: "x"})
+        with pytest.raises(UsageError, match=f"^{function} has no argument 'retrun_dict'"):
+            call(retrun_dict=False)
+
+
+@pytest.mark.parametrize("name", ["download", "ema", "force", "exact"])
+@pytest.mark.parametrize("bad", ["no", 1, None, 0.0])
+def test_flags_are_true_or_false(name, bad):
+    with pytest.raises(UsageError, match=f"^{name} is .*; give True or False"):
+        StableDiffusionPipeline.from_pretrained("no/where", **{name: bad})
+    if name == "exact":
+        with pytest.raises(UsageError, match="^exact is "), refsd.use("numpy", exact=bad):
+            pass
+
+
+def test_output_type_pt_says_what_to_write(draw):
+    with pytest.raises(UsageError, match=r"^output_type is 'pt'; give 'np', and torch.from_numpy"):
+        draw(output_type="pt")
+
+
+def test_the_prompt_that_is_too_long_is_named(draw, caplog):
+    draw(negative_prompt="a cat " * 99)
+    assert ["the negative prompt is longer" in line for line in caplog.messages] == [True]

@@ -38,6 +38,10 @@ ERRORS = [
     # arrays and dtypes: one voice for all ops
     ("silu", (None,), {}, "x has type NoneType, wanted an array"),
     ("add", (3, 2), {}, "a has type int, wanted an array"),
+    ("silu", (np.ma.array([1.0], mask=[True]),), {},
+     "x is a MaskedArray, wanted a plain array: np.asarray drops what is more"),
+    ("exp", (np.ones((2, 2)).view(np.matrix),), {},
+     "x is a matrix, wanted a plain array: np.asarray drops what is more"),
     ("linear", (a(2, 3), None), {}, "weight has type NoneType, wanted an array"),
     ("conv2d", ([[1.0]], W), {}, "x has type list, wanted an array"),
     ("concat", ([X, None],), {"axis": 0}, "arrays[1] has type NoneType, wanted an array"),

@@ -104,11 +104,16 @@ def test_a_fork_before_any_kernel_works(tmp_path):
     assert done.stdout.splitlines() == ["fork 0.0", "0", "0.0"], done.stderr
 
 
-@pytest.mark.parametrize("count", [0, -1, parallel.cores() + 1, 1.0, True, "2", None])
+@pytest.mark.parametrize("count", [0, -1, parallel.cores() + 1, 1.5, True, "2", None])
 def test_a_number_of_threads_that_cannot_be_is_refused(count):
     wanted = f"give an integer from 1 to {parallel.cores()}"
     with pytest.raises(UsageError, match=wanted), refsd.threads(count):
         pytest.fail("entered")
+
+
+@pytest.mark.parametrize("count", [1, np.int8(1), np.array(1), 1.0])
+def test_a_number_of_threads_in_every_kind(count):
+    assert type(parallel.check_threads("threads", count)) is int
 
 
 def test_one_setting_holds_for_kernels_and_for_blas():

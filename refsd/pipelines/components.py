@@ -4,6 +4,7 @@ Each takes and gives arrays of its backend. `use` appears here, at the edge, and
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,14 @@ from refsd.errors import UsageError
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.models.layers import Text
+from refsd.pipelines.from_diffusers import answer
 from refsd.pipelines.request import check_integer
 from refsd.pipelines.tensors import shaped, text_width
 from refsd.random import TorchGenerator, draw_noise
 from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
 from refsd.registry import release, use
+
+NO_GENERATORS = (type, ModuleType)  # torch.Generator itself, np.random: they have a randn too
 
 
 class TextOutput(NamedTuple):
@@ -34,11 +38,13 @@ class TextEncoder:
     def __init__(self, tree: dict, config: CLIPTextConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
 
-    def __call__(self, input_ids: np.ndarray, *, clip_skip: int | None = None) -> TextOutput:
+    def __call__(self, input_ids: np.ndarray, *, clip_skip: int | None = None,
+                 **others: Any) -> TextOutput:
         """Encode; `clip_skip` leaves that many last layers out, as in diffusers.
 
         Raises UsageError for ids that are not integers (N, L) below the vocabulary's size.
         """
+        answer("text_encoder", others)  # what it gives is a tuple in any case
         ids = as_array("text_encoder: ids", input_ids)
         rows = self.tree["embeddings"]["token_embedding"]["weight"].shape[0]
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not 1 <= ids.shape[1] <= (
@@ -69,12 +75,13 @@ class UNet:
         self.time_cond_dim = None if condition is None else condition["weight"].shape[1]
 
     def __call__(self, sample: Any, timestep: Any, encoder_hidden_states: Any, *,
-                 timestep_cond: Any = None) -> Any:
+                 timestep_cond: Any = None, **others: Any) -> Any:
         """Predict; timestep is one training step for the whole batch or one for each sample.
 
         encoder_hidden_states is an array (N, L, D), or a models.layers.Text of one: what layers
         make of the text is then computed once for all calls that are given the same.
         """
+        answered = answer("unet", others)
         sample = shaped("unet: sample", sample, ("N", self.in_channels, "h", "w"), self.dtype)
         steps = as_array("unet: timestep", timestep)
         if steps.size == 1:
@@ -94,8 +101,8 @@ class UNet:
             encoder_hidden_states = shaped("unet: encoder_hidden_states", encoder_hidden_states,
                                            (len(steps), "L", self.text_width), self.dtype)
         with use(self.backend, exact=self.exact):
-            return unet.unet(sample, steps, encoder_hidden_states, **self.tree,
-                             config=self.config, timestep_cond=timestep_cond)
+            return answered(unet.unet(sample, steps, encoder_hidden_states, **self.tree,
+                                      config=self.config, timestep_cond=timestep_cond))
 
 
 class DiagonalGaussian:
@@ -129,9 +136,10 @@ class VAE:
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["decoder"]["conv_in"]["weight"].dtype)
 
-    def encode(self, image: Any) -> DiagonalGaussian:
+    def encode(self, image: Any, **others: Any) -> DiagonalGaussian:
         """(N, 3, H, W) in [-1, 1], H and W multiples of the downscale -> posterior (N, 4, h, w)"""
         factor, channels = self.config.downscale, self.tree["encoder"]["conv_in"]["weight"].shape[1]
+        answered = answer("vae.encode", others)
         image = as_array("vae.encode: image", image)
         if "int" in str(image.dtype):
             raise UsageError(f"vae.encode: image holds {image.dtype}, {tuple(image.shape)}; give "
@@ -144,10 +152,11 @@ class VAE:
         weights = {"encoder": self.tree["encoder"], "quant_conv": self.tree.get("quant_conv")}
         with use(self.backend, exact=self.exact):
             mean, logvar = vae.encode(image, **weights, config=self.config)
-        return DiagonalGaussian(mean, logvar, self.backend)
+        return answered(DiagonalGaussian(mean, logvar, self.backend))
 
-    def decode(self, latents: Any) -> Any:
+    def decode(self, latents: Any, **others: Any) -> Any:
         """(N, 4, h, w) -> (N, 3, H, W), about [-1, 1]; one picture at a time to bound the memory"""
+        answered = answer("vae.decode", others)
         latents = shaped("vae.decode: latents", latents,
                          ("N", self.config.latent_channels, "h", "w"), self.dtype)
         weights = {"decoder": self.tree["decoder"],
@@ -156,7 +165,7 @@ class VAE:
         with use(self.backend, exact=self.exact):
             pictures = [vae.decode(F.slice(latents, axis=0, start=i, stop=i + 1), **weights,
                                    config=self.config) for i in range(latents.shape[0])]
-            return F.concat(pictures, axis=0)
+            return answered(F.concat(pictures, axis=0))
 
 
 def as_generators(generator: Any, make: Any, count: int) -> Any:
@@ -172,10 +181,10 @@ def as_generators(generator: Any, make: Any, count: int) -> Any:
             raise UsageError(f"generator is a list of {len(generator)}; give one for each of the "
                              f"{count} pictures, or a single one")
         return [as_generators(one, make, 1) for one in generator]
-    if is_torch_generator(generator):
+    if is_torch_generator(generator) and not isinstance(generator, NO_GENERATORS):
         return BorrowedGenerator(generator)
     numpys = type(generator).__module__.startswith("numpy.random")
-    if hasattr(generator, "randn") and not numpys:
+    if hasattr(generator, "randn") and not numpys and not isinstance(generator, NO_GENERATORS):
         return generator
     seed = as_number(generator)
     if not isinstance(seed, int):

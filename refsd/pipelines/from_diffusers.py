@@ -4,7 +4,7 @@ A word stands in a table because code in the wild uses it. What changes nothing 
 a line where somebody may hope for more; everything else is answered by name with what to write.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from refsd.arguments import dtype_name, shown
@@ -73,6 +73,21 @@ CALLING: dict[str, tuple[tuple, str]] = {
     "scheduler": ((None,), "set pipe.scheduler first"),
 }
 
+# Of the networks alone. refsd has no inputs of these kinds.
+NETWORKS: dict[str, tuple[tuple, str]] = {
+    "return_dict": ((None, True), "give True or False"),
+    "generator": ((ANY,), ""),  # decoding draws nothing
+    "cross_attention_kwargs": ((None, {}), NO_LORA),
+    "added_cond_kwargs": ((None, {}), "SDXL's inputs are not here yet: leave it out"),
+    "class_labels": ((None,), "the UNets of refsd have no classes: leave it out"),
+    "attention_mask": ((None,), "refsd pads as CLIP does, without a mask: leave it out"),
+    "encoder_attention_mask": ((None,), "refsd attends to all of the text: leave it out"),
+    "down_block_additional_residuals": ((None,), "refsd has no ControlNet yet: leave it out"),
+    "mid_block_additional_residual": ((None,), "refsd has no ControlNet yet: leave it out"),
+    "position_ids": ((None,), "they count from 0: leave it out"),
+    "output_hidden_states": ((None, False), "clip_skip gives an earlier layer's"),
+}
+
 # Methods that change nothing here, and why.
 ALREADY = {
     "enable_attention_slicing": "attention never holds its whole matrix on numba",
@@ -123,6 +138,14 @@ def take(function: str, given: Mapping[str, Any], table: Mapping[str, tuple[tupl
                              f"{instead}")
 
 
+def answer(function: str, others: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """How a network gives its result: in a tuple of one with diffusers' return_dict=False."""
+    as_tuple = others.get("return_dict") is False
+    rest = {name: value for name, value in others.items() if not as_tuple or name != "return_dict"}
+    take(function, rest, NETWORKS, NETWORKS)
+    return lambda result: (result,) if as_tuple else result
+
+
 def check_dtype(name: str, value: Any) -> str:
     """float32 or float64 from a name, NumPy's or torch's dtype; halves are told what to write."""
     found = dtype_name(value)
@@ -160,6 +183,7 @@ def loading(others: dict[str, Any], known: Any, *, dtype: Any, torch_dtype: Any,
         if check_flag("local_files_only", local_files_only) and download:
             raise UsageError("download=True and local_files_only=True exclude each other; give one")
         download = not local_files_only
+    check_flag("download", download)
     return check_dtype("dtype", dtype), download, hub
 
 

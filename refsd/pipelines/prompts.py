@@ -21,18 +21,26 @@ _SYNTAX = (
      "a weight in the prompt is taken literally, it weighs nothing"),
     (re.compile(r"(?<!\\)\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\s*\]"),
      "a change of prompt between steps is taken literally, it changes nothing"),
+    (re.compile(r"(?<!\\)\[[^\[\]:|]+:\s*\d*\.?\d+\s*\]"),
+     "a word that comes in at a later step is taken literally"),
+    (re.compile(r"(?<!\\)[\[{][^\[\]{}]*\|[^\[\]{}]*[\]}]"),
+     "alternatives are taken literally, none is chosen"),
+    (re.compile(r"(?<=[^\sA-Z]\s)(?:BREAK|AND)(?=\s+[^\sA-Z])"),
+     "the prompt is one: this is taken for a word and parts nothing"),
+    (re.compile(r"\bembedding:[\w.-]+"),
+     "refsd has no textual inversion: this is taken literally and not applied"),
     (re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>"),
      "refsd has no LoRA and no hypernetworks: this is taken literally and not applied"),
 )
 
 
-def dropped(tokenizer: Any, text: str) -> str:
+def dropped(tokenizer: Any, text: str, name: str = "prompt") -> str:
     """A line that says which words a text is too long for, or nothing."""
     lost = tokenizer.truncated(text)
     if not lost:
         return ""
     cut = repr(lost[:200]) + (" ..." if len(lost) > 200 else "")
-    return f"the prompt is longer than {tokenizer.model_max_length - 2} tokens; dropped: {cut}"
+    return f"the {name} is longer than {tokenizer.model_max_length - 2} tokens; dropped: {cut}"
 
 
 def literal(text: str) -> Iterator[tuple[str, str]]:
@@ -55,7 +63,7 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise UsageError("give either negative_prompt or negative_prompt_embeds, got both")
     if prompt_embeds is None:
-        positive = _encode(pipe, check_prompts("prompt", prompt), clip_skip)
+        positive = _encode(pipe, "prompt", check_prompts("prompt", prompt), clip_skip)
     else:
         positive = _given(pipe, "prompt_embeds", prompt_embeds, ("B", "L", pipe.unet.text_width))
         if clip_skip is not None:
@@ -73,7 +81,7 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
             raise UsageError(f"negative_prompt has {len(texts)} texts; give 1, or one for each of "
                              f"the {count} prompts")
         # diffusers skips layers for the positive prompt only (EXACTNESS: clip skip).
-        negative = _encode(pipe, texts * (count // len(texts)), None)
+        negative = _encode(pipe, "negative prompt", texts * (count // len(texts)), None)
         if negative.shape != positive.shape:
             raise UsageError(f"prompt_embeds has shape {positive.shape}, the negative prompt "
                              f"{negative.shape}; give negative_prompt_embeds of the same shape")
@@ -93,9 +101,9 @@ def _repeated(array, copies):
     return found
 
 
-def _encode(pipe, texts, clip_skip):
+def _encode(pipe, name, texts, clip_skip):
     for text in texts:
-        if line := dropped(pipe.tokenizer, text):
+        if line := dropped(pipe.tokenizer, text, name):
             logger.warning("%s", line)
         for found, meaning in literal(text):
             pipe.remark(f"{found!r}: {meaning}", meaning)

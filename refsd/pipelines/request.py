@@ -77,6 +77,9 @@ def check_prompts(name: str, value: Any) -> list[str]:
 
 def check_output_type(value: Any) -> str:
     """pil, np or latent"""
+    if isinstance(value, str) and value == "pt":
+        raise UsageError("output_type is 'pt'; give 'np', and torch.from_numpy(images)"
+                         ".permute(0, 3, 1, 2) is what diffusers gives")
     return check_choice("output_type", value, OUTPUT_TYPES)
 
 

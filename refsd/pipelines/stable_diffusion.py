@@ -102,6 +102,8 @@ class StableDiffusionPipeline:
         """
         from refsd.pipelines.loading import load_components
 
+        for name, value in {"ema": ema, "force": force, "exact": exact}.items():
+            check_flag(name, value)
         dtype, download, hub = from_diffusers.loading(
             others, LOAD_ARGUMENTS, dtype=dtype, torch_dtype=torch_dtype, download=download,
             local_files_only=local_files_only)
@@ -131,6 +133,11 @@ class StableDiffusionPipeline:
     def to(self, *wanted: Any, **options: Any) -> "StableDiffusionPipeline":
         """The pipeline itself, if the CPU and its own dtype are wanted; UsageError otherwise."""
         return from_diffusers.check_device(self, *wanted, **options)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels to a latent, along a side."""
+        return self.vae.config.downscale
 
     @property
     def default_size(self) -> int:

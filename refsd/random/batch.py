@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from refsd.arguments import shown
 from refsd.errors import UsageError
+from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
 
 
 def draw_noise(shape: tuple[int, ...], dtype: Any, generator: Any) -> np.ndarray:
@@ -17,9 +19,19 @@ def draw_noise(shape: tuple[int, ...], dtype: Any, generator: Any) -> np.ndarray
     if generator is None:
         raise UsageError("there is noise to draw and no generator; give one, or a list of one each")
     if not isinstance(generator, (list, tuple)):
-        return generator.randn(tuple(shape), dtype)
+        return _drawing(generator).randn(tuple(shape), dtype)
     if len(generator) != shape[0]:
         raise UsageError(
             f"got {len(generator)} generators for {shape[0]} samples; give one, or {shape[0]}"
         )
-    return np.concatenate([one.randn((1, *shape[1:]), dtype) for one in generator])
+    return np.concatenate([_drawing(one).randn((1, *shape[1:]), dtype) for one in generator])
+
+
+def _drawing(generator):
+    """The generator, or what draws from torch's. No seed: in every step it would be the same."""
+    if is_torch_generator(generator):
+        return BorrowedGenerator(generator)
+    if not hasattr(generator, "randn"):
+        raise UsageError(f"generator is {shown(generator)}; give a generator that goes on from "
+                         "step to step, such as refsd.random.TorchGenerator(SEED)")
+    return generator

@@ -121,7 +121,12 @@ def resolve(name, defaults, choices, given) -> Config:
 
 
 def _as_kind(value, default):
-    """The value as JSON could have said it too: null for false, 0 and 1, 1000.0 for 1000."""
+    """The value as JSON could have said it too: null for false, 0 and 1, 1000.0 for 1000.
+
+    NumPy's and torch's numbers become Python's, so that a recipe can hold them.
+    """
+    if hasattr(value, "dtype"):
+        value = np.asarray(value).tolist()
     if isinstance(default, bool):
         return bool(value) if value is None or value in (0, 1) else value
     whole = isinstance(default, int) and isinstance(value, float) and value.is_integer()

@@ -215,6 +215,6 @@ class DPMSolverMultistepScheduler(Scheduler):
         set_begin_index those of the step to come, whatever `timesteps` says.
         """
         original, noise = self._noisy(original, noise)
-        ratio = self.sigmas[self._steps_to_noise(timesteps)].astype(original.dtype)
+        ratio = self.sigmas[self._steps_to_noise(timesteps, original)].astype(original.dtype)
         alpha = 1 / np.sqrt(np.square(ratio) + 1)
         return per_sample(alpha, original) * original + per_sample(ratio * alpha, original) * noise

@@ -8,9 +8,10 @@ Scalars are float32, as in torch, and become Python floats where they meet an ar
 array type with + - * / serves. What callers hand in is converted at the door (refsd.arguments).
 """
 
+import functools
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -43,6 +44,9 @@ class Scheduler:
 
     def __init_subclass__(cls) -> None:
         Scheduler.known_options.update(cls.DEFAULTS)
+        for name in ("set_timesteps", "step"):
+            if name in vars(cls):
+                setattr(cls, name, _as_called_in_diffusers(vars(cls)[name]))
 
     def __init__(self, **options: Any) -> None:
         self.config = resolve(type(self).__name__, self.DEFAULTS, self.CHOICES, options)
@@ -88,6 +92,15 @@ class Scheduler:
         scheduler.config = Config({**options, **scheduler.config}, scheduler.config.defaulted)
         return scheduler
 
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, **options: Any) -> NoReturn:
+        """UsageError with what to write: a model's files are the pipelines' concern."""
+        raise UsageError(
+            f"{cls.__name__}.from_pretrained: write StableDiffusionPipeline.from_pretrained("
+            f"{shown(path)}, scheduler={cls.__name__}), which takes the model's options, or "
+            f"{cls.__name__}.from_config(the dict of its scheduler_config.json)"
+        )
+
     def scale_model_input(self, sample: Any, timestep: Any) -> Any:
         """What the model is to see of `sample`: the sample itself, in this sampler."""
         return as_array("scale_model_input: sample", sample)
@@ -108,7 +121,7 @@ class Scheduler:
         `timesteps` is one training step from 0 to T - 1, or one for each of the N.
         """
         original, noise = self._noisy(original, noise)
-        steps = [self._training_step(t) for t in np.atleast_1d(as_array("timesteps", timesteps))]
+        steps = [self._training_step(t) for t in one_each(timesteps, original)]
         alpha_bar = self.alphas_cumprod[steps].astype(original.dtype)
         signal = per_sample(np.sqrt(alpha_bar), original)
         return signal * original + per_sample(np.sqrt(1 - alpha_bar), original) * noise
@@ -150,9 +163,9 @@ class Scheduler:
             )
         return self.step_index
 
-    def _steps_to_noise(self, timesteps):
+    def _steps_to_noise(self, timesteps, original):
         """Indices into sigmas for add_noise; after set_begin_index, of the step to come."""
-        timesteps = np.atleast_1d(as_array("timesteps", timesteps))
+        timesteps = one_each(timesteps, original)
         if self.begin_index is None:
             return [self.index_for_timestep(t) for t in timesteps]
         here = self.begin_index if self.step_index is None else self.step_index
@@ -170,8 +183,13 @@ class Scheduler:
         """add_noise's two arrays, in the dtype of the first."""
         original = as_array("add_noise: original", original)
         dtype = original.dtype if str(original.dtype) in WIDE else "float32"
-        return (as_array("add_noise: original", original, dtype),
-                as_array("add_noise: noise", noise, dtype))
+        noise = as_array("add_noise: noise", noise, dtype)
+        missing = len(original.shape) - len(noise.shape)
+        if missing < 0 or any(n not in (1, m) for n, m in zip(noise.shape,
+                                                              original.shape[missing:])):
+            raise UsageError(f"add_noise: noise has shape {tuple(noise.shape)}; give "
+                             f"{tuple(original.shape)}, that of original")
+        return as_array("add_noise: original", original, dtype), noise
 
     def _alpha_bar(self, timestep):
         """alpha_bar_t; past the end of the schedule (t < 0) the final one."""
@@ -228,6 +246,36 @@ def only_one(**given: Any) -> str:
     if len(names) != 1:
         raise UsageError(f"set_timesteps got {names or 'nothing'}; give one of {', '.join(given)}")
     return names[0]
+
+
+def one_each(timesteps, samples):
+    """The timesteps as an array: one for all of the samples, or one for each."""
+    found = np.atleast_1d(as_array("timesteps", timesteps))
+    count = samples.shape[0] if samples.shape else 1
+    if found.shape not in ((1,), (count,)):
+        raise UsageError(f"timesteps is {shown(timesteps)}; give one, or one for each of the "
+                         f"{count} samples")
+    return found
+
+
+def _as_called_in_diffusers(method):
+    """set_timesteps and step with two more arguments, which code for diffusers passes.
+
+    `device` can only be the CPU; with and without `return_dict` a Step is a tuple that has names.
+    """
+
+    @functools.wraps(method)
+    def called(self, *args, **options):
+        device = options.pop("device", None)
+        if method.__name__ == "set_timesteps" and len(args) == 2:
+            args, device = args[:1], args[1]
+        if device is not None and not str(device).startswith("cpu"):
+            raise UsageError(f"device is {shown(device)}; refsd computes on the CPU: leave it out")
+        if method.__name__ == "step":
+            options.pop("return_dict", None)
+        return method(self, *args, **options)
+
+    return called
 
 
 def per_sample(values, like):

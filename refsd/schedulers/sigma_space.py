@@ -46,7 +46,7 @@ class SigmaSpaceScheduler(Scheduler):
         set_begin_index it is that of the step to come, whatever `timesteps` says.
         """
         original, noise = self._noisy(original, noise)
-        steps = self._steps_to_noise(timesteps)
+        steps = self._steps_to_noise(timesteps, original)
         return original + noise * per_sample(self.sigmas[steps], original)
 
     def _to_x0(self, output, x, sigma, sigma_hat):
