@@ -92,6 +92,18 @@ def test_info_of_a_broken_recipe(drawn, tmp_path, capfd):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("recipe", ["x", "[]", '{"schema": 2}', "{}"])
+def test_info_of_a_broken_recipe_beside_an_infotext(drawn, tmp_path, capfd, recipe):
+    """What cannot be read does not hide what can; repro needs the recipe."""
+    path = edited(drawn, tmp_path / "x.png", texts=lambda texts: {**texts, "refsd": recipe})
+    code, out, err = run(capfd, "info", path)
+    assert code == 0 and "Seed:" in out
+    assert err.startswith(f"refsd: warning: {path}: the recipe") and err.count("\n") == 1
+    found = json.loads(run(capfd, "info", path, "--json")[1])
+    assert found["recipe"] is None and len(found["warnings"]) == 1
+    assert run(capfd, "repro", path)[0] == 2
+
+
 def test_repro_finds_the_same_picture(drawn, model, tmp_path, capfd):
     again = str(tmp_path / "again.png")
     code, out, err = run(capfd, "repro", drawn, "-m", model, "-o", again)

@@ -166,6 +166,8 @@ def test_every_sampler(draw, name):
     ("Euler a", "euler_a"), ("DPM++ 2M Karras", "dpm++2m_karras"), ("DPM++ 2M", "dpm++2m"),
     ("k_dpmpp_2m", "dpm++2m"), ("euler_ancestral", "euler_a"), ("PLMS", "pndm"), ("LCM", "lcm"),
     ("dpmpp-2m-karras", "dpm++2m_karras"), ("k_euler", "euler"), ("DDIM", "ddim"),
+    ("EulerDiscreteScheduler", "euler"), ("DPMSolverMultistepScheduler", "dpm++2m"),
+    ("EulerAncestralDiscrete", "euler_a"), ("LCMScheduler", "lcm"),
 ])
 def test_sampler_names_of_other_tools(name, wanted):
     assert samplers.find_sampler(name) == wanted

@@ -115,6 +115,15 @@ def test_bad_values_in_python(pipe, keywords, words):
     (["a", "--stepz", "3"], ["--stepz", "did you mean --steps?"]),
     (["a", "--step", "3"], ["--step", "did you mean --steps?"]),
     (["a", "-Q"], ["-Q", "no such option"]),
+    (["a", "--guidance-scale", "7"], ["--guidance-scale", "did you mean --cfg-scale?"]),
+    (["a", "--guidance_scale=7"], ["did you mean --cfg-scale?"]),
+    (["a", "--num_inference_steps", "7"], ["did you mean --steps?"]),
+    (["a", "-N", "2"], ["-N", "did you mean --batch-count?"]),
+    (["a", "--neg", "x"], ["did you mean --negative-prompt?"]),
+    (["a", "--size", "64x64"], ["did you mean --width and --height?"]),
+    (["a", "--device", "cuda"], ["did you mean --backend?"]),
+    (["a", "--seed=--"], ["--seed", "got '--'"]),
+    (["a", "--steps=--"], ["--steps", "got '--'"]),
     (["a", "-n"], ["--negative-prompt", "a value is missing"]),
     (["a", "-n", "-x"], ["--negative-prompt=-value"]),
     (["a", "-o", ""], ["--output", "empty"]),
@@ -128,6 +137,11 @@ def test_bad_values_in_python(pipe, keywords, words):
 ])
 def test_bad_command_lines(refused, args, words):
     refused(2, words, args)
+
+
+def test_options_after_two_dashes_are_text(capfd):
+    assert main(["--", "a", "--steps", "3"]) == 2
+    assert "--steps: options are to come before --" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("args, words", [

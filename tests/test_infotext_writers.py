@@ -174,6 +174,14 @@ OTHERS = {
     "InvokeAI": ({"invokeai_metadata": json.dumps({
         "positive_prompt": "a red fox", "negative_prompt": "blurry", "model": {"key": "x"}})},
         ("InvokeAI", "a red fox", "blurry"), ("model", '{"key": "x"}')),
+    "InvokeAI, without a prompt": ({"invokeai_metadata": json.dumps({"seed": 5})},
+                                   ("InvokeAI", "", ""), ("seed", "5")),
+    "NovelAI, without a negative": ({"Description": "a red fox", "Software": "NovelAI",
+                                     "Comment": json.dumps({"steps": 28})},
+                                    ("NovelAI", "a red fox", ""), ("steps", "28")),
+    "Tensor.Art": ({"generation_data": json.dumps({
+        "prompt": "a red fox", "negativePrompt": "blurry", "cfgScale": 7}) + "\0"},
+        ("an unknown program", "a red fox", "blurry"), ("cfgScale", "7")),
     "InvokeAI, earlier": ({"sd-metadata": json.dumps({"app_version": "2.2", "image": {
         "prompt": [{"prompt": "a red fox", "weight": 1.0}], "steps": 50}})},
         ("InvokeAI", "a red fox", ""), ("steps", "50")),

@@ -7,6 +7,17 @@ from typing import Any, NoReturn
 
 from refsd.errors import UsageError
 
+# What other programs call an option; only those whose names suggest another one, or none.
+ELSEWHERE = {
+    "--guidance-scale": "--cfg-scale", "--guidance": "--cfg-scale", "--scale": "--cfg-scale",
+    "-g": "--cfg-scale", "-c": "--cfg-scale", "--num-inference-steps": "--steps",
+    "--n-iter": "--batch-count", "--n-samples": "--batch-count", "-N": "--batch-count",
+    "--num-images": "--batch-count", "--batch-size": "--batch-count", "--neg": "--negative-prompt",
+    "--plms": "--sampler pndm", "--scheduler": "--sampler", "--size": "--width and --height",
+    "--ckpt": "--model", "--outdir": "--output", "--precision": "--dtype", "--device": "--backend",
+    "-V": "--version",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError with a suggestion, and never guesses a prefix."""
@@ -26,12 +37,27 @@ class Parser(argparse.ArgumentParser):
         unknown = next((word for word in rest if word.startswith("-") and len(word) > 1), None)
         if unknown is not None:
             name = unknown.partition("=")[0]
-            near = difflib.get_close_matches(name, self._option_string_actions, 1)
-            self.error(f"{name}: there is no such option"
-                       + (f"; did you mean {near[0]}?" if near else ""))
+            if name in self._option_string_actions and "--" in args:
+                self.error(f"{name}: options are to come before --, after it stands text")
+            self.error(f"{name}: there is no such option{self._suggestion(name)}")
         if rest:
             self.error(f"{rest[0]!r}: one argument too many; put text with spaces in quotes")
         return found
+
+    def _suggestion(self, name: str) -> str:
+        elsewhere = ELSEWHERE.get(name if name[1:2] != "-" else name.replace("_", "-"))
+        if elsewhere is not None and elsewhere.partition(" ")[0] in self._option_string_actions:
+            return f"; did you mean {elsewhere}?"
+        near = difflib.get_close_matches(name, self._option_string_actions, 1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """As argparse, but --option=-- has the value "--"; there it would be an empty list."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     with Warnings(show=not options.json) as warnings:
         for damage in dict.fromkeys(picture.damage):
             warnings.say(f"{options.picture}: damaged: {damage}. What could be read is shown")
-        recipe = found_recipe(picture.texts, options.picture)
+        recipe = _readable_recipe(picture.texts, options.picture, warnings)
         unchanged = None if recipe is None else _unchanged(picture, recipe, warnings)
     infotext = find_infotext(picture.texts)
     described = None if infotext is not None and infotext.settings else \
@@ -77,6 +77,20 @@ def _unchanged(picture: Any, recipe: Any, warnings: Warnings) -> bool | None:
         return recipe.pixels == digest(picture.pixels)
     except UsageError as error:
         warnings.say(str(error))
+        return None
+
+
+def _readable_recipe(texts: dict[str, str], path: str, warnings: Warnings) -> Any:
+    """The recipe, or None with a warning: a damaged or newer one does not hide what else is said.
+
+    UsageError where it is all that there is.
+    """
+    try:
+        return found_recipe(texts, path)
+    except UsageError as error:
+        if texts.keys() <= {KEYWORD}:
+            raise
+        warnings.say(f"{error}. What else the file says is shown")
         return None
 
 

@@ -46,11 +46,13 @@ def find_description(texts: Mapping[str, str]) -> Description | None:
     named = {name.lower(): text for name, text in texts.items()}
     for name, inner in (("parameters", "sui_image_params"), ("parameters", None),
                         ("usercomment", "sui_image_params"), ("usercomment", None),
-                        ("invokeai_metadata", None), ("sd-metadata", "image"), ("comment", None)):
+                        ("invokeai_metadata", None), ("sd-metadata", "image"), ("comment", None),
+                        ("generation_data", None)):
         found = _object(named.get(name, ""))
         if found is not None and inner is not None:
             found = found.get(inner)
-        if isinstance(found, dict) and not found.keys().isdisjoint((*PROMPTS, "uc")):
+        if isinstance(found, dict) and (not found.keys().isdisjoint((*PROMPTS, "uc"))
+                                        or _by_its_place(name, named)):
             if name == "comment" and "prompt" not in found:  # NovelAI's first form
                 found = {"prompt": named.get("description", ""), **found}
             return _of_json(_program(name, inner, found, named), found)
@@ -61,6 +63,12 @@ def find_description(texts: Mapping[str, str]) -> Description | None:
         if graph is not None:
             return Description("ComfyUI", *comfy.describe(graph))
     return _of_xmp(named) or _of_plain_texts(texts)
+
+
+def _by_its_place(name: str, named: Mapping[str, str]) -> bool:
+    """Whether a JSON text without a prompt is a description all the same."""
+    return name in ("invokeai_metadata", "sd-metadata") or (
+        name == "comment" and named.get("software") == "NovelAI")
 
 
 def _of_json(program: str, found: Mapping[str, Any]) -> Description:
@@ -110,7 +118,7 @@ def _program(name: str, inner: str | None, found: Mapping[str, Any],
     marks = " ".join(named.get(key, "") for key in ("fooocus_scheme", "makernote", "software"))
     if "fooocus" in (marks + str(found.get("version", ""))).lower() or "fooocus_scheme" in named:
         return "Fooocus"
-    if "uc" in found:
+    if "uc" in found or named.get("software") == "NovelAI":
         return "Draw Things" if "c" in found else "NovelAI"
     return named.get("software", UNKNOWN)
 
@@ -120,7 +128,7 @@ def _object(text: str) -> dict[str, Any] | None:
     if not text.lstrip().startswith("{"):
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(text.rstrip("\0"))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

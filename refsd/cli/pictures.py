@@ -119,7 +119,7 @@ def _exif(block: bytes, damage: list[str]) -> dict[str, str]:
 @contextmanager
 def _opened(path: str, data: bytes, kind: str) -> Iterator[Any]:
     """Pillow's image within the block; what is wrong with the file is one UsageError."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -128,6 +128,8 @@ def _opened(path: str, data: bytes, kind: str) -> Iterator[Any]:
                 yield image
     except (*DAMAGED, Image.DecompressionBombError) as error:
         name = {"WEBP": "WebP"}.get(kind, kind)
+        if isinstance(error, UnidentifiedImageError):  # its words are of an object of Python's
+            error = "its beginning is missing"
         raise UsageError(f"{path}: a damaged {name}: {error}. Fetch or save it again") from None
 
 
@@ -144,7 +146,7 @@ def _read(path: str) -> bytes:
                 raise UsageError(f"{path}: {size:,} bytes; at most {MAX_FILE:,} are read")
             return file.read(MAX_FILE)
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
+        raise UsageError(f"{path or 'the name is empty'}: no such file") from None
     except IsADirectoryError:
         raise UsageError(f"{path}: a folder; give a picture file") from None
     except UsageError:

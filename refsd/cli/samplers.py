@@ -41,7 +41,10 @@ def find_sampler(name: str) -> str:
     Raises UsageError with a suggestion.
     """
     plain = _plain(name)
-    names = {_plain(key): key for key in SAMPLERS} | ALIASES
+    classes = {key: sampler.scheduler for key, sampler in SAMPLERS.items() if not sampler.schedule}
+    names = {_plain(key): key for key in SAMPLERS} | ALIASES | {
+        _plain(name): key for key, cls in classes.items()
+        for name in (cls, cls.removesuffix("Scheduler"))}
     if plain in names:
         return names[plain]
     near = difflib.get_close_matches(plain, names, 1)
