@@ -305,6 +305,8 @@ def test_what_callbacks_return(draw):
         draw(callback_on_step_end=3)
     with pytest.raises(UsageError, match="no argument 'latent'; did you mean latents"):
         draw(callback_on_step_end_tensor_inputs=["latent"])
+    with pytest.raises(UsageError, match="^callback_on_step_end_tensor_inputs is 5; give a list"):
+        draw(callback_on_step_end_tensor_inputs=5)
     names = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     for told in (names, tuple(names), names[0], [], None):
         same = draw(callback_on_step_end=lambda *a: a[3], callback_on_step_end_tensor_inputs=told)
@@ -597,3 +599,26 @@ def test_output_type_pt_says_what_to_write(draw):
 def test_the_prompt_that_is_too_long_is_named(draw, caplog):
     draw(negative_prompt="a cat " * 99)
     assert ["the negative prompt is longer" in line for line in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize("bad", [3, np.nan, ["a/b"], b"a/b", ("a", "b"), {}])
+def test_what_is_no_path(bad):
+    for name in ("path", "vae", "text_encoder"):
+        with pytest.raises(UsageError, match="^model: got .*, expected a path or a hub id"):
+            StableDiffusionPipeline.from_pretrained(**{name: bad})
+
+
+@pytest.mark.parametrize("made", [None, 3, refsd.schedulers.DDIMScheduler])
+def test_a_function_that_makes_no_scheduler(made):
+    with pytest.raises(UsageError, match="^scheduler=.* makes .*; give a scheduler"):
+        StableDiffusionPipeline.from_pretrained(scheduler=lambda config: made)
+
+
+def test_what_a_callback_reads_of_the_run(pipe, draw):
+    seen = []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append((pipe.guidance_scale, pipe.interrupt, pipe.num_timesteps))
+
+    draw(callback_on_step_end=look, guidance_scale=3, num_inference_steps=2)
+    assert seen == [(3.0, False, 2)] * 2 and pipe.vae_scale_factor == pipe.vae.config.downscale

@@ -1,8 +1,9 @@
 """What the callback at the end of a step is given, and what may come back from it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from refsd.arguments import shown
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_number, refuse_unknown
 from refsd.pipelines.tensors import require_finite, shaped
@@ -24,6 +25,9 @@ class StepCallback:
         names = getattr(function, "tensor_inputs", names)
         if isinstance(names, str):
             names = [names]
+        if names is not None and not isinstance(names, Iterable):
+            raise UsageError(f"callback_on_step_end_tensor_inputs is {shown(names)}; give a list "
+                             f"of {', '.join(TENSORS)}")
         refuse_unknown("callback_on_step_end_tensor_inputs", names or (), TENSORS)
         self.pipe, self.function, self.names = pipe, function, tuple(names or ())
         self.positive, self.negative, self.scale = None, None, None

@@ -128,9 +128,13 @@ def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = Non
     config = predicting(config, prediction)
     make = getattr(wanted, "from_config", wanted) or _as_saved
     try:
-        return make(config)
+        found = make(config)
     except ModelError as problem:
         raise ModelError(f"{where}: {problem}") from None
+    if isinstance(found, type) or not hasattr(found, "set_timesteps"):
+        raise UsageError(f"scheduler={shown(wanted)} makes {shown(found)} of a config; give a "
+                         "scheduler, or a class of refsd.schedulers")
+    return found
 
 
 def _as_saved(config: dict[str, Any]) -> Any:

@@ -135,6 +135,16 @@ class StableDiffusionPipeline:
         return from_diffusers.check_device(self, *wanted, **options)
 
     @property
+    def guidance_scale(self) -> float | None:
+        """That of the run at hand; a callback sets `_guidance_scale`, as in diffusers."""
+        return self._guidance_scale
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run at hand is to stop after this step; a callback sets `_interrupt`."""
+        return self._interrupt
+
+    @property
     def vae_scale_factor(self) -> int:
         """Pixels to a latent, along a side."""
         return self.vae.config.downscale

@@ -33,7 +33,7 @@ def resolve(
     a path nor a valid id, ModelError for a model that is not in the cache, ResourceError when a
     download fails.
     """
-    text = os.fspath(model)
+    text = os.fspath(model) if isinstance(model, (str, bytes, os.PathLike)) else model
     if not isinstance(text, str):
         raise UsageError(f"model: got {type(text).__name__}, expected a path or a hub id")
     if _exists(text):
