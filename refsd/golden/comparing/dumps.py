@@ -15,16 +15,19 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.weights import float8
 from refsd.weights.files import open_file
 
 # What the name of a type may be in an index and after a raw file's last dot.
 DTYPES = {
     "float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int64": "<i8",
     "int32": "<i4", "int16": "<i2", "int8": "i1", "uint8": "u1", "uint16": "<u2", "uint32": "<u4",
-    "uint64": "<u8", "bool": "?",
+    "uint64": "<u8", "bool": "?", "float8_e4m3fn": "u1", "float8_e5m2": "u1",
 }  # fmt: skip
 SHORT = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "fp32":
-         "float32", "fp16": "float16", "u8": "uint8", "i8": "int8", "i32": "int32", "i64": "int64"}
+         "float32", "fp16": "float16", "u8": "uint8", "i8": "int8", "i32": "int32", "i64": "int64",
+         "f8_e4m3": "float8_e4m3fn", "f8_e5m2": "float8_e5m2"}
+FLOAT8 = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}  # as safetensors calls them
 
 
 class Dump(NamedTuple):
@@ -44,6 +47,7 @@ class Dump(NamedTuple):
     fortran: bool = False
     said: tuple[int, ...] | None = None
     room: int = 0
+    big: bool = False  # the first byte of a number is its most significant
 
 
 class Trouble(NamedTuple):
@@ -133,7 +137,7 @@ class Reader:
         self._path, self._file, self._archive = None, None, None
 
     def read(self, dump: Dump) -> np.ndarray:
-        """The tensor as it was written; bfloat16 as float32, which holds its every value.
+        """The tensor as it was written; bfloat16 and 8-bit floats as float32, which holds each.
 
         Raises ModelError for a file that has changed or ends early.
         """
@@ -151,7 +155,11 @@ class Reader:
             with open_file(dump.file) as file:
                 file.seek(dump.offset)
                 _fill(file, array, dump.file)
-        if dump.dtype == "bfloat16":
+        if dump.big:
+            array.byteswap(inplace=True)
+        if dump.dtype in FLOAT8:
+            array = float8.widen(array, FLOAT8[dump.dtype])
+        elif dump.dtype == "bfloat16":
             array = np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
         if dump.shape is None:
             return array

@@ -20,7 +20,8 @@ from refsd.weights.header import BYTES, MAX_HEADER, is_possible, read_header
 MAX_INDEX = 64 << 20  # bytes of an index.json; 10,000 tensors take about 2 MB
 SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
                "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
-               "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool"}
+               "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool",
+               "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 
 
 def indexed(path: Path, found: Found, prefix: str = "") -> set[str]:

@@ -80,10 +80,8 @@ def _header(file: Any, dump: Dump) -> Dump:
             not is_possible(shape, dtype.itemsize)):
         raise ModelError(f"{where}: the header claims {ascii(shape)[:80]} of {name}, which are not "
                          f"the {rest:,} bytes that follow. The file is damaged")
-    if dtype.byteorder == ">":
-        raise ModelError(f"{where}: is big-endian. Save little-endian numbers")
     return dump._replace(offset=offset, shape=tuple(shape), dtype=name, bytes=rest,
-                         fortran=fortran)
+                         fortran=fortran, big=dtype.str[0] == ">")
 
 
 def _name_of(dtype: np.dtype) -> str | None:
