@@ -13,6 +13,7 @@ from refsd import schedulers
 from refsd.cli import draw, samplers
 from refsd.errors import ModelError, UsageError
 from refsd.golden.recording.recipe import load_truth
+from refsd.pipelines import loading
 
 PARTS = {
     "vae": ["diffusers", "AutoencoderKL"],
@@ -173,3 +174,29 @@ def test_a_folder_as_diffusers_saves_dpm_solvers_draws(folder):
     found = load(folder)
     assert np.isfinite(latents(found)).all()
     assert "lambda_min_clipped" not in found.scheduler.config.plain()
+
+
+OLD = {
+    "DDIMScheduler": {"steps_offset": 1, "clip_sample": False},
+    "DDPMScheduler": {"steps_offset": 1, "clip_sample": False},
+    "PNDMScheduler": {"steps_offset": 1},
+    "EulerDiscreteScheduler": {"steps_offset": 1, "timestep_spacing": "leading"},
+    "EulerAncestralDiscreteScheduler": {"steps_offset": 1, "timestep_spacing": "leading"},
+    "DPMSolverMultistepScheduler": {"steps_offset": 1, "timestep_spacing": "leading"},
+}
+
+
+@pytest.mark.parametrize("old", [{}, {"steps_offset": 0, "clip_sample": True}])
+@pytest.mark.parametrize("name", OLD)
+def test_outdated_options_of_a_scheduler_are_put_right_as_in_diffusers(folder, name, old, caplog):
+    """Its StableDiffusionPipeline draws with offset 1 and without clipping, whatever is saved."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    spacing = {k: v for k, v in OLD[name].items() if k == "timestep_spacing"}
+    old = {k: v for k, v in old.items() if k in OLD[name]}
+    path.write_text(json.dumps({"_class_name": name, **spacing, **old}))
+    found = loading.load_scheduler(folder).config
+    assert {key: found[key] for key in OLD[name]} == OLD[name]
+    assert len(caplog.records) == 1 and "steps_offset is taken as 1" in caplog.text
+    assert ("steps_offset" in found.defaulted) == (not old)
+    replaced = loading.load_scheduler(folder, schedulers.DDIMScheduler).config
+    assert replaced["steps_offset"] == (1 if old else 0)

@@ -1,6 +1,7 @@
 """A model on disk as the parts of a pipeline."""
 
 import logging
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.pipelines.single_file import predicting, scheduler_of_file
 from refsd.registry import lay_out, release
-from refsd.schedulers import from_config, would_do
+from refsd.schedulers import Config, from_config, would_do
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
 from refsd.weights.checkpoint import COMPONENTS
@@ -126,7 +127,10 @@ def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = Non
             predicting(wanted.config, prediction))
     config, where = scheduler_config(place)
     config = predicting(config, prediction)
-    make = getattr(wanted, "from_config", wanted) or _as_saved
+    make = _as_saved
+    if wanted is not None:
+        make = getattr(wanted, "from_config", wanted)
+        config = {**config, **_outdated(config)}
     try:
         found = make(config)
     except ModelError as problem:
@@ -140,12 +144,36 @@ def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = Non
 def _as_saved(config: dict[str, Any]) -> Any:
     """The scheduler that the config names; what would do in its place where refsd has it not."""
     try:
-        return from_config(config)
+        found = from_config(config)
+        if changes := _outdated(found.config):
+            unchosen = found.config.defaulted  # also of what is put in its place, as in diffusers
+            found = type(found).from_config(found.config, **changes)
+            found.config = Config(found.config, unchosen)
+        return found
     except ModelError as problem:
         able = would_do(config)
         hint = (f"from_pretrained(..., scheduler=refsd.schedulers.{able[0]}) replaces it; "
                 f"{', '.join(able)} would do") if able else "no other sampler would do"
         raise ModelError(f"{problem}. {hint}") from None
+
+
+def _outdated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What diffusers' StableDiffusionPipeline puts in place of options in older files.
+
+    steps_offset is 1 and clip_sample False there, whatever the file says and its class defaults to.
+    """
+    changes: dict[str, Any] = {}
+    if config.get("steps_offset", 1) != 1:
+        changes["steps_offset"] = 1
+    if config.get("clip_sample"):
+        changes["clip_sample"] = False
+    # An offset moves evenly spaced multiples alone, and LCM has timesteps of its own.
+    moved = config.get("timestep_spacing") == "leading" and "original_inference_steps" not in config
+    heard = [key for key in changes if key == "clip_sample" or moved]
+    if heard:
+        logger.warning("the scheduler's config is of an older form: %s, as in diffusers",
+                       " and ".join(f"{k} is taken as {changes[k]}" for k in heard))
+    return changes
 
 
 def scheduler_config(place: Path) -> tuple[dict[str, Any], str]:
