@@ -415,3 +415,23 @@ def test_weights_are_read_by_name():
                                      ([1 + 2**-20], "float32"), ([], "float32")])
 def test_the_grid_of_numbers(x, name):
     assert grid(np.array(x)) == name
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int16"])
+@pytest.mark.parametrize("name, ending", [("bfloat16", "bf16"), ("float16", "f16")])
+def test_the_bits_of_16_bit_floats_saved_as_integers(kind, name, ending):
+    truth = normal(2, 8).astype("float32")
+    words = (truth.view("uint32") >> 16).astype("uint16") if ending == "bf16" else (
+        truth.astype("float16").view("uint16"))
+    found = diagnose(entry("linear", (2, 8)), truth, words.view(kind))[0]
+    assert found.reason == "raw_bits" and found.confidence > 0.99
+    assert f"bits of {name} numbers" in found.sentence and f".{ending} file" in found.sentence
+    assert not any(f.reason == "raw_bits" for f in diagnose(entry("linear", (2, 8)), truth,
+                                                            np.arange(16).reshape(2, 8)))
+
+
+def test_a_tensor_that_was_never_written():
+    x, w = normal(3, 8), normal(4, 8)
+    for inputs in ({"x": x, "weight": w, "bias": normal(4)}, {"x": 0 * x, "weight": w,
+                                                              "bias": normal(4)}):
+        assert of("linear", np.zeros((3, 4)), **inputs)[0].reason == "zeros"

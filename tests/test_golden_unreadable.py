@@ -13,7 +13,7 @@ import pytest
 from golden_compare_samples import IDS, NETWORK, right, write_pack
 
 from refsd.__main__ import main
-from refsd.errors import ModelError
+from refsd.errors import ModelError, UsageError
 from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
 from refsd.golden.comparing.report import as_json, sentence
@@ -267,6 +267,14 @@ def test_where_nothing_can_be_read_the_reason_is_the_answer(folder, tmp_path, ca
     assert main(["golden", "compare", str(folder), str(tmp_path / "c")]) == 3
     assert main(["golden", "bisect", str(folder), str(tmp_path / "c" / "a.npy")]) == 3
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("end", [".pt", ".pth", ".ckpt", ".pkl"])
+def test_pickles_alone_are_refused_with_a_hint(tmp_path, end):
+    (tmp_path / f"a{end}").write_bytes(pickle.dumps([1]))
+    for path in (tmp_path, tmp_path / f"a{end}"):
+        with pytest.raises(UsageError, match="pickles .* can run any code. Save with safetensors"):
+            Candidate.open(path)
 
 
 def test_the_command_says_it_and_fails(folder, good, tmp_path, capsys):

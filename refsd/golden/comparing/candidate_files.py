@@ -20,6 +20,7 @@ from refsd.golden.comparing.dumps_npy import npy, npz
 
 INDEX, MANIFEST = "index.json", "manifest.json"
 RAW = (".bin", ".raw", *(f".{name}" for name in (*DTYPES, *SHORT)))
+PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ENDINGS = (".npy", ".npz", ".safetensors", *RAW)
 
 
@@ -42,6 +43,11 @@ def found_in(path: Path, dtype: str | None) -> Found:
     if not found.dumps and found.troubles:
         raise ModelError(first_of([trouble.why for trouble in found.troubles]))
     if not found.dumps:
+        if any(file.suffix.lower() in PICKLES for file in (path.iterdir() if path.is_dir() else
+                                                           [path])):
+            raise UsageError(f"{path}: pickles (.pt, .pth, .ckpt, .pkl) are not read, for loading "
+                             "one can run any code. Save with safetensors.torch.save_file, or "
+                             "numpy.savez")
         raise UsageError(
             f"{path}: no .npy, .npz, .safetensors or raw file in this folder" if path.is_dir() else
             f"{path}: no tensors in it; give a folder, or a .npy, .npz, .safetensors, .bin or "

@@ -68,7 +68,8 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
         return _ranked(_of_shape(golden, candidate), candidate)
     truth, got = golden.astype("float64"), candidate.astype("float64")
     finite = np.isfinite(truth) & np.isfinite(got)
-    found = [Finding(*finding) for finding in fits.nonfinite(truth, got)]
+    found = [Finding(*finding) for finding in (*fits.bits(golden, candidate),
+                                               *fits.nonfinite(truth, got))]
     if not finite.any():
         return found
     error = _squares(truth, got, finite)
@@ -97,6 +98,8 @@ def _no_tensor(name: str) -> Any:
 
 def _guesses(entry, truth, got, inputs, previous, upstream, factors) -> Iterator[Guess]:
     """Every wrong version that is known, the most specific first."""
+    if not got.any():
+        yield Guess("zeros", "all its numbers are 0: it may never have been written", got)
     if previous is not None and previous.shape == truth.shape:
         yield Guess("stale", "it is the tensor of the step before", previous.astype("float64"))
     if inputs:

@@ -41,6 +41,23 @@ def nonfinite(truth: np.ndarray, got: np.ndarray) -> Iterator[tuple[str, str, fl
             yield reason, f"{sentence}, in {places(bad.sum())}, the first at {first}", 1.0
 
 
+def bits(golden: np.ndarray, got: np.ndarray) -> Iterator[tuple[str, str, float]]:
+    """Integers that are the bits of floating-point numbers near the golden ones."""
+    if got.dtype.kind not in "iu" or got.dtype.itemsize != 2 or golden.dtype.kind != "f":
+        return
+    words = np.ascontiguousarray(got).view(np.uint16)
+    for name, ending, floats in (
+            ("bfloat16", "bf16", (words.astype(np.uint32) << 16).view(np.float32)),
+            ("float16", "f16", words.view(np.float16))):
+        with np.errstate(all="ignore"):
+            error = float(np.sum((floats.astype("float64") - golden) ** 2))
+            share = 1 - error / float(np.sum((got.astype("float64") - golden) ** 2))
+            near = error < 0.1 * float(np.sum(golden.astype("float64") ** 2))
+        if near:
+            yield ("raw_bits", f"these integers are the bits of {name} numbers: write them to a "
+                   f".{ending} file, or give an index.json with \"dtype\": \"{name}\"", share)
+
+
 def places(count: int) -> str:
     """1 place, 2 places"""
     return f"{int(count):,} place{'' if count == 1 else 's'}"
