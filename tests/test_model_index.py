@@ -200,3 +200,9 @@ def test_outdated_options_of_a_scheduler_are_put_right_as_in_diffusers(folder, n
     assert ("steps_offset" in found.defaulted) == (not old)
     replaced = loading.load_scheduler(folder, schedulers.DDIMScheduler).config
     assert replaced["steps_offset"] == (1 if old else 0)
+
+
+def test_a_part_and_an_index_are_told_from_a_model(folder, whole):
+    for part in ("unet", "vae", "text_encoder"):
+        refused(lambda part=part: load(folder / part), f"{part}: one part of a model", "holds all")
+    assert np.array_equal(latents(load(folder / "model_index.json")), latents(load(whole)))

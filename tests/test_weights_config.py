@@ -8,7 +8,7 @@ from weights_samples import TINY, refused, write_folder
 
 from refsd.errors import ModelError
 from refsd.weights import checkpoint, load_checkpoint
-from refsd.weights.expect import unet_shapes
+from refsd.weights.expect import SHAPES, unet_shapes
 from refsd.weights.validate import TABLES, validate
 
 BAD_CONFIGS = [
@@ -89,7 +89,7 @@ CHANGES_NUMBERS = {
         "act_fn": "relu", "shift_factor": 0.1, "latents_mean": [0, 0, 0, 0],
         "latents_std": [1, 1, 1, 1], "in_channels": 4, "out_channels": 1,
     },
-    "text_encoder": {"hidden_act": "gelu_new", "model_type": "clip"},
+    "text_encoder": {"hidden_act": "gelu_new", "model_type": "bert"},
 }  # fmt: skip
 
 
@@ -115,6 +115,16 @@ def test_null_is_false_and_numbers_may_be_written_as_floats(component):
             assert found == default and type(found) is int
     found = validate("unet", {**TINY["unet"], "block_out_channels": [8.0, 16.0]})
     assert found["block_out_channels"] == [8, 16]
+
+
+@pytest.mark.parametrize("component, option, value", [
+    ("unet", "act_fn", "SiLU"), ("vae", "act_fn", "Swish"), ("vae", "shift_factor", 0.0),
+    ("unet", "only_cross_attention", [False, None]), ("text_encoder", "model_type", "clip"),
+    ("unet", "down_block_types", ["UNetResCrossAttnDownBlock2D", "UNetResDownBlock2D"]),
+])
+def test_other_spellings_of_the_same_are_read(component, option, value):
+    changed = validate(component, {**TINY[component], option: value})
+    assert SHAPES[component](changed) == SHAPES[component](TINY[component])
 
 
 @pytest.mark.parametrize("component, option", [

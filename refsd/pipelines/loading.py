@@ -48,7 +48,7 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str, downlo
     else:
         own = [part for part in COMPONENTS if part not in given]
         place = resolve(path, download=download, variant=variant, parts=own, **(hub or {}))
-        name = str(path)
+        place, name = _whole(place, own), str(path)
     scheduler = load_scheduler(place, scheduler, prediction_type)
     objects = {part: value for part, value in given.items() if hasattr(value, "tree")}
     replaced = {part: None if part in objects else resolve(
@@ -76,6 +76,15 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str, downlo
         "scheduler": scheduler,
         "name": name,
     }
+
+
+def _whole(place: Path, own: list[str]) -> Path:
+    """The folder that a model_index.json stands for; ModelError for one part of several."""
+    if place.name == "model_index.json":
+        return place.parent
+    if len(own) > 1 and (place / "config.json").is_file() and not (place / "unet").is_dir():
+        raise ModelError(f"{place}: one part of a model; give the folder that holds all of them")
+    return place
 
 
 def _text_encoder(part: Any, backend: str, exact: bool) -> TextEncoder:

@@ -81,10 +81,12 @@ def as_kind(value: Any, default: Any) -> Any:
     diffusers takes null for false wherever the default is true or false (its own converter writes
     "upcast_attention": null).
     """
-    if isinstance(default, bool):
-        return bool(value) if value is None or value in (0, 1) else value
     if isinstance(value, (list, tuple)):
         return [as_kind(each, default) for each in value]
+    if isinstance(default, bool):
+        return bool(value) if value is None or value in (0, 1) else value
+    if isinstance(value, str) and value.startswith("UNetRes"):  # the blocks' names before 2023
+        return value.removeprefix("UNetRes")
     if type(value) is float and value.is_integer() and not isinstance(default, float):
         return int(value)
     return value
@@ -92,6 +94,13 @@ def as_kind(value: Any, default: Any) -> Any:
 
 width, count = integer(1, MAX_WIDTH), integer(1, 64)
 boolean = only(False, True)
+
+
+def silu(value: Any) -> str:
+    """SiLU under its two names; diffusers does not mind capitals."""
+    return only("silu", "swish")(value.lower() if isinstance(value, str) else value)
+
+
 cross_down, cross_up = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
 UNET = {
@@ -119,7 +128,7 @@ UNET = {
     "downsample_padding": (1, only(1)),
     "mid_block_scale_factor": (1, only(1)),
     "dropout": (0.0, anything),
-    "act_fn": ("silu", only("silu", "swish")),
+    "act_fn": ("silu", silu),
     "norm_num_groups": (32, count),
     "norm_eps": (1e-5, number(1e-12, 1)),
     "cross_attention_dim": (1280, one_or_each(width)),
@@ -161,12 +170,12 @@ VAE = {
     "up_block_types": (("UpDecoderBlock2D",), each(only("UpDecoderBlock2D"))),
     "block_out_channels": ((64,), each(width)),
     "layers_per_block": (1, count),
-    "act_fn": ("silu", only("silu", "swish")),
+    "act_fn": ("silu", silu),
     "latent_channels": (4, count),
     "norm_num_groups": (32, count),
     "sample_size": (32, optional(one_or_each(integer(1, 4096)))),
     "scaling_factor": (0.18215, number(1e-6, 1e6)),
-    "shift_factor": (None, only(None)),
+    "shift_factor": (None, only(None, 0)),
     "latents_mean": (None, only(None)),
     "latents_std": (None, only(None)),
     "force_upcast": (True, anything),
@@ -193,7 +202,7 @@ TEXT_ENCODER = {
     "initializer_range": (0.02, anything),
     "initializer_factor": (1.0, anything),
     "architectures": (None, anything),
-    "model_type": ("clip_text_model", only("clip_text_model", None)),
+    "model_type": ("clip_text_model", only("clip_text_model", "clip", None)),
 }
 # Keys that any transformers configuration may carry and that say nothing about the numbers.
 BOOKKEEPING = ("dtype", "torch_dtype", "transformers_version", "return_dict", "use_cache")
