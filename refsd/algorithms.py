@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from refsd.contracts import Output, itemsize
 from refsd.errors import UsageError
-from refsd.ops.conv import conv2d_algorithm, conv2d_contract, pair, sides
-from refsd.registry import active_backend, exact_wanted, offered, use
+from refsd.ops.conv import conv2d_algorithm, pair, sides
+from refsd.registry import active_backend, exact_wanted, offered, ops, use
 
 ALGORITHMS = ("im2col", "winograd2", "winograd4", "fft")
 TILES = {"winograd2": 4, "winograd4": 6}  # pixels along a tile's side, three taps included
@@ -62,8 +62,8 @@ def chosen(op: str, inputs: dict[str, Any], options: dict[str, Any]) -> str | No
 
 def _choice(x, weight, **options):
     """Name, reason and foretold result under the active backend, exactness and policy."""
-    result = conv2d_contract(x, weight, None, **options)
-    stride, dilation = (pair(name, options.get(name, 1)) for name in ("stride", "dilation"))
+    result = ops()["conv2d"].contract(x, weight, None, **options)
+    stride, dilation = (pair(options.get(name, 1)) for name in ("stride", "dilation"))
     algorithm = options.get("algorithm", "auto")
     rule = offered(active_backend(), "conv2d_choice", None)
     if rule is None:
@@ -82,7 +82,7 @@ def _cost(name, x, weight, result, *, stride=1, padding=0, dilation=1, groups=1,
     except UsageError:
         return Cost(name, None, None)
     (N, O, Ho, Wo), (_, I, kh, kw) = result, weight.shape
-    reach = [d * (k - 1) + 1 for d, k in zip(pair("dilation", dilation), (kh, kw))]
+    reach = [d * (k - 1) + 1 for d, k in zip(pair(dilation), (kh, kw))]
     extent = [n + sum(pad) for n, pad in zip(x.shape[2:], sides(padding))]
 
     if name == "im2col":

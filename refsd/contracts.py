@@ -1,14 +1,22 @@
-"""What contracts are made of: shapes without data, checks with one voice, and the foretold result.
+"""Contracts: what an op takes, gives, costs and refuses, declared as data beside its definition.
 
-A contract is a function with its op's signature. It reads only `.shape` and `.dtype`, so that a
-`Spec` can stand in for an array and a whole model can be planned without weights.
+    @op("x (... K), weight (out K), bias (out) -> (... out)", flops="2 * size * K")
+
+Shapes are written in letters; the same letter is the same size everywhere, `...` any number of
+axes. From the declaration come validation and its messages, the result's shape and dtype without
+computing it, the cost, and what `refsd export contracts` writes. A contract reads only `.shape` and
+`.dtype`, so a `Spec` can stand in for an array and a model can be planned without weights.
 """
 
+import inspect
 import math
-import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from refsd.errors import UsageError
+from refsd.options import Option, is_number
+from refsd.shapes import Refusal, Tensor, bind, names, read, sizes_of, value
 
 FLOATS = ("float32", "float64")
 INTEGERS = {f"{kind}{8 * size}": size for kind in ("int", "uint") for size in (1, 2, 4, 8)}
@@ -37,11 +45,164 @@ class Output(NamedTuple):
     bytes: int
 
 
-def output(shape: tuple[int, ...], dtype: str, *, flops: int, reads: tuple[Any, ...]) -> Output:
-    """An Output whose bytes are counted from the arrays read and the array written."""
-    read = sum(math.prod(a.shape) * itemsize(a.dtype) for a in reads if a is not None)
-    shape = tuple(int(n) for n in shape)
-    return Output(shape, str(dtype), int(flops), read + math.prod(shape) * itemsize(dtype))
+@dataclass(frozen=True)
+class Contract:
+    """An op's declaration. Called with the op's arguments it gives an Output, or raises Refusal.
+
+    tensors come in the order of the parameters; `result` is in letters too. rules: expressions that
+    must hold -> the sentence that says they do not. flops: an expression; `reads`: the tensors that
+    are read whole, "result" for as much as is written. In expressions a letter is a size, the name
+    of a tensor its shape, that of an option its value, `size` the number of results. infer(
+    arguments) gives sizes that letters cannot say, or raises Refusal (see `need`).
+    """
+
+    name: str
+    signature: inspect.Signature
+    tensors: tuple[Tensor, ...]
+    result: tuple[str, ...]
+    options: Mapping[str, Option]
+    rules: Mapping[str, str]
+    flops: str
+    reads: tuple[str, ...] | None
+    infer: Callable[..., dict[str, Any]] | None
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return self.signature
+
+    def __call__(self, *args: Any, **options: Any) -> Output:
+        given = self._bind(args, options)
+        arrays = self._arrays(given)
+        dtype = self._dtype(arrays)
+        # A list stands for its first array: others differ along one axis, which infer looks at.
+        sizes = {name.removesuffix("[0]"): tuple(array.shape) for name, array in arrays.items()}
+        self._check_options(given, sizes)
+        self._match(arrays, sizes)
+        for rule, sentence in self.rules.items():
+            if not value(rule, sizes):
+                raise Refusal(self.name, sentence.format(**sizes), ("rule", rule))
+        if self.infer is not None:
+            sizes |= self.infer(**given)
+
+        shape = sizes_of(self.result, sizes)
+        sizes["size"] = math.prod(shape)
+        dtype = str(given.get("dtype", dtype))
+        all_of = {**arrays, "result": Spec(shape, dtype)}
+        moved = (*(arrays if self.reads is None else self.reads), "result")
+        return Output(shape, dtype, int(value(self.flops, sizes)), sum(
+            math.prod(all_of[name].shape) * itemsize(all_of[name].dtype) for name in moved))
+
+    def _bind(self, args, options) -> dict[str, Any]:
+        try:
+            bound = self.signature.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{self.name}() {error}") from None
+        bound.apply_defaults()
+        return bound.arguments
+
+    def _arrays(self, given) -> dict[str, Any]:
+        """The arrays of a call by name, "arrays[0]" those of a list; None and numbers left out."""
+        found = {}
+        for tensor in self.tensors:
+            array, name = given[tensor.name], tensor.name
+            if array is None and self.signature.parameters[name].default is None:
+                continue
+            if tensor.form == "list":
+                if not isinstance(array, (list, tuple)) or not array:
+                    raise Refusal(self.name, f"{name} is no list of one array or more",
+                                  ("list", name))
+                found |= {f"{name}[{i}]": one for i, one in enumerate(array)}
+            elif not (tensor.form == "number" and is_number(array)):
+                found[name] = array
+        for name, array in found.items():
+            if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+                raise Refusal(self.name, f"{name} has type {type(array).__name__}, wanted an array",
+                              ("array", name.partition("[")[0]))
+            if hasattr(array, "filled") or hasattr(array, "getA1"):  # masked, or a matrix
+                raise Refusal(self.name, f"{name} is a {type(array).__name__}, wanted a plain array"
+                              ": np.asarray drops what is more", ("plain", name.partition("[")[0]))
+        numbers = [t.name for t in self.tensors if t.form == "number" and t.name not in found]
+        return found | {name: Spec((), str(next(iter(found.values())).dtype)) for name in numbers}
+
+    def _dtype(self, arrays) -> str:
+        """The common dtype of all floats among the arrays: float32 or float64."""
+        floats = {}
+        for name, array in arrays.items():
+            dtype, kind = str(array.dtype), self.tensor(name).kind
+            if kind == "float":
+                floats[name] = dtype
+            wanted = {"float": dtype in FLOATS, "int": dtype in INTEGERS,
+                      "real": dtype in INTEGERS or "float" in dtype}
+            if not wanted[kind]:
+                words = {"float": f"{' or '.join(FLOATS)}: convert it first", "int": "integers",
+                         "real": "integers or floats"}
+                raise Refusal(self.name, f"{name} has dtype {dtype}, wanted {words[kind]}",
+                              ("dtype", name.partition("[")[0]))
+        if len(set(floats.values())) > 1:
+            raise Refusal(self.name, "one dtype for all, got " + ", ".join(
+                f"{name} {dtype}" for name, dtype in floats.items()), ("one dtype",))
+        return next(iter(floats.values()), FLOATS[0])
+
+    def tensor(self, name: str) -> Tensor:
+        """The declaration of an array; "arrays[0]" is one of "arrays"."""
+        name = name.partition("[")[0]
+        return next(tensor for tensor in self.tensors if tensor.name == name)
+
+    def _check_options(self, given, sizes) -> None:
+        for name, option in self.options.items():
+            if not option.takes(given[name], sizes):
+                wanted = option.wanted(sizes)
+                raise Refusal(self.name, f"{name} is {given[name]!r}, wanted {wanted}",
+                              ("option", name))
+            sizes[name] = given[name]
+
+    def _match(self, arrays, sizes) -> None:
+        """Bind the letters of all arrays to their sizes. Raises Refusal where they do not fit."""
+        origins = {name: str(sizes[name]) for name in self.options}
+        for name, array in arrays.items():
+            tensor, shape = self.tensor(name), tuple(array.shape)
+            letters = f"({', '.join(tensor.letters)})"
+            if tensor.form == "list":
+                continue
+            if tensor.form == "broadcast":
+                wanted = sizes_of(tensor.letters, sizes)
+                if len(shape) > len(wanted) or any(
+                        n not in (1, m) for n, m in zip(shape[::-1], wanted[::-1])):
+                    raise Refusal(self.name, f"{name} {shape} does not broadcast to {letters} = "
+                                  f"{wanted}", ("shape", name))
+                continue
+            before = sizes.copy()
+            if not bind(tensor.letters, shape, sizes, self.name):
+                told = [f"{letter} = {origins[letter]}" for letter in names(tensor.letters)
+                        if letter in before]
+                where = f" where {', '.join(told)}" if told else ""
+                fault = "axes" if len(shape) != len(tensor.letters) else "sizes"
+                raise Refusal(self.name, f"{name} has shape {shape}, wanted {letters}{where}",
+                              ("shape", name, fault))
+            for letter in sizes.keys() - before.keys():
+                origins[letter] = f"{sizes[letter]} ({name} {shape})"
+
+
+def declare(name: str, signature: inspect.Signature, shapes: str, *, flops: str = "0",
+            rules: Mapping[str, str] | None = None, reads: str | None = None,
+            infer: Callable | None = None, **options: Option) -> Contract:
+    """The contract of an op from its declaration; refsd.shapes says how shapes are written.
+
+    ImportError for a declaration that does not name every parameter of the signature.
+    """
+    tensors, result = read(shapes)
+    named = [tensor.name for tensor in tensors] + list(options)
+    if sorted(named) != sorted(signature.parameters) or "->" not in shapes:
+        raise ImportError(f"the contract of {name} declares {', '.join(named)}; its parameters are "
+                          f"{', '.join(signature.parameters)}")
+    return Contract(name, signature, tensors, result, options, dict(rules or {}), flops,
+                    None if reads is None else tuple(reads.split()), infer)
+
+
+def need(condition: bool, op: str, message: str, check: str = "") -> None:
+    """Raise `op: message` unless the condition holds; `check` tells one condition from others."""
+    if not condition:
+        raise Refusal(op, message, ("need", check))
 
 
 def itemsize(dtype: Any) -> int:
@@ -51,96 +212,3 @@ def itemsize(dtype: Any) -> int:
         raise UsageError(f"dtype {dtype} has no known number of bytes; known are: "
                          f"{', '.join(BYTES)}")
     return size
-
-
-def need(condition: bool, op: str, message: str) -> None:
-    """Raise the one error of all backends, `op: message`, unless the condition holds."""
-    if not condition:
-        raise UsageError(f"{op}: {message}")
-
-
-def floats(op: str, **arrays: Any) -> str:
-    """The common dtype of the arrays: float32 or float64, the same for all."""
-    for name, array in arrays.items():
-        _need_array(op, name, array)
-        need(str(array.dtype) in FLOATS, op,
-             f"{name} has dtype {array.dtype}, wanted {' or '.join(FLOATS)}: convert it first")
-    dtypes = {str(array.dtype) for array in arrays.values()}
-    need(len(dtypes) == 1, op, "one dtype for all, got "
-         + ", ".join(f"{name} {array.dtype}" for name, array in arrays.items()))
-    return dtypes.pop()
-
-
-def given(**optional: Any) -> dict[str, Any]:
-    """Those of the optional arrays that are there."""
-    return {name: array for name, array in optional.items() if array is not None}
-
-
-def integers(op: str, name: str, array: Any) -> None:
-    """Require an array of a signed or unsigned integer dtype."""
-    _need_array(op, name, array)
-    need(str(array.dtype) in INTEGERS, op, f"{name} has dtype {array.dtype}, wanted integers")
-
-
-def dims(op: str, name: str, array: Any, letters: str) -> tuple[int, ...]:
-    """The shape of an array that must have one dimension a letter ("N C H W")."""
-    _need_array(op, name, array)
-    wanted = letters.split()
-    need(len(array.shape) == len(wanted), op,
-         f"{name} has shape {tuple(array.shape)}, wanted ({', '.join(wanted)})")
-    return tuple(array.shape)
-
-
-def positive(op: str, **options: Any) -> None:
-    """Require Python (or NumPy) integers of at least 1."""
-    for name, value in options.items():
-        need(is_int(value) and value >= 1, op, f"{name} is {value!r}, wanted an integer >= 1")
-
-
-def positive_eps(op: str, eps: Any) -> None:
-    """Require a finite eps > 0: without it a constant row divides by zero."""
-    need(is_number(eps) and 0 < eps < math.inf, op,
-         f"eps is {eps!r}, wanted a finite Python number > 0")
-
-
-def flag(op: str, **options: Any) -> None:
-    """Require True or False: any other value would be a guess at what was meant."""
-    for name, value in options.items():
-        need(isinstance(value, bool), op, f"{name} is {value!r}, wanted True or False")
-
-
-def vector(op: str, name: str, array: Any, length: int, of: str) -> None:
-    """Require a one-dimensional array of the given length (or None)."""
-    need(array is None or tuple(array.shape) == (length,), op,
-         f"{name} has shape {None if array is None else tuple(array.shape)}, "
-         f"wanted ({length},): one value for each {of}")
-
-
-def is_int(value: Any) -> bool:
-    """Whether a value is an integer (Python's or NumPy's) and no bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is Python's int or float. NumPy's float64 would widen float32 arrays."""
-    return type(value) in (int, float)
-
-
-def broadcast(op: str, a: Any, b: Any) -> tuple[int, ...]:
-    """The shape two arrays broadcast to under NumPy's rules."""
-    shape = []
-    for i in range(max(len(a.shape), len(b.shape)), 0, -1):
-        m = a.shape[-i] if i <= len(a.shape) else 1
-        n = b.shape[-i] if i <= len(b.shape) else 1
-        need(m == n or m == 1 or n == 1, op,
-             f"shapes {tuple(a.shape)} and {tuple(b.shape)} do not broadcast: {m} against {n}")
-        shape.append(n if m == 1 else m)
-    return tuple(shape)
-
-
-def _need_array(op: str, name: str, array: Any) -> None:
-    need(hasattr(array, "shape") and hasattr(array, "dtype"), op,
-         f"{name} has type {type(array).__name__}, wanted an array")
-    if hasattr(array, "filled") or hasattr(array, "getA1"):  # NumPy's own, of no concern to a port
-        raise UsageError(f"{op}: {name} is a {type(array).__name__}, wanted a plain array: "
-                         "np.asarray drops what is more")

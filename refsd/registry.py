@@ -1,7 +1,7 @@
 """Ops, their kernels on each backend, and the dispatch between them: the whole mechanism.
 
-An *op* is a plain NumPy function that defines what is computed, with a *contract* beside it that
-checks a call and foretells its result. A *kernel* is another function with the same name and
+An *op* is a plain NumPy function that defines what is computed, with a *contract* declared on it
+that checks a call and foretells its result. A *kernel* is another function with the same name and
 signature that computes the same on some backend. `dispatch` sends a call to the active backend.
 Nothing is silent: no fallback, no copy, no cast.
 """
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from refsd import contracts
 from refsd.errors import UsageError
 
 # The module whose import declares a backend's kernels. Fastest first: "auto" takes the first.
@@ -42,15 +43,16 @@ _watcher: ContextVar[Callable | None] = ContextVar("refsd_watcher", default=None
 _tracer: ContextVar[Callable | None] = ContextVar("refsd_tracer", default=None)
 
 
-def op(contract: Callable) -> Callable[[Callable], Callable]:
+def op(shapes: str, **declared: Any) -> Callable[[Callable], Callable]:
     """Declare a NumPy function as the definition of an op; it is returned unchanged.
 
-    ImportError for another signature than the contract's, or a name that an op elsewhere has.
+    shapes and declared make its contract: see refsd.contracts.declare. ImportError for one that
+    does not fit the signature, or a name that an op elsewhere has.
     """
 
     def declare(definition: Callable) -> Callable:
         name, signature = definition.__name__, inspect.signature(definition)
-        _require_same_signature(f"the contract of {name}", contract, signature)
+        contract = contracts.declare(name, signature, shapes, **declared)
         _require_new(f"op {name}", definition, _kernels.get(("numpy", name)))
         _foretold.clear()  # what another contract answered
         _ops[name] = Op(name, definition, contract, signature)

@@ -91,8 +91,8 @@ def place(function: Any) -> str:
 
 def _show(options: argparse.Namespace) -> None:
     op = ops()[options.op]
-    found = {**_summary(op), "docstring": inspect.getdoc(op.definition),
-             "contract": place(op.contract), "contract_source": inspect.getsource(op.contract)}
+    declared = inspect.getsource(op.definition).partition("def ")[0].rstrip()
+    found = {**_summary(op), "docstring": inspect.getdoc(op.definition), "contract": declared}
     if options.json:
         result_json(found)
         return
@@ -102,9 +102,8 @@ def _show(options: argparse.Namespace) -> None:
     for backend, where in found["kernels"].items():
         if backend != "numpy":
             result(f"{backend:<12} {where}")
-    result(f"{'contract':<12} {found['contract']}: what is refused, and the result's shape and "
-           "cost\n")
-    result(found["contract_source"].rstrip())
+    result(f"{'contract':<12} what is refused, and the result's shape and cost:\n")
+    result(declared)
 
 
 def _why(options: argparse.Namespace) -> None:

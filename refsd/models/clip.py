@@ -6,7 +6,8 @@ Source: Radford et al. 2021; names as in transformers' CLIPTextModel.
 import numpy as np
 
 from refsd import functional as F
-from refsd.contracts import is_int, need
+from refsd.contracts import need
+from refsd.options import is_int
 
 ACTIVATIONS = {"quick_gelu": F.quick_gelu, "gelu": F.gelu}
 

@@ -4,39 +4,21 @@ import math
 
 import numpy as np
 
-from refsd.contracts import dims, flag, floats, given, need, output, positive
 from refsd.ops.activation import softmax
+from refsd.options import Flag, Integer
 from refsd.registry import op
 
 # Scores of one slice of queries. 4096 tokens x 8 heads would be 512 MiB an image at once.
 SLICE_BYTES = 8 * 2**20
 
 
-def attention_contract(q, k, v, *, heads, mask=None, causal=False):
-    dtype = floats("attention", q=q, k=k, v=v, **given(mask=mask))
-    N, L, C = dims("attention", "q", q, "N L C")
-    batch, S, width = dims("attention", "k", k, "N S C")
-    positive("attention", heads=heads)
-    need((batch, width) == (N, C), "attention",
-         f"q {tuple(q.shape)} and k {tuple(k.shape)} must agree in N and C")
-    need(tuple(v.shape[:2]) == (N, S) and len(v.shape) == 3, "attention",
-         f"v {tuple(v.shape)} must have a row for each of the keys {tuple(k.shape)}")
-    flag("attention", causal=causal)
-    need(C > 0, "attention", f"q {tuple(q.shape)} has no features")
-    need(C % heads == 0 and v.shape[2] % heads == 0, "attention",
-         f"widths {C} (q, k) and {v.shape[2]} (v) do not split into {heads} heads")
-    need(S > 0, "attention", f"there are no keys: k has shape {tuple(k.shape)}")
-    need(not causal or L == S, "attention", f"causal needs as many queries as keys, got {L}, {S}")
-    if mask is not None:
-        fits = len(mask.shape) <= 4 and all(
-            m in (1, n) for m, n in zip(mask.shape[::-1], (S, L, heads, N)))
-        need(fits, "attention", f"mask {tuple(mask.shape)} does not broadcast to "
-             f"(N, heads, L, S) = {(N, heads, L, S)}")
-    flops = 2 * N * L * S * (C + v.shape[2]) + 5 * N * heads * L * S
-    return output((N, L, v.shape[2]), dtype, flops=flops, reads=(q, k, v, mask))
-
-
-@op(attention_contract)
+@op("q (N L C), k (N S C), v (N S D), mask <= (N heads L S) -> (N L D)",
+    flops="2 * N * L * S * (C + D) + 5 * N * heads * L * S", heads=Integer(1), causal=Flag(),
+    rules={"C > 0": "q {q} has no features",
+           "C % heads == 0 and D % heads == 0":
+               "widths {C} (q, k) and {D} (v) do not split into {heads} heads",
+           "S > 0": "there are no keys: k has shape {k}",
+           "L == S or not causal": "causal needs as many queries as keys, got {L}, {S}"})
 def attention(q, k, v, *, heads, mask=None, causal=False):
     """softmax(q k^T / sqrt(d) + mask) v in each of `heads` heads of width d.   Vaswani et al. 2017
 

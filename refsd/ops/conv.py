@@ -9,14 +9,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from refsd.contracts import dims, floats, given, is_int, need, output, positive, vector
+from refsd.contracts import need
 from refsd.ops.conv_tiled import fft, winograd2, winograd4
+from refsd.options import Choice as OneOf
+from refsd.options import Integer, Pair, Sides
 from refsd.registry import exact_wanted, op
 
 # The unrolled windows of one slice of rows. At 512 x 512 x 256 they would be 2.4 GB at once.
 SLICE_BYTES = 16 * 2**20
 # A sum's error grows with its longest run of additions; BLAS libraries make runs of 384 and more.
 RUN = 128
+ALGORITHMS = ("im2col", "fft", "winograd2", "winograd4")
 
 
 class Choice(NamedTuple):
@@ -26,28 +29,26 @@ class Choice(NamedTuple):
     why: str
 
 
-def conv2d_contract(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1,
-                    algorithm="auto"):
-    dtype = floats("conv2d", x=x, weight=weight, **given(bias=bias))
-    N, C, H, W = dims("conv2d", "x", x, "N C H W")
-    O, I, kh, kw = dims("conv2d", "weight", weight, "O C/groups kH kW")
-    positive("conv2d", groups=groups, N=N, C=C, O=O, kH=kh, kW=kw)
-    need(I * groups == C, "conv2d", f"x has {C} channels, weight expects {I * groups} "
-         f"(x {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups})")
-    need(O % groups == 0, "conv2d", f"{O} output channels do not split into {groups} groups")
-    vector("conv2d", "bias", bias, O, "output channel")
-    (sh, sw), (dh, dw) = pair("stride", stride), pair("dilation", dilation)
+def _sizes(x, weight, bias, stride, padding, dilation, groups, algorithm):
+    """H' and W' of the result."""
+    (H, W), (kh, kw) = x.shape[2:], weight.shape[2:]
+    (sh, sw), (dh, dw) = pair(stride), pair(dilation)
     (top, bottom), (left, right) = sides(padding)
     Ho = (H + top + bottom - dh * (kh - 1) - 1) // sh + 1
     Wo = (W + left + right - dw * (kw - 1) - 1) // sw + 1
     need(Ho >= 1 and Wo >= 1, "conv2d", f"the kernel {kh} x {kw} (dilation {dilation}) does not "
-         f"fit into {H} x {W} pixels with padding {padding}")
+         f"fit into {H} x {W} pixels with padding {padding}", check="fits")
     conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm)
-    return output((N, O, Ho, Wo), dtype, flops=2 * N * O * Ho * Wo * I * kh * kw,
-                  reads=(x, weight, bias))
+    return {"Ho": Ho, "Wo": Wo}
 
 
-@op(conv2d_contract)
+@op("x (N C H W), weight (O C//groups kH kW), bias (O) -> (N O Ho Wo)",
+    flops="2 * size * (C // groups) * kH * kW", infer=_sizes,
+    stride=Pair(1), padding=Sides(), dilation=Pair(1), groups=Integer(1),
+    algorithm=OneOf("auto", *ALGORITHMS),
+    rules={"min(N, C, O, kH, kW) >= 1": "x {x} or weight {weight} is empty",
+           "C % groups == 0": "{C} input channels do not split into {groups} groups",
+           "O % groups == 0": "{O} output channels do not split into {groups} groups"})
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
     """y[n,o,i,j] = b[o] + sum_{c,u,v} w[o,c,u,v] x[n, c, i s + u d - top, j s + v d - left]
 
@@ -60,7 +61,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
                               exact=exact_wanted())
     x = np.pad(x, ((0, 0), (0, 0), *sides(padding)))
     compute = {"im2col": im2col, "fft": fft, "winograd2": winograd2, "winograd4": winograd4}
-    y = compute[choice.algorithm](x, weight, pair("stride", stride), pair("dilation", dilation),
+    y = compute[choice.algorithm](x, weight, pair(stride), pair(dilation),
                                   groups)
     return y if bias is None else y + bias[:, None, None]
 
@@ -97,12 +98,11 @@ def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto", exact=Fa
     Raises UsageError if the algorithm asked for by name cannot compute it.
     """
     kh, kw = weight.shape[2:]
-    fits_winograd = (kh, kw) == (3, 3) and pair("stride", stride) == (1, 1) == pair(
-        "dilation", dilation)
+    fits_winograd = (kh, kw) == (3, 3) and pair(stride) == (1, 1) == pair(dilation)
     if algorithm in ("winograd2", "winograd4"):
         need(fits_winograd, "conv2d", f"{algorithm} computes 3 x 3 kernels with stride 1 and "
              f"dilation 1, got {kh} x {kw}, stride {stride}, dilation {dilation}")
-    if algorithm in ("im2col", "fft", "winograd2", "winograd4"):
+    if algorithm in ALGORITHMS:
         return Choice(algorithm, "it was asked for")
     need(algorithm == "auto", "conv2d", f"algorithm is {algorithm!r}, wanted auto, im2col, fft, "
          "winograd2 or winograd4")
@@ -116,19 +116,10 @@ def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto", exact=Fa
 
 def sides(padding):
     """padding as ((top, bottom), (left, right))"""
-    if isinstance(padding, (tuple, list)) and all(isinstance(p, (tuple, list)) for p in padding):
-        pairs = tuple(tuple(p) for p in padding)
-        need(len(pairs) == 2 and all(len(p) == 2 and all(is_int(n) and n >= 0 for n in p)
-                                     for p in pairs), "conv2d",
-             f"padding is {padding!r}, wanted ((top, bottom), (left, right)), integers >= 0")
-        return pairs
-    vertical, horizontal = pair("padding", padding, least=0)
-    return (vertical, vertical), (horizontal, horizontal)
+    vertical, horizontal = pair(padding)
+    return pair(vertical), pair(horizontal)
 
 
-def pair(name, value, least=1):
-    """An option as (vertical, horizontal); UsageError with its name if it is no such pair."""
-    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    need(len(both) == 2 and all(is_int(n) and n >= least for n in both), "conv2d",
-         f"{name} is {value!r}, wanted an integer >= {least} or a pair of them")
-    return both
+def pair(value):
+    """An option as (vertical, horizontal)"""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

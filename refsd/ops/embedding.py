@@ -4,31 +4,12 @@ import math
 
 import numpy as np
 
-from refsd.contracts import (
-    FLOATS,
-    INTEGERS,
-    Spec,
-    dims,
-    flag,
-    floats,
-    integers,
-    is_number,
-    need,
-    output,
-    positive,
-)
+from refsd.contracts import FLOATS
+from refsd.options import Flag, FloatType, Integer, Number
 from refsd.registry import op
 
 
-def embedding_contract(ids, weight):
-    dtype = floats("embedding", weight=weight)
-    integers("embedding", "ids", ids)
-    _, width = dims("embedding", "weight", weight, "vocabulary K")
-    shape = (*ids.shape, width)
-    return output(shape, dtype, flops=0, reads=(ids, Spec(shape, dtype)))
-
-
-@op(embedding_contract)
+@op("ids:int (...), weight (V K) -> (... K)", reads="ids result")
 def embedding(ids, weight):
     """weight[ids].   ids (...), integers below the vocabulary; weight (V, K) -> (..., K)
 
@@ -38,16 +19,7 @@ def embedding(ids, weight):
     return weight[ids]
 
 
-def gather_contract(x, index):
-    dtype = floats("gather", x=x)
-    N, L, D = dims("gather", "x", x, "N L D")
-    integers("gather", "index", index)
-    need(tuple(index.shape) == (N,), "gather",
-         f"index has shape {tuple(index.shape)}, wanted ({N},): one row for each sample of x")
-    return output((N, D), dtype, flops=0, reads=(index, Spec((N, D), dtype)))
-
-
-@op(gather_contract)
+@op("x (N L D), index:int (N) -> (N D)", reads="index result")
 def gather(x, index):
     """x[n, index[n]].   x (N, L, D), index (N,) -> (N, D)
 
@@ -64,22 +36,10 @@ def require_rows(name, index, rows):
                          f"there are rows 0 to {rows - 1}")
 
 
-def timestep_embedding_contract(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
-    name = "timestep_embedding"
-    (N,) = dims(name, "timesteps", timesteps, "N")
-    need(str(timesteps.dtype) in INTEGERS or "float" in str(timesteps.dtype), name,
-         f"timesteps has dtype {timesteps.dtype}, wanted integers or floats")
-    positive(name, dim=dim)
-    flag(name, flip_sin_to_cos=flip_sin_to_cos)
-    need(is_number(freq_shift) and math.isfinite(freq_shift), name,
-         f"freq_shift is {freq_shift!r}, wanted a finite Python number")
-    need(dim >= 2 and dim // 2 != freq_shift, name,
-         f"dim {dim} with freq_shift {freq_shift} leaves no frequencies")
-    need(str(dtype) in FLOATS, name, f"dtype is {dtype!r}, wanted {' or '.join(FLOATS)}")
-    return output((N, dim), str(dtype), flops=3 * N * dim, reads=(timesteps,))
-
-
-@op(timestep_embedding_contract)
+@op("timesteps:real (N) -> (N dim)", flops="3 * size", dim=Integer(2), flip_sin_to_cos=Flag(),
+    freq_shift=Number(), dtype=FloatType(*FLOATS),
+    rules={"dim // 2 != freq_shift":
+               "dim {dim} with freq_shift {freq_shift} leaves no frequencies"})
 def timestep_embedding(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
     """[sin(t w) | cos(t w)], w_i = 10000^(-i / (dim/2 - freq_shift)).   (N,) -> (N, dim)
 
@@ -101,19 +61,8 @@ def timestep_embedding(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
     return np.concatenate(parts, axis=1)
 
 
-def rope_contract(x, positions, *, base, interleaved):
-    dtype = floats("rope", x=x)
-    integers("rope", "positions", positions)
-    (L,) = dims("rope", "positions", positions, "L")
-    need(len(x.shape) >= 2 and x.shape[-2] == L and x.shape[-1] % 2 == 0, "rope",
-         f"x {tuple(x.shape)} must end in (L, D) with L = {L} positions and an even D")
-    flag("rope", interleaved=interleaved)
-    need(is_number(base) and 0 < base < math.inf, "rope",
-         f"base is {base!r}, wanted a finite Python number > 0")
-    return output(x.shape, dtype, flops=3 * math.prod(x.shape), reads=(x, positions))
-
-
-@op(rope_contract)
+@op("x (... L D), positions:int (L) -> (... L D)", flops="3 * size", base=Number(above=0),
+    interleaved=Flag(), rules={"D % 2 == 0": "x {x} has an odd number of features"})
 def rope(x, positions, *, base, interleaved):
     """Rotate each pair (a, b) of features by position * base^(-2i/D).   (..., L, D) -> the same
 

@@ -9,26 +9,17 @@ import math
 
 import numpy as np
 
-from refsd.contracts import dims, floats, need, output, positive, positive_eps, vector
+from refsd.options import Integer, Number
 from refsd.registry import op
 
-
-def group_norm_contract(x, weight, bias, *, groups, eps):
-    dtype = floats("group_norm", x=x, weight=weight, bias=bias)
-    need(len(x.shape) >= 3, "group_norm",
-         f"x has shape {tuple(x.shape)}, wanted (N, C, ...) with at least one axis of positions")
-    positive("group_norm", groups=groups)
-    channels = x.shape[1]
-    need(channels % groups == 0, "group_norm", f"{channels} channels do not split into {groups} "
-         "groups")
-    vector("group_norm", "weight", weight, channels, "channel")
-    vector("group_norm", "bias", bias, channels, "channel")
-    positive_eps("group_norm", eps)
-    need(math.prod(x.shape[1:]) > 0, "group_norm", f"x {tuple(x.shape)} has empty groups")
-    return output(x.shape, dtype, flops=8 * math.prod(x.shape), reads=(x, weight, bias))
+EPS = Number(above=0)  # without it a constant row divides by zero
+NOT_EMPTY = {"K >= 1": "x {x} has no features"}
 
 
-@op(group_norm_contract)
+@op("x (N C ...), weight (C), bias (C) -> (N C ...)", flops="8 * size", groups=Integer(1), eps=EPS,
+    rules={"len(x) >= 3": "x {x} has no axis of positions, wanted (N, C, ...)",
+           "C % groups == 0": "{C} channels do not split into {groups} groups",
+           "prod(x[1:]) > 0": "x {x} has empty groups"})
 def group_norm(x, weight, bias, *, groups, eps):
     """weight (x - mean) / sqrt(var + eps) + bias over each image's groups of C / groups channels.
 
@@ -40,17 +31,7 @@ def group_norm(x, weight, bias, *, groups, eps):
     return normal * weight.reshape(column) + bias.reshape(column)
 
 
-def layer_norm_contract(x, weight, bias, *, eps):
-    dtype = floats("layer_norm", x=x, weight=weight, bias=bias)
-    need(len(x.shape) >= 1 and x.shape[-1] > 0, "layer_norm",
-         f"x has shape {tuple(x.shape)}, wanted (..., K) with K >= 1")
-    vector("layer_norm", "weight", weight, x.shape[-1], "feature")
-    vector("layer_norm", "bias", bias, x.shape[-1], "feature")
-    positive_eps("layer_norm", eps)
-    return output(x.shape, dtype, flops=8 * math.prod(x.shape), reads=(x, weight, bias))
-
-
-@op(layer_norm_contract)
+@op("x (... K), weight (K), bias (K) -> (... K)", flops="8 * size", eps=EPS, rules=NOT_EMPTY)
 def layer_norm(x, weight, bias, *, eps):
     """weight (x - mean) / sqrt(var + eps) + bias over the last axis.   (..., K) -> (..., K)
 
@@ -69,17 +50,7 @@ def _standardize(x, eps):
     return centred / np.sqrt(variance + eps)
 
 
-def rms_norm_contract(x, weight, *, eps):
-    dtype = floats("rms_norm", x=x, weight=weight)
-    dims("rms_norm", "weight", weight, "K")
-    need(len(x.shape) >= 1 and x.shape[-1] > 0, "rms_norm",
-         f"x has shape {tuple(x.shape)}, wanted (..., K) with K >= 1")
-    vector("rms_norm", "weight", weight, x.shape[-1], "feature")
-    positive_eps("rms_norm", eps)
-    return output(x.shape, dtype, flops=5 * math.prod(x.shape), reads=(x, weight))
-
-
-@op(rms_norm_contract)
+@op("x (... K), weight (K) -> (... K)", flops="5 * size", eps=EPS, rules=NOT_EMPTY)
 def rms_norm(x, weight, *, eps):
     """weight x / sqrt(mean(x^2) + eps) over the last axis.   (..., K) -> (..., K)
 

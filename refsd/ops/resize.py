@@ -1,25 +1,14 @@
 """Enlarging pictures."""
 
-
 import numpy as np
 
-from refsd.contracts import dims, flag, floats, need, output, positive
+from refsd.options import Flag, Integer
 from refsd.registry import op
 
-
-def _resize(name, x, height, width, flops):
-    dtype = floats(name, x=x)
-    N, C, H, W = dims(name, "x", x, "N C H W")
-    positive(name, height=height, width=width)
-    need(H > 0 and W > 0, name, f"x {tuple(x.shape)} has no pixels")
-    return output((N, C, height, width), dtype, flops=flops * N * C * height * width, reads=(x,))
+PIXELS = {"H > 0 and W > 0": "x {x} has no pixels"}
 
 
-def upsample_nearest_contract(x, *, height, width):
-    return _resize("upsample_nearest", x, height, width, 0)
-
-
-@op(upsample_nearest_contract)
+@op("x (N C H W) -> (N C height width)", height=Integer(1), width=Integer(1), rules=PIXELS)
 def upsample_nearest(x, *, height, width):
     """y[i, j] = x[floor(i H / height), floor(j W / width)].   (N, C, H, W) -> (N, C, height, width)
 
@@ -36,12 +25,9 @@ def source_pixels(size, wanted):
     return np.minimum(index, size - 1)
 
 
-def upsample_bilinear_contract(x, *, height, width, align_corners):
-    flag("upsample_bilinear", align_corners=align_corners)
-    return _resize("upsample_bilinear", x, height, width, 11)
 
-
-@op(upsample_bilinear_contract)
+@op("x (N C H W) -> (N C height width)", flops="11 * size", height=Integer(1), width=Integer(1),
+    align_corners=Flag(), rules=PIXELS)
 def upsample_bilinear(x, *, height, width, align_corners):
     """Linear interpolation along both axes.   (N, C, H, W) -> (N, C, height, width)
 

@@ -80,8 +80,8 @@ def _reached(x, weight, options, truth, padding):
     return tuple((before, min(after, max(0, (m - 1) * step + (k - 1) * apart + 1 - before - n)))
                  for (before, after), n, m, k, step, apart in zip(
                      padding, x.shape[2:], truth.shape[2:], weight.shape[2:],
-                     conv.pair("stride", options.get("stride", 1)),
-                     conv.pair("dilation", options.get("dilation", 1))))
+                     conv.pair(options.get("stride", 1)),
+                     conv.pair(options.get("dilation", 1))))
 
 
 def linear(inputs, options, truth, got):

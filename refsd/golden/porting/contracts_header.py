@@ -124,11 +124,7 @@ def _argument(name: str, found: Mapping[str, Any]) -> str:
     return f"const refsd_tensor *{name}" + ("" if found["required"] else " /* or NULL */")
 
 
-def _shape(shape: Any) -> str:
-    if isinstance(shape, str):
-        return shape
-    if isinstance(shape[0], list):
-        return ", ".join(map(_shape, shape))
+def _shape(shape: list[str]) -> str:
     return f"({', '.join(shape)})"
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from refsd.golden.porting.contracts import plain, refused
+from refsd.golden.porting.contracts import judged_ops, plain, refused
 from refsd.golden.porting.contracts_calls import Call, calls, numbers
 from refsd.golden.porting.export import encode
 from refsd.golden.tolerances.bounds import bound
-from refsd.registry import Op, ops, use
+from refsd.registry import Op, use
 
 FORMATS = ("float32", "float16", "bfloat16")
 WINOGRAD = {"algorithm": "winograd4"}
@@ -45,7 +45,7 @@ def make_cases() -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """The worked calls of all ops with numbers: (cases, arrays by the keys that cases name)."""
     cases: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
-    for name, op in ops().items():
+    for name, op in judged_ops().items():
         for k, shapes in enumerate(calls(name)):
             call = numbers(name, shapes, SEED + len(cases))
             key = f"{name}.{k}"
@@ -110,7 +110,7 @@ def adapters() -> str:
         # Whether 3 x 3 convolutions may be as far off as Winograd's F(4 x 4, 3 x 3) makes them.
         WINOGRAD = False
         ''')]
-    for name, op in ops().items():
+    for name, op in judged_ops().items():
         text = textwrap.indent(inspect.getdoc(op.definition), "    ").strip()
         end = "\n    " if "\n" in text else ""
         parts.append(f"\n\ndef {name}{_signature(op)}:\n"

@@ -31,7 +31,7 @@ _tuned: ContextVar[Mapping[str, str]] = ContextVar("refsd_conv2d_tuned", default
 @kernel("numba")
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
     (N, _, H, W), (O, _, kh, kw) = x.shape, weight.shape
-    (sh, sw), (dh, dw), pad = pair("stride", stride), pair("dilation", dilation), sides(padding)
+    (sh, sw), (dh, dw), pad = pair(stride), pair(dilation), sides(padding)
     Ho = (H + sum(pad[0]) - dh * (kh - 1) - 1) // sh + 1
     Wo = (W + sum(pad[1]) - dw * (kw - 1) - 1) // sw + 1
     y = empty((N, Ho, Wo, O), x.dtype)
