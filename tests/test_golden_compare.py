@@ -219,7 +219,7 @@ def test_an_index_with_a_shape_that_is_neither_is_told_which_it_may_give(pack, t
 
 SPECIAL = np.array([[np.nan, np.inf, 0.0, 1.0]], "float32")
 
-# ROBUSTNESS row 46: golden tensor, candidate, status, what is said
+# golden tensor, candidate, status, what is said
 FAULTS = {
     "NaN for a number": (NETWORK, changed_at(NETWORK, (1, 2, 3, 4), np.nan), "wrong",
                          "looks like nan: NaN where the golden number is none"),

@@ -80,7 +80,7 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
         if len(texts) not in (1, count):
             raise UsageError(f"negative_prompt has {len(texts)} texts; give 1, or one for each of "
                              f"the {count} prompts")
-        # diffusers skips layers for the positive prompt only (EXACTNESS: clip skip).
+        # diffusers skips layers for the positive prompt only.
         negative = _encode(pipe, "negative prompt", texts * (count // len(texts)), None)
         if negative.shape != positive.shape:
             raise UsageError(f"prompt_embeds has shape {positive.shape}, the negative prompt "

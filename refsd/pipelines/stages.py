@@ -16,6 +16,7 @@ from refsd import functional as F
 from refsd.errors import ModelError, UsageError
 from refsd.models.layers import Text
 from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.pipelines.tensors import not_finite
 from refsd.random import draw_noise
 from refsd.schedulers import SCHEDULERS
 
@@ -148,8 +149,5 @@ def to_bytes(pictures: np.ndarray) -> np.ndarray:
 
 def require_finite(array: Any, stage: str) -> None:
     """Stop with the stage's name at the first NaN or infinity."""
-    bad = ~np.isfinite(np.asarray(array))
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ModelError(f"{stage}: {int(bad.sum())} of {bad.size} numbers are NaN or infinite, "
-                         f"the first at {where}. The weights are damaged or the inputs overflow")
+    if found := not_finite(array):
+        raise ModelError(f"{stage}: {found}. The weights are damaged or the inputs overflow")

@@ -23,13 +23,19 @@ def shaped(name: str, value: Any, wanted: tuple, dtype: Any) -> Any:
     return found
 
 
+def not_finite(value: Any) -> str:
+    """How many numbers of an array are NaN or infinite, and where the first is; "" for none."""
+    bad = ~np.isfinite(np.asarray(value))
+    if not bad.any():
+        return ""
+    where = tuple(int(i) for i in np.argwhere(bad)[0])
+    return f"{int(bad.sum())} of {bad.size} numbers are NaN or infinite, the first at {where}"
+
+
 def require_finite(name: str, value: Any) -> None:
     """UsageError for a caller's array that holds NaN or infinity, in the dtype of the pipeline."""
-    bad = ~np.isfinite(np.asarray(value))
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise UsageError(f"{name}: {int(bad.sum())} of {bad.size} numbers are NaN or infinite, the "
-                         f"first at {where}; give finite numbers that {value.dtype} holds")
+    if found := not_finite(value):
+        raise UsageError(f"{name}: {found}; give finite numbers that {value.dtype} holds")
 
 
 def text_width(tree: dict[str, Any]) -> int | str:
