@@ -33,16 +33,16 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: list[str]) -> argparse.Namespace:
         """The options; UsageError names the first argument that is not one."""
-        found, rest = self.parse_known_args(args)
-        unknown = next((word for word in rest if word.startswith("-") and len(word) > 1), None)
+        options, leftover = self.parse_known_args(args)
+        unknown = next((word for word in leftover if word.startswith("-") and len(word) > 1), None)
         if unknown is not None:
             name = unknown.partition("=")[0]
             if name in self._option_string_actions and "--" in args:
                 self.error(f"{name}: options are to come before --, after it stands text")
             self.error(f"{name}: there is no such option{self._suggestion(name)}")
-        if rest:
-            self.error(f"{rest[0]!r}: one argument too many; put text with spaces in quotes")
-        return found
+        if leftover:
+            self.error(f"{leftover[0]!r}: one argument too many; put text with spaces in quotes")
+        return options
 
     def _suggestion(self, name: str) -> str:
         elsewhere = ELSEWHERE.get(name if name[1:2] != "-" else name.replace("_", "-"))
@@ -69,10 +69,10 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 def _reworded(message: str) -> str:
     """argparse's "argument -s/--seed: expected one argument" in our order."""
-    found = re.fullmatch(r"argument (.*?): (.*)", message, re.DOTALL)
-    if found is None:
+    matched = re.fullmatch(r"argument (.*?): (.*)", message, re.DOTALL)
+    if matched is None:
         return message
-    option, why = found.groups()
+    option, why = matched.groups()
     name = option.rpartition("/")[2]
     if why == "expected one argument":
         why = f"a value is missing; one that begins with - is given as {name}=-value"

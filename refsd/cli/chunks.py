@@ -27,7 +27,7 @@ def read_chunks(data: bytes) -> Texts:
     A keyword that comes again keeps its last text, as in Pillow; the earlier ones are kept as
     "KEYWORD (1)", "KEYWORD (2)".
     """
-    found, exif, damage = {}, b"", []
+    by_keyword, exif, damage = {}, b"", []
     for kind, body in _chunks(data, damage):
         if kind == b"eXIf":
             exif = body
@@ -37,9 +37,9 @@ def read_chunks(data: bytes) -> Texts:
             except (ValueError, zlib.error) as error:
                 damage.append(f"a text cannot be read: {error}")
                 continue
-            found.setdefault(keyword, []).append(text)
+            by_keyword.setdefault(keyword, []).append(text)
     texts = {}
-    for keyword, versions in found.items():
+    for keyword, versions in by_keyword.items():
         texts[keyword] = versions[-1]
         others = [text for text in dict.fromkeys(versions) if text != versions[-1]]
         texts.update({f"{keyword} ({i})": text for i, text in enumerate(others, 1)})
@@ -56,40 +56,40 @@ def decode(text: bytes) -> str:
 
 def _chunks(data: bytes, damage: list[str]) -> Iterator[tuple[bytes, bytes]]:
     """Type and content of each whole chunk up to IEND; says in `damage` why it ended before."""
-    place = len(SIGNATURE)
-    while place + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 12 + length
+    start = len(SIGNATURE)
+    while start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
         if end > len(data):
             break
-        body = data[place + 8:end - 4]
-        if zlib.crc32(data[place + 4:end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+        body = data[start + 8:end - 4]
+        if zlib.crc32(data[start + 4:end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             damage.append("a checksum is wrong")
         yield kind, body
         if kind == b"IEND":
             return
-        place = end
+        start = end
     damage.append("it ends too early")
 
 
 def _text(kind: bytes, body: bytes) -> tuple[str, str]:
     """Keyword and text; ValueError or zlib.error for what is none."""
-    keyword, zero, rest = body.partition(b"\0")
+    keyword, zero, text_bytes = body.partition(b"\0")
     if not zero:
         raise ValueError("it has no keyword")
     if kind == b"zTXt":
-        rest = _unpack(rest[1:])
+        text_bytes = _unpack(text_bytes[1:])
     elif kind == b"iTXt":
-        packed = rest[:1] == b"\1"
-        _, _, rest = rest[2:].partition(b"\0")  # the language
-        _, _, rest = rest.partition(b"\0")  # the keyword in that language
-        rest = _unpack(rest) if packed else rest
-    return keyword.decode("latin-1"), decode(rest)
+        packed = text_bytes[:1] == b"\1"
+        _, _, text_bytes = text_bytes[2:].partition(b"\0")  # the language
+        _, _, text_bytes = text_bytes.partition(b"\0")  # the keyword in that language
+        text_bytes = _unpack(text_bytes) if packed else text_bytes
+    return keyword.decode("latin-1"), decode(text_bytes)
 
 
 def _unpack(data: bytes) -> bytes:
     unpacker = zlib.decompressobj()
-    found = unpacker.decompress(data, TEXT_BYTES)
+    unpacked = unpacker.decompress(data, TEXT_BYTES)
     if unpacker.unconsumed_tail:
         raise ValueError(f"it is larger than {TEXT_BYTES >> 20} MiB")
-    return found
+    return unpacked

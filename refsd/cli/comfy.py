@@ -26,12 +26,12 @@ def describe(graph: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
         words = dict.fromkeys(str(value) for value in values if not isinstance(value, list))
         if words:
             settings[name] = ", ".join(words)
-    found = {}
+    prompts = {}
     for which, ends in (("positive", ("positive", "conditioning")), ("negative", ("negative",))):
         texts = [_text_behind(node["inputs"][end], which, nodes) for node in nodes.values()
                  for end in ends if end in node["inputs"] and _asks(node["inputs"])]
-        found[which] = next(filter(None, texts), "")
-    return found["positive"], found["negative"], settings
+        prompts[which] = next(filter(None, texts), "")
+    return prompts["positive"], prompts["negative"], settings
 
 
 def _asks(inputs: Mapping[str, Any]) -> bool:

@@ -36,23 +36,23 @@ CUDA_12 = (-0.92466259, -0.42534415, -2.6438457, 0.14518388, -0.12086647, -0.579
 
 def parser() -> Parser:
     """The options of doctor."""
-    found = Parser(prog="refsd doctor", description=ABOUT, usage="refsd doctor [--json]")
-    found.add_argument("--json", action="store_true", help="everything as JSON on stdout")
-    found.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    parser = Parser(prog="refsd doctor", description=ABOUT, usage="refsd doctor [--json]")
+    parser.add_argument("--json", action="store_true", help="everything as JSON on stdout")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Show all; 0 when the checks pass, 1 when not."""
-    found = {"versions": versions(), "processor": processor(), "threads": thread_pools(),
+    report = {"versions": versions(), "processor": processor(), "threads": thread_pools(),
              "memory": memory(), "caches": caches(), "backends": backends(), "kernels": kernels(),
              "model": model(), "checks": checks()}
-    found["checks"]["numba backend"] = "usable" not in found["kernels"]
-    fine = all(found["checks"].values())
+    report["checks"]["numba backend"] = "usable" not in report["kernels"]
+    fine = all(report["checks"].values())
     if options.json:
-        result_json({**found, "ok": fine})
+        result_json({**report, "ok": fine})
         return 0 if fine else 1
-    for title, entries in found.items():
+    for title, entries in report.items():
         result(title)
         for name, value in entries.items():
             result(one_line(f"  {name:<22} {_in_words(value)}"))
@@ -69,14 +69,14 @@ def _in_words(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Of refsd, Python, the system and every library; nothing heavy is imported for it."""
-    found = {"refsd": __version__, "python": f"{platform.python_version()} ({sys.executable})",
+    packages = {"refsd": __version__, "python": f"{platform.python_version()} ({sys.executable})",
              "system": platform.platform()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            packages[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            packages[name] = "not installed"
+    return packages
 
 
 def processor() -> dict[str, Any]:
@@ -101,12 +101,12 @@ def thread_pools() -> dict[str, Any]:
 
     from refsd.cli.threads import pools
 
-    found = {name: os.environ.get(name) for name in THREAD_SETTINGS}
+    settings = {name: os.environ.get(name) for name in THREAD_SETTINGS}
     for pool in pools():
         name = Path(pool["filepath"]).parent.name.partition(".")[0]
-        found[f"{name} {pool['internal_api']}"] = (
+        settings[f"{name} {pool['internal_api']}"] = (
             f"{pool['version']}, {pool['num_threads']} threads, {pool.get('architecture', '')}")
-    return found
+    return settings
 
 
 def memory() -> dict[str, Any]:
@@ -157,11 +157,11 @@ def model() -> dict[str, Any]:
     from refsd.pipelines.loading import bundled_model
 
     try:
-        found = identity.of(None, variant=None)
+        bundled = identity.of(None, variant=None)
     except RefsdError as error:
         return {"bundled": f"cannot be read: {error}"}
-    return {"bundled": str(bundled_model()), "hash": found["hash"],
-            **{file: f"sha256 {digest}" for file, digest in found["files"].items()}}
+    return {"bundled": str(bundled_model()), "hash": bundled["hash"],
+            **{file: f"sha256 {digest}" for file, digest in bundled["files"].items()}}
 
 
 def checks() -> dict[str, bool]:

@@ -48,12 +48,12 @@ request, 3 bad model, 4 the machine said no (disk, memory), 130 interrupted."""
 
 def parser() -> Parser:
     """The options of drawing."""
-    found = Parser(prog="refsd", description=ABOUT, epilog=MORE, usage="refsd PROMPT [options]")
-    found.add_argument("--version", action="version", version=f"refsd {__version__}",
+    parser = Parser(prog="refsd", description=ABOUT, epilog=MORE, usage="refsd PROMPT [options]")
+    parser.add_argument("--version", action="version", version=f"refsd {__version__}",
                        help="show the version and stop")
-    add_request(found)
+    add_request(parser)
 
-    add = found.add_argument_group("how many, where to, and what to say").add_argument
+    add = parser.add_argument_group("how many, where to, and what to say").add_argument
     add("-b", "--batch-count", type=integer, metavar="N", default=1, help="pictures to draw (1)")
     add("-o", "--output", metavar="PATH",
         help="a .png file (an older one is replaced), a folder, or - for stdout; {seed} and "
@@ -63,18 +63,18 @@ def parser() -> Parser:
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-q", "--quiet", action="store_true", help="no progress, no times")
     add("-v", "--verbose", action="store_true", help="the time of every step; tracebacks of errors")
-    return found
+    return parser
 
 
-def add_request(found: Parser) -> None:
+def add_request(parser: Parser) -> None:
     """The options that decide the pixels."""
-    add_picture(found)
-    add_arithmetic(found)
+    add_picture(parser)
+    add_arithmetic(parser)
 
 
-def add_picture(found: Parser, *, seed: str = "; below 0: a new one (the default)") -> None:
+def add_picture(parser: Parser, *, seed: str = "; below 0: a new one (the default)") -> None:
     """The picture that is wanted: of what, how large, by which model and sampler."""
-    add = found.add_argument_group("what to draw").add_argument
+    add = parser.add_argument_group("what to draw").add_argument
     add("words", metavar="PROMPT", nargs="?", help="what to draw, in quotes")
     add("-p", "--prompt", metavar="TEXT", help="the same as an option")
     add("-n", "--negative-prompt", metavar="TEXT", default="", help="what to keep away from")
@@ -83,7 +83,7 @@ def add_picture(found: Parser, *, seed: str = "; below 0: a new one (the default
     add("-s", "--seed", type=integer, metavar="N", default=-1,
         help=f"a number from 0 to 2^64 - 1{seed}")
 
-    add = found.add_argument_group("how").add_argument
+    add = parser.add_argument_group("how").add_argument
     add("-m", "--model", metavar="MODEL",
         help="a diffusers folder, a .safetensors file, or the id of a model in the local "
         "Hugging Face cache (default: the model in refsd)")
@@ -113,9 +113,9 @@ def add_picture(found: Parser, *, seed: str = "; below 0: a new one (the default
         "on a graphics card, numpy")
 
 
-def add_arithmetic(found: Parser) -> None:
+def add_arithmetic(parser: Parser) -> None:
     """How it is computed."""
-    add = found.add_argument_group("on what, and how exactly").add_argument
+    add = parser.add_argument_group("on what, and how exactly").add_argument
     add("--backend", metavar="NAME", default="auto",
         help=f"auto, {', '.join(BACKENDS)} (auto: the fastest that is there)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
@@ -131,7 +131,7 @@ def add_arithmetic(found: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw what the options say."""
     prompt, seeds = check(options)
-    places = output.plan(options.output, seeds)
+    targets = output.plan(options.output, seeds)
     if options.output_latents is not None:
         output.try_out(options.output_latents, (".npy", ".safetensors"))
     chatty = not (options.quiet or options.json)
@@ -141,16 +141,16 @@ def run(options: argparse.Namespace) -> int:
         note(f"refsd: seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else ""))
 
     with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
-        work = Work(options, prompt, chatty)
-        written = [work.picture(seed, place) for seed, place in zip(seeds, places)]
+        session = Session(options, prompt, chatty)
+        written = [session.picture(seed, target) for seed, target in zip(seeds, targets)]
         if options.output_latents is not None:
-            work.save_latents(options.output_latents)
+            session.save_latents(options.output_latents)
         if options.json:
-            seconds = {name: round(value, 6) for name, value in work.seconds.items()}
-            result_json({"images": written, "model": work.model["name"], "seconds": seconds,
-                         "step_seconds": work.step_seconds, "warnings": warnings.said})
+            seconds = {name: round(value, 6) for name, value in session.seconds.items()}
+            result_json({"images": written, "model": session.model["name"], "seconds": seconds,
+                         "step_seconds": session.step_seconds, "warnings": warnings.said})
         elif chatty:
-            work.say_times()
+            session.say_times()
     return 0
 
 
@@ -181,7 +181,7 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     return prompt, [options.seed + i for i in range(count)]
 
 
-class Work:
+class Session:
     """A loaded model, the recipe that all pictures of this run share, and the clock."""
 
     def __init__(self, options: argparse.Namespace, prompt: str, chatty: bool):
@@ -218,7 +218,7 @@ class Work:
             allow_nonfinite=options.allow_nonfinite, model=self.model,
             versions=drawing.versions(self.pipe.backend)))
 
-    def picture(self, seed: int, place: output.Place) -> dict[str, Any]:
+    def picture(self, seed: int, target: output.Place) -> dict[str, Any]:
         """Draw the picture of one seed, write it, and say so."""
         from refsd.cli import drawing, png
 
@@ -233,7 +233,7 @@ class Work:
         recipe = replace(recipe, pixels=drawing.digest(drawn.pixels))
         with self._timed("write"):
             texts = {} if self.options.disable_image_metadata else recipe.texts()
-            path = output.save(png.encode_png(drawn.pixels, texts), place,
+            path = output.save(png.encode_png(drawn.pixels, texts), target,
                                f"The picture of seed {seed}")
         if not self.options.json and path == output.STDOUT:
             note(f"refsd: written to stdout (seed {seed})")

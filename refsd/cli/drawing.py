@@ -52,8 +52,8 @@ def versions(backend: str) -> dict[str, str]:
     Not only programs: kernels add up as many partial sums as a vector has numbers, and NumPy and
     BLAS choose their code by the processor.
     """
-    found = {name: version(name) for name in LIBRARIES}
-    return {"refsd": __version__, "python": platform.python_version(), **found,
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {"refsd": __version__, "python": platform.python_version(), **libraries,
             "machine": platform.machine(), "numpy vectors": _numpy_vectors(),
             **(_of_numba() if backend == "numba" else _of_blas())}
 
@@ -94,11 +94,12 @@ def effective(pipe: Any, recipe: Recipe) -> Recipe:
 
     So that a picture never says that it was made with what it was not made with.
     """
-    found = idle(pipe, guidance_scale=recipe.cfg_scale, guidance_rescale=recipe.guidance_rescale,
-                 eta=recipe.eta, negative=recipe.negative_prompt != "")
-    for name, why in found.items():
+    without_effect = idle(pipe, guidance_scale=recipe.cfg_scale,
+                          guidance_rescale=recipe.guidance_rescale, eta=recipe.eta,
+                          negative=recipe.negative_prompt != "")
+    for name, why in without_effect.items():
         logger.warning("--%s changes nothing: %s", name.replace("_", "-"), why)
-    return replace(recipe, **{name: NOTHING[name] for name in found})
+    return replace(recipe, **{name: NOTHING[name] for name in without_effect})
 
 
 def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
@@ -116,19 +117,19 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
 
 
 def _draw(pipe, recipe, on_step):
-    found = pipe(
+    generated = pipe(
         recipe.prompt, height=recipe.height, width=recipe.width,
         num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale,
         guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
         negative_prompt=recipe.negative_prompt, generator=GENERATORS[recipe.rng](recipe.seed),
         output_type="latent", callback_on_step_end=on_step)
     begun = time.perf_counter()
-    picture = pipe.to_output(found.images, "np")
+    picture = pipe.to_output(generated.images, "np")
     pixels = stages.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black
-    seconds = {"text": found.seconds["encode"], "steps": found.seconds["denoise"],
+    seconds = {"text": generated.seconds["encode"], "steps": generated.seconds["denoise"],
                "decode": time.perf_counter() - begun}
-    return Drawn(np.ascontiguousarray(pixels), np.asarray(found.images), seconds,
-                 found.step_seconds)
+    return Drawn(np.ascontiguousarray(pixels), np.asarray(generated.images), seconds,
+                 generated.step_seconds)
 
 
 def tuned_choices() -> dict[str, str]:

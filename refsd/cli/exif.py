@@ -18,15 +18,15 @@ def read_exif(exif: Any) -> dict[str, str]:
     values = {name: exif.get(tag) for tag, name in TAGS.items()}
     inner = exif.get_ifd(IFD)
     values |= {name: inner.get(tag, exif.get(tag)) for tag, name in IFD_TAGS.items()}
-    found = {}
+    texts = {}
     for name, value in values.items():
         text = _text(name, value, little)
         named = _NAMED.match(text)
         if named:
-            found[named[1].lower()] = text[named.end():]
+            texts[named[1].lower()] = text[named.end():]
         elif text:
-            found[name] = text
-    return found
+            texts[name] = text
+    return texts
 
 
 def decode_comment(value: bytes, little: bool) -> str:

@@ -18,11 +18,11 @@ ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI and Draw Things say."""
 
 def parser() -> Parser:
     """The options of info."""
-    found = Parser(prog="refsd info", description=ABOUT, usage="refsd info PICTURE [--json]")
-    found.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG or WebP file")
-    found.add_argument("--json", action="store_true", help="everything as JSON")
-    found.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    parser = Parser(prog="refsd info", description=ABOUT, usage="refsd info PICTURE [--json]")
+    parser.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG or WebP file")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,7 +109,7 @@ def _of_recipe(recipe: Any) -> dict[str, Any]:
     shown["model"] = recipe.model.get("name", "")
     for file, sha256 in recipe.model.get("files", {}).items():
         shown[f"  {sha256}"] = file
-    shown["versions"] = ", ".join(f"{name} {found}" for name, found in recipe.versions.items())
+    shown["versions"] = ", ".join(f"{name} {number}" for name, number in recipe.versions.items())
     shown["pixels"] = f"sha256 {recipe.pixels}"
     return shown
 

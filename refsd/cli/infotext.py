@@ -83,8 +83,8 @@ def escape(text: str) -> str:
     """Text as one line without blanks at its ends."""
     names = {"\n": "n", "\r": "r"}
 
-    def written(found):
-        run, after, alone = found.groups()
+    def written(match):
+        run, after, alone = match.groups()
         harmful = after or alone
         if run and after is not None:
             run *= 2
@@ -96,10 +96,10 @@ def escape(text: str) -> str:
 def unescape(text: str) -> str:
     """The inverse of `escape`."""
 
-    def read(found):
-        run, code = found.groups()
+    def read(match):
+        run, code = match.groups()
         if code is None or code == "u" and len(run) % 2:
-            return found[0]  # nothing that `escape` writes
+            return match[0]  # nothing that `escape` writes
         half = "\\" * (len(run) // 2)
         if len(run) % 2 == 0:
             return half + code
@@ -138,8 +138,8 @@ def _pairs(line: str) -> dict[str, str]:
     if line.count(":") < 3 or _NAME.match(line) is None or _NEGATIVE.match(line.lstrip()) \
             or _WITHIN.search(line.lstrip().partition('"')[0], 1):
         return {}
-    found, _ = _settings(line)
-    return found if len(found) >= 3 else {}
+    settings, _ = _settings(line)
+    return settings if len(settings) >= 3 else {}
 
 
 def _prompts(lines: list[str]) -> tuple[str, str]:
@@ -155,11 +155,11 @@ def _prompts(lines: list[str]) -> tuple[str, str]:
 
 def _in_one_line(text: str) -> Infotext:
     """An infotext without line breaks, as some programs and clipboards make it."""
-    found = list(_STEPS_WITHIN.finditer(text))
-    if found:
-        settings, extras = _settings(text[found[-1].start():])
+    steps = list(_STEPS_WITHIN.finditer(text))
+    if steps:
+        settings, extras = _settings(text[steps[-1].start():])
         if len(settings) >= 3:
-            return Infotext(*_prompts(text[:found[-1].start()].split("\n")), settings, extras)
+            return Infotext(*_prompts(text[:steps[-1].start()].split("\n")), settings, extras)
     return Infotext(*_prompts(text.split("\n")), {})
 
 
@@ -171,11 +171,11 @@ def _settings(text: str) -> tuple[dict[str, str], str]:
     """
     if len(text.partition("\n")[0]) > MAX_LINE:
         return {}, ""
-    found: dict[str, str] = {}
-    name, place, json_fails = None, 0, False
-    while place < len(text) and text[place] != "\n":
-        named = _NAME.match(text, place)
-        begin = named.end() if named else place
+    settings: dict[str, str] = {}
+    name, start, json_fails = None, 0, False
+    while start < len(text) and text[start] != "\n":
+        named = _NAME.match(text, start)
+        begin = named.end() if named else start
         end, value = begin, None
         if named and text[begin:begin + 1] == '"':
             end, value = _quoted_value(text, begin)
@@ -187,22 +187,22 @@ def _settings(text: str) -> tuple[dict[str, str], str]:
             end, value = piece.end(), piece[0].strip()
         if named:
             name = named[1].strip()
-            found[name] = value
+            settings[name] = value
         elif name is not None and value:
-            found[name] += f", {value}"
-        place = _END.match(text, end).end()
-    return found, text[place:].strip()
+            settings[name] += f", {value}"
+        start = _END.match(text, end).end()
+    return settings, text[start:].strip()
 
 
 def _quoted_value(text: str, begin: int) -> tuple[int, str | None]:
     """The end and the text of a JSON string that ends its setting."""
-    found = _QUOTED.match(text, begin)
-    if found is None or _END.match(text, found.end()) is None:
+    quoted = _QUOTED.match(text, begin)
+    if quoted is None or _END.match(text, quoted.end()) is None:
         return begin, None
     try:
-        return found.end(), str(json.loads(found[0], strict=False))
+        return quoted.end(), str(json.loads(quoted[0], strict=False))
     except ValueError:
-        return found.end(), found[0][1:-1]
+        return quoted.end(), quoted[0][1:-1]
 
 
 def _json_value(text: str, begin: int) -> tuple[int, str | None]:

@@ -36,8 +36,8 @@ def find_infotext(texts: Mapping[str, str]) -> Infotext | None:
     if "parameters" in named and _object(named["parameters"]) is None:
         return parse_infotext(named["parameters"])
     for name in ELSEWHERE:
-        if name in named and (found := parse_infotext(named[name])).settings:
-            return found
+        if name in named and (infotext := parse_infotext(named[name])).settings:
+            return infotext
     return None
 
 
@@ -48,14 +48,14 @@ def find_description(texts: Mapping[str, str]) -> Description | None:
                         ("usercomment", "sui_image_params"), ("usercomment", None),
                         ("invokeai_metadata", None), ("sd-metadata", "image"), ("comment", None),
                         ("generation_data", None)):
-        found = _object(named.get(name, ""))
-        if found is not None and inner is not None:
-            found = found.get(inner)
-        if isinstance(found, dict) and (not found.keys().isdisjoint((*PROMPTS, "uc"))
+        data = _object(named.get(name, ""))
+        if data is not None and inner is not None:
+            data = data.get(inner)
+        if isinstance(data, dict) and (not data.keys().isdisjoint((*PROMPTS, "uc"))
                                         or _by_its_place(name, named)):
-            if name == "comment" and "prompt" not in found:  # NovelAI's first form
-                found = {"prompt": named.get("description", ""), **found}
-            return _of_json(_program(name, inner, found, named), found)
+            if name == "comment" and "prompt" not in data:  # NovelAI's first form
+                data = {"prompt": named.get("description", ""), **data}
+            return _of_json(_program(name, inner, data, named), data)
     if "dream" in named:
         return _of_dream(named["dream"])
     for name in ("prompt", "workflow"):
@@ -71,18 +71,18 @@ def _by_its_place(name: str, named: Mapping[str, str]) -> bool:
         name == "comment" and named.get("software") == "NovelAI")
 
 
-def _of_json(program: str, found: Mapping[str, Any]) -> Description:
+def _of_json(program: str, data: Mapping[str, Any]) -> Description:
     """Prompts under any of their names; the rest are settings."""
-    prompt, negative = _first(found, PROMPTS), _first(found, NEGATIVES)
-    settings = {str(key): _words(value) for key, value in found.items()
+    prompt, negative = _first(data, PROMPTS), _first(data, NEGATIVES)
+    settings = {str(key): _words(value) for key, value in data.items()
                 if key not in (prompt[0], negative[0])}
     return Description(program, _prompt(prompt[1]), _prompt(negative[1]), settings)
 
 
 def _of_dream(text: str) -> Description:
     """InvokeAI's first form: `"a prompt" -s 50 -S 42 -W 512 ...`; negative words in brackets."""
-    found = re.fullmatch(r'"(.*)"(.*?)', text.strip(), re.DOTALL)
-    prompt, options = found.groups() if found else (text.strip(), "")
+    matched = re.fullmatch(r'"(.*)"(.*?)', text.strip(), re.DOTALL)
+    prompt, options = matched.groups() if matched else (text.strip(), "")
     return Description("InvokeAI", prompt, "", {"options": options.strip()} if options else {})
 
 
@@ -93,12 +93,12 @@ def _of_xmp(named: Mapping[str, str]) -> Description | None:
     text = unescape(named.get("xml:com.adobe.xmp") or named.get("xmp") or "")
     begin = text.find('{"')
     try:
-        found, _ = json.JSONDecoder().raw_decode(text, begin) if begin >= 0 else (None, 0)
+        data, _ = json.JSONDecoder().raw_decode(text, begin) if begin >= 0 else (None, 0)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or _first(found, PROMPTS)[0] is None:
+    if not isinstance(data, dict) or _first(data, PROMPTS)[0] is None:
         return None
-    return _of_json("Draw Things" if "c" in found else UNKNOWN, found)
+    return _of_json("Draw Things" if "c" in data else UNKNOWN, data)
 
 
 def _of_plain_texts(texts: Mapping[str, str]) -> Description | None:
@@ -108,7 +108,7 @@ def _of_plain_texts(texts: Mapping[str, str]) -> Description | None:
     return _of_json(texts.get("Software", UNKNOWN), texts)
 
 
-def _program(name: str, inner: str | None, found: Mapping[str, Any],
+def _program(name: str, inner: str | None, data: Mapping[str, Any],
              named: Mapping[str, str]) -> str:
     """Who wrote a JSON text, by where it lies and by what is in it."""
     if name in ("invokeai_metadata", "sd-metadata"):
@@ -116,10 +116,10 @@ def _program(name: str, inner: str | None, found: Mapping[str, Any],
     if inner is not None:
         return "SwarmUI"
     marks = " ".join(named.get(key, "") for key in ("fooocus_scheme", "makernote", "software"))
-    if "fooocus" in (marks + str(found.get("version", ""))).lower() or "fooocus_scheme" in named:
+    if "fooocus" in (marks + str(data.get("version", ""))).lower() or "fooocus_scheme" in named:
         return "Fooocus"
-    if "uc" in found or named.get("software") == "NovelAI":
-        return "Draw Things" if "c" in found else "NovelAI"
+    if "uc" in data or named.get("software") == "NovelAI":
+        return "Draw Things" if "c" in data else "NovelAI"
     return named.get("software", UNKNOWN)
 
 
@@ -128,14 +128,14 @@ def _object(text: str) -> dict[str, Any] | None:
     if not text.lstrip().startswith("{"):
         return None
     try:
-        found = json.loads(text.rstrip("\0"))
+        data = json.loads(text.rstrip("\0"))
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return data if isinstance(data, dict) else None
 
 
-def _first(found: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str | None, Any]:
-    return next(((name, found[name]) for name in names if name in found), (None, ""))
+def _first(data: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str | None, Any]:
+    return next(((name, data[name]) for name in names if name in data), (None, ""))
 
 
 def _prompt(value: Any) -> str:

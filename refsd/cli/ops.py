@@ -26,9 +26,9 @@ ANSWERS = ("list", "show", "why")
 
 def parser() -> Parser:
     """The options of ops."""
-    found = Parser(prog="refsd ops", description=ABOUT,
+    parser = Parser(prog="refsd ops", description=ABOUT,
                    usage="refsd ops [show OP | why conv2d PICTURE KERNEL] [options]")
-    add = found.add_argument
+    add = parser.add_argument
     add("action", nargs="?", default="list", help=argparse.SUPPRESS)
     add("op", metavar="OP", nargs="?", help="the name of an op")
     add("picture", metavar="PICTURE", nargs="?", help="shape of the picture: 2x320x64x64")
@@ -45,7 +45,7 @@ def parser() -> Parser:
     add("--exact", action="store_true", help="as it is chosen with refsd --exact")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,10 +53,10 @@ def run(options: argparse.Namespace) -> int:
     check_choice("ops", options.action, ANSWERS)
     needed = {"list": (), "show": ("op",), "why": ("op", "picture", "kernel")}[options.action]
     for name in ("op", "picture", "kernel"):
-        given = getattr(options, name)
-        if (given is not None) != (name in needed):
-            raise UsageError(f"ops {options.action}: " + (f"{name.upper()} is missing" if not given
-                                                          else f"{given!r} is one too many")
+        word = getattr(options, name)
+        if (word is not None) != (name in needed):
+            raise UsageError(f"ops {options.action}: " + (f"{name.upper()} is missing" if not word
+                                                          else f"{word!r} is one too many")
                              + ". See refsd ops --help")
     if options.op is not None:
         check_choice("ops: the op", options.op, tuple(ops()))
@@ -65,11 +65,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    found = [_summary(op) for op in ops().values()]
+    summaries = [_summary(op) for op in ops().values()]
     if options.json:
-        result_json(found)
+        result_json(summaries)
         return
-    for op in found:
+    for op in summaries:
         result(f"{op['name']}{op['signature']}   [{', '.join(op['kernels'])}]")
         result(f"    {op['summary']}")
 
@@ -78,10 +78,11 @@ def _summary(op: Op) -> dict[str, Any]:
     """Name, signature, first line of the docstring, and where each backend's function is."""
     return {"name": op.name, "signature": str(op.signature),
             "summary": inspect.getdoc(op.definition).partition("\n")[0],
-            "kernels": {backend: place(function) for backend, function in kernels(op.name).items()}}
+            "kernels": {backend: source_location(function)
+                        for backend, function in kernels(op.name).items()}}
 
 
-def place(function: Any) -> str:
+def source_location(function: Any) -> str:
     """Where a function is, as FILE:LINE from the folder that holds refsd."""
     function = inspect.unwrap(function)
     file = Path(inspect.getsourcefile(function))
@@ -92,14 +93,14 @@ def place(function: Any) -> str:
 def _show(options: argparse.Namespace) -> None:
     op = ops()[options.op]
     declared = inspect.getsource(op.definition).partition("def ")[0].rstrip()
-    found = {**_summary(op), "docstring": inspect.getdoc(op.definition), "contract": declared}
+    summary = {**_summary(op), "docstring": inspect.getdoc(op.definition), "contract": declared}
     if options.json:
-        result_json(found)
+        result_json(summary)
         return
     result(f"{op.name}{op.signature}\n")
-    result("\n".join(f"    {line}".rstrip() for line in found["docstring"].splitlines()) + "\n")
-    result(f"{'definition':<12} {found['kernels']['numpy']}")
-    for backend, where in found["kernels"].items():
+    result("\n".join(f"    {line}".rstrip() for line in summary["docstring"].splitlines()) + "\n")
+    result(f"{'definition':<12} {summary['kernels']['numpy']}")
+    for backend, where in summary["kernels"].items():
         if backend != "numpy":
             result(f"{backend:<12} {where}")
     result(f"{'contract':<12} what is refused, and the result's shape and cost:\n")
@@ -115,22 +116,22 @@ def _why(options: argparse.Namespace) -> None:
 
     x, weight = (Spec(_shape(name, text), options.dtype) for name, text in
                  (("PICTURE", options.picture), ("KERNEL", options.kernel)))
-    found = explain_conv2d(
+    choice = explain_conv2d(
         x, weight, backend=choose_backend(options.backend), exact=options.exact,
         stride=options.stride, padding=options.padding, dilation=options.dilation,
         groups=options.groups)
     if options.json:
-        result_json({**found._asdict(), "output": found.output._asdict(),
-                     "costs": [cost._asdict() for cost in found.costs]})
+        result_json({**choice._asdict(), "output": choice.output._asdict(),
+                     "costs": [cost._asdict() for cost in choice.costs]})
         return
-    result(f"{found.algorithm} on {found.backend}: {found.why}")
-    shape = " x ".join(map(str, found.output.shape))
-    result(f"The result is {shape}; by the definition {found.output.flops / 1e9:,.2f} GFLOP.\n")
+    result(f"{choice.algorithm} on {choice.backend}: {choice.why}")
+    shape = " x ".join(map(str, choice.output.shape))
+    result(f"The result is {shape}; by the definition {choice.output.flops / 1e9:,.2f} GFLOP.\n")
     result(f"{'algorithm':<12}{'multiplications':>19}{'MB of weights':>16}")
-    for cost in found.costs:
+    for cost in choice.costs:
         numbers = f"{'does not fit':>19}" if cost.multiplications is None else (
             f"{cost.multiplications:>19,}{cost.weight_bytes / 1e6:>16,.2f}")
-        result(f"{cost.algorithm:<12}{numbers}" + (" <-" if cost.algorithm == found.algorithm
+        result(f"{cost.algorithm:<12}{numbers}" + (" <-" if cost.algorithm == choice.algorithm
                                                    else ""))
 
 
@@ -148,7 +149,7 @@ def _numbers(*counts: int):
                 len(text.split("x")) not in counts):
             wanted = " or ".join("x".join(["N"] * count) for count in counts)
             raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give {wanted}")
-        found = tuple(map(int, text.split("x")))
-        return {1: found[0], 2: found, 4: (found[:2], found[2:])}[len(found)]
+        sizes = tuple(map(int, text.split("x")))
+        return {1: sizes[0], 2: sizes, 4: (sizes[:2], sizes[2:])}[len(sizes)]
 
     return read

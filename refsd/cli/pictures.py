@@ -103,17 +103,17 @@ def _exif(block: bytes, damage: list[str]) -> dict[str, str]:
 
     from refsd.cli.exif import read_exif
 
-    found = Image.Exif()
+    exif = Image.Exif()
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found.load(block)
-            return read_exif(found)
+            exif.load(block)
+            return read_exif(exif)
     except DAMAGED:
         damage.append("its EXIF cannot be read")
         return {}
     finally:
-        damage += [f"its EXIF: {warning.message}" for warning in said]
+        damage += [f"its EXIF: {warning.message}" for warning in caught]
 
 
 @contextmanager

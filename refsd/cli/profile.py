@@ -19,10 +19,10 @@ so that compiling is not counted. The picture is not kept."""
 
 def parser() -> Parser:
     """The options of profile: those of drawing that decide the pixels, and its own."""
-    found = Parser(prog="refsd profile", description=ABOUT,
+    parser = Parser(prog="refsd profile", description=ABOUT,
                    usage="refsd profile [PROMPT] [options]")
-    draw.add_request(found)
-    add = found.add_argument_group("what to show").add_argument
+    draw.add_request(parser)
+    add = parser.add_argument_group("what to show").add_argument
     add("--top", type=integer, metavar="N", default=12, help="rows of each long table (12)")
     add("--trace", metavar="FILE",
         help="also write a Chrome trace, .json, for chrome://tracing or ui.perfetto.dev")
@@ -30,8 +30,8 @@ def parser() -> Parser:
     add("-q", "--quiet", action="store_true", help="no word on the work")
     add("-v", "--verbose", action="store_true", help="every step; tracebacks of errors")
     # What drawing asks and profile does not.
-    found.set_defaults(batch_count=1, output=None, disable_image_metadata=True, seed=0)
-    return found
+    parser.set_defaults(batch_count=1, output=None, disable_image_metadata=True, seed=0)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,14 +49,14 @@ def run(options: argparse.Namespace) -> int:
         from refsd.profiling.trace import trace
 
         chatty = not (options.quiet or options.json)
-        work = draw.Work(options, prompt, chatty)
+        session = draw.Session(options, prompt, chatty)
         if chatty:
-            note(f"refsd: a step to warm up, then {work.calls} steps")
-        with drawing.tuned(work.recipe):  # also while the tables ask for the algorithms
-            found = _draw(profiling, work)
-            about = _about(work, found)
-            shown = {**about, **tables(found)}
-            traced = None if options.trace is None else trace(found, about=about)
+            note(f"refsd: a step to warm up, then {session.calls} steps")
+        with drawing.tuned(session.recipe):  # also while the tables ask for the algorithms
+            measured = _draw(profiling, session)
+            about = _about(session, measured)
+            shown = {**about, **tables(measured)}
+            traced = None if options.trace is None else trace(measured, about=about)
         if traced is not None:
             data = json.dumps(traced).encode()
             output.save(data, output.Place(options.trace), "The trace")
@@ -67,11 +67,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(profiling: Any, work: draw.Work) -> Any:
+def _draw(profiling: Any, session: draw.Session) -> Any:
     """The recipe's picture, as drawing.draw has it."""
     from refsd.random.by_name import GENERATORS
 
-    recipe, pipe = work.recipe, work.pipe
+    recipe, pipe = session.recipe, session.pipe
     pipe.make_generator = GENERATORS[recipe.rng]
     pipe.check_finite = not recipe.allow_nonfinite
     return profiling.profile(
@@ -81,25 +81,25 @@ def _draw(profiling: Any, work: draw.Work) -> Any:
         eta=recipe.eta)
 
 
-def _about(work: draw.Work, found: Any) -> dict[str, Any]:
-    recipe = work.recipe
+def _about(session: draw.Session, measured: Any) -> dict[str, Any]:
+    recipe = session.recipe
     return {"model": recipe.model["name"], "width": recipe.width, "height": recipe.height,
             "sampler_steps": recipe.steps, "backend": recipe.backend, "dtype": recipe.dtype,
-            "exact": found.exact, "threads": recipe.threads, "versions": recipe.versions}
+            "exact": measured.exact, "threads": recipe.threads, "versions": recipe.versions}
 
 
-def _show(found: dict[str, Any], options: argparse.Namespace) -> None:
+def _show(report: dict[str, Any], options: argparse.Namespace) -> None:
     result(one_line(
-        f"{found['model']}, {found['width']} x {found['height']}, {found['backend']}"
-        f"{' exact' if found['exact'] else ''}, {found['dtype']}, {found['threads']} threads: "
-        f"{found['seconds']:.3f} s"))
-    _show_stages(found, options.verbose)
-    _table("by op", found["ops"], "op", len(found["ops"]))
-    _table("by block", found["blocks"], "block", options.top)
-    _table("by layer", found["layers"], "layer", options.top,
+        f"{report['model']}, {report['width']} x {report['height']}, {report['backend']}"
+        f"{' exact' if report['exact'] else ''}, {report['dtype']}, {report['threads']} threads: "
+        f"{report['seconds']:.3f} s"))
+    _show_stages(report, options.verbose)
+    _table("by op", report["ops"], "op", len(report["ops"]))
+    _table("by block", report["blocks"], "block", options.top)
+    _table("by layer", report["layers"], "layer", options.top,
            of=lambda row: f"{row['layer'] or NO_LAYER} {row['op']}")
-    _table("by call, the slowest", found["calls"], "call", options.top, of=_call)
-    often = sorted(found["calls"], key=lambda row: -row["calls"])
+    _table("by call, the slowest", report["calls"], "call", options.top, of=_call)
+    often = sorted(report["calls"], key=lambda row: -row["calls"])
     _table("by call, the most frequent", often, "call", min(options.top, 5), of=_call)
 
 
@@ -108,21 +108,21 @@ def _call(row: dict[str, Any]) -> str:
     return f"{row['op']} {row['call']}{algorithm}"
 
 
-def _show_stages(found: dict[str, Any], each: bool) -> None:
+def _show_stages(report: dict[str, Any], each: bool) -> None:
     result(f"\n{'by stage':<24}{'s':>9}{'share':>8}{'calls':>8}{'in ops':>10}{'outside':>10}"
            f"{'profiling':>11}")
-    rows = list(found["stages"])
+    rows = list(report["stages"])
     if each:
-        rows[-1:-1] = found["steps"]
+        rows[-1:-1] = report["steps"]
     for row in rows:
         result(f"{row['name']:<24}{row['seconds']:>9.3f}{row['share']:>8.1%}{row['calls']:>8}"
                f"{row['in_ops']:>10.3f}{row['outside']:>10.3f}{row['profiling']:>11.3f}")
-    times = sorted(row["seconds"] for row in found["steps"])
+    times = sorted(row["seconds"] for row in report["steps"])
     result(f"a step: median {times[len(times) // 2]:.4f} s, {times[0]:.4f} to {times[-1]:.4f} "
            f"({len(times)} steps)")
-    if found["backend"] == "numba":
-        copies = {row["name"]: row["layout_copies"] for row in found["stages"]}
-        where = [f"{row['layout_copies']} by {row['op']}" for row in found["ops"]
+    if report["backend"] == "numba":
+        copies = {row["name"]: row["layout_copies"] for row in report["stages"]}
+        where = [f"{row['layout_copies']} by {row['op']}" for row in report["ops"]
                  if row["layout_copies"]]
         result(f"layout copies: {', '.join(f'{name} {n}' for name, n in copies.items())}"
                + (f" ({', '.join(where)})" if where else ""))

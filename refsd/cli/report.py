@@ -96,17 +96,17 @@ class Warnings(logging.Handler):
 
     def __enter__(self) -> "Warnings":
         self._logger, self._shown = logging.getLogger("refsd"), warnings.showwarning
-        self._outer = [one for one in self._logger.handlers if isinstance(one, Warnings)]
-        for one in self._outer:
-            self._logger.removeHandler(one)
+        self._outer = [other for other in self._logger.handlers if isinstance(other, Warnings)]
+        for other in self._outer:
+            self._logger.removeHandler(other)
         self._logger.addHandler(self)
         self._propagate, self._logger.propagate = self._logger.propagate, False
-        warnings.showwarning = lambda message, *rest: self.say(str(message))
+        warnings.showwarning = lambda message, *details: self.say(str(message))
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._logger.removeHandler(self)
-        for one in self._outer:
-            self._logger.addHandler(one)
+        for other in self._outer:
+            self._logger.addHandler(other)
         self._logger.propagate = self._propagate
         warnings.showwarning = self._shown

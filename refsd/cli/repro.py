@@ -21,8 +21,8 @@ pixels are the same, 1 when some differ."""
 
 def parser() -> Parser:
     """The options of repro."""
-    found = Parser(prog="refsd repro", description=ABOUT, usage="refsd repro PICTURE [options]")
-    add = found.add_argument
+    parser = Parser(prog="refsd repro", description=ABOUT, usage="refsd repro PICTURE [options]")
+    add = parser.add_argument
     add("picture", metavar="PICTURE", help="a .png file that refsd wrote")
     add("-m", "--model", metavar="MODEL",
         help="where the model is, if it is not the one in refsd or a model id")
@@ -36,7 +36,7 @@ def parser() -> Parser:
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-q", "--quiet", action="store_true", help="no progress")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,21 +47,21 @@ def run(options: argparse.Namespace) -> int:
     picture = read_png(options.picture)
     recipe = _recipe(picture, options)
     model = _model(recipe, options)
-    place = output.plan(options.output, [recipe.seed])[0] if options.output is not None else None
+    target = output.plan(options.output, [recipe.seed])[0] if options.output is not None else None
     chatty = not (options.quiet or options.json)
     with Warnings(show=not options.json) as warnings, threads.limited(recipe.threads):
         drawn = _draw(recipe, model, options, chatty)
-        if place is not None:
+        if target is not None:
             from refsd.cli import png
 
-            output.save(png.encode_png(drawn.pixels, recipe.texts()), place, "The new picture")
-    found = compare(picture.pixels, drawn.pixels, recipe)
+            output.save(png.encode_png(drawn.pixels, recipe.texts()), target, "The new picture")
+    comparison = compare(picture.pixels, drawn.pixels, recipe)
     if options.json:
-        result_json({**found, "warnings": warnings.said})
+        result_json({**comparison, "warnings": warnings.said})
     else:
-        for line in _in_words(found, recipe):
+        for line in _in_words(comparison, recipe):
             result(one_line(line))
-    return 0 if found["same"] else 1
+    return 0 if comparison["same"] else 1
 
 
 def _recipe(picture: Any, options: argparse.Namespace) -> Recipe:
@@ -99,14 +99,14 @@ def _parts(recipe: Recipe, options: argparse.Namespace) -> dict[str, str | None]
     """The places of networks that replaced the model's; UsageError where only the user knows."""
     from refsd.pipelines import identity
 
-    found = {}
+    parts = {}
     for part in ("vae", "text_encoder"):
-        name, given = recipe.model.get(part), getattr(options, part)
-        if name is not None and given is None and not identity.HUB_ID.fullmatch(name):
+        name, other = recipe.model.get(part), getattr(options, part)
+        if name is not None and other is None and not identity.HUB_ID.fullmatch(name):
             raise UsageError(f"{options.picture}: drawn with another {part}, {name!r}. Say with "
                              f"--{part.replace('_', '-')} where it is")
-        found[part] = given or name
-    return found
+        parts[part] = other or name
+    return parts
 
 
 def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty: bool) -> Any:
@@ -121,8 +121,8 @@ def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
         download=options.download, exact=recipe.exact,
         scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts)
-    found = identity.of(model, variant=variant, parts=parts)
-    _require_same_files(recipe.model.get("files", {}), found["files"])
+    used = identity.of(model, variant=variant, parts=parts)
+    _require_same_files(recipe.model.get("files", {}), used["files"])
     calls = drawing.calls(pipe, recipe.steps)
     with Compiling(show=chatty):
         make_ready(recipe.backend, recipe.dtype)
@@ -132,11 +132,11 @@ def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty
         return drawing.draw(pipe, recipe, progress.step)
 
 
-def _require_same_files(recorded: dict[str, str], found: dict[str, str]) -> None:
+def _require_same_files(recorded: dict[str, str], used: dict[str, str]) -> None:
     """ModelError unless the weights are those of the recipe, whatever the files are called."""
-    if sorted(recorded.values()) != sorted(found.values()):
+    if sorted(recorded.values()) != sorted(used.values()):
         raise ModelError("the model is not the one that drew this picture: the SHA-256 of its "
-                         f"weights ({', '.join(found)}) differ from the recipe's. Give the right "
+                         f"weights ({', '.join(used)}) differ from the recipe's. Give the right "
                          "one with -m")
 
 
@@ -164,16 +164,16 @@ def compare(old: Any, new: Any, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _in_words(found: dict[str, Any], recipe: Recipe) -> list[str]:
-    if found["same"]:
-        return [f"identical: all {found['pixels']:,} pixels are the same"]
-    lines = [f"different: {found['differing']:,} of {found['pixels']:,} pixels "
-             f"({100 * found['differing'] / found['pixels']:.2f} %), by up to {found['largest']} "
-             "of 255 grey levels"]
-    if found["redrawn_as_recorded"]:
+def _in_words(result: dict[str, Any], recipe: Recipe) -> list[str]:
+    if result["same"]:
+        return [f"identical: all {result['pixels']:,} pixels are the same"]
+    lines = [f"different: {result['differing']:,} of {result['pixels']:,} pixels "
+             f"({100 * result['differing'] / result['pixels']:.2f} %), by up to "
+             f"{result['largest']} of 255 grey levels"]
+    if result["redrawn_as_recorded"]:
         return [*lines, "the new picture is the recorded one: the file was changed since"]
-    for name, (then, now) in found["other_versions"].items():
+    for name, (then, now) in result["other_versions"].items():
         lines.append(f"a possible cause: {name} was {then or 'not recorded'} then, is {now} now")
-    if not found["other_versions"]:
+    if not result["other_versions"]:
         lines.append("nothing that the recipe records differs; refsd doctor checks this machine")
     return lines

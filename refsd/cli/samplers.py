@@ -91,12 +91,12 @@ def _plain(name: str) -> str:
 
 def label(config: Mapping[str, Any]) -> tuple[str, str]:
     """A1111's sampler and schedule name of a resolved scheduler config; the class's own if none."""
-    name = config["_class_name"]
+    class_name = config["_class_name"]
     karras = bool(config.get("use_karras_sigmas"))
     for sampler in SAMPLERS.values():
-        if sampler.scheduler == name and bool(sampler.schedule) <= karras:
-            found = sampler.label
+        if sampler.scheduler == class_name and bool(sampler.schedule) <= karras:
+            name = sampler.label
             break
     else:
-        found = name
-    return found, "Karras" if karras else ""
+        name = class_name
+    return name, "Karras" if karras else ""

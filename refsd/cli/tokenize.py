@@ -13,8 +13,8 @@ the part of the text it stands for. A prompt has room for 75 in Stable Diffusion
 
 def parser() -> Parser:
     """The options of tokenize."""
-    found = Parser(prog="refsd tokenize", description=ABOUT, usage="refsd tokenize TEXT [options]")
-    add = found.add_argument
+    parser = Parser(prog="refsd tokenize", description=ABOUT, usage="refsd tokenize TEXT [options]")
+    add = parser.add_argument
     add("text", metavar="TEXT", help="a prompt, in quotes")
     add("-m", "--model", metavar="MODEL",
         help="whose tokenizer: a diffusers folder, a .safetensors file, or a model id "
@@ -22,7 +22,7 @@ def parser() -> Parser:
     add("--clip", action="store_true", help="CLIP's, that of every Stable Diffusion 1.x")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:

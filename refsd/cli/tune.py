@@ -19,8 +19,8 @@ WORTH = 0.95  # of the rule's time: less than 5 % would be decided by noise
 
 def parser() -> Parser:
     """The options of tune."""
-    found = Parser(prog="refsd tune", description=ABOUT, usage="refsd tune [options]")
-    add = found.add_argument
+    parser = Parser(prog="refsd tune", description=ABOUT, usage="refsd tune [options]")
+    add = parser.add_argument
     add("-m", "--model", metavar="MODEL", help="as in drawing (default: the model in refsd)")
     add("-W", "--width", type=integer, metavar="N", help="pixels (default: the model's own size)")
     add("-H", "--height", type=integer, metavar="N", help="pixels (default: the model's own size)")
@@ -28,7 +28,7 @@ def parser() -> Parser:
     add("--repeat", type=integer, metavar="N", default=5, help="runs of which the best counts (5)")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,14 +15,14 @@ by itself; afterwards nothing is compiled until refsd, Numba or the machine chan
 
 def parser() -> Parser:
     """The options of warmup."""
-    found = Parser(prog="refsd warmup", description=ABOUT, usage="refsd warmup [options]")
-    add = found.add_argument
+    parser = Parser(prog="refsd warmup", description=ABOUT, usage="refsd warmup [options]")
+    add = parser.add_argument
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help="float32 or float64, the arithmetic's type (float32)")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
     add("-q", "--quiet", action="store_true", help="no progress")
     add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
