@@ -44,10 +44,10 @@ def as_number(value: Any) -> int | float | None:
 
 def as_integer(value: Any) -> int | None:
     """The same of a whole number; 20.0 is 20, as from sliders and JSON, 20.5 is None."""
-    found = as_number(value)
-    if isinstance(found, float):
-        return int(found) if found.is_integer() else None
-    return found
+    number = as_number(value)
+    if isinstance(number, float):
+        return int(number) if number.is_integer() else None
+    return number
 
 
 def is_array(value: Any) -> bool:
@@ -69,35 +69,35 @@ def as_array(name: str, value: Any, dtype: Any = None) -> Any:
     if right and (type(value) is np.ndarray or not any(hasattr(value, way) for way in READABLE)):
         return value
     try:
-        found = np.asarray(_readable(name, value))
+        array = np.asarray(_readable(name, value))
     except UsageError:
         raise
     except Exception as error:  # of any library, for its own reasons
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{name}: a {type(value).__name__} cannot be read as an array of numbers "
                          f"({reason}); give a NumPy array") from None
-    if found.dtype.kind not in "iuf" and found.dtype.name != "bfloat16":
-        raise UsageError(f"{name} holds {found.dtype.name} (a {type(value).__name__} of shape "
-                         f"{found.shape}); give an array of numbers")
+    if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
+        raise UsageError(f"{name} holds {array.dtype.name} (a {type(value).__name__} of shape "
+                         f"{array.shape}); give an array of numbers")
     if dtype is None:
-        whole, native = found.dtype.kind in "iu", found.dtype.newbyteorder("=")
-        dtype = native if whole or found.dtype.name in WIDE else np.dtype("float32")
+        whole, native = array.dtype.kind in "iu", array.dtype.newbyteorder("=")
+        dtype = native if whole or array.dtype.name in WIDE else np.dtype("float32")
     with np.errstate(over="ignore"):  # what is too large is infinite, and said by require_finite
-        return found.astype(dtype, copy=False)
+        return array.astype(dtype, copy=False)
 
 
 def as_integers(name: str, value: Any) -> Any:
     """Whole numbers as a NumPy array of an integer type. Raises UsageError for others."""
-    found = as_array(name, value)
-    if found.dtype.kind not in "iu":
-        raise UsageError(f"{name} holds {found.dtype.name}; give integers")
-    return found
+    array = as_array(name, value)
+    if array.dtype.kind not in "iu":
+        raise UsageError(f"{name} holds {array.dtype.name}; give integers")
+    return array
 
 
 def _readable(name, value):
     """`value` as NumPy can read it: what torch keeps for gradients or in types of its own."""
     if isinstance(value, (list, tuple)):
-        return [_readable(name, one) if hasattr(one, "shape") else one for one in value]
+        return [_readable(name, element) if hasattr(element, "shape") else element for element in value]
     if hasattr(value, "mask") and hasattr(value, "filled"):  # NumPy would drop the mask
         raise UsageError(f"{name} is a masked array; give numbers for all of it")
     if hasattr(value, "detach"):

@@ -19,7 +19,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
 
     `memory.high` counts like `memory.max`: beyond it a process is slowed down to a halt.
     """
-    found = []
+    free = []
     for folder in _folders("memory", root):
         limits = [_number(folder / name)
                   for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
@@ -29,22 +29,22 @@ def free_bytes(root: Path = Path("/")) -> int | None:
         if used is not None:
             cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _statistics(folder), re.M)
             reclaimable = int(cached[1]) if cached else 0
-            found += [max(limit - used + reclaimable, 0) for limit in limits
+            free += [max(limit - used + reclaimable, 0) for limit in limits
                       if limit is not None and limit < UNLIMITED]
-    return min(found, default=None)
+    return min(free, default=None)
 
 
 def processors(root: Path = Path("/")) -> int | None:
     """The processors that the groups' quotas of time amount to, rounded up; None without any."""
-    found = []
+    counts = []
     for folder in _folders("cpu", root):
         quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
         if not quota:
             quota = _text(folder / "cpu.cfs_quota_us").strip()
             period = _text(folder / "cpu.cfs_period_us").strip()
         if _is_count(quota) and _is_count(period) and int(quota) > 0 and int(period) > 0:
-            found.append(math.ceil(int(quota) / int(period)))
-    return min(found, default=None)
+            counts.append(math.ceil(int(quota) / int(period)))
+    return min(counts, default=None)
 
 
 def _folders(controller: str, root: Path) -> Iterator[Path]:
@@ -68,15 +68,15 @@ def _folders(controller: str, root: Path) -> Iterator[Path]:
 
 def _own_groups(controller: str, root: Path) -> dict[str, str]:
     """The path of this process' group in each kind of hierarchy."""
-    found = {}
+    groups = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, colon, path = rest.partition(":")
+        number, _, entry = line.partition(":")
+        controllers, colon, path = entry.partition(":")
         if number == "0" and not controllers and colon:
-            found["v2"] = path
+            groups["v2"] = path
         elif controller in controllers.split(","):
-            found["v1"] = path
-    return found
+            groups["v1"] = path
+    return groups
 
 
 def _mounts(controller: str, root: Path) -> Iterator[tuple[str, str, Path]]:
@@ -95,7 +95,7 @@ def _mounts(controller: str, root: Path) -> Iterator[tuple[str, str, Path]]:
 
 def _unescape(field: str) -> str:
     """mountinfo writes blanks as \\040."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _statistics(folder: Path) -> str:

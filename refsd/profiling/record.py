@@ -176,5 +176,5 @@ def _copies_counter(backend):
 def _spec(value: Any) -> Any:
     """Arrays as Specs, alone or in a list; everything else as it is."""
     if isinstance(value, (list, tuple)):
-        return type(value)([_spec(one) for one in value])
+        return type(value)([_spec(element) for element in value])
     return Spec(tuple(value.shape), str(value.dtype)) if getattr(value, "shape", ()) else value

@@ -112,7 +112,7 @@ def _shapes(value: Any) -> list[tuple[int, ...]]:
     if hasattr(value, "shape"):
         return [value.shape]
     several = value if isinstance(value, (list, tuple)) else ()
-    return [shape for one in several for shape in _shapes(one)]
+    return [shape for element in several for shape in _shapes(element)]
 
 
 def _shown(value: Any) -> str:

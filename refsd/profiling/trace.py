@@ -29,7 +29,7 @@ def trace(profile: Profile, *, about: dict[str, Any] | None = None) -> dict[str,
               for span, depth, path in layers(profile.calls)]
     spans += [(Span(call.op, call.begun, call.ended), "op", DEEPEST, _args(call, costs))
               for call in profile.calls]
-    spans.sort(key=lambda found: (found[0].begun, -found[0].ended, found[2]))
+    spans.sort(key=lambda entry: (entry[0].begun, -entry[0].ended, entry[2]))
     names = [("process_name", "refsd"), ("thread_name", "generation")]
     return {
         "traceEvents": [
