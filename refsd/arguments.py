@@ -97,7 +97,7 @@ def as_integers(name: str, value: Any) -> Any:
 def _readable(name, value):
     """`value` as NumPy can read it: what torch keeps for gradients or in types of its own."""
     if isinstance(value, (list, tuple)):
-        return [_readable(name, element) if hasattr(element, "shape") else element for element in value]
+        return [_readable(name, item) if hasattr(item, "shape") else item for item in value]
     if hasattr(value, "mask") and hasattr(value, "filled"):  # NumPy would drop the mask
         raise UsageError(f"{name} is a masked array; give numbers for all of it")
     if hasattr(value, "detach"):
