@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refsd.cli.arguments import Parser, choice
+from refsd.cli.output import Place, save
 from refsd.cli.progress import Progress
 from refsd.cli.report import Warnings, note, one_line, result, result_json
 from refsd.errors import ResourceError, UsageError
@@ -139,7 +140,4 @@ def _rendered(found: Any, end: str) -> str:
 
 
 def _save(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
+    save(text.encode("utf-8", "backslashreplace"), Place(str(path)), "The report")

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from refsd.atomic import drafts
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-drafts: set[str] = set()  # files being written, which nobody else may ever see
 
 
 class Stopped(KeyboardInterrupt):
@@ -54,7 +55,6 @@ def _exit_at_the_second(read: int) -> None:
         seen += byte[0] in SIGNALS
     if seen == 2:
         for path in list(drafts):
-            if os.path.exists(path):
-                os.unlink(path)
+            path.unlink(missing_ok=True)
         os._exit(128 + byte[0])
     os.close(read)

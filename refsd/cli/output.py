@@ -1,12 +1,12 @@
 """Where pictures go: decided and tried before the first step, written whole or not at all."""
 
 import os
-import secrets
 import sys
 import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
-from refsd.cli import interrupt
+from refsd import atomic
 from refsd.errors import ResourceError, UsageError
 
 STDOUT = "-"
@@ -91,11 +91,8 @@ def try_out(path: str, suffixes: tuple[str, ...]) -> None:
         raise UsageError(f"{path}: the name of a file is to end in {' or '.join(suffixes)}; a "
                          "folder has to exist")
     try:
-        draft = _draft(path)
-        try:
-            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        finally:
-            _discard(draft)
+        with atomic.draft(os.path.realpath(path)) as draft:
+            draft.touch(exist_ok=False)
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}. Give another place with "
                             "-o") from None
@@ -139,18 +136,14 @@ def _write(data: bytes, place: Place) -> str:
         return place.path
 
     target = os.path.realpath(place.path)  # the file that a link names, not the link
-    draft = _draft(target)
-    interrupt.drafts.add(draft)
-    try:
-        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb", 0) as file:
+    with atomic.draft(target) as draft:
+        with open(draft, "xb", 0) as file:
             _write_all(file, data)
             os.fsync(file.fileno())
         if not place.fresh:
             os.replace(draft, target)
             return place.path
         return _publish_fresh(draft, place.path)
-    finally:
-        _discard(draft)
 
 
 def _write_all(file, data: bytes) -> None:
@@ -159,7 +152,7 @@ def _write_all(file, data: bytes) -> None:
         rest = rest[file.write(rest):]
 
 
-def _publish_fresh(draft: str, path: str) -> str:
+def _publish_fresh(draft: Path, path: str) -> str:
     """Give the draft the name, or NAME-2, NAME-3 ... : the first that no file has."""
     stem, suffix = os.path.splitext(path)
     count = 1
@@ -175,14 +168,3 @@ def _publish_fresh(draft: str, path: str) -> str:
                 os.replace(draft, name)
                 return name
             count += 1
-
-
-def _draft(path: str) -> str:
-    folder, name = os.path.split(os.path.realpath(path))
-    return os.path.join(folder, f".{name[:100]}.{secrets.token_hex(4)}.tmp")
-
-
-def _discard(draft: str) -> None:
-    interrupt.drafts.discard(draft)
-    if os.path.lexists(draft):
-        os.unlink(draft)

@@ -1,12 +1,12 @@
 """Tensors into a safetensors file, which appears whole or not at all."""
 
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from refsd.atomic import replacing
 from refsd.errors import ResourceError, UsageError
 
 
@@ -28,18 +28,13 @@ def write_safetensors(
         if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
             raise UsageError(f"{path}: tensor {name!r} is {array.dtype}, which safetensors lacks")
 
-    draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
-    try:
-        save_file(arrays, draft, metadata=dict(metadata) if metadata else None)
+    with replacing(path) as draft:
+        try:
+            save_file(arrays, draft, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            reason = " ".join(str(error).split()).replace(str(draft), str(path))
+            raise ResourceError(f"{path}: cannot be written: {reason}") from None
         os.chmod(draft, 0o666 & ~_umask())
-        os.replace(draft, path)
-    except SafetensorError as error:
-        reason = " ".join(str(error).split()).replace(str(draft), str(path))
-        raise ResourceError(f"{path}: cannot be written: {reason}") from None
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from refsd.atomic import replacing
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.packs.manifest import MAX_MANIFEST, read_manifest
 from refsd.golden.packs.rules import is_file_name, shown
-from refsd.golden.packs.shards import draft_of
 from refsd.golden.packs.writer import MANIFEST, SUMS
 from refsd.weights.files import open_file, read_bytes
 
@@ -62,16 +62,8 @@ def pack_up(folder: str | Path, file: str | Path) -> None:
     if link is not None:
         raise ModelError(f"{folder}: {link} is a link. A pack has none; copy the file itself")
     write = _write_zip if file.suffix == ".zip" else _write_tar_zst
-    draft = draft_of(file)
-    try:
+    with replacing(file) as draft:
         write(folder, names, draft)
-        os.replace(draft, file)
-    except ResourceError:
-        raise
-    except OSError as error:
-        raise ResourceError(f"{file}: cannot be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _write_zip(folder: Path, names: list[str], draft: Path) -> None:

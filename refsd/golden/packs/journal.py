@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refsd.errors import ResourceError, UsageError
+from refsd.atomic import write_file, writing
+from refsd.errors import UsageError
 from refsd.golden.packs.manifest import MAX_MANIFEST, Entry, as_dict, read_entry
 from refsd.golden.packs.rules import ENTRY, FILES, MANIFEST, check
-from refsd.golden.packs.shards import sha256_of_file, write_file
+from refsd.golden.packs.shards import sha256_of_file
 from refsd.weights.files import open_file, parse_json, read_bytes
 
 JOURNAL = "unfinished.jsonl"
@@ -36,11 +37,9 @@ def write(folder: Path, head: dict[str, Any], rows: list[Row]) -> None:
 def add(folder: Path, row: Row) -> None:
     """Note a shard. A later line about the same shard stands for the earlier ones."""
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    try:
-        with open(os.open(folder / JOURNAL, flags), "ab") as file:
-            file.write(_line_of(row))
-    except OSError as error:
-        raise ResourceError(f"{folder / JOURNAL}: cannot be written: {error.strerror}") from None
+    with (writing(folder / JOURNAL),
+          open(os.open(folder / JOURNAL, flags), "ab") as file):
+        file.write(_line_of(row))
 
 
 def _line_of(row: Row) -> bytes:

@@ -7,48 +7,20 @@ how it orders and pads them may change with its version. A pack's bytes may not.
 import hashlib
 import json
 import math
-import os
 import re
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from refsd.errors import ResourceError
+from refsd.atomic import write_file
 from refsd.golden.packs.rules import DTYPES
 
 CHUNK = 1 << 20  # numbers that are summed at once
 COLUMNS = 256
 DRAFT = re.compile(r"\.(tensors-\d+\.safetensors|index\.tsv|manifest\.json|SHA256SUMS|"
                    r"unfinished\.jsonl)\.[0-9a-f]{8}\.tmp")
-
-
-def write_file(path: Path, parts: list[bytes | memoryview]) -> dict[str, Any]:
-    """Write a file whole or not at all, in place of an older one; gives its sha256 and bytes.
-
-    A link of that name is replaced, never followed. Raises ResourceError.
-    """
-    draft = draft_of(path)
-    digest, count = hashlib.sha256(), 0
-    try:
-        with open(draft, "xb") as file:
-            for part in parts:
-                file.write(part)
-                digest.update(part)
-                count += len(part)
-        os.replace(draft, path)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
-    return {"sha256": digest.hexdigest(), "bytes": count}
-
-
-def draft_of(path: Path) -> Path:
-    """A name beside a file, for writing it under until it is whole."""
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
 
 
 def discard_drafts(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.atomic import write_file
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.packs import journal
 from refsd.golden.packs.manifest import (
@@ -22,7 +23,7 @@ from refsd.golden.packs.manifest import (
     write_manifest,
 )
 from refsd.golden.packs.rules import CHECKPOINT, DTYPES, INVARIANT, SCHEMA, check, shown
-from refsd.golden.packs.shards import discard_drafts, sha256, statistics, write_file, write_shard
+from refsd.golden.packs.shards import discard_drafts, sha256, statistics, write_shard
 from refsd.version import __version__
 from refsd.weights.header import read_header
 from refsd.weights.reader import read_tensors

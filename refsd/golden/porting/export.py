@@ -7,20 +7,20 @@ export.json for the others, which name themselves.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refsd.atomic import write_file, writing
 from refsd.errors import ResourceError, UsageError
 from refsd.golden.comparing.layouts import layout as known_layout
 from refsd.golden.comparing.layouts import to_layout
 from refsd.golden.packs.manifest import as_dict
 from refsd.golden.packs.pack import Pack
-from refsd.golden.packs.shards import write_file, write_shard
+from refsd.golden.packs.shards import write_shard
 
 ALIGNED = 64  # bytes: a raw tensor begins at a multiple, so that it can be mapped and read as SIMD
 SHARD_BYTES = 1 << 30  # of safetensors, and what is held in memory for them
@@ -59,7 +59,7 @@ class Files:
 
     def __exit__(self, kind: Any, *error: Any) -> None:
         try:
-            with _writing(self.folder):
+            with writing(self.folder):
                 self._put.close()
         except ResourceError:
             if kind is None:  # else what went wrong first is the better reason
@@ -75,7 +75,7 @@ def empty_folder(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         raise ResourceError(f"{path}: is a file. Give a folder")
-    with _writing(path):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             raise UsageError(f"{path}: is not empty, and nothing in it is overwritten. Give a new "
@@ -83,22 +83,11 @@ def empty_folder(path: str | Path) -> Path:
     return path
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """What the system refuses inside the block is a ResourceError that names the path."""
-    try:
-        yield
-    except ResourceError:
-        raise
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
 def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> Path:
     """These files, by their paths in it, in a new or an empty folder."""
     folder = empty_folder(folder)
     for name, data in files.items():
-        with _writing(folder / name):
+        with writing(folder / name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(folder / name, [data])
     return folder
@@ -121,7 +110,7 @@ class _Npy:
     def add(self, name, array):
         file = f"{file_of(name)}.npy"
         path = self.folder / file
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, array, allow_pickle=False)
         return {"file": file}
@@ -135,11 +124,11 @@ class _Npz:
 
     def __init__(self, folder: Path):
         self.path = folder / self.FILE
-        with _writing(self.path):
+        with writing(self.path):
             self.archive = zipfile.ZipFile(self.path, "x")
 
     def add(self, name, array):
-        with (_writing(self.path),
+        with (writing(self.path),
               self.archive.open(f"{name}.npy", "w", force_zip64=True) as member):
             np.lib.format.write_array(member, array, allow_pickle=False)
         return {"file": self.FILE}
@@ -153,12 +142,12 @@ class _Raw:
 
     def __init__(self, folder: Path):
         self.path, self.offset = folder / self.FILE, 0
-        with _writing(self.path):
+        with writing(self.path):
             self.file = open(self.path, "xb")  # noqa: SIM115  closed below
 
     def add(self, name, array):
         start = -(-self.offset // ALIGNED) * ALIGNED
-        with _writing(self.path):
+        with writing(self.path):
             self.file.write(bytes(start - self.offset))
             self.file.write(memoryview(array.reshape(-1).view(np.uint8)))
         self.offset = start + array.nbytes

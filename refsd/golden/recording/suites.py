@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refsd.atomic import write_file
 from refsd.errors import ModelError, UsageError
-from refsd.golden.packs.shards import write_file
 from refsd.golden.packs.writer import MANIFEST
 from refsd.weights.files import read_object
 

@@ -17,10 +17,10 @@ import numpy as np
 from scipy.special import fdtri
 
 from refsd import parallel
+from refsd.atomic import write_file
 from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.manifest import Entry, write_manifest
 from refsd.golden.packs.pack import Pack
-from refsd.golden.packs.shards import write_file
 from refsd.golden.packs.writer import MANIFEST, SUMS, sums
 from refsd.golden.recording.recipe import Recipe, load_truth
 from refsd.golden.recording.record import Recorder, Selection

@@ -16,6 +16,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 
+from refsd.atomic import write_file
 from refsd.errors import UsageError
 from refsd.numba_ops.cache import cache_folder, exclusive
 from refsd.numba_ops.cpu.conv import conv2d
@@ -76,12 +77,7 @@ def save(choices: dict[str, str], *, measured: set[str]) -> Path:
     with exclusive("tuning"):
         known = load() if kept.exists() else {}
         others = {name: choice for name, choice in known.items() if name not in measured}
-        draft = kept.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            draft.write_text(json.dumps({**others, **choices}, indent=1))
-            os.replace(draft, kept)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_file(kept, [json.dumps({**others, **choices}, indent=1).encode("ascii")])
     return kept
 
 
