@@ -61,7 +61,7 @@ def chosen(op: str, inputs: dict[str, Any], options: dict[str, Any]) -> str | No
 
 
 def _choice(x, weight, **options):
-    """Name, reason and foretold result under the active backend, exactness and policy."""
+    """Name, reason and inferred result under the active backend, exactness and policy."""
     result = ops()["conv2d"].contract(x, weight, None, **options)
     stride, dilation = (pair(options.get(name, 1)) for name in ("stride", "dilation"))
     algorithm = options.get("algorithm", "auto")

@@ -1,7 +1,7 @@
 """Ops, their kernels on each backend, and the dispatch between them: the whole mechanism.
 
 An *op* is a plain NumPy function that defines what is computed, with a *contract* declared on it
-that checks a call and foretells its result. A *kernel* is another function with the same name and
+that checks a call and infers its result. A *kernel* is another function with the same name and
 signature that computes the same on some backend. `dispatch` sends a call to the active backend.
 Nothing is silent: no fallback, no copy, no cast.
 """
@@ -34,12 +34,12 @@ class Op(NamedTuple):
 
 _ops: dict[str, Op] = {}
 _kernels: dict[tuple[str, str], Callable] = {}
-_foretold: dict[tuple, Any] = {}  # what contracts answered to calls that they accepted
-MOST_FORETOLD = 2**14
+_inferred: dict[tuple, Any] = {}  # what contracts inferred of calls that they accepted
+INFER_CACHE_SIZE = 2**14
 _PLAIN = frozenset((int, float, bool, str, tuple, list, type(None)))
 _active: ContextVar[str] = ContextVar("refsd_backend", default="numpy")
 _exact: ContextVar[bool] = ContextVar("refsd_exact", default=False)
-_watcher: ContextVar[Callable | None] = ContextVar("refsd_watcher", default=None)
+_listener: ContextVar[Callable | None] = ContextVar("refsd_listener", default=None)
 _tracer: ContextVar[Callable | None] = ContextVar("refsd_tracer", default=None)
 
 
@@ -54,7 +54,7 @@ def op(shapes: str, **declared: Any) -> Callable[[Callable], Callable]:
         name, signature = definition.__name__, inspect.signature(definition)
         contract = contracts.declare(name, signature, shapes, **declared)
         _require_new(f"op {name}", definition, _kernels.get(("numpy", name)))
-        _foretold.clear()  # what another contract answered
+        _inferred.clear()  # by another contract
         _ops[name] = Op(name, definition, contract, signature)
         _kernels["numpy", name] = definition
         return definition
@@ -173,32 +173,32 @@ def exact_wanted() -> bool:
 
 
 @contextmanager
-def watch(watcher: Callable[..., None], *, timed: bool = False) -> Iterator[None]:
-    """Call `watcher(op, inputs, options, output)` after every op inside the `with` block.
+def watch(listener: Callable[..., None], *, timed: bool = False) -> Iterator[None]:
+    """Call `listener(op, inputs, options, output)` after every op inside the `with` block.
 
     `inputs` holds the arrays by parameter name, `options` the keywords, defaults included. A timed
-    watcher is also given when the kernel began and ended, in nanoseconds of time.perf_counter_ns.
-    Watchers nest: an inner one hears each op first, then the outer one.
+    listener is also given when the kernel began and ended, in nanoseconds of time.perf_counter_ns.
+    Listeners nest: for each op the inner one is called first, then the outer one.
     """
-    outer = _watcher.get()
+    outer = _listener.get()
 
     def both(*event):
-        watcher(*event if timed else event[:4])
+        listener(*event if timed else event[:4])
         if outer is not None:
             outer(*event)
 
-    token = _watcher.set(both)
+    token = _listener.set(both)
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _listener.reset(token)
 
 
 @contextmanager
 def trace(answer: Callable[..., Any]) -> Iterator[None]:
-    """Let `answer(op, inputs, options, foretold)` give the result of every op inside the block.
+    """Let `answer(op, inputs, options, inferred)` give the result of every op inside the block.
 
-    Nothing is computed, whatever `use` says, and watchers hear nothing. `foretold` is the Output
+    Nothing is computed, whatever `use` says, and no listener is called. `inferred` is the Output
     of the op's contract; inputs and options are as `watch` has them.
     """
     token = _tracer.set(answer)
@@ -209,44 +209,44 @@ def trace(answer: Callable[..., Any]) -> Iterator[None]:
 
 
 def dispatch(name: str, args: tuple, options: dict) -> Any:
-    """Check a call against the op's contract, run it on the active backend, tell the watcher."""
+    """Check a call against the op's contract, run it on the active backend, call the listener."""
     backend = _active.get()
     for key, value in options.items():
         if type(value) not in _PLAIN and isinstance(value, numbers.Integral):
             options[key] = int(value)  # NumPy's overflow where shapes are multiplied
-    foretold = _foretell(name, args, options)
+    inferred = _infer(name, args, options)
     tracer = _tracer.get()
     if tracer is not None:
-        return tracer(name, *_named(_ops[name].signature, args, options), foretold)
+        return tracer(name, *_named(_ops[name].signature, args, options), inferred)
     function = _kernels.get((backend, name))
     if function is None:
         raise UsageError(f"{name} has no kernel on the backend {backend!r}; "
                          f"it exists on: {', '.join(b for b, n in _kernels if n == name)}")
-    watcher = _watcher.get()
-    if watcher is None:
+    listener = _listener.get()
+    if listener is None:
         return function(*args, **options)
     begun = time.perf_counter_ns()
     output = function(*args, **options)
     ended = time.perf_counter_ns()
-    watcher(name, *_named(_ops[name].signature, args, options), output, begun, ended)
+    listener(name, *_named(_ops[name].signature, args, options), output, begun, ended)
     return output
 
 
-def _foretell(name: str, args: tuple, options: dict) -> Any:
-    """The contract's answer, remembered: it reads shapes, dtypes and Python values only."""
+def _infer(name: str, args: tuple, options: dict) -> Any:
+    """The contract's Output, cached: it depends on shapes, dtypes and Python values only."""
     try:
         call = (name, *map(_seen, args), *options, *map(_seen, options.values()))
-        found = _foretold.get(call)
-        if found is not None:
-            return found
+        output = _inferred.get(call)
+        if output is not None:
+            return output
     except TypeError:  # something that cannot be hashed, such as an array without dimensions
         call = None
-    found = _ops[name].contract(*args, **options)
+    output = _ops[name].contract(*args, **options)
     if call is not None:
-        if len(_foretold) >= MOST_FORETOLD:
-            _foretold.clear()
-        _foretold[call] = found
-    return found
+        if len(_inferred) >= INFER_CACHE_SIZE:
+            _inferred.clear()
+        _inferred[call] = output
+    return output
 
 
 def _seen(value: Any) -> Any:

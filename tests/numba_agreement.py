@@ -46,16 +46,16 @@ def planted(name, kernel):
 
 
 def agree(name, args, options, dtype="float32"):
-    """Run the op as `dtype`; it must foretell, touch and compute what the reference does."""
+    """Run the op as `dtype`; it must infer, touch and compute what the reference does."""
     args = [_cast(a, dtype) for a in args]
     options = {k: _cast(v, dtype) for k, v in options.items()}
     buffers = [memory_of(a) for a in arrays_in((args, options))]
     before = [b.tobytes() for b in buffers]
-    foretold = OPS[name].contract(*args, **options)
+    inferred = OPS[name].contract(*args, **options)
     with poisoned():
         y = run(name, args, options)
-    assert (y.shape, str(y.dtype)) == (foretold.shape, foretold.dtype), (
-        f"{name}: got {y.shape} {y.dtype}, wanted {foretold.shape} {foretold.dtype}")
+    assert (y.shape, str(y.dtype)) == (inferred.shape, inferred.dtype), (
+        f"{name}: got {y.shape} {y.dtype}, wanted {inferred.shape} {inferred.dtype}")
     assert [b.tobytes() for b in buffers] == before, f"{name} changed an input"
 
     truth, wide = truth_of(name, args, options)

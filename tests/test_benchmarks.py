@@ -50,8 +50,8 @@ def test_the_calls_are_those_of_the_models():
     assert len({call.name for call in found}) == len(found)
     for call in found:
         specs = {k: None if s is None else Spec(s, "float32") for k, s in call.inputs.items()}
-        foretold = ops()[call.op].contract(**specs, **call.options)
-        assert (foretold.shape, foretold.flops, foretold.bytes) == (call.output, call.flops,
+        inferred = ops()[call.op].contract(**specs, **call.options)
+        assert (inferred.shape, inferred.flops, inferred.bytes) == (call.output, call.flops,
                                                                     call.bytes)
 
 

@@ -1,4 +1,4 @@
-"""Contracts: what they refuse and in which words, what they foretell, what they count."""
+"""Contracts: what they refuse and in which words, what they infer, what they count."""
 
 import inspect
 import math

@@ -37,7 +37,7 @@ def described():
 @pytest.fixture
 def own_ops(monkeypatch):
     """Declarations that go with the test."""
-    for name in ("_ops", "_kernels", "_foretold"):
+    for name in ("_ops", "_kernels", "_inferred"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 
 

@@ -1,4 +1,4 @@
-"""The foretold memory of a request against what NumPy arrays really take."""
+"""The estimated memory of a request against what NumPy arrays really take."""
 
 import tracemalloc
 from unittest import mock
@@ -46,8 +46,8 @@ def peak(call):
 def test_a_request(pipe, width, height, batch):
     measured = peak(lambda: pipe("a red cube", width=width, height=height, num_inference_steps=1,
                                  num_images_per_prompt=batch, generator=0, output_type="np"))
-    foretold = memory.working_bytes(pipe, width, height, batch)
-    assert 1 / 1.5 < foretold / measured < 1.5, (measured, foretold)
+    estimated = memory.working_bytes(pipe, width, height, batch)
+    assert 1 / 1.5 < estimated / measured < 1.5, (measured, estimated)
 
 
 @pytest.mark.parametrize("batch, side", [(1, 16), (2, 24)])
@@ -57,8 +57,8 @@ def test_the_unet_alone(pipe, batch, side):
     width = pipe.text_encoder.tree["final_layer_norm"]["weight"].size
     text = np.zeros((2 * batch, 16, width), np.float32)
     measured = peak(lambda: pipe.unet(x, 500, text))
-    foretold = memory.unet_bytes(pipe.unet, side * side, 2 * batch, 4)
-    assert 1 / 1.5 < foretold / measured < 1.5, (measured, foretold)
+    estimated = memory.unet_bytes(pipe.unet, side * side, 2 * batch, 4)
+    assert 1 / 1.5 < estimated / measured < 1.5, (measured, estimated)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

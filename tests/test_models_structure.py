@@ -170,7 +170,7 @@ ALL = {"unet": UNETS, "vae": VAES, "text_encoder": CLIPS}
 
 @pytest.mark.parametrize("component, name", [(c, name) for c in ALL for name in ALL[c]])
 def test_planned_shapes_are_the_real_ones(component, name):
-    """The contracts foretell every op of a real run."""
+    """The contracts infer every op of a real run."""
     config = ALL[component][name]
     found, models_config = tree(component, config)
 

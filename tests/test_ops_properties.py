@@ -29,7 +29,7 @@ def to_specs(value):
 @pytest.mark.parametrize("name", sorted(OPS))
 @given(data=st.data())
 def test_op(name, data):
-    """dtype in = dtype out, the foretold shape, inputs untouched, no warning, within the bound."""
+    """dtype in = dtype out, the inferred shape, inputs untouched, no warning, within the bound."""
     call = data.draw(OPS[name])
     op = registry.ops()[name]
     results = {}
@@ -38,15 +38,15 @@ def test_op(name, data):
         buffers = [memory_of(a) for a in arrays_in((args, options))]
         before = [b.tobytes() for b in buffers]
 
-        foretold = op.contract(*args, **options)
+        inferred = op.contract(*args, **options)
         with np.errstate(over="raise", divide="raise", invalid="raise"):
             y = getattr(F, name)(*args, **options)
 
-        assert (y.shape, str(y.dtype)) == (foretold.shape, foretold.dtype)
+        assert (y.shape, str(y.dtype)) == (inferred.shape, inferred.dtype)
         assert y.dtype == dtype
         assert [b.tobytes() for b in buffers] == before, "an input was changed"
         specs = {k: to_specs(v) for k, v in options.items()}
-        assert op.contract(*map(to_specs, args), **specs) == foretold
+        assert op.contract(*map(to_specs, args), **specs) == inferred
         results[dtype] = y
 
     truth = results["float64"]

@@ -108,7 +108,7 @@ def test_a_contract_that_leaves_a_parameter_out_is_an_import_error(monkeypatch, 
 @pytest.fixture
 def own(monkeypatch):
     """Declarations that go with the test."""
-    for name in ("_ops", "_kernels", "_foretold"):
+    for name in ("_ops", "_kernels", "_inferred"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
 
 
@@ -142,7 +142,7 @@ def test_the_same_function_may_be_declared_again(own):
 
     for answer in (3, 4):
         declare(answer)
-        with registry.trace(lambda op, inputs, options, foretold: foretold):
+        with registry.trace(lambda op, inputs, options, inferred: inferred):
             assert registry.dispatch("thrice", (x(),), {}).flops == answer
         for backend in ("numpy", "numba"):
             with refsd.use(backend):
@@ -198,54 +198,54 @@ def test_a_missing_kernel_raises_and_says_where_there_is_one(other):
     assert "numpy" in names.split(", ") and "other" not in names
 
 
-def test_watch_hears_the_op_its_inputs_its_options_and_its_output():
-    heard = []
+def test_watch_is_called_with_the_op_its_inputs_its_options_and_its_output():
+    calls = []
     weight, bias = np.ones(3, "float32"), np.zeros(3, "float32")
     q = np.ones((1, 2, 4), "float32")
-    with refsd.watch(lambda *event: heard.append(event)):
+    with refsd.watch(lambda *event: calls.append(event)):
         y = F.layer_norm(x(), weight, bias=bias, eps=1e-5)
         F.attention(q, q, v=q, heads=2)
         F.concat([weight, bias], axis=0)
-    name, inputs, options, output = heard[0]
+    name, inputs, options, output = calls[0]
     assert name == "layer_norm" and output is y and options == {"eps": 1e-5}
     assert list(inputs) == ["x", "weight", "bias"]
     assert inputs["weight"] is weight and inputs["bias"] is bias  # the very arrays
-    name, inputs, options, _ = heard[1]
+    name, inputs, options, _ = calls[1]
     assert list(inputs) == ["q", "k", "v"] and all(v is q for v in inputs.values())
     assert options == {"heads": 2, "mask": None, "causal": False}
-    name, inputs, options, _ = heard[2]
+    name, inputs, options, _ = calls[2]
     assert name == "concat" and inputs["arrays"][0] is weight
     F.silu(x())
-    assert len(heard) == 3  # the watcher left with its block
+    assert len(calls) == 3  # the listener left with its block
 
 
-def test_watchers_nest_and_the_inner_one_hears_first():
-    heard = []
-    with refsd.watch(lambda op, *_: heard.append(f"outer {op}")):
+def test_listeners_nest_and_the_inner_one_is_called_first():
+    calls = []
+    with refsd.watch(lambda op, *_: calls.append(f"outer {op}")):
         F.silu(x())
-        with refsd.watch(lambda op, *_: heard.append(f"inner {op}")):
+        with refsd.watch(lambda op, *_: calls.append(f"inner {op}")):
             F.gelu(x())
         F.exp(x())
-    assert heard == ["outer silu", "inner gelu", "outer gelu", "outer exp"]
+    assert calls == ["outer silu", "inner gelu", "outer gelu", "outer exp"]
 
 
 def test_one_op_is_one_event():
     """geglu calls gelu's definition, not gelu the op."""
-    heard = []
-    with refsd.watch(lambda op, *_: heard.append(op)):
+    calls = []
+    with refsd.watch(lambda op, *_: calls.append(op)):
         F.geglu(np.ones((2, 4)))
         F.attention(*[np.ones((1, 2, 4))] * 3, heads=2)
-    assert heard == ["geglu", "attention"]
+    assert calls == ["geglu", "attention"]
 
 
-def test_a_watcher_hears_every_backend_and_a_thread_hears_nothing(other):
-    heard = []
-    with refsd.watch(lambda op, *_: heard.append(op)), refsd.use("other"):
+def test_a_listener_is_called_on_every_backend_and_not_from_other_threads(other):
+    calls = []
+    with refsd.watch(lambda op, *_: calls.append(op)), refsd.use("other"):
         F.silu(x())
         thread = threading.Thread(target=lambda: F.silu(x()))
         thread.start()
         thread.join()
-    assert heard == ["silu"]
+    assert calls == ["silu"]
 
 
 def test_an_error_of_the_watcher_reaches_the_caller():
@@ -276,13 +276,13 @@ def test_a_missing_or_unknown_argument_is_a_type_error_that_names_it():
 def test_a_tracer_answers_for_every_backend():
     asked = []
 
-    def answer(op, inputs, options, foretold):
-        asked.append((op, sorted(inputs), options, foretold.shape))
+    def answer(op, inputs, options, inferred):
+        asked.append((op, sorted(inputs), options, inferred.shape))
         return "traced"
 
-    heard = []
+    calls = []
     x = np.ones((2, 3), "float32")
-    with registry.watch(lambda *event: heard.append(event)):
+    with registry.watch(lambda *event: calls.append(event)):
         with registry.trace(answer):
             with registry.use("numba"):
                 assert F.softmax(x, axis=1) == "traced"
@@ -290,13 +290,13 @@ def test_a_tracer_answers_for_every_backend():
                 F.softmax(x, axis=2)
         assert F.silu(x).shape == (2, 3)
     assert asked == [("softmax", ["x"], {"axis": 1}, (2, 3))]
-    assert [event[0] for event in heard] == ["silu"]
+    assert [event[0] for event in calls] == ["silu"]
 
 
 def test_an_accepted_call_is_not_judged_again(monkeypatch):
     judged = []
     silu = registry._ops["silu"]
-    monkeypatch.setattr(registry, "_foretold", {})
+    monkeypatch.setattr(registry, "_inferred", {})
     monkeypatch.setitem(registry._ops, "silu", silu._replace(
         contract=lambda x: judged.append(x.shape) or silu.contract(x)))
     for array in (x(), x() + 1, x()[:2], x()[:2], x().astype("f8")):
@@ -324,11 +324,11 @@ def test_accepting_some_arrays_accepts_no_others():
 
 
 def test_accepted_calls_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr(registry, "_foretold", {})
-    monkeypatch.setattr(registry, "MOST_FORETOLD", 4)
+    monkeypatch.setattr(registry, "_inferred", {})
+    monkeypatch.setattr(registry, "INFER_CACHE_SIZE", 4)
     for n in range(20):
         F.silu(np.ones(n, "f4"))
-        assert 1 <= len(registry._foretold) <= 4
+        assert 1 <= len(registry._inferred) <= 4
 
 
 def test_a_backend_that_offers_kernels_alone_is_enough(own, monkeypatch, tmp_path):

@@ -50,7 +50,7 @@ def _compile(kernels):
 def plan(dtype: str) -> list[tuple[Kernel, tuple]]:
     """The kernels of a generation, and the types they are called with.
 
-    Planned in a context of its own: no watcher of the caller hears it, no exact mode shortens it.
+    Planned in a context of its own: no listener of the caller is called, no exact mode shortens it.
     """
     return contextvars.Context().run(_plan, dtype)
 

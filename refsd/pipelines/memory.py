@@ -1,4 +1,4 @@
-"""How much memory a request takes, foretold from the shapes of the weights.
+"""How much memory a request takes, estimated from the shapes of the weights.
 
     all = Python and its libraries + weights + the larger of (UNet's peak, VAE decoder's peak)
 

@@ -70,7 +70,7 @@ class Profile:
 
 
 class Recorder:
-    """A timed watcher: give it to refsd.watch(recorder, timed=True).
+    """A timed listener: give it to refsd.watch(recorder, timed=True).
 
     `trees` are the parts' weights by name, {"unet": pipe.unet.tree, ...}.
     """

@@ -1,4 +1,4 @@
-"""A model without numbers: every op answers with the shape and dtype that its contract foretells.
+"""A model without numbers: every op answers with the shape and dtype that its contract infers.
 
 A model of any size runs on `Spec`s in milliseconds and without weights. What it would run is the
 list that benchmarks time, that the porting kit orders, and that tests compare with real runs.
@@ -45,10 +45,10 @@ def planning(tree: Mapping[str, Any] | None = None) -> Iterator[list[Planned]]:
     names = {id(leaf): (name.rpartition(".")[0], leaf)  # held, so that its id stays its own
              for name, leaf in flatten(tree or {}).items()}
 
-    def answer(op, inputs, options, foretold):
+    def answer(op, inputs, options, inferred):
         paths = (names.get(id(value), (None,))[0] for value in inputs.values())
-        plan.append(Planned(op, inputs, options, foretold, next(filter(None, paths), None)))
-        return Spec(foretold.shape, foretold.dtype)
+        plan.append(Planned(op, inputs, options, inferred, next(filter(None, paths), None)))
+        return Spec(inferred.shape, inferred.dtype)
 
     with trace(answer):
         yield plan

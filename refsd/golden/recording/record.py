@@ -71,7 +71,7 @@ class Known(NamedTuple):
 
 
 class Recorder:
-    """A watcher (refsd.watch) that hands what is selected to a Writer, or whatever has its `add`.
+    """A listener (refsd.watch) that hands what is selected to a Writer, or whatever has its `add`.
 
     trees: the parts' weights by checkpoint path, {"unet": {"conv_in.weight": ...}}. Nothing is kept
     but the last op of the open block, and what waits for its name: each tensor is written at once.

@@ -28,7 +28,7 @@ MATTERS = 1 / 1024
 
 
 class Emulator:
-    """Answers every op for registry.trace; `listener` is told of each as a watcher would be."""
+    """Answers every op for registry.trace; `listener` is called as refsd.watch calls one."""
 
     def __init__(self, format: str, *, accumulate: str = "float32", seed: int | None = None,
                  applies: Callable[[str, dict], bool] | None = None,
@@ -44,7 +44,7 @@ class Emulator:
         self._inside = coarse and (seed is not None or self.how.sums.u > 2.0**-24)
         self._rounded: dict[tuple[int, str], tuple[Any, Any]] = {}
 
-    def __call__(self, op: str, inputs: dict, options: dict, foretold: Any) -> np.ndarray:
+    def __call__(self, op: str, inputs: dict, options: dict, inferred: Any) -> np.ndarray:
         """The op's result as the port would have it."""
         definition = ops()[op].definition
         if not self.applies(op, inputs):
