@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from refsd import contracts
 from refsd.errors import UsageError
+from refsd.kinds import Kind
 
 # The module whose import declares a backend's kernels. Fastest first: "auto" takes the first.
 BACKENDS = {"numba": "refsd.numba_ops.cpu", "numpy": "refsd.ops"}
@@ -30,6 +31,7 @@ class Op(NamedTuple):
     definition: Callable
     contract: Callable
     signature: inspect.Signature
+    kind: Kind | None
 
 
 _ops: dict[str, Op] = {}
@@ -43,11 +45,12 @@ _listener: ContextVar[Callable | None] = ContextVar("refsd_listener", default=No
 _tracer: ContextVar[Callable | None] = ContextVar("refsd_tracer", default=None)
 
 
-def op(shapes: str, **declared: Any) -> Callable[[Callable], Callable]:
+def op(shapes: str, kind: Kind | None = None, /,
+       **declared: Any) -> Callable[[Callable], Callable]:
     """Declare a NumPy function as the definition of an op; it is returned unchanged.
 
-    shapes and declared make its contract: see refsd.contracts.declare. ImportError for one that
-    does not fit the signature, or a name that an op elsewhere has.
+    shapes and declared make its contract: see refsd.contracts.declare. kind: see refsd.kinds.
+    ImportError for a contract that does not fit the signature, or a name that an op elsewhere has.
     """
 
     def declare(definition: Callable) -> Callable:
@@ -55,7 +58,7 @@ def op(shapes: str, **declared: Any) -> Callable[[Callable], Callable]:
         contract = contracts.declare(name, signature, shapes, **declared)
         _require_new(f"op {name}", definition, _kernels.get(("numpy", name)))
         _inferred.clear()  # by another contract
-        _ops[name] = Op(name, definition, contract, signature)
+        _ops[name] = Op(name, definition, contract, signature, kind)
         _kernels["numpy", name] = definition
         return definition
 

@@ -9,17 +9,18 @@ import math
 import numpy as np
 from scipy.special import erf
 
+from refsd.kinds import EXP, Map
 from refsd.options import Axis
 from refsd.registry import op
 
 
-@op("x (...) -> (...)", flops="4 * size")
+@op("x (...) -> (...)", Map(roundings=EXP + 5, curvature=1, scale=4), flops="4 * size")
 def silu(x):
     """x sigmoid(x), the swish of Ramachandran et al. 2017.   any shape -> the same"""
     return x * _sigmoid(x)
 
 
-@op("x (...) -> (...)", flops="5 * size")
+@op("x (...) -> (...)", Map(curvature=1, scale=4), flops="5 * size")
 def quick_gelu(x):
     """x sigmoid(1.702 x), CLIP's approximation of GELU.   any shape -> the same"""
     return x * _sigmoid(1.702 * x)
@@ -31,13 +32,13 @@ def _sigmoid(x):
     return np.where(x >= 0, 1, z) / (1 + z)
 
 
-@op("x (...) -> (...)", flops="5 * size")
+@op("x (...) -> (...)", Map(curvature=1, scale=2), flops="5 * size")
 def gelu(x):
     """x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, Hendrycks and Gimpel 2016.   any shape -> the same"""
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
-@op("x (...) -> (...)", flops="9 * size")
+@op("x (...) -> (...)", Map(curvature=1, scale=2), flops="9 * size")
 def gelu_tanh(x):
     """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, GELU by tanh.   any shape -> same"""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))

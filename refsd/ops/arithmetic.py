@@ -2,49 +2,51 @@
 
 import numpy as np
 
+from refsd.kinds import EXP, Map, Pair
 from refsd.options import Number
 from refsd.registry import op
 
+ALIKE = "x (...) -> (...)"
 PAIR = "a (...), b|number (...) -> (...)"
 
 
-@op(PAIR, flops="size")
+@op(PAIR, Pair(), flops="size")
 def add(a, b):
     """a + b, broadcast"""
     return a + b
 
 
-@op(PAIR, flops="size")
+@op(PAIR, Pair(), flops="size")
 def sub(a, b):
     """a - b, broadcast"""
     return a - b
 
 
-@op(PAIR, flops="size")
+@op(PAIR, Pair(), flops="size")
 def mul(a, b):
     """a b, broadcast"""
     return a * b
 
 
-@op(PAIR, flops="size")
+@op(PAIR, Pair(divides=True), flops="size")
 def div(a, b):
     """a / b, broadcast"""
     return a / b
 
 
-@op("x (...) -> (...)", flops="size")
+@op(ALIKE, Map(roundings=EXP, low=-103, high=88, scale=8), flops="size")
 def exp(x):
     """e^x.   any shape -> the same"""
     return np.exp(x)
 
 
-@op("x (...) -> (...)", flops="size")
+@op(ALIKE, Map(roundings=1, low=0), flops="size")
 def sqrt(x):
     """The square root, NaN below zero.   any shape -> the same"""
     return np.sqrt(x)
 
 
-@op("x (...) -> (...)", flops="size", low=Number(finite=False), high=Number(finite=False),
+@op(ALIKE, Map(), flops="size", low=Number(finite=False), high=Number(finite=False),
     rules={"low <= high": "low {low} is above high {high}"})
 def clamp(x, *, low, high):
     """min(max(x, low), high); NaN stays NaN.   any shape -> the same"""

@@ -5,11 +5,12 @@ import math
 import numpy as np
 
 from refsd.contracts import FLOATS
+from refsd.kinds import Movement
 from refsd.options import Flag, FloatType, Integer, Number
 from refsd.registry import op
 
 
-@op("ids:int (...), weight (V K) -> (... K)", reads="ids result")
+@op("ids:int (...), weight (V K) -> (... K)", Movement(), reads="ids result")
 def embedding(ids, weight):
     """weight[ids].   ids (...), integers below the vocabulary; weight (V, K) -> (..., K)
 
@@ -19,7 +20,7 @@ def embedding(ids, weight):
     return weight[ids]
 
 
-@op("x (N L D), index:int (N) -> (N D)", reads="index result")
+@op("x (N L D), index:int (N) -> (N D)", Movement(), reads="index result")
 def gather(x, index):
     """x[n, index[n]].   x (N, L, D), index (N,) -> (N, D)
 

@@ -7,11 +7,12 @@ nobody writes to what these ops give, nor to x while it is in use. All other ops
 import numpy as np
 
 from refsd.contracts import need
+from refsd.kinds import Movement
 from refsd.options import Axes, Axis, Integer, Widths
 from refsd.registry import op
 
 
-@op("x (N C H W) -> (N H*W C)")
+@op("x (N C H W) -> (N H*W C)", Movement())
 def to_tokens(x):
     """One token a pixel, row by row.   (N, C, H, W) -> (N, H W, C)
 
@@ -21,7 +22,7 @@ def to_tokens(x):
     return x.reshape(N, C, H * W).swapaxes(1, 2)
 
 
-@op("x (N L? C) -> (N C height width)", height=Integer(1), width=Integer(1),
+@op("x (N L? C) -> (N C height width)", Movement(), height=Integer(1), width=Integer(1),
     rules={"L == height * width": "{L} tokens do not fill {height} x {width} pixels"})
 def to_image(x, *, height, width):
     """The inverse of to_tokens.   (N, H W, C) -> (N, C, H, W); (N, C) is one pixel an image
@@ -44,7 +45,7 @@ def _joined(arrays, axis):
     return {"y...": (*first[:axis], sum(a.shape[axis] for a in arrays), *first[axis + 1:])}
 
 
-@op("arrays[] (... A ...) -> (y...)", axis=Axis("arrays"), infer=_joined)
+@op("arrays[] (... A ...) -> (y...)", Movement(), axis=Axis("arrays"), infer=_joined)
 def concat(arrays, *, axis):
     """Arrays one after the other.   [(..., A, ...), (..., B, ...)] -> (..., A + B, ...)"""
     return np.concatenate(arrays, axis=axis)
@@ -55,8 +56,8 @@ def _cut(x, axis, start, stop):
     return {"y...": (*x.shape[:axis], stop - start, *x.shape[axis + 1:])}
 
 
-@op("x (...) -> (y...)", axis=Axis("x"), start=Integer(0), stop=Integer(0), reads="result",
-    infer=_cut, rules={"start <= stop <= x[axis]":
+@op("x (...) -> (y...)", Movement(), axis=Axis("x"), start=Integer(0), stop=Integer(0),
+    reads="result", infer=_cut, rules={"start <= stop <= x[axis]":
                        "{start} to {stop} is no part of axis {axis} of x {x}"})
 def slice(x, *, axis, start, stop):
     """x[..., start:stop, ...] along an axis.   (..., A, ...) -> (..., stop - start, ...)
@@ -70,7 +71,7 @@ def _padded(x, widths):
     return {"y...": tuple(before + n + after for n, (before, after) in zip(x.shape, widths))}
 
 
-@op("x (...) -> (y...)", widths=Widths("x"), infer=_padded)
+@op("x (...) -> (y...)", Movement(), widths=Widths("x"), infer=_padded)
 def pad(x, *, widths):
     """Zeros around x: widths[a] = (before, after) for axis a.   (A, ...) -> (b + A + a, ...)"""
     return np.pad(x, widths)
@@ -80,7 +81,7 @@ def _permuted(x, axes):
     return {"y...": tuple(x.shape[axis] for axis in axes)}
 
 
-@op("x (...) -> (y...)", axes=Axes("x"), infer=_permuted)
+@op("x (...) -> (y...)", Movement(), axes=Axes("x"), infer=_permuted)
 def transpose(x, *, axes):
     """y's axis i is x's axis axes[i].   (A, B, ...) -> the same sizes in that order
 

@@ -2,13 +2,15 @@
 
 import numpy as np
 
+from refsd.kinds import Movement
 from refsd.options import Flag, Integer
 from refsd.registry import op
 
 PIXELS = {"H > 0 and W > 0": "x {x} has no pixels"}
 
 
-@op("x (N C H W) -> (N C height width)", height=Integer(1), width=Integer(1), rules=PIXELS)
+@op("x (N C H W) -> (N C height width)", Movement(), height=Integer(1), width=Integer(1),
+    rules=PIXELS)
 def upsample_nearest(x, *, height, width):
     """y[i, j] = x[floor(i H / height), floor(j W / width)].   (N, C, H, W) -> (N, C, height, width)
 
@@ -23,7 +25,6 @@ def source_pixels(size, wanted):
     scale = np.float32(size) / np.float32(wanted)
     index = np.floor(np.arange(wanted, dtype="float32") * scale).astype("int64")
     return np.minimum(index, size - 1)
-
 
 
 @op("x (N C H W) -> (N C height width)", flops="11 * size", height=Integer(1), width=Integer(1),

@@ -6,10 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from refsd.golden.tolerances.formats import FORMATS
+from refsd.kinds import EXP, OTHERS
 
-# Library functions are not correctly rounded. What bounds allow them, in units of u (an ulp is up
-# to 2 u): 2 ulp for exp, 4 ulp for erf, tanh, sin and cos.
-EXP, OTHERS = 4, 8
+__all__ = ["EXP", "OTHERS"]
 
 
 class Precision(NamedTuple):
