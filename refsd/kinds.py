@@ -8,6 +8,7 @@ kind (products, norms, attention) states examples, and golden/tolerances derives
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 # Library functions are not correctly rounded. What bounds allow them, in units of u (an ulp is up
 # to 2 u): 2 ulp for exp, 4 ulp for erf, tanh, sin and cos.
@@ -43,3 +44,8 @@ class Movement:
 
 
 Kind = Map | Pair | Movement
+
+
+def call(*arguments: Any, **options: Any) -> tuple[tuple, dict[str, Any]]:
+    """An example of a call, for a declaration: shapes stand for arrays, lists of them for lists."""
+    return arguments, options

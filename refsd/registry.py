@@ -11,7 +11,7 @@ import importlib
 import inspect
 import numbers
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ class Op(NamedTuple):
     contract: Callable
     signature: inspect.Signature
     kind: Kind | None
+    examples: Sequence[tuple[tuple, dict[str, Any]]]
 
 
 _ops: dict[str, Op] = {}
@@ -45,12 +46,13 @@ _listener: ContextVar[Callable | None] = ContextVar("refsd_listener", default=No
 _tracer: ContextVar[Callable | None] = ContextVar("refsd_tracer", default=None)
 
 
-def op(shapes: str, kind: Kind | None = None, /,
+def op(shapes: str, kind: Kind | None = None, /, *, examples: Sequence[tuple] = (),
        **declared: Any) -> Callable[[Callable], Callable]:
     """Declare a NumPy function as the definition of an op; it is returned unchanged.
 
-    shapes and declared make its contract: see refsd.contracts.declare. kind: see refsd.kinds.
-    ImportError for a contract that does not fit the signature, or a name that an op elsewhere has.
+    shapes and declared make its contract: see refsd.contracts.declare. kind and examples are what
+    refsd.examples makes sample calls from. ImportError for a contract that does not fit the
+    signature, or a name that an op elsewhere has.
     """
 
     def declare(definition: Callable) -> Callable:
@@ -58,7 +60,7 @@ def op(shapes: str, kind: Kind | None = None, /,
         contract = contracts.declare(name, signature, shapes, **declared)
         _require_new(f"op {name}", definition, _kernels.get(("numpy", name)))
         _inferred.clear()  # by another contract
-        _ops[name] = Op(name, definition, contract, signature, kind)
+        _ops[name] = Op(name, definition, contract, signature, kind, examples)
         _kernels["numpy", name] = definition
         return definition
 

@@ -27,12 +27,13 @@ class Refusal(UsageError):
 class Tensor(NamedTuple):
     """One array of a call, or a list of them, as declared: "weight (out K)".
 
-    kind: "float", "int", or "real" (either). form: "tensor", "list", "number" (or a number in its
-    place), "broadcast" (to these sizes).
+    kind: "float", "int", or "real" (either). below: what indices lie below, a letter or a number.
+    form: "tensor", "list", "number" (or a number in its place), "broadcast" (to these sizes).
     """
 
     name: str
     kind: str
+    below: str
     form: str
     letters: tuple[str, ...]
 
@@ -40,19 +41,20 @@ class Tensor(NamedTuple):
 def read(shapes: str) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
     """The tensors that a declaration names, in order, and the letters of the result.
 
-    After a name ":int" is for indices and ":real" for either kind of number; "[]" makes it a list,
-    "|number" lets a Python number stand in its place, and "<=" lets it broadcast to the sizes.
+    After a name ":int" is for indices and ":real" for either kind of number, "<V" says that they
+    are below V; "[]" makes it a list, "|number" lets a Python number stand in its place, and "<="
+    lets it broadcast to the sizes.
     """
     left, _, right = shapes.partition("->")
     return tuple(_tensor(*found) for found in re.findall(
-        r"(\w+)(:int|:real)?(\[\]|\|number)?( <=)? \(([^()]*)\)", left)), (
+        r"(\w+)(:int|:real)?(<\w+)?(\[\]|\|number)?( <=)? \(([^()]*)\)", left)), (
         tuple(right.strip(" ()").split()))
 
 
-def _tensor(name, kind, form, broadcast, letters) -> Tensor:
+def _tensor(name, kind, below, form, broadcast, letters) -> Tensor:
     forms = {"": "tensor", "[]": "list", "|number": "number"}
-    return Tensor(name, kind.strip(":") or "float", "broadcast" if broadcast else forms[form],
-                  tuple(letters.split()))
+    return Tensor(name, kind.strip(":") or "float", below.strip("<"),
+                  "broadcast" if broadcast else forms[form], tuple(letters.split()))
 
 
 def bind(letters: tuple, shape: tuple, sizes: dict[str, Any], op: str) -> bool:

@@ -28,6 +28,7 @@ ALLOWED = {
     "parallel": {"arguments", "cgroups", "errors"},
     "registry": {"contracts", "errors", "kinds"},
     "ops": {"contracts", "kinds", "options", "registry"},
+    "examples": {"contracts", "kinds", "registry"},
     "functional": {"ops", "registry"},
     "numba_ops": {"atomic", "contracts", "errors", "ops", "parallel", "registry", "sealed"},
     "algorithms": {"contracts", "errors", "numba_ops", "ops", "registry"},  # asks their rules
@@ -40,9 +41,9 @@ ALLOWED = {
                   "schedulers", "text", "version", "weights"},
     "profiling": {"algorithms", "contracts", "numba_ops", "pipelines", "registry", "weights"},
     # records, replays and judges whole generations: it stands above the pipelines
-    "golden": {"algorithms", "arguments", "atomic", "contracts", "errors", "functional", "kinds",
-               "models", "ops", "parallel", "pipelines", "random", "registry", "schedulers",
-               "shapes", "text", "version", "weights"},
+    "golden": {"algorithms", "arguments", "atomic", "contracts", "errors", "examples",
+               "functional", "kinds", "models", "ops", "parallel", "pipelines", "random",
+               "registry", "schedulers", "shapes", "text", "version", "weights"},
     "cli": {"algorithms", "arguments", "atomic", "cgroups", "contracts", "errors", "golden",
             "models", "numba_ops", "parallel", "pipelines", "profiling", "random", "registry",
             "schedulers", "text", "version", "weights"},

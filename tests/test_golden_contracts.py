@@ -18,8 +18,8 @@ from refsd import registry
 from refsd.__main__ import main
 from refsd.contracts import Spec
 from refsd.errors import UsageError
+from refsd.examples import calls, numbers
 from refsd.golden.porting.contracts import describe, describe_ops, refusals, refused
-from refsd.golden.porting.contracts_calls import calls, numbers
 from refsd.golden.porting.contracts_stages import describe_all
 from refsd.golden.recording.plan import plan_model
 from refsd.options import Number
@@ -188,7 +188,7 @@ def folder(exported, tmp_path):
 
 def test_refsds_own_ops_pass(folder, monkeypatch):
     found = results(folder, PORT, monkeypatch)
-    assert len(found) == sum(len(calls(name)) + len(refusals(op)) for name, op in OPS.items())
+    assert len(found) == sum(len(calls(op)) + len(refusals(op)) for op in OPS.values())
     assert set(found.values()) == {"passed"}
 
 
@@ -249,12 +249,12 @@ def test_adapters_have_the_ops_signatures(exported):
 
 
 def test_numbers_keep_what_ops_ask_for():
-    for name in OPS:
-        for k, call in enumerate(calls(name)):
-            made = numbers(name, call, k)
+    for op in OPS.values():
+        for k, call in enumerate(calls(op)):
+            made = numbers(op, call, k)
             with np.errstate(all="raise"):
-                y = OPS[name].definition(**made.inputs, **made.options)
-            assert np.isfinite(y).all(), name
+                y = op.definition(**made.inputs, **made.options)
+            assert np.isfinite(y).all(), op.name
 
 
 # -- the C header
@@ -362,4 +362,4 @@ def test_a_folder_that_is_not_empty_is_left_alone(exported, capsys):
 def test_an_op_can_be_described_alone():
     assert describe(OPS["silu"])["inputs"] == {"x": {
         "kind": "tensor", "required": True, "shape": ["..."], "dtypes": ["float32", "float64"]}}
-    assert isinstance(calls("silu")[0].inputs["x"], Spec)
+    assert isinstance(calls(OPS["silu"])[0].inputs["x"], Spec)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from scipy.special import erf
 
-from refsd.kinds import EXP, Map
+from refsd.kinds import EXP, Map, call
 from refsd.options import Axis
 from refsd.registry import op
 
@@ -44,7 +44,7 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-@op("x (... 2*K) -> (... K)", flops="6 * size")
+@op("x (... 2*K) -> (... K)", flops="6 * size", examples=[call((2, 3, 8))])
 def geglu(x):
     """h gelu(g) where x = [h | g].   (..., 2 K) -> (..., K)   Shazeer 2020; the gate is second"""
     hidden, gate = np.split(x, 2, axis=-1)
@@ -52,7 +52,8 @@ def geglu(x):
 
 
 @op("x (...) -> (...)", flops="5 * size", axis=Axis("x"),
-    rules={"x[axis] > 0": "axis {axis} of x {x} is empty"})
+    rules={"x[axis] > 0": "axis {axis} of x {x} is empty"},
+    examples=[call((2, 3, 5), axis=-1), call((2, 3, 5), axis=1)])
 def softmax(x, *, axis):
     """e^(x - max) / sum e^(x - max) along an axis.   any shape -> the same
 

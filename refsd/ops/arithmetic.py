@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refsd.kinds import EXP, Map, Pair
+from refsd.kinds import EXP, Map, Pair, call
 from refsd.options import Number
 from refsd.registry import op
 
@@ -47,7 +47,8 @@ def sqrt(x):
 
 
 @op(ALIKE, Map(), flops="size", low=Number(finite=False), high=Number(finite=False),
-    rules={"low <= high": "low {low} is above high {high}"})
+    rules={"low <= high": "low {low} is above high {high}"},
+    examples=[call((2, 3, 4), low=-1.5, high=0.3)])
 def clamp(x, *, low, high):
     """min(max(x, low), high); NaN stays NaN.   any shape -> the same"""
     return np.clip(x, low, high)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from refsd.kinds import call
 from refsd.ops.activation import softmax
 from refsd.options import Flag, Integer
 from refsd.registry import op
@@ -18,7 +19,10 @@ SLICE_BYTES = 8 * 2**20
            "C % heads == 0 and D % heads == 0":
                "widths {C} (q, k) and {D} (v) do not split into {heads} heads",
            "S > 0": "there are no keys: k has shape {k}",
-           "L == S or not causal": "causal needs as many queries as keys, got {L}, {S}"})
+           "L == S or not causal": "causal needs as many queries as keys, got {L}, {S}"},
+    examples=[call((2, 5, 8), (2, 7, 8), (2, 7, 8), heads=2),
+              call((1, 6, 12), (1, 6, 12), (1, 6, 12), heads=3, causal=True),
+              call((1, 4, 6), (1, 5, 6), (1, 5, 4), heads=2, mask=(4, 5))])
 def attention(q, k, v, *, heads, mask=None, causal=False):
     """softmax(q k^T / sqrt(d) + mask) v in each of `heads` heads of width d.   Vaswani et al. 2017
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from refsd.contracts import need
+from refsd.kinds import call
 from refsd.ops.conv_tiled import fft, winograd2, winograd4
 from refsd.options import Choice as OneOf
 from refsd.options import Integer, Pair, Sides
@@ -48,7 +49,11 @@ def _sizes(x, weight, bias, stride, padding, dilation, groups, algorithm):
     algorithm=OneOf("auto", *ALGORITHMS),
     rules={"min(N, C, O, kH, kW) >= 1": "x {x} or weight {weight} is empty",
            "C % groups == 0": "{C} input channels do not split into {groups} groups",
-           "O % groups == 0": "{O} output channels do not split into {groups} groups"})
+           "O % groups == 0": "{O} output channels do not split into {groups} groups"},
+    examples=[call((1, 4, 6, 5), (8, 4, 3, 3), (8,), padding=1),
+              call((2, 4, 7, 6), (6, 4, 3, 3), (6,), stride=2, padding=((0, 1), (0, 1))),
+              call((1, 5, 4, 3), (3, 5, 1, 1), (3,)),
+              call((1, 6, 5, 8), (4, 3, 3, 3), groups=2, dilation=2, padding=(2, 1))])
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
     """y[n,o,i,j] = b[o] + sum_{c,u,v} w[o,c,u,v] x[n, c, i s + u d - top, j s + v d - left]
 

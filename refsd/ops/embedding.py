@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 
-from refsd.contracts import FLOATS
-from refsd.kinds import Movement
+from refsd.contracts import FLOATS, Spec
+from refsd.kinds import Movement, call
 from refsd.options import Flag, FloatType, Integer, Number
 from refsd.registry import op
 
 
-@op("ids:int (...), weight (V K) -> (... K)", Movement(), reads="ids result")
+@op("ids:int<V (...), weight (V K) -> (... K)", Movement(), reads="ids result",
+    examples=[call((2, 3), (7, 4))])
 def embedding(ids, weight):
     """weight[ids].   ids (...), integers below the vocabulary; weight (V, K) -> (..., K)
 
@@ -20,7 +21,8 @@ def embedding(ids, weight):
     return weight[ids]
 
 
-@op("x (N L D), index:int (N) -> (N D)", Movement(), reads="index result")
+@op("x (N L D), index:int<L (N) -> (N D)", Movement(), reads="index result",
+    examples=[call((2, 5, 4), (2,))])
 def gather(x, index):
     """x[n, index[n]].   x (N, L, D), index (N,) -> (N, D)
 
@@ -37,10 +39,13 @@ def require_rows(name, index, rows):
                          f"there are rows 0 to {rows - 1}")
 
 
-@op("timesteps:real (N) -> (N dim)", flops="3 * size", dim=Integer(2), flip_sin_to_cos=Flag(),
+@op("timesteps:real<1000 (N) -> (N dim)", flops="3 * size", dim=Integer(2), flip_sin_to_cos=Flag(),
     freq_shift=Number(), dtype=FloatType(*FLOATS),
     rules={"dim // 2 != freq_shift":
-               "dim {dim} with freq_shift {freq_shift} leaves no frequencies"})
+               "dim {dim} with freq_shift {freq_shift} leaves no frequencies"},
+    examples=[call((3,), dim=8, flip_sin_to_cos=True, freq_shift=0, dtype="float32"),
+              call(Spec((2,), "float32"), dim=7, flip_sin_to_cos=False, freq_shift=1,
+                   dtype="float32")])
 def timestep_embedding(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
     """[sin(t w) | cos(t w)], w_i = 10000^(-i / (dim/2 - freq_shift)).   (N,) -> (N, dim)
 
@@ -63,7 +68,9 @@ def timestep_embedding(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
 
 
 @op("x (... L D), positions:int (L) -> (... L D)", flops="3 * size", base=Number(above=0),
-    interleaved=Flag(), rules={"D % 2 == 0": "x {x} has an odd number of features"})
+    interleaved=Flag(), rules={"D % 2 == 0": "x {x} has an odd number of features"},
+    examples=[call((2, 3, 8), (3,), base=10000.0, interleaved=True),
+              call((5, 6), (5,), base=500.0, interleaved=False)])
 def rope(x, positions, *, base, interleaved):
     """Rotate each pair (a, b) of features by position * base^(-2i/D).   (..., L, D) -> the same
 

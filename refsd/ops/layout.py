@@ -7,12 +7,12 @@ nobody writes to what these ops give, nor to x while it is in use. All other ops
 import numpy as np
 
 from refsd.contracts import need
-from refsd.kinds import Movement
+from refsd.kinds import Movement, call
 from refsd.options import Axes, Axis, Integer, Widths
 from refsd.registry import op
 
 
-@op("x (N C H W) -> (N H*W C)", Movement())
+@op("x (N C H W) -> (N H*W C)", Movement(), examples=[call((2, 3, 4, 5))])
 def to_tokens(x):
     """One token a pixel, row by row.   (N, C, H, W) -> (N, H W, C)
 
@@ -23,7 +23,8 @@ def to_tokens(x):
 
 
 @op("x (N L? C) -> (N C height width)", Movement(), height=Integer(1), width=Integer(1),
-    rules={"L == height * width": "{L} tokens do not fill {height} x {width} pixels"})
+    rules={"L == height * width": "{L} tokens do not fill {height} x {width} pixels"},
+    examples=[call((2, 20, 3), height=4, width=5), call((2, 3), height=1, width=1)])
 def to_image(x, *, height, width):
     """The inverse of to_tokens.   (N, H W, C) -> (N, C, H, W); (N, C) is one pixel an image
 
@@ -45,7 +46,8 @@ def _joined(arrays, axis):
     return {"y...": (*first[:axis], sum(a.shape[axis] for a in arrays), *first[axis + 1:])}
 
 
-@op("arrays[] (... A ...) -> (y...)", Movement(), axis=Axis("arrays"), infer=_joined)
+@op("arrays[] (... A ...) -> (y...)", Movement(), axis=Axis("arrays"), infer=_joined,
+    examples=[call([(2, 3, 4), (2, 2, 4)], axis=1)])
 def concat(arrays, *, axis):
     """Arrays one after the other.   [(..., A, ...), (..., B, ...)] -> (..., A + B, ...)"""
     return np.concatenate(arrays, axis=axis)
@@ -58,7 +60,8 @@ def _cut(x, axis, start, stop):
 
 @op("x (...) -> (y...)", Movement(), axis=Axis("x"), start=Integer(0), stop=Integer(0),
     reads="result", infer=_cut, rules={"start <= stop <= x[axis]":
-                       "{start} to {stop} is no part of axis {axis} of x {x}"})
+                       "{start} to {stop} is no part of axis {axis} of x {x}"},
+    examples=[call((2, 6, 3), axis=1, start=2, stop=5)])
 def slice(x, *, axis, start, stop):
     """x[..., start:stop, ...] along an axis.   (..., A, ...) -> (..., stop - start, ...)
 
@@ -71,7 +74,8 @@ def _padded(x, widths):
     return {"y...": tuple(before + n + after for n, (before, after) in zip(x.shape, widths))}
 
 
-@op("x (...) -> (y...)", Movement(), widths=Widths("x"), infer=_padded)
+@op("x (...) -> (y...)", Movement(), widths=Widths("x"), infer=_padded,
+    examples=[call((1, 2, 3, 3), widths=((0, 0), (0, 0), (0, 1), (0, 1)))])
 def pad(x, *, widths):
     """Zeros around x: widths[a] = (before, after) for axis a.   (A, ...) -> (b + A + a, ...)"""
     return np.pad(x, widths)
@@ -81,7 +85,8 @@ def _permuted(x, axes):
     return {"y...": tuple(x.shape[axis] for axis in axes)}
 
 
-@op("x (...) -> (y...)", Movement(), axes=Axes("x"), infer=_permuted)
+@op("x (...) -> (y...)", Movement(), axes=Axes("x"), infer=_permuted,
+    examples=[call((2, 3, 4), axes=(2, 0, 1))])
 def transpose(x, *, axes):
     """y's axis i is x's axis axes[i].   (A, B, ...) -> the same sizes in that order
 

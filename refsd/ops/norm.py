@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from refsd.kinds import call
 from refsd.options import Integer, Number
 from refsd.registry import op
 
@@ -19,7 +20,9 @@ NOT_EMPTY = {"K >= 1": "x {x} has no features"}
 @op("x (N C ...), weight (C), bias (C) -> (N C ...)", flops="8 * size", groups=Integer(1), eps=EPS,
     rules={"len(x) >= 3": "x {x} has no axis of positions, wanted (N, C, ...)",
            "C % groups == 0": "{C} channels do not split into {groups} groups",
-           "prod(x[1:]) > 0": "x {x} has empty groups"})
+           "prod(x[1:]) > 0": "x {x} has empty groups"},
+    examples=[call((2, 6, 4, 3), (6,), (6,), groups=3, eps=1e-5),
+              call((1, 4, 5), (4,), (4,), groups=1, eps=1e-6)])
 def group_norm(x, weight, bias, *, groups, eps):
     """weight (x - mean) / sqrt(var + eps) + bias over each image's groups of C / groups channels.
 
@@ -31,7 +34,8 @@ def group_norm(x, weight, bias, *, groups, eps):
     return normal * weight.reshape(column) + bias.reshape(column)
 
 
-@op("x (... K), weight (K), bias (K) -> (... K)", flops="8 * size", eps=EPS, rules=NOT_EMPTY)
+@op("x (... K), weight (K), bias (K) -> (... K)", flops="8 * size", eps=EPS, rules=NOT_EMPTY,
+    examples=[call((2, 3, 8), (8,), (8,), eps=1e-5)])
 def layer_norm(x, weight, bias, *, eps):
     """weight (x - mean) / sqrt(var + eps) + bias over the last axis.   (..., K) -> (..., K)
 
@@ -50,7 +54,8 @@ def _standardize(x, eps):
     return centred / np.sqrt(variance + eps)
 
 
-@op("x (... K), weight (K) -> (... K)", flops="5 * size", eps=EPS, rules=NOT_EMPTY)
+@op("x (... K), weight (K) -> (... K)", flops="5 * size", eps=EPS, rules=NOT_EMPTY,
+    examples=[call((2, 3, 8), (8,), eps=1e-6)])
 def rms_norm(x, weight, *, eps):
     """weight x / sqrt(mean(x^2) + eps) over the last axis.   (..., K) -> (..., K)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refsd.kinds import Movement
+from refsd.kinds import Movement, call
 from refsd.options import Flag, Integer
 from refsd.registry import op
 
@@ -10,7 +10,8 @@ PIXELS = {"H > 0 and W > 0": "x {x} has no pixels"}
 
 
 @op("x (N C H W) -> (N C height width)", Movement(), height=Integer(1), width=Integer(1),
-    rules=PIXELS)
+    rules=PIXELS, examples=[call((1, 2, 3, 4), height=6, width=8),
+                            call((1, 2, 5, 3), height=9, width=7)])
 def upsample_nearest(x, *, height, width):
     """y[i, j] = x[floor(i H / height), floor(j W / width)].   (N, C, H, W) -> (N, C, height, width)
 
@@ -28,7 +29,9 @@ def source_pixels(size, wanted):
 
 
 @op("x (N C H W) -> (N C height width)", flops="11 * size", height=Integer(1), width=Integer(1),
-    align_corners=Flag(), rules=PIXELS)
+    align_corners=Flag(), rules=PIXELS,
+    examples=[call((1, 2, 3, 4), height=6, width=8, align_corners=False),
+              call((1, 2, 3, 4), height=5, width=7, align_corners=True)])
 def upsample_bilinear(x, *, height, width, align_corners):
     """Linear interpolation along both axes.   (N, C, H, W) -> (N, C, height, width)
 

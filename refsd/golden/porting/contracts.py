@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from refsd.contracts import FLOATS, INTEGERS, Spec
-from refsd.golden.porting.contracts_calls import Call, calls, tensors, with_tensors
+from refsd.examples import Call, calls, tensors, with_tensors
 from refsd.golden.tolerances.bounds_likely import VARIANCE
 from refsd.golden.tolerances.bounds_moved import MOVEMENT
 from refsd.golden.tolerances.bounds_worst import WORST_OF_PORTS
@@ -61,7 +61,7 @@ def describe(op: Op) -> dict[str, Any]:
         "options": {name: options[name] for name in parameters if name in options},
         "output": {"shape": list(contract.result), "dtype": _result_dtype(op)},
         "requires": dict(contract.rules),
-        "examples": [_example(op, call) for call in calls(op.name)],
+        "examples": [_example(op, call) for call in calls(op)],
         "error_model": _error_model(op.name),
         "refuses": [{**_plain(call), "message": message} for call, message in refusals(op)],
     }
@@ -116,7 +116,7 @@ def _error_model(name: str) -> dict[str, Any]:
 def refusals(op: Op) -> list[tuple[Call, str]]:
     """Wrong calls made from the worked ones, one for each check of the contract that they meet."""
     found: dict[tuple, tuple[Call, str]] = {}
-    for call in calls(op.name):
+    for call in calls(op):
         for wrong in _spoiled(op, call):
             refusal = refused(op, wrong)
             if refusal is not None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from refsd.examples import Call, calls, numbers
 from refsd.golden.porting.contracts import judged_ops, plain, refused
-from refsd.golden.porting.contracts_calls import Call, calls, numbers
 from refsd.golden.porting.export import encode
 from refsd.golden.tolerances.bounds import bound
 from refsd.registry import Op, use
@@ -46,8 +46,8 @@ def make_cases() -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     cases: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
     for name, op in judged_ops().items():
-        for k, shapes in enumerate(calls(name)):
-            call = numbers(name, shapes, SEED + len(cases))
+        for k, shapes in enumerate(calls(op)):
+            call = numbers(op, shapes, SEED + len(cases))
             key = f"{name}.{k}"
             named = {part: {p: _keep(f"{key}.{p}", value, arrays) for p, value in values.items()}
                      for part, values in call._asdict().items()}
