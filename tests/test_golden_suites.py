@@ -12,9 +12,10 @@ from refsd.__main__ import main
 from refsd.errors import UsageError
 from refsd.golden.packs.pack import Pack
 from refsd.golden.recording import replay
-from refsd.golden.recording.case_table import CASES
+from refsd.golden.recording.case_table import rows
 from refsd.golden.recording.cases import GENERATOR, cases, make_ops, numbers
 from refsd.golden.recording.suites import read_suite
+from refsd.kinds import call
 from refsd.registry import ops
 
 ROOT = Path(__file__).parent.parent
@@ -23,13 +24,24 @@ ROOT = Path(__file__).parent.parent
 # The pack of ops.
 
 def test_every_op_has_cases_with_names_of_their_own():
-    assert set(CASES) == set(ops())
-    for op, rows in CASES.items():
-        names = [name for name, _, _ in rows]
-        assert len(set(names)) == len(names), op
+    for op in ops().values():
+        names = [name for name, _, _ in rows(op)]
+        assert names and len(set(names)) == len(names), op.name
     heavy = ("conv2d", "linear", "matmul", "attention", "group_norm", "layer_norm", "rms_norm")
     for op in heavy:  # zeros mixed in, small beside big
-        assert {"zeros", "big"} <= {name for name, _, _ in CASES[op]}, op
+        assert {"zeros", "big"} <= {name for name, _, _ in rows(ops()[op])}, op
+
+
+def test_an_op_without_hard_inputs_has_its_examples():
+    """Lists, numbers and indices below what they point into."""
+    found = {name: rows(ops()[name]._replace(name="new"))
+             for name in ("concat", "gather", "timestep_embedding")}
+    assert found["concat"] == [
+        ("example_0", {"arrays": [((2, 3, 4),), ((2, 2, 4),)]}, {"axis": 1})]
+    assert found["gather"][0][1] == {"x": ((2, 5, 4), "plain"), "index": ((2,), "below_5")}
+    assert found["timestep_embedding"][0][1] == {"timesteps": ((3,), "below_1000")}
+    bias = ops()["add"]._replace(name="new", kind=None, examples=[call((2, 3), 0.5)])
+    assert rows(bias) == [("example_0", {"a": ((2, 3), "plain"), "b": 0.5}, {})]
 
 
 def test_cases_are_accepted_and_finite(tmp_path):

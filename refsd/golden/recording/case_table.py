@@ -1,28 +1,58 @@
-"""The cases of the pack of ops: (name, inputs, options) by op.
+"""The cases of the pack of ops: (name, inputs, options) of an op, by its kind or its examples.
 
 An input is (shape, kind, scale) as recording.cases.numbers takes it, a list of those, a number
 or None. Shapes are those of Stable Diffusion made small, and odd: no multiples of 4, one channel
 more or less than a vector holds, the padding that only the VAE has.
 """
 
+import math
 from typing import Any
+
+from refsd.examples import below, calls
+from refsd.kinds import Map, Pair
+from refsd.registry import Op
 
 Row = tuple[str, dict[str, Any], dict[str, Any]]
 SMALL = 2.0**-3  # of weights, so that results are about as large as inputs
 KINDS = ("plain", "zeros", "wide", "big")
 
 
-def _elementwise(scale: float = 1.0, kinds=KINDS, **options: Any) -> list[Row]:
-    rows = [(kind, {"x": ((2, 5, 3, 7), kind, scale)}, options) for kind in kinds]
-    return [*rows, ("one", {"x": ((1,), kinds[0], scale)}, options),
-            ("vector_tails", {"x": ((67,), kinds[0], scale)}, options)]
+def rows(op: Op) -> list[Row]:
+    """The cases of an op: those written out below, or those of its kind, or its examples."""
+    if op.name in HARD:
+        return HARD[op.name]
+    if isinstance(op.kind, Map):
+        return _map(op.kind, calls(op)[0].options)
+    if isinstance(op.kind, Pair):
+        return _pairs("positive" if op.kind.divides else "plain")
+    return [(f"example_{i}", {name: _input(op, call.inputs, name) for name in call.inputs},
+             call.options) for i, call in enumerate(calls(op))]
 
 
-def _pairs(second: str = "plain") -> list[Row]:
+def _input(op, inputs, name):
+    """One input of an example as a row has it."""
+    spec, tensor = inputs[name], op.contract.tensor(name)
+    if isinstance(spec, list):
+        return [(one.shape,) for one in spec]
+    if not hasattr(spec, "shape"):
+        return spec
+    return (spec.shape, "plain" if tensor.kind == "float" else
+            f"below_{below(op, inputs, tensor.below)}")
+
+
+def _map(kind: Map, options: dict[str, Any]) -> list[Row]:
+    kinds = (("positive", "big") if kind.low == 0 else
+             ("plain", "zeros") if kind.high < math.inf else KINDS)
+    found = [(values, {"x": ((2, 5, 3, 7), values, kind.scale)}, options) for values in kinds]
+    return [*found, ("one", {"x": ((1,), kinds[0], kind.scale)}, options),
+            ("vector_tails", {"x": ((67,), kinds[0], kind.scale)}, options)]
+
+
+def _pairs(second: str) -> list[Row]:
     shapes = {"alike": (2, 5, 3, 7), "bias_of_channels": (2, 5, 1, 1), "bias_of_tokens": (7,)}
-    rows = [(name, {"a": ((2, 5, 3, 7),), "b": (shape, second)}, {})
-            for name, shape in shapes.items()]
-    return [*rows, ("number", {"a": ((3, 13),), "b": 0.1}, {}),
+    found = [(name, {"a": ((2, 5, 3, 7),), "b": (shape, second)}, {})
+             for name, shape in shapes.items()]
+    return [*found, ("number", {"a": ((3, 13),), "b": 0.1}, {}),
             ("wide", {"a": ((3, 13), "wide"), "b": ((3, 13), "wide" if second == "plain" else
                                                       second)}, {}),
             ("big", {"a": ((3, 13), "big"), "b": ((3, 13), "big")}, {})]
@@ -115,12 +145,7 @@ def _aligned(align_corners: bool) -> list[Row]:
             for name, inputs, options in _resize(align_corners=align_corners)]
 
 
-CASES: dict[str, list[Row]] = {
-    "add": _pairs(), "sub": _pairs(), "mul": _pairs(), "div": _pairs("positive"),
-    "exp": _elementwise(8.0, ("plain", "zeros")), "sqrt": _elementwise(1.0, ("positive", "big")),
-    "clamp": _elementwise(low=-1.5, high=0.3),
-    "silu": _elementwise(4.0), "quick_gelu": _elementwise(4.0), "gelu": _elementwise(2.0),
-    "gelu_tanh": _elementwise(2.0),
+HARD: dict[str, list[Row]] = {
     "geglu": [(kind, {"x": ((2, 5, 26), kind)}, {}) for kind in KINDS],
     "softmax": [*((f"{kind}_last", {"x": ((3, 5, 19), kind, 2.0)}, {"axis": -1}) for kind in
                   ("plain", "zeros", "big")),

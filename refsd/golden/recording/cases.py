@@ -14,9 +14,10 @@ import numpy as np
 from refsd import parallel
 from refsd.golden.packs.manifest import Manifest, read_manifest
 from refsd.golden.packs.writer import MANIFEST, Writer
-from refsd.golden.recording.case_table import CASES
+from refsd.golden.recording.case_table import rows
 from refsd.golden.recording.recipe import TRUTH
 from refsd.golden.recording.replay import compute
+from refsd.registry import ops
 
 GENERATOR = ("Philox4x64-10, counter from 0, key: the first 16 bytes of the SHA-256 of "
              "OP/CASE:PARAMETER as a little-endian number; plain: (the sum of a word's four 16-bit "
@@ -35,9 +36,10 @@ class Case(NamedTuple):
 
 
 def cases(op: str | None = None) -> Iterator[Case]:
-    """Every case of an op, or of all ops in the order of their names. Arrays are float32."""
-    for name in sorted(CASES) if op is None else [op]:
-        for case, inputs, options in CASES[name]:
+    """Every case of an op, or of all ops of refsd in the order of their names. float32 arrays."""
+    own = sorted(o.name for o in ops().values() if o.definition.__module__.startswith("refsd."))
+    for name in own if op is None else [op]:
+        for case, inputs, options in rows(ops()[name]):
             where = f"{name}/{case}"
             yield Case(name, case, {key: _made(f"{where}:{key}", value)
                                     for key, value in inputs.items()}, options)
