@@ -154,8 +154,8 @@ def changed_recipe(**values):
     (changed_recipe(scheduler={}), 3, "_class_name is None"),
     (changed_recipe(scheduler={"_class_name": "DDIMScheduler", "beta_end": 7}), 3, "beta_end is 7"),
     (changed_recipe(model={"files": {"x": "y"}}), 3, "not the one that drew this picture"),
-    (changed_recipe(model={"variant": 7}), 2, "model holds 7, expected strings"),
-    (changed_recipe(model={"files": [[]]}), 2, "model.files holds [[]]"),
+    (changed_recipe(model={"variant": 7}), 2, "expected an object of strings (wrong: 'variant')"),
+    (changed_recipe(model={"files": [[]]}), 2, "model is {'files': [[]]}"),
     (changed_recipe(model={"variant": "../x"}), 2, "variant: got '../x'"),
 ], ids=["infotext", "nothing", "cropped", "backend", "scheduler", "option", "model", "number",
         "list", "variant"])

@@ -103,7 +103,7 @@ FORGED = {  # row 44: each is sealed with the right hash, so that the manifest's
     "a kind that is none": (put(["kind"], "weights"), "kind"),
     "tensors that are an object": (put(["tensors"], {}), "tensors"),
     "nesting without end": (put(["model"], {"a": [[[[[[[[[[]]]]]]]]]]}), "model"),
-    "a schema of the future": (put(["schema"], 2), "schema 2", "newer refsd"),
+    "a schema of the future": (put(["schema"], 2), "schema is 2", "newer refsd"),
     "a schema of the past": (put(["schema"], 0), "schema is 0"),
     "a schema in words": (put(["schema"], "1"), "schema"),
 }
@@ -224,16 +224,16 @@ def test_row_45_what_is_missing_in_a_shard_or_too_much(sample, caplog):
 
 def test_row_45_a_pack_older_than_this_refsd(sample, monkeypatch):
     monkeypatch.setattr(manifest_module, "SCHEMA", 2)
-    refused(lambda: Pack.open(sample), "schema 1, this refsd reads 2", "Make the pack anew")
+    refused(lambda: Pack.open(sample), "schema is 1, this refsd reads 2", "pack anew")
 
 
 def test_no_pack_at_all(tmp_path):
     refused(lambda: Pack.open(tmp_path / "none"), "no such pack")
     refused(lambda: Pack.open(tmp_path), "no golden pack")
     (tmp_path / "manifest.json").write_text('{"schema": 9}')
-    refused(lambda: Pack.open(tmp_path), "schema 9", "newer refsd")
+    refused(lambda: Pack.open(tmp_path), "schema is 9", "newer refsd")
     (tmp_path / "manifest.json").write_text('{"name": "some other program\'s"}')
-    refused(lambda: Pack.open(tmp_path), "not the manifest of a golden pack")
+    refused(lambda: Pack.open(tmp_path), "schema is None")
     (tmp_path / "manifest.json").unlink()
     os.mkfifo(tmp_path / "manifest.json")
     refused(lambda: Pack.open(tmp_path), "not an ordinary file")

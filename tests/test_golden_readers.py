@@ -13,7 +13,7 @@ from golden_format_samples import tensors, write
 
 from refsd.__main__ import main
 from refsd.golden.packs.pack import Pack
-from refsd.golden.packs.rules import DTYPES, ENTRY, MANIFEST
+from refsd.golden.packs.rules import DTYPES, ENTRY_RULES, MANIFEST_RULES
 
 FOLDER = Path(__file__).parents[1] / "golden"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -116,7 +116,7 @@ def test_the_readers_are_short_and_need_no_refsd():
 def test_the_page_names_every_key():
     page = (FOLDER / "README.md").read_text()
     rows = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (.*?) \|", page, re.MULTILINE))))
-    assert set(MANIFEST) | set(ENTRY) <= rows
+    assert set(MANIFEST_RULES) | set(ENTRY_RULES) <= rows
     for name, short in DTYPES.items():
         assert f"`{name}`" in page and f"`{short}`" in page
 

@@ -127,11 +127,11 @@ def without(key):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", ["not valid JSON"]), ("[]", ["JSON list"]), ("{}", ["schema None"]),
+    ("", ["not valid JSON"]), ("[]", ["JSON list"]), ("{}", ["schema is None"]),
     ("{" * 100_000, ["JSON"]), ("[" * 100_000, ["nested too deeply"]), ("\0", ["not valid JSON"]),
-    (changed(schema=2), ["schema 2", "newer refsd"]), (changed(schema="1"), ["schema '1'"]),
+    (changed(schema=2), ["schema is 2", "newer refsd"]), (changed(schema="1"), ["schema is '1'"]),
     (changed(schema=1e400), ["Infinity"]), (changed(more=1), ["unknown key 'more'"]),
-    (without("seed"), ["lacks the key 'seed'"]), (changed(prompt=1), ["prompt is 1"]),
+    (without("seed"), ["missing key 'seed'"]), (changed(prompt=1), ["prompt is 1"]),
     (changed(width="8"), ["width is '8'"]), (changed(width=True), ["width is True"]),
     (changed(width=10**9), ["width is 1000000000"]), (changed(height=0), ["height is 0"]),
     (changed(steps=1001), ["steps is 1001"]), (changed(seed=-1), ["seed is -1"]),

@@ -313,7 +313,7 @@ def test_a_folder_that_is_no_port(port, tmp_path):
     with pytest.raises(UsageError, match="no port's folder"):
         status(tmp_path)
     (tmp_path / "status.json").write_text('{"schema": 2}')
-    with pytest.raises(ModelError, match="not what refsd port new of this version writes"):
+    with pytest.raises(ModelError, match="schema is 2, this refsd reads 1"):
         status(tmp_path)
 
 

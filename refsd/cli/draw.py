@@ -13,10 +13,10 @@ from refsd.cli import output, samplers, threads
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
-from refsd.cli.recipe import DTYPES, RNGS, Recipe, check_numbers
+from refsd.cli.recipe import DTYPES, RNGS, Recipe
 from refsd.cli.report import Warnings, note, result, result_json
 from refsd.errors import UsageError
-from refsd.pipelines.request import MAX_PICTURES, check_integer
+from refsd.pipelines.request import MAX_PICTURES, check_integer, check_numbers
 from refsd.registry import BACKENDS, choose_backend, make_ready
 from refsd.version import __version__
 

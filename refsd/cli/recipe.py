@@ -1,15 +1,14 @@
 """The recipe of a picture: everything that decides its pixels, as JSON in the PNG."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from refsd.cli import samplers
 from refsd.cli.infotext import format_infotext
-from refsd.cli.report import one_line
 from refsd.errors import ModelError, UsageError
-from refsd.pipelines.request import MAX_SIDE, check_choice, check_integer, check_number
+from refsd.pipelines.request import NUMBERS
+from refsd.rules import anything, boolean, check, check_schema, only, optional, table, that
 from refsd.version import __version__
 
 KEYWORD = "refsd"  # of the PNG's text chunk
@@ -81,28 +80,18 @@ class Recipe:
         }
 
 
-NUMBERS = {
-    "width": (check_integer, 1, MAX_SIDE),
-    "height": (check_integer, 1, MAX_SIDE),
-    "steps": (check_integer, 1, 1000),
-    "cfg_scale": (check_number, -1000, 1000),
-    "guidance_rescale": (check_number, 0, 1),
-    "eta": (check_number, 0, 1),
-    "clip_skip": (check_integer, 0, 63),
-    "seed": (check_integer, 0, 2**64 - 1),
-    "threads": (check_integer, 1, 1024),
-}
-WORDS = {"rng": RNGS, "dtype": DTYPES}
-
-
-def check_numbers(values: Mapping[str, Any], name: Callable[[str], str]) -> None:
-    """UsageError for the first number out of range; `name` says what the user calls a field.
-
-    None passes where the model decides.
-    """
-    for key, (check, low, high) in NUMBERS.items():
-        if values.get(key) is not None:
-            check(name(key), values[key], low, high)
+TEXT = that(lambda value: isinstance(value, str), "a text")
+STRINGS = table(TEXT, "an object of strings")
+RULES = NUMBERS | {
+    "prompt": TEXT, "negative_prompt": TEXT, "backend": TEXT, "pixels": TEXT,
+    "clip_skip": optional(NUMBERS["clip_skip"]),
+    "rng": only(*RNGS), "dtype": only(*DTYPES),
+    "allow_nonfinite": boolean, "exact": boolean,
+    "scheduler": table(anything, "an object"),
+    "tuned": STRINGS, "versions": STRINGS,
+    "model": table(TEXT, "an object of strings", files=STRINGS, variant=optional(TEXT)),
+    "schema": only(SCHEMA),
+}  # fmt: skip
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
@@ -119,44 +108,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
         raise UsageError(str(error)) from None
     if not isinstance(found, dict):
         raise UsageError(f"{where} is a JSON {type(found).__name__}, expected an object")
-    schema = found.get("schema")
-    if schema != SCHEMA:
-        newer = isinstance(schema, int) and schema > SCHEMA
-        raise UsageError(f"{where} has schema {one_line(repr(schema), 40)}; this refsd reads "
-                         f"{SCHEMA}" + (". Use a newer refsd" if newer else ""))
+    check_schema(found.get("schema"), SCHEMA, where, "the picture", error=UsageError)
     for key, value in (("exact", False), ("tuned", {})):
         found.setdefault(key, value)  # in no picture drawn before there was a choice
-    kinds = {part.name: part.type for part in fields(Recipe)}
-    wrong = [key for key in kinds if key not in found] or [key for key in found if key not in kinds]
-    if wrong:
-        raise UsageError(f"{where} {'has an unknown' if wrong[0] in found else 'lacks the'} key "
-                         f"{one_line(repr(wrong[0]), 80)}")
-    for key, value in found.items():
-        if not _fits(value, kinds[key]):
-            raise UsageError(f"{where}: {key} is {one_line(repr(value), 80)}")
-    for key, inner in (("model", found["model"]), ("model.files", found["model"].get("files", {})),
-                       ("versions", found["versions"]), ("tuned", found["tuned"])):
-        _check_strings(inner, f"{where}: {key}")
-    check_numbers(found, f"{where}: {{}}".format)
-    for key, allowed in WORDS.items():
-        check_choice(f"{where}: {key}", found[key], allowed)
+    check(found, RULES, where, error=UsageError)
     return Recipe(**found)
-
-
-def _check_strings(table: Any, where: str) -> None:
-    """An object of strings, but for the model's `files` and a `variant` that may be null."""
-    wrong = table if not isinstance(table, dict) else next(
-        (value for key, value in table.items()
-         if not isinstance(value, str) and key != "files" and (key, value) != ("variant", None)),
-        "")
-    if wrong != "":
-        raise UsageError(f"{where} holds {one_line(repr(wrong), 80)}, expected strings")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a field's type; a whole number serves as a float."""
-    if isinstance(value, bool):
-        return kind is bool
-    if kind is float:
-        return isinstance(value, (int, float))
-    return isinstance(value, getattr(kind, "__origin__", kind))

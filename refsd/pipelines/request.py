@@ -2,14 +2,28 @@
 
 import difflib
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from refsd.arguments import as_integer, as_number, shown
 from refsd.errors import ResourceError, UsageError
+from refsd.rules import integer, number
 
 MAX_SIDE = 4096
 MAX_PICTURES = 1000
 OUTPUT_TYPES = ("pil", "np", "latent")
+# The limits of whatever model; a multiple of what, and how many layers, the model says.
+NUMBERS = {
+    "width": integer(1, MAX_SIDE),
+    "height": integer(1, MAX_SIDE),
+    "steps": integer(1, 1000),
+    "cfg_scale": number(-1000, 1000),
+    "guidance_rescale": number(0, 1),
+    "eta": number(0, 1),
+    "clip_skip": integer(0, 63),
+    "seed": integer(0, 2**64 - 1),
+    "threads": integer(1, 1024),
+}
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:
@@ -26,6 +40,16 @@ def check_integer(name: str, value: Any, low: int, high: int) -> int:
     if found is None or not low <= found <= high:
         raise UsageError(f"{name} is {shown(value)}; give an integer from {low} to {high}")
     return found
+
+
+def check_numbers(values: Mapping[str, Any], name: Callable[[str], str] = str) -> None:
+    """UsageError for the first number out of range; `name` says what the user calls a field.
+
+    None passes where the model decides.
+    """
+    for key, rule in NUMBERS.items():
+        if values.get(key) is not None and (wanted := rule(values[key])):
+            raise UsageError(f"{name(key)} is {shown(values[key])}; give {wanted}")
 
 
 def check_steps(value: Any, *, own: bool) -> int | None:

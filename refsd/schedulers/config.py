@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-import numpy as np
-
+from refsd.arguments import shown
 from refsd.errors import UsageError
+from refsd.rules import as_kind, boolean, each, integer, number, only, optional
 
 # The training noise, the same five options in every class.
 BETAS = {
@@ -29,26 +29,26 @@ CLIPPING = {
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
 }
-CHOICES = {
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": ("epsilon", "sample", "v_prediction"),
-    "timestep_spacing": ("leading", "trailing", "linspace"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-}
-RANGES = {
-    "num_train_timesteps": (1, 1_000_000),
-    "beta_start": (0, 1),
-    "beta_end": (0, 1),
-    "dynamic_thresholding_ratio": (0, 1),
-    "clip_sample_range": (0, math.inf),
-    "sample_max_value": (0, math.inf),
-    "steps_offset": (0, 1_000_000),
-    "original_inference_steps": (1, 1_000_000),
-    "flow_shift": (0, 1_000_000),
-    "timestep_scaling": (0, 1_000_000),
-    "sigma_min": (1e-10, 1e10),
-    "sigma_max": (1e-10, 1e10),
-    "lambda_min_clipped": (-math.inf, math.inf),
+# What the options may be that are not true or false; a class may allow other words.
+RULES = {
+    "beta_schedule": only("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": only("epsilon", "sample", "v_prediction"),
+    "timestep_spacing": only("leading", "trailing", "linspace"),
+    "final_sigmas_type": only("zero", "sigma_min"),
+    "num_train_timesteps": integer(1, 1_000_000),
+    "beta_start": number(0, 1),
+    "beta_end": number(0, 1),
+    "trained_betas": optional(each(number(0, 1))),
+    "dynamic_thresholding_ratio": number(0, 1),
+    "clip_sample_range": number(0, math.inf),
+    "sample_max_value": number(0, math.inf),
+    "steps_offset": integer(0, 1_000_000),
+    "original_inference_steps": integer(1, 1_000_000),
+    "flow_shift": number(0, 1_000_000),
+    "timestep_scaling": number(0, 1_000_000),
+    "sigma_min": optional(number(1e-10, 1e10)),
+    "sigma_max": optional(number(1e-10, 1e10)),
+    "lambda_min_clipped": number(-math.inf, math.inf),
 }
 
 # Numbers that diffusers' samplers read in some runs only, where null stops them.
@@ -102,13 +102,13 @@ def resolve(name, defaults, choices, given) -> Config:
             hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(defaults)}"
             raise UsageError(f"{name} has no option {key!r}; {hint}")
 
-    given = {key: _as_kind(value, defaults[key]) for key, value in given.items()
-             if value is not None or key not in NULL_IS_DEFAULT}
+    given = {key: as_kind(value, 0.0 if defaults[key] is None else defaults[key])
+             for key, value in given.items() if value is not None or key not in NULL_IS_DEFAULT}
     values = {"_class_name": name, **defaults, **given}
-    for key in given:
-        wants = _wants(key, values[key], defaults[key], CHOICES | choices)
-        if wants:
-            raise UsageError(f"{name}: {key} is {brief(values[key])}; refsd takes {wants}")
+    rules = RULES | {key: only(*allowed) for key, allowed in choices.items()}
+    for key, value in given.items():
+        if wanted := rules.get(key, boolean)(value):
+            raise UsageError(f"{name}: {key} is {shown(value)}; refsd takes {wanted}")
 
     if values["trained_betas"] is not None:
         values["trained_betas"] = [float(beta) for beta in values["trained_betas"]]
@@ -118,47 +118,3 @@ def resolve(name, defaults, choices, given) -> Config:
                 f"num_train_timesteps of them, {values['num_train_timesteps']}"
             )
     return Config(values, [key for key in defaults if key not in given])
-
-
-def _as_kind(value, default):
-    """The value as JSON could have said it too: null for false, 0 and 1, 1000.0 for 1000.
-
-    NumPy's and torch's numbers become Python's, so that a recipe can hold them.
-    """
-    if hasattr(value, "dtype"):
-        value = np.asarray(value).tolist()
-    if isinstance(default, bool):
-        return bool(value) if value is None or value in (0, 1) else value
-    whole = isinstance(default, int) and isinstance(value, float) and value.is_integer()
-    return int(value) if whole else value
-
-
-def brief(value):
-    """repr(value) in one line of at most 60 characters."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _wants(key, value, default, choices):
-    """What the option takes, in words, if `value` is not that; else None."""
-    if key in choices:
-        known = any(type(value) is type(choice) and value == choice for choice in choices[key])
-        return None if known else " or ".join(repr(choice) for choice in choices[key])
-    if value is None and default is None:
-        return None
-    if key == "trained_betas":
-        good = isinstance(value, (list, tuple, np.ndarray)) and all(
-            _is_number(beta) and 0 <= beta <= 1 for beta in value
-        )
-        return None if good else "None or a list of numbers from 0 to 1"
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else "True or False"
-
-    low, high = RANGES[key]
-    whole = isinstance(default, int)
-    good = _is_number(value) and low <= value <= high and (isinstance(value, int) or not whole)
-    return None if good else f"{'an integer' if whole else 'a number'} from {low} to {high}"
-
-
-def _is_number(value):
-    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)

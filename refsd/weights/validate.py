@@ -7,93 +7,35 @@ change numbers in a way that refsd does not compute is refused by name, never ig
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from refsd import rules
+from refsd.arguments import shown
 from refsd.errors import ModelError
+from refsd.rules import Rule, anything, as_kind, boolean, integer, number, optional
 
 logger = logging.getLogger(__name__)
 
 MAX_LEVELS = 8
 MAX_WIDTH = 16_384
 
-# A rule returns "" for a value that is fine, or what was expected instead.
-Rule = Callable[[Any], str]
-
-
-def integer(low: int, high: int) -> Rule:
-    def rule(value):
-        fine = type(value) is int and low <= value <= high
-        return "" if fine else f"an integer from {low} to {high}"
-
-    return rule
-
-
-def number(low: float, high: float) -> Rule:
-    def rule(value):
-        fine = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
-        return "" if fine else f"a number from {low:g} to {high:g}"
-
-    return rule
+each = partial(rules.each, least=1, most=MAX_LEVELS)  # a value for each level
 
 
 def only(*allowed: Any) -> Rule:
-    """One of these values, of the same type; the first is what diffusers defaults to."""
-
-    def rule(value):
-        fine = any(value == a and (type(value) is bool) == (type(a) is bool) for a in allowed)
-        return "" if fine else " or ".join(repr(a) for a in allowed) + ": refsd computes no other"
-
-    return rule
-
-
-def anything(value: Any) -> str:
-    """An option without effect on what refsd computes."""
-    return ""
-
-
-def each(rule: Rule) -> Rule:
-    """A list of 1 to MAX_LEVELS values, one a level."""
-
-    def rule_of_list(value):
-        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_LEVELS:
-            return f"a list of 1 to {MAX_LEVELS} values"
-        wrong = [why for v in value if (why := rule(v))]
-        return f"each of {wrong[0]}" if wrong else ""
-
-    return rule_of_list
+    """One of these values; the first is what diffusers defaults to."""
+    one = rules.only(*allowed)
+    return lambda value: one(value) and f"{one(value)}: refsd computes no other"
 
 
 def one_or_each(rule: Rule) -> Rule:
-    def either(value):
-        return each(rule)(value) if isinstance(value, (list, tuple)) else rule(value)
-
-    return either
-
-
-def optional(rule: Rule) -> Rule:
-    return lambda value: "" if value is None else rule(value)
-
-
-def as_kind(value: Any, default: Any) -> Any:
-    """The value as JSON could have said it too: null for false, 0 and 1, 1000.0 for 1000.
-
-    diffusers takes null for false wherever the default is true or false (its own converter writes
-    "upcast_attention": null).
-    """
-    if isinstance(value, (list, tuple)):
-        return [as_kind(each, default) for each in value]
-    if isinstance(default, bool):
-        return bool(value) if value is None or value in (0, 1) else value
-    if isinstance(value, str) and value.startswith("UNetRes"):  # the blocks' names before 2023
-        return value.removeprefix("UNetRes")
-    if type(value) is float and value.is_integer() and not isinstance(default, float):
-        return int(value)
-    return value
+    """A value for all levels, or one for each."""
+    return lambda value: (each(rule) if isinstance(value, (list, tuple)) else rule)(value)
 
 
 width, count = integer(1, MAX_WIDTH), integer(1, 64)
-boolean = only(False, True)
 
 
 def silu(value: Any) -> str:
@@ -215,6 +157,14 @@ CLASSES = {
 }
 
 
+def _as_kind(value: Any, default: Any) -> Any:
+    """The value as JSON could have said it too, with today's names of blocks."""
+    if isinstance(value, (list, tuple)):
+        return [_as_kind(item, default) for item in value]
+    old = isinstance(value, str) and value.startswith("UNetRes")  # before 2023
+    return value.removeprefix("UNetRes") if old else as_kind(value, default)
+
+
 def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """The config of "unet", "vae" or "text_encoder" with all defaults filled in.
 
@@ -227,14 +177,14 @@ def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict
     check_class(component, _label(config), where)
 
     table = TABLES[component]
-    filled = {name: as_kind(config.get(name, default), default)
+    filled = {name: _as_kind(config.get(name, default), default)
               for name, (default, _) in table.items()}
     for name, (_, rule) in table.items():
         if why := rule(filled[name]):
-            raise ModelError(f"{where}: {name} is {_shown(filled[name])}, expected {why}")
+            raise ModelError(f"{where}: {name} is {shown(filled[name])}, expected {why}")
     unknown = [n for n in config if n not in table and n not in BOOKKEEPING and n[:1] != "_"]
     if unknown:
-        logger.warning("%s: ignoring unknown options %s", where, _shown(unknown))
+        logger.warning("%s: ignoring unknown options %s", where, shown(unknown))
     _check_fit(component, filled, where)
     return {name: config[name] for name in config if name not in table} | filled
 
@@ -248,7 +198,7 @@ def check_class(component: str, name: Any, where: str) -> None:
     """ModelError for the name of a class that refsd does not compute; None is no name."""
     if name is not None and name not in CLASSES[component]:
         wanted = " or ".join(CLASSES[component])
-        raise ModelError(f"{where}: the class is {_shown(name)}, expected {wanted}")
+        raise ModelError(f"{where}: the class is {shown(name)}, expected {wanted}")
 
 
 def relabelled(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -287,8 +237,3 @@ def _check_fit(component: str, config: dict[str, Any], where: str) -> None:
     for name, (whole, part) in divisions.items():
         if whole % part:
             raise ModelError(f"{where}: {name} is {part}, which does not divide the width {whole}")
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."

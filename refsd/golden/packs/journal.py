@@ -9,13 +9,14 @@ from typing import Any
 from refsd.atomic import write_file, writing
 from refsd.errors import UsageError
 from refsd.golden.packs.manifest import MAX_MANIFEST, Entry, as_dict, read_entry
-from refsd.golden.packs.rules import ENTRY, FILES, MANIFEST, check
+from refsd.golden.packs.rules import ENTRY_RULES, FILE_RULES, MANIFEST_RULES
 from refsd.golden.packs.shards import sha256_of_file
+from refsd.rules import check, record
 from refsd.weights.files import open_file, parse_json, read_bytes
 
 JOURNAL = "unfinished.jsonl"
-ROW = {"shard": ENTRY["shard"], "file": (lambda value: isinstance(value, dict), "an object"),
-       **{key: MANIFEST[key] for key in ("tensors", "checkpoints", "invariants")}}
+ROW_RULES = {"shard": ENTRY_RULES["shard"], "file": record(FILE_RULES),
+             **{key: MANIFEST_RULES[key] for key in ("tensors", "checkpoints", "invariants")}}
 
 
 @dataclass
@@ -78,8 +79,7 @@ def read(folder: Path, head: dict[str, Any]) -> list[Row]:
 
 
 def _row(line: Any, where: str) -> Row:
-    check(line, ROW, where)
-    check(line["file"], FILES, where)
+    check(line, ROW_RULES, where)
     return Row(**{**line, "tensors": [read_entry(entry, where) for entry in line["tensors"]]})
 
 

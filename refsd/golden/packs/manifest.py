@@ -12,7 +12,8 @@ from typing import Any
 
 from refsd.contracts import itemsize
 from refsd.errors import ModelError
-from refsd.golden.packs.rules import ENTRY, MANIFEST, SCHEMA, check, shown
+from refsd.golden.packs.rules import ENTRY_RULES, MANIFEST_RULES, SCHEMA, shown
+from refsd.rules import check, check_schema
 from refsd.weights.files import parse_object
 
 MAX_MANIFEST = 128 << 20  # over 100,000 tensors
@@ -94,8 +95,8 @@ def read_manifest(data: bytes, where: str = "manifest.json") -> Manifest:
     if len(data) > MAX_MANIFEST:
         raise ModelError(f"{where}: {len(data):,} bytes, at most {MAX_MANIFEST:,} are allowed")
     found = parse_object(data, where)
-    _check_schema(found.get("schema"), where)
-    check(found, MANIFEST, where)
+    check_schema(found.get("schema"), SCHEMA, where, "the golden pack")
+    check(found, MANIFEST_RULES, where)
     entries = [read_entry(entry, f"{where}: tensor {i}")
                for i, entry in enumerate(found.pop("tensors"))]
     manifest = Manifest(**found, tensors=entries)
@@ -107,18 +108,8 @@ def read_entry(found: Any, where: str) -> Entry:
     """One checked entry of the table of tensors, from its JSON object."""
     if isinstance(found, dict) and isinstance(found.get("name"), str):
         where = f"{where}, {shown(found['name'])}"
-    check(found, ENTRY, where)
+    check(found, ENTRY_RULES, where)
     return Entry(**{**found, "shape": tuple(found["shape"])})
-
-
-def _check_schema(schema: Any, where: str) -> None:
-    if type(schema) is not int or schema < 1:
-        raise ModelError(f"{where}: schema is {shown(schema)}, expected {SCHEMA}. This is not the "
-                         "manifest of a golden pack")
-    if schema != SCHEMA:
-        newer = "Use a newer refsd" if schema > SCHEMA else "Make the pack anew"
-        raise ModelError(f"{where}: the pack has schema {shown(schema)}, this refsd reads "
-                         f"{SCHEMA}. {newer}")
 
 
 def _check_whole(manifest: Manifest, where: str) -> None:

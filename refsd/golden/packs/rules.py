@@ -2,10 +2,22 @@
 
 import math
 import re
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from refsd.errors import ModelError
+from refsd import arguments
+from refsd.rules import (
+    Rule,
+    each,
+    integer,
+    matching,
+    only,
+    optional,
+    record,
+    table,
+    text,
+    that,
+)
 
 SCHEMA = 1
 KINDS = ("run", "ops")
@@ -24,26 +36,7 @@ WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 HASH = re.compile(r"[0-9a-f]{64}")
 REFERENCE = re.compile(rf"tensor:{NAME.pattern}|weight:{PART}")
 
-# A rule is a test and, in words, what it wants.
-Rule = tuple[Callable[[Any], bool], str]
-
-
-def check(found: Any, rules: dict[str, Rule], where: str) -> None:
-    """Exactly these keys, each with a value that its rule takes."""
-    if not isinstance(found, dict):
-        raise ModelError(f"{where}: got {shown(found)}, expected an object")
-    wrong = [key for key in rules if key not in found] or [key for key in found if key not in rules]
-    if wrong:
-        unknown = wrong[0] in found
-        raise ModelError(f"{where}: {'unknown' if unknown else 'missing'} key {shown(wrong[0])}")
-    for key, (rule, wanted) in rules.items():
-        if not rule(found[key]):
-            raise ModelError(f"{where}: {key} is {shown(found[key])}, expected {wanted}")
-
-
-def shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+shown = partial(arguments.shown, most=120)
 
 
 def is_plain(value: Any, depth: int = 8) -> bool:
@@ -63,41 +56,15 @@ def is_number(value: Any) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
-def is_file_name(text: Any) -> bool:
+def is_file_name(name: Any) -> bool:
     """Whether a text is a harmless name of a file in a flat folder, on every system."""
-    return (type(text) is str and FILE.fullmatch(text) is not None
-            and DEVICES.fullmatch(text) is None)
+    return (type(name) is str and FILE.fullmatch(name) is not None
+            and DEVICES.fullmatch(name) is None)
 
 
-def is_name(text: Any) -> bool:
+def is_name(name: Any) -> bool:
     """Whether a text is a tensor's name: STAGE/STEP/PATH, or that and :PARAMETER."""
-    return type(text) is str and NAME.fullmatch(text) is not None
-
-
-def _integer(low: int, high: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _matching(pattern: re.Pattern) -> Callable[[Any], bool]:
-    return lambda value: type(value) is str and pattern.fullmatch(value) is not None
-
-
-def _optional(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or rule(value)
-
-
-def _table(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(
-        type(k) is str and len(k) <= 100 and rule(v) for k, v in value.items())
-
-
-def _text(limit: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is str and len(value) <= limit
-
-
-def _is_shape(value: Any) -> bool:
-    return (isinstance(value, list) and len(value) <= 32
-            and all(type(n) is int and 0 <= n < 1 << 48 for n in value))
+    return type(name) is str and NAME.fullmatch(name) is not None
 
 
 def _is_reference(value: Any) -> bool:
@@ -108,12 +75,6 @@ def _is_reference(value: Any) -> bool:
     return value is None or type(value) is bool or is_number(value)
 
 
-def _is_stats(value: Any) -> bool:
-    return (isinstance(value, dict) and set(value) == set(STATS)
-            and all(type(value[k]) is int and value[k] >= 0 for k in ("nan", "inf"))
-            and all(value[k] is None or is_number(value[k]) for k in ("min", "max", "mean", "l2")))
-
-
 def _is_tolerance(value: Any, depth: int = 4) -> bool:
     """Numbers that are finite and not negative, in tables within tables; None: no bound."""
     if isinstance(value, dict):
@@ -122,50 +83,48 @@ def _is_tolerance(value: Any, depth: int = 4) -> bool:
                           or (type(value) is str and WORD.fullmatch(value) is not None))
 
 
-def _rows(rules: dict[str, Rule]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(
-        isinstance(row, dict) and set(row) == set(rules)
-        and all(rule(row[key]) for key, (rule, _) in rules.items()) for row in value)
-
-
-_plain: Rule = (lambda value: isinstance(value, dict) and is_plain(value), "an object of JSON")
-_strings: Rule = (_table(_text(1000)), "an object of strings")
-_hash: Rule = (_matching(HASH), "64 hexadecimal digits")
-FILES: dict[str, Rule] = {"sha256": _hash, "bytes": (_integer(0, 1 << 62), "a size")}
-CHECKPOINT: dict[str, Rule] = {
-    "percent": (_integer(0, 100), "0 to 100"), "step": (_integer(0, 10**6), "a step"),
-    "tensor": (is_name, "a tensor's name")}
-INVARIANT: dict[str, Rule] = {
-    "name": (_text(200), "a text"), "tensor": (_optional(is_name), "a tensor's name"),
-    "value": (is_number, "a number"), "limit": (is_number, "a number")}
-MANIFEST: dict[str, Rule] = {
-    "schema": (_integer(SCHEMA, SCHEMA), str(SCHEMA)),
-    "kind": (lambda value: value in KINDS, " or ".join(KINDS)),
-    "title": (_text(1000), "a text"),
+_plain = that(lambda value: isinstance(value, dict) and is_plain(value), "an object of JSON")
+_number = that(is_number, "a finite number")
+_name = that(is_name, "a tensor's name such as unet/003/conv_in")
+_file = that(is_file_name, "a plain file name")
+_word = matching(WORD, "a word such as unet")
+_strings = table(text(1000), "an object of strings")
+_hash = matching(HASH, "64 hexadecimal digits")
+_stats = dict.fromkeys(STATS, optional(_number)) | dict.fromkeys(("nan", "inf"),
+                                                                  integer(0, 1 << 62))
+FILE_RULES: dict[str, Rule] = {"sha256": _hash, "bytes": integer(0, 1 << 62)}
+CHECKPOINT_RULES: dict[str, Rule] = {
+    "percent": integer(0, 100), "step": integer(0, 10**6), "tensor": _name}
+INVARIANT_RULES: dict[str, Rule] = {
+    "name": text(200), "tensor": optional(_name), "value": _number, "limit": _number}
+MANIFEST_RULES: dict[str, Rule] = {
+    "schema": only(SCHEMA),
+    "kind": only(*KINDS),
+    "title": text(1000),
     "recipe": _plain,
     "model": _plain,
     "versions": _strings,
     "machine": _strings,
-    "files": (lambda value: isinstance(value, dict) and all(map(is_file_name, value)) and all(
-        isinstance(v, dict) and _rows(FILES)([v]) for v in value.values()),
-        "plain file names, each with sha256 and bytes"),
-    "checkpoints": (_rows(CHECKPOINT), "a list of percent, step and tensor"),
-    "invariants": (_rows(INVARIANT), "a list of name, tensor, value and limit"),
-    "tensors": (lambda value: isinstance(value, list), "a list"),
+    "files": that(lambda value: isinstance(value, dict) and all(map(is_file_name, value))
+                  and not table(record(FILE_RULES), "")(value),
+                  "plain file names, each with sha256 and bytes"),
+    "checkpoints": each(record(CHECKPOINT_RULES)),
+    "invariants": each(record(INVARIANT_RULES)),
+    "tensors": that(lambda value: isinstance(value, list), "a list"),
 }
-ENTRY: dict[str, Rule] = {
-    "name": (is_name, "a tensor's name such as unet/003/conv_in"),
-    "op": (_optional(_matching(WORD)), "the name of an op, or null"),
-    "stage": (_matching(WORD), "a word such as unet"),
-    "step": (_optional(_integer(0, 10**6)), "0 to 1,000,000, or null"),
-    "shape": (_is_shape, "a list of sizes"),
-    "dtype": (lambda value: type(value) is str and value in DTYPES, "one of " + ", ".join(DTYPES)),
+ENTRY_RULES: dict[str, Rule] = {
+    "name": _name,
+    "op": optional(_word),
+    "stage": _word,
+    "step": optional(integer(0, 10**6)),
+    "shape": each(integer(0, (1 << 48) - 1), 0, 32),
+    "dtype": only(*DTYPES),
     "options": _plain,
-    "inputs": (_table(_is_reference), "references by parameter"),
-    "index": (_integer(0, 10**9), "a place"),
-    "shard": (is_file_name, "a plain file name"),
+    "inputs": table(that(_is_reference, "a reference"), "references by parameter"),
+    "index": integer(0, 10**9),
+    "shard": _file,
     "sha256": _hash,
-    "stats": (_is_stats, ", ".join(STATS) + " as finite numbers or null"),
-    "tolerance": (_is_tolerance, "tables of finite numbers that are not negative, or null"),
-    "note": (_text(2000), "a text"),
+    "stats": record(_stats),
+    "tolerance": that(_is_tolerance, "tables of finite numbers that are not negative, or null"),
+    "note": text(2000),
 }

@@ -22,8 +22,9 @@ from refsd.golden.packs.manifest import (
     references,
     write_manifest,
 )
-from refsd.golden.packs.rules import CHECKPOINT, DTYPES, INVARIANT, SCHEMA, check, shown
+from refsd.golden.packs.rules import CHECKPOINT_RULES, DTYPES, INVARIANT_RULES, SCHEMA, shown
 from refsd.golden.packs.shards import discard_drafts, sha256, statistics, write_shard
+from refsd.rules import check
 from refsd.version import __version__
 from refsd.weights.header import read_header
 from refsd.weights.reader import read_tensors
@@ -150,13 +151,13 @@ class Writer:
     def checkpoint(self, percent: int, name: str, *, step: int) -> None:
         """Mark a tensor as the state of the run at `percent` of its steps."""
         mark = {"percent": percent, "step": step, "tensor": name}
-        self._mark("checkpoints", CHECKPOINT, mark)
+        self._mark("checkpoints", CHECKPOINT_RULES, mark)
 
     def invariant(self, name: str, value: float, *, limit: float,
                   tensor: str | None = None) -> None:
         """Keep a check of the recording itself: `value` is to be at most `limit`."""
         mark = {"name": name, "tensor": tensor, "value": float(value), "limit": float(limit)}
-        self._mark("invariants", INVARIANT, mark)
+        self._mark("invariants", INVARIANT_RULES, mark)
 
     def _mark(self, kind: str, rules: dict[str, Any], mark: dict[str, Any]) -> None:
         """Keep a mark, unless it was kept before the recording was interrupted."""

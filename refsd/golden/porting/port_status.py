@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,17 @@ from xml.etree import ElementTree
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.porting.port import SCHEMA, kind_of
 from refsd.golden.recording.names import is_alone
+from refsd.rules import (
+    anything,
+    check,
+    check_schema,
+    each,
+    integer,
+    number,
+    optional,
+    record,
+    text,
+)
 from refsd.weights.files import read_bytes, read_json, read_object
 
 LIMIT = 256 << 20  # bytes of a result; a comparison of 10,000 tensors takes about 10 MB
@@ -18,6 +29,12 @@ TEST = re.compile(r"test_(result|refuses)\[(\w+)-(\d+)\]")
 GOOD = ("equal", "explained")
 ABSENT = ("missing", "given")
 OPS = "ops"  # the stage of the pack of ops
+TEXT = text(1000)
+COST_RULES = {"name": TEXT, "calls": integer(0, 1 << 62), "flops": integer(0, 1 << 62),
+              "share": number(0, 1), "first": optional(TEXT)}
+PLAN_RULES = {"schema": anything, "name": TEXT, "model": TEXT, "flops": COST_RULES["flops"],
+              "ops": each(record(COST_RULES)), "blocks": each(record(COST_RULES)),
+              "stages": each(TEXT)}
 
 
 @dataclass
@@ -89,8 +106,9 @@ def status(folder: str | Path) -> Status:
     if not (folder / "status.json").is_file():
         raise UsageError(f"{folder}: no port's folder: there is no status.json. Make one with "
                          "refsd port new NAME -o FOLDER")
-    known = read_object(folder / "status.json")
-    _check(known, folder / "status.json")
+    known, where = read_object(folder / "status.json"), f"{folder / 'status.json'}: the plan"
+    check_schema(known.get("schema"), SCHEMA, where, "the folder")
+    check(known, PLAN_RULES, where)
     tests, verdicts, read, unread = _results(folder / "results")
 
     ops = {entry["name"]: Row(entry["name"], entry["share"], {
@@ -116,19 +134,6 @@ def status(folder: str | Path) -> Status:
             stages[stage].checks["in_network"].count(name, outcome)
     rows = [list(found.values()) for found in (ops, blocks, stages)]
     return Status(known["name"], *rows, read, _next(*rows), unread)
-
-
-def _check(known: Mapping[str, Any], path: Path) -> None:
-    """The keys that are read, and their types."""
-    entry = {"name": str, "calls": int, "share": (int, float)}
-    good = known.get("schema") == SCHEMA and isinstance(known.get("name"), str) and all(
-        isinstance(known.get(key), list) for key in ("ops", "blocks", "stages")) and all(
-        isinstance(row, dict) and all(isinstance(row.get(k), kind) for k, kind in entry.items())
-        for row in known["ops"] + known["blocks"]) and all(
-        isinstance(stage, str) for stage in known["stages"])
-    if not good:
-        raise ModelError(f"{path}: not what refsd port new of this version writes (schema "
-                         f"{SCHEMA}). Make the folder anew, and keep its results")
 
 
 def _results(folder: Path) -> tuple[dict[str, str], dict[str, tuple[Any, str]], list[str],

@@ -9,7 +9,7 @@ from refsd.arguments import as_integer, as_number
 from refsd.errors import UsageError
 from refsd.pipelines import identity, stages
 from refsd.pipelines.loading import bundled_model
-from refsd.pipelines.request import check_integer, check_number, check_side, idle
+from refsd.pipelines.request import check_numbers, check_side, idle
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random.by_name import GENERATORS
 from refsd.schedulers import from_config
@@ -54,11 +54,7 @@ class Recipe:
         factor = pipe.vae.config.downscale
         check_side("width", self.width, factor)
         check_side("height", self.height, factor)
-        check_integer("steps", self.steps, 1, 1000)
-        check_number("cfg_scale", self.cfg_scale, -1000, 1000)
-        check_number("guidance_rescale", self.guidance_rescale, 0, 1)
-        check_number("eta", self.eta, 0, 1)
-        check_integer("seed", self.seed, 0, 2**64 - 1)
+        check_numbers(vars(self))
         if self.rng not in GENERATORS:
             raise UsageError(f"rng is {self.rng!r}; give one of {', '.join(GENERATORS)}")
         scheduler = from_config(self.scheduler)

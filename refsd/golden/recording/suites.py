@@ -17,18 +17,18 @@ from typing import Any
 from refsd.atomic import write_file
 from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.writer import MANIFEST
+from refsd.pipelines.request import NUMBERS
+from refsd.rules import anything, check, check_schema, each, integer, matching, optional, that
 from refsd.weights.files import read_object
 
 SCHEMA = 1
 INDEX = "suite.json"
-NUMBER, WHOLE, TEXT = (int, float), (int,), (str,)
-# What a run may say, and the types of it.
-KEYS = {"prompt": TEXT, "negative_prompt": TEXT, "seed": WHOLE, "steps": WHOLE, "sampler": TEXT,
-        "cfg_scale": NUMBER, "guidance_rescale": NUMBER, "eta": NUMBER, "clip_skip": WHOLE,
-        "width": WHOLE, "height": WHOLE, "rng": TEXT}
-TOP = {"schema": WHOLE, "title": TEXT, "model": (str, type(None)), "level": WHOLE,
-       "defaults": (dict,), "runs": (list,)}
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+TEXT = that(lambda value: isinstance(value, str), "a text")
+RUN_RULES = {"prompt": TEXT, "negative_prompt": TEXT, "sampler": TEXT, "rng": TEXT,
+             **{key: rule for key, rule in NUMBERS.items() if key != "threads"}}
+SUITE_RULES = {"schema": anything, "title": TEXT, "model": optional(TEXT), "level": integer(0, 4),
+               "defaults": anything, "runs": each(anything, 1)}
+NAME = matching(re.compile(r"[a-z0-9][a-z0-9_-]{0,63}"), "small letters, digits, - and _")
 
 
 @dataclass(frozen=True)
@@ -42,45 +42,29 @@ class Suite:
 
 
 def read_suite(path: str | Path) -> Suite:
-    """The suite in a JSON file. Raises UsageError for keys, types and names that are not known."""
+    """The suite in a JSON file. Raises UsageError for keys, types and names that are unknown."""
     try:
         found = read_object(Path(path))
     except ModelError as error:
         raise UsageError(str(error)) from None
-    _check(found, TOP, str(path))
-    missing = [key for key in ("schema", "runs") if key not in found]
-    if missing:
-        raise UsageError(f"{path}: there is no {missing[0]!r}")
-    if found["schema"] != SCHEMA:
-        raise UsageError(f"{path}: schema is {found['schema']}, this refsd reads {SCHEMA}")
+    where = str(path)
+    check_schema(found.get("schema"), SCHEMA, where, "the suite", error=UsageError)
+    check(found, SUITE_RULES, where, optional=SUITE_RULES.keys() - {"runs"}, error=UsageError)
     defaults, runs, names = found.get("defaults", {}), [], set()
-    _check(defaults, KEYS, f"{path}: defaults")
+    check(defaults, RUN_RULES, f"{where}: defaults", optional=RUN_RULES, error=UsageError)
     for i, run in enumerate(found["runs"], 1):
         where = f"{path}: run {i}"
-        if not isinstance(run, dict):
-            raise UsageError(f"{where} is a {type(run).__name__}; give an object")
-        _check(run, {**KEYS, "name": TEXT}, where)
+        check(run, {**RUN_RULES, "name": NAME}, where, optional=[*RUN_RULES, "name"],
+              error=UsageError)
         name = run.get("name", f"run-{i:03d}")
-        if not NAME.fullmatch(name) or name in names:
-            raise UsageError(f"{where}: name is {name[:80]!r}; give one of its own, of small "
-                             "letters, digits, - and _")
+        if name in names:
+            raise UsageError(f"{where}: name is {name!r}; give one of its own")
         names.add(name)
         run = {**defaults, **run, "name": name}
         if "prompt" not in run:
             raise UsageError(f"{where} has no prompt")
         runs.append(run)
-    if not runs:
-        raise UsageError(f"{path}: there are no runs")
     return Suite(found.get("title", ""), found.get("model"), found.get("level", 1), runs)
-
-
-def _check(found, keys, where):
-    for key, value in found.items():
-        if key not in keys:
-            raise UsageError(f"{where}: unknown key {key[:80]!r}; give some of {', '.join(keys)}")
-        if not isinstance(value, keys[key]) or isinstance(value, bool):
-            raise UsageError(f"{where}: {key} is {str(value)[:80]!r}; give "
-                             + " or ".join(kind.__name__ for kind in keys[key]))
 
 
 def write_index(folder: Path, suite: Suite) -> list[dict[str, Any]]:
@@ -96,6 +80,6 @@ def write_index(folder: Path, suite: Suite) -> list[dict[str, Any]]:
                      "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest() if there else
                      None})
     index = {"schema": SCHEMA, "title": suite.title, "packs": rows}
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    write_file(folder / INDEX, [text.encode("ascii")])
+    data = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode("ascii")
+    write_file(folder / INDEX, [data])
     return rows
