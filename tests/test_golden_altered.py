@@ -1,7 +1,4 @@
-"""Golden packs that were altered, forged or are too large: refused in one line, before any harm.
-
-The numbers are those of the project's list of faults.
-"""
+"""Golden packs that were altered, forged or are too large: refused in one line, before any harm."""
 
 import hashlib
 import json
@@ -56,7 +53,7 @@ def put(path, value):
     return change
 
 
-FORGED = {  # row 44: each is sealed with the right hash, so that the manifest's own rules answer
+FORGED = {  # each is sealed with the right hash, so that the manifest's own rules answer
     "a shape of 2^62 numbers": (put(["entry", "shape"], [2**31, 2**31]), "conv_in"),
     "a shape of petabytes": (put(["entry", "shape"], [2**47]), "conv_in"),
     "a shape beyond 64 bits": (put(["entry", "shape"], [2**64]), "shape"),
@@ -110,7 +107,7 @@ FORGED = {  # row 44: each is sealed with the right hash, so that the manifest's
 
 
 @pytest.mark.parametrize("case", FORGED)
-def test_row_44_forged_manifests_are_refused_without_allocating(sample, case):
+def test_forged_manifests_are_refused_without_allocating(sample, case):
     change, *words = FORGED[case]
     tamper(sample, change)
 
@@ -132,7 +129,7 @@ def test_row_44_forged_manifests_are_refused_without_allocating(sample, case):
     (b'"worst": ' + b"9" * 5000, "JSON"), (b'"worst": ' + b"[" * 100_000, "JSON"),
     (b'"worst": "\xff"', "UTF-8"), (b'"worst": ' + b"9" * 30, "tolerance"),
 ])
-def test_row_44_json_that_is_none(sample, text, word):
+def test_json_that_is_none(sample, text, word):
     path = sample / "manifest.json"
     data = path.read_bytes().replace(b'"worst": 1e-05', text)
     path.write_bytes(data)
@@ -149,7 +146,7 @@ def forge_shard(folder, header, body=b""):
         bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
 
 
-def test_row_44_shards_with_impossible_offsets(sample):
+def test_shards_with_impossible_offsets(sample):
     for offsets, shape in (((-8, 0), [2]), ((0, 1 << 60), [1 << 58]), ((8, 0), [2]),
                            ((1 << 62, (1 << 62) + 8), [2])):
         header = {NAME: {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
@@ -161,7 +158,7 @@ def test_row_44_shards_with_impossible_offsets(sample):
 
 @pytest.mark.parametrize("file", ["manifest.json", "SHA256SUMS", "index.tsv", SHARD,
                                   "tensors-00001.safetensors"])
-def test_row_45_one_flipped_bit_anywhere_is_found_and_named(sample, file):
+def test_one_flipped_bit_anywhere_is_found_and_named(sample, file):
     data = (sample / file).read_bytes()
     draw = random.Random(45)
     places = {0, len(data) - 1, *(draw.randrange(len(data)) for _ in range(60))}
@@ -178,7 +175,7 @@ def test_row_45_one_flipped_bit_anywhere_is_found_and_named(sample, file):
         assert "bundle altered: " in text and file in text, f"byte {place}: {text}"
 
 
-def test_row_45_reading_an_altered_tensor_names_it(sample):
+def test_reading_an_altered_tensor_names_it(sample):
     with Pack.open(sample) as pack:
         whole = {name: pack.read(name).tobytes() for name in pack.entries}
     for path in sorted(sample.glob("*.safetensors")):
@@ -197,7 +194,7 @@ def test_row_45_reading_an_altered_tensor_names_it(sample):
 
 
 @pytest.mark.parametrize("file", ["SHA256SUMS", "index.tsv", SHARD])
-def test_row_45_missing_and_cut_files_are_named(sample, file):
+def test_missing_and_cut_files_are_named(sample, file):
     data = (sample / file).read_bytes()
     (sample / file).write_bytes(data[:-1])
     refused(lambda: Pack.open(sample), "bundle altered: ", file)
@@ -207,7 +204,7 @@ def test_row_45_missing_and_cut_files_are_named(sample, file):
     refused(lambda: Pack.open(sample), file, "not an ordinary file")
 
 
-def test_row_45_what_is_missing_in_a_shard_or_too_much(sample, caplog):
+def test_what_is_missing_in_a_shard_or_too_much(sample, caplog):
     header = {"other": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     forge_shard(sample, header, b"\0" * 8)
     (sample / "notes.txt").write_text("mine")
@@ -222,7 +219,7 @@ def test_row_45_what_is_missing_in_a_shard_or_too_much(sample, caplog):
                 error=UsageError)
 
 
-def test_row_45_a_pack_older_than_this_refsd(sample, monkeypatch):
+def test_a_pack_older_than_this_refsd(sample, monkeypatch):
     monkeypatch.setattr(manifest_module, "SCHEMA", 2)
     refused(lambda: Pack.open(sample), "schema is 1, this refsd reads 2", "pack anew")
 
@@ -256,7 +253,7 @@ with Pack.open(sys.argv[1]) as pack:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_row_48_ten_thousand_tensors_of_50_gb_are_read_in_bounded_memory(tmp_path):
+def test_ten_thousand_tensors_of_50_gb_are_read_in_bounded_memory(tmp_path):
     count, size = 10_000, 5 << 20
     zeros = hashlib.sha256(bytes(size)).hexdigest()
     names = [f"unet/{i:03d}/mid_block.{j}" for i in range(100) for j in range(100)]
@@ -315,7 +312,7 @@ def places(value, way=()):
 
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
-def test_row_44_any_value_anywhere_is_taken_or_refused_with_a_reason(original, data):
+def test_any_value_anywhere_is_taken_or_refused_with_a_reason(original, data):
     manifest = json.loads((original / "manifest.json").read_bytes())
     *way, last = data.draw(st.sampled_from([way for way in places(manifest) if way]))
     put(way + [last], data.draw(VALUES))(manifest)

@@ -1,7 +1,4 @@
-"""Golden packs as .zip and .tar.zst: the same bytes each time, and nothing outside the folder.
-
-The numbers are those of the project's list of faults.
-"""
+"""Golden packs as .zip and .tar.zst: the same bytes each time, and nothing outside the folder."""
 
 import io
 import random
@@ -123,7 +120,7 @@ def everything(folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_row_43_names_that_leave_the_folder_or_mean_something(tmp_path, kind, name):
+def test_names_that_leave_the_folder_or_mean_something(tmp_path, kind, name):
     path, inside = tmp_path / f"a{kind}", tmp_path / "in" / "side"
     build(path, [(name, b"evil")])
     inside.mkdir(parents=True)
@@ -132,7 +129,7 @@ def test_row_43_names_that_leave_the_folder_or_mean_something(tmp_path, kind, na
     assert everything(tmp_path) == before and not Path("/tmp/refsd-outside").exists()
 
 
-def test_row_43_a_nul_in_a_name(tmp_path):
+def test_a_nul_in_a_name(tmp_path):
     path = tmp_path / "a.zip"
     zip_of(path, [("manifest.json#../x", b"evil")])
     path.write_bytes(path.read_bytes().replace(b"manifest.json#", b"manifest.json\0"))
@@ -143,7 +140,7 @@ def test_row_43_a_nul_in_a_name(tmp_path):
 @needs_zstandard
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE,
                                   tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE])
-def test_row_43_links_and_devices_in_a_tar(tmp_path, kind):
+def test_links_and_devices_in_a_tar(tmp_path, kind):
     info = tarfile.TarInfo("manifest.json")
     info.type, info.linkname = kind, "/etc/passwd"
     tar_of(tmp_path / "a.tar.zst", [(info, b"")])
@@ -152,7 +149,7 @@ def test_row_43_links_and_devices_in_a_tar(tmp_path, kind):
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
-def test_row_43_links_and_devices_in_a_zip(tmp_path, mode):
+def test_links_and_devices_in_a_zip(tmp_path, mode):
     info = zipfile.ZipInfo("manifest.json")
     info.create_system, info.external_attr = 3, (mode | 0o777) << 16
     zip_of(tmp_path / "a.zip", [(info, b"/etc/passwd")])
@@ -160,7 +157,7 @@ def test_row_43_links_and_devices_in_a_zip(tmp_path, mode):
     assert everything(tmp_path / "out") == []
 
 
-def test_row_43_links_in_a_folder(sample, tmp_path):
+def test_links_in_a_folder(sample, tmp_path):
     (tmp_path / "mine").write_bytes((sample / "index.tsv").read_bytes())
     (sample / "index.tsv").unlink()
     (sample / "index.tsv").symlink_to(tmp_path / "mine")
@@ -175,7 +172,7 @@ def test_names_that_appear_twice_are_refused(tmp_path, kind):
     refused(lambda: unpack(path, tmp_path / "out"), "appears twice")
 
 
-def test_row_44_a_bomb_is_refused_before_it_is_written(tmp_path):
+def test_a_bomb_is_refused_before_it_is_written(tmp_path):
     zip_of(tmp_path / "a.zip", [("manifest.json", bytes(64 << 20))])
     assert (tmp_path / "a.zip").stat().st_size < 100_000
     refused(lambda: unpack(tmp_path / "a.zip", tmp_path / "out"), "67,108,864 unpacked")
@@ -190,7 +187,7 @@ def test_row_44_a_bomb_is_refused_before_it_is_written(tmp_path):
 
 @needs_zstandard
 @pytest.mark.parametrize("size", [1 << 33, 1 << 50, 1 << 70])
-def test_row_44_a_tar_that_claims_petabytes(tmp_path, size):
+def test_a_tar_that_claims_petabytes(tmp_path, size):
     info = tarfile.TarInfo("manifest.json")
     info.size = size
     data = info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
@@ -200,14 +197,14 @@ def test_row_44_a_tar_that_claims_petabytes(tmp_path, size):
 
 
 @needs_zstandard
-def test_row_44_a_tar_of_negative_size_and_a_window_of_gigabytes(tmp_path):
+def test_a_tar_of_negative_size_and_a_window_of_gigabytes(tmp_path):
     info = tarfile.TarInfo("manifest.json")
     data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     data[124:136] = b"\xff" * 12  # -1, and the checksum of it
     data[148:156] = b" " * 8
     data[148:156] = b"%06o\0 " % sum(data)
     (tmp_path / "a.tar.zst").write_bytes(zstandard.ZstdCompressor().compress(bytes(data)))
-    refused(lambda: unpack(tmp_path / "a.tar.zst", tmp_path / "out"), "-1 bytes")
+    refused(lambda: unpack(tmp_path / "a.tar.zst", tmp_path / "out"), "ends too early")
     wide = zstandard.ZstdCompressionParameters(window_log=29)
     packer = zstandard.ZstdCompressor(compression_params=wide)
     stream = packer.compressobj()
@@ -216,7 +213,7 @@ def test_row_44_a_tar_of_negative_size_and_a_window_of_gigabytes(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_row_45_archives_that_are_cut_or_altered(sample, tmp_path, kind):
+def test_archives_that_are_cut_or_altered(sample, tmp_path, kind):
     path = tmp_path / f"a{kind}"
     pack_up(sample, path)
     data, draw = path.read_bytes(), random.Random(43)

@@ -251,7 +251,7 @@ def test_nothing_to_compare(tmp_path):
         Candidate.open(tmp_path, dtype="f31")
 
 
-# What follows is ROBUSTNESS row 47: files that mean harm.
+# Files that mean harm.
 
 
 class Harm:

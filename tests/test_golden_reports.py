@@ -236,7 +236,7 @@ def test_refusals(run, folder, candidates, args, code, said):
     assert got == code and said in err and err.count("\n") == 1 and out == ""
 
 
-# Memory: ROBUSTNESS row 48
+# Memory
 
 
 MEASURE = """

@@ -1,7 +1,4 @@
-"""Damaged, dangerous and changing files: each is refused in one line that names it.
-
-The numbers are those of the project's list of faults.
-"""
+"""Damaged, dangerous and changing files: each is refused in one line that names it."""
 
 import json
 import math

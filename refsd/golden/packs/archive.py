@@ -29,7 +29,6 @@ MAX_FILES = 100_000
 # packed 1.1 to 1, a manifest 20 to 1; zeros, which bombs are made of, 1000 to 1 and beyond.
 RATIO, LITTLE = 100, 16 << 20
 MAX_WINDOW = 1 << 27  # bytes that unpacking .zst may hold
-MAX_NOTE = 1 << 16  # of a tar's header about headers, which is skipped
 CHUNK = 1 << 20
 # What zipfile raises for damaged files, besides its own BadZipFile.
 ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error,
@@ -79,15 +78,13 @@ def _write_zip(folder: Path, names: list[str], draft: Path) -> None:
 
 def _write_tar_zst(folder: Path, names: list[str], draft: Path) -> None:
     packer = _zstandard().ZstdCompressor(level=3, write_checksum=True)
-    with open(draft, "xb") as file, packer.stream_writer(file, closefd=False) as target:
+    with (open(draft, "xb") as file, packer.stream_writer(file, closefd=False) as target,
+          tarfile.open(fileobj=target, mode="w|", format=tarfile.GNU_FORMAT) as archive):
         for name in names:
             with open_file(folder / name) as source:
                 info = tarfile.TarInfo(name)
                 info.size = os.fstat(source.fileno()).st_size
-                target.write(info.tobuf(tarfile.GNU_FORMAT))
-                shutil.copyfileobj(source, target, CHUNK)
-                target.write(bytes(-info.size % tarfile.BLOCKSIZE))
-        target.write(bytes(2 * tarfile.BLOCKSIZE))
+                archive.addfile(info, source)
 
 
 def unpack(file: str | Path, folder: str | Path) -> None:
@@ -107,7 +104,8 @@ def unpack(file: str | Path, folder: str | Path) -> None:
         if magic[:2] == b"PK":
             members, damage = _zip_members(opened, file, size), ZIP_DAMAGE
         elif magic == b"\x28\xb5\x2f\xfd":
-            members, damage = _tar_members(opened, file, size), (_zstandard().ZstdError,)
+            members = _tar_members(opened, file, size)
+            damage = (_zstandard().ZstdError, tarfile.TarError)
         else:
             raise ModelError(f"{file}: neither a zip nor a Zstandard file. Give a pack's folder, "
                              ".zip or .tar.zst")
@@ -183,42 +181,33 @@ def _tar_members(opened: BinaryIO, file: Path, size: int) -> Iterator[Member]:
     root: list[str] = []
     total = 0
     with unpacker.stream_reader(opened, read_across_frames=True, closefd=False) as stream:
-        while (info := _tar_header(stream, file)) is not None:
-            total += info.size
-            _check_size(total, size, file)
-            if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                yield Member(_plain_name(info.name, root, file), info.size, stream)
-            elif info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE) and info.size <= MAX_NOTE:
-                _exactly(stream, info.size, file)
-            elif info.type != tarfile.DIRTYPE or info.size:
-                raise ModelError(f"{file}: {shown(info.name)} in the archive is a link or a "
-                                 "device, expected plain files")
-            _exactly(stream, -info.size % tarfile.BLOCKSIZE, file)
-        stream.read(MAX_NOTE)  # the end of the stream: Zstandard compares its checksum there
+        stream = _Limited(stream, size, file)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for info in archive:
+                total += info.size
+                _check_size(total, size, file)
+                if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    yield Member(_plain_name(info.name, root, file), info.size,
+                                 archive.extractfile(info))
+                elif not info.isdir():
+                    raise ModelError(f"{file}: {shown(info.name)} in the archive is a link or a "
+                                     "device, expected plain files")
+        while stream.read(CHUNK):  # the end of the stream: Zstandard compares its checksum there
+            pass
 
 
-def _tar_header(stream: Any, file: Path) -> tarfile.TarInfo | None:
-    """The next header, or None at the end. Python's own iteration would follow what it says."""
-    block = _exactly(stream, tarfile.BLOCKSIZE, file)
-    if not any(block):
-        return None
-    try:
-        info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file}: bundle altered: not a tar inside ({error})") from None
-    if info.size < 0:
-        raise ModelError(f"{file}: {shown(info.name)} in the archive has {info.size} bytes")
-    return info
+class _Limited:
+    """A stream that gives as many bytes as an archive of its size may hold; headers count too."""
 
+    def __init__(self, stream: Any, archive: int, file: Path):
+        self._stream, self._archive, self._file, self._read = stream, archive, file, 0
 
-def _exactly(stream: Any, count: int, file: Path) -> bytes:
-    found = b""
-    while len(found) < count:
-        part = stream.read(count - len(found))
-        if not part:
-            raise ModelError(f"{file}: bundle altered: the archive ends too early. Fetch it again")
-        found += part
-    return found
+    def read(self, count: int) -> bytes:
+        """Up to so many bytes."""
+        part = self._stream.read(count)
+        self._read += len(part)
+        _check_size(self._read, self._archive, self._file)
+        return part
 
 
 def _zstandard() -> Any:
