@@ -1,7 +1,8 @@
 """Calls that are hard for a vectorised kernel: sizes around vectors, tiles and blocks.
 
 `calls(name)` gives the op's, the first of them large enough for any layout in memory to matter.
-Ops that move pictures or rows have more of these than of options: op_table.py draws the options.
+They are those of the op's kind, those written here, or the op's examples. Ops that move pictures or
+rows have more of these than of options: op_table.py draws the options.
 """
 
 import functools
@@ -9,12 +10,15 @@ import itertools
 import math
 
 import numpy as np
-from op_table import Call, Values, normal
+from op_table import Call, Values, normal, options_of, values_of, within
 
+from refsd import examples
+from refsd.kinds import Map, Pair
 from refsd.numba_ops.cpu.attention import KEYS, PANELS
 from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import WIDTH
 from refsd.numba_ops.tile import ROWS, VECTORS
+from refsd.registry import ops
 
 # Around multiples of 4, 8, 16 and 32 (lanes, tiles), and primes.
 WIDTHS = (33, 1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 47, 63, 64, 65, 127, 128, 131)
@@ -31,18 +35,17 @@ def calls(name):
     def numbers(*shape, scale=1.0, mean=0.0):
         return normal(shape, next(seeds), scale, mean)
 
-    return tuple(CASES[name](numbers))
+    op = ops()[name]
+    if name in WRITTEN:
+        return tuple(WRITTEN[name](numbers))
+    if isinstance(op.kind, Map):
+        return tuple(_mapped(numbers, op))
+    return tuple(_pairwise(numbers) if isinstance(op.kind, Pair) else from_examples(op))
 
 
 def call(*args, **options):
     """A Call of arrays as they are; op_table.lay_out can put them elsewhere."""
-    return Call(tuple(map(_values, args)), {k: _values(v) for k, v in options.items()})
-
-
-def _values(value):
-    if isinstance(value, list):
-        return [_values(v) for v in value]
-    return Values(value, "C") if isinstance(value, np.ndarray) else value
+    return Call(values_of(args), values_of(options))
 
 
 def laid_out(call, layout):
@@ -55,12 +58,16 @@ def laid_out(call, layout):
     return Call(tuple(map(place, call.args)), {k: place(v) for k, v in call.options.items()})
 
 
-def _elementwise(change=lambda x: x, scale=3.0, **options):
-    def cases(numbers):
-        for shape in [(2, 5, 4, 7), (), (0, 3), *((n,) for n in LENGTHS)]:
-            yield call(change(numbers(*shape, scale=scale)), **options)
+def _mapped(numbers, op):
+    for shape in [(2, 5, 4, 7), (), (0, 3), *((n,) for n in LENGTHS)]:
+        yield call(within(op.kind, numbers(*shape, scale=3 * op.kind.scale)), **options_of(op))
 
-    return cases
+
+def from_examples(op):
+    """The calls of an op of no simple kind that no table here knows."""
+    for seed, example in enumerate(examples.calls(op)):
+        found = examples.numbers(op, example, seed)
+        yield call(*found.inputs.values(), **found.options)
 
 
 def _pairwise(numbers):
@@ -268,15 +275,12 @@ def _transpose(numbers):
         yield call(numbers(2, 17, 6, 5), axes=axes)
 
 
-CASES = {
+WRITTEN = {
     "linear": _linear, "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
     "group_norm": _group_norm, "layer_norm": _row_norm(bias=True),
-    "rms_norm": _row_norm(bias=False), "silu": _elementwise(), "quick_gelu": _elementwise(),
-    "gelu": _elementwise(), "gelu_tanh": _elementwise(), "geglu": _geglu, "softmax": _softmax,
+    "rms_norm": _row_norm(bias=False), "geglu": _geglu, "softmax": _softmax,
     "embedding": _rows, "gather": _gather, "timestep_embedding": _timestep_embedding,
     "rope": _rope, "upsample_nearest": _resize(), "upsample_bilinear": _bilinear,
     "to_tokens": _pictures(), "to_image": _to_image, "concat": _concat, "slice": _slice,
-    "pad": _pad, "transpose": _transpose, "add": _pairwise, "sub": _pairwise, "mul": _pairwise,
-    "div": _pairwise, "exp": _elementwise(lambda x: x.clip(-103, 88), scale=30.0),
-    "sqrt": _elementwise(abs), "clamp": _elementwise(low=-1.5, high=0.3),
+    "pad": _pad, "transpose": _transpose,
 }  # fmt: skip

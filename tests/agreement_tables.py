@@ -2,7 +2,12 @@
 
 import numpy as np
 from agreement_cases import call
-from op_table import normal
+from op_table import normal, options_of, within
+
+from refsd.contracts import Spec
+from refsd.examples import calls, numbers, with_tensors
+from refsd.kinds import Map, Pair
+from refsd.registry import ops
 
 
 def _n(*shape, seed=1, scale=1.0):
@@ -17,12 +22,28 @@ def _tokens(width, seed=1):
     return _n(3, 700, width, seed=seed)
 
 
-def _each():
-    return [(call(_photos(1)), {0})]
+def batches(name):
+    """Calls on a batch of three, of more than one task, and what in them has the batch axis."""
+    op = ops()[name]
+    if name in BATCHES:
+        return BATCHES[name]()
+    if isinstance(op.kind, Map):
+        return [(call(within(op.kind, _photos(1)), **options_of(op)), {0})]
+    if isinstance(op.kind, Pair):
+        return [(call(_photos(1), _photos(2)), {0, 1})]
+    return from_example(op)
 
 
-def _both():
-    return [(call(_photos(1), _photos(2)), {0, 1})]
+def from_example(op):
+    """The op's first example with a batch of three, if its first letter is one of the result's."""
+    batched = {tensor.name for tensor in op.contract.tensors
+               if tensor.letters[:1] == op.contract.result[:1]}
+    if not batched:
+        return []
+    found = numbers(op, with_tensors(calls(op)[0], lambda name, spec: Spec(
+        (3, *spec.shape[1:]), spec.dtype) if name in batched else spec), 1)
+    return [(call(*found.inputs.values(), **found.options),
+             {i for i, name in enumerate(found.inputs) if name in batched})]
 
 
 def _convolutions():
@@ -42,7 +63,6 @@ def _attentions():
                causal=True), {0, 1, 2}
 
 
-# name: () -> calls on a batch of three, of more than one task, and what in them has the batch axis
 BATCHES = {
     "linear": lambda: [(call(_n(3, *rows, 200), _n(117, 200, seed=2), _n(117)), {0})
                        for rows in [(157,), (5,), ()]],
@@ -51,9 +71,6 @@ BATCHES = {
     "group_norm": lambda: [(call(_photos(1), *_n(2, 48), groups=4, eps=1e-5), {0})],
     "layer_norm": lambda: [(call(_tokens(40), *_n(2, 40), eps=1e-5), {0})],
     "rms_norm": lambda: [(call(_tokens(40), _n(40), eps=1e-5), {0})],
-    "silu": _each, "quick_gelu": _each, "gelu": _each, "gelu_tanh": _each, "exp": _each,
-    "sqrt": lambda: [(call(abs(_photos(1))), {0})],
-    "clamp": lambda: [(call(_photos(1), low=-1, high=0.5), {0})],
     "geglu": lambda: [(call(_tokens(82)), {0})],
     "softmax": lambda: [(call(_tokens(41), axis=-1), {0})],
     "embedding": lambda: [(call(np.arange(2400).reshape(3, 800) % 99, _n(99, 41)), {0})],
@@ -63,13 +80,12 @@ BATCHES = {
     "rope": lambda: [(call(_tokens(42), np.arange(700), base=1e4, interleaved=False), {0})],
     "upsample_nearest": lambda: [(call(_photos(1), height=130, width=62), {0})],
     "upsample_bilinear": lambda: [(call(_photos(1), height=99, width=64, align_corners=True), {0})],
-    "to_tokens": _each,
+    "to_tokens": lambda: [(call(_photos(1)), {0})],
     "to_image": lambda: [(call(_tokens(41), height=28, width=25), {0})],
     "concat": lambda: [(call([_photos(1), _photos(2, 17)], axis=1), {0})],
     "slice": lambda: [(call(_photos(1), axis=1, start=3, stop=40), {0})],
     "pad": lambda: [(call(_photos(1), widths=((0, 0), (0, 0), (1, 2), (0, 1))), {0})],
     "transpose": lambda: [(call(_photos(1), axes=(0, 2, 3, 1)), {0})],
-    "add": _both, "sub": _both, "mul": _both, "div": _both,
 }  # fmt: skip
 
 

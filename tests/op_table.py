@@ -1,4 +1,4 @@
-"""Every op with how to draw a call of it: the one table behind all agreement properties.
+"""How to draw a call of an op: by its kind, as written here, or from its examples.
 
 `OPS[name]` is a Hypothesis strategy of `Call`s that the op's contract accepts and that have finite
 results. Shapes, values' scale and place in memory are drawn; the values come from a seeded
@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
+
+from refsd import examples
+from refsd.kinds import Map, Pair
+from refsd.registry import ops
 
 
 class Values(NamedTuple):
@@ -137,14 +141,41 @@ def shapes(draw, least=0, most=4, zero=True):
     return tuple(shape)
 
 
+def within(kind, x):
+    """Values in the domain of a map."""
+    return np.asarray((abs(x) if kind.low >= 0 else x).clip(kind.low, kind.high))
+
+
+def options_of(op):
+    """The options of its first example."""
+    return examples.calls(op)[0].options
+
+
 @st.composite
-def elementwise(draw, low=None, high=None):
+def mapped(draw, op):
     x = draw(floats(draw(shapes())))
-    return Call((x if low is None else x._replace(data=np.asarray(x.data.clip(low, high))),), {})
+    return Call((x._replace(data=within(op.kind, x.data)),), options_of(op))
 
 
 @st.composite
-def binary(draw, divides=False):
+def example(draw, op):
+    call = examples.numbers(op, draw(st.sampled_from(examples.calls(op))), draw(seeds))
+    return Call(*values_of((tuple(call.inputs.values()), call.options), draw(layouts)))
+
+
+def values_of(value, layout="C"):
+    """Arguments with Values in the place of all arrays."""
+    if isinstance(value, np.ndarray):
+        return Values(value, layout)
+    if isinstance(value, dict):
+        return {name: values_of(item, layout) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(values_of(item, layout) for item in value)
+    return value
+
+
+@st.composite
+def paired(draw, divides):
     shape = draw(shapes())
     a = draw(floats(shape))
     if draw(st.booleans()):
@@ -359,7 +390,7 @@ def transpose(draw):
     return Call((draw(floats(shape)),), {"axes": tuple(axes)})
 
 
-OPS: dict[str, st.SearchStrategy[Call]] = {
+WRITTEN = {
     "linear": linear(),
     "matmul": matmul(),
     "conv2d": conv2d(),
@@ -367,10 +398,6 @@ OPS: dict[str, st.SearchStrategy[Call]] = {
     "group_norm": group_norm(),
     "layer_norm": layer_norm(),
     "rms_norm": rms_norm(),
-    "silu": elementwise(),
-    "quick_gelu": elementwise(),
-    "gelu": elementwise(),
-    "gelu_tanh": elementwise(),
     "geglu": geglu(),
     "softmax": softmax(),
     "embedding": embedding(),
@@ -385,11 +412,16 @@ OPS: dict[str, st.SearchStrategy[Call]] = {
     "slice": slice_(),
     "pad": pad(),
     "transpose": transpose(),
-    "add": binary(),
-    "sub": binary(),
-    "mul": binary(),
-    "div": binary(divides=True),
-    "exp": elementwise(low=-80, high=80),
-    "sqrt": elementwise(low=0, high=np.inf),
     "clamp": clamp(),
 }
+
+
+def _strategy(op):
+    if op.name in WRITTEN:
+        return WRITTEN[op.name]
+    if isinstance(op.kind, Map):
+        return mapped(op)
+    return paired(op.kind.divides) if isinstance(op.kind, Pair) else example(op)
+
+
+OPS: dict[str, st.SearchStrategy[Call]] = {name: _strategy(op) for name, op in ops().items()}

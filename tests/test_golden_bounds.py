@@ -8,7 +8,7 @@ import math
 import agreement_bounds
 import numpy as np
 import pytest
-from agreement_cases import CASES, calls
+from agreement_cases import calls
 from numba_agreement import run, truth_of
 from op_table import normal
 
@@ -52,7 +52,7 @@ def cpu_winograd(monkeypatch):
 def test_kernels_stay_within_and_come_near(cpu_winograd):
     """float32: 1 % to 100 % of the likely bound for nine cases in ten, and 100 % for all."""
     rows, near = [], []
-    for name in CASES:
+    for name in OPS:
         found = []
         for args, options in some(name, 8):
             truth, _ = truth_of(name, args, options)
@@ -75,7 +75,7 @@ def test_kernels_stay_within_and_come_near(cpu_winograd):
 
 
 @pytest.mark.parametrize("format", HALVES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OPS)
 def test_a_port_in_a_format_stays_within(name, format):
     """A port that rounds inputs and weights, computes in float32, and rounds the result."""
     names = list(OPS[name].signature.parameters)
