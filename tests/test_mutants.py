@@ -7,6 +7,7 @@ import pytest
 from mutants import MUTANTS, PRELOAD, plant, run_tests
 
 import refsd
+from refsd.registry import ops
 
 PACKAGE = Path(refsd.__file__).parent
 KILLED, SURVIVED = 1, 0  # pytest's exit codes; 2 and more: the tests did not run
@@ -32,6 +33,15 @@ def run(processes, root, killers):
 def test_there_are_enough_and_none_twice():
     assert len(MUTANTS) >= 30
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.parametrize("name", sorted(ops()))
+def test_every_definition_has_a_mutant_that_a_truth_test_kills(name):
+    """So there is a truth test, in the file of the op's family, and it looks at the definition."""
+    family = ops()[name].definition.__module__.rpartition(".")[2]
+    assert any(mutant.name.startswith(f"{name}: ") and mutant.file.startswith("ops/")
+               and mutant.killer.startswith(f"test_ops_{family}.py::") for mutant in MUTANTS), (
+        f"plant a mutant of {name} in mutants.txt that a test of test_ops_{family}.py kills")
 
 
 def test_the_package_as_it_is_passes(processes, tmp_path):
