@@ -103,6 +103,12 @@ def test_some_ops(check, name):
     CHECKS[check](name)
 
 
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_every_kernel_has_a_wrong_version(name):
+    assert any(name == kernel.op for kernel in WRONG.values()), (
+        f"add a wrong kernel of {name} to wrong_kernels.py")
+
+
 @pytest.mark.parametrize("title", WRONG)
 def test_a_wrong_kernel_is_rejected(title):
     """By the very check that the real one has passed above."""

@@ -1,5 +1,6 @@
 """Wrong kernels, each with the check that must reject it: what the agreement suite is worth.
 
+Maps and pairs have theirs by kind; every other op needs one here or in wrong_dense_kernels.py.
 `make(real)` gives a function that stands in for the kernel `real` of the op. Most begin from the
 right result and spoil it as a mistake in a vectorised kernel would.
 """
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refsd import ops
+from refsd import ops, registry
+from refsd.kinds import Map, Pair
 from refsd.numba_ops import memory
 from refsd.numba_ops.simd import WIDTH
 
@@ -44,15 +46,31 @@ def copied(y):
     return result
 
 
-@wrong("silu")
 def the_last_lanes_are_dropped(real):
-    def silu(x):
-        y, right = memory.empty_like(x), real(x)
-        whole = y.size - y.size % LANES
+    def kernel(*args, **options):
+        right = real(*args, **options)
+        y, whole = memory.empty_like(right), right.size - right.size % LANES
         memory.flat(y)[:whole] = memory.flat(right)[:whole]
         return y
 
-    return silu
+    return kernel
+
+
+def sixteen_bits_are_right(real):
+    return lambda *args, **options: (y := real(*args, **options)) * y.dtype.type(1 + 2.0**-16)
+
+
+def nan_counts_as_one(real):
+    return lambda *args, **options: real(*(np.where(np.isnan(a), a.dtype.type(1), a)
+                                           if isinstance(a, np.ndarray) else a for a in args),
+                                         **options)
+
+
+for name, op in registry.ops().items():
+    if isinstance(op.kind, (Map, Pair)):
+        for make, check in ((the_last_lanes_are_dropped, "cases"),
+                            (sixteen_bits_are_right, "cases"), (nan_counts_as_one, "extremes")):
+            wrong(name, check)(make)
 
 
 @wrong("exp")
@@ -100,11 +118,6 @@ def by_the_reciprocal(real):
             return a * np.asarray(1 / b, a.dtype)
 
     return div
-
-
-@wrong("clamp", "extremes")
-def the_maximum_swallows_nan(real):
-    return lambda x, *, low, high: np.fmin(np.fmax(x, x.dtype.type(low)), x.dtype.type(high))
 
 
 @wrong("sqrt", "extremes")
@@ -225,6 +238,16 @@ def corners_are_always_aligned(real):
 @wrong("concat")
 def the_last_array_comes_first(real):
     return lambda arrays, *, axis: real(arrays[::-1], axis=axis)
+
+
+@wrong("to_tokens")
+def pixels_column_by_column(real):
+    return lambda x: real(x.swapaxes(2, 3))
+
+
+@wrong("slice")
+def one_element_further(real):
+    return lambda x, *, axis, start, stop: np.roll(x, -1, axis).take(range(start, stop), axis)
 
 
 @wrong("transpose")
