@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 
-from refsd.cli import interrupt, report
+from refsd.cli import actions, interrupt, report
 
 COMMANDS = ("info", "repro", "tokenize", "doctor", "ops", "profile", "tune",
             "warmup", "golden", "export", "port")
@@ -45,9 +45,10 @@ def _answer(name: str, argv: list[str]) -> int:
 
 
 def _run(name: str, argv: list[str]) -> int:
-    command = importlib.import_module(f"refsd.cli.{name}")
-    if argv and argv[0] in getattr(command, "ACTIONS", ()):  # one file an action
-        command = importlib.import_module(f"refsd.cli.{name}_{argv.pop(0)}")
+    if argv and argv[0] in actions.FAMILIES.get(name, ()):  # one file an action
+        name = f"{name}_{argv.pop(0)}"
+    command = actions.Family(name) if name in actions.FAMILIES else importlib.import_module(
+        f"refsd.cli.{name}")
     try:
         code = command.run(command.parser().parse_args(argv))
     except SystemExit as done:  # argparse, after --help and --version

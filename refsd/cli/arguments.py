@@ -20,11 +20,25 @@ ELSEWHERE = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UsageError with a suggestion, and never guesses a prefix."""
+    """An ArgumentParser that raises UsageError with a suggestion, and never guesses a prefix.
 
-    def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, add_help=False, formatter_class=Help, **options)
+    The command's name is what the usage begins with: "refsd golden info PACK".
+    """
+
+    def __init__(self, usage: str, about: str, *, epilog: str | None = None):
+        name = re.match(r"[a-z ]+(?![a-z])", usage)[0].rstrip()
+        super().__init__(prog=name, usage=usage, description=about, epilog=epilog,
+                         allow_abbrev=False, add_help=False, formatter_class=Help)
         self.add_argument("--help", "-h", action="help", help="show this help and stop")
+
+    def answering(self, json: str = "the answer (and any error) as JSON on stdout",
+                  quiet: str | None = None) -> "Parser":
+        """Itself, with the options that all commands have, which come last."""
+        self.add_argument("--json", action="store_true", help=json)
+        if quiet is not None:
+            self.add_argument("-q", "--quiet", action="store_true", help=quiet)
+        self.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
+        return self
 
     def error(self, message: str) -> NoReturn:
         name = self.prog.partition(" ")[2]

@@ -36,10 +36,8 @@ CUDA_12 = (-0.92466259, -0.42534415, -2.6438457, 0.14518388, -0.12086647, -0.579
 
 def parser() -> Parser:
     """The options of doctor."""
-    parser = Parser(prog="refsd doctor", description=ABOUT, usage="refsd doctor [--json]")
-    parser.add_argument("--json", action="store_true", help="everything as JSON on stdout")
-    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return parser
+    parser = Parser("refsd doctor [--json]", ABOUT)
+    return parser.answering("everything as JSON on stdout")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ request, 3 bad model, 4 the machine said no (disk, memory), 130 interrupted."""
 
 def parser() -> Parser:
     """The options of drawing."""
-    parser = Parser(prog="refsd", description=ABOUT, epilog=MORE, usage="refsd PROMPT [options]")
+    parser = Parser("refsd PROMPT [options]", ABOUT, epilog=MORE)
     parser.add_argument("--version", action="version", version=f"refsd {__version__}",
                        help="show the version and stop")
     add_request(parser)

@@ -17,16 +17,13 @@ Write the contracts of all ops and stages, and the tables of a model's weights:
 
 def parser() -> Parser:
     """The options of export contracts."""
-    found = Parser(prog="refsd export contracts", description=ABOUT,
-                   usage="refsd export contracts -o FOLDER [options]")
+    found = Parser("refsd export contracts -o FOLDER [options]", ABOUT)
     add = found.add_argument
     add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     add("-m", "--model", metavar="MODEL", help="path or hub id of the model whose tables are "
         "written, or bundled for the one in refsd; without it Stable Diffusion 1.5, for "
         "which no file is needed")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -14,17 +14,14 @@ KINDS = ("raw", "npy", "npz", "safetensors")
 
 def parser() -> Parser:
     """The options of export tokenizer."""
-    found = Parser(prog="refsd export tokenizer", description=ABOUT,
-                   usage="refsd export tokenizer -o FOLDER [options]")
+    found = Parser("refsd export tokenizer -o FOLDER [options]", ABOUT)
     add = found.add_argument
     add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     add("-m", "--model", metavar="MODEL", help="path or hub id of the model whose tokenizer it is; "
         "without it CLIP's own")
     add("--to", type=choice(*KINDS), metavar="KIND", default="raw",
         help=f"what the arrays are written as: {', '.join(KINDS)} (raw)")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering()
 
 
 def run(options: argparse.Namespace) -> int:

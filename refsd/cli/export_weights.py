@@ -18,8 +18,7 @@ DTYPES = ("float32", "float16")
 
 def parser() -> Parser:
     """The options of export weights."""
-    found = Parser(prog="refsd export weights", description=ABOUT,
-                   usage="refsd export weights -o FOLDER [options]")
+    found = Parser("refsd export weights -o FOLDER [options]", ABOUT)
     add = found.add_argument
     add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     add("-m", "--model", metavar="MODEL", help="path or hub id (the bundled model)")
@@ -34,9 +33,7 @@ def parser() -> Parser:
         help=f"{', '.join(PARTS)}; may be repeated (all)")
     add("--only", metavar="PATTERN", action="append", default=[],
         help="names such as 'unet.*.attn1.*'; may be repeated")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -23,8 +23,7 @@ SHOWN = 20
 
 def parser() -> Parser:
     """The options of golden bisect."""
-    found = Parser(prog="refsd golden bisect", description=ABOUT,
-                   usage="refsd golden bisect PACK MINE [options]")
+    found = Parser("refsd golden bisect PACK MINE [options]", ABOUT)
     add = found.add_argument
     add("pack", metavar="PACK", help="a golden pack: folder, .zip or .tar.zst")
     add("candidate", metavar="MINE", help="what the port wrote: a folder, .npz or .safetensors")
@@ -38,9 +37,7 @@ def parser() -> Parser:
     add("--layout", metavar="NAME", help="how the port keeps tensors: NHWC, NC4HW4, TILE32")
     add("--first", action="store_true", help="stop at the first that is wrong")
     add("--all", action="store_true", help="show every tensor, not only those that are wrong")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering()
 
 
 def run(options: argparse.Namespace) -> int:

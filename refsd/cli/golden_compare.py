@@ -30,8 +30,7 @@ REPORTS = (".json", ".md", ".xml", ".html")
 
 def parser() -> Parser:
     """The options of golden compare."""
-    found = Parser(prog="refsd golden compare", description=ABOUT,
-                   usage="refsd golden compare PACK CANDIDATE [options]")
+    found = Parser("refsd golden compare PACK CANDIDATE [options]", ABOUT)
     add = found.add_argument
     add("pack", metavar="PACK", help="a golden pack: a folder, a .zip or a .tar.zst")
     add("candidate", metavar="CANDIDATE", help="what the port wrote: a folder or a file")
@@ -52,9 +51,7 @@ def parser() -> Parser:
     add("--report", metavar="FILE", action="append", default=[],
         help="write .json, .md, .xml or .html; may be given again")
     add("--every", action="store_true", help="show every tensor, not only the failing ones")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,8 +21,7 @@ KINDS = ("raw", "npy", "npz", "safetensors", "onnx", "pack")
 
 def parser() -> Parser:
     """The options of golden export."""
-    found = Parser(prog="refsd golden export", description=ABOUT,
-                   usage="refsd golden export PACK -o FOLDER [options]")
+    found = Parser("refsd golden export PACK -o FOLDER [options]", ABOUT)
     add = found.add_argument
     add("pack", metavar="PACK", help="a folder, .zip or .tar.zst")
     add("-o", "--output", metavar="FOLDER", required=True,
@@ -35,9 +34,7 @@ def parser() -> Parser:
         help="names such as 'unet/000/*'; may be repeated")
     add("-m", "--model", metavar="MODEL", help="where the pack's model is, for onnx; its files "
         "must be the same")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering()
 
 
 def run(options: argparse.Namespace) -> int:

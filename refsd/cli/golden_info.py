@@ -23,13 +23,10 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 def parser() -> Parser:
     """The options of golden info."""
-    found = Parser(prog="refsd golden info", description=ABOUT,
-                   usage="refsd golden info PACK [--verify] [--json]")
+    found = Parser("refsd golden info PACK [--verify] [--json]", ABOUT)
     found.add_argument("pack", metavar="PACK", help="a folder, a .zip or a .tar.zst")
     found.add_argument("--verify", action="store_true", help="read every byte, compare every hash")
-    found.add_argument("--json", action="store_true", help="the answer (and any error) as JSON")
-    found.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering("the answer (and any error) as JSON")
 
 
 def run(options: argparse.Namespace) -> int:

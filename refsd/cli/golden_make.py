@@ -32,8 +32,7 @@ MORE = "docs/golden-make.md says more, and golden/README.md what a pack is."
 
 def parser() -> Parser:
     """The options of drawing a picture, and what is recorded of it."""
-    found = Parser(prog="refsd golden make", description=ABOUT, epilog=MORE,
-                   usage="refsd golden make -o FOLDER [PROMPT] [options]")
+    found = Parser("refsd golden make -o FOLDER [PROMPT] [options]", ABOUT, epilog=MORE)
     draw.add_picture(found, seed=" (0)")
     add = found.add_argument_group("what to record").add_argument
     add("-o", "--output", metavar="FOLDER", help="a new folder, or an empty one")

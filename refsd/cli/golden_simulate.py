@@ -26,8 +26,7 @@ SHOWN = 12
 
 def parser() -> Parser:
     """The options of golden simulate."""
-    found = Parser(prog="refsd golden simulate", description=ABOUT,
-                   usage="refsd golden simulate --format NAME [options]")
+    found = Parser("refsd golden simulate --format NAME [options]", ABOUT)
     add = found.add_argument
     add("prompt", metavar="PROMPT", nargs="?", default=PROMPT, help="what to draw")
     add("--format", metavar="NAME", required=True, help="bf16, fp16, tf32, fp8_e4m3, ...")
@@ -45,10 +44,7 @@ def parser() -> Parser:
     add("-H", "--height", type=integer, metavar="N", help="pixels (what the model was made for)")
     add("--cfg-scale", type=float, metavar="X", default=5.0, help="guidance (5)")
     add("--all", action="store_true", help="show every layer and part")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-q", "--quiet", action="store_true", help="no word on the work")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering(quiet="no word on the work")
 
 
 def run(options: argparse.Namespace) -> int:

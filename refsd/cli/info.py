@@ -18,11 +18,9 @@ ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI and Draw Things say."""
 
 def parser() -> Parser:
     """The options of info."""
-    parser = Parser(prog="refsd info", description=ABOUT, usage="refsd info PICTURE [--json]")
+    parser = Parser("refsd info PICTURE [--json]", ABOUT)
     parser.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG or WebP file")
-    parser.add_argument("--json", action="store_true", help="everything as JSON")
-    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return parser
+    return parser.answering("everything as JSON")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -26,8 +26,7 @@ ANSWERS = ("list", "show", "why")
 
 def parser() -> Parser:
     """The options of ops."""
-    parser = Parser(prog="refsd ops", description=ABOUT,
-                   usage="refsd ops [show OP | why conv2d PICTURE KERNEL] [options]")
+    parser = Parser("refsd ops [show OP | why conv2d PICTURE KERNEL] [options]", ABOUT)
     add = parser.add_argument
     add("action", nargs="?", default="list", help=argparse.SUPPRESS)
     add("op", metavar="OP", nargs="?", help="the name of an op")
@@ -43,9 +42,7 @@ def parser() -> Parser:
         help="float32 or float64 (float32)")
     add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     add("--exact", action="store_true", help="as it is chosen with refsd --exact")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return parser
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:

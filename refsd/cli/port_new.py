@@ -12,17 +12,14 @@ contracts/ (tests that need NumPy alone, a C header) and results/."""
 
 def parser() -> Parser:
     """The options of port new."""
-    found = Parser(prog="refsd port new", description=ABOUT,
-                   usage="refsd port new NAME [-o FOLDER] [options]")
+    found = Parser("refsd port new NAME [-o FOLDER] [options]", ABOUT)
     add = found.add_argument
     add("name", metavar="NAME", help="what the port is called: 'my accelerator'")
     add("-o", "--output", metavar="FOLDER", help="a new or an empty folder (port-NAME here)")
     add("-m", "--model", metavar="MODEL", help="path or hub id of the model to bring up, or "
         "bundled for the one in refsd; without it Stable Diffusion 1.5, for which no file is "
         "needed")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -16,15 +16,12 @@ HEADS = {"contract": "contract", "ops_pack": "ops pack", "in_network": "in netwo
 
 def parser() -> Parser:
     """The options of port status."""
-    found = Parser(prog="refsd port status", description=ABOUT,
-                   usage="refsd port status FOLDER [options]")
+    found = Parser("refsd port status FOLDER [options]", ABOUT)
     add = found.add_argument
     add("folder", metavar="FOLDER", help="what refsd port new made")
     add("--all", action="store_true", help="also ops that the model does not need, and blocks and "
         "stages of which nothing is known")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return found
+    return found.answering()
 
 
 def run(options: argparse.Namespace) -> int:

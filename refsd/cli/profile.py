@@ -19,8 +19,7 @@ so that compiling is not counted. The picture is not kept."""
 
 def parser() -> Parser:
     """The options of profile: those of drawing that decide the pixels, and its own."""
-    parser = Parser(prog="refsd profile", description=ABOUT,
-                   usage="refsd profile [PROMPT] [options]")
+    parser = Parser("refsd profile [PROMPT] [options]", ABOUT)
     draw.add_request(parser)
     add = parser.add_argument_group("what to show").add_argument
     add("--top", type=integer, metavar="N", default=12, help="rows of each long table (12)")

@@ -21,7 +21,7 @@ pixels are the same, 1 when some differ."""
 
 def parser() -> Parser:
     """The options of repro."""
-    parser = Parser(prog="refsd repro", description=ABOUT, usage="refsd repro PICTURE [options]")
+    parser = Parser("refsd repro PICTURE [options]", ABOUT)
     add = parser.add_argument
     add("picture", metavar="PICTURE", help="a .png file that refsd wrote")
     add("-m", "--model", metavar="MODEL",
@@ -33,10 +33,7 @@ def parser() -> Parser:
     add("-t", "--threads", type=integer, metavar="N",
         help="threads of the kernels (the recipe's: on numpy their number may change bits)")
     add("-o", "--output", metavar="PATH", help="also write the new picture")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-q", "--quiet", action="store_true", help="no progress")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return parser
+    return parser.answering(quiet="no progress")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -13,16 +13,14 @@ the part of the text it stands for. A prompt has room for 75 in Stable Diffusion
 
 def parser() -> Parser:
     """The options of tokenize."""
-    parser = Parser(prog="refsd tokenize", description=ABOUT, usage="refsd tokenize TEXT [options]")
+    parser = Parser("refsd tokenize TEXT [options]", ABOUT)
     add = parser.add_argument
     add("text", metavar="TEXT", help="a prompt, in quotes")
     add("-m", "--model", metavar="MODEL",
         help="whose tokenizer: a diffusers folder, a .safetensors file, or a model id "
         "(default: the model in refsd)")
     add("--clip", action="store_true", help="CLIP's, that of every Stable Diffusion 1.x")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return parser
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:

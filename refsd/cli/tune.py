@@ -19,16 +19,14 @@ WORTH = 0.95  # of the rule's time: less than 5 % would be decided by noise
 
 def parser() -> Parser:
     """The options of tune."""
-    parser = Parser(prog="refsd tune", description=ABOUT, usage="refsd tune [options]")
+    parser = Parser("refsd tune [options]", ABOUT)
     add = parser.add_argument
     add("-m", "--model", metavar="MODEL", help="as in drawing (default: the model in refsd)")
     add("-W", "--width", type=integer, metavar="N", help="pixels (default: the model's own size)")
     add("-H", "--height", type=integer, metavar="N", help="pixels (default: the model's own size)")
     add("-t", "--threads", type=integer, metavar="N", help="threads (all)")
     add("--repeat", type=integer, metavar="N", default=5, help="runs of which the best counts (5)")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return parser
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,14 +15,11 @@ by itself; afterwards nothing is compiled until refsd, Numba or the machine chan
 
 def parser() -> Parser:
     """The options of warmup."""
-    parser = Parser(prog="refsd warmup", description=ABOUT, usage="refsd warmup [options]")
+    parser = Parser("refsd warmup [options]", ABOUT)
     add = parser.add_argument
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help="float32 or float64, the arithmetic's type (float32)")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-q", "--quiet", action="store_true", help="no progress")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
-    return parser
+    return parser.answering(quiet="no progress")
 
 
 def run(options: argparse.Namespace) -> int:
