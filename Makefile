@@ -64,7 +64,9 @@ bench: $(BENCH)/ready
 # The packs that are committed; tests/test_golden_drift.py says when they no longer hold.
 golden: $(VENV)/ready
 	rm -rf golden/ops golden/bundled
-	$(VENV)/bin/python -m refsd golden make -o golden/ops --ops
+	for family in `$(VENV)/bin/python -c "from refsd.golden.recording.cases import families; \
+		print(*families())"`; do $(VENV)/bin/python -m refsd golden make \
+		-o golden/ops/$$family --ops --family $$family || exit 1; done
 	$(VENV)/bin/python -m refsd golden make -o golden/bundled "$(GOLDEN_PROMPT)" --level 2 \
 		--steps 4 -W 64 -H 64 -s 2
 

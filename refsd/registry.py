@@ -34,6 +34,11 @@ class Op(NamedTuple):
     kind: Kind | None
     examples: Sequence[tuple[tuple, dict[str, Any]]]
 
+    @property
+    def family(self) -> str:
+        """The file of the definition: "norm" for refsd/ops/norm.py."""
+        return self.definition.__module__.rpartition(".")[2]
+
 
 _ops: dict[str, Op] = {}
 _kernels: dict[tuple[str, str], Callable] = {}

@@ -11,6 +11,7 @@ from golden_runs import RECIPE, Dump
 from refsd.golden.comparing import local_error
 from refsd.golden.comparing.bisect import bisect
 from refsd.golden.packs.pack import Pack
+from refsd.golden.recording.cases import families
 from refsd.golden.recording.make import make
 from refsd.golden.recording.record import Selection
 from refsd.golden.tolerances.formats import FORMATS
@@ -62,7 +63,8 @@ def made(folder, kind):
     return Pack.open(folder / kind)
 
 
-@pytest.mark.parametrize("name, formats", [("ops", NAMED), ("bundled", ("float32", "bfloat16"))])
+@pytest.mark.parametrize("name, formats", [
+    *((f"ops/{family}", NAMED) for family in families()), ("bundled", ("float32", "bfloat16"))])
 def test_a_committed_pack_is_its_own_port(bounds, name, formats):
     with Pack.open(ROOT / "golden" / name) as pack:
         check(pack, bounds, formats)

@@ -11,7 +11,7 @@ import pytest
 
 from refsd import parallel
 from refsd.golden.packs.pack import Pack
-from refsd.golden.recording.cases import make_ops
+from refsd.golden.recording.cases import families, make_ops
 from refsd.golden.recording.make import make
 from refsd.golden.recording.recipe import load_truth
 from refsd.golden.recording.record import Recorder
@@ -21,7 +21,7 @@ from refsd.golden.tolerances.tolerance import of, rounded
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-PACKS = ("ops", "bundled")
+PACKS = (*(f"ops/{family}" for family in families()), "bundled")
 # DDIM begins with the noise as it is.
 GIVEN = ("denoise/initial", "denoise/000/scaled", "denoise/000/concat")
 FINER = 2.0**-29  # how much finer float64's roundings are than float32's
@@ -30,10 +30,11 @@ FINER = 2.0**-29  # how much finer float64's roundings are than float32's
 @pytest.fixture(scope="module", params=PACKS)
 def both(request, tmp_path_factory):
     """A committed pack and the same made now; and, for a run, how far float32 is from it."""
-    folder = tmp_path_factory.mktemp("drift") / request.param
+    folder = tmp_path_factory.mktemp("drift") / "pack"
     committed = Pack.open(GOLDEN / request.param)
-    if request.param == "ops":
-        make_ops(folder, tolerance=of)
+    kind, _, family = request.param.partition("/")
+    if kind == "ops":
+        make_ops(folder, family=family, tolerance=of)
         return committed, Pack.open(folder), None
     recipe, selection = recipe_of(committed), selection_of(committed)
     make(folder, recipe, pipe=load_truth(), selection=selection, tolerance=of,
@@ -63,6 +64,7 @@ class Distances:
 
 
 def test_the_packs_are_small_and_unaltered():
+    assert {path.name for path in (GOLDEN / "ops").iterdir()} == set(families())
     files = [path for name in PACKS for path in (GOLDEN / name).iterdir()]
     assert sum(path.stat().st_size for path in files) < 6e6
     for name in PACKS:

@@ -61,7 +61,7 @@ def test_a_reader_lists_and_reads_every_tensor(sample, reader):
             assert done.returncode == 0 and done.stdout == pack.read(name).tobytes()
 
 
-@pytest.mark.parametrize("name", ["bundled", "ops"])
+@pytest.mark.parametrize("name", ["bundled", "ops/conv", "ops/layout"])
 def test_the_committed_packs_are_whole_and_the_c_reader_finds_its_way(c_reader, name):
     with Pack.open(FOLDER / name) as pack:
         assert pack.verify() == []

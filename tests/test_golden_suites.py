@@ -14,7 +14,7 @@ from refsd.errors import UsageError
 from refsd.golden.packs.pack import Pack
 from refsd.golden.recording import replay
 from refsd.golden.recording.case_table import rows
-from refsd.golden.recording.cases import GENERATOR, cases, make_ops, numbers
+from refsd.golden.recording.cases import GENERATOR, cases, families, make_ops, numbers
 from refsd.golden.recording.suites import read_suite
 from refsd.kinds import call
 from refsd.registry import ops
@@ -65,6 +65,17 @@ def test_one_op_alone(tmp_path):
     with Pack.open(tmp_path / "pack") as pack:
         assert set(pack.entries) == {f"ops/geglu/{kind}{x}" for kind in
                                      ("plain", "zeros", "wide", "big") for x in ("", ":x")}
+
+
+def test_one_family_alone(tmp_path, capfd):
+    assert families() == sorted({op.family for op in ops().values()})
+    make_ops(tmp_path / "pack", family="linear")
+    with Pack.open(tmp_path / "pack") as pack:
+        assert {entry.op for entry in pack.entries.values()} == {"linear", "matmul", None}
+    code, _, err = refsd(capfd, "--ops", "--family", "liner", "-o", str(tmp_path / "other"))
+    assert code == 2 and "did you mean 'linear'?" in err
+    code, _, err = refsd(capfd, "--family", "linear", "-o", str(tmp_path / "other"))
+    assert code == 2 and "--family is for --ops" in err
 
 
 def test_numbers_are_those_of_the_documented_generator():

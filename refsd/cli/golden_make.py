@@ -12,7 +12,7 @@ from refsd.cli.arguments import Parser, integer
 from refsd.cli.progress import Progress
 from refsd.cli.report import Warnings, note, one_line, result, result_json
 from refsd.errors import UsageError
-from refsd.pipelines.request import check_integer
+from refsd.pipelines.request import check_choice, check_integer
 
 SPREAD = 3
 PROMPT = "a glossy red sphere left of a small blue cube"
@@ -45,6 +45,7 @@ def parser() -> Parser:
         help="only tensors of such names, as unet/*/mid_block.*; may be repeated")
     add("--exclude", metavar="PATTERN", action="append", default=[], help="none of such names")
     add("--op", metavar="NAME", help="only results of this op")
+    add("--family", metavar="NAME", help="with --ops: only those of a file of refsd/ops, as norm")
     add("--attention", metavar="PATTERN", action="append", default=[],
         help="at level 4: attentions to open, as *mid_block*attn2*; all of SD 1.5 are 2.7 GB")
     add("--shard", metavar="I/N", default="1/1",
@@ -110,6 +111,12 @@ def _check(options):
     draw.check(options)
     options.shard = _fraction(options.shard)
     options.record_steps = _steps(options.record_steps)
+    if options.family is not None:
+        from refsd.golden.recording.cases import families
+
+        if not options.ops:
+            raise UsageError("--family is for --ops")
+        check_choice("--family", options.family, families())
     if options.op is not None:
         from refsd.golden.recording.stage_ops import STAGE_OPS
         from refsd.registry import ops
@@ -160,8 +167,8 @@ def _tolerance(options):
 def _ops(options):
     from refsd.golden.recording.cases import make_ops
 
-    manifest = make_ops(options.output, op=options.op, resume=options.resume,
-                        tolerance=_tolerance(options))
+    manifest = make_ops(options.output, op=options.op, family=options.family,
+                        resume=options.resume, tolerance=_tolerance(options))
     return [_made(options.output, manifest)]
 
 

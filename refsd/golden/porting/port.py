@@ -167,7 +167,7 @@ Not needed for a picture of this model, and tested too: {unused}.
 
 Then the same ops on hard inputs (mixed zeros, wide exponents, large means, borders, odd channels):
 
-    refsd golden make -o packs/ops --ops      # or golden/ops of refsd's repository
+    refsd golden make -o packs/ops --ops
     refsd golden export packs/ops -o inputs --to raw          # your program's inputs
     refsd golden compare packs/ops MINE --report results/ops.json
 

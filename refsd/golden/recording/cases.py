@@ -35,13 +35,24 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
 
-def cases(op: str | None = None) -> Iterator[Case]:
-    """Every case of an op, or of all ops of refsd in the order of their names. float32 arrays."""
-    own = sorted(o.name for o in ops().values() if o.definition.__module__.startswith("refsd."))
-    for name in own if op is None else [op]:
-        for case, inputs, options in rows(ops()[name]):
-            where = f"{name}/{case}"
-            yield Case(name, case, {key: _made(f"{where}:{key}", value)
+def families() -> list[str]:
+    """The files of refsd/ops that define ops."""
+    return sorted({op.family for op in _own()})
+
+
+def _own():
+    return [op for _, op in sorted(ops().items()) if op.definition.__module__.startswith("refsd.")]
+
+
+def cases(op: str | None = None, family: str | None = None) -> Iterator[Case]:
+    """Every case of an op, of a family, or of all ops in the order of their names. float32 arrays.
+    """
+    for found in _own():
+        if op not in (None, found.name) or family not in (None, found.family):
+            continue
+        for case, inputs, options in rows(found):
+            where = f"{found.name}/{case}"
+            yield Case(found.name, case, {key: _made(f"{where}:{key}", value)
                                     for key, value in inputs.items()}, options)
 
 
@@ -81,16 +92,18 @@ def numbers(where: str, shape: tuple[int, ...], kind: str = "plain",
     return (plain * scale).astype(np.float32)
 
 
-def make_ops(folder: str | Path, *, op: str | None = None, resume: bool = False,
-             tolerance: Callable | None = None) -> Manifest:
-    """Record all cases, or those of one op, as a pack of the kind "ops".
+def make_ops(folder: str | Path, *, op: str | None = None, family: str | None = None,
+             resume: bool = False, tolerance: Callable | None = None) -> Manifest:
+    """Record all cases, or those of one op or of one family, as a pack of the kind "ops".
 
     tolerance(op, inputs, options, truth) gives what goes into an entry's `tolerance`.
     """
     about = {"generator": GENERATOR, "op": op, **TRUTH}
+    if family is not None:
+        about["family"] = family
     with parallel.limited(1), Writer(folder, recipe=about, model={}, kind="ops", resume=resume,
                                      title=TITLE) as writer:
-        for case in cases(op):
+        for case in cases(op, family):
             _add(writer, case, tolerance)
     return read_manifest((Path(folder) / MANIFEST).read_bytes())
 
