@@ -1,7 +1,6 @@
 """`refsd port status FOLDER`: what is proven of a port, and what comes next."""
 
 import argparse
-from collections.abc import Iterable
 from typing import Any
 
 from refsd.cli.arguments import Parser
@@ -11,6 +10,7 @@ ABOUT = """\
 Show what is proven of a port, from what lies in FOLDER/results: JUnit files of
 the contract tests, and the JSON of refsd golden compare and bisect. Exit code 1
 when something is wrong or cannot be read, 0 when nothing is, proven or not."""
+PARTS = {"ops": "op", "blocks": "block", "stages": "stage"}
 HEADS = {"contract": "contract", "ops_pack": "ops pack", "in_network": "in network"}
 
 
@@ -29,40 +29,41 @@ def run(options: argparse.Namespace) -> int:
     from refsd.golden.porting.port_status import status
 
     found = status(options.folder)
-    rows = [*found.ops, *found.blocks, *found.stages]
-    wrong = bool(found.unread) or any(
-        tally.failed for row in rows for tally in row.checks.values())
+    wrong = bool(found["unreadable"]) or any(
+        row[kind]["failed"] for part in PARTS for row in found[part] for kind in HEADS
+        if kind in row)
     if options.json:
-        result_json(found.as_json())
+        result_json(found)
         return int(wrong)
-    result(one_line(f"{found.name}: {len(found.read)} results read"
-                    + (f" ({', '.join(found.read)})" if found.read else "")))
-    for why in found.unread:
+    read = found["read"]
+    result(one_line(f"{found['name']}: {len(read)} results read"
+                    + (f" ({', '.join(read)})" if read else "")))
+    for why in found["unreadable"]:
         result(one_line(f"unreadable: {why}"))
-    _table("op", [row for row in found.ops if row.needed or options.all], list(HEADS))
-    for title, part in (("block", found.blocks), ("stage", found.stages)):
-        _table(title, [row for row in part if options.all
-                       or row.checks["in_network"].state != "open"], ["in_network"])
-    result("\nnext: " + one_line(found.next))
+    for part, title in PARTS.items():
+        _table(title, [row for row in found[part] if options.all or (
+            row["needed"] if part == "ops" else row["in_network"]["state"] != "open")])
+    result("\nnext: " + one_line(found["next"]))
     return int(wrong)
 
 
-def _table(title: str, rows: Iterable[Any], kinds: list[str]) -> None:
-    lines = [(row.name, f"{row.share:.1%}" if row.share else "",
-              *(_cell(row.checks[kind]) for kind in kinds)) for row in rows]
-    if not lines:
+def _table(title: str, rows: list[dict[str, Any]]) -> None:
+    if not rows:
         return
-    heads = (title, "share", *(HEADS[kind] for kind in kinds))
-    widths = [max(map(len, column)) for column in zip(heads, *lines)]
+    kinds = [kind for kind in HEADS if kind in rows[0]]
+    lines = [(title, "share", *(HEADS[kind] for kind in kinds))]
+    lines += [(row["name"], f"{row['share']:.1%}" if row["share"] else "",
+               *(_cell(row[kind]) for kind in kinds)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
     result("")
-    for line in (heads, *lines):
+    for line in lines:
         result(one_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()))
 
 
-def _cell(tally: Any) -> str:
-    if tally.state == "open":
-        return f"0 of {tally.left}" if tally.left else "-"
-    total = tally.passed + tally.left + len(tally.failed)
-    if tally.failed:
-        return f"WRONG {len(tally.failed)} of {total}"
-    return f"ok {tally.passed}" if not tally.left else f"{tally.passed} of {total}"
+def _cell(tally: dict[str, Any]) -> str:
+    failed, left, passed = len(tally["failed"]), tally["left"], tally["passed"]
+    if failed:
+        return f"WRONG {failed} of {failed + left + passed}"
+    if not passed:
+        return f"0 of {left}" if left else "-"
+    return f"{passed} of {passed + left}" if left else f"ok {passed}"
