@@ -63,7 +63,7 @@ def test_right_blocks_are_explained_and_it_is_said_by_what(folder, pack):
         found = judged(pack, folder, port(pack, Ops(format=FORMAT, seed=seed)))
         assert found.first is None, found.sentence
         assert not [row for row in found.rows if row.status == "open"]
-        assert [row for row in found.rows if row.note == "by the spread"]
+        assert [row for row in found.rows if row.notes == ("by the spread",)]
 
 
 def test_without_a_spread_a_bound_above_the_tensors_size_says_nothing(folder):
@@ -72,7 +72,8 @@ def test_without_a_spread_a_bound_above_the_tensors_size_says_nothing(folder):
         wrong = port(pack, Ops(format=FORMAT, mistake="geglu_halves", where="unet"))
         found = judged(pack, folder, wrong)
     row = next(row for row in found.rows if row.name == SHOWN["geglu_halves"])
-    assert (row.status, row.note) == ("open", "the bound says nothing here: dump an op between")
+    assert (row.status, row.notes) == (
+        "open", ("the bound says nothing here: dump an op between",))
     assert found.first is None and "could not be judged" in found.sentence
 
 

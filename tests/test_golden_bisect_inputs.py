@@ -59,7 +59,7 @@ def test_a_unet_that_was_fed_golden_tensors_is_judged_alone(folder, pack, format
     assert {row.status for row in found.rows} == {"explained", "missing"}
     to_k = next(row for row in found.rows if row.name.endswith("attentions.0.transformer_blocks.0"
                                                                ".attn2.to_k"))
-    assert to_k.note == "given the golden x"
+    assert to_k.notes == ("given the golden x",)
 
 
 def fed(pack, ops):
@@ -79,7 +79,7 @@ def test_a_bound_that_is_not_finite_calls_nothing_wrong(folder, pack, measured):
     found = judged(pack, folder, dump, format="bfloat16")
     assert found.first is None, found.sentence
     blind = [row for row in found.rows if row.status == "open"]
-    assert blind and all(row.note == "the bound says nothing here: dump an op between"
+    assert blind and all(row.notes == ("the bound says nothing here: dump an op between",)
                          and row.computed for row in blind)
     found = judged(measured, folder, dump, format="bfloat16")
     assert found.first is None and not [row for row in found.rows if row.status == "open"]
@@ -123,8 +123,9 @@ def test_a_cast_at_the_door_excuses_no_other_error(folder, pack):
         found = judged(pack, folder, exact | {norm: y}, format="bfloat16", only=[norm])
         return found.rows[0]
 
-    assert first(lambda x: x).note == ""
-    assert first(ROUND["bfloat16"]).note == "its inputs rounded to bfloat16 first"
+    assert first(lambda x: x).notes == ()
+    assert first(ROUND["bfloat16"]).notes == (
+        "its inputs rounded to bfloat16 first",)
     half = np.arange(x.size).reshape(x.shape) % 2 == 0
     assert first(lambda x: np.where(half, x, ROUND["bfloat16"](x))).status == "explained"
     assert first(lambda x: x + np.float32(3e-2) * np.abs(x)).status == "wrong"
@@ -171,7 +172,7 @@ def test_a_stage_whose_inputs_are_cast_first(folder, pack):
     dump = {"picture/image": image, "picture/pixels": bytes_}
     found = judged(pack, folder, dump, format="float16")
     assert found.first is None
-    assert found.rows[-1].note == "its inputs rounded to float16 first"
+    assert found.rows[-1].notes == ("its inputs rounded to float16 first",)
     assert judged(pack, folder, dump).first.name == "picture/pixels"
 
 

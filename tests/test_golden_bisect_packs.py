@@ -41,10 +41,10 @@ def bounds(monkeypatch):
     """Every bound that a verdict was made with."""
     found = []
 
-    def excess(got, truth, allowed, format):
+    def excess(got, truth, allowed, *more):
         found.append(allowed)
         with np.errstate(all="ignore"):
-            return original(got, truth, allowed, format)
+            return original(got, truth, allowed, *more)
 
     original = local_error.excess
     monkeypatch.setattr(local_error, "excess", excess)

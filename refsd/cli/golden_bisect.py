@@ -70,28 +70,28 @@ def _plain(row: Any) -> dict[str, Any]:
     finding = row.finding and {"reason": row.finding.reason, "sentence": row.finding.sentence,
                                "confidence": row.finding.confidence}
     numbers = {name: getattr(row, name) for name in ("times", "local", "inherited")}
-    return {"name": row.name, "op": row.op, "index": row.index, "status": row.status,
+    return {"name": row.name, "op": row.entry.op, "index": row.entry.index, "status": row.status,
             "format": row.format,
             **{name: n if math.isfinite(n) else None for name, n in numbers.items()},
             "at": row.at, "borrowed": list(row.borrowed), "computed": list(row.computed),
-            "finding": finding, "note": row.note}
+            "finding": finding, "note": "; ".join(row.notes)}
 
 
 def _show(found: Any, everything: bool) -> None:
     result(one_line(found.sentence))
-    rows = found.rows if everything else [row for row in found.rows if row.bad]
+    rows = found.rows if everything else found.bad
     if not rows:
         return
     result(f"\n{'':>6} {'status':<10}{'x bound':>10}{'local rms':>11}{'inherited':>11}  tensor")
     for row in rows if everything else rows[:SHOWN]:
         why = [] if row.finding is None else [row.finding.reason]
-        why += [row.note] if row.note else []
+        why += row.notes
         why += [f"golden {', '.join(row.borrowed)} for its own"] if row.borrowed else []
         why += [f"with {', '.join(row.computed[:3])}" + (
             f" and {len(row.computed) - 3} more" if len(row.computed) > 3 else "") + " in it"] if (
             row.computed) else []
-        result(f"{row.index:>6} {row.status:<10}{row.times:>10.3g}{row.local:>11.2g}"
-               f"{row.inherited:>11.2g}  " + one_line(f"{row.name} ({row.op or 'no op'})"
+        result(f"{row.entry.index:>6} {row.status:<10}{row.times:>10.3g}{row.local:>11.2g}"
+               f"{row.inherited:>11.2g}  " + one_line(f"{row.name} ({row.entry.op or 'no op'})"
                                                       + (f": {'; '.join(why)}" if why else "")))
     if len(rows) > SHOWN and not everything:
         result(f"and {len(rows) - SHOWN} more; --all shows every tensor, --json too")

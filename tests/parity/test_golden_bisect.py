@@ -85,7 +85,7 @@ def test_where_compare_names_a_block_bisect_names_it_too(measured, tmp_path, for
         if by_spread is not None:
             named += 1
             assert found.first is not None, key
-            assert found.first.index <= by_spread.entry.index, f"{key}: {found.sentence}"
+            assert found.first.entry.index <= by_spread.entry.index, f"{key}: {found.sentence}"
     assert named >= 20
 
 

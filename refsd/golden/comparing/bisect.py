@@ -10,7 +10,6 @@ Where the port left no inputs, the two cannot be told apart. Then the tensor is 
 whole network may spread (refsd.golden.tolerances.tolerance), and the answer is a region, not an op.
 """
 
-import fnmatch
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -19,16 +18,9 @@ from typing import Any
 
 from refsd import parallel
 from refsd.errors import UsageError
-from refsd.golden.comparing.local_error import (
-    EXPLAINED,
-    MISSING,
-    OPEN,
-    SUSPECT,
-    WRONG,
-    Judge,
-    Verdict,
-)
+from refsd.golden.comparing.local_error import BAD, LocalErrorJudge
 from refsd.golden.comparing.port_formats import Formats
+from refsd.golden.comparing.verdicts import MISSING, OPEN, SUSPECT, WITHIN, WRONG, Verdict, select
 from refsd.golden.packs.manifest import Entry
 
 # How sure a whole pack without a mistake is to pass. Each tensor is held to its share of the rest.
@@ -45,11 +37,16 @@ class Bisection:
     first: Verdict | None
     rows: list[Verdict]
     format: str = "float32"
-    good: Verdict | None = None  # the last that is explained before the first
+    good: Verdict | None = None  # the last that is within its tolerance before the first
+
+    @property
+    def bad(self) -> list[Verdict]:
+        """The verdicts that are wrong or suspect."""
+        return [row for row in self.rows if row.status in BAD]
 
     @property
     def later(self) -> list[Verdict]:
-        """Further ops whose own error is not explained, each on its own inputs."""
+        """Further ops that are wrong, each on its own inputs."""
         return [row for row in self.rows if row.status == WRONG and row is not self.first]
 
     @property
@@ -65,7 +62,7 @@ class Bisection:
                     f"in {row.name} or before it ({row.times:.3g} times what a right port differs "
                     "by); dump the ops between to know which.")
         why = "" if row.finding is None else f": {row.finding.sentence}"
-        return (f"{row.name} (op {row.op}, tensor {row.index}){_also(row.computed)} is the first "
+        return (f"{row.name} (op {row.entry.op}, tensor {row.entry.index}){_also(row.computed)} is the first "
                 f"that is wrong on its own inputs, {_times(row.times)} what {row.format} rounding "
                 f"explains{why}")
 
@@ -87,28 +84,25 @@ def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32"
         if wanted.block and wanted.name != "int8":
             raise UsageError(f"format is {wanted.name}, in which neighbours share an exponent; "
                              "bisect knows bounds of formats without, and of int8 weights")
-    entries = [entry for entry in pack.entries.values()
-               if not only or any(fnmatch.fnmatchcase(entry.name, one) for one in only)]
-    if not entries:
-        raise UsageError(f"{pack.path}: no tensor fits {', '.join(only)}. See refsd golden info")
+    entries = select(pack, only)
     each = 1 - (1 - confidence) / len(entries)
-    judge = Judge(pack, candidate, formats, model, each)
+    judge = LocalErrorJudge(pack, candidate, formats, model, each)
     largest = max(math.prod(entry.shape) for entry in pack.entries.values())
     with parallel.limited(1) if largest < LARGE else nullcontext():
         return _judged(judge, entries, first_only, formats.name)
 
 
-def _judged(judge: Judge, entries: list[Entry], first_only: bool, format: str) -> Bisection:
+def _judged(judge: LocalErrorJudge, entries: list[Entry], first_only: bool, format: str) -> Bisection:
     """Every entry's verdict, and which is the first that is bad."""
     rows, first, good = [], None, None
     for entry in entries:
         row = judge(entry)
         rows.append(row)
-        if row.bad and first is None:
+        if row.status in BAD and first is None:
             first = row
             if first_only:
                 break
-        if row.status == EXPLAINED and first is None:
+        if row.status == WITHIN and first is None:
             good = row
     if all(row.status == MISSING for row in rows):
         raise UsageError(f"the port's dump has none of the pack's {len(rows)} tensors. Name them "
@@ -120,8 +114,6 @@ def _also(computed: tuple[str, ...]) -> str:
     """The ops that are judged together with the named one."""
     if len(computed) < 2:
         return f", with {computed[0]} that was not dumped," if computed else ""
-    if len(computed) == 1:
-        return f", with {computed[0]} that was not dumped,"
     return f", with the {len(computed)} ops from {computed[0]} on that were not dumped,"
 
 

@@ -14,26 +14,29 @@ from refsd.golden.comparing.candidate_files import first_of
 from refsd.golden.comparing.dumps import Dump
 from refsd.golden.comparing.errormap import error_map
 from refsd.golden.comparing.evidence import Evidence
+from refsd.golden.comparing.excess import Excess, excess, ratio
 from refsd.golden.comparing.fits import places
 from refsd.golden.comparing.layouts import layout
-from refsd.golden.comparing.limits import Accepted, Excess, Limit, excess, limit_of, of_winograd
+from refsd.golden.comparing.limits import Accepted, Limit, limit_of, op_limit
 from refsd.golden.comparing.metrics import Metrics, measure
 from refsd.golden.comparing.port_formats import Formats
 from refsd.golden.comparing.verdicts import (
     DTYPE,
     EQUAL,
-    EXPLAINED,
-    GIVEN,
+    EXTERNAL,
     MISSING,
     OPEN,
     SHAPE,
     UNREADABLE,
+    WITHIN,
     WRONG,
     AtLeast,
     Comparison,
     Verdict,
+    select,
 )
 from refsd.golden.packs.manifest import Entry
+from refsd.golden.tolerances.formats import format_named
 
 # How many failing tensors are looked into: in a run all that follows the first is its consequence.
 DIAGNOSES = {"run": 3, "ops": 20}
@@ -58,25 +61,22 @@ def compare(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32
     Raises UsageError when nothing can be compared, ModelError when that is because of damage.
     """
     formats, only = Formats(format, pack.entries), tuple(only)
-    entries = [entry for entry in pack.entries.values()
-               if not only or any(fnmatch.fnmatchcase(entry.name, one) for one in only)]
-    if not entries:
-        raise UsageError(f"{pack.path}: no tensor fits {', '.join(only)}. See refsd golden info")
-    judge = _Judge(pack, candidate, formats, accepted, model, maps)
+    entries = select(pack, only)
+    judge = GoldenJudge(pack, candidate, formats, accepted, model, maps)
     verdicts = []
-    for place, entry in enumerate(entries):
+    for entry in entries:
         verdicts.append(judge(entry))
         if on_tensor is not None:
-            on_tensor(place + 1, len(entries))
-    unread = _unread(candidate, verdicts, bool(only))
-    found = Comparison(str(pack.path), candidate.where, formats.name, verdicts,
-                       candidate.extra(pack.entries), whole, unread,
-                       (*candidate.remarks(pack.entries), *(
-                           f"--only {one!r} fits no tensor of the pack" for one in only
-                           if not any(fnmatch.fnmatchcase(e.name, one) for e in entries))))
-    if not found.compared:
-        raise _nothing(found, candidate)
-    return replace(found, wanted=at_least.of(found.expected) if at_least else 0)
+            on_tensor(len(verdicts), len(entries))
+    vain = [f"--only {pattern!r} fits no tensor of the pack" for pattern in only
+            if not any(fnmatch.fnmatchcase(entry.name, pattern) for entry in entries)]
+    comparison = Comparison(
+        str(pack.path), candidate.where, formats.name, verdicts, candidate.extra(pack.entries),
+        whole, _unread(candidate, verdicts, bool(only)),
+        (*candidate.remarks(pack.entries), *vain))
+    if not comparison.compared:
+        raise _nothing(comparison, candidate)
+    return replace(comparison, wanted=at_least.of(comparison.expected) if at_least else 0)
 
 
 def _unread(candidate: Any, verdicts: list[Verdict], partly: bool) -> tuple[str, ...]:
@@ -90,26 +90,26 @@ def _unread(candidate: Any, verdicts: list[Verdict], partly: bool) -> tuple[str,
         not partly or trouble.name is None and lacking))
 
 
-def _nothing(found: Comparison, candidate: Any) -> Exception:
+def _nothing(comparison: Comparison, candidate: Any) -> Exception:
     """The error where no tensor could be compared."""
-    reasons = [note for v in found.verdicts for note in v.notes] + list(found.unread)
+    reasons = [note for v in comparison.verdicts for note in v.notes] + list(comparison.unread)
     if reasons:
         return ModelError(first_of(reasons))
-    first = found.verdicts[0].entry.name
+    first = comparison.verdicts[0].name
     own = candidate.names()
-    return UsageError(f"{candidate.where}: none of the {len(found.verdicts):,} tensors is there. "
-                      f"The pack has {first!r}"
+    return UsageError(f"{candidate.where}: none of the {len(comparison.verdicts):,} tensors is "
+                      f"there. The pack has {first!r}"
                       + (f", the candidate {own[0][:200]!r}" if own else "")
-                      + "; give a name map" + "".join(f". {one}" for one in found.remarks[:1]))
+                      + "; give a name map" + "".join(f". {one}" for one in comparison.remarks[:1]))
 
 
-class _Judge:
-    """Verdicts on a candidate's tensors, one after the other."""
+class GoldenJudge:
+    """Verdicts on a candidate's tensors, each held to the golden one."""
 
     def __init__(self, pack: Any, candidate: Any, formats: Formats, accepted: Accepted | None,
                  model: Any, maps: bool):
         self.pack, self.candidate, self.formats, self.accepted = pack, candidate, formats, accepted
-        self.evidence = Evidence(pack, candidate, formats.default.name, model)
+        self.evidence = Evidence(pack, candidate, model)
         self.maps, self.left = maps, DIAGNOSES[pack.manifest.kind]
 
     def __call__(self, entry: Entry) -> Verdict:
@@ -123,19 +123,15 @@ class _Judge:
         got = self.candidate.read(entry.name, entry.shape)
         if got is None:
             return self._absent(entry)
-        golden = self.pack.read(entry.name)
-        verdict = replace(verdict, shape=got.shape, notes=_notes(
-            entry, info, got, self.formats.of(entry).name))
+        golden, format = self.pack.read(entry.name), self.formats.of(entry).name
+        verdict = replace(verdict, shape=got.shape, notes=_notes(entry, info, got, format))
         if got.shape == entry.shape:
-            verdict = self._judged(verdict, golden, got)
+            verdict = self._judge(verdict, golden, got)
         if verdict.bad and self.left:
             self.left -= 1
-            self.evidence.trouble, self.evidence.format = "", verdict.format or (
-                self.formats.of(entry).name)
-            found = self.evidence.findings(entry, golden, got)
-            doubt = self.evidence.trouble and (
-                f"the op could not be computed to see why: {self.evidence.trouble}",)
-            verdict = replace(verdict, findings=found, notes=verdict.notes + (doubt or ()))
+            findings, doubt = self.evidence.findings(entry, golden, got, verdict.format or format)
+            doubts = (f"the op could not be computed to see why: {doubt}",) if doubt else ()
+            verdict = replace(verdict, findings=findings, notes=verdict.notes + doubts)
         return verdict
 
     def _absent(self, entry: Entry) -> Verdict:
@@ -143,43 +139,54 @@ class _Judge:
         why = self.candidate.trouble(entry.name)
         if why:
             return Verdict(entry, UNREADABLE, notes=(why,))
-        # NAME:PARAMETER is what an op is given, made by nothing that a port computes.
-        return Verdict(entry, GIVEN if entry.op is None and ":" in entry.name else MISSING)
+        # NAME:PARAMETER is an external input, made by nothing that a port computes.
+        return Verdict(entry, EXTERNAL if entry.op is None and ":" in entry.name else MISSING)
 
-    def _judged(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray) -> Verdict:
+    def _judge(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray) -> Verdict:
+        """The verdict on a tensor of the right shape."""
         format, network = (one.name for one in self.formats.kept(verdict.entry, got))
         metrics = measure(golden, got, format=format)
         limit = limit_of(self.pack, verdict.entry, golden, format=format, network=network,
                          accepted=self.accepted)
-        notes = verdict.notes + _curious(metrics)
-        found = Excess(0.0, metrics.max_abs_index)
-        if limit is not None:
-            found = excess(golden, got, limit, metrics)
-            notes += (limit.note,) if limit.note and found.times else ()
-        if found.times > 1 and limit.kind == "op":
-            tiles = of_winograd(self.pack, verdict.entry, golden, format)
-            if tiles is not None and excess(golden, got, tiles, metrics).times <= 1:
-                found = excess(golden, got, tiles, metrics)
-                notes += ("explained as Winograd's algorithm, not as plain sums of products",)
-        status = _status(golden, got, metrics, limit, found.times)
-        at = metrics.nonfinite_index if metrics.nonfinite else found.at
-        here = (float(golden[at]), float(got[at])) if at is not None else (0.0, 0.0)
+        error, kind, notes = self._held_to(limit, verdict.entry, golden, got, metrics, format)
+        status = _status(golden, got, metrics, limit, error.times)
+        if status == WRONG:
+            mask = beyond(golden, got, math.inf if limit is None else limit.of_elements)
+            verdict = replace(verdict, beyond=int(mask.sum()), where=where(mask))
+        at = metrics.nonfinite_index if metrics.nonfinite else error.at
         return replace(
-            self._counted(verdict, golden, got, limit) if status == WRONG else verdict,
-            status=status, metrics=metrics, kind=found.kind,
+            verdict, status=status, metrics=metrics, kind=kind,
             format=network if limit and limit.is_rms else format,
-            times=math.inf if metrics.nonfinite else found.times, at=at, golden_there=here[0],
-            found_there=here[1], notes=notes,
+            times=math.inf if metrics.nonfinite else error.times, at=at,
+            golden_there=0.0 if at is None else float(golden[at]),
+            candidate_there=0.0 if at is None else float(got[at]),
+            notes=(*verdict.notes, *_curious(metrics), *notes),
             map=error_map(golden, got) if self.maps and status != EQUAL else None)
 
-    def _counted(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray,
-                 limit: Limit | None) -> Verdict:
-        """With the elements that are beyond what each may be off by."""
-        mask = beyond(golden, got, math.inf if limit is None else limit.of_elements)
-        return replace(verdict, beyond=int(mask.sum()), where=where(mask))
+    def _held_to(self, limit: Limit | None, entry: Entry, golden: np.ndarray, got: np.ndarray,
+                 metrics: Metrics, format: str) -> tuple[Excess, str, list[str]]:
+        """How far beyond its limit a tensor is, beyond which kind of limit, and notes."""
+        if limit is None:
+            return Excess(0.0, metrics.max_abs_index, metrics.rms), "", []
+        if limit.is_rms:
+            times = ratio(metrics.rms, limit.size)
+            peak = ratio(metrics.max_abs, limit.largest)
+            kind, times = ("largest", peak) if peak > 1 >= times else (limit.kind, times)
+            error = Excess(times, metrics.max_abs_index, metrics.rms)
+            return error, kind, [limit.note] if limit.note and times else []
+        error = excess(got, golden, limit.size, format_named(format))
+        notes = [limit.note] if limit.note and error.times else []
+        if error.times > 1 and limit.kind == "op":
+            tiles = op_limit(self.pack, entry, golden, format, algorithm="winograd4")
+            other = tiles and excess(got, golden, tiles.size, format_named(format))
+            if other and other.within:
+                return other, limit.kind, [
+                    *notes, "explained as Winograd's algorithm, not as plain sums of products"]
+        return error, limit.kind, notes
 
 
-def _status(golden, got, metrics: Metrics, limit: Limit | None, times: float) -> str:
+def _status(golden: np.ndarray, got: np.ndarray, metrics: Metrics, limit: Limit | None,
+            times: float) -> str:
     """The same kind of number, finite where it should be, and within the limit."""
     if (golden.dtype.kind == "f") != (got.dtype.kind == "f"):
         return DTYPE
@@ -189,7 +196,7 @@ def _status(golden, got, metrics: Metrics, limit: Limit | None, times: float) ->
         return EQUAL
     if limit is None or times > 1 and limit.kind == "likely":
         return OPEN
-    return EXPLAINED if times <= 1 else WRONG
+    return WITHIN if times <= 1 else WRONG
 
 
 def _is_too_large(info: Dump, entry: Entry) -> bool:
@@ -199,33 +206,28 @@ def _is_too_large(info: Dump, entry: Entry) -> bool:
 
 def _notes(entry: Entry, info: Dump, got: np.ndarray, format: str) -> tuple[str, ...]:
     """What an engineer should know and what by itself is no mistake."""
-    found = []
+    notes = []
     if info.dtype not in (entry.dtype, format):
-        found.append(f"dtype {info.dtype}, the golden tensor is {entry.dtype}")
+        notes.append(f"dtype {info.dtype}, the golden tensor is {entry.dtype}")
     if got.shape != entry.shape:
-        found.append(f"shape {got.shape}, the golden tensor is {entry.shape}")
+        notes.append(f"shape {got.shape}, the golden tensor is {entry.shape}")
         if info.said is not None:
             stored = layout(info.layout).physical(entry.shape)
-            found.append(f"its index gives the shape {info.said} with the layout {info.layout}; it "
+            notes.append(f"its index gives the shape {info.said} with the layout {info.layout}; it "
                          f"is to give the logical one, {entry.shape}, or {stored} as it is stored")
     elif info.shape not in (None, entry.shape) and _without_ones(info) == _without_ones(entry):
-        found.append(f"shape {info.shape}, the golden tensor is {entry.shape}")
-    return tuple(found)
+        notes.append(f"shape {info.shape}, the golden tensor is {entry.shape}")
+    return tuple(notes)
 
 
 def _without_ones(tensor: Dump | Entry) -> list[int]:
     return [n for n in tensor.shape if n != 1]
 
 
-def _curious(metrics: Metrics) -> tuple[str, ...]:
+def _curious(metrics: Metrics) -> list[str]:
     """What measures do not see."""
-    found = []
-    if metrics.nan_both:
-        found.append(f"NaN in both in {places(metrics.nan_both)}")
-    if metrics.inf_sign:
-        found.append(f"infinities of the other sign in {places(metrics.inf_sign)}")
-    if metrics.nonfinite:
-        found.append(f"NaN or infinity that the other has not in {places(metrics.nonfinite)}")
-    if metrics.zero_sign:
-        found.append(f"-0.0 for 0.0, or the reverse, in {places(metrics.zero_sign)}")
-    return tuple(found)
+    counts = ((metrics.nan_both, "NaN in both in"),
+              (metrics.inf_sign, "infinities of the other sign in"),
+              (metrics.nonfinite, "NaN or infinity that the other has not in"),
+              (metrics.zero_sign, "-0.0 for 0.0, or the reverse, in"))
+    return [f"{what} {places(count)}" for count, what in counts if count]

@@ -18,41 +18,43 @@ LARGE = 1 << 25  # elements; to look into more would take gigabytes
 
 
 class Evidence:
-    """Reasons for one candidate's mistakes, from the pack and from what the candidate dumped.
+    """Reasons for one candidate's mistakes, from the pack and from what the candidate dumped."""
 
-    trouble: why an op's inputs could not be had, such as a model that is not here. Then the wrong
-    tensor is only fitted to the golden one.
-    """
-
-    def __init__(self, pack: Any, candidate: Any, format: str, model: Any = None):
-        self.pack, self.candidate, self.format = pack, candidate, format
-        self._weight, self.trouble = weights(pack, model), ""
+    def __init__(self, pack: Any, candidate: Any, model: Any = None):
+        self.pack, self.candidate, self._weight = pack, candidate, weights(pack, model)
         factor = pack.manifest.model.get("scaling_factor")
         self._factors = (factor,) if type(factor) is float and factor > 0 else ()
 
-    def findings(self, entry: Entry, golden: np.ndarray, got: np.ndarray) -> tuple[Finding, ...]:
-        """What the mistake looks like, the likeliest first; nothing where it cannot be said."""
+    def findings(self, entry: Entry, golden: np.ndarray, got: np.ndarray,
+                 format: str) -> tuple[tuple[Finding, ...], str]:
+        """What the mistake looks like, the likeliest first, and why its op could not be computed.
+
+        That may be a model that is not here; then the tensor is only fitted to the golden one.
+        """
         if golden.size > LARGE:
-            return ()
-        inputs, truth = self.inputs(entry), golden
+            return (), ""
+        inputs, doubt, truth = None, "", golden
+        try:
+            inputs = self.inputs(entry)
+        except RefsdError as error:
+            doubt = str(error)
         if inputs is not None and got.shape == golden.shape:
             try:
                 truth = np.asarray(replay(entry, inputs))
             except (IndexError, RefsdError) as error:  # ids that are in no table, say
-                self.trouble, inputs = f"it does not take the port's own inputs ({error})", None
-        return tuple(diagnose(entry, truth, got, inputs, format=self.format,
-                              previous=previous(self.pack, entry), factors=self._factors,
-                              upstream=self.upstream(entry) if inputs is not None else None))
+                doubt, inputs = f"it does not take the port's own inputs ({error})", None
+        upstream = self.upstream(entry) if inputs is not None else None
+        return tuple(diagnose(entry, truth, got, inputs, format=format, factors=self._factors,
+                              previous=previous(self.pack, entry), upstream=upstream)), doubt
 
     def inputs(self, entry: Entry) -> dict[str, Any] | None:
-        """The op's inputs, the candidate's own where it dumped them; None if one is not there."""
+        """The op's inputs, the candidate's own where it dumped them; None if it is no op.
+
+        Raises a RefsdError if one cannot be read, such as the weights of a model that is not here.
+        """
         if not entry.inputs or entry.op not in ops() and entry.op not in STAGE_OPS:
             return None
-        try:
-            return arrays_of(entry, tensor=self._tensor, weight=self._weight)
-        except RefsdError as error:
-            self.trouble = str(error)
-            return None
+        return arrays_of(entry, tensor=self._tensor, weight=self._weight)
 
     def _tensor(self, name: str) -> np.ndarray:
         shape = self.pack.entries[name].shape

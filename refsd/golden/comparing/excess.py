@@ -1,4 +1,4 @@
-"""How far an op's result is from what it should be, in units of what rounding explains."""
+"""How far a tensor is from what it should be, in units of what it may differ by."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,31 +8,31 @@ import numpy as np
 from refsd.golden.tolerances.formats import Format
 
 
-class Found(NamedTuple):
-    """The largest |error| / bound, its index, the error's root mean square, and whether the bound
-    says anything."""
+class Excess(NamedTuple):
+    """The largest |error| / allowed, its index, the error's root mean square, and whether what is
+    allowed tells right from wrong (`informative`)."""
 
     times: float
     at: tuple[int, ...] | None
-    local: float
-    says: bool
+    rms: float
+    informative: bool = True
 
     @property
-    def explains(self) -> bool:
-        """Whether rounding explains the error."""
-        return self.says and self.times <= 1
+    def within(self) -> bool:
+        """Whether the tensor is within its tolerance."""
+        return self.informative and self.times <= 1
 
 
-def excess(got: np.ndarray, truth: np.ndarray, allowed: Any,
-           format: Format) -> tuple[float, tuple[int, ...] | None, float]:
-    """The largest |got - truth| / allowed, its index, and the root mean square of the error.
+def excess(got: np.ndarray, truth: np.ndarray, allowed: Any, format: Format,
+           informative: bool = True) -> Excess:
+    """How far `got` is from the truth, which it may differ from by `allowed` everywhere.
 
     The same infinity or NaN in both is no error, nor is an infinity where the truth is beyond the
     format's range; another one is infinitely wrong.
     """
     got, truth = np.asarray(got, "float64"), np.asarray(truth, "float64")
     if not truth.size:
-        return 0.0, None, 0.0
+        return Excess(0.0, None, 0.0, informative)
     with np.errstate(all="ignore"):
         error = np.abs(got - truth)
         over = np.isinf(got) & (np.sign(got) == np.sign(truth)) & (
@@ -40,9 +40,9 @@ def excess(got: np.ndarray, truth: np.ndarray, allowed: Any,
         error[(got == truth) | (np.isnan(got) & np.isnan(truth)) | over] = 0
         error[np.isnan(error)] = math.inf
         times = np.where(error > 0, error / allowed, 0)
-    place = int(np.argmax(times))
-    at = tuple(int(i) for i in np.unravel_index(place, truth.shape))
-    return float(times.ravel()[place]), at, rms(error, 0.0)
+    worst = int(np.argmax(times))
+    at = tuple(int(i) for i in np.unravel_index(worst, truth.shape))
+    return Excess(float(times.ravel()[worst]), at, rms(error, 0.0), informative)
 
 
 def rms(a: np.ndarray, b: Any) -> float:
@@ -53,7 +53,7 @@ def rms(a: np.ndarray, b: Any) -> float:
     return math.sqrt(mean) if math.isfinite(mean) else math.inf
 
 
-def says(allowed: np.ndarray, truth: np.ndarray, loose: bool) -> bool:
+def is_informative(allowed: np.ndarray, truth: np.ndarray, loose: bool) -> bool:
     """Whether a bound tells right from wrong: it is finite, and not above the tensor's own size.
 
     loose: it was carried through ops that are judged together, or takes the worst of many
@@ -66,7 +66,7 @@ def says(allowed: np.ndarray, truth: np.ndarray, loose: bool) -> bool:
     return not loose or rms(allowed, 0.0) <= rms(truth[finite], 0.0)
 
 
-def lost(got: np.ndarray, truth: np.ndarray, format: Format) -> tuple[int, ...] | None:
+def first_lost(got: np.ndarray, truth: np.ndarray, format: Format) -> tuple[int, ...] | None:
     """Where the port has first a NaN or an infinity that the op did not have to make."""
     with np.errstate(all="ignore"):
         over = np.isinf(got) & (np.sign(got) == np.sign(truth)) & (np.abs(truth) >= format.largest)

@@ -10,7 +10,7 @@ import numpy as np
 
 from refsd.golden.comparing.errormap import ErrorMap
 from refsd.golden.comparing.report import COLUMNS, row, sentence, what_is_wrong
-from refsd.golden.comparing.verdicts import GIVEN, MISSING, Comparison, Verdict
+from refsd.golden.comparing.verdicts import EXTERNAL, MISSING, Comparison, Verdict
 
 SHOWN = 3  # failing tensors at first sight: what fails after them mostly follows from them
 MAPS = 200  # failing tensors that are drawn; a page of more is of no use
@@ -81,7 +81,7 @@ def _list(head: str, texts: Iterable[str]) -> list[str]:
 
 
 def _section(verdict: Verdict, found: Comparison) -> list[str]:
-    lines = ["<section>", f"<h2><code>{_e(verdict.entry.name)}</code></h2>",
+    lines = ["<section>", f"<h2><code>{_e(verdict.name)}</code></h2>",
              f"<p>{_e(what_is_wrong(verdict, found.format))}</p>"]
     if verdict.findings:
         lines.append("<ol>" + "".join(f"<li><b>{_e(f.reason)}</b>: {_e(f.sentence)} "
@@ -132,7 +132,7 @@ def _table(found: Comparison) -> list[str]:
     *columns, name = COLUMNS
     lines = ['<div class="wide"><table>', "<thead><tr>" + _cells("th", name, columns) + "</tr>",
              "</thead>", "<tbody>"]
-    absent: dict[str, list[str]] = {MISSING: [], GIVEN: []}
+    absent: dict[str, list[str]] = {MISSING: [], EXTERNAL: []}
     for verdict in found.verdicts:
         *cells, name = row(verdict)
         if verdict.status in absent and not (found.whole and verdict.status == MISSING):

@@ -5,7 +5,7 @@ import re
 from xml.etree import ElementTree
 
 from refsd.golden.comparing.report import COLUMNS, row, sentence, what_is_wrong
-from refsd.golden.comparing.verdicts import GIVEN, MISSING, UNREADABLE, Comparison, Verdict
+from refsd.golden.comparing.verdicts import EXTERNAL, MISSING, UNREADABLE, Comparison, Verdict
 
 # XML 1.0 has no way to write these.
 UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -17,7 +17,7 @@ def junit(found: Comparison) -> str:
     What makes the comparison fail and is no tensor has a case of its own.
     """
     bad = {id(verdict) for verdict in found.failing}
-    verdicts = [verdict for verdict in found.verdicts if verdict.status != GIVEN]
+    verdicts = [verdict for verdict in found.verdicts if verdict.status != EXTERNAL]
     skipped = sum(v.status == MISSING and id(v) not in bad for v in verdicts)
     whole = [("every file can be read", why) for why in found.unread]
     if found.compared < found.wanted:

@@ -1,21 +1,24 @@
-"""Which tolerance a tensor of a candidate is held to, and how much of it the error takes."""
+"""Which tolerance a tensor of a candidate is held to."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import erf, erfc, fdtri
 
-from refsd.golden.comparing.metrics import Metrics
 from refsd.golden.packs.manifest import Entry
-from refsd.golden.recording.replay import TENSOR, references
-from refsd.golden.tolerances.bounds import CONFIDENCE, bound
+from refsd.golden.recording.replay import TENSOR, arrays_of, raise_to_float64, references
+from refsd.golden.tolerances.bounds import CONFIDENCE, WEIGHTS, bound
 from refsd.golden.tolerances.bounds_conv import fits_winograd
+from refsd.golden.tolerances.bounds_moved import moved
 from refsd.golden.tolerances.bounds_worst import WORST_OF_PORTS
 from refsd.golden.tolerances.formats import FORMATS, format_named, uncertainty
+from refsd.golden.tolerances.precision import quantile
 from refsd.golden.tolerances.spread import CONFIDENCE as SPREAD_CONFIDENCE
 from refsd.golden.tolerances.spread import RUNS, SKETCH
 from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
+from refsd.registry import ops
 
 
 class Accepted(NamedTuple):
@@ -66,10 +69,10 @@ def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
     spread, note = spread_of(entry, network or format)
     if spread:
         return Limit("spread", float(spread["rms"]), note, _largest(spread))
-    if entry.op == "to_bytes" and not _is_given(pack, entry):
+    if has_external_inputs(pack, entry):
+        return op_limit(pack, entry, golden, format)
+    if entry.op == "to_bytes":
         return _bytes(pack, entry, format, network or format)
-    if _is_given(pack, entry):
-        return Limit("op", _derived(pack, entry, golden, format))
     stored = entry.tolerance.get(format_named(format).name)
     likely = stored.get("likely") if isinstance(stored, dict) else None
     return Limit("likely", likely + _kept(golden)) if type(likely) in (int, float) else None
@@ -139,7 +142,7 @@ def _bytes(pack: Any, entry: Entry, format: str, network: str) -> Limit | None:
     return Limit("bytes", np.where(to_middle <= reach, np.ceil(reach), np.floor(reach)), note)
 
 
-def _is_given(pack: Any, entry: Entry) -> bool:
+def has_external_inputs(pack: Any, entry: Entry) -> bool:
     """Whether the op's inputs are tensors that no op made: then a port has the very same."""
     if entry.op not in WORST_OF_PORTS and entry.op not in STAGE_BOUNDS:
         return False
@@ -147,32 +150,83 @@ def _is_given(pack: Any, entry: Entry) -> bool:
                for value in entry.inputs.values() for name in references(value))
 
 
-def of_winograd(pack: Any, entry: Entry, golden: np.ndarray, format: str) -> Limit | None:
-    """The limit of a convolution on given inputs by Winograd's tiles, where they can compute it."""
-    if entry.op != "conv2d" or not _is_given(pack, entry) or not fits_winograd(
-            _read(pack, entry.inputs["weight"]), entry.options):
+def op_limit(pack: Any, entry: Entry, golden: np.ndarray, format: str,
+             algorithm: str | None = None) -> Limit | None:
+    """The op's own, on the inputs that the pack has; None if the algorithm cannot compute it."""
+    values = arrays_of(entry, tensor=pack.read, weight=None)
+    if algorithm is not None and not takes_tiles(entry, values):
         return None
-    return Limit("op", _derived(pack, entry, golden, format, algorithm="winograd4"))
+    return Limit("op", allowed(entry, values, golden, format=format_named(format).name,
+                               confidence=CONFIDENCE, cast=True, algorithm=algorithm)
+                 + _kept(golden))
 
 
-def _read(pack: Any, value: Any) -> Any:
-    """An input that is a tensor of the pack, a list of such, or a plain value."""
-    if isinstance(value, list):
-        return [_read(pack, one) for one in value]
-    return pack.read(value.removeprefix(TENSOR)) if isinstance(value, str) else value
+def takes_tiles(entry: Entry, values: dict[str, Any]) -> bool:
+    """Whether it is a convolution that Winograd's tiles can compute."""
+    return entry.op == "conv2d" and fits_winograd(values["weight"], entry.options)
 
 
-def _derived(pack: Any, entry: Entry, golden: np.ndarray, format: str,
-             algorithm: str | None = None) -> np.ndarray:
-    format = format_named(format).name
-    inputs = {name: _read(pack, value) for name, value in entry.inputs.items()}
+def allowed(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: str,
+            confidence: float, moves: dict[str, Any] | None = None, algorithm: str | None = None,
+            any_order: bool = False, cast: bool = False) -> np.ndarray:
+    """How far a right port's result of an entry's op may be from the truth on these inputs.
+
+    moves: how far some of the inputs may be from the port's. cast: those with more digits than the
+    format has may have been rounded to it, or not.
+
+    The likely bound takes sums to run in a random order. A fixed one can be worse: channel by
+    channel, partial sums drift away and come back. any_order adds what holds whatever the
+    order (Higham and Mary 2019): n roundings u of at most the sum of |terms|, of random signs,
+    are lambda sqrt(n / 3) u of it, where the worst case is n u.
+    """
     if entry.op in STAGE_BOUNDS:
-        return stage_bound(entry.op, inputs, entry.options, golden, format) + _kept(golden)
-    options = dict(entry.options)
-    if inputs.get("mask") is not None:  # an option of the op, an input of the entry
-        options["mask"] = inputs.pop("mask")
-    return bound(entry.op, inputs, options, golden, format=format,
-                 confidence=CONFIDENCE, algorithm=algorithm).likely + _kept(golden)
+        return stage_bound(entry.op, values, entry.options, truth, format)
+    moves = moves or {}
+    names = [p.name for p in ops()[entry.op].signature.parameters.values()
+             if p.kind is not p.KEYWORD_ONLY and values.get(p.name) is not None]
+    # An option that is an array (a mask) is an input of the entry.
+    options = entry.options | {name: value for name, value in values.items()
+                               if name not in names and value is not None}
+    exact = [name for name in names if name not in WEIGHTS and (name in moves or not cast)]
+    both = bound(entry.op, values, options, truth, format=format, given=exact,
+                 confidence=confidence, algorithm=algorithm)
+    size, factor = both.likely, quantile(truth.size, confidence)
+    if any_order:
+        count = _terms(entry, values, algorithm)
+        size = size + both.worst * min(1.0, factor / math.sqrt(3 * count))
+    if not moves:
+        return size
+    args = [raise_to_float64(values[name]) for name in names]
+    shifts = [moves.get(name, _zeros_like(arg)) for name, arg in zip(names, args)]
+    with np.errstate(all="ignore"):
+        carried = moved(entry.op, args, options, np.nan_to_num(truth), shifts, factor)
+        if carried is None:
+            return size
+        # variance takes errors to be spread evenly below the moves; here they may be as large.
+        size = size + np.minimum(carried[0], factor * np.sqrt(3 * carried[1]))
+    return np.where(np.isnan(size), np.inf, size)  # where moves are too large for a number
+
+
+def _terms(entry: Entry, values: dict[str, Any], algorithm: str | None) -> int:
+    """How many terms the sums of an op have, the shortest where there are several kinds."""
+    x = values.get("x")
+    if algorithm is not None:
+        return values["weight"].shape[1]
+    if entry.op == "matmul":
+        return values["a"].shape[-1]
+    if entry.op in ("linear", "conv2d"):
+        return math.prod(values["weight"].shape[1:])
+    if entry.op == "attention":
+        return min(values["q"].shape[-1] // entry.options["heads"], values["k"].shape[1])
+    if entry.op == "group_norm":
+        return math.prod(x.shape[1:]) // entry.options["groups"]
+    return x.shape[entry.options.get("axis", -1)]  # layer_norm, rms_norm, softmax
+
+
+def _zeros_like(arg: Any) -> Any:
+    if isinstance(arg, list):
+        return [_zeros_like(member) for member in arg]
+    return np.zeros(np.shape(arg))
 
 
 def _kept(golden: np.ndarray) -> np.ndarray | float:
@@ -181,35 +235,3 @@ def _kept(golden: np.ndarray) -> np.ndarray | float:
         return 0.0
     with np.errstate(all="ignore"):
         return np.where(np.isfinite(golden), np.spacing(np.abs(golden)).astype("float64") / 2, 0)
-
-
-class Excess(NamedTuple):
-    """How many times the limit an error is, at which index.
-
-    kind: the limit's, or "largest" where it is its largest that is exceeded.
-    """
-
-    times: float
-    at: tuple[int, ...] | None
-    kind: str = ""
-
-
-def excess(golden: np.ndarray, got: np.ndarray, limit: Limit, metrics: Metrics) -> Excess:
-    """The largest |error| / limit. What is not finite is judged elsewhere, and no error here."""
-    if limit.is_rms:
-        times, peak = _times(metrics.rms, limit.size), _times(metrics.max_abs, limit.largest)
-        kind = "largest" if peak > 1 >= times else limit.kind
-        return Excess(peak if kind == "largest" else times, metrics.max_abs_index, kind)
-    with np.errstate(all="ignore"):
-        error = np.abs(got.astype("float64") - golden.astype("float64"))
-        error[~np.isfinite(error)] = 0
-        times = np.where(error > 0, error / limit.size, 0)
-    if not times.size:
-        return Excess(0.0, None, limit.kind)
-    at = int(np.argmax(times))
-    return Excess(float(times.ravel()[at]),
-                  tuple(int(i) for i in np.unravel_index(at, golden.shape)), limit.kind)
-
-
-def _times(error: float, size: float) -> float:
-    return error / size if size else np.inf if error else 0.0

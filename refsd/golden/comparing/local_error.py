@@ -1,64 +1,35 @@
 """Verdicts on a port's tensors: the error of each op on the inputs that the port gave it."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from refsd.errors import UsageError
 from refsd.golden.comparing.diagnose import Finding, diagnose
-from refsd.golden.comparing.excess import Found, excess, lost, ratio, rms, says
-from refsd.golden.comparing.limits import spread_of
+from refsd.golden.comparing.excess import Excess, excess, first_lost, is_informative, ratio, rms
+from refsd.golden.comparing.limits import spread_of, takes_tiles
 from refsd.golden.comparing.port_formats import Formats, tensors
-from refsd.golden.comparing.port_inputs import Given, Inputs
+from refsd.golden.comparing.port_inputs import Inputs, OpInputs
+from refsd.golden.comparing.verdicts import MISSING, OPEN, SUSPECT, WITHIN, WRONG, Verdict
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import replay
-from refsd.golden.tolerances.bounds_conv import fits_winograd
 from refsd.golden.tolerances.bounds_likely import VARIANCE
 from refsd.golden.tolerances.formats import rounding, uncertainty
 from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS
 
-EXPLAINED, WRONG, SUSPECT, MISSING, OPEN = "explained", "wrong", "suspect", "missing", "open"
-# Mistakes that can be as small as rounding in a bad order: where one explains it, it is one.
+# Mistakes that can be as small as rounding in a bad order: what looks like one of them is one.
 SMALL = ("wrong_eps", "biased_variance")
 DIAGNOSED = 20  # wrong ops that are looked into; the rest is mostly the same mistake
+BAD = (WRONG, SUSPECT)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One tensor: is what its op did explained by rounding?
+class LocalErrorJudge:
+    """Verdicts on a port's tensors, each held to what its op makes of the port's own inputs.
 
-    status: "explained"; "wrong" (its own error, on its own inputs, is beyond the bound, or beyond
-    what the whole network spreads); "suspect" (its error is beyond what the network spreads, its
-    own or inherited); "missing" from the port; "open" (nothing to judge it by). times: the largest
-    |error| / bound, at index `at`. local and inherited are root mean squares. borrowed: inputs for
-    which golden ones had to stand in; computed: tensors that the port did not dump, and that were
-    computed from what it did. format: what the port computes it in.
+    Entries come in the order of execution.
     """
-
-    name: str
-    op: str | None
-    index: int
-    status: str
-    times: float = 0.0
-    at: tuple[int, ...] | None = None
-    local: float = 0.0
-    inherited: float = 0.0
-    borrowed: tuple[str, ...] = ()
-    computed: tuple[str, ...] = ()
-    finding: Finding | None = None
-    note: str = ""
-    format: str = ""
-
-    @property
-    def bad(self) -> bool:
-        """Whether something is not explained."""
-        return self.status in (WRONG, SUSPECT)
-
-
-class Judge:
-    """judge(entry) is the Verdict on an entry; they are asked for in the order of execution."""
 
     def __init__(self, pack: Any, candidate: Any, formats: Formats, model: Any, confidence: float):
         self.pack, self.candidate, self.formats = pack, candidate, formats
@@ -69,213 +40,215 @@ class Judge:
     def __call__(self, entry: Entry) -> Verdict:
         got = self.candidate.read(entry.name, entry.shape)
         if got is None:
-            return Verdict(entry.name, entry.op, entry.index, MISSING)
+            return Verdict(entry, MISSING)
+        golden = self.pack.read(entry.name)
         if got.shape != entry.shape:
-            row = self._misshapen(entry, got)
+            verdict = Verdict(entry, WRONG, times=math.inf, findings=self._why(entry, got, golden),
+                              notes=(f"its shape is {got.shape}, not {entry.shape}",))
         else:
-            row = self._judge(entry, got, self.pack.read(entry.name))
+            verdict = self._judge(entry, got, golden)
             self._seen.add(entry.name)
-        self._bad = self._bad or row.bad
-        return replace(row, format=self.formats.of(entry).name)
+        self._bad = self._bad or verdict.status in BAD
+        return replace(verdict, format=self.formats.of(entry).name)
 
     def _judge(self, entry: Entry, got: np.ndarray, golden: np.ndarray) -> Verdict:
         if entry.op not in (None, "block") and entry.inputs:
             return self._op(entry, got, golden)
         if entry.op is None:
             return self._copy(entry, got, golden, "what it is given differs")
-        twin = next((name for name in self.inputs.twins(entry) if name in self._seen), None)
-        if twin is not None:
-            original = self.candidate.read(twin, entry.shape)
-            return self._copy(entry, got, original, f"not the port's own {twin}")
+        alias = next((name for name in self.inputs.aliases(entry) if name in self._seen), None)
+        if alias is not None:
+            original = self.candidate.read(alias, entry.shape)
+            return self._copy(entry, got, original, f"not the port's own {alias}")
         maker = self.inputs.maker(entry)
         if maker is not None:
-            return replace(self._op(maker, got, golden), name=entry.name, index=entry.index)
+            return replace(self._op(maker, got, golden),
+                           entry=replace(maker, name=entry.name, index=entry.index))
         return self._network(entry, got, golden)
 
     def _op(self, entry: Entry, got: np.ndarray, golden: np.ndarray) -> Verdict:
         """The op again, on the port's inputs."""
         try:
-            given, truth, found, door = self._again(entry, got)
-        except (IndexError, UsageError) as error:
-            return Verdict(entry.name, entry.op, entry.index, OPEN,
-                           note=f"the op does not take the port's own inputs: {error}")
-        if not found.explains and self._same(entry, got, golden).explains:
+            inputs, truth, error, cast = self._again(entry, got)
+        except (IndexError, UsageError) as refusal:
+            return Verdict(entry, OPEN,
+                           notes=(f"the op does not take the port's own inputs: {refusal}",))
+        if not error.within and self._same(entry, got, golden).within:
             # As of a pack itself: its inputs were rounded on their way there, and may cancel.
-            return Verdict(entry.name, entry.op, entry.index, EXPLAINED, local=found.local,
-                           note="the golden result")
-        notes = [f"given the golden {', '.join(given.assumed)}"] if given.assumed else []
-        notes += [door] if door else []
-        finding = None
-        if found.times > 1 and entry.op in VARIANCE:
-            found, note, finding = self._look_again(entry, got, truth, given, found)
+            return Verdict(entry, WITHIN, local=error.rms, notes=("the golden result",))
+        notes = [f"given the golden {', '.join(inputs.assumed)}"] if inputs.assumed else []
+        notes += [cast] if cast else []
+        findings: tuple[Finding, ...] = ()
+        if error.times > 1 and entry.op in VARIANCE:
+            error, note, findings = self._look_again(entry, got, truth, inputs, error)
             notes += [note] if note else []
-        if not found.explains:
-            other, note = self._other_inputs(entry, got, given)
+        if not error.within:
+            other, note = self._other_inputs(entry, got, inputs)
             if other is not None:
-                return Verdict(entry.name, entry.op, entry.index, EXPLAINED, *other[:3],
-                               borrowed=given.borrowed, note=note)
-            if given.borrowed:
-                return self._network(entry, got, golden, given.borrowed)
-        row = Verdict(entry.name, entry.op, entry.index, EXPLAINED if found.explains else WRONG,
-                      *found[:3], rms(truth, golden), given.borrowed, given.computed,
-                      note="; ".join(notes))
-        if given.computed and found.explains or not found.says:
-            row = self._by_spread(entry, row, got, golden, truth, found.says)
-        if row.status != WRONG:
-            return row
-        return replace(row, finding=finding or self._why(entry, got, truth, given))
+                return _verdict(entry, WITHIN, other, borrowed=inputs.borrowed, notes=(note,))
+            if inputs.borrowed:
+                return self._network(entry, got, golden, inputs.borrowed)
+        verdict = _verdict(entry, WITHIN if error.within else WRONG, error, notes=tuple(notes),
+                           inherited=rms(truth, golden), borrowed=inputs.borrowed,
+                           computed=inputs.computed)
+        if inputs.computed and error.within or not error.informative:
+            verdict = self._by_spread(verdict, got, golden, truth, error.informative)
+        if verdict.status != WRONG:
+            return verdict
+        return replace(verdict, findings=findings or self._why(entry, got, truth, inputs))
 
     def _again(self, entry: Entry, got: np.ndarray, *,
-               compute: bool = True) -> tuple[Given, np.ndarray, Found, str]:
+               compute: bool = True) -> tuple[OpInputs, np.ndarray, Excess, str]:
         """The inputs, the op's result on them, how far the port's is from it, and a note.
 
-        Inputs with more digits than the format has are taken as they are, or rounded to it at the
-        op's door, as the port's result says.
+        Inputs with more digits than the format has are taken as they are, or rounded to it before
+        the op, as the port's result says.
         """
         with np.errstate(all="ignore"):  # a port's NaN and infinities go through
-            given = self.inputs.of(entry, compute=compute)
-            truth = np.asarray(replay(entry, given.values))
-            found = self._found(entry, got, truth, given)
-            rounded = None if found.explains else self.inputs.rounded(entry, given)
+            inputs = self.inputs.of(entry, compute=compute)
+            truth = np.asarray(replay(entry, inputs.values))
+            error = self._excess(entry, got, truth, inputs)
+            rounded = None if error.within else self.inputs.rounded(entry, inputs)
             if rounded is not None:
                 other = np.asarray(replay(entry, rounded.values))
-                nearer = self._found(entry, got, other, rounded)
-                if nearer.explains or nearer.says and nearer.times < found.times:
+                nearer = self._excess(entry, got, other, rounded)
+                if nearer.within or nearer.informative and nearer.times < error.times:
                     format = tensors(self.formats.of(entry))
                     return rounded, other, nearer, f"its inputs rounded to {format.name} first"
-                given.exact = replace(given)
-        return given, truth, found, ""
+                inputs.exact = replace(inputs)
+        return inputs, truth, error, ""
 
-    def _found(self, entry: Entry, got: np.ndarray, truth: np.ndarray, given: Given,
-               **how: Any) -> Found:
-        """How far the port's result is from the op's on these inputs, and what bounds say to it.
+    def _excess(self, entry: Entry, got: np.ndarray, truth: np.ndarray, inputs: OpInputs,
+                **how: Any) -> Excess:
+        """How far the port's result is from the op's on these inputs; how: as limits.allowed.
 
         What is handed to ops of a coarser format may be kept in that: it is recognised by numbers
         that are all of it, and rounded once more.
         """
-        own, allowed = self.formats.of(entry), self.inputs.allowed(entry, given, truth, **how)
+        own, allowed = self.formats.of(entry), self.inputs.allowed(entry, inputs, truth, **how)
         format, _ = self.formats.kept(entry, got)
         if format != own and truth.dtype.kind == "f":
             with np.errstate(all="ignore"):
                 allowed = allowed + rounding(np.abs(truth) + allowed, format)
-        loose = bool(given.computed) or entry.op in STAGE_BOUNDS or how.get("cut", False)
-        return Found(*excess(got, truth, allowed, format), says(allowed, truth, loose))
+        loose = bool(inputs.computed) or entry.op in STAGE_BOUNDS or how.get("cast", False)
+        return excess(got, truth, allowed, format, is_informative(allowed, truth, loose))
 
     def _other_inputs(self, entry: Entry, got: np.ndarray,
-                      given: Given) -> tuple[Found | None, str]:
-        """Inputs that a right port may have had instead of those that do not explain its result.
+                      inputs: OpInputs) -> tuple[Excess | None, str]:
+        """Inputs that a right port may have had where its result is not right on those tried.
 
-        Some rounded at the door and some not, by other rules than to nearest; or the golden ones
+        Some rounded before the op and some not, by other rules than to nearest; or the golden ones
         where it dumped none, since it was fed them.
         """
-        if given.exact is not None and entry.op not in STAGE_BOUNDS:
+        if inputs.exact is not None and entry.op not in STAGE_BOUNDS:
             with np.errstate(all="ignore"):
-                truth = np.asarray(replay(entry, given.exact.values))
-            found = self._found(entry, got, truth, given.exact, cut=True)
-            if found.explains:
-                return found, "some of its inputs rounded first"
-        if given.computed:
-            fed, _, found, _ = self._again(entry, got, compute=False)
-            if found.explains:
-                return found, f"given the golden {', '.join((*fed.assumed, *fed.borrowed))}"
+                truth = np.asarray(replay(entry, inputs.exact.values))
+            error = self._excess(entry, got, truth, inputs.exact, cast=True)
+            if error.within:
+                return error, "some of its inputs rounded first"
+        if inputs.computed:
+            fed, _, error, _ = self._again(entry, got, compute=False)
+            if error.within:
+                return error, f"given the golden {', '.join((*fed.assumed, *fed.borrowed))}"
         return None, ""
 
-    def _by_spread(self, entry: Entry, row: Verdict, got: np.ndarray, golden: np.ndarray,
-                   truth: np.ndarray, says: bool) -> Verdict:
-        """Ops that are judged together, or a bound that says nothing: held to the spread as well.
+    def _by_spread(self, verdict: Verdict, got: np.ndarray, golden: np.ndarray,
+                   truth: np.ndarray, informative: bool) -> Verdict:
+        """Ops that are judged together, or without a bound that tells right from wrong.
 
-        A right port's own error there is below what the whole network spreads, and so is all of
-        its error, where nothing before is wrong. says: whether the bound says anything.
+        They are held to the spread as well: a right port's own error there is below what the whole
+        network spreads, and so is all of its error, where nothing before is wrong.
         """
-        at = lost(got, truth, self.formats.of(entry))
+        entry = verdict.entry
+        at = first_lost(got, truth, self.formats.of(entry))
         if at is not None:
-            return replace(row, status=WRONG, times=math.inf, at=at)
+            return replace(verdict, status=WRONG, times=math.inf, at=at)
         limit, note = self._spread(entry)
         if limit is None:
-            blind = "the bound says nothing here: dump an op between" if row.computed else (
+            blind = "the bound says nothing here: dump an op between" if verdict.computed else (
                 "the bound says nothing here, and the pack has no spread to judge it by")
-            return row if says else replace(row, status=OPEN, times=0.0, at=None, note=blind)
-        own, whole = ratio(row.local, limit), ratio(rms(got, golden), limit)
-        note = "; ".join(filter(None, (row.note, "by the spread", note)))
+            return verdict if informative else replace(verdict, status=OPEN, times=0.0, at=None,
+                                                       notes=(blind,))
+        own, whole = ratio(verdict.local, limit), ratio(rms(got, golden), limit)
+        notes = (*verdict.notes, "by the spread", *filter(None, [note]))
         if own > 1 and whole > 1:
-            return replace(row, status=WRONG, times=own, note=note)
+            return replace(verdict, status=WRONG, times=own, notes=notes)
         if whole > 1 and not self._bad:
-            return replace(row, status=SUSPECT, times=whole, note=note)
-        return row if says else replace(row, status=EXPLAINED, times=min(own, whole), at=None,
-                                        note=note)
+            return replace(verdict, status=SUSPECT, times=whole, notes=notes)
+        return verdict if informative else replace(
+            verdict, status=WITHIN, times=min(own, whole), at=None, notes=notes)
 
     def _spread(self, entry: Entry) -> tuple[float | None, str]:
-        """The root mean square that a right port's error stays below at this place."""
+        """The root mean square that a right port's error stays below at this tensor."""
         spread, note = spread_of(entry, self.formats.up_to(entry).name)
         return (float(spread["rms"]), note) if spread else (None, "")
 
-    def _look_again(self, entry: Entry, got: np.ndarray, truth: np.ndarray, given: Given,
-                    first: Found) -> tuple[Found, str, Finding | None]:
-        """Sums that are off by more than a random order makes likely: what else explains them.
+    def _look_again(self, entry: Entry, got: np.ndarray, truth: np.ndarray, inputs: OpInputs,
+                    first: Excess) -> tuple[Excess, str, tuple[Finding, ...]]:
+        """Sums that are off by more than a random order makes likely: what else they are within.
 
         Winograd's algorithm, or an order that is worse than a random one, unless a mistake that is
         as small is what they look like: then that is the finding.
         """
-        wino = entry.op == "conv2d" and fits_winograd(given.values["weight"], entry.options)
-        looks = [("winograd4", False, "by the bound of Winograd's tiles")] if wino else []
+        tiles = takes_tiles(entry, inputs.values)
+        looks = [("winograd4", False, "by the bound of Winograd's tiles")] if tiles else []
         looks += [(None, True, "with sums in an order worse than a random one")]
-        looks += [("winograd4", True, "by Winograd's tiles, in a bad order")] if wino else []
+        looks += [("winograd4", True, "by Winograd's tiles, in a bad order")] if tiles else []
         for algorithm, any_order, note in looks:
-            found = self._found(entry, got, truth, given, algorithm=algorithm, any_order=any_order)
-            if found.explains:
-                looks_like = self._finding(entry, got, truth, given) if any_order else None
-                if looks_like is not None and looks_like.reason in SMALL:
-                    return first, "", looks_like
-                return found, note, None
-        return first, "", None
+            error = self._excess(entry, got, truth, inputs, algorithm=algorithm,
+                                 any_order=any_order)
+            if error.within:
+                findings = self._findings(entry, got, truth, inputs) if any_order else ()
+                if findings and findings[0].reason in SMALL:
+                    return first, "", findings
+                return error, note, ()
+        return first, "", ()
 
     def _copy(self, entry: Entry, got: np.ndarray, truth: np.ndarray, note: str) -> Verdict:
         """The same numbers again, as far as the format holds them."""
-        found = self._same(entry, got, truth)
-        row = Verdict(entry.name, entry.op, entry.index, EXPLAINED, *found[:3])
-        return row if found.explains else replace(row, status=WRONG, note=note,
-                                                  finding=self._why(entry, got, truth))
+        error = self._same(entry, got, truth)
+        if error.within:
+            return _verdict(entry, WITHIN, error)
+        return _verdict(entry, WRONG, error, notes=(note,), findings=self._why(entry, got, truth))
 
-    def _same(self, entry: Entry, got: np.ndarray, truth: np.ndarray) -> Found:
+    def _same(self, entry: Entry, got: np.ndarray, truth: np.ndarray) -> Excess:
         """How far it is from the same numbers, rounded to the format or to that of a reader."""
-        found = []
+        errors = []
         for format in (tensors(self.formats.of(entry)), *self.formats.casts(entry)):
             allowed = uncertainty(truth, format) if truth.dtype.kind == "f" else 0.0
-            found.append(Found(*excess(got, truth, allowed, format), True))
-        return min(found, key=lambda one: one.times)
+            errors.append(excess(got, truth, allowed, format))
+        return min(errors, key=lambda error: error.times)
 
     def _network(self, entry: Entry, got: np.ndarray, golden: np.ndarray,
                  borrowed: tuple[str, ...] = ()) -> Verdict:
         """Own and inherited error together, against what the network up to here may spread."""
-        row = Verdict(entry.name, entry.op, entry.index, OPEN, inherited=rms(got, golden),
-                      borrowed=borrowed)
-        if self._same(entry, got, golden).explains:
-            return replace(row, status=EXPLAINED, note="the golden result")
+        verdict = Verdict(entry, OPEN, inherited=rms(got, golden), borrowed=borrowed)
+        if self._same(entry, got, golden).within:
+            return replace(verdict, status=WITHIN, notes=("the golden result",))
         limit, note = self._spread(entry)
         if limit is None:
-            return replace(row, note=f"no {self.formats.up_to(entry).name} spread in the pack to "
-                           "judge it by")
-        times = ratio(row.inherited, limit)
-        return replace(row, status=EXPLAINED if times <= 1 else SUSPECT, times=times, note=note)
-
-    def _misshapen(self, entry: Entry, got: np.ndarray) -> Verdict:
-        golden = self.pack.read(entry.name)
-        return Verdict(entry.name, entry.op, entry.index, WRONG, math.inf,
-                       finding=self._why(entry, got, golden),
-                       note=f"its shape is {got.shape}, not {entry.shape}")
+            return replace(verdict, notes=(f"no {self.formats.up_to(entry).name} spread in the "
+                                           "pack to judge it by",))
+        times = ratio(verdict.inherited, limit)
+        return replace(verdict, status=WITHIN if times <= 1 else SUSPECT, times=times,
+                       notes=(note,) if note else ())
 
     def _why(self, entry: Entry, got: np.ndarray, truth: np.ndarray,
-             given: Given | None = None) -> Finding | None:
+             inputs: OpInputs | None = None) -> tuple[Finding, ...]:
+        """What the mistake looks like, for as many as are looked into."""
         self._diagnosed += 1
-        return self._finding(entry, got, truth, given) if self._diagnosed <= DIAGNOSED else None
+        return self._findings(entry, got, truth, inputs) if self._diagnosed <= DIAGNOSED else ()
 
-    def _finding(self, entry: Entry, got: np.ndarray, truth: np.ndarray,
-                 given: Given | None) -> Finding | None:
+    def _findings(self, entry: Entry, got: np.ndarray, truth: np.ndarray,
+                  inputs: OpInputs | None) -> tuple[Finding, ...]:
         before = None
         if entry.step:
             path = entry.name.split("/", 2)[2]
             before = self.candidate.read(f"{entry.stage}/{entry.step - 1:03d}/{path}", entry.shape)
-        found = diagnose(entry, truth, got, inputs=None if given is None else given.values,
-                         format=self.formats.of(entry).name, previous=before,
-                         upstream=None if given is None else given.upstream)
-        return next(iter(found), None)
+        return tuple(diagnose(entry, truth, got, inputs=None if inputs is None else inputs.values,
+                              format=self.formats.of(entry).name, previous=before,
+                              upstream=None if inputs is None else inputs.upstream))
+
+
+def _verdict(entry: Entry, status: str, error: Excess, **more: Any) -> Verdict:
+    return Verdict(entry, status, times=error.times, at=error.at, local=error.rms, **more)

@@ -5,37 +5,33 @@ Such a tensor is computed in float64 from the port's own earlier ones. It is the
 rounding may have done to it in the port, and that uncertainty is carried through the next op.
 
 Where a port keeps more digits than an op's format has (float32 latents before a bfloat16 network,
-or the golden noise), the op may have rounded them at its door; that is an uncertainty as well.
+or the golden noise), the op may have rounded them first; that is an uncertainty as well.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from refsd.golden.comparing.limits import allowed
 from refsd.golden.comparing.port_formats import Formats, tensors
 from refsd.golden.packs.manifest import Entry
-from refsd.golden.recording.replay import TENSOR, WEIGHT, raise_to_float64, replay, weights
-from refsd.golden.tolerances.bounds import WEIGHTS, bound
-from refsd.golden.tolerances.bounds_moved import moved
+from refsd.golden.recording.replay import TENSOR, WEIGHT, replay, weights
 from refsd.golden.tolerances.formats import round_to, uncertainty
-from refsd.golden.tolerances.precision import quantile
-from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
-from refsd.registry import ops
+from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS
 
 REACH = 200  # ops that are computed at most to make up for what was not dumped: a block's
 
 
 @dataclass
-class Given:
+class OpInputs:
     """An op's inputs by parameter, and where they come from.
 
     moves: how far a computed input may be from the port's, element by element. computed: the
     entries that were computed, in order. borrowed: parameters whose golden tensor stands in.
     assumed: those that no entry made, so that the port may have been given the golden ones.
     upstream: for a computed input, the op that made it and its inputs. exact: the same before
-    rounding at the op's door, where that changes them.
+    rounding before the op, where that changes them.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +40,7 @@ class Given:
     borrowed: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     upstream: dict[str, tuple[Entry, dict[str, Any]]] = field(default_factory=dict)
-    exact: "Given | None" = None
+    exact: "OpInputs | None" = None
 
 
 class Inputs:
@@ -58,23 +54,23 @@ class Inputs:
         for entry in pack.entries.values():
             self._same.setdefault(_content(entry), []).append(entry.name)
 
-    def twins(self, entry: Entry) -> list[str]:
+    def aliases(self, entry: Entry) -> list[str]:
         """The names of the same tensor: a block has that of its last op."""
         return self._same[_content(entry)]
 
-    def is_given(self, entry: Entry) -> bool:
+    def is_external(self, entry: Entry) -> bool:
         """Whether a port has it from outside: no op made it, or it is that (initial latents)."""
-        return any(self.pack.entries[name].op is None for name in self.twins(entry))
+        return any(self.pack.entries[name].op is None for name in self.aliases(entry))
 
     def maker(self, entry: Entry) -> Entry | None:
-        """The entry of the op that made a tensor: its own, or a twin's (a block's last op)."""
-        for name in (entry.name, *self.twins(entry)):
+        """The entry of the op that made a tensor: its own, or an alias's (a block's last op)."""
+        for name in (entry.name, *self.aliases(entry)):
             found = self.pack.entries[name]
             if found.op not in (None, "block", *STAGE_BOUNDS) and found.inputs:
                 return found
         return None
 
-    def of(self, entry: Entry, *, compute: bool = True) -> Given:
+    def of(self, entry: Entry, *, compute: bool = True) -> OpInputs:
         """The inputs of an entry that has an op.
 
         compute=False takes the golden tensor for what the port did not dump, as a port that was fed
@@ -83,61 +79,25 @@ class Inputs:
         return _Search(self, compute).of(entry)
 
     def dump(self, entry: Entry, own: str) -> np.ndarray | None:
-        """The port's tensor for a reference: what the reader dumped, its maker, or a twin of it."""
-        for place in dict.fromkeys((own, entry.name, *self.twins(entry))):
+        """The port's tensor for a reference: what the reader dumped, its maker, or an alias."""
+        for place in dict.fromkeys((own, entry.name, *self.aliases(entry))):
             found = self.candidate.read(place, entry.shape)
             if found is not None and found.shape == entry.shape:
                 return _whole(found) if "int" in entry.dtype else found
         return None
 
-    def rounded(self, entry: Entry, given: Given) -> Given | None:
-        """The inputs, rounded to the op's format at its door; None if they are numbers of it."""
+    def rounded(self, entry: Entry, inputs: OpInputs) -> OpInputs | None:
+        """The inputs, rounded to the op's format before it; None if they are numbers of it."""
         format = tensors(self.formats.of(entry))
-        values = {name: value if name in given.moves or str(entry.inputs[name]).startswith(WEIGHT)
-                  else _rounded(value, format) for name, value in given.values.items()}
-        changed = any(value is not given.values[name] for name, value in values.items())
-        return replace(given, values=values, exact=given) if changed else None
+        values = {name: value if name in inputs.moves or str(entry.inputs[name]).startswith(WEIGHT)
+                  else _rounded(value, format) for name, value in inputs.values.items()}
+        changed = any(value is not inputs.values[name] for name, value in values.items())
+        return replace(inputs, values=values, exact=inputs) if changed else None
 
-    def allowed(self, entry: Entry, given: Given, truth: np.ndarray, *,
-                algorithm: str | None = None, any_order: bool = False,
-                cut: bool = False) -> np.ndarray:
-        """How far the port's result may be from the truth on these inputs.
-
-        cut: inputs with more digits than the format has may have been rounded to it, or not.
-
-        The likely bound takes sums to run in a random order. A fixed one can be worse: channel by
-        channel, partial sums drift away and come back. any_order adds what holds whatever the
-        order (Higham and Mary 2019): n roundings u of at most the sum of |terms|, of random signs,
-        are lambda sqrt(n / 3) u of it, where the worst case is n u.
-        """
-        format = self.formats.of(entry)
-        if entry.op in STAGE_BOUNDS:
-            return stage_bound(entry.op, given.values, entry.options, truth, format.name)
-        names = [p.name for p in ops()[entry.op].signature.parameters.values()
-                 if p.kind is not p.KEYWORD_ONLY and given.values.get(p.name) is not None]
-        # An option that is an array (a mask) is an input of the entry.
-        options = entry.options | {name: value for name, value in given.values.items()
-                                   if name not in names and value is not None}
-        exact = [name for name in names if name not in WEIGHTS and (name in given.moves or not cut)]
-        both = bound(entry.op, given.values, options, truth, format=format.name, given=exact,
-                     confidence=self.confidence, algorithm=algorithm)
-        found = both.likely
-        if any_order:
-            count = terms(entry, given.values, algorithm)
-            factor = quantile(truth.size, self.confidence) / math.sqrt(3 * count)
-            found = found + both.worst * min(1.0, factor)
-        if not given.moves:
-            return found
-        args = [raise_to_float64(given.values[name]) for name in names]
-        moves = [given.moves.get(name, _none(arg)) for name, arg in zip(names, args)]
-        factor = quantile(truth.size, self.confidence)
-        with np.errstate(all="ignore"):
-            carried = moved(entry.op, args, options, np.nan_to_num(truth), moves, factor)
-            if carried is None:
-                return found
-            # variance takes errors to be spread evenly below the moves; here they may be as large.
-            found = found + np.minimum(carried[0], factor * np.sqrt(3 * carried[1]))
-        return np.where(np.isnan(found), np.inf, found)  # where moves are too large for a number
+    def allowed(self, entry: Entry, inputs: OpInputs, truth: np.ndarray, **how: Any) -> np.ndarray:
+        """How far the port's result may be from the truth on these inputs, as limits.allowed."""
+        return allowed(entry, inputs.values, truth, format=self.formats.of(entry).name,
+                       confidence=self.confidence, moves=inputs.moves, **how)
 
 
 class _Search:
@@ -145,30 +105,31 @@ class _Search:
 
     def __init__(self, inputs: Inputs, compute: bool = True):
         self.inputs, self.compute = inputs, compute
-        self.made: dict[str, tuple[np.ndarray, np.ndarray, Given] | None] = {}
+        self.made: dict[str, tuple[np.ndarray, np.ndarray, OpInputs] | None] = {}
 
-    def of(self, entry: Entry) -> Given:
-        given = self._all(entry)
-        found = (name for name, made in self.made.items() if made is not None)
-        given.computed = tuple(sorted(found, key=lambda name: self.inputs.pack.entries[name].index))
-        return given
+    def of(self, entry: Entry) -> OpInputs:
+        inputs = self._all(entry)
+        computed = [name for name, made in self.made.items() if made is not None]
+        entries = self.inputs.pack.entries
+        inputs.computed = tuple(sorted(computed, key=lambda name: entries[name].index))
+        return inputs
 
     def _all(self, entry):
-        given = Given()
+        inputs = OpInputs()
         for name, reference in entry.inputs.items():
-            value, move = self._find(entry, given, name, reference)
-            given.values[name] = value
+            value, move = self._find(entry, inputs, name, reference)
+            inputs.values[name] = value
             if _computed(move):
-                given.moves[name] = _with_cuts(value, move, self._format(entry))
-        return given
+                inputs.moves[name] = _with_cuts(value, move, self._format(entry))
+        return inputs
 
     def _format(self, entry):
         return tensors(self.inputs.formats.of(entry))
 
-    def _find(self, entry, given, name, reference):
+    def _find(self, entry, inputs, name, reference):
         """An input and how far the port's may be from it: None where it was not computed."""
         if isinstance(reference, list):
-            found = [self._find(entry, given, f"{name}.{i}", one)
+            found = [self._find(entry, inputs, f"{name}.{i}", one)
                      for i, one in enumerate(reference)]
             return [value for value, _ in found], [move for _, move in found]
         if not isinstance(reference, str):
@@ -180,14 +141,14 @@ class _Search:
         found = self.inputs.dump(source, own)
         if found is not None:
             return found, None
-        if not self.inputs.is_given(source):
+        if not self.inputs.is_external(source):
             made = None if entry.op in STAGE_BOUNDS or not self.compute else self._make(source)
             if made is not None:
-                given.upstream[name] = source, made[2].values
+                inputs.upstream[name] = source, made[2].values
                 coarser = self._format(entry) in self.inputs.formats.casts(source)
                 return made[0], made[1] + (_cut(made[0], self._format(entry)) if coarser else 0.0)
             place = "assumed" if source.name == own else "borrowed"
-            setattr(given, place, (*getattr(given, place), name))
+            setattr(inputs, place, (*getattr(inputs, place), name))
         return self.inputs.pack.read(source.name), None
 
     def _make(self, source: Entry):
@@ -197,28 +158,12 @@ class _Search:
             return None
         if source.name not in self.made and len(self.made) < REACH:
             self.made[source.name] = None  # until it is known that it can be done
-            given = self._all(source)
-            if not given.borrowed and not given.assumed:
-                truth = np.asarray(replay(source, given.values))
-                allowed = self.inputs.allowed(source, given, truth, cut=True)
-                self.made[source.name] = truth, allowed, given
+            inputs = self._all(source)
+            if not inputs.borrowed and not inputs.assumed:
+                truth = np.asarray(replay(source, inputs.values))
+                allowed = self.inputs.allowed(source, inputs, truth, cast=True)
+                self.made[source.name] = truth, allowed, inputs
         return self.made.get(source.name)
-
-
-def terms(entry: Entry, values: dict[str, Any], algorithm: str | None = None) -> int:
-    """How many terms the sums of an op have, the shortest where there are several kinds."""
-    x = values.get("x")
-    if algorithm is not None:
-        return values["weight"].shape[1]
-    if entry.op == "matmul":
-        return values["a"].shape[-1]
-    if entry.op in ("linear", "conv2d"):
-        return math.prod(values["weight"].shape[1:])
-    if entry.op == "attention":
-        return min(values["q"].shape[-1] // entry.options["heads"], values["k"].shape[1])
-    if entry.op == "group_norm":
-        return math.prod(x.shape[1:]) // entry.options["groups"]
-    return x.shape[entry.options.get("axis", -1)]  # layer_norm, rms_norm, softmax
 
 
 def _whole(found: np.ndarray) -> np.ndarray:
@@ -255,7 +200,3 @@ def _rounded(value, format):
     if getattr(value, "dtype", np.dtype("i8")).kind != "f" or not np.any(_cut(value, format)):
         return value
     return round_to(value, format)
-
-
-def _none(arg):
-    return [_none(one) for one in arg] if isinstance(arg, list) else np.zeros(np.shape(arg))

@@ -9,12 +9,12 @@ from refsd.golden.comparing.diagnose import Finding
 from refsd.golden.comparing.verdicts import (
     DTYPE,
     EQUAL,
-    EXPLAINED,
-    GIVEN,
+    EXTERNAL,
     MISSING,
     OPEN,
     SHAPE,
     UNREADABLE,
+    WITHIN,
     WRONG,
     Comparison,
     Verdict,
@@ -22,8 +22,8 @@ from refsd.golden.comparing.verdicts import (
 
 SCHEMA = 1
 NOT_FINITE = ("nan", "overflow", "inf_sign")  # counted, not fitted
-WORDS = {EQUAL: "equal", EXPLAINED: "ok", WRONG: "WRONG", OPEN: "OPEN", SHAPE: "SHAPE",
-         DTYPE: "DTYPE", UNREADABLE: "UNREAD", MISSING: "missing", GIVEN: "given"}
+WORDS = {EQUAL: "equal", WITHIN: "ok", WRONG: "WRONG", OPEN: "OPEN", SHAPE: "SHAPE",
+         DTYPE: "DTYPE", UNREADABLE: "UNREAD", MISSING: "missing", EXTERNAL: "given"}
 ALLOWED = {
     "accepted": "the tolerance that was given",
     "given": "what rounding to {format} explains",
@@ -92,10 +92,10 @@ def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> s
         return f"{name} holds {verdict.dtype}, wanted {entry.dtype}.{looks}"
     metrics = verdict.metrics
     if metrics.nonfinite:
-        return (f"{name} is {_number(verdict.found_there)} at {verdict.at} where "
+        return (f"{name} is {_number(verdict.candidate_there)} at {verdict.at} where "
                 f"{_number(verdict.golden_there)} is right (so: {verdict.where})."
                 f"{looks}")
-    there = (f"at {verdict.at} it is {_number(verdict.found_there)} where "
+    there = (f"at {verdict.at} it is {_number(verdict.candidate_there)} where "
              f"{_number(verdict.golden_there)} is right")
     if verdict.status == OPEN:
         known = (f"the pack has no tolerance of {format} for it" if not verdict.kind else
@@ -141,7 +141,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
     return {
         "schema": SCHEMA, "kind": "golden-compare", "pack": found.pack,
         "candidate": found.candidate, "format": found.format, "ok": found.ok,
-        "sentence": sentence(found), "first": first.entry.name if first else None,
+        "sentence": sentence(found), "first": first.name if first else None,
         "counts": found.counts, "compared": found.compared, "expected": found.expected,
         "unreadable": list(found.unread), "remarks": list(found.remarks), "extra": found.extra,
         "tensors": [_verdict(verdict) for verdict in found.verdicts],
@@ -172,7 +172,7 @@ COLUMNS = ("verdict", "times", "beyond", "max abs", "at", "max rel", "max ulp", 
 def row(verdict: Verdict) -> tuple[str, ...]:
     """A verdict as the texts of COLUMNS."""
     metrics = verdict.metrics
-    name = verdict.entry.name
+    name = verdict.name
     if metrics is None:
         return (WORDS[verdict.status], *[""] * (len(COLUMNS) - 2), name)
     at = "" if metrics.max_abs_index is None else ",".join(map(str, metrics.max_abs_index))
@@ -208,15 +208,15 @@ def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
     yield ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
     for verdict in shown:
         for note in verdict.notes:
-            yield f"note: {verdict.entry.name}: {note}"
+            yield f"note: {verdict.name}: {note}"
         for finding in verdict.findings[1:]:
-            yield (f"also like: {verdict.entry.name}: {finding.reason}, {finding.sentence} "
+            yield (f"also like: {verdict.name}: {finding.reason}, {finding.sentence} "
                    f"({_share(finding)})")
     yield from (f"unreadable: {why}" for why in found.unread[:5])
     if len(found.unread) > 5:
         yield f"unreadable: {len(found.unread) - 5:,} more"
     yield from found.remarks
-    missing = [v.entry.name for v in found.verdicts if v.status == MISSING]
+    missing = [v.name for v in found.verdicts if v.status == MISSING]
     for what, names in (("missing", missing), ("extra", found.extra)):
         if names:
             more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
@@ -225,7 +225,7 @@ def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
 
 def _is_there(verdict: Verdict, found: Comparison) -> bool:
     """Whether there is anything to show: what is missing only where that fails."""
-    return verdict.status not in (MISSING, GIVEN) or found.whole and verdict.status == MISSING
+    return verdict.status not in (MISSING, EXTERNAL) or found.whole and verdict.status == MISSING
 
 
 def _interesting(found: Comparison) -> list[Verdict]:
@@ -243,13 +243,13 @@ def markdown(found: Comparison) -> str:
              f"* tensors: {', '.join(f'{n:,} {status}' for status, n in found.counts.items())}",
              "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for verdict in found.verdicts:
-        if verdict.status == GIVEN:
+        if verdict.status == EXTERNAL:
             continue
         *cells, name = row(verdict)
         lines.append("| " + " | ".join([*map(_cell, cells), f"`{_code(name)}`"]) + " |")
     for verdict in found.verdicts:
         if verdict.bad or verdict.notes:
-            lines += ["", f"## `{_code(verdict.entry.name)}`", ""]
+            lines += ["", f"## `{_code(verdict.name)}`", ""]
             if verdict.bad:
                 lines += [_cell(what_is_wrong(verdict, found.format)), ""]
             lines += [f"* {_cell(f'{f.reason}: {f.sentence} ({_share(f)})')}"

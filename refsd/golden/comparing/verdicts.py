@@ -1,32 +1,41 @@
 """What became of each tensor of a comparison, and of the whole."""
 
+import fnmatch
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from refsd.errors import UsageError
 from refsd.golden.comparing.diagnose import Finding
 from refsd.golden.comparing.metrics import Metrics
 from refsd.golden.packs.manifest import Entry
 
-EQUAL, EXPLAINED, WRONG, OPEN = "equal", "explained", "wrong", "open"
+EQUAL, WITHIN, WRONG, SUSPECT, OPEN = "equal", "explained", "wrong", "suspect", "open"
 SHAPE, DTYPE, UNREADABLE = "shape", "dtype", "unreadable"
-MISSING, GIVEN = "missing", "given"
+MISSING, EXTERNAL = "missing", "given"
 FAILING = (WRONG, SHAPE, DTYPE, OPEN, UNREADABLE)
-ABSENT = (MISSING, GIVEN, UNREADABLE)  # what could not be compared
+ABSENT = (MISSING, EXTERNAL, UNREADABLE)  # what could not be compared
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one tensor.
+    """What became of one tensor, held to the golden one or to what its op makes of its own inputs.
 
-    status: "equal" (to the bit), "explained" (by the tolerance), "wrong" (beyond it, or not
-    finite where the golden number is), "open" (it differs, and the pack has no tolerance that says
-    by how much it may), "shape", "dtype" (integers for floats or the reverse), "unreadable" (a
-    note says why), "missing", "given" (an input of an op, which the port need not write). times:
-    |error| / tolerance, the largest, at the index `at`, where the pack has golden_there and the
-    candidate found_there. kind: which tolerance (refsd.golden.comparing.limits.Limit), or "largest"
-    for that of a single element beside a spread, for ports in `format`. beyond: how many elements
-    of a wrong tensor are further off than any may be, and where they lie.
+    status: "equal" (bit-exact), "explained" (within the tolerance), "wrong" (beyond it, or not
+    finite where the right number is), "suspect" (beyond what the network spreads, by its own or an
+    inherited error), "open" (nothing tells whether it is right), "shape", "dtype" (integers for
+    floats or the reverse), "unreadable" (a note says why), "missing", "given" (an external input
+    of an op, which the port need not write). times: |error| / tolerance, the largest, at the index
+    `at`, for ports in `format`. The latest note is the last.
+
+    Held to the golden tensor: golden_there and candidate_there are the two numbers at `at`, kind is
+    which tolerance (limits.Limit), or "largest" for that of a single element beside a spread.
+    beyond: how many elements of a wrong tensor are further off than any may be, and where.
+
+    On its own inputs: local and inherited are root mean squares of the op's own error and of what
+    it was handed. borrowed: inputs for which golden ones had to stand in; computed: tensors that
+    the port did not dump, and that were computed from what it did.
     """
 
     entry: Entry
@@ -38,17 +47,31 @@ class Verdict:
     times: float = 0.0
     at: tuple[int, ...] | None = None
     golden_there: float = 0.0
-    found_there: float = 0.0
+    candidate_there: float = 0.0
     beyond: int = 0
     where: str = ""
+    local: float = 0.0
+    inherited: float = 0.0
+    borrowed: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     map: Any = None
     format: str = ""
 
     @property
+    def name(self) -> str:
+        """The tensor's, in the pack."""
+        return self.entry.name
+
+    @property
+    def finding(self) -> Finding | None:
+        """What the mistake most looks like."""
+        return next(iter(self.findings), None)
+
+    @property
     def bad(self) -> bool:
-        """Whether it makes the comparison fail."""
+        """Whether it makes a comparison with the golden tensors fail."""
         return self.status in FAILING
 
 
@@ -83,10 +106,7 @@ class Comparison:
     @property
     def counts(self) -> dict[str, int]:
         """How many tensors have each status, those that occur."""
-        found: dict[str, int] = {}
-        for verdict in self.verdicts:
-            found[verdict.status] = found.get(verdict.status, 0) + 1
-        return found
+        return dict(Counter(verdict.status for verdict in self.verdicts))
 
     @property
     def failing(self) -> list[Verdict]:
@@ -101,7 +121,7 @@ class Comparison:
     @property
     def expected(self) -> int:
         """How many tensors a port can write: all but the inputs that it was given."""
-        return sum(v.status != GIVEN for v in self.verdicts)
+        return sum(v.status != EXTERNAL for v in self.verdicts)
 
 
 class AtLeast(NamedTuple):
@@ -113,3 +133,15 @@ class AtLeast(NamedTuple):
     def of(self, expected: int) -> int:
         """The number, out of so many."""
         return max(self.count, math.ceil(self.share * expected - 1e-9))
+
+
+def select(pack: Any, only: tuple[str, ...]) -> list[Entry]:
+    """The pack's entries whose names fit one of the patterns, all without any.
+
+    Raises UsageError where none fits.
+    """
+    entries = [entry for entry in pack.entries.values()
+               if not only or any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in only)]
+    if not entries:
+        raise UsageError(f"{pack.path}: no tensor fits {', '.join(only)}. See refsd golden info")
+    return entries
