@@ -9,13 +9,13 @@ from golden_mistakes import MISTAKES
 from golden_port_ops import Ops
 
 from refsd.golden.recording.make import make
-from refsd.golden.recording.recipe import Recipe
 from refsd.golden.recording.record import Selection
+from refsd.golden.recording.request import Request
 
 STEPS, GUIDANCE = 3, 5.0
 CONFIGS = {**tiny.CONFIGS, "scheduler": tiny.SCHEDULER}
 WEIGHTS = {part: tiny.tensors(part) for part in tiny.CONFIGS}
-RECIPE = Recipe(prompt="red cat", negative_prompt="re", width=32, height=32, steps=STEPS,
+RECIPE = Request(prompt="red cat", negative_prompt="re", width=32, height=32, steps=STEPS,
                 cfg_scale=GUIDANCE, scheduler=tiny.SCHEDULER)
 
 

@@ -13,7 +13,7 @@ from model_samples import CLIPS, UNETS, VAES, tree, values
 import refsd.schedulers
 from refsd.arguments import as_array, as_integer, as_number, dtype_name
 from refsd.errors import UsageError
-from refsd.golden.recording.recipe import Recipe
+from refsd.golden.recording.request import Request
 from refsd.pipelines import from_diffusers
 from refsd.pipelines.components import VAE, TextEncoder, UNet, as_generators
 from refsd.pipelines.prompts import literal
@@ -509,9 +509,9 @@ def test_a_golden_recipe_takes_numbers_of_every_kind_and_says_what_is_idle(pipe,
     config = refsd.schedulers.EulerDiscreteScheduler().config.plain()
     numbers = {"width": 32, "height": 32, "steps": 2, "cfg_scale": 1, "eta": 1, "seed": 3,
                "guidance_rescale": 1, "clip_skip": 1}
-    expected = Recipe("a", scheduler=config, negative_prompt="b", **numbers)
+    expected = Request("a", scheduler=config, negative_prompt="b", **numbers)
     for kind in (np.uint8, np.float64, np.array):
-        found = Recipe("a", scheduler=config, negative_prompt="b",
+        found = Request("a", scheduler=config, negative_prompt="b",
                        **{k: kind(v) for k, v in numbers.items()})
         assert json.dumps(found.plain()) and found == expected and type(found.steps) is int
     assert expected.check(pipe) == 2

@@ -13,8 +13,8 @@ from refsd import parallel
 from refsd.golden.packs.pack import Pack
 from refsd.golden.recording.cases import families, make_ops
 from refsd.golden.recording.make import make
-from refsd.golden.recording.recipe import load_truth
 from refsd.golden.recording.record import Recorder
+from refsd.golden.recording.request import load_truth
 from refsd.golden.recording.run import run, trees
 from refsd.golden.tolerances.spread import recipe_of, selection_of
 from refsd.golden.tolerances.tolerance import of, rounded

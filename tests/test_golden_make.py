@@ -21,8 +21,8 @@ from refsd.golden.packs.writer import Writer
 from refsd.golden.recording import invariants, replay
 from refsd.golden.recording.make import make
 from refsd.golden.recording.names import Namer, block_of, full, is_alone, parent
-from refsd.golden.recording.recipe import Recipe, load_truth
 from refsd.golden.recording.record import Event, Recorder, Selection
+from refsd.golden.recording.request import Request, load_truth
 from refsd.golden.recording.run import run, trees
 from refsd.golden.tolerances.bounds import bound
 from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
@@ -44,7 +44,7 @@ def pipe(model):
 
 def recipe(pipe, **changes):
     scheduler = pipe.scheduler.config.plain()
-    return Recipe(**{"prompt": "red cat", "width": 32, "height": 40, "steps": 3, "cfg_scale": 4.0,
+    return Request(**{"prompt": "red cat", "width": 32, "height": 40, "steps": 3, "cfg_scale": 4.0,
                      "scheduler": scheduler, "seed": 5} | changes)
 
 
@@ -406,7 +406,7 @@ def test_memory_is_a_shard_and_an_op(tmp_path):
     (2.3 kB each, measured, for 600).
     """
     pipe = load_truth()
-    asked = Recipe(prompt="", width=128, height=128, steps=1, cfg_scale=3.0,
+    asked = Request(prompt="", width=128, height=128, steps=1, cfg_scale=3.0,
                    scheduler=pipe.scheduler.config.plain())
     selection = Selection(level=3, include=("unet/*",))
     with parallel.limited(1):

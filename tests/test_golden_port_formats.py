@@ -10,7 +10,7 @@ from refsd.__main__ import main
 from refsd.errors import UsageError
 from refsd.golden.comparing.port_formats import Formats
 from refsd.golden.packs.pack import Pack, Writer
-from refsd.golden.recording.stage_ops import guide
+from refsd.golden.recording.pipeline_ops import guide
 from refsd.golden.tolerances.formats import round_to
 
 MIXED = ["bf16", "denoise/*=fp32"]

@@ -12,8 +12,8 @@ from refsd.__main__ import main
 from refsd.errors import UsageError
 from refsd.golden.packs.pack import Pack
 from refsd.golden.recording.make import make
-from refsd.golden.recording.recipe import Recipe, load_truth
 from refsd.golden.recording.record import Selection
+from refsd.golden.recording.request import Request, load_truth
 from refsd.golden.tolerances.bounds import bound
 from refsd.golden.tolerances.emulate import Emulator, deviation
 from refsd.golden.tolerances.formats import FORMATS, round_to
@@ -32,7 +32,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def recipe(pipe):
-    return Recipe(prompt="a red cone", width=SIZE, height=SIZE, steps=1, cfg_scale=3.0,
+    return Request(prompt="a red cone", width=SIZE, height=SIZE, steps=1, cfg_scale=3.0,
                   scheduler=pipe.scheduler.config.plain())
 
 

@@ -12,7 +12,7 @@ import refsd
 from refsd import schedulers
 from refsd.cli import draw, samplers
 from refsd.errors import ModelError, UsageError
-from refsd.golden.recording.recipe import load_truth
+from refsd.golden.recording.request import load_truth
 from refsd.pipelines import loading
 
 PARTS = {

@@ -118,10 +118,10 @@ def _check(options):
             raise UsageError("--family is for --ops")
         check_choice("--family", options.family, families())
     if options.op is not None:
-        from refsd.golden.recording.stage_ops import STAGE_OPS
+        from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
         from refsd.registry import ops
 
-        known = sorted(ops()) if options.ops else sorted({*ops(), *STAGE_OPS, "block"})
+        known = sorted(ops()) if options.ops else sorted({*ops(), *PIPELINE_OPS, "block"})
         if options.op not in known:
             raise UsageError(f"--op: there is no op {options.op[:40]!r}; give one of "
                              f"{', '.join(known)}")
@@ -174,7 +174,7 @@ def _ops(options):
 
 def _runs(options):
     from refsd.cli import samplers
-    from refsd.golden.recording.recipe import load_truth, model_of
+    from refsd.golden.recording.request import load_truth, model_of
     from refsd.golden.recording.suites import write_index
 
     suite = options.loaded
@@ -201,7 +201,7 @@ def _record(pipe, options, folder, run, level):
     from refsd.golden.recording.make import make
     from refsd.golden.recording.record import Selection
 
-    recipe = _recipe(pipe, options, run)
+    request = _request(pipe, options, run)
     show = not (options.quiet or options.json)
     manifest = _finished(folder) if options.resume else None
     if manifest is None:
@@ -209,10 +209,10 @@ def _record(pipe, options, folder, run, level):
             level=level, steps=options.record_steps, op=options.op,
             include=tuple(options.include), exclude=tuple(options.exclude),
             attention=tuple(options.attention), shard=options.shard)
-        with Progress(recipe.steps, run.get("name", "recording"), show=show) as progress:
+        with Progress(request.steps, run.get("name", "recording"), show=show) as progress:
             manifest = make(
-                folder, recipe, pipe=pipe, about_model=options.about_model,
-                selection=selection, resume=options.resume, title=one_line(recipe.prompt, 900),
+                folder, request, pipe=pipe, about_model=options.about_model,
+                selection=selection, resume=options.resume, title=one_line(request.prompt, 900),
                 tolerance=_tolerance(options), on_step=progress.step)
     if options.spread and not any("spread" in bounds for entry in manifest.tensors
                                   for bounds in entry.tolerance.values()):
@@ -238,9 +238,9 @@ def _finished(folder):
         return read_manifest(file.read(), path)
 
 
-def _recipe(pipe, options, run):
+def _request(pipe, options, run):
     from refsd.cli import drawing, samplers
-    from refsd.golden.recording.recipe import Recipe
+    from refsd.golden.recording.request import Request
 
     sampler = run.get("sampler", options.sampler)
     before = pipe.scheduler
@@ -253,7 +253,7 @@ def _recipe(pipe, options, run):
                 "clip_skip", "rng"):
         asked[key] = getattr(options, key)
     asked |= {key: value for key, value in run.items() if key not in ("name", "sampler")}
-    return Recipe(**asked, scheduler=scheduler)
+    return Request(**asked, scheduler=scheduler)
 
 
 def _made(folder: str, manifest: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Simulate, and say what came of it."""
-    from refsd.golden.recording.recipe import Recipe, load_truth
+    from refsd.golden.recording.request import Request, load_truth
     from refsd.golden.tolerances.bounds import arithmetic
     from refsd.golden.tolerances.simulate import UNITS, simulate
     from refsd.pipelines.request import check_choice
@@ -57,11 +57,11 @@ def run(options: argparse.Namespace) -> int:
     check_choice("--rank", options.rank, (*UNITS, "none"))
     arithmetic(options.format, options.accumulate)  # refuses what does not exist
     pipe = load_truth(options.model)
-    recipe = Recipe(
+    request = Request(
         prompt=options.prompt, steps=options.steps, seed=options.seed,
         width=options.width or pipe.default_size, height=options.height or pipe.default_size,
         cfg_scale=options.cfg_scale, scheduler=pipe.scheduler.config.plain())
-    recipe.check(pipe)
+    request.check(pipe)
     with ExitStack() as stack:
         bars: list[Progress] = []
 
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
                 bars.append(stack.enter_context(Progress(of, "ranking", show=show)))
             bars[0].step()
 
-        found = simulate(pipe, recipe, options.format, accumulate=options.accumulate,
+        found = simulate(pipe, request, options.format, accumulate=options.accumulate,
                          scope=options.scope, on_run=on_run,
                          rank=None if options.rank == "none" else options.rank)
     if options.json:

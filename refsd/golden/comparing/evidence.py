@@ -10,8 +10,8 @@ from refsd.golden.comparing.diagnose import Finding, diagnose
 from refsd.golden.comparing.variants import ACTIVATIONS
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording import names
+from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.golden.recording.replay import TENSOR, arrays_of, replay, weights
-from refsd.golden.recording.stage_ops import STAGE_OPS
 from refsd.registry import ops
 
 LARGE = 1 << 25  # elements; to look into more would take gigabytes
@@ -52,7 +52,7 @@ class Evidence:
 
         Raises a RefsdError if one cannot be read, such as the weights of a model that is not here.
         """
-        if not entry.inputs or entry.op not in ops() and entry.op not in STAGE_OPS:
+        if not entry.inputs or entry.op not in ops() and entry.op not in PIPELINE_OPS:
             return None
         return arrays_of(entry, tensor=self._tensor, weight=self._weight)
 

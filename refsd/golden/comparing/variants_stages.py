@@ -7,7 +7,7 @@ import numpy as np
 
 from refsd.errors import RefsdError
 from refsd.golden.comparing.fits import Triple
-from refsd.golden.recording.stage_ops import STAGE_OPS
+from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 
 
 def guide(inputs, options, truth, got) -> Iterator[Triple]:
@@ -27,7 +27,7 @@ def guide(inputs, options, truth, got) -> Iterator[Triple]:
 
 def scheduler_step(inputs, options, truth, got) -> Iterator[Triple]:
     """The step of another time, or with another rule for what the model predicts."""
-    step = STAGE_OPS["scheduler_step"]
+    step = PIPELINE_OPS["scheduler_step"]
     index, steps, config = options["index"], options["steps"], dict(options["scheduler"])
     for other in (index - 1, index + 1):
         if 0 <= other < steps:

@@ -20,7 +20,7 @@ ROW_RULES = {"shard": ENTRY_RULES["shard"], "file": record(FILE_RULES),
 
 
 @dataclass
-class Row:
+class Shard:
     """A shard, its tensors, the marks that were set among them; `file` once it is on disk."""
 
     shard: str
@@ -30,12 +30,12 @@ class Row:
     invariants: list[dict[str, Any]] = field(default_factory=list)
 
 
-def write(folder: Path, head: dict[str, Any], rows: list[Row]) -> None:
+def write(folder: Path, head: dict[str, Any], rows: list[Shard]) -> None:
     """Write a journal anew: what is recorded, and the shards that are there."""
     write_file(folder / JOURNAL, [_line(head), *map(_line_of, rows)])
 
 
-def add(folder: Path, row: Row) -> None:
+def add(folder: Path, row: Shard) -> None:
     """Note a shard. A later line about the same shard stands for the earlier ones."""
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     with (writing(folder / JOURNAL),
@@ -43,7 +43,7 @@ def add(folder: Path, row: Row) -> None:
         file.write(_line_of(row))
 
 
-def _line_of(row: Row) -> bytes:
+def _line_of(row: Shard) -> bytes:
     return _line({**vars(row), "tensors": [as_dict(entry) for entry in row.tensors]})
 
 
@@ -51,7 +51,7 @@ def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, allow_nan=False).encode("ascii") + b"\n"
 
 
-def read(folder: Path, head: dict[str, Any]) -> list[Row]:
+def read(folder: Path, head: dict[str, Any]) -> list[Shard]:
     """The shards that are there, whole and unaltered, from the first on without a gap.
 
     Raises UsageError when the folder holds a recording of something else, ModelError for a journal
@@ -66,7 +66,7 @@ def read(folder: Path, head: dict[str, Any]) -> list[Row]:
         wrong = next((key for key in head if found[0][key] != head[key]), "") if same else "schema"
         raise UsageError(f"{folder}: the recording there has another {wrong}. Give what it was "
                          "begun with, or another folder")
-    rows: dict[str, Row] = {}
+    rows: dict[str, Shard] = {}
     for number, line in enumerate(found[1:], 2):
         row = _row(line, f"{path}: line {number}")
         rows[row.shard] = row
@@ -78,9 +78,9 @@ def read(folder: Path, head: dict[str, Any]) -> list[Row]:
     return whole
 
 
-def _row(line: Any, where: str) -> Row:
+def _row(line: Any, where: str) -> Shard:
     check(line, ROW_RULES, where)
-    return Row(**{**line, "tensors": [read_entry(entry, where) for entry in line["tensors"]]})
+    return Shard(**{**line, "tensors": [read_entry(entry, where) for entry in line["tensors"]]})
 
 
 def _unaltered(path: Path, file: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ MAX_MANIFEST = 128 << 20  # over 100,000 tensors
 class Entry:
     """One tensor of a pack: what it is, where it is, and what a port may differ by.
 
-    `op` is a registry op, a stage op such as "guide", "block", or None. `inputs` maps the op's
+    `op` is a registry op, a pipeline op such as "guide", "block", or None. `inputs` maps the op's
     parameters to references: "tensor:NAME", "weight:PART.PATH", a number, None, or a list of those.
     `index` is its place in the order of execution; `sha256` that of its little-endian bytes in C
     order; `stats` those of the stored numbers, over the finite ones (docs: golden/README.md).

@@ -51,8 +51,8 @@ class Writer:
         self._shard_bytes = shard_bytes
         self._held: dict[str, Entry] = {}
         self._resumed: set[str] = set()
-        self._rows: list[journal.Row] = []  # the shards that are closed
-        self._row = journal.Row(_shard_name(0))  # the one that is still in memory
+        self._rows: list[journal.Shard] = []  # the shards that are closed
+        self._row = journal.Shard(_shard_name(0))  # the one that is still in memory
         self._arrays: dict[str, np.ndarray] = {}
         self._filled = 0  # their bytes
         self._unsaved = False
@@ -78,7 +78,7 @@ class Writer:
                              "another, or resume what was interrupted")
         journal.write(self.folder, head, [*self._rows, *([self._row] if self._arrays else [])])
 
-    def _take_over(self, rows: list[journal.Row]) -> None:
+    def _take_over(self, rows: list[journal.Shard]) -> None:
         """Go on after the shards that are there; the last is taken back for more tensors."""
         for row in rows:
             for entry in row.tensors:
@@ -112,7 +112,7 @@ class Writer:
         if self._arrays and self._filled + array.nbytes > self._shard_bytes:
             self._save()
             self._rows.append(self._row)
-            self._row, self._arrays = journal.Row(_shard_name(len(self._rows))), {}
+            self._row, self._arrays = journal.Shard(_shard_name(len(self._rows))), {}
             self._filled = 0
         entry = _as_usage(lambda: read_entry({
             "name": name, "op": op, "stage": stage, "step": plain(step),
@@ -190,7 +190,7 @@ class Writer:
         self._finished = manifest
         return manifest
 
-    def _manifest(self, rows: list[journal.Row]) -> Manifest:
+    def _manifest(self, rows: list[journal.Shard]) -> Manifest:
         checkpoints = [mark for row in rows for mark in row.checkpoints]
         return Manifest(
             **self._about, files={row.shard: row.file for row in rows},

@@ -15,8 +15,8 @@ from refsd import parallel
 from refsd.golden.packs.manifest import Manifest, read_manifest
 from refsd.golden.packs.writer import MANIFEST, Writer
 from refsd.golden.recording.case_table import rows
-from refsd.golden.recording.recipe import TRUTH
 from refsd.golden.recording.replay import compute
+from refsd.golden.recording.request import TRUTH
 from refsd.registry import ops
 
 GENERATOR = ("Philox4x64-10, counter from 0, key: the first 16 bytes of the SHA-256 of "

@@ -8,17 +8,17 @@ from refsd import parallel
 from refsd.errors import UsageError
 from refsd.golden.packs.manifest import Manifest, read_manifest
 from refsd.golden.packs.writer import MANIFEST, Writer
-from refsd.golden.recording.recipe import Recipe, load_truth, model_of
 from refsd.golden.recording.record import Recorder, Selection
+from refsd.golden.recording.request import Request, load_truth, model_of
 from refsd.golden.recording.run import run, trees
 
 
-def make(folder: str | Path, recipe: Recipe, *, pipe: Any = None, model: str | Path | None = None,
+def make(folder: str | Path, request: Request, *, pipe: Any = None, model: str | Path | None = None,
          variant: str | None = None, selection: Selection | None = None, resume: bool = False,
          title: str = "", tolerance: Callable | None = None,
          about_model: Mapping[str, Any] | None = None,
          on_step: Callable | None = None) -> Manifest:
-    """Draw the recipe's picture in float64 and record it as a pack in `folder`.
+    """Draw the request's picture in float64 and record it as a pack in `folder`.
 
     pipe is the model as load_truth gives it (None loads it); model says where it was loaded from.
     One BLAS thread works, so that the same pack comes of any number of processors. Raises
@@ -27,15 +27,15 @@ def make(folder: str | Path, recipe: Recipe, *, pipe: Any = None, model: str | P
     reads all weights); on_step(index) is called when a step is done.
     """
     pipe = load_truth(model, variant=variant) if pipe is None else pipe
-    selection, calls = selection or Selection(), recipe.check(pipe)
+    selection, calls = selection or Selection(), request.check(pipe)
     late = [step for step in selection.steps or () if step >= calls]
     if late and selection.level >= 2:
         raise UsageError(f"step {late[0]} is to be opened; the run has the steps 0 to {calls - 1}")
-    about = {**recipe.plain(), "selection": vars(selection)}
+    about = {**request.plain(), "selection": vars(selection)}
     about_model = about_model or model_of(pipe, model, variant=variant)
     with parallel.limited(1), Writer(folder, recipe=about, model=about_model, kind="run",
                                      resume=resume, title=title) as writer:
         recorder = Recorder(writer, trees(pipe), selection, tolerance=tolerance)
-        run(pipe, recipe, recorder, on_step)
+        run(pipe, request, recorder, on_step)
         recorder.worst.tell(writer)
     return read_manifest((Path(folder) / MANIFEST).read_bytes())

@@ -12,7 +12,7 @@ import numpy as np
 from refsd.errors import ModelError
 from refsd.golden.recording import invariants
 from refsd.golden.recording.names import Namer, block_of, full
-from refsd.golden.recording.stage_ops import STAGE_OPS
+from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.pipelines.stages import require_finite
 from refsd.weights.tree import flatten
 
@@ -146,7 +146,7 @@ class Recorder:
         for what, options in (("scores", {"heads": heads}),
                               ("probabilities", {"heads": heads, "causal": causal})):
             op = f"attention_{what}"
-            found = STAGE_OPS[op](q, k, **options)
+            found = PIPELINE_OPS[op](q, k, **options)
             self._write(f"{name}.{what}", found, level=4, op=op, inputs={"q": q, "k": k},
                         options=options)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.manifest import Entry
-from refsd.golden.recording.stage_ops import STAGE_OPS
+from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.pipelines import identity
 from refsd.pipelines.loading import bundled_model
 from refsd.registry import ops, use
@@ -31,10 +31,10 @@ def replay(entry: Entry, inputs: Mapping[str, Any]) -> np.ndarray:
 
 def compute(name: str, op: str | None, inputs: Mapping[str, Any],
             options: Mapping[str, Any]) -> np.ndarray:
-    """An op or a stage op in float64; `name` is for errors, as in replay."""
+    """An op or a pipeline op in float64; `name` is for errors, as in replay."""
     raised = {key: raise_to_float64(value) for key, value in inputs.items()}
-    if op in STAGE_OPS:
-        return STAGE_OPS[op](**raised, **options)
+    if op in PIPELINE_OPS:
+        return PIPELINE_OPS[op](**raised, **options)
     declared = ops().get(op)
     if declared is None:
         raise UsageError(f"{name}: {'a block' if op == 'block' else 'no op'}, which cannot be "

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from refsd.golden.recording.recipe import Recipe
+from refsd.golden.recording.pipeline_ops import initial_latents
 from refsd.golden.recording.record import BLOCK, Recorder
-from refsd.golden.recording.stage_ops import initial_latents
+from refsd.golden.recording.request import Request
 from refsd.pipelines import stages
 from refsd.random import draw_noise
 from refsd.random.by_name import GENERATORS
@@ -16,21 +16,21 @@ from refsd.registry import use, watch
 from refsd.schedulers import from_config
 
 
-def run(pipe: Any, recipe: Recipe, recorder: Recorder,
+def run(pipe: Any, request: Request, recorder: Recorder,
         on_step: Callable | None = None) -> np.ndarray:
-    """Draw the recipe's picture and tell the recorder of every tensor.   -> (H, W, 3) uint8
+    """Draw the request's picture and tell the recorder of every tensor.   -> (H, W, 3) uint8
 
     The noise is the float32 stream whatever pipe's dtype is, and the initial latents are rounded to
     float32, so that a port in float32 begins with the same bits. on_step(index) follows each step.
     """
     with watch(recorder), use(pipe.backend, exact=pipe.exact):
-        texts = [recipe.prompt]
-        if recipe.cfg_scale > 1 and pipe.unet.time_cond_dim is None:
-            texts.append(recipe.negative_prompt)
+        texts = [request.prompt]
+        if request.cfg_scale > 1 and pipe.unet.time_cond_dim is None:
+            texts.append(request.negative_prompt)
         # diffusers skips layers for the positive prompt only.
-        embeds = [_encode(pipe, recorder, i, text, recipe.clip_skip if i == 0 else None)
+        embeds = [_encode(pipe, recorder, i, text, request.clip_skip if i == 0 else None)
                   for i, text in enumerate(texts)]
-        latents = _denoise(pipe, recipe, recorder, on_step, *embeds)
+        latents = _denoise(pipe, request, recorder, on_step, *embeds)
         return _decode(pipe, recorder, latents)
 
 
@@ -51,18 +51,18 @@ def _encode(pipe, recorder, number, text, clip_skip):
     return states
 
 
-def _denoise(pipe, recipe, recorder, on_step, positive, negative=None):
-    scheduler = from_config(recipe.scheduler)
-    timesteps = stages.make_schedule(scheduler, recipe.steps)
+def _denoise(pipe, request, recorder, on_step, positive, negative=None):
+    scheduler = from_config(request.scheduler)
+    timesteps = stages.make_schedule(scheduler, request.steps)
     recorder.tensor("schedule", None, "timesteps", timesteps, level=1)
     recorder.tensor("schedule", None, "alphas_cumprod", scheduler.alphas_cumprod, level=1)
     recorder.worst.schedule(scheduler.alphas_cumprod, recorder.held(scheduler.alphas_cumprod))
     if hasattr(scheduler, "sigmas"):
         recorder.tensor("schedule", None, "sigmas", scheduler.sigmas, level=1)
 
-    generator = Noise(GENERATORS[recipe.rng](recipe.seed))
+    generator = Noise(GENERATORS[request.rng](request.seed))
     factor = pipe.vae.config.downscale
-    shape = (1, pipe.vae.config.latent_channels, recipe.height // factor, recipe.width // factor)
+    shape = (1, pipe.vae.config.latent_channels, request.height // factor, request.width // factor)
     noise = draw_noise(shape, pipe.unet.dtype, generator)
     recorder.tensor("denoise", None, "noise", noise, level=1)
     options = {"init_noise_sigma": float(scheduler.init_noise_sigma)}
@@ -71,11 +71,11 @@ def _denoise(pipe, recipe, recorder, on_step, positive, negative=None):
                     inputs={"noise": noise}, options=options)
 
     recorder.enter("denoise")
-    watched = WatchedScheduler(scheduler, recipe, recorder, generator)
+    watched = WatchedScheduler(scheduler, request, recorder, generator)
     states = () if negative is None else (negative,)
     for step in stages.denoise(WatchedUNet(pipe.unet, watched), watched, latents, positive, *states,
-                               guidance_scale=recipe.cfg_scale, eta=recipe.eta,
-                               guidance_rescale=recipe.guidance_rescale, generator=generator):
+                               guidance_scale=request.cfg_scale, eta=request.eta,
+                               guidance_rescale=request.guidance_rescale, generator=generator):
         latents = step.latents
         if on_step is not None:
             on_step(step.index)
@@ -111,8 +111,8 @@ class Noise:
 class WatchedScheduler:
     """A scheduler that tells of every step. `index` is that of the step it is in."""
 
-    def __init__(self, scheduler: Any, recipe: Recipe, recorder: Recorder, generator: Noise):
-        self._scheduler, self.recipe, self.recorder = scheduler, recipe, recorder
+    def __init__(self, scheduler: Any, request: Request, recorder: Recorder, generator: Noise):
+        self._scheduler, self.request, self.recorder = scheduler, request, recorder
         self._generator = generator
         self._history: tuple[list, list] = ([], [])
         self.index = -1
@@ -138,7 +138,7 @@ class WatchedScheduler:
         def step(model_output, timestep, sample, **options):
             if self.asked:
                 self._tell("guided", model_output, "guide", self.asked, {
-                    "scale": self.recipe.cfg_scale, "rescale": self.recipe.guidance_rescale})
+                    "scale": self.request.cfg_scale, "rescale": self.request.guidance_rescale})
             self.asked, self._generator.drawn = {}, None
             found = self._scheduler.step(model_output, timestep, sample, **options)
             inputs = {"model_output": model_output, "sample": sample}
@@ -148,7 +148,7 @@ class WatchedScheduler:
             if self._generator.drawn is not None:
                 inputs["noise"] = self._generator.drawn
                 self.recorder.tensor("denoise", self.index, "noise", inputs["noise"], level=1)
-            eta = {"eta": self.recipe.eta} if "eta" in options and self.recipe.eta else {}
+            eta = {"eta": self.request.eta} if "eta" in options and self.request.eta else {}
             self._tell("latents", found.prev_sample, "scheduler_step", inputs,
                        {**self._place(), **eta})
             return found
@@ -160,7 +160,7 @@ class WatchedScheduler:
         return list(self._history[which])
 
     def _place(self):
-        return {"scheduler": self.recipe.scheduler, "steps": self.recipe.steps,
+        return {"scheduler": self.request.scheduler, "steps": self.request.steps,
                 "index": self.index}
 
     def _tell(self, path, array, op, inputs, options):

@@ -14,8 +14,8 @@ import numpy as np
 
 from refsd.errors import UsageError
 from refsd.golden.recording.names import block_of, parent
-from refsd.golden.recording.recipe import Recipe
 from refsd.golden.recording.record import Selection
+from refsd.golden.recording.request import Request
 from refsd.golden.recording.run import trees
 from refsd.golden.tolerances.bounds_moved import MOVEMENT
 from refsd.golden.tolerances.emulate import Emulator
@@ -66,7 +66,7 @@ class Simulation(NamedTuple):
     ranking: list[Damage] | None
 
 
-def simulate(pipe: Any, recipe: Recipe, format: str, *, accumulate: str = "float32",
+def simulate(pipe: Any, recipe: Request, format: str, *, accumulate: str = "float32",
              scope: Iterable[str] = (), rank: str | None = "blocks",
              on_run: Callable[[int, int], None] | None = None) -> Simulation:
     """Run a model (as load_truth gives it) in a format, and say what that does.

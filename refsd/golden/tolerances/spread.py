@@ -22,8 +22,8 @@ from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.manifest import Entry, write_manifest
 from refsd.golden.packs.pack import Pack
 from refsd.golden.packs.writer import MANIFEST, SUMS, sums
-from refsd.golden.recording.recipe import Recipe, load_truth
 from refsd.golden.recording.record import Recorder, Selection
+from refsd.golden.recording.request import Request, load_truth
 from refsd.golden.recording.run import run, trees
 from refsd.golden.tolerances.emulate import Emulator
 from refsd.golden.tolerances.tolerance import with_spread
@@ -89,7 +89,7 @@ def spread(pack: Pack, format: str, *, runs: int = RUNS, confidence: float = CON
     return {name: errors.limit(name, confidence) for name in errors.seen}
 
 
-def emulated_run(pipe: Any, recipe: Recipe, selection: Selection, writer: Any,
+def emulated_run(pipe: Any, recipe: Request, selection: Selection, writer: Any,
                  emulator: Emulator) -> None:
     """A run of make, in the emulator's arithmetic; writer.add hears of each tensor."""
     recorder = EmulatedRecorder(writer, trees(pipe), selection, emulator)
@@ -171,10 +171,10 @@ def independent(sketches: Iterable[np.ndarray]) -> float:
     return 1 / min(1.0, max(1 / SKETCH, float(np.mean(cosines**2))))
 
 
-def recipe_of(pack: Pack) -> Recipe:
+def recipe_of(pack: Pack) -> Request:
     """The recipe that a pack was made with."""
-    names = {field.name for field in dataclasses.fields(Recipe)}
-    return Recipe(**{key: value for key, value in pack.manifest.recipe.items() if key in names})
+    names = {field.name for field in dataclasses.fields(Request)}
+    return Request(**{key: value for key, value in pack.manifest.recipe.items() if key in names})
 
 
 def selection_of(pack: Pack) -> Selection:

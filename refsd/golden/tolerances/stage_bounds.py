@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refsd.golden.recording.stage_ops import STAGE_OPS
+from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.golden.tolerances.precision import PRECISIONS, Precision, gamma
 from refsd.pipelines.stages import make_schedule
 from refsd.schedulers import from_config
@@ -23,7 +23,7 @@ Inputs = Mapping[str, Any]
 
 def stage_bound(op: str, inputs: Inputs, options: Inputs, truth: np.ndarray,
                 format: str) -> np.ndarray:
-    """The bound of a stage op for a port in a float format (int8 weights: float32 tensors)."""
+    """The bound of a pipeline op for a port in a float format (int8 weights: float32 tensors)."""
     precision = PRECISIONS["float32" if format == "int8" else format]
     wide = {name: _wide(value) for name, value in inputs.items()}
     found = STAGE_BOUNDS[op](wide, options, truth, precision)
@@ -132,7 +132,7 @@ def to_bytes(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np
 def attention_scores(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
     """d products, their sum, and the scale."""
     d = inputs["q"].shape[-1] // options["heads"]
-    size = STAGE_OPS["attention_scores"](abs(inputs["q"]), abs(inputs["k"]), **options)
+    size = PIPELINE_OPS["attention_scores"](abs(inputs["q"]), abs(inputs["k"]), **options)
     return gamma(d + 3, p) * size + d * p.tiny
 
 
@@ -144,7 +144,7 @@ def attention_probabilities(inputs: Inputs, options: Inputs, y: np.ndarray,
     """
     heads = {"heads": options["heads"]}
     error = attention_scores(inputs, heads, y, p).max(axis=-1, keepdims=True)
-    scores = STAGE_OPS["attention_scores"](inputs["q"], inputs["k"], **heads)
+    scores = PIPELINE_OPS["attention_scores"](inputs["q"], inputs["k"], **heads)
     shift = 2 * error + gamma(2, p) * abs(scores).max(axis=-1, keepdims=True)
     return y * (np.expm1(shift) + gamma(y.shape[-1] + 10, p) * np.exp(shift)) + 4 * p.tiny
 

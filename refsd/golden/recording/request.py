@@ -22,7 +22,7 @@ TRUTH = {"backend": "numpy", "dtype": "float64"}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Request:
     """One picture: sizes in pixels, `clip_skip` as in diffusers, `scheduler` the full options."""
 
     prompt: str

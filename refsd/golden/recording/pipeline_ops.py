@@ -15,7 +15,7 @@ from refsd.pipelines import stages
 from refsd.schedulers import from_config
 
 
-class Drawn:
+class FixedNoise:
     """A generator that gives noise which was drawn before."""
 
     def __init__(self, noise: np.ndarray):
@@ -52,7 +52,7 @@ def scheduler_step(model_output: Any, sample: Any, noise: np.ndarray | None = No
             stepped = found.step(output, t, x)
         return stepped.prev_sample
     found, timesteps = _at(scheduler, steps, index)
-    options = {} if noise is None else {"generator": Drawn(noise)}
+    options = {} if noise is None else {"generator": FixedNoise(noise)}
     if eta:
         options["eta"] = eta
     return found.step(model_output, timesteps[index], sample, **options).prev_sample
@@ -122,6 +122,6 @@ def _scores(q, k, heads):
             yield n, h, (q[n, :, part] * (1 / math.sqrt(d))) @ k[n, :, part].T
 
 
-STAGE_OPS = {f.__name__: f for f in (
+PIPELINE_OPS = {f.__name__: f for f in (
     initial_latents, scale_model_input, guide, scheduler_step, unscale_latents, to_picture,
     to_bytes, attention_scores, attention_probabilities)}
