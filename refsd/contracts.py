@@ -71,26 +71,26 @@ class Contract:
         return self.signature
 
     def __call__(self, *args: Any, **options: Any) -> Output:
-        given = self._bind(args, options)
-        arrays = self._arrays(given)
+        arguments = self._bind(args, options)
+        arrays = self._arrays(arguments)
         dtype = self._dtype(arrays)
         # A list stands for its first array: others differ along one axis, which infer looks at.
         sizes = {name.removesuffix("[0]"): tuple(array.shape) for name, array in arrays.items()}
-        self._check_options(given, sizes)
+        self._check_options(arguments, sizes)
         self._match(arrays, sizes)
         for rule, sentence in self.rules.items():
             if not value(rule, sizes):
                 raise Refusal(self.name, sentence.format(**sizes), ("rule", rule))
         if self.infer is not None:
-            sizes |= self.infer(**given)
+            sizes |= self.infer(**arguments)
 
         shape = sizes_of(self.result, sizes)
         sizes["size"] = math.prod(shape)
-        dtype = str(given.get("dtype", dtype))
+        dtype = str(arguments.get("dtype", dtype))
         all_of = {**arrays, "result": Spec(shape, dtype)}
-        moved = (*(arrays if self.reads is None else self.reads), "result")
+        touched = (*(arrays if self.reads is None else self.reads), "result")
         return Output(shape, dtype, int(value(self.flops, sizes)), sum(
-            math.prod(all_of[name].shape) * itemsize(all_of[name].dtype) for name in moved))
+            math.prod(all_of[name].shape) * itemsize(all_of[name].dtype) for name in touched))
 
     def _bind(self, args, options) -> dict[str, Any]:
         try:
@@ -100,29 +100,29 @@ class Contract:
         bound.apply_defaults()
         return bound.arguments
 
-    def _arrays(self, given) -> dict[str, Any]:
+    def _arrays(self, arguments) -> dict[str, Any]:
         """The arrays of a call by name, "arrays[0]" those of a list; None and numbers left out."""
-        found = {}
+        arrays = {}
         for tensor in self.tensors:
-            array, name = given[tensor.name], tensor.name
+            array, name = arguments[tensor.name], tensor.name
             if array is None and self.signature.parameters[name].default is None:
                 continue
             if tensor.form == "list":
                 if not isinstance(array, (list, tuple)) or not array:
                     raise Refusal(self.name, f"{name} is no list of one array or more",
                                   ("list", name))
-                found |= {f"{name}[{i}]": one for i, one in enumerate(array)}
+                arrays |= {f"{name}[{i}]": item for i, item in enumerate(array)}
             elif not (tensor.form == "number" and is_number(array)):
-                found[name] = array
-        for name, array in found.items():
+                arrays[name] = array
+        for name, array in arrays.items():
             if not hasattr(array, "shape") or not hasattr(array, "dtype"):
                 raise Refusal(self.name, f"{name} has type {type(array).__name__}, wanted an array",
                               ("array", name.partition("[")[0]))
             if hasattr(array, "filled") or hasattr(array, "getA1"):  # masked, or a matrix
                 raise Refusal(self.name, f"{name} is a {type(array).__name__}, wanted a plain array"
                               ": np.asarray drops what is more", ("plain", name.partition("[")[0]))
-        numbers = [t.name for t in self.tensors if t.form == "number" and t.name not in found]
-        return found | {name: Spec((), str(next(iter(found.values())).dtype)) for name in numbers}
+        scalars = [t.name for t in self.tensors if t.form == "number" and t.name not in arrays]
+        return arrays | {name: Spec((), str(next(iter(arrays.values())).dtype)) for name in scalars}
 
     def _dtype(self, arrays) -> str:
         """The common dtype of all floats among the arrays: float32 or float64."""
@@ -131,12 +131,12 @@ class Contract:
             dtype, kind = str(array.dtype), self.tensor(name).kind
             if kind == "float":
                 floats[name] = dtype
-            wanted = {"float": dtype in FLOATS, "int": dtype in INTEGERS,
+            takes = {"float": dtype in FLOATS, "int": dtype in INTEGERS,
                       "real": dtype in INTEGERS or "float" in dtype}
-            if not wanted[kind]:
-                words = {"float": f"{' or '.join(FLOATS)}: convert it first", "int": "integers",
+            if not takes[kind]:
+                sentences = {"float": f"{' or '.join(FLOATS)}: convert it first", "int": "integers",
                          "real": "integers or floats"}
-                raise Refusal(self.name, f"{name} has dtype {dtype}, wanted {words[kind]}",
+                raise Refusal(self.name, f"{name} has dtype {dtype}, wanted {sentences[kind]}",
                               ("dtype", name.partition("[")[0]))
         if len(set(floats.values())) > 1:
             raise Refusal(self.name, "one dtype for all, got " + ", ".join(
@@ -148,13 +148,13 @@ class Contract:
         name = name.partition("[")[0]
         return next(tensor for tensor in self.tensors if tensor.name == name)
 
-    def _check_options(self, given, sizes) -> None:
+    def _check_options(self, arguments, sizes) -> None:
         for name, option in self.options.items():
-            if not option.takes(given[name], sizes):
+            if not option.takes(arguments[name], sizes):
                 wanted = option.wanted(sizes)
-                raise Refusal(self.name, f"{name} is {given[name]!r}, wanted {wanted}",
+                raise Refusal(self.name, f"{name} is {arguments[name]!r}, wanted {wanted}",
                               ("option", name))
-            sizes[name] = given[name]
+            sizes[name] = arguments[name]
 
     def _match(self, arrays, sizes) -> None:
         """Bind the letters of all arrays to their sizes. Raises Refusal where they do not fit."""
@@ -165,17 +165,17 @@ class Contract:
             if tensor.form == "list":
                 continue
             if tensor.form == "broadcast":
-                wanted = sizes_of(tensor.letters, sizes)
-                if len(shape) > len(wanted) or any(
-                        n not in (1, m) for n, m in zip(shape[::-1], wanted[::-1])):
+                target = sizes_of(tensor.letters, sizes)
+                if len(shape) > len(target) or any(
+                        n not in (1, m) for n, m in zip(shape[::-1], target[::-1])):
                     raise Refusal(self.name, f"{name} {shape} does not broadcast to {letters} = "
-                                  f"{wanted}", ("shape", name))
+                                  f"{target}", ("shape", name))
                 continue
             before = sizes.copy()
             if not bind(tensor.letters, shape, sizes, self.name):
-                told = [f"{letter} = {origins[letter]}" for letter in names(tensor.letters)
+                bindings = [f"{letter} = {origins[letter]}" for letter in names(tensor.letters)
                         if letter in before]
-                where = f" where {', '.join(told)}" if told else ""
+                where = f" where {', '.join(bindings)}" if bindings else ""
                 fault = "axes" if len(shape) != len(tensor.letters) else "sizes"
                 raise Refusal(self.name, f"{name} has shape {shape}, wanted {letters}{where}",
                               ("shape", name, fault))

@@ -73,8 +73,8 @@ def with_tensors(call: Call, change: Callable[[str, Spec], Any]) -> Call:
     return Call(*({name: changed(name, value) for name, value in part.items()} for part in call))
 
 
-def numbers(op: Op, call: Call, seed: int) -> Call:
-    """The call with arrays: normal float32 numbers and valid indices, the same for a seed.
+def with_values(op: Op, call: Call, seed: int) -> Call:
+    """The call with arrays: normal float32 values and valid indices, the same for a seed.
 
     Where the op has limits they keep them: its kind's domain, divisors away from 0, indices below
     what they point into; a mask hides a third of the keys.

@@ -1,4 +1,4 @@
-"""The kinds of options that ops have, as data: what they take, and how that is said and exported.
+"""The kinds of options that ops have, as data: what they take, and how messages and exports put it.
 
 `takes(value, sizes)` decides; sizes holds the shapes of the call's tensors and the options before.
 `types` are the names under which contracts export the forms of a value (docs/porting.md).
@@ -55,7 +55,7 @@ class Integer(Option):
 
 
 class Number(Option):
-    """A Python number, finite unless said otherwise, above a limit if there is one."""
+    """A Python number, finite unless declared otherwise, above a limit if there is one."""
 
     types = ("number",)
 
@@ -132,8 +132,8 @@ class Sides(Pair):
 
     def takes(self, value, sizes):
         pairs = isinstance(value, (tuple, list)) and len(value) == 2 and all(
-            isinstance(one, (tuple, list)) and super(Sides, self).takes(one, sizes)
-            for one in value)
+            isinstance(side, (tuple, list)) and super(Sides, self).takes(side, sizes)
+            for side in value)
         return pairs or super().takes(value, sizes)
 
 

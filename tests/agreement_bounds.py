@@ -105,7 +105,7 @@ def typical(name, args, options, truth, precision):
 def common(name, args, options, truth, precision):
     """How far all errors together may lie to one side: 0, if no rounding is common to all.
 
-    The FFT's constants (cos and sin of its angles, 1 / size) are rounded once for all numbers: up
+    The FFT's constants (cos and sin of its angles, 1 / size) are rounded once for all values: up
     to u of the result in each stage of three transforms.
     """
     if name != "conv2d" or algorithm(args, options, truth.shape) != "fft":

@@ -1,7 +1,7 @@
 """Calls that are hard for a vectorised kernel: sizes around vectors, tiles and blocks.
 
 `calls(name)` gives the op's, the first of them large enough for any layout in memory to matter.
-They are those of the op's kind, those written here, or the op's examples. Ops that move pictures or
+They are those of the op's kind, those written here, or the op's examples. Ops that move images or
 rows have more of these than of options: op_table.py draws the options.
 """
 
@@ -32,15 +32,15 @@ def calls(name):
     """The op's hard calls, with the same values every time."""
     seeds = itertools.count(1)
 
-    def numbers(*shape, scale=1.0, mean=0.0):
+    def values(*shape, scale=1.0, mean=0.0):
         return normal(shape, next(seeds), scale, mean)
 
     op = ops()[name]
     if name in WRITTEN:
-        return tuple(WRITTEN[name](numbers))
+        return tuple(WRITTEN[name](values))
     if isinstance(op.kind, Map):
-        return tuple(_mapped(numbers, op))
-    return tuple(_pairwise(numbers) if isinstance(op.kind, Pair) else from_examples(op))
+        return tuple(_mapped(values, op))
+    return tuple(_pairwise(values) if isinstance(op.kind, Pair) else from_examples(op))
 
 
 def call(*args, **options):
@@ -50,63 +50,63 @@ def call(*args, **options):
 
 def laid_out(call, layout):
     """The same call with all its arrays laid out in memory like that."""
-    def place(value):
+    def moved(value):
         if isinstance(value, list):
-            return [place(v) for v in value]
+            return [moved(v) for v in value]
         return value._replace(layout=layout) if isinstance(value, Values) else value
 
-    return Call(tuple(map(place, call.args)), {k: place(v) for k, v in call.options.items()})
+    return Call(tuple(map(moved, call.args)), {k: moved(v) for k, v in call.options.items()})
 
 
-def _mapped(numbers, op):
+def _mapped(values, op):
     for shape in [(2, 5, 4, 7), (), (0, 3), *((n,) for n in LENGTHS)]:
-        yield call(within(op.kind, numbers(*shape, scale=3 * op.kind.scale)), **options_of(op))
+        yield call(within(op.kind, values(*shape, scale=3 * op.kind.scale)), **options_of(op))
 
 
 def from_examples(op):
     """The calls of an op of no simple kind that no table here knows."""
     for seed, example in enumerate(examples.calls(op)):
-        found = examples.numbers(op, example, seed)
-        yield call(*found.inputs.values(), **found.options)
+        filled = examples.with_values(op, example, seed)
+        yield call(*filled.inputs.values(), **filled.options)
 
 
-def _pairwise(numbers):
-    yield call(numbers(2, 5, 4, 7), numbers(2, 5, 4, 7))
+def _pairwise(values):
+    yield call(values(2, 5, 4, 7), values(2, 5, 4, 7))
     for length in LENGTHS:
-        yield call(numbers(2, length), numbers(2, length, mean=9.0))
-        yield call(numbers(2, length), 0.1)
+        yield call(values(2, length), values(2, length, mean=9.0))
+        yield call(values(2, length), 0.1)
     for other in [(2, 5, 1, 1), (5, 1, 1), (1, 5, 1, 1), (1, 5, 4, 7), (7,), (2, 1, 1, 1),
                   (1, 1, 4, 1), (1,), ()]:
-        yield call(numbers(2, 5, 4, 7), numbers(*other, mean=9.0))
-        yield call(numbers(*other), numbers(2, 5, 4, 7, mean=9.0))
+        yield call(values(2, 5, 4, 7), values(*other, mean=9.0))
+        yield call(values(*other), values(2, 5, 4, 7, mean=9.0))
     # A bias for each channel of many rows.
-    yield call(numbers(2, 33, 70, 41).transpose(0, 2, 3, 1), numbers(33, mean=9.0))
+    yield call(values(2, 33, 70, 41).transpose(0, 2, 3, 1), values(33, mean=9.0))
 
 
-def _linear(numbers):
+def _linear(values):
     for i, (M, K, N) in enumerate([
             (ROWS + 1, 129, COLUMNS + 1), (1, 1, 1), (ROWS - 1, 127, COLUMNS - 1),
             (ROWS, 128, COLUMNS), (2 * ROWS + 1, 257, 2 * COLUMNS), (5, 320, 17), (7, 31, 8),
             (3 * ROWS + 1, 16, 100), (2, 5, 3 * COLUMNS - 1), (101, 13, 9), (150, 384, 47)]):
-        bias = [numbers(N)] if i % 3 else []
-        yield call(numbers(M, K), numbers(N, K), *bias)
-    yield call(numbers(2, 7, 40), numbers(37, 40), None)
-    yield call(numbers(40), numbers(37, 40), numbers(37))
-    yield call(numbers(3, 0, 4), numbers(5, 4), numbers(5))
+        bias = [values(N)] if i % 3 else []
+        yield call(values(M, K), values(N, K), *bias)
+    yield call(values(2, 7, 40), values(37, 40), None)
+    yield call(values(40), values(37, 40), values(37))
+    yield call(values(3, 0, 4), values(5, 4), values(5))
 
 
-def _matmul(numbers):
+def _matmul(values):
     for M, K, N in [(ROWS + 1, 129, COLUMNS + 1), (1, 1, 1), (ROWS, 128, COLUMNS), (5, 257, 3),
                     (2 * ROWS - 1, 31, 2 * COLUMNS - 1)]:
-        yield call(numbers(M, K), numbers(K, N))
-    yield call(numbers(2, 1, 5, 9), numbers(3, 9, 17))
-    yield call(numbers(3, 9, 7), numbers(2, 3, 7, 5))
-    yield call(numbers(2, 3, 0), numbers(0, 4))
+        yield call(values(M, K), values(K, N))
+    yield call(values(2, 1, 5, 9), values(3, 9, 17))
+    yield call(values(3, 9, 7), values(2, 3, 7, 5))
+    yield call(values(2, 3, 0), values(0, 4))
 
 
-def _conv2d(numbers):
+def _conv2d(values):
     def conv(shape, kernel, bias=True, **options):
-        return call(numbers(*shape), numbers(*kernel), *[numbers(kernel[0])] * bias, **options)
+        return call(values(*shape), values(*kernel), *[values(kernel[0])] * bias, **options)
 
     sizes = [(9, 10), (1, 1), (2, 3), (4, 4), (5, 8), (7, 13), (17, 6), (33, 9)]
     channels = [(17, 33), (1, 1), (3, 5), (4, 32), (16, 16), (32, 33), (65, 64), (16, 97)]
@@ -130,9 +130,9 @@ def _conv2d(numbers):
     yield conv((2, 8, 40, 37), (9, 8, 15, 16), algorithm="fft", padding=7, stride=(2, 1))
 
 
-def _attention(numbers):
+def _attention(values):
     def qkv(N, L, S, C, D):
-        return numbers(N, L, C), numbers(N, S, C), numbers(N, S, D)
+        return values(N, L, C), values(N, S, C), values(N, S, D)
 
     hidden = normal((40, KEYS + 34), 99, 3.0)
     hidden[hidden > 1], hidden[3] = -math.inf, -math.inf
@@ -147,64 +147,64 @@ def _attention(numbers):
     for L in (1, 2, 33, KEYS + 40):
         yield call(*qkv(2, L, L, 24, 24), heads=3, causal=True)
     for shape in [(2, 3, 17, 29), (2, 1, 17, 29), (3, 1, 29), (17, 1), (29,), ()]:
-        yield call(*qkv(2, 17, 29, 12, 12), heads=3, mask=numbers(*shape, scale=3.0))
+        yield call(*qkv(2, 17, 29, 12, 12), heads=3, mask=values(*shape, scale=3.0))
 
 
-def _group_norm(numbers):
+def _group_norm(values):
     for shape, groups in [((2, 36, 5, 7), 2), ((1, 40, 30, 29), 4), ((1, 128, 17, 20), 32),
                           ((3, 6, 1, 1), 3), ((1, 320, 3, 3), 32), ((1, 17, 50, 41), 1),
                           ((2, 5, 3), 5), ((2, 33, 8, 4), 3), ((1, 8, 100, 131), 4)]:
         for mean in (0.0, 3.0, 1e4):
-            yield call(numbers(*shape, mean=mean), numbers(shape[1]), numbers(shape[1]),
+            yield call(values(*shape, mean=mean), values(shape[1]), values(shape[1]),
                        groups=groups, eps=1e-6)
-    x = numbers(1, 64, 64, 33, scale=1e-3)  # the variance lies between the blocks
+    x = values(1, 64, 64, 33, scale=1e-3)  # the variance lies between the blocks
     x[:, :, 32:] += 100
-    yield call(x, numbers(64), numbers(64), groups=32, eps=1e-6)
+    yield call(x, values(64), values(64), groups=32, eps=1e-6)
     for value in (0.0, 3333.3, -1e6):  # nothing but the bias is left
-        yield call(np.full((2, 32, 64, 33), value, "float32"), numbers(32), numbers(32), groups=4,
+        yield call(np.full((2, 32, 64, 33), value, "float32"), values(32), values(32), groups=4,
                    eps=1e-6)
 
 
 def _row_norm(*, bias):
-    def cases(numbers):
+    def cases(values):
         for K in (*WIDTHS, 320, 1283):
             for mean in (0.0, 1e4):
-                yield call(numbers(11, K, mean=mean), *[numbers(K) for _ in range(1 + bias)],
+                yield call(values(11, K, mean=mean), *[values(K) for _ in range(1 + bias)],
                            eps=EPS)
-        yield call(numbers(2, 3, 5, 16), *[numbers(16) for _ in range(1 + bias)], eps=1e-3)
+        yield call(values(2, 3, 5, 16), *[values(16) for _ in range(1 + bias)], eps=1e-3)
         yield call(np.full((9, 320), 3333.3, "float32"),
-                   *[numbers(320) for _ in range(1 + bias)], eps=1e-6)
+                   *[values(320) for _ in range(1 + bias)], eps=1e-6)
 
     return cases
 
 
-def _softmax(numbers):
-    yield call(numbers(5, 33, 6), axis=1)
+def _softmax(values):
+    yield call(values(5, 33, 6), axis=1)
     for K in (*WIDTHS, 320, 1283):
-        yield call(numbers(11, K, scale=4.0), axis=-1)
-    hidden = numbers(3, 20)
+        yield call(values(11, K, scale=4.0), axis=-1)
+    hidden = values(3, 20)
     hidden[1], hidden[2, 3:] = -math.inf, -math.inf
     yield call(hidden, axis=-1)
 
 
-def _geglu(numbers):
+def _geglu(values):
     for K in (*WIDTHS, 1283):
-        yield call(numbers(11, 2 * K, scale=3.0))
-    yield call(numbers(2, 0, 6))
+        yield call(values(11, 2 * K, scale=3.0))
+    yield call(values(2, 0, 6))
 
 
-def _rows(numbers):
+def _rows(values):
     for K in WIDTHS:
-        yield call(np.array([[0, 3, 9], [9, 1, 0]]), numbers(10, K))
-    yield call(np.arange(300, dtype="uint8") % 255, numbers(255, 70))
+        yield call(np.array([[0, 3, 9], [9, 1, 0]]), values(10, K))
+    yield call(np.arange(300, dtype="uint8") % 255, values(255, 70))
 
 
-def _gather(numbers):
+def _gather(values):
     for K in WIDTHS:
-        yield call(numbers(3, 5, K), np.array([4, 0, 2]))
+        yield call(values(3, 5, K), np.array([4, 0, 2]))
 
 
-def _timestep_embedding(numbers):
+def _timestep_embedding(values):
     for dim in (320, 2, 3, 33):
         for flip, shift in [(True, 0), (False, 0.5)]:
             yield call(np.array([0, 1, 500, 999]), dim=dim, flip_sin_to_cos=flip, freq_shift=shift,
@@ -213,66 +213,66 @@ def _timestep_embedding(numbers):
                dtype="float32")
 
 
-def _rope(numbers):
+def _rope(values):
     for width in WIDTHS[:12]:
         for interleaved in (True, False):
-            yield call(numbers(2, 3, 2 * width), np.array([0, 1, 77]), base=10000.0,
+            yield call(values(2, 3, 2 * width), np.array([0, 1, 77]), base=10000.0,
                        interleaved=interleaved)
 
 
-def _pictures(**options):
-    def cases(numbers):
+def _images(**options):
+    def cases(values):
         for C in WIDTHS:
-            yield call(numbers(2, C, 3, 5), **options)
+            yield call(values(2, C, 3, 5), **options)
 
     return cases
 
 
 def _resize(**options):
-    def cases(numbers):
+    def cases(values):
         before = itertools.cycle([(8, 9), (7, 5), (3, 4)])
         after = itertools.cycle([(16, 18), (17, 31), (3, 9), (1, 1)])
         for C, (H, W), (height, width) in zip(WIDTHS, before, after):
-            yield call(numbers(2, C, H, W), height=height, width=width, **options)
+            yield call(values(2, C, H, W), height=height, width=width, **options)
 
     return cases
 
 
-def _bilinear(numbers):
+def _bilinear(values):
     for align_corners in (False, True):
-        yield from _resize(align_corners=align_corners)(numbers)
+        yield from _resize(align_corners=align_corners)(values)
 
 
-def _to_image(numbers):
+def _to_image(values):
     for C in WIDTHS:
-        yield call(numbers(2, 15, C), height=3, width=5)
-    yield call(numbers(2, 17), height=1, width=1)
+        yield call(values(2, 15, C), height=3, width=5)
+    yield call(values(2, 17), height=1, width=1)
 
 
-def _concat(numbers):
+def _concat(values):
     for C, axis in itertools.product(WIDTHS[::2], (1, -1)):
         shape = [2, 5, 3, 4]
         arrays = []
         for n in (C, 17, 3):
             shape[axis] = n
-            arrays.append(numbers(*shape))
+            arrays.append(values(*shape))
         yield call(arrays, axis=axis)
 
 
-def _slice(numbers):
+def _slice(values):
     for axis in (1, -1, 0):
-        yield call(numbers(4, 17, 6, 5), axis=axis, start=1, stop=3)
+        yield call(values(4, 17, 6, 5), axis=axis, start=1, stop=3)
 
 
-def _pad(numbers):
+def _pad(values):
     for C in WIDTHS:
-        yield call(numbers(2, C, 4, 5), widths=((0, 0), (0, 0), (1, 1), (0, 1)))
-    yield call(numbers(2, 19, 6, 5), widths=((1, 0), (2, 3), (0, 0), (0, 0)))
+        yield call(values(2, C, 4, 5), widths=((0, 0), (0, 0), (1, 1), (0, 1)))
+    yield call(values(2, 19, 6, 5), widths=((1, 0), (2, 3), (0, 0), (0, 0)))
 
 
-def _transpose(numbers):
+def _transpose(values):
     for axes in ((0, 2, 3, 1), (3, 2, 1, 0), (0, 1, 2, 3)):
-        yield call(numbers(2, 17, 6, 5), axes=axes)
+        yield call(values(2, 17, 6, 5), axes=axes)
 
 
 WRITTEN = {
@@ -281,6 +281,6 @@ WRITTEN = {
     "rms_norm": _row_norm(bias=False), "geglu": _geglu, "softmax": _softmax,
     "embedding": _rows, "gather": _gather, "timestep_embedding": _timestep_embedding,
     "rope": _rope, "upsample_nearest": _resize(), "upsample_bilinear": _bilinear,
-    "to_tokens": _pictures(), "to_image": _to_image, "concat": _concat, "slice": _slice,
+    "to_tokens": _images(), "to_image": _to_image, "concat": _concat, "slice": _slice,
     "pad": _pad, "transpose": _transpose,
 }  # fmt: skip

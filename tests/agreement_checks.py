@@ -56,11 +56,11 @@ def not_numbers(name):
             if target.dtype.kind != "f" or target.size == 0:
                 continue
             for bad in (math.nan, math.inf, -math.inf):
-                places = normal((2,), i).view("u4") % target.size
-                before = target.flat[places]
-                target.flat[places] = bad
+                positions = normal((2,), i).view("u4") % target.size
+                before = target.flat[positions]
+                target.flat[positions] = bad
                 got, (truth, _) = run(name, args, options).copy(), truth_of(name, args, options)
-                target.flat[places] = before
+                target.flat[positions] = before
                 what = f"{name} argument {i} with {bad}"
                 if _spreads(name, args, options, truth):
                     _spoils_tiles(got, truth, bad, what)
@@ -80,7 +80,7 @@ def _spreads(name, args, options, truth):
 
 def _spoils_tiles(got, truth, bad, what):
     assert not np.isfinite(got[~np.isfinite(truth)]).any(), what
-    # The picture that the bad numbers are not in, if there is one, is as before.
+    # The image that the bad numbers are not in, if there is one, is as before.
     if len(got) > 1 and np.isfinite(truth[0]).all() and not np.isfinite(truth[1]).all():
         assert np.isfinite(got[0]).all(), what
 
@@ -122,33 +122,33 @@ def _scaled(name, hard, factor):
 def _any_numbers(name, count, options):
     args = [np.repeat(SPECIALS, SPECIALS.size), np.tile(SPECIALS, SPECIALS.size)][-count:]
     with np.errstate(all="ignore"):
-        wanted = OPS[name].definition(*args, **options)
+        expected = OPS[name].definition(*args, **options)
         truth, wide = truth_of(name, args, options)
         got = run(name, args, options)
-        np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted), err_msg=name)
-        infinite = np.isinf(wanted) | np.isinf(got)
-        np.testing.assert_array_equal(got[infinite], wanted[infinite], err_msg=name)
-        finite = np.isfinite(wanted) & np.all([np.isfinite(a) for a in args], axis=0)
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), err_msg=name)
+        infinite = np.isinf(expected) | np.isinf(got)
+        np.testing.assert_array_equal(got[infinite], expected[infinite], err_msg=name)
+        finite = np.isfinite(expected) & np.all([np.isfinite(a) for a in args], axis=0)
         exact = [a[finite] for a in wide[0]]
         bound = agreement_bounds.worst(name, exact, options, truth[finite], P)
         assert_within(got[finite], truth[finite], bound, name)
 
 
 def bits(name):
-    """The same for any number of threads, and for a picture alone or with one or two others."""
+    """The same for any number of threads, and for a image alone or with one or two others."""
     for whole, batched in batches(name):
         same_in_parts(name, *whole.build("float32"), batched)
 
 
 def same_in_parts(name, args, options, batched):
-    wanted = run(name, args, options)
+    expected = run(name, args, options)
     for part in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 2), slice(1, 3)):
         few = [_part(a, part) if i in batched else a for i, a in enumerate(args)]
         some = {k: _part(v, part) if k in batched else v for k, v in options.items()}
         for threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
             with masked(threads):
                 y = run(name, few, some)
-            same_bits(y, wanted[part], f"{name} of pictures {part}, {threads} threads")
+            same_bits(y, expected[part], f"{name} of images {part}, {threads} threads")
 
 
 def _part(value, part):

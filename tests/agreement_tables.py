@@ -5,7 +5,7 @@ from agreement_cases import call
 from op_table import normal, options_of, within
 
 from refsd.contracts import Spec
-from refsd.examples import calls, numbers, with_tensors
+from refsd.examples import calls, with_tensors, with_values
 from refsd.kinds import Map, Pair
 from refsd.registry import ops
 
@@ -40,10 +40,10 @@ def from_example(op):
                if tensor.letters[:1] == op.contract.result[:1]}
     if not batched:
         return []
-    found = numbers(op, with_tensors(calls(op)[0], lambda name, spec: Spec(
+    filled = with_values(op, with_tensors(calls(op)[0], lambda name, spec: Spec(
         (3, *spec.shape[1:]), spec.dtype) if name in batched else spec), 1)
-    return [(call(*found.inputs.values(), **found.options),
-             {i for i, name in enumerate(found.inputs) if name in batched})]
+    return [(call(*filled.inputs.values(), **filled.options),
+             {i for i, name in enumerate(filled.inputs) if name in batched})]
 
 
 def _convolutions():
@@ -90,7 +90,7 @@ BATCHES = {
 
 
 def _fair_conv2d():
-    """One by one: 3136 sums of 320 products; two pictures by every algorithm."""
+    """One by one: 3136 sums of 320 products; two images by every algorithm."""
     yield call(_n(1, 320, 28, 28), _n(64, 320, 1, 1, seed=2), _n(64))
     for algorithm in ("im2col", "winograd2", "winograd4", "fft"):
         yield call(_n(2, 64, 16, 16), _n(48, 64, 3, 3, seed=2), _n(48), padding=1,

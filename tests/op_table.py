@@ -159,7 +159,7 @@ def mapped(draw, op):
 
 @st.composite
 def example(draw, op):
-    call = examples.numbers(op, draw(st.sampled_from(examples.calls(op))), draw(seeds))
+    call = examples.with_values(op, draw(st.sampled_from(examples.calls(op))), draw(seeds))
     return Call(*values_of((tuple(call.inputs.values()), call.options), draw(layouts)))
 
 
@@ -339,7 +339,7 @@ def rope(draw):
 
 
 @st.composite
-def picture(draw):
+def image(draw):
     return draw(floats((draw(st.integers(0, 2)), draw(st.integers(0, 3)), draw(sizes),
                         draw(sizes))))
 
@@ -347,7 +347,7 @@ def picture(draw):
 @st.composite
 def resize(draw, **more):
     options = {"height": draw(sizes), "width": draw(sizes)}
-    return Call((draw(picture()),), options | {name: draw(value) for name, value in more.items()})
+    return Call((draw(image()),), options | {name: draw(value) for name, value in more.items()})
 
 
 @st.composite
@@ -406,7 +406,7 @@ WRITTEN = {
     "rope": rope(),
     "upsample_nearest": resize(),
     "upsample_bilinear": resize(align_corners=st.booleans()),
-    "to_tokens": picture().map(lambda x: Call((x,), {})),
+    "to_tokens": image().map(lambda x: Call((x,), {})),
     "to_image": to_image(),
     "concat": concat(),
     "slice": slice_(),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from bounds import BOUNDS, PRECISIONS, assert_within, gamma, rms
 
-from refsd.examples import calls, numbers
+from refsd.examples import calls, with_values
 from refsd.kinds import Movement
 from refsd.registry import ops
 
@@ -74,7 +74,7 @@ CASES = [(name, {}) for name, op in OPS.items() if not isinstance(op.kind, Movem
 def test_a_half_precision_result_is_outside(name, more):
     """float32's own result is inside its bound; the same values rounded to float16 are not."""
     op = OPS[name]
-    call = numbers(op, calls(op)[0], 1)
+    call = with_values(op, calls(op)[0], 1)
     args, options = tuple(call.inputs.values()), call.options | more
     wide = [x.astype("f8") if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
             for x in args]

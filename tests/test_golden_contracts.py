@@ -18,7 +18,7 @@ from refsd import registry
 from refsd.__main__ import main
 from refsd.contracts import Spec
 from refsd.errors import UsageError
-from refsd.examples import calls, numbers
+from refsd.examples import calls, with_values
 from refsd.golden.porting.contracts import describe, describe_ops, refusals, refused
 from refsd.golden.porting.contracts_stages import describe_all
 from refsd.golden.recording.plan import plan_model
@@ -251,7 +251,7 @@ def test_adapters_have_the_ops_signatures(exported):
 def test_numbers_keep_what_ops_ask_for():
     for op in OPS.values():
         for k, call in enumerate(calls(op)):
-            made = numbers(op, call, k)
+            made = with_values(op, call, k)
             with np.errstate(all="raise"):
                 y = op.definition(**made.inputs, **made.options)
             assert np.isfinite(y).all(), op.name

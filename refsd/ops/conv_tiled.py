@@ -1,6 +1,6 @@
 """Convolution tile by tile in a transformed space: FFT (overlap-save) and Winograd.
 
-Both cut the picture into overlapping tiles, transform tile and kernel, multiply (a sum over the
+Both cut the image into overlapping tiles, transform tile and kernel, multiply (a sum over the
 input channels for each transformed coefficient: many small matrix products), and transform back.
 A tile of `size` gives `size - k + 1` outputs along each axis, so neighbours overlap by k - 1.
 Winograd's matrices are those of Lavin and Gray 2016, "Fast Algorithms for Convolutional Networks".

@@ -1,4 +1,4 @@
-"""Enlarging pictures."""
+"""Resizing images: feature maps, latents, pixels."""
 
 import numpy as np
 
@@ -21,10 +21,10 @@ def upsample_nearest(x, *, height, width):
     return x[:, :, rows[:, None], columns]
 
 
-def source_pixels(size, wanted):
-    """For each wanted position: the source's index."""
-    scale = np.float32(size) / np.float32(wanted)
-    index = np.floor(np.arange(wanted, dtype="float32") * scale).astype("int64")
+def source_pixels(size, new_size):
+    """For each new position: the source's index."""
+    scale = np.float32(size) / np.float32(new_size)
+    index = np.floor(np.arange(new_size, dtype="float32") * scale).astype("int64")
     return np.minimum(index, size - 1)
 
 
@@ -36,7 +36,7 @@ def upsample_bilinear(x, *, height, width, align_corners):
     """Linear interpolation along both axes.   (N, C, H, W) -> (N, C, height, width)
 
     `align_corners` maps the centres of the corner pixels onto each other: source = i (H - 1) /
-    (height - 1). Without it the pictures' edges meet: source = (i + 1/2) H / height - 1/2, at least
+    (height - 1). Without it the images' edges meet: source = (i + 1/2) H / height - 1/2, at least
     0 (the half-pixel rule of torch and OpenCV).
     """
     top, bottom, down = source_pairs(x.shape[2], height, align_corners, x.dtype)
@@ -45,12 +45,12 @@ def upsample_bilinear(x, *, height, width, align_corners):
     return rows[..., left] * (1 - across) + rows[..., right] * across
 
 
-def source_pairs(size, wanted, align_corners, dtype):
-    """For each wanted position: the two source indices and the weight of the second."""
-    i = np.arange(wanted, dtype="float64")
+def source_pairs(size, new_size, align_corners, dtype):
+    """For each new position: the two source indices and the weight of the second."""
+    i = np.arange(new_size, dtype="float64")
     if align_corners:
-        source = i * ((size - 1) / max(wanted - 1, 1))
+        source = i * ((size - 1) / max(new_size - 1, 1))
     else:
-        source = np.maximum((i + 0.5) * (size / wanted) - 0.5, 0)
+        source = np.maximum((i + 0.5) * (size / new_size) - 0.5, 0)
     first = np.minimum(source.astype("int64"), size - 1)
     return first, np.minimum(first + 1, size - 1), (source - first).astype(dtype)

@@ -1,6 +1,6 @@
 """What every op takes, gives, costs and refuses, as plain values for JSON, tests and C.
 
-All of it is read from the ops' declarations; wrong calls are made from the worked ones.
+All of it is read from the ops' declarations; wrong calls are made from the sample calls.
 """
 
 import inspect
@@ -114,7 +114,7 @@ def _error_model(name: str) -> dict[str, Any]:
 
 
 def refusals(op: Op) -> list[tuple[Call, str]]:
-    """Wrong calls made from the worked ones, one for each check of the contract that they meet."""
+    """Wrong calls made from the sample calls, one for each check of the contract that they meet."""
     found: dict[tuple, tuple[Call, str]] = {}
     for call in calls(op):
         for wrong in _spoiled(op, call):

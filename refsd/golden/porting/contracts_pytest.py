@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refsd.examples import Call, calls, numbers
+from refsd.examples import Call, calls, with_values
 from refsd.golden.porting.contracts import judged_ops, plain, refused
 from refsd.golden.porting.export import encode
 from refsd.golden.tolerances.bounds import bound
@@ -21,7 +21,7 @@ from refsd.registry import Op, use
 
 FORMATS = ("float32", "float16", "bfloat16")
 WINOGRAD = {"algorithm": "winograd4"}
-SEED = 20231120  # of the cases' numbers; any would do
+SEED = 20231120  # of the values of cases; any would do
 
 
 def contract_tests(contracts: Mapping[str, Any]) -> dict[str, bytes]:
@@ -42,12 +42,12 @@ def contract_tests(contracts: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def make_cases() -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """The worked calls of all ops with numbers: (cases, arrays by the keys that cases name)."""
+    """The sample calls of all ops with values: (cases, arrays by the keys that cases name)."""
     cases: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
     for name, op in judged_ops().items():
         for k, shapes in enumerate(calls(op)):
-            call = numbers(op, shapes, SEED + len(cases))
+            call = with_values(op, shapes, SEED + len(cases))
             key = f"{name}.{k}"
             named = {part: {p: _keep(f"{key}.{p}", value, arrays) for p, value in values.items()}
                      for part, values in call._asdict().items()}

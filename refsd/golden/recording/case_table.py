@@ -33,7 +33,7 @@ def _input(op, inputs, name):
     """One input of an example as a row has it."""
     spec, tensor = inputs[name], op.contract.tensor(name)
     if isinstance(spec, list):
-        return [(one.shape,) for one in spec]
+        return [(item.shape,) for item in spec]
     if not hasattr(spec, "shape"):
         return spec
     return (spec.shape, "plain" if tensor.kind == "float" else
