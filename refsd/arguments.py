@@ -6,8 +6,10 @@ the right kind, is refused under the argument's name. NumPy is imported only whe
 `refsd --help` must not load it.
 """
 
+import difflib
 import numbers
 import operator
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from refsd.errors import UsageError
@@ -112,6 +114,21 @@ def shown(value: Any, most: int = 60) -> str:
     except Exception:  # an int of more digits than Python prints, a tensor without numbers
         text = f"a {type(value).__name__}"
     return text if len(text) <= most else f"{text[:most - 3]}..."
+
+
+def nearest(word: Any, known: Iterable[str], otherwise: str = "") -> str:
+    """"did you mean X?", of the known word that is nearest; what else to say where none is near."""
+    close = difflib.get_close_matches(str(word), known, 1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+def refuse_unknown(function: str, names: Iterable[Any], known: Collection[str],
+                   kind: str = "argument") -> None:
+    """Raise UsageError for the first name that is not known, with the nearest that is."""
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known, f"it takes {', '.join(known)}")
+            raise UsageError(f"{function} has no {kind} {name!r}; {hint}")
 
 
 def dtype_name(value: Any) -> str:

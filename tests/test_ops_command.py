@@ -98,9 +98,9 @@ def test_why_under_options(capfd, options, algorithm, word):
 
 
 @pytest.mark.parametrize("args, words", [
-    (["shwo"], "did you mean 'show'?"),
+    (["shwo"], "did you mean show?"),
     (["show"], "OP is missing"),
-    (["show", "conv3d"], "did you mean 'conv2d'?"),
+    (["show", "conv3d"], "did you mean conv2d?"),
     (["show", "conv2d", "1x1"], "'1x1' is one too many"),
     (["why", "linear", "1x1", "1x1"], "only conv2d has a choice"),
     (["why", "conv2d", "1x1x8x8"], "KERNEL is missing"),

@@ -1,10 +1,10 @@
 """Arguments: argparse that answers like the rest of refsd, and the types of its values."""
 
 import argparse
-import difflib
 import re
 from typing import Any, NoReturn
 
+from refsd.arguments import nearest
 from refsd.errors import UsageError
 
 # What other programs call an option; only those whose names suggest another one, or none.
@@ -62,8 +62,8 @@ class Parser(argparse.ArgumentParser):
         elsewhere = ELSEWHERE.get(name if name[1:2] != "-" else name.replace("_", "-"))
         if elsewhere is not None and elsewhere.partition(" ")[0] in self._option_string_actions:
             return f"; did you mean {elsewhere}?"
-        near = difflib.get_close_matches(name, self._option_string_actions, 1)
-        return f"; did you mean {near[0]}?" if near else ""
+        hint = nearest(name, self._option_string_actions)
+        return hint and f"; {hint}"
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """As argparse, but --option=-- has the value "--"; there it would be an empty list."""
@@ -115,8 +115,8 @@ def choice(*allowed: str):
     def chosen(text: str) -> str:
         if text in allowed:
             return text
-        near = difflib.get_close_matches(text, allowed, 1)
-        hint = f"did you mean {near[0]}? Give" if near else "give"
-        raise argparse.ArgumentTypeError(f"got {text[:40]!r}; {hint} one of {', '.join(allowed)}")
+        hint = nearest(text, allowed)
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}; {hint + ' Give' if hint else 'give'} "
+                                         f"one of {', '.join(allowed)}")
 
     return chosen

@@ -1,7 +1,6 @@
 """Picture files: read with suspicion, and no further than what is asked of them."""
 
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -12,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from refsd.cli.chunks import SIGNATURE, decode, read_chunks
-from refsd.errors import ResourceError, UsageError
+from refsd.errors import UsageError
 
 MAX_FILE = 64 << 20
 MAX_SIDE = 4096  # of a picture whose pixels are decoded
@@ -54,7 +53,9 @@ def read_picture(path: str, formats: tuple[str, ...] = FORMATS) -> Picture:
 
     Raises UsageError for what is no such picture, ResourceError for a file that cannot be read.
     """
-    data = _read(path)
+    from refsd.weights.files import read_bytes  # refsd.weights imports NumPy
+
+    data = read_bytes(path, limit=MAX_FILE, error=UsageError)
     kind = _format(data)
     if kind not in formats:
         what = "not a PNG picture. Only PNG files" if formats == ("PNG",) else \
@@ -131,27 +132,3 @@ def _opened(path: str, data: bytes, kind: str) -> Iterator[Any]:
         if isinstance(error, UnidentifiedImageError):  # its words are of an object of Python's
             error = "its beginning is missing"
         raise UsageError(f"{path}: a damaged {name}: {error}. Fetch or save it again") from None
-
-
-def _read(path: str) -> bytes:
-    """The bytes of an ordinary file, opened without waiting for anybody."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-                             | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
-            if not os.path.isfile(descriptor):
-                raise UsageError(f"{path}: not an ordinary file")
-            if size > MAX_FILE:
-                raise UsageError(f"{path}: {size:,} bytes; at most {MAX_FILE:,} are read")
-            return file.read(MAX_FILE)
-    except FileNotFoundError:
-        raise UsageError(f"{path or 'the name is empty'}: no such file") from None
-    except IsADirectoryError:
-        raise UsageError(f"{path}: a folder; give a picture file") from None
-    except UsageError:
-        raise
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UsageError(f"{path!r}: not a file name") from None

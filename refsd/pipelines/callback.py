@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from refsd.arguments import shown
+from refsd.arguments import refuse_unknown, shown
 from refsd.errors import UsageError
-from refsd.pipelines.request import check_number, refuse_unknown
+from refsd.pipelines.request import check_number
 from refsd.pipelines.tensors import require_finite, shaped
 
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")

@@ -7,9 +7,9 @@ a line where somebody may hope for more; everything else is answered by name wit
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refsd.arguments import dtype_name, shown
+from refsd.arguments import dtype_name, refuse_unknown, shown
 from refsd.errors import UsageError
-from refsd.pipelines.request import check_flag, refuse_unknown
+from refsd.pipelines.request import check_flag
 
 ANY = object()  # any value is taken
 NO_LORA = "refsd has no adapters yet: merge them into the weights first"

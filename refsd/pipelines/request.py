@@ -1,11 +1,10 @@
 """What may be asked of a pipeline, checked before anything is computed."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refsd.arguments import as_integer, as_number, shown
+from refsd.arguments import as_integer, as_number, nearest, shown
 from refsd.errors import ResourceError, UsageError
 from refsd.rules import integer, number
 
@@ -110,20 +109,10 @@ def check_output_type(value: Any) -> str:
 def check_choice(name: str, value: Any, choices: Any) -> str:
     """One of the choices, else a UsageError that suggests the nearest."""
     if not isinstance(value, str) or value not in choices:
-        close = difflib.get_close_matches(str(value).lower(), choices, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UsageError(f"{name} is {shown(value)}; {hint}give one of {', '.join(choices)}")
+        hint = nearest(str(value).lower(), choices)
+        raise UsageError(f"{name} is {shown(value)}; {hint and hint + ' '}give one of "
+                         + ", ".join(choices))
     return value
-
-
-def refuse_unknown(function: str, names: Any, known: Any, kind: str = "argument") -> None:
-    """Raise UsageError for the first name that is not known, with the nearest that is."""
-    for name in names:
-        if name in known:
-            continue
-        close = difflib.get_close_matches(str(name), known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-        raise UsageError(f"{function} has no {kind} {name!r}; {hint}")
 
 
 def is_guided(pipe: Any, guidance_scale: float) -> bool:

@@ -10,11 +10,11 @@ Timesteps, sigmas and alphas_cumprod have the bits of diffusers 0.42.1 on torch 
 docs/schedules.md says what that takes and where the two part.
 """
 
-import difflib
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from refsd.arguments import nearest, shown
 from refsd.errors import ModelError, UsageError
 from refsd.schedulers.config import Config
 from refsd.schedulers.ddim import DDIMScheduler
@@ -47,10 +47,9 @@ def from_config(config: Mapping[str, Any]) -> Scheduler:
     """
     name = config.get("_class_name") if isinstance(config, Mapping) else None
     if not isinstance(name, str) or name not in SCHEDULERS:
-        close = difflib.get_close_matches(str(name), SCHEDULERS, 1)
-        hint = f"; closest is {close[0]}" if close else ""
-        raise ModelError(f"scheduler config: _class_name is {ascii(name)[:80]}; refsd has "
-                         f"{', '.join(SCHEDULERS)}{hint}")
+        hint = nearest(name, SCHEDULERS)
+        raise ModelError(f"scheduler config: _class_name is {shown(name)}; {hint and hint + ' '}"
+                         f"refsd has {', '.join(SCHEDULERS)}")
     return SCHEDULERS[name].from_config(config)
 
 

@@ -4,12 +4,11 @@ The names and defaults are diffusers 0.42.1's. An option value that refsd does n
 refused by name; it is never ignored.
 """
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from refsd.arguments import shown
+from refsd.arguments import refuse_unknown, shown
 from refsd.errors import UsageError
 from refsd.rules import as_kind, boolean, each, integer, number, only, optional
 
@@ -96,12 +95,7 @@ def resolve(name, defaults, choices, given) -> Config:
 
     Raises UsageError for an option that the class does not have or a value that it does not take.
     """
-    for key in given:
-        if key not in defaults:
-            close = difflib.get_close_matches(str(key), defaults, 1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(defaults)}"
-            raise UsageError(f"{name} has no option {key!r}; {hint}")
-
+    refuse_unknown(name, given, defaults, "option")
     given = {key: as_kind(value, 0.0 if defaults[key] is None else defaults[key])
              for key, value in given.items() if value is not None or key not in NULL_IS_DEFAULT}
     values = {"_class_name": name, **defaults, **given}

@@ -9,29 +9,30 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.errors import ModelError, RefsdError, ResourceError, UsageError
 
 MAX_CONFIG = 1 << 20
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path, *, error: type[RefsdError] = ModelError) -> BinaryIO:
     """An ordinary file, opened unbuffered for reading.
 
-    Raises ModelError when there is none, ResourceError when the system refuses to open it.
+    Raises `error` when there is none, ResourceError when the system refuses to open it.
     """
     try:
         file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115  returned
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{path}: no such file. Is the model complete?") from None
+        raise error(f"{path or 'the name is empty'}: no such file"
+                    + (". Is the model complete?" if error is ModelError else "")) from None
     except IsADirectoryError:
-        raise ModelError(f"{path}: a folder, expected a file") from None
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be read: {error.strerror}") from None
+        raise error(f"{path}: a folder, expected a file") from None
+    except OSError as why:
+        raise ResourceError(f"{path}: cannot be read: {why.strerror}") from None
     except ValueError:  # a NUL in the name
         raise UsageError(f"{str(path)[:200]!r}: not a file name") from None
     if not os.path.isfile(file.fileno()):
         file.close()
-        raise ModelError(f"{path}: not an ordinary file")
+        raise error(f"{path}: not an ordinary file")
     return file
 
 
@@ -40,19 +41,19 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_bytes(path: str | Path, *, limit: int) -> bytes:
-    """The bytes of a file of at most `limit` bytes; ModelError when it is longer."""
-    with open_file(path) as file:
+def read_bytes(path: str | Path, *, limit: int, error: type[RefsdError] = ModelError) -> bytes:
+    """The bytes of a file of at most `limit` bytes; `error` when it is longer."""
+    with open_file(path, error=error) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise ModelError(f"{path}: {size:,} bytes, at most {limit:,} are allowed for this file")
+            raise error(f"{path}: {size:,} bytes, at most {limit:,} are allowed for this file")
         found = b""
         # read() takes memory for all that it is asked for: not for the limit, but for the file
         while (wanted := min(limit, max(size, len(found) + 65536)) + 1 - len(found)) > 0 and (
                 part := file.read(wanted)):
             found += part
     if len(found) > limit:
-        raise ModelError(f"{path}: grew beyond {limit:,} bytes while it was read")
+        raise error(f"{path}: grew beyond {limit:,} bytes while it was read")
     return found
 
 

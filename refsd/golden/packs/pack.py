@@ -3,7 +3,6 @@
 A pack is a folder, or one .zip or .tar.zst of it. `Writer`, which records one, is here too.
 """
 
-import difflib
 import hashlib
 import logging
 import os
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refsd.arguments import nearest
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.packs.archive import unpack
 from refsd.golden.packs.journal import JOURNAL
@@ -131,9 +131,8 @@ class Pack:
         Raises UsageError for a name that is not in the pack, ModelError for what was altered.
         """
         if name not in self.entries:
-            near = difflib.get_close_matches(name, self.entries, 1)
-            raise UsageError(f"{self.path}: no tensor {shown(name)}"
-                             + (f"; did you mean {near[0]}?" if near else ""))
+            raise UsageError(f"{self.path}: no tensor {shown(name)}. "
+                             + nearest(name, self.entries, "refsd golden info shows what there is"))
         entry = self.entries[name]
         header = self._header(entry.shard)
         info = header.tensors.get(name)
