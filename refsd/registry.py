@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from refsd import contracts
 from refsd.errors import UsageError
-from refsd.kinds import Kind
+from refsd.kinds import Kind, Map, Pair
 
 # The module whose import declares a backend's kernels. Fastest first: "auto" takes the first.
 BACKENDS = {"numba": "refsd.numba_ops.cpu", "numpy": "refsd.ops"}
@@ -57,12 +57,13 @@ def op(shapes: str, kind: Kind | None = None, /, *, examples: Sequence[tuple] = 
 
     shapes and declared make its contract: see refsd.contracts.declare. kind and examples are what
     refsd.examples makes sample calls from. ImportError for a contract that does not fit the
-    signature, or a name that an op elsewhere has.
+    signature or the kind, or a name that an op elsewhere has.
     """
 
     def declare(definition: Callable) -> Callable:
         name, signature = definition.__name__, inspect.signature(definition)
         contract = contracts.declare(name, signature, shapes, **declared)
+        _require_sample_calls(contract, kind, examples)
         _require_new(f"op {name}", definition, _kernels.get(("numpy", name)))
         _inferred.clear()  # by another contract
         _ops[name] = Op(name, definition, contract, signature, kind, examples)
@@ -88,6 +89,17 @@ def kernel(backend: str) -> Callable[[Callable], Callable]:
         return function
 
     return declare
+
+
+def _require_sample_calls(contract: contracts.Contract, kind: Kind | None,
+                          examples: Sequence) -> None:
+    """A map or a pair has one or two arrays, and an example where it has options."""
+    count = {Map: 1, Pair: 2}.get(type(kind), len(contract.tensors))
+    if len(contract.tensors) != count:
+        raise ImportError(f"op {contract.name} is declared a {type(kind).__name__}, of {count} "
+                          f"arrays, and has {len(contract.tensors)}")
+    if kind is not None and contract.options and not examples:
+        raise ImportError(f"op {contract.name} has options: state an example of a call")
 
 
 def _require_same_signature(what: str, function: Callable, signature: inspect.Signature) -> None:

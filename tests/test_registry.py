@@ -14,6 +14,8 @@ from refsd import functional as F
 from refsd.cli import threads
 from refsd.contracts import Spec
 from refsd.errors import UsageError
+from refsd.kinds import Map, Pair
+from refsd.options import Flag
 from refsd.pipelines import memory
 
 
@@ -110,6 +112,23 @@ def own(monkeypatch):
     """Declarations that go with the test."""
     for name in ("_ops", "_kernels", "_inferred"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+
+@pytest.mark.parametrize("shapes, kind, more, message", [
+    ("x (...) -> (...)", Pair(), {}, "is declared a Pair, of 2 arrays, and has 1"),
+    ("x (...), times (...) -> (...)", Map(), {}, "is declared a Map, of 1 arrays, and has 2"),
+    ("x (...) -> (...)", Map(), {"times": Flag()}, "has options: state an example of a call")])
+def test_a_kind_that_does_not_fit_is_an_import_error(own, shapes, kind, more, message):
+    """Sample calls could not be made."""
+    def twice(x, *, times=2):
+        return x
+
+    def plain(x):
+        return x
+
+    takes_times = more or "times" in shapes
+    with pytest.raises(ImportError, match=message):
+        registry.op(shapes, kind, **more)(twice if takes_times else plain)
 
 
 @pytest.mark.parametrize("name", sorted(registry.ops()))
