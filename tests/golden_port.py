@@ -1,13 +1,13 @@
 """A stand-in for someone's port: text to image without refsd, every tensor dumped under its name.
 
-The networks are written from the papers and the checkpoint's names; the ops are those of
+In float64 (Ops(format="float64")) it is also the truth for refsd.models, whatever the config. The
+networks are written from the papers and the checkpoint's names; the ops are those of
 golden_port_ops, or any object with the same methods. Names follow golden/README.md: an op with
 weights has their path, another one that of the block around it and the name of the op.
 """
 
-import math
-
 import numpy as np
+from golden_port_ops import schedule
 
 
 class Tree:
@@ -48,10 +48,7 @@ class Port:
 
     def put(self, path, array):
         name = f"{self.stage}/{path}"
-        if self.after is not None:
-            self.dump[name], array = self.after(name, array)
-        else:
-            self.dump[name] = array
+        self.dump[name], array = self.after(name, array) if self.after else (array, array)
         return array
 
     def op(self, parent, op, *args, called=None, **options):
@@ -70,12 +67,14 @@ class Port:
 
     # CLIP
 
-    def encode_text(self, number, ids):
+    def encode_text(self, number, ids, *, skipped=0):
         self.enter(f"tokens/{number:03d}")
         ids = self.put("ids", ids)
         self.enter(f"text/{number:03d}")
         config = self.configs["text_encoder"]
-        tree, heads = self.trees["text_encoder"].at("text_model"), config["num_attention_heads"]
+        tree, eps = self.trees["text_encoder"].at("text_model"), config.get("layer_norm_eps", 1e-5)
+        common = {"heads": config["num_attention_heads"], "eps": eps,
+                  "activation": config.get("hidden_act", "quick_gelu")}
         place = tree.at("embeddings")
         tokens = place.at("token_embedding")
         positions = place.at("position_embedding")
@@ -84,15 +83,15 @@ class Port:
                      if self.ops.wrong != "token_off_by_one" else
                      self.ops.round(positions.w)[np.arange(ids.shape[1])])
         x = self.op(place, "add", x, y)
-        for i in range(config["num_hidden_layers"]):
-            x = self.text_layer(tree.at("encoder.layers", i), x, heads)
-        x = self.dense("layer_norm", tree.at("final_layer_norm"), x, eps=1e-5)
+        for i in range(config["num_hidden_layers"] - skipped):
+            x = self.text_layer(tree.at("encoder.layers", i), x, **common)
+        x = self.dense("layer_norm", tree.at("final_layer_norm"), x, eps=eps)
         end = np.argmax(ids[0] == config["eos_token_id"])
         self.put("text_model.gather", x[:, end])
         return self.put("last_hidden_state", x)
 
-    def text_layer(self, tree, x, heads):
-        h = self.dense("layer_norm", tree.at("layer_norm1"), x, eps=1e-5)
+    def text_layer(self, tree, x, *, heads, eps, activation):
+        h = self.dense("layer_norm", tree.at("layer_norm1"), x, eps=eps)
         part = tree.at("self_attn")
         q, k, v = (self.dense("linear", part.at(name), h) for name in ("q_proj", "k_proj",
                                                                        "v_proj"))
@@ -100,10 +99,10 @@ class Port:
         h = self.dense("linear", part.at("out_proj"), h)
         x = self.op(part, "residual", h, x, called="add")
 
-        h = self.dense("layer_norm", tree.at("layer_norm2"), x, eps=1e-5)
+        h = self.dense("layer_norm", tree.at("layer_norm2"), x, eps=eps)
         part = tree.at("mlp")
         h = self.dense("linear", part.at("fc1"), h)
-        h = self.dense("linear", part.at("fc2"), self.op(part, "quick_gelu", h))
+        h = self.dense("linear", part.at("fc2"), self.op(part, activation, h))
         return self.op(part, "residual", h, x, called="add")
 
     # Blocks of the UNet and the VAE
@@ -150,55 +149,61 @@ class Port:
 
     # UNet
 
-    def unet(self, step, x, timestep, text):
+    def unet(self, step, x, timesteps, text, condition=None):
+        """text: (N, L, C), and a dict that keeps its keys and values from step to step."""
         self.enter(f"unet/{step:03d}")
-        x, text = self.ops.round(x), (self.ops.round(text[0]), text[1])  # the casts at the door
-        config = self.configs["unet"]
-        tree, groups = self.trees["unet"], config["norm_num_groups"]
-        common = {"groups": groups, "eps": 1e-5}
-        heads, self.text = config["attention_head_dim"], text
-        time = tree.at("time_embedding")
-        width = tree.at("conv_in").w.shape[0]
-        temb = self.op(time, "timestep_embedding", np.full(len(x), timestep), width)
-        temb = self.dense("linear", time.at("linear_1"), temb)
-        temb = self.dense("linear", time.at("linear_2"), self.op(time, "silu", temb))
-        h = self.dense("conv", tree.at("conv_in"), x, padding=1)
+        text = self.ops.round(text[0]), text[1]  # cast before the network, as x is
+        config, tree, x = self.configs["unet"], self.trees["unet"], self.ops.round(x)
+        common = {"groups": config["norm_num_groups"], "eps": config.get("norm_eps", 1e-5)}
+        levels = len(config["block_out_channels"])
+        layers, heads = (value if isinstance(value, list) else [value] * levels
+                         for value in (config["layers_per_block"], config["attention_head_dim"]))
 
-        skips, levels = [h], len(config["block_out_channels"])
-        for level in range(levels):
+        def layer(block, i, h, kind, heads):
+            h = self.resnet(block.at("resnets", i), h, temb, **common)
+            return h if "Cross" not in kind else self.transformer(
+                block.at("attentions", i), h, text, heads=heads, groups=common["groups"])
+
+        temb = self.time(tree.at("time_embedding"), np.resize(timesteps, len(x)), condition)
+        x = 2 * x - 1 if config.get("center_input_sample") else x
+        h = self.dense("conv", tree.at("conv_in"), x, padding=1)
+        skips = [h]
+        for level, kind in enumerate(config["down_block_types"]):
             block = tree.at("down_blocks", level)
-            for i in range(config["layers_per_block"]):
-                h = self.resnet(block.at("resnets", i), h, temb, **common)
-                h = self.look(block, i, h, heads, groups)
+            for i in range(layers[level]):
+                h = layer(block, i, h, kind, heads[level])
                 skips.append(h)
-            if "downsamplers" in block:
+            if level < levels - 1:
                 h = self.dense("conv", block.at("downsamplers.0.conv"), h, stride=2, padding=1)
                 skips.append(h)
 
-        block = tree.at("mid_block")
-        h = self.resnet(block.at("resnets.0"), h, temb, **common)
-        h = self.look(block, 0, h, heads, groups)
-        h = self.resnet(block.at("resnets.1"), h, temb, **common)
+        kind = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+        if kind is not None:
+            h = layer(tree.at("mid_block"), 0, h, kind, heads[-1])
+            if "Cross" in kind:
+                h = self.resnet(tree.at("mid_block.resnets.1"), h, temb, **common)
 
-        for level in range(levels):
-            block = tree.at("up_blocks", level)
-            for i in range(config["layers_per_block"] + 1):
-                resnet = block.at("resnets", i)
-                h = self.op(resnet, "concat", [h, skips.pop()], 1)
-                h = self.resnet(resnet, h, temb, **common)
-                h = self.look(block, i, h, heads, groups)
-            if "upsamplers" in block:
-                h = self.enlarge(block.at("upsamplers.0"), h)
+        for up, kind in enumerate(config["up_block_types"]):
+            block, level = tree.at("up_blocks", up), levels - 1 - up
+            for i in range(layers[level] + 1):
+                h = self.op(block.at("resnets", i), "concat", [h, skips.pop()], 1)
+                h = layer(block, i, h, kind, heads[level])
+            if level > 0:
+                h = self.enlarge(block.at("upsamplers.0"), h, *skips[-1].shape[2:])
         return self.finish(tree, h, **common)
 
-    def look(self, block, i, h, heads, groups):
-        if "attentions" not in block:
-            return h
-        return self.transformer(block.at("attentions", i), h, self.text, heads=heads,
-                                groups=groups)
+    def time(self, tree, timesteps, condition):
+        config = self.configs["unet"]
+        t = self.op(tree, "timestep_embedding", timesteps, config["block_out_channels"][0],
+                    cosines_first=config.get("flip_sin_to_cos", True),
+                    shift=config.get("freq_shift", 0))
+        if condition is not None:
+            t = self.op(tree, "add", t, self.dense("linear", tree.at("cond_proj"), condition))
+        t = self.dense("linear", tree.at("linear_1"), t)
+        return self.dense("linear", tree.at("linear_2"), self.op(tree, "silu", t))
 
-    def enlarge(self, tree, h):
-        h = self.op(tree, "upsample", h, called="upsample_nearest")
+    def enlarge(self, tree, h, height, width):
+        h = self.op(tree, "upsample", h, height, width, called="upsample_nearest")
         return self.dense("conv", tree.at("conv"), h, padding=1)
 
     def finish(self, tree, h, *, groups, eps):
@@ -209,21 +214,50 @@ class Port:
 
     def decode(self, z):
         self.enter("decode")
-        tree, common = self.trees["vae"], {"groups": self.configs["vae"]["norm_num_groups"],
-                                           "eps": 1e-6}
-        h = self.dense("conv", tree.at("post_quant_conv"), self.op("", "first", z, called="slice"))
-        tree = tree.at("decoder")
+        image = self.decode_each(self.op("", "first", z, called="slice"))
+        return self.op(self.trees["vae"].at("decoder"), "concat", [image], 0)
+
+    def decode_each(self, h):
+        config, tree = self.configs["vae"], self.trees["vae"]
+        common = {"groups": config["norm_num_groups"], "eps": 1e-6}
+        if "post_quant_conv" in tree:
+            h = self.dense("conv", tree.at("post_quant_conv"), h)
+        tree, levels = tree.at("decoder"), len(config["block_out_channels"])
         h = self.dense("conv", tree.at("conv_in"), h, padding=1)
-        h = self.resnet(tree.at("mid_block.resnets.0"), h, **common)
-        h = self.look_around(tree.at("mid_block.attentions.0"), h, **common)
-        h = self.resnet(tree.at("mid_block.resnets.1"), h, **common)
-        for level in range(len(self.configs["vae"]["block_out_channels"])):
+        h = self.vae_middle(tree.at("mid_block"), h, **common)
+        for level in range(levels):
             block = tree.at("up_blocks", level)
-            for i in range(self.configs["vae"]["layers_per_block"] + 1):
+            for i in range(config["layers_per_block"] + 1):
                 h = self.resnet(block.at("resnets", i), h, **common)
-            if "upsamplers" in block:
-                h = self.enlarge(block.at("upsamplers.0"), h)
-        return self.op(tree, "concat", [self.finish(tree, h, **common)], 0)
+            if level < levels - 1:
+                h = self.enlarge(block.at("upsamplers.0"), h, *(2 * n for n in h.shape[2:]))
+        return self.finish(tree, h, **common)
+
+    def encode(self, h):
+        """The mean and the logarithm of the variance of an image's latents."""
+        self.enter("encode")
+        config, tree = self.configs["vae"], self.trees["vae"].at("encoder")
+        common = {"groups": config["norm_num_groups"], "eps": 1e-6}
+        levels = len(config["block_out_channels"])
+        h = self.dense("conv", tree.at("conv_in"), self.ops.round(h), padding=1)
+        for level in range(levels):
+            block = tree.at("down_blocks", level)
+            for i in range(config["layers_per_block"]):
+                h = self.resnet(block.at("resnets", i), h, **common)
+            if level < levels - 1:
+                h = np.pad(h, ((0, 0), (0, 0), (0, 1), (0, 1)))
+                h = self.dense("conv", block.at("downsamplers.0.conv"), h, stride=2)
+        h = self.finish(tree, self.vae_middle(tree.at("mid_block"), h, **common), **common)
+        if "quant_conv" in self.trees["vae"]:
+            h = self.dense("conv", self.trees["vae"].at("quant_conv"), h)
+        mean, logvar = np.split(h, 2, axis=1)
+        return mean, np.clip(logvar, -30, 20)
+
+    def vae_middle(self, tree, h, **common):
+        h = self.resnet(tree.at("resnets.0"), h, **common)
+        if "attentions" in tree:
+            h = self.look_around(tree.at("attentions.0"), h, **common)
+        return self.resnet(tree.at("resnets.1"), h, **common)
 
     def look_around(self, tree, x, *, groups, eps):
         height, width = x.shape[2:]
@@ -268,14 +302,3 @@ class Port:
         if self.ops.wrong != "timestep":
             return t
         return schedule(self.configs["scheduler"], steps)[min(step + 1, steps - 1)][0]
-
-
-def schedule(config, steps):
-    """For each step: t, alpha_bar at t and where it goes to; leading spacing as DDIM has it."""
-    train = config.get("num_train_timesteps", 1000)
-    start, end = (math.sqrt(config[key]) for key in ("beta_start", "beta_end"))
-    beta = ((np.linspace(start, end, train).astype("f4")) ** 2).astype("f4")
-    alpha_bar = np.cumprod((1 - beta).astype("f8")).astype("f4")
-    ratio = train // steps
-    times = [ratio * i + config["steps_offset"] for i in range(steps)][::-1]
-    return [(t, alpha_bar[t], alpha_bar[max(t - ratio, 0)]) for t in times]

@@ -5,10 +5,11 @@ was seen to err, times 2^-29 (the ratio of the two u), times 16: for the truth s
 order, errs as much itself, and the largest of a few thousand errors varies by a small factor.
 """
 
-import model_truths
 import numpy as np
 import pytest
 from bounds import assert_within
+from golden_port import Port
+from golden_port_ops import Ops
 from model_samples import CLIPS, UNETS, VAES, tree, values, weights
 
 from refsd import functional as F
@@ -16,6 +17,11 @@ from refsd.models import clip, layers, unet, vae
 
 RATIO = 2.0**-29
 SIZES = [(8, 8), (4, 12), (5, 7), (9, 6)]
+
+
+def truth_of(part, config, found):
+    """The stand-in port in float64, which shares no code with refsd."""
+    return Port(Ops(format="float64"), {part: found}, {part: config})
 
 
 def same(narrow, wide, truth, what):
@@ -38,9 +44,8 @@ def run_unet(config, size, batch, dtype, steps=(3,), seed=0):
     steps = np.resize(steps, batch)
     found, models_config = tree("unet", config, seed, dtype)
     y = unet.unet(sample, steps, context, **found, config=models_config, timestep_cond=condition)
-    truth = model_truths.unet(weights("unet", config, seed), config, sample, steps, context,
-                              condition)
-    return y, truth
+    truth = truth_of("unet", config, weights("unet", config, seed))
+    return y, truth.unet(0, sample, steps, (context, {}), condition)
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -67,9 +72,8 @@ def test_vae(name, size):
         decoder = {key: found[key] for key in ("decoder", "post_quant_conv") if key in found}
         results.append((*vae.encode(image.astype(dtype), **encoder, config=models_config),
                         vae.decode(latents.astype(dtype), **decoder, config=models_config)))
-    found = weights("vae", config)
-    truths = (*model_truths.vae_encode(found, config, image),
-              model_truths.vae_decode(found, config, latents))
+    truth = truth_of("vae", config, weights("vae", config))
+    truths = (*truth.encode(image), truth.decode_each(latents.astype("float64")))
     for narrow, wide, truth in zip(*results, truths):
         same(narrow, wide, truth, name)
     assert results[0][2].shape == (batch, 3, *(scale * n for n in size))
@@ -83,8 +87,8 @@ def test_clip(name, length, skipped):
     ids = np.random.default_rng(0).integers(0, 40, (3, length))
     narrow, wide = (clip.clip_text(ids, **found, config=c, layers_skipped=skipped) for found, c in
                     (tree("text_encoder", config, dtype=t) for t in ("float32", "float64")))
-    truth = model_truths.clip(weights("text_encoder", config), config, ids, skipped)
-    same(narrow, wide, truth, name)
+    truth = truth_of("text_encoder", config, weights("text_encoder", config))
+    same(narrow, wide, truth.encode_text(0, ids, skipped=skipped), name)
 
 
 def test_clip_reads_from_left_to_right():

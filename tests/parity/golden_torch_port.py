@@ -100,10 +100,10 @@ class TorchOps(Ops):
                                                scale=scale)
         return self._array(y.transpose(1, 2).reshape(N, L, C).to(DTYPES[self.format]))
 
-    def upsample(self, x):
+    def upsample(self, x, height, width):
         if self.wrong == "half_pixel":
-            return super().upsample(x)
-        return self._array(T.interpolate(self._tensor(x), scale_factor=2, mode="nearest"))
+            return super().upsample(x, height, width)
+        return self._array(T.interpolate(self._tensor(x), (height, width), mode="nearest"))
 
     def add(self, a, b):
         return self._array(self._tensor(a) + self._tensor(b))

@@ -62,9 +62,9 @@ class Bisection:
                     f"in {row.name} or before it ({row.times:.3g} times what a right port differs "
                     "by); dump the ops between to know which.")
         why = "" if row.finding is None else f": {row.finding.sentence}"
-        return (f"{row.name} (op {row.entry.op}, tensor {row.entry.index}){_also(row.computed)} is the first "
-                f"that is wrong on its own inputs, {_times(row.times)} what {row.format} rounding "
-                f"explains{why}")
+        return (f"{row.name} (op {row.entry.op}, tensor {row.entry.index}){_also(row.computed)} is "
+                f"the first that is wrong on its own inputs, {_times(row.times)} what {row.format} "
+                f"rounding explains{why}")
 
 
 def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
@@ -92,7 +92,8 @@ def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32"
         return _judged(judge, entries, first_only, formats.name)
 
 
-def _judged(judge: LocalErrorJudge, entries: list[Entry], first_only: bool, format: str) -> Bisection:
+def _judged(judge: LocalErrorJudge, entries: list[Entry], first_only: bool,
+            format: str) -> Bisection:
     """Every entry's verdict, and which is the first that is bad."""
     rows, first, good = [], None, None
     for entry in entries:
