@@ -14,11 +14,6 @@ from refsd.text import CLIPTokenizer
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(tiny.write_model(tmp_path_factory.mktemp("models") / "tiny"))
-
-
-@pytest.fixture(scope="module")
 def drawn(model, tmp_path_factory):
     """A picture with everything in its recipe that differs from the defaults."""
     path = tmp_path_factory.mktemp("drawn") / "x.png"

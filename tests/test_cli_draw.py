@@ -17,11 +17,6 @@ from refsd.random.by_name import NumPyGenerator
 from refsd.weights import read_safetensors
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(tiny.write_model(tmp_path_factory.mktemp("models") / "tiny"))
-
-
 @pytest.fixture
 def draw(model, tmp_path, monkeypatch, capfd):
     """Run the command in an empty folder; gives (exit code, stdout, stderr)."""

@@ -8,17 +8,11 @@ import stat
 
 import numpy as np
 import pytest
-import tiny
 
 from refsd.__main__ import main
 from refsd.errors import ResourceError, UsageError
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random.by_name import GENERATORS
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(tiny.write_model(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ import json
 import logging
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
 
 import pytest
-from golden_format_samples import files, reseal, tamper, tensors, write
+from golden_format_samples import files, reseal, tamper, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from weights_samples import file_of, refused
@@ -24,18 +23,6 @@ from refsd.golden.packs.pack import Pack
 
 NAME = "unet/000/conv_in"
 SHARD = "tensors-00000.safetensors"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("golden") / "pack"
-    write(folder)
-    return folder
-
-
-@pytest.fixture
-def sample(original, tmp_path):
-    return Path(shutil.copytree(original, tmp_path / "pack"))
 
 
 def entry(manifest, name=NAME):

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from golden_format_samples import files, write
+from golden_format_samples import files
 from weights_samples import refused
 
 from refsd.__main__ import main
@@ -26,12 +26,6 @@ except ImportError:
     zstandard = None
 needs_zstandard = pytest.mark.skipif(zstandard is None, reason="needs zstandard (refsd[golden])")
 KINDS = [".zip", pytest.param(".tar.zst", marks=needs_zstandard)]
-
-
-@pytest.fixture
-def sample(tmp_path):
-    write(tmp_path / "pack")
-    return tmp_path / "pack"
 
 
 @pytest.mark.parametrize("kind", KINDS)

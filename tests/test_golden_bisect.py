@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden_mistakes import MISTAKES
 from golden_port_ops import Ops
-from golden_runs import WEIGHTS, Dump, blocks, fused, mistaken, port, write_pack
+from golden_runs import WEIGHTS, Dump, blocks, fused, mistaken, port
 from threadpoolctl import threadpool_info
 
 from refsd import parallel
@@ -26,16 +26,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("bisect")
-    for level in (2, 3):
-        write_pack(place, level)
-    return place
-
-
-@pytest.fixture(scope="module")
-def pack(folder):
-    with Pack.open(folder / "level3") as opened:
+def pack(runs):
+    with Pack.open(runs / "level3") as opened:
         yield opened
 
 
@@ -49,11 +41,11 @@ def test_the_port_has_every_tensor_that_an_op_made(pack):
     assert not extra
 
 
-def test_names_the_wrong_op_and_why(folder, pack, capsys):
+def test_names_the_wrong_op_and_why(runs, pack, capsys):
     """30 mistakes and more: the op of each, the reason of four in five."""
     right, lines = 0, []
     for key, mistake in MISTAKES.items():
-        found = bisect(pack, Dump(mistaken(pack, key, whole=False)), model=folder / "model",
+        found = bisect(pack, Dump(mistaken(pack, key, whole=False)), model=runs / "model",
                        first_only=True)
         assert found.first is not None, f"{key}: not found"
         assert found.first.name == mistake.first, f"{key}: {found.sentence}"
@@ -66,11 +58,11 @@ def test_names_the_wrong_op_and_why(folder, pack, capsys):
 
 
 @pytest.mark.parametrize("format", ["float32", "float16", "bfloat16"])
-def test_rounding_is_no_mistake(folder, pack, format):
+def test_rounding_is_no_mistake(runs, pack, format):
     """Sums in an order that the seed draws. tests/parity has 20 seeds of each."""
     for seed in range(SEEDS):
         dump = Dump(port(pack, Ops(format=format, seed=seed)))
-        found = bisect(pack, dump, format=format, model=folder / "model")
+        found = bisect(pack, dump, format=format, model=runs / "model")
         assert found.first is None, f"seed {seed}: {found.sentence}"
         judged = [row for row in found.rows if row.status == "explained"]
         assert len(judged) >= 380
@@ -84,23 +76,23 @@ class Sorted(Ops):
         return np.cumsum(np.sort(x, axis=-1), axis=-1, dtype="f4")[..., -1]
 
 
-def test_a_bad_order_of_sums_is_no_mistake(folder, pack):
-    found = bisect(pack, Dump(port(pack, Sorted())), model=folder / "model")
+def test_a_bad_order_of_sums_is_no_mistake(runs, pack):
+    found = bisect(pack, Dump(port(pack, Sorted())), model=runs / "model")
     assert found.first is None, found.sentence
     # ... and is no excuse for a wrong eps, which is as small.
     dump = Dump(mistaken(pack, "group_norm_eps", Sorted))
-    found = bisect(pack, dump, model=folder / "model", first_only=True)
+    found = bisect(pack, dump, model=runs / "model", first_only=True)
     assert found.first.name == MISTAKES["group_norm_eps"].first
     assert found.first.finding.reason == "wrong_eps"
 
 
-def test_a_short_format_is_not_taken_for_float32(folder, pack):
+def test_a_short_format_is_not_taken_for_float32(runs, pack):
     dump = Dump(port(pack, Ops(format="bfloat16")))
-    found = bisect(pack, dump, model=folder / "model", first_only=True)
+    found = bisect(pack, dump, model=runs / "model", first_only=True)
     assert found.first.name == "text/000/text_model.embeddings.token_embedding"
 
 
-def test_two_mistakes_are_two_offenders(folder, pack):
+def test_two_mistakes_are_two_offenders(runs, pack):
     """The second is wrong on its own inputs, whatever it was handed."""
     second = "decode/decoder.up_blocks.1.resnets.0.add"
 
@@ -108,7 +100,7 @@ def test_two_mistakes_are_two_offenders(folder, pack):
         return (-array, -array) if name == second else (array, array)
 
     dump = Dump(port(pack, Ops(mistake="geglu_halves", where="unet"), after=after))
-    found = bisect(pack, dump, model=folder / "model")
+    found = bisect(pack, dump, model=runs / "model")
     assert found.first.name == MISTAKES["geglu_halves"].first
     assert second in [row.name for row in found.later]
     assert all("geglu" in row.name or row.name == second for row in found.later)
@@ -116,7 +108,7 @@ def test_two_mistakes_are_two_offenders(folder, pack):
     assert inherited.status == "explained" and inherited.inherited > 1000 * inherited.local
 
 
-def test_the_first_nan_is_named_and_not_its_heirs(folder, pack):
+def test_the_first_nan_is_named_and_not_its_heirs(runs, pack):
     place = "unet/000/mid_block.resnets.0.conv1"
 
     def after(name, array):
@@ -125,52 +117,52 @@ def test_the_first_nan_is_named_and_not_its_heirs(folder, pack):
             array[0, 0, 0, 0] = np.nan
         return array, array
 
-    found = bisect(pack, Dump(port(pack, Ops(), after=after)), model=folder / "model")
+    found = bisect(pack, Dump(port(pack, Ops(), after=after)), model=runs / "model")
     assert found.first.name == place and found.first.at == (0, 0, 0, 0)
     assert found.first.finding.reason == "nan"
     heir = next(row for row in found.rows if row.name == "denoise/000/guided")
     assert heir.status == "explained" and heir.inherited == math.inf
 
 
-def test_ids_may_be_floats_and_may_be_wrong(folder, pack):
+def test_ids_may_be_floats_and_may_be_wrong(runs, pack):
     """Wrong ids are named; an op that cannot take them is not judged."""
     dump = port(pack, Ops())
     right = dump | {"tokens/000/ids": dump["tokens/000/ids"].astype("f4")}
-    assert bisect(pack, Dump(right), model=folder / "model").first is None
+    assert bisect(pack, Dump(right), model=runs / "model").first is None
 
     wrong = dump | {"tokens/000/ids": dump["tokens/000/ids"] + 10**6}
-    rows = bisect(pack, Dump(wrong), model=folder / "model").rows
+    rows = bisect(pack, Dump(wrong), model=runs / "model").rows
     assert (rows[0].name, rows[0].status) == ("tokens/000/ids", "wrong")
     assert (rows[1].entry.op, rows[1].status) == ("embedding", "open")
     assert "there are rows 0 to" in rows[1].notes[0]
 
 
 @pytest.mark.parametrize("format", ["float32", "float16", "bfloat16"])
-def test_what_is_not_dumped_is_computed(folder, pack, format):
+def test_what_is_not_dumped_is_computed(runs, pack, format):
     found = bisect(pack, fused(port(pack, Ops(format=format))), format=format,
-                   model=folder / "model")
+                   model=runs / "model")
     assert found.first is None, found.sentence
     assert not [row for row in found.rows if row.borrowed]
     convolution = next(r for r in found.rows if r.name == "unet/000/down_blocks.0.resnets.0.conv1")
     assert convolution.computed == ("unet/000/down_blocks.0.resnets.0.silu",)
 
 
-def test_a_mistake_in_a_fused_op_shows_in_the_next(folder, pack):
-    found = bisect(pack, fused(mistaken(pack, "no_silu")), model=folder / "model",
+def test_a_mistake_in_a_fused_op_shows_in_the_next(runs, pack):
+    found = bisect(pack, fused(mistaken(pack, "no_silu")), model=runs / "model",
                    first_only=True).first
     assert found.name == "unet/000/time_embedding.linear_2"
     assert found.finding.reason == "missing_silu"
 
 
-def test_a_port_that_dumps_blocks_is_judged_block_by_block(folder, pack):
+def test_a_port_that_dumps_blocks_is_judged_block_by_block(runs, pack):
     """From a pack of all ops, those between two blocks are computed."""
-    right = bisect(pack, Dump(blocks(pack, port(pack, Ops()))), model=folder / "model")
+    right = bisect(pack, Dump(blocks(pack, port(pack, Ops()))), model=runs / "model")
     assert right.first is None, right.sentence
     judged = {row.name for row in right.rows if row.status == "explained"}
     assert "unet/000/down_blocks.0.attentions.0" in judged
 
     wrong = Dump(blocks(pack, mistaken(pack, "geglu_halves")))
-    found = bisect(pack, wrong, model=folder / "model", first_only=True).first
+    found = bisect(pack, wrong, model=runs / "model", first_only=True).first
     assert (found.name, found.status) == ("unet/000/down_blocks.0.attentions.0", "wrong")
     assert MISTAKES["geglu_halves"].first in found.computed
 
@@ -182,40 +174,40 @@ def with_spread(pack, rms):
     return pack
 
 
-def test_blocks_give_a_region(folder, pack):
+def test_blocks_give_a_region(runs, pack):
     """Level 2, no inputs: the total error against what a right port may differ by."""
     dump = mistaken(pack, "geglu_halves")
     mine = blocks(pack, dump)
-    with Pack.open(folder / "level2") as shallow:
-        found = bisect(with_spread(shallow, 1e-4), Dump(mine), model=folder / "model")
+    with Pack.open(runs / "level2") as shallow:
+        found = bisect(with_spread(shallow, 1e-4), Dump(mine), model=runs / "model")
     assert found.first.status == "suspect"
     assert found.first.name == "unet/000/down_blocks.0.attentions.0"
     assert found.good.name == "unet/000/down_blocks.0.resnets.0"
     assert found.good.name in found.sentence and found.first.name in found.sentence
 
 
-def test_without_inputs_and_spread_nothing_is_claimed(folder, pack):
+def test_without_inputs_and_spread_nothing_is_claimed(runs, pack):
     mine = blocks(pack, mistaken(pack, "geglu_halves"))
-    with Pack.open(folder / "level2") as shallow:
-        found = bisect(shallow, Dump(mine), model=folder / "model")
+    with Pack.open(runs / "level2") as shallow:
+        found = bisect(shallow, Dump(mine), model=runs / "model")
     rows = {row.name: row for row in found.rows}
     assert rows["unet/000/down_blocks.0.attentions.0"].status == "open"
     assert "could not be judged" in found.sentence
 
 
-def test_a_dump_with_other_names_is_refused(folder, pack):
+def test_a_dump_with_other_names_is_refused(runs, pack):
     with pytest.raises(UsageError, match="none of the pack's"):
-        bisect(pack, Dump({"x": np.zeros(3)}), model=folder / "model")
+        bisect(pack, Dump({"x": np.zeros(3)}), model=runs / "model")
 
 
-def test_int8_is_a_format_of_weights_and_shared_exponents_are_refused(folder, pack):
+def test_int8_is_a_format_of_weights_and_shared_exponents_are_refused(runs, pack):
     coarse = {part: {name: eight_bits(w) if w.ndim > 1 else w for name, w in found.items()}
               for part, found in WEIGHTS.items()}
     dump = Dump(port(pack, Ops(), weights=coarse))
-    assert bisect(pack, dump, format="int8", model=folder / "model").first is None
-    assert bisect(pack, dump, model=folder / "model", first_only=True).first is not None
+    assert bisect(pack, dump, format="int8", model=runs / "model").first is None
+    assert bisect(pack, dump, model=runs / "model", first_only=True).first is not None
     with pytest.raises(UsageError, match="share an exponent"):
-        bisect(pack, dump, format="bfloat8_b", model=folder / "model")
+        bisect(pack, dump, format="bfloat8_b", model=runs / "model")
 
 
 def eight_bits(weight):
@@ -225,7 +217,7 @@ def eight_bits(weight):
 
 
 @pytest.mark.parametrize("large, limited", [(1 << 22, True), (0, False)])
-def test_small_tensors_take_one_thread_of_blas(folder, pack, monkeypatch, large, limited):
+def test_small_tensors_take_one_thread_of_blas(runs, pack, monkeypatch, large, limited):
     """Its threads spin while they wait for each other, which costs most where others run."""
     monkeypatch.setattr("refsd.golden.comparing.bisect.LARGE", large)
     seen = []
@@ -259,40 +251,40 @@ def test_excess_by_hand():
     assert excess(np.array([1.5]), np.array([1.0]), 0.0, half)[0] == inf
 
 
-def command(folder, mine, *options):
-    return main(["golden", "bisect", str(folder / "level3"), str(mine), "-m",
-                 str(folder / "model"), *options])
+def command(runs, mine, *options):
+    return main(["golden", "bisect", str(runs / "level3"), str(mine), "-m",
+                 str(runs / "model"), *options])
 
 
-def test_the_command_says_it_first(folder, pack, tmp_path, capsys):
+def test_the_command_says_it_first(runs, pack, tmp_path, capsys):
     np.savez(tmp_path / "mine.npz", **mistaken(pack, "groups"))
-    assert command(folder, tmp_path / "mine.npz") == 1
+    assert command(runs, tmp_path / "mine.npz") == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{MISTAKES['groups'].first} (op group_norm, tensor ")
     assert "in 2 groups, not in 4" in lines[0]
     assert "wrong_groups" in lines[3]
 
-    assert command(folder, tmp_path / "mine.npz", "--json") == 1
+    assert command(runs, tmp_path / "mine.npz", "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert found["first"]["name"] == MISTAKES["groups"].first
     assert found["first"]["finding"]["reason"] == "wrong_groups"
     assert len(found["rows"]) == len(pack.entries)
 
 
-def test_the_command_gives_0_when_all_is_explained(folder, pack, tmp_path, capsys):
+def test_the_command_gives_0_when_all_is_explained(runs, pack, tmp_path, capsys):
     np.savez(tmp_path / "mine.npz", **port(pack, Ops(format="float16")))
-    assert command(folder, tmp_path / "mine.npz", "--format", "fp16") == 0
+    assert command(runs, tmp_path / "mine.npz", "--format", "fp16") == 0
     assert capsys.readouterr().out.startswith("Rounding in float16 explains all of the ")
 
 
-def test_a_pack_is_its_own_port(folder, pack):
+def test_a_pack_is_its_own_port(runs, pack):
     """Though its inputs were rounded on their way there, and cancel in sums."""
     mine = {name: pack.read(name) for name in pack.entries}
-    found = bisect(pack, Dump(mine), model=folder / "model")
+    found = bisect(pack, Dump(mine), model=runs / "model")
     noted = [row.name for row in found.rows if row.notes == ("the golden result",)]
     assert noted and found.first is None
     mine[noted[0]] = mine[noted[0]] + np.float32(1e-6) * abs(mine[noted[0]]).max()
-    assert bisect(pack, Dump(mine), model=folder / "model").first.name == noted[0]
+    assert bisect(pack, Dump(mine), model=runs / "model").first.name == noted[0]
 
 
 def test_a_pack_of_single_ops():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from golden_port_ops import ROUND, Ops
-from golden_runs import WEIGHTS, Dump, measure_spread, port, write_pack
+from golden_runs import WEIGHTS, Dump, measure_spread, port
 
 from refsd.golden.comparing.bisect import bisect
 from refsd.golden.packs.pack import Pack
@@ -12,27 +12,20 @@ HALVES = ("bfloat16", "float16")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("inputs")
-    write_pack(place, 3)
-    return place
-
-
-@pytest.fixture(scope="module")
-def pack(folder):
+def pack(runs):
     """Without a spread: nothing but bounds to judge by."""
-    with Pack.open(folder / "level3") as opened:
+    with Pack.open(runs / "level3") as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def measured(folder):
-    with Pack.open(folder / "level3") as opened:
+def measured(runs):
+    with Pack.open(runs / "level3") as opened:
         yield measure_spread(opened, "bfloat16")
 
 
-def judged(pack, folder, tensors, **options):
-    return bisect(pack, Dump(tensors), model=folder / "model", **options)
+def judged(pack, runs, tensors, **options):
+    return bisect(pack, Dump(tensors), model=runs / "model", **options)
 
 
 def golden(pack, format, wanted):
@@ -43,18 +36,18 @@ def golden(pack, format, wanted):
 
 @pytest.mark.parametrize("format", ["float32", *HALVES])
 @pytest.mark.parametrize("wanted", ["", "unet/", "denoise/concat", "attn2", "unet/000/conv_in"])
-def test_the_golden_tensors_rounded_once_are_right(folder, pack, format, wanted):
+def test_the_golden_tensors_rounded_once_are_right(runs, pack, format, wanted):
     """All of them, or a part whose inputs were not dumped: the text of a UNet alone."""
-    found = judged(pack, folder, golden(pack, format, lambda name: wanted in name), format=format)
+    found = judged(pack, runs, golden(pack, format, lambda name: wanted in name), format=format)
     assert found.first is None, found.sentence
     assert {row.status for row in found.rows} <= {"explained", "missing"}
 
 
 @pytest.mark.parametrize("format", HALVES)
-def test_a_unet_that_was_fed_golden_tensors_is_judged_alone(folder, pack, format):
+def test_a_unet_that_was_fed_golden_tensors_is_judged_alone(runs, pack, format):
     """Text, noise and latents came from the pack, in its float32, and nothing of them is dumped."""
     dump = fed(pack, Ops(format=format))
-    found = judged(pack, folder, dump, format=format)
+    found = judged(pack, runs, dump, format=format)
     assert found.first is None, found.sentence
     assert {row.status for row in found.rows} == {"explained", "missing"}
     to_k = next(row for row in found.rows if row.name.endswith("attentions.0.transformer_blocks.0"
@@ -72,45 +65,45 @@ def fed(pack, ops):
             if name.startswith("unet/000/")}
 
 
-def test_a_bound_that_is_not_finite_calls_nothing_wrong(folder, pack, measured):
+def test_a_bound_that_is_not_finite_calls_nothing_wrong(runs, pack, measured):
     """The text is computed through a whole encoder: its uncertainty outgrows the softmax."""
     dump = {name: array for name, array in port(pack, Ops(format="bfloat16")).items()
             if name.startswith("unet/000/")}
-    found = judged(pack, folder, dump, format="bfloat16")
+    found = judged(pack, runs, dump, format="bfloat16")
     assert found.first is None, found.sentence
     blind = [row for row in found.rows if row.status == "open"]
     assert blind and all(row.notes == ("the bound says nothing here: dump an op between",)
                          and row.computed for row in blind)
-    found = judged(measured, folder, dump, format="bfloat16")
+    found = judged(measured, runs, dump, format="bfloat16")
     assert found.first is None and not [row for row in found.rows if row.status == "open"]
 
     name = blind[0].name
-    found = judged(measured, folder, dump | {name: dump[name][..., ::-1]}, format="bfloat16")
+    found = judged(measured, runs, dump | {name: dump[name][..., ::-1]}, format="bfloat16")
     assert (found.first.name, found.first.status) == (name, "wrong")
     lost = dump[name].copy()
     lost[0, 0, 0] = np.inf
     for each in (pack, measured):
-        found = judged(each, folder, dump | {name: lost}, format="bfloat16").first
+        found = judged(each, runs, dump | {name: lost}, format="bfloat16").first
         assert (found.name, found.status, found.at) == (name, "wrong", (0, 0, 0))
 
 
 @pytest.mark.parametrize("format", HALVES)
-def test_noise_that_is_rounded_at_the_door_is_no_error_of_the_op(folder, pack, format):
+def test_noise_that_is_rounded_at_the_door_is_no_error_of_the_op(runs, pack, format):
     """Whether the dump has the noise as it was given, as it was rounded, or not at all."""
     dump = port(pack, Ops(format=format))
     noise = pack.read("denoise/noise")
     conv = {"unet/000/conv_in": dump["unet/000/conv_in"]}
     for more in ({}, {"denoise/noise": noise}, {"denoise/noise": ROUND[format](noise)}):
-        found = judged(pack, folder, conv | more, format=format)
+        found = judged(pack, runs, conv | more, format=format)
         assert found.first is None, found.sentence
         assert [row.name for row in found.rows if row.status == "explained"][-1] == (
             "unet/000/conv_in")
-        found = judged(pack, folder, {"unet/000/conv_in": 1.1 * conv["unet/000/conv_in"]} | more,
+        found = judged(pack, runs, {"unet/000/conv_in": 1.1 * conv["unet/000/conv_in"]} | more,
                        format=format)
         assert found.first.name == "unet/000/conv_in"
 
 
-def test_a_cast_at_the_door_excuses_no_other_error(folder, pack):
+def test_a_cast_at_the_door_excuses_no_other_error(runs, pack):
     """The op is computed on the rounded inputs, not allowed whatever a rounding could do."""
     norm = "unet/000/down_blocks.0.resnets.0.norm1"
     exact = golden(pack, "float32", lambda name: name.startswith("unet/000/"))
@@ -120,7 +113,7 @@ def test_a_cast_at_the_door_excuses_no_other_error(folder, pack):
 
     def first(read):
         y = ops.group_norm(read(x), weight, bias, **pack.entries[norm].options)
-        found = judged(pack, folder, exact | {norm: y}, format="bfloat16", only=[norm])
+        found = judged(pack, runs, exact | {norm: y}, format="bfloat16", only=[norm])
         return found.rows[0]
 
     assert first(lambda x: x).notes == ()
@@ -137,19 +130,19 @@ BY_STAGE = ["bfloat16", "denoise/*=float32", "decode/*=float32", "picture/*=fp32
 
 @pytest.mark.parametrize("format", ["bfloat16", BY_STAGE], ids=["one", "by stage"])
 @pytest.mark.parametrize("cast", [False, True], ids=["in the network", "in the concat"])
-def test_float32_latents_beside_a_bfloat16_network(folder, pack, format, cast):
+def test_float32_latents_beside_a_bfloat16_network(runs, pack, format, cast):
     """The cast is in the network's first ops, or in what makes its batch."""
     def after(name, array):
         return (ROUND["bfloat16"](array) if cast and name.endswith("/concat")
                 and name.startswith("denoise/0") else array), array
 
     dump = port(pack, Ops(format="bfloat16", formats=FLOAT32), after=after)
-    found = judged(pack, folder, dump, format=format)
+    found = judged(pack, runs, dump, format=format)
     assert found.first is None, found.sentence
     assert all("/eps_" in row.name for row in found.rows if row.status == "open")
 
 
-def test_a_small_mistake_of_a_float32_sampler_beside_a_bfloat16_network(folder, pack):
+def test_a_small_mistake_of_a_float32_sampler_beside_a_bfloat16_network(runs, pack):
     """alpha_bar of the neighbouring timestep is less than bfloat16's rounding of the latents."""
     last = "denoise/002/latents"
 
@@ -158,28 +151,28 @@ def test_a_small_mistake_of_a_float32_sampler_beside_a_bfloat16_network(folder, 
         return changed, changed
 
     dump = port(pack, Ops(format="bfloat16", formats=FLOAT32), after=after)
-    assert judged(pack, folder, dump, format="bfloat16").first is None
-    found = judged(pack, folder, dump, format=BY_STAGE)
+    assert judged(pack, runs, dump, format="bfloat16").first is None
+    found = judged(pack, runs, dump, format=BY_STAGE)
     assert (found.first.name, found.first.format) == (last, "float32")
     assert "what float32 rounding explains" in found.sentence
 
 
-def test_a_stage_whose_inputs_are_cast_first(folder, pack):
+def test_a_stage_whose_inputs_are_cast_first(runs, pack):
     """255 x is off by two roundings of a picture that was rounded to float16 on the way."""
     image, half = pack.read("picture/image"), ROUND["float16"]
     bytes_ = np.rint(half(255 * half(image))).astype("u1")
     assert (bytes_ != pack.read("picture/pixels")).any()
     dump = {"picture/image": image, "picture/pixels": bytes_}
-    found = judged(pack, folder, dump, format="float16")
+    found = judged(pack, runs, dump, format="float16")
     assert found.first is None
     assert found.rows[-1].notes == ("its inputs rounded to float16 first",)
-    assert judged(pack, folder, dump).first.name == "picture/pixels"
+    assert judged(pack, runs, dump).first.name == "picture/pixels"
 
 
-def test_only_some_names_are_judged_on_all_of_the_dump(folder, pack):
+def test_only_some_names_are_judged_on_all_of_the_dump(runs, pack):
     dump = port(pack, Ops())
     wrong = dump | {"text/000/last_hidden_state": 2 * dump["text/000/last_hidden_state"]}
-    found = judged(pack, folder, wrong, only=["unet/000/*.attn1.*", "unet/000/conv_in"])
+    found = judged(pack, runs, wrong, only=["unet/000/*.attn1.*", "unet/000/conv_in"])
     assert found.first is None
     assert all(".attn1." in row.name or row.name == "unet/000/conv_in" for row in found.rows)
     assert {row.status for row in found.rows} == {"explained"}

@@ -19,7 +19,6 @@ from golden_compare_samples import (
     opened,
     right,
     verdict,
-    write_pack,
 )
 from scipy.special import fdtri
 
@@ -30,18 +29,7 @@ from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
 from refsd.golden.comparing.limits import Accepted, _peak
 from refsd.golden.comparing.report import sentence, what_is_wrong
-from refsd.golden.packs.pack import Pack, Writer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_pack(tmp_path_factory.mktemp("pack") / "p")
-
-
-@pytest.fixture
-def pack(folder):
-    with Pack.open(folder) as found:
-        yield found
+from refsd.golden.packs.pack import Writer
 
 
 def test_a_right_port(pack, tmp_path):

@@ -169,13 +169,8 @@ def test_onnx_says_what_it_needs(pack, tmp_path, capsys, monkeypatch):
 # -- weights
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-def weights_of(model):
-    return {f"{part}.{name}": array for part, found in load_checkpoint(model).items()
+def weights_of(tiny_model):
+    return {f"{part}.{name}": array for part, found in load_checkpoint(tiny_model).items()
             for name, array in found.tensors.items()}
 
 
@@ -183,9 +178,9 @@ def weights_of(model):
     ("raw", "NCHW", "float32"), ("raw", "TILE32", "float16"), ("npy", "HWIO", "float32"),
     ("safetensors", "NHWC", "float16"), ("npz", "TRANSPOSED", "float32"),
 ])
-def test_weights_come_back(model, tmp_path, kind, layout, dtype):
-    export_weights(model, tmp_path / "out", kind, layout=layout, dtype=dtype)
-    wanted = weights_of(model)
+def test_weights_come_back(tiny_model, tmp_path, kind, layout, dtype):
+    export_weights(tiny_model, tmp_path / "out", kind, layout=layout, dtype=dtype)
+    wanted = weights_of(tiny_model)
     with Candidate.open(tmp_path / "out", layout=None if kind == "raw" else layout) as found:
         assert sorted(found.names()) == sorted(wanted)
         for name, array in wanted.items():
@@ -193,14 +188,15 @@ def test_weights_come_back(model, tmp_path, kind, layout, dtype):
             assert back.dtype == dtype and np.array_equal(back, array.astype(dtype)), name
 
 
-def test_parts_and_patterns(model, tmp_path, caplog):
-    out = export_weights(model, tmp_path / "a", "raw", parts=["vae"], only=["vae.decoder.conv_*"])
+def test_parts_and_patterns(tiny_model, tmp_path, caplog):
+    out = export_weights(tiny_model, tmp_path / "a", "raw", parts=["vae"],
+                         only=["vae.decoder.conv_*"])
     assert {name.rpartition(".")[0] for name in out.tensors} == {
         "vae.decoder.conv_in", "vae.decoder.conv_out", "vae.decoder.conv_norm_out"}
     with pytest.raises(UsageError, match="--part 'clip' is not one of: text_encoder, unet, vae"):
-        export_weights(model, tmp_path / "b", "raw", parts=["clip"])
+        export_weights(tiny_model, tmp_path / "b", "raw", parts=["clip"])
     with pytest.raises(UsageError, match="--dtype is 'int8'"):
-        export_weights(model, tmp_path / "b", "raw", dtype="int8")
+        export_weights(tiny_model, tmp_path / "b", "raw", dtype="int8")
     with pytest.raises(UsageError, match="fits no name"):
         chosen(["a"], ["b"])
     large = tiny.tensors("unet")
@@ -210,16 +206,16 @@ def test_parts_and_patterns(model, tmp_path, caplog):
     assert "unet.conv_in.bias: numbers beyond float16 became infinite" in caplog.text
 
 
-def test_the_weights_command(model, tmp_path, capsys):
-    assert main(["export", "weights", "-m", str(model), "-o", str(tmp_path / "out"), "--json",
+def test_the_weights_command(tiny_model, tmp_path, capsys):
+    assert main(["export", "weights", "-m", str(tiny_model), "-o", str(tmp_path / "out"), "--json",
                  "--part", "unet", "--dtype", "float16"]) == 0
     said = json.loads(capsys.readouterr().out)
-    wanted = [a for name, a in weights_of(model).items() if name.startswith("unet.")]
+    wanted = [a for name, a in weights_of(tiny_model).items() if name.startswith("unet.")]
     assert (said["tensors"], said["bytes"]) == (len(wanted), sum(a.size * 2 for a in wanted))
 
 
-def test_every_layout_takes_every_weight(model):
-    shapes = {array.shape for array in weights_of(model).values()}
+def test_every_layout_takes_every_weight(tiny_model):
+    shapes = {array.shape for array in weights_of(tiny_model).values()}
     for name in LAYOUTS:
         for shape in shapes:
             assert to_layout(np.zeros(shape, "float32"), name).size >= np.prod(shape)
@@ -348,13 +344,13 @@ def test_the_published_files_come_back(exported, tmp_path):
         assert f"`{name}`" in text
 
 
-def test_other_vocabularies(model, tmp_path, capsys):
-    assert main(["export", "tokenizer", "-m", str(model), "-o", str(tmp_path / "out"), "--to",
+def test_other_vocabularies(tiny_model, tmp_path, capsys):
+    assert main(["export", "tokenizer", "-m", str(tiny_model), "-o", str(tmp_path / "out"), "--to",
                  "npy", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["merges"], said["length"]) == (len(tiny.MERGES), tiny.LENGTH)
     merges = np.load(Path(said["folder"]) / "arrays" / "merges.npy")
-    names = {i: token for token, i in read_vocabulary(model / "tokenizer").tokens.items()}
+    names = {i: token for token, i in read_vocabulary(tiny_model / "tokenizer").tokens.items()}
     assert [f"{names[a]} {names[b]}" for a, b, _ in merges] == tiny.MERGES
     assert [names[ab] for _, _, ab in merges] == [m.replace(" ", "") for m in tiny.MERGES]
 

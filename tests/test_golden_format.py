@@ -21,12 +21,6 @@ from refsd.golden.packs.shards import sha256, statistics
 SHARD = "tensors-00000.safetensors"
 
 
-@pytest.fixture
-def sample(tmp_path):
-    write(tmp_path / "pack")
-    return tmp_path / "pack"
-
-
 def stored(array, keywords):
     """What a pack is to hold: float64 rounded, unless it is kept."""
     array = np.asarray(array)

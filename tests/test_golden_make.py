@@ -6,6 +6,7 @@ The model is tests/tiny.py's, but for memory, where the bundled one has tensors 
 import json
 import tracemalloc
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,11 +31,6 @@ from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random import TorchGenerator
 from refsd.registry import ops
 from refsd.weights import read_safetensors
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_model(tmp_path_factory.mktemp("golden") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +145,7 @@ def test_every_op_of_the_networks_is_there_once(levels, pipe):
 
 def test_weights_are_the_files(levels, model):
     read = replay.weights(levels[3], model)
-    stored = read_safetensors(model / "unet" / "diffusion_pytorch_model.safetensors")
+    stored = read_safetensors(Path(model) / "unet" / "diffusion_pytorch_model.safetensors")
     assert np.array_equal(read("weight:unet.conv_in.weight"), stored["conv_in.weight"])
     with pytest.raises(ModelError, match="not a weight"):
         read("unet.conv_in.width")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_format_samples import tensors, write
+from golden_format_samples import tensors
 
 from refsd.__main__ import main
 from refsd.golden.packs.pack import Pack
@@ -17,13 +17,6 @@ from refsd.golden.packs.rules import DTYPES, ENTRY_RULES, MANIFEST_RULES
 
 FOLDER = Path(__file__).parents[1] / "golden"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("golden") / "pack"
-    write(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +41,16 @@ def ask(reader, *arguments):
     return subprocess.run([*reader, *map(str, arguments)], capture_output=True, timeout=60)
 
 
-def test_a_reader_lists_and_reads_every_tensor(sample, reader):
-    lines = ask(reader, sample).stdout.decode().splitlines()
+def test_a_reader_lists_and_reads_every_tensor(original, reader):
+    lines = ask(reader, original).stdout.decode().splitlines()
     assert len(lines) == len(tensors())
-    with Pack.open(sample) as pack:
+    with Pack.open(original) as pack:
         for line, (name, entry) in zip(lines, pack.entries.items(), strict=True):
             sizes = "x".join(map(str, entry.shape)) or "-"
             assert line == f"{name} {entry.dtype} {sizes}"
             if "-I" in reader and entry.index % 4:  # its module reads them all, below
                 continue
-            done = ask(reader, sample, name)
+            done = ask(reader, original, name)
             assert done.returncode == 0 and done.stdout == pack.read(name).tobytes()
 
 
@@ -71,12 +64,11 @@ def test_the_committed_packs_are_whole_and_the_c_reader_finds_its_way(c_reader, 
 
 
 def test_a_reader_refuses_what_is_not_all_there(sample, reader, tmp_path):
-    folder = Path(shutil.copytree(sample, tmp_path / "pack"))
     shard = "tensors-00001.safetensors"
     with Pack.open(sample) as pack:
         name = max((n for n, e in pack.entries.items() if e.shard == shard and e.nbytes), key=len)
-    (folder / shard).write_bytes((folder / shard).read_bytes()[:200])
-    done = ask(reader, folder, name)
+    (sample / shard).write_bytes((sample / shard).read_bytes()[:200])
+    done = ask(reader, sample, name)
     assert done.returncode and not done.stdout and done.stderr
     assert ask(reader, tmp_path / "none").returncode
     done = ask(reader, sample, "unet/000/none")
@@ -84,25 +76,24 @@ def test_a_reader_refuses_what_is_not_all_there(sample, reader, tmp_path):
 
 
 def test_the_c_reader_stays_in_the_folder(sample, c_reader, tmp_path):
-    folder = Path(shutil.copytree(sample, tmp_path / "pack"))
     (tmp_path / "secret").write_bytes(b"secret")
     for shard, start, count in (("../secret", 0, 6), ("secret", -1, 6), ("secret", 0, -6),
                                 ("secret", 0, 1 << 62), ("secret", 1 << 62, 1 << 62)):
         line = f"a\tuint8\t6\t{shard}\t{start}\t{count}\t{'0' * 64}\n"
-        (folder / "index.tsv").write_text(line)
-        (folder / "secret").write_bytes(b"secret")
-        done = ask(c_reader, folder, "a")
+        (sample / "index.tsv").write_text(line)
+        (sample / "secret").write_bytes(b"secret")
+        done = ask(c_reader, sample, "a")
         assert done.returncode == 3 and not done.stdout, (shard, start, count)
-    (folder / "index.tsv").write_text("a\tuint8\t6\n" + "x" * 100_000)
-    assert ask(c_reader, folder, "a").returncode == 3
+    (sample / "index.tsv").write_text("a\tuint8\t6\n" + "x" * 100_000)
+    assert ask(c_reader, sample, "a").returncode == 3
 
 
-def test_the_python_reader_serves_as_a_module(sample):
+def test_the_python_reader_serves_as_a_module(original):
     space = {"__name__": "read_pack"}
     exec((FOLDER / "readers" / "read_pack.py").read_text(), space)
-    with Pack.open(sample) as pack:
-        for row in space["tensors"](sample):
-            found, wanted = space["read"](sample, row), pack.read(row["name"])
+    with Pack.open(original) as pack:
+        for row in space["tensors"](original):
+            found, wanted = space["read"](original, row), pack.read(row["name"])
             assert found.dtype == wanted.dtype and np.array_equal(
                 found, wanted, equal_nan=wanted.dtype.kind == "f")
 
@@ -121,8 +112,8 @@ def test_the_page_names_every_key():
         assert f"`{name}`" in page and f"`{short}`" in page
 
 
-def test_info_shows_a_pack_and_verifies_it(sample, tmp_path, capsys):
-    assert main(["golden", "info", str(sample), "--verify"]) == 0
+def test_info_shows_a_pack_and_verifies_it(original, tmp_path, capsys):
+    assert main(["golden", "info", str(original), "--verify"]) == 0
     text = capsys.readouterr().out
     for words in ("golden pack of kind run: a sample", "prompt a glossy red sphere", "name tiny",
                   "10: float32 5", "unet 4", "conv2d 1", "float32: 1 bounds (mostly 2", "0 spreads",
@@ -131,26 +122,25 @@ def test_info_shows_a_pack_and_verifies_it(sample, tmp_path, capsys):
         assert words in text, words
     assert len(text.splitlines()) <= 24
 
-    assert main(["golden", "info", str(sample), "--json"]) == 0
+    assert main(["golden", "info", str(original), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tensors"] == 10 and found["stages"]["unet"] == 4 and not found["verified"]
     assert found["tolerances"]["float16"]["bounds"] == 1 and found["nonfinite"] == ["unet/001/odd"]
 
 
 def test_info_answers_for_a_pack_that_was_altered(sample, tmp_path, capsys):
-    folder = Path(shutil.copytree(sample, tmp_path / "pack"))
-    (folder / "notes.txt").write_text("mine")
-    path = folder / "tensors-00000.safetensors"
+    (sample / "notes.txt").write_text("mine")
+    path = sample / "tensors-00000.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert main(["golden", "info", str(folder)]) == 0  # sizes are right
+    assert main(["golden", "info", str(sample)]) == 0  # sizes are right
     said = capsys.readouterr()
     assert "--verify compares every hash" in said.out and "notes.txt" in said.err
-    assert main(["golden", "info", str(folder), "--verify"]) == 3
+    assert main(["golden", "info", str(sample), "--verify"]) == 3
     said = capsys.readouterr()
     assert "bundle altered: tensors-00000.safetensors" in said.err and not said.out
-    assert main(["golden", "info", str(folder), "--verify", "--json"]) == 3
+    assert main(["golden", "info", str(sample), "--verify", "--json"]) == 3
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["exit_code"] == 3 and "bundle altered" in error["message"]
     assert main(["golden", "info", str(tmp_path / "none")]) == 3

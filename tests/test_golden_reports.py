@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import chaos
 import numpy as np
 import pytest
-from golden_compare_samples import NETWORK, B, W, X, changed_at, compared, right, write_pack
+from golden_compare_samples import NETWORK, B, W, X, changed_at, compared, right
 
 from refsd.__main__ import main
 from refsd.golden.comparing.candidate import Candidate
@@ -19,18 +19,7 @@ from refsd.golden.comparing.errormap import error_map
 from refsd.golden.comparing.html import colours, page
 from refsd.golden.comparing.junit import junit
 from refsd.golden.comparing.report import as_json, markdown, sentence, text
-from refsd.golden.packs.pack import Pack, Writer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_pack(tmp_path_factory.mktemp("pack") / "p")
-
-
-@pytest.fixture
-def pack(folder):
-    with Pack.open(folder) as found:
-        yield found
+from refsd.golden.packs.pack import Writer
 
 
 def test_error_maps():
@@ -189,27 +178,27 @@ def candidates(tmp_path_factory):
     return place
 
 
-def test_the_command_says_yes_and_no(run, folder, candidates, tmp_path):
-    code, out, err = run(folder, candidates / "right.npz")
+def test_the_command_says_yes_and_no(run, network, candidates, tmp_path):
+    code, out, err = run(network, candidates / "right.npz")
     assert (code, err) == (0, "") and out.startswith("All 4 tensors are explained")
     reports = [tmp_path / f"r{end}" for end in (".json", ".md", ".xml", ".html")]
-    code, out, err = run(folder, candidates / "wrong.npz", *(
+    code, out, err = run(network, candidates / "wrong.npz", *(
         word for path in reports for word in ("--report", path)))
     assert code == 1 and "It looks like missing_bias" in out
     assert err.count("refsd: wrote") == 4
     assert json.loads(reports[0].read_text())["first"] == "unet/000/proj"
     assert ElementTree.parse(reports[2]).getroot().tag == "testsuites"
-    code, out, err = run(folder, candidates / "wrong.npz", "--json", "--only", "tokens/*")
+    code, out, err = run(network, candidates / "wrong.npz", "--json", "--only", "tokens/*")
     assert code == 0 and json.loads(out)["counts"] == {"equal": 1}
-    code, out, err = run(folder, candidates / "wrong.npz", "--accept-tolerance", "9,0.5")
+    code, out, err = run(network, candidates / "wrong.npz", "--accept-tolerance", "9,0.5")
     assert code == 0, err
 
 
 @pytest.mark.parametrize("wanted, code", [("4", 0), ("5", 1), ("80%", 0), ("80.1%", 1),
                                           ("0", 0), ("100%", 1)])
-def test_a_floor(run, folder, candidates, tmp_path, wanted, code):
+def test_a_floor(run, network, candidates, tmp_path, wanted, code):
     """Four of the five tensors that a port can write are there."""
-    got, out, _ = run(folder, candidates / "right.npz", "--at-least", wanted, "--report",
+    got, out, _ = run(network, candidates / "right.npz", "--at-least", wanted, "--report",
                       tmp_path / "r.xml")
     assert got == code
     said = "Only 4 of 5 tensors could be compared, and 5 are wanted. All 4 tensors are explained"
@@ -231,8 +220,8 @@ def test_a_floor(run, folder, candidates, tmp_path, wanted, code):
     (["right.npz", "--layout", "CHWN"], 2, "layout 'CHWN' is not one of"),
     (["right.npz", "--map", "none.json"], 2, "name map: none.json: no such file"),
 ])
-def test_refusals(run, folder, candidates, args, code, said):
-    got, out, err = run(folder, candidates / args[0], *args[1:])
+def test_refusals(run, network, candidates, args, code, said):
+    got, out, err = run(network, candidates / args[0], *args[1:])
     assert got == code and said in err and err.count("\n") == 1 and out == ""
 
 

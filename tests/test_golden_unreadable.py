@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from golden_compare_samples import IDS, NETWORK, right, write_pack
+from golden_compare_samples import IDS, NETWORK, right
 
 from refsd.__main__ import main
 from refsd.errors import ModelError, UsageError
@@ -20,11 +20,6 @@ from refsd.golden.comparing.report import as_json, sentence
 from refsd.golden.packs.pack import Pack
 
 BAD = "unet/001/conv_out"  # the golden tensor whose counterpart cannot be read
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_pack(tmp_path_factory.mktemp("pack") / "p")
 
 
 @pytest.fixture
@@ -124,8 +119,8 @@ FILES = {
 }
 
 
-def compared(folder, candidate, **options):
-    with Pack.open(folder) as pack, Candidate.open(candidate) as found:
+def compared(network, candidate, **options):
+    with Pack.open(network) as pack, Candidate.open(candidate) as found:
         return compare(pack, found, **options)
 
 
@@ -140,22 +135,22 @@ def told(found):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_that_cannot_be_read_beside_good_ones(folder, good, kind):
+def test_a_file_that_cannot_be_read_beside_good_ones(network, good, kind):
     name, data = FILES[kind]
     (good / name).write_bytes(data)
-    said = told(compared(folder, good))
+    said = told(compared(network, good))
     assert name in said and str(good) in said
     # what it may hold is not asked for
-    assert compared(folder, good, only=["tokens/*", "unet/000/mid_block"]).ok
+    assert compared(network, good, only=["tokens/*", "unet/000/mid_block"]).ok
 
 
-def test_a_tensor_that_cannot_be_read_beside_good_ones_in_its_file(folder, tmp_path):
+def test_a_tensor_that_cannot_be_read_beside_good_ones_in_its_file(network, tmp_path):
     arrays = {name: saved(array) for name, array in right().items()}
     arrays[BAD] = arrays[BAD][:50]
     (tmp_path / "a.npz").write_bytes(zipped(**{
         name.replace("/", "__"): data for name, data in arrays.items()}))
     assert "unet/001/conv_out (block) cannot be read: " in told(
-        compared(folder, tmp_path / "a.npz"))
+        compared(network, tmp_path / "a.npz"))
 
     entries, data = {}, b""
     for name, array in right().items():
@@ -166,7 +161,7 @@ def test_a_tensor_that_cannot_be_read_beside_good_ones_in_its_file(folder, tmp_p
     entries[BAD]["shape"][0] = -2
     (tmp_path / "a.safetensors").write_bytes(safetensors(entries, data))
     assert "cannot be {'dtype': 'F32', 'shape': [-2, 4, 8, 6]" in told(
-        compared(folder, tmp_path / "a.safetensors"))
+        compared(network, tmp_path / "a.safetensors"))
 
     (tmp_path / "i").mkdir()
     (tmp_path / "i" / "all.bin").write_bytes(data)
@@ -175,11 +170,11 @@ def test_a_tensor_that_cannot_be_read_beside_good_ones_in_its_file(folder, tmp_p
              for name, one in entries.items()}
     (tmp_path / "i" / "index.json").write_text("\ufeff" + json.dumps({"tensors": index}))
     for path in (tmp_path / "i", tmp_path / "i" / "index.json"):
-        assert "needs file, shape, dtype" in told(compared(folder, path))
+        assert "needs file, shape, dtype" in told(compared(network, path))
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "loop", "pipe", "socket"])
-def test_what_is_no_file_beside_good_ones(folder, good, kind):
+def test_what_is_no_file_beside_good_ones(network, good, kind):
     path = good / f"{BAD}.npy"
     if kind == "folder":
         path.mkdir()
@@ -196,11 +191,11 @@ def test_what_is_no_file_beside_good_ones(folder, good, kind):
             socket.socket(socket.AF_UNIX).bind(path.name)
         finally:
             os.chdir(here)
-    assert f"{BAD}.npy" in told(compared(folder, good))
+    assert f"{BAD}.npy" in told(compared(network, good))
 
 
 @pytest.mark.parametrize("name", [f"{BAD}.npy", "unet/001"])
-def test_what_one_may_not_read_beside_good_ones(folder, good, name, monkeypatch):
+def test_what_one_may_not_read_beside_good_ones(network, good, name, monkeypatch):
     """root may read everything: the system's answer to others is given to it."""
     np.save(good / f"{BAD}.npy", 3 * NETWORK)
 
@@ -214,26 +209,26 @@ def test_what_one_may_not_read_beside_good_ones(folder, good, name, monkeypatch)
 
     for call in (os.open, os.scandir):
         monkeypatch.setattr(os, call.__name__, refusing(call))
-    assert "Permission denied" in told(compared(folder, good))
+    assert "Permission denied" in told(compared(network, good))
 
 
-def test_two_tensors_of_a_name_beside_good_ones(folder, good):
+def test_two_tensors_of_a_name_beside_good_ones(network, good):
     np.save(good / f"{BAD}.npy", 3 * NETWORK)
     np.savez(good / "more.npz", **{BAD: 3 * NETWORK})
-    assert "Leave one of them out" in told(compared(folder, good))
+    assert "Leave one of them out" in told(compared(network, good))
     (good / "more.npz").unlink()
     np.savez(good / "more.npz", **{"unet.1.conv_out": 3 * NETWORK})
-    assert compared(folder, good).ok  # the one that is written exactly so
+    assert compared(network, good).ok  # the one that is written exactly so
     (good / f"{BAD}.npy").rename(good / "unet__001__conv_out.npy")
-    assert "could both be 'unet/001/conv_out'" in told(compared(folder, good))
+    assert "could both be 'unet/001/conv_out'" in told(compared(network, good))
 
 
-def test_a_file_that_nobody_asked_for_fails_too_but_ends_nothing(folder, good):
+def test_a_file_that_nobody_asked_for_fails_too_but_ends_nothing(network, good):
     (good / "mine.npy").write_bytes(b"")
-    found = compared(folder, good)
+    found = compared(network, good)
     assert told(found).startswith(f"{good}/mine.npy: not a readable .npy file: ")
     assert found.counts["missing"] == 2 and "All 3 tensors are explained" in sentence(found)
-    assert compared(folder, good, only=["tokens/*"]).ok
+    assert compared(network, good, only=["tokens/*"]).ok
 
 
 UNRELATED = [
@@ -243,7 +238,7 @@ UNRELATED = [
 ]
 
 
-def test_files_that_are_no_tensors_are_left_alone(folder, good):
+def test_files_that_are_no_tensors_are_left_alone(network, good):
     for name in UNRELATED:
         (good / name).parent.mkdir(exist_ok=True)
         (good / name).write_bytes(b"\0\1")
@@ -251,21 +246,21 @@ def test_files_that_are_no_tensors_are_left_alone(folder, good):
         archive.writestr(f"{BAD}.npy", WHOLE)
         archive.writestr("__MACOSX/unet/001/._conv_out.npy", b"\0\5\x16\7")
         archive.writestr("notes.txt", b"")
-    found = compared(folder, good)
+    found = compared(network, good)
     assert found.ok and found.extra == [] and found.counts["equal"] == 2
 
 
-def test_where_nothing_can_be_read_the_reason_is_the_answer(folder, tmp_path, capsys):
+def test_where_nothing_can_be_read_the_reason_is_the_answer(network, tmp_path, capsys):
     (tmp_path / "c").mkdir()
     for name in ("a.npy", "b.npy"):
         (tmp_path / "c" / name).write_bytes(b"")
     with pytest.raises(ModelError, match=r"a\.npy: not a readable .*\(1 more like this\)"):
-        compared(folder, tmp_path / "c")
+        compared(network, tmp_path / "c")
     np.save(tmp_path / "c" / "mine.npy", IDS)  # nor of any use
     with pytest.raises(ModelError, match="not a readable"):
-        compared(folder, tmp_path / "c")
-    assert main(["golden", "compare", str(folder), str(tmp_path / "c")]) == 3
-    assert main(["golden", "bisect", str(folder), str(tmp_path / "c" / "a.npy")]) == 3
+        compared(network, tmp_path / "c")
+    assert main(["golden", "compare", str(network), str(tmp_path / "c")]) == 3
+    assert main(["golden", "bisect", str(network), str(tmp_path / "c" / "a.npy")]) == 3
     capsys.readouterr()
 
 
@@ -277,11 +272,11 @@ def test_pickles_alone_are_refused_with_a_hint(tmp_path, end):
             Candidate.open(path)
 
 
-def test_the_command_says_it_and_fails(folder, good, tmp_path, capsys):
+def test_the_command_says_it_and_fails(network, good, tmp_path, capsys):
     (good / f"{BAD}.npy").write_bytes(b"")
     (good / "mine.npy").write_bytes(b"")
     reports = [tmp_path / f"r{end}" for end in (".json", ".md", ".xml", ".html")]
-    assert main(["golden", "compare", str(folder), str(good), *(
+    assert main(["golden", "compare", str(network), str(good), *(
         word for path in reports for word in ("--report", str(path)))]) == 1
     out = capsys.readouterr().out
     assert out.startswith("unet/001/conv_out (block) cannot be read: ")

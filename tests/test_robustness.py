@@ -12,14 +12,8 @@ from pathlib import Path
 
 import chaos
 import pytest
-import tiny
 
 HEAVY = ("numpy", "numba", "scipy", "PIL", "tokenizers", "safetensors", "huggingface_hub", "tqdm")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(tiny.write_model(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture

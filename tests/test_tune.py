@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-import tiny
 
 import refsd
 from refsd import algorithms
@@ -27,11 +26,6 @@ def kept(tmp_path, monkeypatch):
     """A file of its own for the choices."""
     monkeypatch.setattr(tuning, "path", lambda: tmp_path / "tuned.json")
     return tmp_path / "tuned.json"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(tiny.write_model(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 def run(capfd, *args):
