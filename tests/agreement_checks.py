@@ -137,10 +137,10 @@ def _any_numbers(name, count, options):
 def bits(name):
     """The same for any number of threads, and for a image alone or with one or two others."""
     for whole, batched in batches(name):
-        same_in_parts(name, *whole.build("float32"), batched)
+        _same_in_parts(name, *whole.build("float32"), batched)
 
 
-def same_in_parts(name, args, options, batched):
+def _same_in_parts(name, args, options, batched):
     expected = run(name, args, options)
     for part in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 2), slice(1, 3)):
         few = [_part(a, part) if i in batched else a for i, a in enumerate(args)]

@@ -2,12 +2,12 @@
 
 import numpy as np
 from agreement_cases import call
-from op_table import normal, options_of, within
+from op_table import normal, options_of
 
 from refsd.contracts import Spec
-from refsd.examples import calls, with_tensors, with_values
-from refsd.kinds import Map, Pair
+from refsd.examples import Call, with_values
 from refsd.registry import ops
+from refsd.shapes import names, sizes_of
 
 
 def _n(*shape, seed=1, scale=1.0):
@@ -22,28 +22,24 @@ def _tokens(width, seed=1):
     return _n(3, 700, width, seed=seed)
 
 
+# Of letters in declarations: more than one task, and no multiples of vectors and tiles.
+SIZES = {"...": (3, 9001), "N": 3, "C": 48, "H": 65, "W": 31, "L": 3, "D": 42}
+
+
 def batches(name):
     """Calls on a batch of three, of more than one task, and what in them has the batch axis."""
-    op = ops()[name]
-    if name in BATCHES:
-        return BATCHES[name]()
-    if isinstance(op.kind, Map):
-        return [(call(within(op.kind, _photos(1)), **options_of(op)), {0})]
-    if isinstance(op.kind, Pair):
-        return [(call(_photos(1), _photos(2)), {0, 1})]
-    return from_example(op)
+    return BATCHES[name]() if name in BATCHES else from_declaration(ops()[name])
 
 
-def from_example(op):
-    """The op's first example with a batch of three, if its first letter is one of the result's."""
-    batched = {tensor.name for tensor in op.contract.tensors
-               if tensor.letters[:1] == op.contract.result[:1]}
-    if not batched:
-        return []
-    filled = with_values(op, with_tensors(calls(op)[0], lambda name, spec: Spec(
-        (3, *spec.shape[1:]), spec.dtype) if name in batched else spec), 1)
-    return [(call(*filled.inputs.values(), **filled.options),
-             {i for i, name in enumerate(filled.inputs) if name in batched})]
+def from_declaration(op):
+    """One with letters of these sizes, if arrays begin with the first letter of the result."""
+    tensors, options = op.contract.tensors, options_of(op)
+    letters = {name: 41 for t in tensors for name in names(t.letters)} | SIZES | options
+    filled = with_values(op, Call({t.name: Spec(
+        sizes_of(t.letters, letters), "float32" if t.kind == "float" else "int64")
+        for t in tensors}, options), 1)
+    batched = {i for i, t in enumerate(tensors) if t.letters[:1] == op.contract.result[:1]}
+    return [(call(*filled.inputs.values(), **options), batched)] if batched else []
 
 
 def _convolutions():
@@ -69,18 +65,8 @@ BATCHES = {
     "matmul": lambda: [(call(_n(3, 157, 200), _n(3, 200, 117, seed=2)), {0, 1})],
     "conv2d": _convolutions, "attention": _attentions,
     "group_norm": lambda: [(call(_photos(1), *_n(2, 48), groups=4, eps=1e-5), {0})],
-    "layer_norm": lambda: [(call(_tokens(40), *_n(2, 40), eps=1e-5), {0})],
-    "rms_norm": lambda: [(call(_tokens(40), _n(40), eps=1e-5), {0})],
-    "geglu": lambda: [(call(_tokens(82)), {0})],
-    "softmax": lambda: [(call(_tokens(41), axis=-1), {0})],
-    "embedding": lambda: [(call(np.arange(2400).reshape(3, 800) % 99, _n(99, 41)), {0})],
-    "gather": lambda: [(call(_tokens(41), np.array([3, 699, 0])), {0, 1})],
-    "timestep_embedding": lambda: [(call(np.array([3, 999, 500]), dim=320, flip_sin_to_cos=True,
-                                        freq_shift=0, dtype="float32"), {0})],
-    "rope": lambda: [(call(_tokens(42), np.arange(700), base=1e4, interleaved=False), {0})],
     "upsample_nearest": lambda: [(call(_photos(1), height=130, width=62), {0})],
     "upsample_bilinear": lambda: [(call(_photos(1), height=99, width=64, align_corners=True), {0})],
-    "to_tokens": lambda: [(call(_photos(1)), {0})],
     "to_image": lambda: [(call(_tokens(41), height=28, width=25), {0})],
     "concat": lambda: [(call([_photos(1), _photos(2, 17)], axis=1), {0})],
     "slice": lambda: [(call(_photos(1), axis=1, start=3, stop=40), {0})],

@@ -1,4 +1,4 @@
-"""How to draw a call of an op: by its kind, as written here, or from its examples.
+"""How to draw a call of an op: as it is declared, or as written here.
 
 `OPS[name]` is a Hypothesis strategy of `Call`s that the op's contract accepts and that have finite
 results. Shapes, values' scale and place in memory are drawn; the values come from a seeded
@@ -8,11 +8,14 @@ generator (drawing them one by one would be slow and would teach nothing).
 from typing import Any, NamedTuple
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from refsd import examples
 from refsd.kinds import Map, Pair
+from refsd.options import Axes, Axis, Flag, Integer, Widths
 from refsd.registry import ops
+from refsd.shapes import Refusal, names, sizes_of
 
 
 class Values(NamedTuple):
@@ -151,18 +154,6 @@ def options_of(op):
     return examples.calls(op)[0].options
 
 
-@st.composite
-def mapped(draw, op):
-    x = draw(floats(draw(shapes())))
-    return Call((x._replace(data=within(op.kind, x.data)),), options_of(op))
-
-
-@st.composite
-def example(draw, op):
-    call = examples.with_values(op, draw(st.sampled_from(examples.calls(op))), draw(seeds))
-    return Call(*values_of((tuple(call.inputs.values()), call.options), draw(layouts)))
-
-
 def values_of(value, layout="C"):
     """Arguments with Values in the place of all arrays."""
     if isinstance(value, np.ndarray):
@@ -175,56 +166,79 @@ def values_of(value, layout="C"):
 
 
 @st.composite
-def paired(draw, divides):
-    shape = draw(shapes())
-    a = draw(floats(shape))
-    if draw(st.booleans()):
-        number = draw(st.sampled_from([2, -3, 0.5, 0.1, -1.7, 1e-3]))
-        return Call((a, number), {})
-    other = tuple(draw(st.sampled_from([n, 1])) for n in shape)
-    b = draw(floats(other[draw(st.integers(0, len(other))):]))
-    if divides:
-        b = b._replace(data=np.where(abs(b.data) < 1e-4, np.float32(0.5), b.data))
-    return Call((a, b), {})
+def declared(draw, op):
+    """A call by the op's declaration: any size for a letter, options of their kinds."""
+    options = dict(draw(st.sampled_from(examples.calls(op))).options)
+    letters = {"...": draw(shapes(most=3))}
+    letters |= {name: draw(sizes) for tensor in op.contract.tensors
+                for name in names(tensor.letters) if name not in op.contract.options}
+    inputs = {}
+    for tensor in op.contract.tensors:
+        lead = letters["..."] if not inputs else draw(broadcasting(letters["..."]))
+        inputs[tensor.name] = draw(argument(op, tensor, letters | {"...": lead}))
+    present = {name: value.data for name, value in inputs.items() if isinstance(value, Values)}
+    for name, option in op.contract.options.items():
+        value = options.get(name, op.signature.parameters[name].default)
+        options[name] = draw(drawn(option, value, present))
+    call = Call(tuple(inputs.values())[:draw(st.integers(required(op), len(inputs)))], options)
+    args, options = call.build("float32")
+    assume(accepted(op, args, options))
+    return call
 
 
 @st.composite
-def clamp(draw):
-    low, high = sorted(draw(st.tuples(*[st.sampled_from([-30, -1.5, -0.1, 0, 0.3, 20])] * 2)))
-    return Call((draw(floats(draw(shapes()))),), {"low": low, "high": high})
+def broadcasting(draw, shape):
+    """A shape that broadcasts to this one."""
+    shape = tuple(draw(st.sampled_from([n, 1])) for n in shape)
+    return shape[draw(st.integers(0, len(shape))):]
 
 
 @st.composite
-def geglu(draw):
-    x = draw(floats((*draw(shapes(most=3)), 2 * draw(sizes))))
-    return Call((x,), {})
+def argument(draw, op, tensor, letters):
+    """An array as declared, or a number or None where the op takes it."""
+    shape = sizes_of(tensor.letters, letters)
+    if tensor.kind != "float":
+        x = draw(indices(shape, letters.get(tensor.below) or int(tensor.below or 64)))
+        real = tensor.kind == "real" and draw(st.booleans())
+        return x._replace(data=(x.data * 0.99).astype("float32")) if real else x
+    if op.signature.parameters[tensor.name].default is None and draw(st.booleans()):
+        return None
+    if tensor.form == "number" and draw(st.booleans()):
+        return draw(st.sampled_from([2, -3, 0.5, 0.1, -1.7, 1e-3]))
+    x = draw(floats(shape))
+    if isinstance(op.kind, Map):
+        return x._replace(data=within(op.kind, x.data))
+    if isinstance(op.kind, Pair) and op.kind.divides:
+        return x._replace(data=np.where(abs(x.data) < 1e-4, np.float32(0.5), x.data))
+    return x
 
 
-@st.composite
-def softmax(draw):
-    shape = draw(shapes(least=1))
-    axis = draw(st.integers(-len(shape), len(shape) - 1))
-    shape = tuple(n or 1 if i == axis % len(shape) else n for i, n in enumerate(shape))
-    return Call((draw(floats(shape)),), {"axis": axis})
+def drawn(option, value, arrays):
+    """Values of an option; one of the examples' where its kind does not say enough."""
+    if isinstance(option, Flag):
+        return st.booleans()
+    if isinstance(option, Integer):
+        return sizes.filter(lambda n: n >= option.least)
+    if isinstance(option, (Axis, Axes, Widths)):
+        rank = arrays[option.of].ndim
+        assume(rank or isinstance(option, Axes))
+        pair = st.tuples(*[st.integers(0, 3)] * 2)
+        return {Axis: st.integers(-rank, rank - 1), Axes: st.permutations(range(rank)).map(tuple),
+                Widths: st.tuples(*[pair] * rank)}[type(option)]
+    return st.just(value)
 
 
-@st.composite
-def linear(draw):
-    K, features = draw(sizes), draw(sizes)
-    args = [draw(floats((*draw(shapes(most=3)), K))), draw(floats((features, K)))]
-    bias = draw(st.sampled_from(["given", "none", "absent"]))
-    if bias != "absent":
-        args.append(draw(floats((features,))) if bias == "given" else None)
-    return Call(tuple(args), {})
+def required(op):
+    return sum(op.signature.parameters[tensor.name].default is not None
+               for tensor in op.contract.tensors)
 
 
-@st.composite
-def matmul(draw):
-    M, K, N = draw(sizes), draw(sizes), draw(sizes)
-    batch = draw(shapes(most=2))
-    other = tuple(draw(st.sampled_from([n, 1])) for n in batch)
-    other = other[draw(st.integers(0, len(other))):]
-    return Call((draw(floats((*batch, M, K))), draw(floats((*other, K, N)))), {})
+def accepted(op, args, options):
+    try:
+        op.contract(*args, **options)
+    except Refusal:
+        return False
+    return True
 
 
 @st.composite
@@ -294,63 +308,6 @@ eps = st.sampled_from([1e-6, 1e-5, 1e-3])
 
 
 @st.composite
-def layer_norm(draw):
-    K = draw(sizes)
-    x = draw(floats((*draw(shapes(most=3)), K), mean=draw(st.sampled_from([0.0, 100.0]))))
-    return Call((x, draw(floats((K,))), draw(floats((K,)))), {"eps": draw(eps)})
-
-
-@st.composite
-def rms_norm(draw):
-    K = draw(sizes)
-    x = draw(floats((*draw(shapes(most=3)), K)))
-    return Call((x, draw(floats((K,)))), {"eps": draw(eps)})
-
-
-@st.composite
-def embedding(draw):
-    rows, width = draw(sizes), draw(sizes)
-    return Call((draw(indices(draw(shapes(most=3)), rows)), draw(floats((rows, width)))), {})
-
-
-@st.composite
-def gather(draw):
-    N, L, D = draw(st.integers(0, 5)), draw(sizes), draw(sizes)
-    return Call((draw(floats((N, L, D))), draw(indices((N,), L))), {})
-
-
-@st.composite
-def timestep_embedding(draw):
-    steps = draw(indices((draw(st.integers(0, 5)),), 200))
-    if draw(st.booleans()):
-        steps = steps._replace(data=(steps.data * 4.99).astype("float32"))
-    return Call((steps,), {
-        "dim": draw(st.sampled_from([2, 3, 5, 16, 31, 320])),
-        "flip_sin_to_cos": draw(st.booleans()), "freq_shift": draw(st.sampled_from([0, 0.5, -1])),
-        "dtype": "float32"})
-
-
-@st.composite
-def rope(draw):
-    L, D = draw(sizes), 2 * draw(sizes)
-    x = draw(floats((*draw(shapes(most=2)), L, D)))
-    return Call((x, draw(indices((L,), 200))), {
-        "base": draw(st.sampled_from([10000, 500000.0, 3.5])), "interleaved": draw(st.booleans())})
-
-
-@st.composite
-def image(draw):
-    return draw(floats((draw(st.integers(0, 2)), draw(st.integers(0, 3)), draw(sizes),
-                        draw(sizes))))
-
-
-@st.composite
-def resize(draw, **more):
-    options = {"height": draw(sizes), "width": draw(sizes)}
-    return Call((draw(image()),), options | {name: draw(value) for name, value in more.items()})
-
-
-@st.composite
 def to_image(draw):
     N, C, height, width = draw(st.integers(0, 2)), draw(small), draw(small), draw(small)
     if draw(st.booleans()):
@@ -376,52 +333,7 @@ def slice_(draw):
     return Call((draw(floats(shape)),), {"axis": axis, "start": start, "stop": stop})
 
 
-@st.composite
-def pad(draw):
-    shape = draw(shapes(least=1))
-    widths = tuple(draw(st.tuples(*[st.integers(0, 3)] * 2)) for _ in shape)
-    return Call((draw(floats(shape)),), {"widths": widths})
-
-
-@st.composite
-def transpose(draw):
-    shape = draw(shapes())
-    axes = draw(st.permutations(range(len(shape))))
-    return Call((draw(floats(shape)),), {"axes": tuple(axes)})
-
-
-WRITTEN = {
-    "linear": linear(),
-    "matmul": matmul(),
-    "conv2d": conv2d(),
-    "attention": attention(),
-    "group_norm": group_norm(),
-    "layer_norm": layer_norm(),
-    "rms_norm": rms_norm(),
-    "geglu": geglu(),
-    "softmax": softmax(),
-    "embedding": embedding(),
-    "gather": gather(),
-    "timestep_embedding": timestep_embedding(),
-    "rope": rope(),
-    "upsample_nearest": resize(),
-    "upsample_bilinear": resize(align_corners=st.booleans()),
-    "to_tokens": image().map(lambda x: Call((x,), {})),
-    "to_image": to_image(),
-    "concat": concat(),
-    "slice": slice_(),
-    "pad": pad(),
-    "transpose": transpose(),
-    "clamp": clamp(),
-}
-
-
-def _strategy(op):
-    if op.name in WRITTEN:
-        return WRITTEN[op.name]
-    if isinstance(op.kind, Map):
-        return mapped(op)
-    return paired(op.kind.divides) if isinstance(op.kind, Pair) else example(op)
-
-
-OPS: dict[str, st.SearchStrategy[Call]] = {name: _strategy(op) for name, op in ops().items()}
+WRITTEN = {"conv2d": conv2d(), "attention": attention(), "group_norm": group_norm(),
+           "to_image": to_image(), "concat": concat(), "slice": slice_()}
+OPS: dict[str, st.SearchStrategy[Call]] = {
+    name: WRITTEN[name] if name in WRITTEN else declared(op) for name, op in ops().items()}

@@ -16,14 +16,12 @@ import numpy as np
 import pytest
 import wrong_dense_kernels  # noqa: F401  declares more of them
 from agreement_cases import from_examples
-from agreement_checks import CHECKS, ONLY, same_in_parts
-from agreement_tables import from_example
+from agreement_checks import CHECKS, ONLY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import prange
 from numba_agreement import KERNELS, OPS, agree_on, planted
 from op_table import OPS as CALLS
-from op_table import example
 from wrong_kernels import WRONG
 
 from refsd.numba_ops import jit as jit_module
@@ -73,15 +71,10 @@ def test_any_call(name, data):
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
-@given(data=st.data())
-@settings(max_examples=3)
-def test_examples_are_enough_for_a_new_op(name, data):
+def test_examples_are_enough_for_a_new_op(name):
     """The tables of hard calls need not know an op."""
-    agree_on(name, data.draw(example(OPS[name])))
     for hard in from_examples(OPS[name]):
         agree_on(name, hard)
-    for whole, batched in from_example(OPS[name]):
-        same_in_parts(name, *whole.build("float32"), batched)
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
