@@ -32,12 +32,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--help", "-h", action="help", help="show this help and stop")
 
     def answering(self, json: str = "the answer (and any error) as JSON on stdout",
-                  quiet: str | None = None) -> "Parser":
-        """Itself, with the options that all commands have, which come last."""
-        self.add_argument("--json", action="store_true", help=json)
+                  quiet: str | None = None, group: Any = None) -> "Parser":
+        """Itself, with the options that all commands have, which come last (in a group)."""
+        add = (group or self).add_argument
+        add("--json", action="store_true", help=json)
         if quiet is not None:
-            self.add_argument("-q", "--quiet", action="store_true", help=quiet)
-        self.add_argument("-v", "--verbose", action="store_true", help="tracebacks of errors")
+            add("-q", "--quiet", action="store_true", help=quiet)
+        add("-v", "--verbose", action="store_true", help="tracebacks of errors")
         return self
 
     def error(self, message: str) -> NoReturn:

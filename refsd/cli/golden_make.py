@@ -34,12 +34,13 @@ def parser() -> Parser:
     """The options of drawing a picture, and what is recorded of it."""
     found = Parser("refsd golden make -o FOLDER [PROMPT] [options]", ABOUT, epilog=MORE)
     draw.add_picture(found, seed=" (0)")
-    add = found.add_argument_group("what to record").add_argument
+    group = found.add_argument_group("what to record")
+    add = group.add_argument
     add("-o", "--output", metavar="FOLDER", help="a new folder, or an empty one")
     add("--level", type=integer, metavar="N", help="0 to 4 (1, or what the suite says)")
     add("--suite", metavar="FILE", help="a JSON file of prompts: a pack each, and an index")
     add("--ops", action="store_true", help="no model: every op alone, on hard inputs")
-    add("--record-steps", metavar="LIST", default="0",
+    add("--record-steps", metavar="LIST", type=_steps, default=(0,),
         help="from level 2 on: the steps whose UNet calls are opened, as 0,5,10-12 or all (0)")
     add("--include", metavar="PATTERN", action="append", default=[],
         help="only tensors of such names, as unet/*/mid_block.*; may be repeated")
@@ -48,7 +49,7 @@ def parser() -> Parser:
     add("--family", metavar="NAME", help="with --ops: only those of a file of refsd/ops, as norm")
     add("--attention", metavar="PATTERN", action="append", default=[],
         help="at level 4: attentions to open, as *mid_block*attn2*; all of SD 1.5 are 2.7 GB")
-    add("--shard", metavar="I/N", default="1/1",
+    add("--shard", metavar="I/N", type=_fraction, default=(1, 1),
         help="the I-th of N parts: of a suite's packs, or of a run's tensors")
     add("--resume", action="store_true", help="go on with what was interrupted")
     add("--no-tolerances", action="store_true",
@@ -58,13 +59,32 @@ def parser() -> Parser:
         "them; 0 for none, as comparing ops alone needs (3)")
     add("--spread-formats", metavar="LIST", default="float32,bfloat16",
         help="the formats of these runs, as float32,float16 (float32,bfloat16)")
-    add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
-    add("-q", "--quiet", action="store_true", help="no word on the work")
-    add("-v", "--verbose", action="store_true", help="tracebacks of errors")
     # What drawing asks and recording does not: the truth is always computed the same way.
     found.set_defaults(seed=0, batch_count=1, backend="numpy", dtype="float64", threads=None,
                        exact=True, tuned=False, allow_nonfinite=False)
-    return found
+    return found.answering(quiet="no word on the work", group=group)
+
+
+def _fraction(text):
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) <= 10**6):
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give I/N, such as 2/4")
+    return int(part), int(parts)
+
+
+def _steps(text):
+    """0,5,10-12 -> (0, 5, 10, 11, 12); all -> None"""
+    if text == "all":
+        return None
+    found = set()
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < 1000):
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give numbers from 0 to 999 such "
+                                             "as 0,5,10-12, or all")
+        found.update(range(int(first), int(last) + 1))
+    return tuple(sorted(found))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,8 +129,6 @@ def _check(options):
     if options.attention and options.level != 4:
         raise UsageError("--attention is for --level 4")
     draw.check(options)
-    options.shard = _fraction(options.shard)
-    options.record_steps = _steps(options.record_steps)
     if options.family is not None:
         from refsd.golden.recording.cases import families
 
@@ -121,38 +139,14 @@ def _check(options):
         from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
         from refsd.registry import ops
 
-        known = sorted(ops()) if options.ops else sorted({*ops(), *PIPELINE_OPS, "block"})
-        if options.op not in known:
-            raise UsageError(f"--op: there is no op {options.op[:40]!r}; give one of "
-                             f"{', '.join(known)}")
+        check_choice("--op", options.op, sorted(
+            ops() if options.ops else {*ops(), *PIPELINE_OPS, "block"}))
 
 
 def _formats(text):
     from refsd.golden.tolerances.formats import format_named
 
     return tuple(format_named(name).name for name in text.split(","))
-
-
-def _fraction(text):
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) <= 10**6):
-        raise UsageError(f"--shard is {text[:40]!r}; give I/N, such as 2/4")
-    return int(part), int(parts)
-
-
-def _steps(text):
-    """0,5,10-12 -> (0, 5, 10, 11, 12); all -> None"""
-    if text == "all":
-        return None
-    found = set()
-    for piece in text.split(","):
-        first, dash, last = piece.strip().partition("-")
-        last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < 1000):
-            raise UsageError(f"--record-steps is {text[:40]!r}; give numbers from 0 to 999 such as "
-                             "0,5,10-12, or all")
-        found.update(range(int(first), int(last) + 1))
-    return tuple(sorted(found))
 
 
 def _tolerance(options):

@@ -17,7 +17,7 @@ from refsd.arguments import nearest
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.packs.archive import unpack
 from refsd.golden.packs.journal import JOURNAL
-from refsd.golden.packs.manifest import MAX_MANIFEST, Entry, read_manifest
+from refsd.golden.packs.manifest import MAX_MANIFEST, Entry, Manifest, read_manifest
 from refsd.golden.packs.rules import DTYPES, shown
 from refsd.golden.packs.shards import sha256, sha256_of_file
 from refsd.golden.packs.writer import INDEX, MANIFEST, SUMS, Writer, index, sums
@@ -51,9 +51,7 @@ class Pack:
         self.folder, self.path = folder, path
         self._temporary = temporary
         self._headers: dict[str, Header] = {}
-        data = self._manifest_bytes()
-        self.manifest = read_manifest(data, f"{path}: {MANIFEST}")
-        self._check_files(hashlib.sha256(data).hexdigest())
+        self.manifest = self._read_manifest()
         self.entries: dict[str, Entry] = {entry.name: entry for entry in self.manifest.tensors}
 
     @classmethod
@@ -76,8 +74,9 @@ class Pack:
             temporary.cleanup()
             raise
 
-    def _manifest_bytes(self) -> bytes:
-        """The manifest, with the hash that SHA256SUMS gives where there is one."""
+    def _read_manifest(self) -> Manifest:
+        """The manifest, which agrees with SHA256SUMS and the files that are there."""
+        where = f"{self.path}: {MANIFEST}"
         if os.path.lexists(self.folder / JOURNAL):
             raise ModelError(f"{self.path}: the recording was interrupted. Resume it first")
         if not os.path.lexists(self.folder / MANIFEST):
@@ -85,13 +84,23 @@ class Pack:
         self._check_ordinary(MANIFEST)
         data = read_bytes(self.folder / MANIFEST, limit=MAX_MANIFEST)
         if not os.path.lexists(self.folder / SUMS):
-            read_manifest(data, f"{self.path}: {MANIFEST}")  # another schema is the better reason
-            raise self._altered(SUMS, "is missing")
+            read_manifest(data, where)  # another schema is the better reason
         self._check_ordinary(SUMS)
-        listed = read_bytes(self.folder / SUMS, limit=MAX_SUMS).splitlines()
-        if f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}".encode("ascii") not in listed:
+        listed, digest = read_bytes(self.folder / SUMS, limit=MAX_SUMS), hashlib.sha256(data)
+        if f"{digest.hexdigest()}  {MANIFEST}".encode("ascii") not in listed.splitlines():
             raise self._altered(MANIFEST, f"has another hash than {SUMS} says")
-        return data
+        manifest = read_manifest(data, where)
+        if INDEX not in manifest.files:
+            raise self._altered(INDEX, f"is not among the files of {MANIFEST}")
+        for name, file in manifest.files.items():
+            size = self._check_ordinary(name).st_size
+            if size != file["bytes"]:
+                raise self._altered(name, f"has {size:,} bytes instead of {file['bytes']:,}")
+        if listed != sums(manifest.files, digest.hexdigest()):
+            raise self._altered(SUMS, f"is not the list of the files that {MANIFEST} gives")
+        for fault in self._extra(manifest):
+            logger.warning("%s: %s", self.path, fault.sentence)
+        return manifest
 
     def _check_ordinary(self, name: str) -> os.stat_result:
         try:
@@ -105,21 +114,8 @@ class Pack:
                              "copy the files themselves")
         return status
 
-    def _check_files(self, manifest: str) -> None:
-        """All files are there, of the sizes and in the list that they are said to be."""
-        if INDEX not in self.manifest.files:
-            raise self._altered(INDEX, f"is not among the files of {MANIFEST}")
-        for name, file in self.manifest.files.items():
-            size = self._check_ordinary(name).st_size
-            if size != file["bytes"]:
-                raise self._altered(name, f"has {size:,} bytes instead of {file['bytes']:,}")
-        if read_bytes(self.folder / SUMS, limit=MAX_SUMS) != sums(self.manifest.files, manifest):
-            raise self._altered(SUMS, f"is not the list of the files that {MANIFEST} gives")
-        for fault in self._extra():
-            logger.warning("%s: %s", self.path, fault.sentence)
-
-    def _extra(self) -> list[Fault]:
-        there = sorted(set(os.listdir(self.folder)) - {MANIFEST, SUMS, *self.manifest.files})
+    def _extra(self, manifest: Manifest) -> list[Fault]:
+        there = sorted(set(os.listdir(self.folder)) - {MANIFEST, SUMS, *manifest.files})
         return [Fault(name, "extra", f"{shown(name)} is not part of the pack") for name in there]
 
     def _altered(self, name: str, why: str) -> ModelError:
@@ -157,7 +153,7 @@ class Pack:
 
     def verify(self) -> list[Fault]:
         """Read every byte: hashes of files and tensors, the index, and what is there besides."""
-        faults = self._extra()
+        faults = self._extra(self.manifest)
         self._headers.clear()
         for name, file in sorted(self.manifest.files.items()):
             with open_file(self.folder / name) as opened:
