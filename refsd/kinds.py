@@ -19,9 +19,10 @@ EXP, OTHERS = 4, 8
 class Map:
     """y[i] = f(x[i]).
 
-    roundings: how many roundings, each relative to the result, the formula takes; None where one
-    of its steps cancels, and golden/tolerances derives a bound. curvature: the largest |f''| where
-    f may turn (0: f is monotonic). low, high: the domain. scale: of x where f is not trivial.
+    roundings: how many roundings f = x s(x), |s| at most 1, takes, each relative to the result;
+    None where a step cancels or f is another one, and golden/tolerances derives a bound. curvature:
+    the largest |f''| where f may turn (0: f is monotonic). low, high: the domain. scale: of x where
+    f is not trivial.
     """
 
     roundings: float | None = None

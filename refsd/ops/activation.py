@@ -14,6 +14,7 @@ from refsd.options import Axis
 from refsd.registry import op
 
 
+# e^-|x|, 1 + z (2 of z's, as z is at most 1, and its own), the quotient, the product.
 @op("x (...) -> (...)", Map(roundings=EXP + 5, curvature=1, scale=4), flops="4 * size")
 def silu(x):
     """x sigmoid(x), the swish of Ramachandran et al. 2017.   any shape -> the same"""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refsd.kinds import EXP, Map, Pair, call
+from refsd.kinds import Map, Pair, call
 from refsd.options import Number
 from refsd.registry import op
 
@@ -34,13 +34,13 @@ def div(a, b):
     return a / b
 
 
-@op(ALIKE, Map(roundings=EXP, low=-103, high=88, scale=8), flops="size")
+@op(ALIKE, Map(low=-103, high=88, scale=8), flops="size")
 def exp(x):
     """e^x.   any shape -> the same"""
     return np.exp(x)
 
 
-@op(ALIKE, Map(roundings=1, low=0), flops="size")
+@op(ALIKE, Map(low=0), flops="size")
 def sqrt(x):
     """The square root, NaN below zero.   any shape -> the same"""
     return np.sqrt(x)

@@ -9,12 +9,10 @@ import numpy as np
 
 from refsd.golden.tolerances import bounds_attention, bounds_conv
 from refsd.golden.tolerances.bounds_likely import in_rows
+from refsd.kinds import Movement
 from refsd.registry import ops
 
-MOVEMENT = ("embedding", "gather", "upsample_nearest", "to_tokens", "to_image", "concat", "slice",
-            "pad", "transpose")
-# Their second derivatives are below 1 in magnitude: 0.5, 0.86, 0.80, 0.82 (at 0).
-CURVED = ("silu", "quick_gelu", "gelu", "gelu_tanh")
+MOVEMENT = [name for name, op in ops().items() if isinstance(op.kind, Movement)]
 
 
 def moved(op, args, options, y, moves, factor):
@@ -23,24 +21,26 @@ def moved(op, args, options, y, moves, factor):
         return None
     if op in MOVEMENT:
         worst = ops()[op].definition(*_in_place(args, moves, op), **options)
-    elif op in CURVED:
-        worst = _of_curve(ops()[op].definition, args[0], moves[0], y)
     elif op in SENSITIVE:
         return SENSITIVE[op](args, options, y, moves, factor)
-    else:
+    elif op in ELEMENTWISE:
         worst = ELEMENTWISE[op](args, options, y, moves)
+    else:
+        worst = _of_map(ops()[op], args[0], options, y, moves[0])
     return worst, worst * worst / 3
 
 
 def _in_place(args, moves, op):
     """The moves where their arguments were; indices stay."""
-    keep = {"embedding": (0,), "gather": (1,)}.get(op, ())
-    return [arg if i in keep else move for i, (arg, move) in enumerate(zip(args, moves))]
+    return [arg if tensor.kind == "int" else move
+            for tensor, arg, move in zip(ops()[op].contract.tensors, args, moves)]
 
 
-def _of_curve(f, x, move, y):
-    """The larger change of the two ends; a turning point between them adds move^2 / 2 at most."""
-    return np.maximum(np.maximum(abs(f(x + move) - y), abs(f(x - move) - y)), move * move / 2)
+def _of_map(op, x, options, y, move):
+    """The larger change of the two ends; a turning point between them adds |f''| move^2 / 2."""
+    ends = [abs(op.definition(np.clip(end, op.kind.low, op.kind.high), **options) - y)
+            for end in (x + move, x - move)]
+    return np.maximum(np.maximum(*ends), op.kind.curvature / 2 * move * move)
 
 
 def _add(args, options, y, moves):
@@ -74,7 +74,7 @@ def _geglu(args, options, y, moves):
     gelu = ops()["gelu"].definition
     (h, g), (dh, dg) = np.split(args[0], 2, axis=-1), np.split(moves[0], 2, axis=-1)
     gate = gelu(g)
-    of_gate = _of_curve(gelu, g, dg, gate)
+    of_gate = _of_map(ops()["gelu"], g, {}, gate, dg)
     return abs(h) * of_gate + (abs(gate) + of_gate) * dh
 
 

@@ -15,6 +15,8 @@ from scipy.special import erf
 from refsd.golden.tolerances.bounds_attention import attention, softmax_depth
 from refsd.golden.tolerances.bounds_conv import conv2d
 from refsd.golden.tolerances.precision import EXP, OTHERS, gamma
+from refsd.kinds import Movement
+from refsd.registry import ops
 
 
 def zero(args, options, y, p):
@@ -55,12 +57,13 @@ def clamp(args, options, y, p):
     return p.u * max(_inexact(options["low"], p), _inexact(options["high"], p))
 
 
-def silu(args, options, y, p, stored=None):
-    """e^-|x|, 1 + z, the quotient, the product: 4 + (2 + 1) + 1 + 1 roundings
+def of_map(args, options, y, p, roundings, stored=None):
+    """x s(x), |s| at most 1: roundings relative to the result, of which s's may fall below the
+    normal numbers, and the product.
 
-    stored: the precision that a sigmoid of its own is rounded to, if it is.
+    stored: the precision that an s of its own is rounded to, if it is.
     """
-    return (gamma(EXP + 5, p) * abs(y) + (2 * abs(args[0]) + 2) * p.tiny
+    return (gamma(roundings, p) * abs(y) + (2 * abs(args[0]) + 2) * p.tiny
             + _stored(1, abs(y), abs(args[0]), stored))
 
 
@@ -235,15 +238,21 @@ def _port_sqrt(args, options, y, p):
     return gamma(2, p) * y
 
 
-WORST = {
+def _of_kind(op):
+    """What the declarations of maps and of movement are enough for."""
+    if isinstance(op.kind, Movement):
+        return zero
+    return functools.partial(of_map, roundings=op.kind.roundings)
+
+
+WORST = {name: _of_kind(op) for name, op in ops().items()
+         if isinstance(op.kind, Movement) or getattr(op.kind, "roundings", None)} | {
     "add": add, "sub": add, "mul": mul, "div": div, "exp": exp, "sqrt": sqrt, "clamp": clamp,
-    "silu": silu, "quick_gelu": quick_gelu, "gelu": gelu, "gelu_tanh": gelu_tanh, "geglu": geglu,
+    "quick_gelu": quick_gelu, "gelu": gelu, "gelu_tanh": gelu_tanh, "geglu": geglu,
     "softmax": softmax, "linear": linear, "matmul": matmul, "conv2d": conv2d,
     "attention": attention, "group_norm": group_norm, "layer_norm": layer_norm,
     "rms_norm": rms_norm, "timestep_embedding": timestep_embedding, "rope": rope,
     "upsample_bilinear": upsample_bilinear,
-    "embedding": zero, "gather": zero, "upsample_nearest": zero, "to_tokens": zero,
-    "to_image": zero, "concat": zero, "slice": zero, "pad": zero, "transpose": zero,
 }  # fmt: skip
 # A port may do otherwise than the reference where its accuracy is no part of the definition.
 WORST_OF_PORTS = WORST | {
