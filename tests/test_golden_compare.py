@@ -24,9 +24,9 @@ from scipy.special import fdtri
 
 from refsd.errors import UsageError
 from refsd.golden.comparing import compare as module
-from refsd.golden.comparing.beyond import beyond, where
 from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
+from refsd.golden.comparing.excess import beyond, where
 from refsd.golden.comparing.limits import Accepted, _peak
 from refsd.golden.comparing.report import sentence, what_is_wrong
 from refsd.golden.packs.pack import Writer

@@ -15,8 +15,7 @@ from golden_compare_samples import NETWORK, B, W, X, changed_at, compared, right
 from refsd.__main__ import main
 from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
-from refsd.golden.comparing.errormap import error_map
-from refsd.golden.comparing.html import colours, page
+from refsd.golden.comparing.html import colours, error_map, page
 from refsd.golden.comparing.junit import junit
 from refsd.golden.comparing.report import as_json, markdown, sentence, text
 from refsd.golden.packs.pack import Writer

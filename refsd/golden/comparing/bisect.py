@@ -20,7 +20,7 @@ from refsd import parallel
 from refsd.errors import UsageError
 from refsd.golden.comparing.local_error import BAD, LocalErrorJudge
 from refsd.golden.comparing.port_formats import Formats
-from refsd.golden.comparing.verdicts import MISSING, OPEN, SUSPECT, WITHIN, WRONG, Verdict, select
+from refsd.golden.comparing.verdicts import Status, Verdict, select
 from refsd.golden.packs.manifest import Entry
 
 # How sure a whole pack without a mistake is to pass. Each tensor is held to its share of the rest.
@@ -47,16 +47,16 @@ class Bisection:
     @property
     def later(self) -> list[Verdict]:
         """Further ops that are wrong, each on its own inputs."""
-        return [row for row in self.rows if row.status == WRONG and row is not self.first]
+        return [row for row in self.rows if row.status == Status.WRONG and row is not self.first]
 
     @property
     def sentence(self) -> str:
         """The answer, for a person who is to repair the port."""
-        judged = [row for row in self.rows if row.status not in (MISSING, OPEN)]
+        judged = [row for row in self.rows if row.status not in (Status.MISSING, Status.OPEN)]
         if self.first is None:
             return _all_well(self.rows, judged, self.format)
         row = self.first
-        if row.status == SUSPECT:
+        if row.status == Status.SUSPECT:
             since = "from the beginning" if self.good is None else f"after {self.good.name}"
             return (f"The first error that {row.format} rounding does not explain arose {since}, "
                     f"in {row.name} or before it ({row.times:.3g} times what a right port differs "
@@ -103,9 +103,9 @@ def _judged(judge: LocalErrorJudge, entries: list[Entry], first_only: bool,
             first = row
             if first_only:
                 break
-        if row.status == WITHIN and first is None:
+        if row.status == Status.WITHIN and first is None:
             good = row
-    if all(row.status == MISSING for row in rows):
+    if all(row.status == Status.MISSING for row in rows):
         raise UsageError(f"the port's dump has none of the pack's {len(rows)} tensors. Name them "
                          "as the pack does, or give a name map")
     return Bisection(first, rows, format, good)
@@ -123,8 +123,8 @@ def _times(times: float) -> str:
 
 
 def _all_well(rows: list[Verdict], judged: list[Verdict], format: str) -> str:
-    missing = sum(row.status == MISSING for row in rows)
-    open_ = sum(row.status == OPEN for row in rows)
+    missing = sum(row.status == Status.MISSING for row in rows)
+    open_ = sum(row.status == Status.OPEN for row in rows)
     rest = [f"{missing} are not in the port's dump"] if missing else []
     rest += [f"{open_} could not be judged"] if open_ else []
     return (f"Rounding in {format} explains all of the {len(judged)} tensors judged"

@@ -9,32 +9,17 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import ModelError, UsageError
-from refsd.golden.comparing.beyond import beyond, where
-from refsd.golden.comparing.candidate_files import first_of
+from refsd.golden.comparing.candidate import first_of
+from refsd.golden.comparing.diagnose import Evidence
 from refsd.golden.comparing.dumps import Dump
-from refsd.golden.comparing.errormap import error_map
-from refsd.golden.comparing.evidence import Evidence
-from refsd.golden.comparing.excess import Excess, excess, ratio
+from refsd.golden.comparing.excess import Excess, beyond, excess, ratio, where
 from refsd.golden.comparing.fits import places
+from refsd.golden.comparing.html import error_map
 from refsd.golden.comparing.layouts import layout
 from refsd.golden.comparing.limits import Accepted, Limit, limit_of, op_limit
 from refsd.golden.comparing.metrics import Metrics, measure
 from refsd.golden.comparing.port_formats import Formats
-from refsd.golden.comparing.verdicts import (
-    DTYPE,
-    EQUAL,
-    EXTERNAL,
-    MISSING,
-    OPEN,
-    SHAPE,
-    UNREADABLE,
-    WITHIN,
-    WRONG,
-    AtLeast,
-    Comparison,
-    Verdict,
-    select,
-)
+from refsd.golden.comparing.verdicts import AtLeast, Comparison, Status, Verdict, select
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.tolerances.formats import format_named
 
@@ -84,9 +69,10 @@ def _unread(candidate: Any, verdicts: list[Verdict], partly: bool) -> tuple[str,
 
     Where only a part is compared, of those only what may hold a tensor that is missing.
     """
-    told = {note for verdict in verdicts if verdict.status == UNREADABLE for note in verdict.notes}
-    lacking = any(verdict.status == MISSING for verdict in verdicts)
-    return tuple(trouble.why for trouble in candidate.troubles if trouble.why not in told and (
+    reported = {note for verdict in verdicts if verdict.status == Status.UNREADABLE
+                for note in verdict.notes}
+    lacking = any(verdict.status == Status.MISSING for verdict in verdicts)
+    return tuple(trouble.why for trouble in candidate.troubles if trouble.why not in reported and (
         not partly or trouble.name is None and lacking))
 
 
@@ -116,7 +102,7 @@ class GoldenJudge:
         info = self.candidate.info(entry.name, entry.shape)
         if info is None:
             return self._absent(entry)
-        verdict = Verdict(entry, SHAPE, info.dtype, info.shape or ())
+        verdict = Verdict(entry, Status.SHAPE, info.dtype, info.shape or ())
         if _is_too_large(info, entry):
             return replace(verdict, notes=(f"{info.bytes:,} bytes, far more than its shape takes: "
                                            "not read",))
@@ -138,9 +124,10 @@ class GoldenJudge:
         """Not there, or there and not to be read."""
         why = self.candidate.trouble(entry.name)
         if why:
-            return Verdict(entry, UNREADABLE, notes=(why,))
+            return Verdict(entry, Status.UNREADABLE, notes=(why,))
         # NAME:PARAMETER is an external input, made by nothing that a port computes.
-        return Verdict(entry, EXTERNAL if entry.op is None and ":" in entry.name else MISSING)
+        external = entry.op is None and ":" in entry.name
+        return Verdict(entry, Status.EXTERNAL if external else Status.MISSING)
 
     def _judge(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray) -> Verdict:
         """The verdict on a tensor of the right shape."""
@@ -150,7 +137,7 @@ class GoldenJudge:
                          accepted=self.accepted)
         error, kind, notes = self._held_to(limit, verdict.entry, golden, got, metrics, format)
         status = _status(golden, got, metrics, limit, error.times)
-        if status == WRONG:
+        if status == Status.WRONG:
             mask = beyond(golden, got, math.inf if limit is None else limit.of_elements)
             verdict = replace(verdict, beyond=int(mask.sum()), where=where(mask))
         at = metrics.nonfinite_index if metrics.nonfinite else error.at
@@ -161,7 +148,7 @@ class GoldenJudge:
             golden_there=0.0 if at is None else float(golden[at]),
             candidate_there=0.0 if at is None else float(got[at]),
             notes=(*verdict.notes, *_curious(metrics), *notes),
-            map=error_map(golden, got) if self.maps and status != EQUAL else None)
+            map=error_map(golden, got) if self.maps and status != Status.EQUAL else None)
 
     def _held_to(self, limit: Limit | None, entry: Entry, golden: np.ndarray, got: np.ndarray,
                  metrics: Metrics, format: str) -> tuple[Excess, str, list[str]]:
@@ -189,14 +176,14 @@ def _status(golden: np.ndarray, got: np.ndarray, metrics: Metrics, limit: Limit 
             times: float) -> str:
     """The same kind of number, finite where it should be, and within the limit."""
     if (golden.dtype.kind == "f") != (got.dtype.kind == "f"):
-        return DTYPE
+        return Status.DTYPE
     if metrics.nonfinite:
-        return WRONG
+        return Status.WRONG
     if metrics.max_abs == 0:
-        return EQUAL
+        return Status.EQUAL
     if limit is None or times > 1 and limit.kind == "likely":
-        return OPEN
-    return WITHIN if times <= 1 else WRONG
+        return Status.OPEN
+    return Status.WITHIN if times <= 1 else Status.WRONG
 
 
 def _is_too_large(info: Dump, entry: Entry) -> bool:

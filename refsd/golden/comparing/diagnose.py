@@ -6,17 +6,21 @@ a scale, an offset, a permutation, a shift (comparing.fits). A finding carries t
 squared error that it explains; where nothing explains the error, nothing is said.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from refsd.errors import RefsdError
 from refsd.golden.comparing import fits
-from refsd.golden.comparing.variants import variants
+from refsd.golden.comparing.variants import ACTIVATIONS, variants
 from refsd.golden.packs.manifest import Entry
-from refsd.golden.recording.replay import WEIGHT, fill_in, raise_to_float64
+from refsd.golden.recording import names
+from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
+from refsd.golden.recording.replay import TENSOR, arrays_of, raise_to_float64, replay, weights
 from refsd.golden.tolerances.formats import FORMATS, format_named, round_to
+from refsd.registry import ops
 
 # A wrong version must explain so much of the squared error: nine tenths, so that the rounding of a
 # short format beside a small mistake does not hide it, and no chance likeness passes.
@@ -24,6 +28,7 @@ SHARE = 0.9
 # A version without fitted numbers that leaves no more of it goes before all that have some: those
 # take up the roundings of a port's constants too (alpha_bar, say), and so leave a hair less still.
 CERTAIN = 1 - 1e-6
+LARGE = 1 << 25  # elements; to look into more would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -51,49 +56,31 @@ class Guess(NamedTuple):
 
 def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
              inputs: Mapping[str, Any] | None = None, *, format: str = "float32",
-             weights: Callable[[str], np.ndarray] | None = None,
              previous: np.ndarray | None = None,
              upstream: Mapping[str, tuple[Entry, Mapping[str, Any]]] | None = None,
              factors: Iterable[float] = ()) -> list[Finding]:
     """The reasons that explain why the candidate is not the golden tensor, the best first.
 
     golden: what the entry's op gives in float64 on these inputs (without inputs: the pack's
-    tensor). inputs: the op's, by parameter; weights reads those that are references. previous: the
-    same tensor one step earlier. upstream: the op that made an input, and its own inputs, where a
-    mistake may be that it was left out. factors: scaling factors of the model, besides those of
-    Stable Diffusion. format: what the port computes in.
+    tensor). inputs: the op's, by parameter. previous: the same tensor one step earlier. upstream:
+    the op that made an input, and its own inputs, where a mistake may be that it was left out.
+    factors: scaling factors of the model, besides those of Stable Diffusion. format: what the port
+    computes in.
     """
     golden, candidate = np.asarray(golden), np.asarray(candidate)
     if candidate.shape != golden.shape:
         return _ranked(_of_shape(golden, candidate), candidate)
     truth, got = golden.astype("float64"), candidate.astype("float64")
     finite = np.isfinite(truth) & np.isfinite(got)
-    found = [Finding(*finding) for finding in (*fits.bits(golden, candidate),
-                                               *fits.nonfinite(truth, got))]
-    if not finite.any():
-        return found
-    error = _squares(truth, got, finite)
-    if error == 0:
-        return found
-    guesses = _guesses(entry, truth, got, _filled(inputs, weights), previous, upstream, factors)
+    findings = [Finding(*finding) for finding in (*fits.bits(golden, candidate),
+                                                  *fits.nonfinite(truth, got))]
+    if not finite.any() or _squares(truth, got, finite) == 0:
+        return findings
+    guesses = _guesses(entry, truth, got, inputs, previous, upstream, factors)
     with np.errstate(all="ignore"):
         scores = [_scored(guess, truth, got, finite) for guess in guesses]
-    found += _ranked(scores, got[finite])
-    return found or _rounding(truth, got, finite, format_named(format).name)
-
-
-def _filled(inputs, weights):
-    """Inputs in float64, with what is still the name of a weight read."""
-    if inputs is None or any(isinstance(value, str) and weights is None
-                             for value in inputs.values()):
-        return {}
-    return {name: raise_to_float64(fill_in(value, tensor=_no_tensor, weight=weights)
-                                   if isinstance(value, str) and value.startswith(WEIGHT)
-                                   else value) for name, value in inputs.items()}
-
-
-def _no_tensor(name: str) -> Any:
-    raise KeyError(name)
+    findings += _ranked(scores, got[finite])
+    return findings or _rounding(truth, got, finite, format_named(format).name)
 
 
 def _guesses(entry, truth, got, inputs, previous, upstream, factors) -> Iterator[Guess]:
@@ -103,7 +90,8 @@ def _guesses(entry, truth, got, inputs, previous, upstream, factors) -> Iterator
     if previous is not None and previous.shape == truth.shape:
         yield Guess("stale", "it is the tensor of the step before", previous.astype("float64"))
     if inputs:
-        for guess in variants(entry, inputs, truth, got, upstream or {}):
+        wide = {name: raise_to_float64(value) for name, value in inputs.items()}
+        for guess in variants(entry, wide, truth, got, upstream or {}):
             if np.shape(guess[2]) == truth.shape:
                 yield Guess(*guess)
     yield from (Guess(*guess) for guess in fits.same_shape(entry, truth, got, factors))
@@ -148,8 +136,8 @@ def _of_shape(golden: np.ndarray, candidate: np.ndarray) -> list[_Score]:
 
 def _squares(a: np.ndarray, b: np.ndarray, finite: np.ndarray) -> float:
     with np.errstate(all="ignore"):
-        found = float(((a[finite] - b[finite]) ** 2).sum())
-    return found if np.isfinite(found) else np.inf
+        total = float(((a[finite] - b[finite]) ** 2).sum())
+    return total if np.isfinite(total) else np.inf
 
 
 def _ranked(scores: Iterable[_Score], got: np.ndarray) -> list[Finding]:
@@ -169,12 +157,12 @@ def _ranked(scores: Iterable[_Score], got: np.ndarray) -> list[Finding]:
     unit = FORMATS[grid(got)].unit
     noise = float((got * got).mean()) * unit**2
     tie = 2 * min(score.left for score in scores) + noise
-    found = {}
+    best = {}
     # stable: what is alike stays in the order in which it was tried
     for score in sorted(scores, key=lambda score: (
             max(score.left, tie), score.fitted if score.left <= tie else 0)):
-        found.setdefault(score.reason, Finding(score.reason, score.sentence, float(score.share)))
-    return list(found.values())
+        best.setdefault(score.reason, Finding(score.reason, score.sentence, float(score.share)))
+    return list(best.values())
 
 
 def grid(x: np.ndarray) -> str:
@@ -215,3 +203,69 @@ def _truncated(truth, nearest, name):
     step = 2.0 ** (1 - FORMATS[name].bits) * 2.0 ** np.floor(np.log2(np.maximum(
         np.abs(truth), FORMATS[name].tiny)))
     return np.where(beyond, nearest - np.sign(nearest) * step, nearest)
+
+
+class Evidence:
+    """Reasons for one candidate's mistakes, from the pack and from what the candidate dumped."""
+
+    def __init__(self, pack: Any, candidate: Any, model: Any = None):
+        self.pack, self.candidate, self._weight = pack, candidate, weights(pack, model)
+        factor = pack.manifest.model.get("scaling_factor")
+        self._factors = (factor,) if type(factor) is float and factor > 0 else ()
+
+    def findings(self, entry: Entry, golden: np.ndarray, got: np.ndarray,
+                 format: str) -> tuple[tuple[Finding, ...], str]:
+        """What the mistake looks like, the likeliest first, and why its op could not be computed.
+
+        That may be a model that is not here; then the tensor is only fitted to the golden one.
+        """
+        if golden.size > LARGE:
+            return (), ""
+        inputs, doubt, truth = None, "", golden
+        try:
+            inputs = self.inputs(entry)
+        except RefsdError as error:
+            doubt = str(error)
+        if inputs is not None and got.shape == golden.shape:
+            try:
+                truth = np.asarray(replay(entry, inputs))
+            except (IndexError, RefsdError) as error:  # ids that are in no table, say
+                doubt, inputs = f"it does not take the port's own inputs ({error})", None
+        upstream = self.upstream(entry) if inputs is not None else None
+        return tuple(diagnose(entry, truth, got, inputs, format=format, factors=self._factors,
+                              previous=previous(self.pack, entry), upstream=upstream)), doubt
+
+    def inputs(self, entry: Entry) -> dict[str, Any] | None:
+        """The op's inputs, the candidate's own where it dumped them; None if it is no op.
+
+        Raises a RefsdError if one cannot be read, such as the weights of a model that is not here.
+        """
+        if not entry.inputs or entry.op not in ops() and entry.op not in PIPELINE_OPS:
+            return None
+        return arrays_of(entry, tensor=self._tensor, weight=self._weight)
+
+    def _tensor(self, name: str) -> np.ndarray:
+        shape = self.pack.entries[name].shape
+        own = self.candidate.read(name, shape)
+        usable = own is not None and own.shape == shape and np.isfinite(own).all()
+        return own if usable else self.pack.read(name)
+
+    def upstream(self, entry: Entry) -> dict[str, tuple[Entry, Mapping[str, Any]]]:
+        """The ops that made this one's inputs, with their own inputs."""
+        makers = {}
+        for name, value in entry.inputs.items():
+            if isinstance(value, str) and value.startswith(TENSOR):
+                source = self.pack.entries[value.removeprefix(TENSOR)]
+                inputs = self.inputs(source) if source.op in ACTIVATIONS else None
+                if inputs is not None:
+                    makers[name] = source, inputs
+        return makers
+
+
+def previous(pack: Any, entry: Entry) -> np.ndarray | None:
+    """The same tensor one step earlier, where the pack has it."""
+    if not entry.step:
+        return None
+    path = entry.name.removeprefix(names.full(entry.stage, entry.step, ""))
+    earlier = names.full(entry.stage, entry.step - 1, path)
+    return pack.read(earlier) if earlier in pack.entries else None

@@ -3,6 +3,7 @@
 Each entry is judged by itself: one that cannot be true does not take the others with it.
 """
 
+import json
 import math
 import os
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 
 from refsd.errors import ModelError, UsageError
 from refsd.golden.comparing.dumps import DTYPES, Dump, Found, dtype_name, shown, size_of
-from refsd.golden.comparing.foreign_json import Twice, parse_foreign
 from refsd.golden.comparing.layouts import layout
 from refsd.weights.files import open_file, read_bytes
 from refsd.weights.header import BYTES, MAX_HEADER, is_possible, read_header
@@ -22,6 +22,36 @@ SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
                "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
                "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool",
                "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+
+
+class Twice:
+    """In place of the value of a key that an object has twice: nobody can say which is meant."""
+
+
+def parse_foreign(data: bytes, where: str | Path) -> dict[str, Any]:
+    """The JSON object that bytes hold; ModelError for anything else.
+
+    Python's json writes NaN and Infinity, Windows' programs begin with a byte order mark: both
+    are read. A key that appears twice has a Twice for its value.
+    """
+    try:
+        found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_pairs)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where}: not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise ModelError(f"{where}: JSON nested too deeply") from None
+    except ValueError as error:
+        raise ModelError(f"{where}: not valid JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{where}: a JSON {type(found).__name__}, expected an object")
+    return found
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found[key] = Twice() if key in found else value
+    return found
 
 
 def indexed(path: Path, found: Found, prefix: str = "") -> set[str]:

@@ -1,4 +1,4 @@
-"""How far a tensor is from what it should be, in units of what it may differ by."""
+"""How far a tensor is from what it should be, in units of what it may differ by, and where."""
 
 import math
 from typing import Any, NamedTuple
@@ -77,3 +77,49 @@ def first_lost(got: np.ndarray, truth: np.ndarray, format: Format) -> tuple[int,
 def ratio(error: float, limit: float) -> float:
     """error / limit; no error is none of any limit."""
     return error / limit if limit else math.inf if error else 0.0
+
+
+def beyond(golden: np.ndarray, got: np.ndarray, allowed: Any) -> np.ndarray:
+    """Where |got - golden| > allowed, or one of the two is not finite and not met by its like."""
+    with np.errstate(all="ignore"):
+        error = np.abs(got.astype("float64") - golden.astype("float64"))
+        same = (got == golden) | (np.isnan(got) & np.isnan(golden))
+        return ~same & ~(error <= allowed)
+
+
+def where(mask: np.ndarray) -> str:
+    """The elements of a mask in words: how many of how many, and the smallest box around them.
+
+    5 of 384 elements, in a row: [0, 1, 2, 0:5]. A row varies along one axis, a tile along several
+    with at least half of its elements; elements further apart are only within their box.
+    """
+    count = int(mask.sum())
+    if not count:
+        return ""
+    box = _box(mask)
+    lengths = [stop - start for start, stop in box]
+    inside = math.prod(lengths)
+    text = f"{count:,} of {mask.size:,} elements"
+    if count == 1:
+        return f"{text}, at {tuple(start for start, _ in box)}"
+    if inside == mask.size:
+        return text if count < mask.size else f"all {count:,} elements"
+    shape = "in a row:" if sum(n > 1 for n in lengths) == 1 else (
+        "in a tile:" if 2 * count >= inside else "within")
+    return f"{text}, {shape} [{', '.join(map(_side, box, mask.shape))}]"
+
+
+def _box(mask: np.ndarray) -> list[tuple[int, int]]:
+    sides = []
+    for axis in range(mask.ndim):
+        line = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        sides.append((int(line[0]), int(line[-1]) + 1))
+    return sides
+
+
+def _side(side: tuple[int, int], size: int) -> str:
+    """One axis of a box, as NumPy's indices are written."""
+    start, stop = side
+    if stop - start == 1:
+        return str(start)
+    return ":" if stop - start == size else f"{start}:{stop}"

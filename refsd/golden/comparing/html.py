@@ -5,13 +5,14 @@ import html
 import io
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
-from refsd.golden.comparing.errormap import ErrorMap
 from refsd.golden.comparing.report import COLUMNS, row, sentence, what_is_wrong
-from refsd.golden.comparing.verdicts import EXTERNAL, MISSING, Comparison, Verdict
+from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
 
+SIDE = 64  # pixels of a map of errors a side, at most
 SHOWN = 3  # failing tensors at first sight: what fails after them mostly follows from them
 MAPS = 200  # failing tensors that are drawn; a page of more is of no use
 # Nothing is loaded from anywhere, and no script runs, whatever a name in a pack holds.
@@ -41,6 +42,16 @@ figcaption { font-size: .85rem; opacity: .8 }
 LEGEND = ("times: the error over what is allowed; beyond: how many elements are too far off; max "
           "ulp: in units of the last place; needed: the smallest t with |error| &lt;= t + t "
           "|golden|")
+
+
+class ErrorMap(NamedTuple):
+    """The largest |error| in each of at most 64 x 64 boxes; NaN where something is not finite.
+
+    axes: the tensor's axes that run down and across; the others were looked through.
+    """
+
+    values: np.ndarray
+    axes: tuple[int, int]
 
 
 def page(found: Comparison) -> str:
@@ -104,6 +115,26 @@ def _figure(found: ErrorMap) -> str:
             "power of ten, down to a millionth; cyan is not finite</figcaption></figure>")
 
 
+def error_map(golden: np.ndarray, got: np.ndarray) -> ErrorMap | None:
+    """The error map of two tensors of one shape; None for those of fewer than two numbers."""
+    if golden.size < 2:
+        return None
+    shape = (1,) * (2 - golden.ndim) + golden.shape
+    first, second = sorted(np.argsort(shape, kind="stable")[-2:].tolist())
+    with np.errstate(all="ignore"):
+        error = np.abs(got.astype("float64") - golden.astype("float64")).reshape(shape)
+        error[(got == golden).reshape(shape)] = 0  # infinities that agree
+    others = tuple(axis for axis in range(len(shape)) if axis not in (first, second))
+    flat = error.max(axis=others)
+    for axis in (0, 1):
+        n = flat.shape[axis]
+        starts = np.unique(np.arange(min(n, SIDE)) * n // min(n, SIDE))
+        flat = np.maximum.reduceat(flat, starts, axis=axis)
+    flat[np.isinf(flat)] = np.nan
+    offset = len(shape) - golden.ndim
+    return ErrorMap(flat, (first - offset, second - offset))
+
+
 def colours(values: np.ndarray) -> np.ndarray:
     """Errors as colours, dark for six powers of ten below the largest.   (H, W) -> (H, W, 3)"""
     finite = np.isfinite(values)
@@ -132,10 +163,10 @@ def _table(found: Comparison) -> list[str]:
     *columns, name = COLUMNS
     lines = ['<div class="wide"><table>', "<thead><tr>" + _cells("th", name, columns) + "</tr>",
              "</thead>", "<tbody>"]
-    absent: dict[str, list[str]] = {MISSING: [], EXTERNAL: []}
+    absent: dict[str, list[str]] = {Status.MISSING: [], Status.EXTERNAL: []}
     for verdict in found.verdicts:
         *cells, name = row(verdict)
-        if verdict.status in absent and not (found.whole and verdict.status == MISSING):
+        if verdict.status in absent and not (found.whole and verdict.status == Status.MISSING):
             absent[verdict.status].append(f"<code>{_e(name)}</code>")
         else:
             lines.append(f'<tr class="{verdict.status}">{_cells("td", name, cells)}</tr>')

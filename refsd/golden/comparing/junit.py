@@ -5,7 +5,7 @@ import re
 from xml.etree import ElementTree
 
 from refsd.golden.comparing.report import COLUMNS, row, sentence, what_is_wrong
-from refsd.golden.comparing.verdicts import EXTERNAL, MISSING, UNREADABLE, Comparison, Verdict
+from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
 
 # XML 1.0 has no way to write these.
 UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -17,8 +17,8 @@ def junit(found: Comparison) -> str:
     What makes the comparison fail and is no tensor has a case of its own.
     """
     bad = {id(verdict) for verdict in found.failing}
-    verdicts = [verdict for verdict in found.verdicts if verdict.status != EXTERNAL]
-    skipped = sum(v.status == MISSING and id(v) not in bad for v in verdicts)
+    verdicts = [verdict for verdict in found.verdicts if verdict.status != Status.EXTERNAL]
+    skipped = sum(v.status == Status.MISSING and id(v) not in bad for v in verdicts)
     whole = [("every file can be read", why) for why in found.unread]
     if found.compared < found.wanted:
         whole.append(("enough is compared", sentence(found)))
@@ -49,10 +49,10 @@ def _case(suite: ElementTree.Element, verdict: Verdict, found: Comparison, bad: 
         failure = ElementTree.SubElement(case, "failure", type=verdict.status, message=why)
         failure.text = "\n".join(_text(f"{f.reason} ({f.confidence:.4f}): {f.sentence}")
                                  for f in verdict.findings) or why
-    elif verdict.status == MISSING:
+    elif verdict.status == Status.MISSING:
         ElementTree.SubElement(case, "skipped", message="missing from the candidate")
         return
-    if verdict.status in (MISSING, UNREADABLE):
+    if verdict.status in (Status.MISSING, Status.UNREADABLE):
         return
     output = ElementTree.SubElement(case, "system-out")
     lines = [f"{name}: {value}" for name, value in zip(COLUMNS[:-1], row(verdict)) if value]

@@ -1,6 +1,6 @@
 """How other engines lay a tensor out in memory, each with its inverse.
 
-The logical layout is the checkpoint's: pictures (N, C, H, W), tokens (N, L, C), weights
+The logical layout is the checkpoint's: images (N, C, H, W), tokens (N, L, C), weights
 (O, I, kH, kW) and (out, in). A layout is a pair of functions: to what lies in memory, as an array
 whose C order is the order of the bytes, and back, given the logical shape.
 """
@@ -104,7 +104,7 @@ def _unpack(data, shape):
 
 
 def _rows_shape(shape):
-    """A picture is one matrix [1, 1, N H W, C]; everything else keeps its last two axes."""
+    """An image is one matrix [1, 1, N H W, C]; everything else keeps its last two axes."""
     if len(shape) == 4:
         N, C, H, W = shape
         return 1, 1, N * H * W, C
@@ -125,51 +125,39 @@ def _from_rows(data, shape):
     return data.reshape(shape)
 
 
-def _padded_shape(shape):
-    *outer, rows, columns = _rows_shape(shape)
-    return *outer, ceiling(rows, TILE), ceiling(columns, TILE)
+def _padded(size: int) -> Layout:
+    """Zeros after the end of the last two axes, up to multiples of `size`."""
+
+    def physical(shape):
+        return *shape[:-2], *(ceiling(n, size) for n in shape[-2:])
+
+    return Layout("", physical, lambda x: pad_to(x, physical(x.shape)),
+                  lambda data, shape: data[..., :shape[-2], :shape[-1]])
 
 
-def _pad_rows(x):
-    return pad_to(_rows(x), _padded_shape(x.shape))
+def _blocks(size: int) -> Layout:
+    """[..., R, C] -> [..., R / size, C / size, size, size]"""
+
+    def physical(shape):
+        return *shape[:-2], shape[-2] // size, shape[-1] // size, size, size
+
+    def to(x):
+        *outer, down, across, _, _ = physical(x.shape)
+        return x.reshape(*outer, down, size, across, size).swapaxes(-2, -3)
+
+    return Layout("", physical, to, lambda data, shape: data.swapaxes(-2, -3).reshape(shape))
 
 
-def _cut_rows(data, shape):
-    rows, columns = _rows_shape(shape)[-2:]
-    return _from_rows(data[..., :rows, :columns], shape)
+def _then(summary: str, first: Layout, second: Layout) -> Layout:
+    """The second layout of what the first makes."""
+    return Layout(summary, lambda shape: second.physical(first.physical(shape)),
+                  lambda x: second.to(first.to(x)), lambda data, shape: first.back(
+                      second.back(data, first.physical(shape)), shape))
 
 
-def _tiled_shape(shape):
-    *outer, rows, columns = _padded_shape(shape)
-    return *outer, rows // TILE, columns // TILE, TILE, TILE
-
-
-def _tile(x):
-    """[..., R, C] -> [..., R / 32, C / 32, 32, 32]"""
-    *outer, down, across, _, _ = _tiled_shape(x.shape)
-    return _pad_rows(x).reshape(*outer, down, TILE, across, TILE).swapaxes(-2, -3)
-
-
-def _untile(data, shape):
-    return _cut_rows(data.swapaxes(-2, -3).reshape(_padded_shape(shape)), shape)
-
-
-def _faces_shape(shape):
-    half = TILE // FACE
-    return *_tiled_shape(shape)[:-2], half, half, FACE, FACE
-
-
-def _split_faces(x):
-    """[..., 32, 32] -> [..., 2, 2, 16, 16]"""
-    half = TILE // FACE
-    tiles = _tile(x)
-    return tiles.reshape(*tiles.shape[:-2], half, FACE, half, FACE).swapaxes(-2, -3)
-
-
-def _join_faces(data, shape):
-    return _untile(data.swapaxes(-2, -3).reshape(_tiled_shape(shape)), shape)
-
-
+ROWS = Layout("a matrix of pixels: (1, 1, N H W, C)", _rows_shape, _rows, _from_rows)
+ROWS32 = _then("ROWS, both axes padded with zeros to multiples of 32", ROWS, _padded(TILE))
+TILE32 = _then("ROWS32 tile after tile of 32 x 32", ROWS32, _blocks(TILE))
 LAYOUTS = {
     "NCHW": _permuted("as the checkpoint: the axes stay", {}),
     "NHWC": _permuted("channels last: (N, H, W, C), weights (O, kH, kW, I)", {4: (0, 2, 3, 1)}),
@@ -179,10 +167,7 @@ LAYOUTS = {
                             {n: (*range(n - 2), n - 1, n - 2) for n in range(2, 7)}),
     "NC4HW4": Layout("channels in packs of four: (N, C / 4, H, W, 4)",
                      _packed_shape, _pack, _unpack),
-    "ROWS": Layout("a matrix of pixels: (1, 1, N H W, C)", _rows_shape, _rows, _from_rows),
-    "ROWS32": Layout("ROWS, both axes padded with zeros to multiples of 32",
-                     _padded_shape, _pad_rows, _cut_rows),
-    "TILE32": Layout("ROWS32 tile after tile of 32 x 32", _tiled_shape, _tile, _untile),
-    "FACE16": Layout("TILE32, each tile as four faces of 16 x 16: TTNN's bytes",
-                     _faces_shape, _split_faces, _join_faces),
+    "ROWS": ROWS, "ROWS32": ROWS32, "TILE32": TILE32,
+    "FACE16": _then("TILE32, each tile as four faces of 16 x 16: TTNN's bytes", TILE32,
+                    _blocks(FACE)),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from refsd.golden.comparing.excess import Excess, excess, first_lost, is_informa
 from refsd.golden.comparing.limits import spread_of, takes_tiles
 from refsd.golden.comparing.port_formats import Formats, tensors
 from refsd.golden.comparing.port_inputs import Inputs, OpInputs
-from refsd.golden.comparing.verdicts import MISSING, OPEN, SUSPECT, WITHIN, WRONG, Verdict
+from refsd.golden.comparing.verdicts import Status, Verdict
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import replay
 from refsd.golden.tolerances.bounds_likely import VARIANCE
@@ -22,7 +22,7 @@ from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS
 # Mistakes that can be as small as rounding in a bad order: what looks like one of them is one.
 SMALL = ("wrong_eps", "biased_variance")
 DIAGNOSED = 20  # wrong ops that are looked into; the rest is mostly the same mistake
-BAD = (WRONG, SUSPECT)
+BAD = (Status.WRONG, Status.SUSPECT)
 
 
 class LocalErrorJudge:
@@ -40,10 +40,11 @@ class LocalErrorJudge:
     def __call__(self, entry: Entry) -> Verdict:
         got = self.candidate.read(entry.name, entry.shape)
         if got is None:
-            return Verdict(entry, MISSING)
+            return Verdict(entry, Status.MISSING)
         golden = self.pack.read(entry.name)
         if got.shape != entry.shape:
-            verdict = Verdict(entry, WRONG, times=math.inf, findings=self._why(entry, got, golden),
+            verdict = Verdict(entry, Status.WRONG, times=math.inf,
+                              findings=self._why(entry, got, golden),
                               notes=(f"its shape is {got.shape}, not {entry.shape}",))
         else:
             verdict = self._judge(entry, got, golden)
@@ -71,11 +72,11 @@ class LocalErrorJudge:
         try:
             inputs, truth, error, cast = self._again(entry, got)
         except (IndexError, UsageError) as refusal:
-            return Verdict(entry, OPEN,
+            return Verdict(entry, Status.OPEN,
                            notes=(f"the op does not take the port's own inputs: {refusal}",))
         if not error.within and self._same(entry, got, golden).within:
             # As of a pack itself: its inputs were rounded on their way there, and may cancel.
-            return Verdict(entry, WITHIN, local=error.rms, notes=("the golden result",))
+            return Verdict(entry, Status.WITHIN, local=error.rms, notes=("the golden result",))
         notes = [f"given the golden {', '.join(inputs.assumed)}"] if inputs.assumed else []
         notes += [cast] if cast else []
         findings: tuple[Finding, ...] = ()
@@ -85,15 +86,16 @@ class LocalErrorJudge:
         if not error.within:
             other, note = self._other_inputs(entry, got, inputs)
             if other is not None:
-                return _verdict(entry, WITHIN, other, borrowed=inputs.borrowed, notes=(note,))
+                return _verdict(entry, Status.WITHIN, other, borrowed=inputs.borrowed,
+                                notes=(note,))
             if inputs.borrowed:
                 return self._network(entry, got, golden, inputs.borrowed)
-        verdict = _verdict(entry, WITHIN if error.within else WRONG, error, notes=tuple(notes),
-                           inherited=rms(truth, golden), borrowed=inputs.borrowed,
-                           computed=inputs.computed)
+        verdict = _verdict(entry, Status.WITHIN if error.within else Status.WRONG, error,
+                           notes=tuple(notes), inherited=rms(truth, golden),
+                           borrowed=inputs.borrowed, computed=inputs.computed)
         if inputs.computed and error.within or not error.informative:
             verdict = self._by_spread(verdict, got, golden, truth, error.informative)
-        if verdict.status != WRONG:
+        if verdict.status != Status.WRONG:
             return verdict
         return replace(verdict, findings=findings or self._why(entry, got, truth, inputs))
 
@@ -162,21 +164,21 @@ class LocalErrorJudge:
         entry = verdict.entry
         at = first_lost(got, truth, self.formats.of(entry))
         if at is not None:
-            return replace(verdict, status=WRONG, times=math.inf, at=at)
+            return replace(verdict, status=Status.WRONG, times=math.inf, at=at)
         limit, note = self._spread(entry)
         if limit is None:
             blind = "the bound says nothing here: dump an op between" if verdict.computed else (
                 "the bound says nothing here, and the pack has no spread to judge it by")
-            return verdict if informative else replace(verdict, status=OPEN, times=0.0, at=None,
-                                                       notes=(blind,))
+            return verdict if informative else replace(
+                verdict, status=Status.OPEN, times=0.0, at=None, notes=(blind,))
         own, whole = ratio(verdict.local, limit), ratio(rms(got, golden), limit)
         notes = (*verdict.notes, "by the spread", *filter(None, [note]))
         if own > 1 and whole > 1:
-            return replace(verdict, status=WRONG, times=own, notes=notes)
+            return replace(verdict, status=Status.WRONG, times=own, notes=notes)
         if whole > 1 and not self._bad:
-            return replace(verdict, status=SUSPECT, times=whole, notes=notes)
+            return replace(verdict, status=Status.SUSPECT, times=whole, notes=notes)
         return verdict if informative else replace(
-            verdict, status=WITHIN, times=min(own, whole), at=None, notes=notes)
+            verdict, status=Status.WITHIN, times=min(own, whole), at=None, notes=notes)
 
     def _spread(self, entry: Entry) -> tuple[float | None, str]:
         """The root mean square that a right port's error stays below at this tensor."""
@@ -208,8 +210,9 @@ class LocalErrorJudge:
         """The same numbers again, as far as the format holds them."""
         error = self._same(entry, got, truth)
         if error.within:
-            return _verdict(entry, WITHIN, error)
-        return _verdict(entry, WRONG, error, notes=(note,), findings=self._why(entry, got, truth))
+            return _verdict(entry, Status.WITHIN, error)
+        return _verdict(entry, Status.WRONG, error, notes=(note,),
+                        findings=self._why(entry, got, truth))
 
     def _same(self, entry: Entry, got: np.ndarray, truth: np.ndarray) -> Excess:
         """How far it is from the same numbers, rounded to the format or to that of a reader."""
@@ -222,15 +225,15 @@ class LocalErrorJudge:
     def _network(self, entry: Entry, got: np.ndarray, golden: np.ndarray,
                  borrowed: tuple[str, ...] = ()) -> Verdict:
         """Own and inherited error together, against what the network up to here may spread."""
-        verdict = Verdict(entry, OPEN, inherited=rms(got, golden), borrowed=borrowed)
+        verdict = Verdict(entry, Status.OPEN, inherited=rms(got, golden), borrowed=borrowed)
         if self._same(entry, got, golden).within:
-            return replace(verdict, status=WITHIN, notes=("the golden result",))
+            return replace(verdict, status=Status.WITHIN, notes=("the golden result",))
         limit, note = self._spread(entry)
         if limit is None:
             return replace(verdict, notes=(f"no {self.formats.up_to(entry).name} spread in the "
                                            "pack to judge it by",))
         times = ratio(verdict.inherited, limit)
-        return replace(verdict, status=WITHIN if times <= 1 else SUSPECT, times=times,
+        return replace(verdict, status=Status.WITHIN if times <= 1 else Status.SUSPECT, times=times,
                        notes=(note,) if note else ())
 
     def _why(self, entry: Entry, got: np.ndarray, truth: np.ndarray,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from refsd.errors import ModelError, UsageError
-from refsd.golden.comparing.foreign_json import parse_foreign
+from refsd.golden.comparing.dumps_index import parse_foreign
 from refsd.weights.files import read_bytes
 
 MAX_MAP = 16 << 20

@@ -4,26 +4,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from refsd.golden.comparing.candidate_files import first_of
+from refsd.golden.comparing.candidate import first_of
 from refsd.golden.comparing.diagnose import Finding
-from refsd.golden.comparing.verdicts import (
-    DTYPE,
-    EQUAL,
-    EXTERNAL,
-    MISSING,
-    OPEN,
-    SHAPE,
-    UNREADABLE,
-    WITHIN,
-    WRONG,
-    Comparison,
-    Verdict,
-)
+from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
 
 SCHEMA = 1
 NOT_FINITE = ("nan", "overflow", "inf_sign")  # counted, not fitted
-WORDS = {EQUAL: "equal", WITHIN: "ok", WRONG: "WRONG", OPEN: "OPEN", SHAPE: "SHAPE",
-         DTYPE: "DTYPE", UNREADABLE: "UNREAD", MISSING: "missing", EXTERNAL: "given"}
+WORDS = {Status.WITHIN: "ok", Status.WRONG: "WRONG", Status.OPEN: "OPEN", Status.SHAPE: "SHAPE",
+         Status.DTYPE: "DTYPE", Status.UNREADABLE: "UNREAD"}  # the others are their own
 ALLOWED = {
     "accepted": "the tolerance that was given",
     "given": "what rounding to {format} explains",
@@ -48,14 +36,14 @@ def sentence(found: Comparison) -> str:
             f"{found.wanted:,} are wanted. ")
         return unread + few + _all_well(found)
     others = len(found.failing) - 1
-    of = found.expected if found.whole else found.compared + found.counts.get(UNREADABLE, 0)
+    of = found.expected if found.whole else found.compared + found.counts.get(Status.UNREADABLE, 0)
     rest = f" {others:,} more of {of:,} {'fail' if others > 1 else 'fails'} after it."
     return (what_is_wrong(first, found.format, as_first=True) + (rest if others else "")
             + (f" {unread}".rstrip() if unread else ""))
 
 
 def _all_well(found: Comparison) -> str:
-    equal, missing = found.counts.get(EQUAL, 0), found.counts.get(MISSING, 0)
+    equal, missing = found.counts.get(Status.EQUAL, 0), found.counts.get(Status.MISSING, 0)
     one = found.compared == 1
     return (("The one tensor compared is" if one else f"All {found.compared:,} tensors are")
             + f" explained by {found.format} rounding"
@@ -81,14 +69,14 @@ def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> s
     entry, format = verdict.entry, verdict.format or format
     name = f"{entry.name} ({entry.op})" if entry.op else entry.name
     looks = _looks(verdict.findings)
-    if verdict.status == MISSING:
+    if verdict.status == Status.MISSING:
         return f"{name} is missing from the candidate."
-    if verdict.status == UNREADABLE:
+    if verdict.status == Status.UNREADABLE:
         return f"{name} cannot be read: {_full_stop(verdict.notes[0])}"
-    if verdict.status == SHAPE:
+    if verdict.status == Status.SHAPE:
         return (f"{name} has the shape {_shape(verdict.shape)}, wanted {_shape(entry.shape)}."
                 f"{looks}")
-    if verdict.status == DTYPE:
+    if verdict.status == Status.DTYPE:
         return f"{name} holds {verdict.dtype}, wanted {entry.dtype}.{looks}"
     metrics = verdict.metrics
     if metrics.nonfinite:
@@ -97,7 +85,7 @@ def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> s
                 f"{looks}")
     there = (f"at {verdict.at} it is {_number(verdict.candidate_there)} where "
              f"{_number(verdict.golden_there)} is right")
-    if verdict.status == OPEN:
+    if verdict.status == Status.OPEN:
         known = (f"the pack has no tolerance of {format} for it" if not verdict.kind else
                  f"{_times(verdict.times)} {ALLOWED[verdict.kind].format(format=format)}; what it "
                  "inherits from earlier ops is not known")
@@ -174,12 +162,16 @@ def row(verdict: Verdict) -> tuple[str, ...]:
     metrics = verdict.metrics
     name = verdict.name
     if metrics is None:
-        return (WORDS[verdict.status], *[""] * (len(COLUMNS) - 2), name)
+        return (_word(verdict), *[""] * (len(COLUMNS) - 2), name)
     at = "" if metrics.max_abs_index is None else ",".join(map(str, metrics.max_abs_index))
-    return (WORDS[verdict.status], _short(verdict.times) if verdict.kind else "",
+    return (_word(verdict), _short(verdict.times) if verdict.kind else "",
             f"{verdict.beyond:,}" if verdict.beyond else "", _short(metrics.max_abs),
             at if metrics.max_abs else "", _short(metrics.max_rel), _short(metrics.max_ulp),
             _likeness(metrics.pcc), _short(metrics.needed), name)
+
+
+def _word(verdict: Verdict) -> str:
+    return WORDS.get(verdict.status, verdict.status.value)
 
 
 def _short(value: float) -> str:
@@ -216,7 +208,7 @@ def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
     if len(found.unread) > 5:
         yield f"unreadable: {len(found.unread) - 5:,} more"
     yield from found.remarks
-    missing = [v.name for v in found.verdicts if v.status == MISSING]
+    missing = [v.name for v in found.verdicts if v.status == Status.MISSING]
     for what, names in (("missing", missing), ("extra", found.extra)):
         if names:
             more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
@@ -225,13 +217,13 @@ def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
 
 def _is_there(verdict: Verdict, found: Comparison) -> bool:
     """Whether there is anything to show: what is missing only where that fails."""
-    return verdict.status not in (MISSING, EXTERNAL) or found.whole and verdict.status == MISSING
+    return verdict.status != Status.EXTERNAL and (found.whole or verdict.status != Status.MISSING)
 
 
 def _interesting(found: Comparison) -> list[Verdict]:
     """The failing ones, at most 20, and the two compared before the first."""
     compared = [v for v in found.verdicts if _is_there(v, found)]
-    bad = [i for i, v in enumerate(compared) if v.bad or v.status == MISSING][:20]
+    bad = [i for i, v in enumerate(compared) if v.bad or v.status == Status.MISSING][:20]
     return [compared[i] for i in sorted({*bad, *range(max(bad[0] - 2, 0), bad[0])})] if bad else []
 
 
@@ -243,7 +235,7 @@ def markdown(found: Comparison) -> str:
              f"* tensors: {', '.join(f'{n:,} {status}' for status, n in found.counts.items())}",
              "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for verdict in found.verdicts:
-        if verdict.status == EXTERNAL:
+        if verdict.status == Status.EXTERNAL:
             continue
         *cells, name = row(verdict)
         lines.append("| " + " | ".join([*map(_cell, cells), f"`{_code(name)}`"]) + " |")

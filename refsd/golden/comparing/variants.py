@@ -1,6 +1,7 @@
 """Wrong versions of ops: what a port that makes a known mistake would have given.
 
-`variants` computes them in float64 on the op's inputs. Each is (reason, sentence, array).
+`variants` computes them in float64 on the op's inputs. Each is (reason, sentence, array[, fitted]).
+Layers with weights are in comparing.variants_layers; here are the others.
 """
 
 import math
@@ -9,22 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from refsd.errors import RefsdError
 from refsd.golden.comparing.fits import Triple
-from refsd.golden.comparing.variants_attention import attention
-from refsd.golden.comparing.variants_stages import (
-    guide,
-    scheduler_step,
-    to_bytes,
-    to_picture,
-    unscale,
-)
+from refsd.golden.comparing.variants_layers import LAYERS
 from refsd.golden.packs.manifest import Entry
+from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.golden.recording.replay import replay
-from refsd.ops import activation, conv, embedding, norm, resize
+from refsd.ops import activation, resize
 
-EPSILONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu")
-LARGE = 1 << 31  # multiplications; a larger op's wrong versions would take minutes
 
 
 def variants(entry: Entry, inputs: Mapping[str, Any], truth: np.ndarray, got: np.ndarray,
@@ -40,122 +34,6 @@ def variants(entry: Entry, inputs: Mapping[str, Any], truth: np.ndarray, got: np
         if source.op in ACTIVATIONS and given["x"].shape == inputs[name].shape:
             yield (f"missing_{source.op}", f"{source.op} was left out before it",
                    replay(entry, {**inputs, name: given["x"]}))
-
-
-def conv2d(inputs, options, truth, got):
-    x, weight, bias = inputs["x"], inputs["weight"], inputs.get("bias")
-    yield from _of_bias(truth, None if bias is None else bias[:, None, None])
-    if truth.size * weight[0].size > LARGE:
-        return
-
-    def with_(*, x=x, weight=weight, bias=bias, **changed):
-        return conv.conv2d(x, weight, bias, **{**options, **changed})
-
-    yield ("flipped_kernel", "the kernel is flipped: a convolution where a correlation is meant",
-           with_(weight=weight[:, :, ::-1, ::-1]))
-    if weight.shape[2] == weight.shape[3] > 1:
-        yield ("transposed_weight", "height and width of the kernel are swapped",
-               with_(weight=weight.swapaxes(2, 3)))
-    if weight.shape[0] == weight.shape[1]:
-        yield ("transposed_weight", "input and output channels of the weight are swapped",
-               with_(weight=weight.swapaxes(0, 1)))
-    (top, bottom), (left, right) = conv.sides(options.get("padding", 0))
-    for v in range(top + bottom + 1):
-        for h in range(left + right + 1):
-            other = ((v, top + bottom - v), (h, left + right - h))
-            if other != ((top, bottom), (left, right)):
-                seen = _reached(x, weight, options, truth, other)
-                yield ("wrong_padding", f"the padding is {seen} (top, bottom and left, right)",
-                       with_(padding=other))
-    if top + bottom + left + right:
-        widths = ((0, 0), (0, 0), (top, bottom), (left, right))
-        for mode, needs in (("edge", 0), ("reflect", 1), ("wrap", 0)):
-            if min(x.shape[2:]) > needs * max(top, bottom, left, right):
-                yield ("wrong_padding", f"outside the picture stand no zeros ({mode})",
-                       with_(x=np.pad(x, widths, mode=mode), padding=0))
-
-
-def _reached(x, weight, options, truth, padding):
-    """The padding without what no window touches: with strides the last row may be one of these."""
-    return tuple((before, min(after, max(0, (m - 1) * step + (k - 1) * apart + 1 - before - n)))
-                 for (before, after), n, m, k, step, apart in zip(
-                     padding, x.shape[2:], truth.shape[2:], weight.shape[2:],
-                     conv.pair(options.get("stride", 1)),
-                     conv.pair(options.get("dilation", 1))))
-
-
-def linear(inputs, options, truth, got):
-    x, weight, bias = inputs["x"], inputs["weight"], inputs.get("bias")
-    yield from _of_bias(truth, bias)
-    if weight.shape[0] == weight.shape[1]:
-        y = x @ weight
-        yield ("transposed_weight", "the weight is transposed: (in, out) where (out, in) is meant",
-               y if bias is None else y + bias)
-
-
-def _of_bias(truth, bias):
-    if bias is not None:
-        yield "missing_bias", "the bias was not added", truth - bias
-        yield "missing_bias", "the bias was added twice", truth + bias
-
-
-def group_norm(inputs, options, truth, got):
-    x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
-    channels, groups = x.shape[1], options["groups"]
-    column = (-1,) + (1,) * (x.ndim - 2)
-    count = math.prod(x.shape[1:]) // groups
-    yield from _of_norm(lambda weight=weight, bias=bias, **changed: norm.group_norm(
-        x, weight, bias, **{**options, **changed}), options["eps"], truth, weight.reshape(column),
-        bias.reshape(column), count)
-    for other in (g for g in range(1, channels + 1) if channels % g == 0 and g != groups):
-        yield ("wrong_groups", f"it was normalised in {other} groups, not in {groups}",
-               norm.group_norm(x, weight, bias, groups=other, eps=options["eps"]))
-    mixed = x.reshape(len(x), channels // groups, groups, -1).swapaxes(1, 2).reshape(x.shape)
-    normal = norm.group_norm(mixed, np.ones(channels), np.zeros(channels), **options)
-    normal = normal.reshape(len(x), groups, channels // groups, -1).swapaxes(1, 2).reshape(x.shape)
-    yield ("wrong_groups", "the groups take every n-th channel instead of neighbours",
-           normal * weight.reshape(column) + bias.reshape(column))
-
-
-def layer_norm(inputs, options, truth, got):
-    x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
-    yield from _of_norm(lambda weight=weight, bias=bias, **changed: norm.layer_norm(
-        x, weight, bias, **{**options, **changed}), options["eps"], truth, weight, bias,
-        x.shape[-1])
-
-
-def _of_norm(define, eps, truth, weight, bias, count):
-    for other in EPSILONS:
-        if other != eps:
-            yield "wrong_eps", f"eps is {other:g}, not {eps:g}", define(eps=other)
-    yield "missing_bias", "the bias was not added", truth - bias
-    with np.errstate(divide="ignore", invalid="ignore"):
-        unweighted = np.where(weight == 0, 0, (truth - bias) / weight)
-    yield "missing_weight", "it was not multiplied by the weight", unweighted + bias
-    if count > 1:  # eps shifts a little; the variance times n / (n - 1) is what differs
-        larger = define(eps=eps * (count - 1) / count)
-        yield ("biased_variance", f"the variance is divided by n - 1 = {count - 1}, not by n",
-               (larger - bias) * math.sqrt((count - 1) / count) + bias)
-    yield from _outside(define, eps, weight, bias)
-
-
-def _outside(define, eps, weight, bias):
-    """eps added to the root instead of under it: r = sqrt(var) from the normal form without eps"""
-    tiny = np.finfo("float64").tiny ** 0.5
-    plain, usual = define(eps=tiny) - bias, define(eps=eps) - bias
-    ratio = np.divide(usual, plain, out=np.ones_like(plain), where=plain != 0)  # s / sqrt(s2 + e)
-    deviation = np.sqrt(eps * ratio**2 / np.maximum(1 - ratio**2, 1e-300))
-    yield ("wrong_eps", f"eps {eps:g} is added to the standard deviation, not to the variance",
-           plain * deviation / (deviation + eps) + bias)
-
-
-def rms_norm(inputs, options, truth, got):
-    for other in EPSILONS:
-        yield ("wrong_eps", f"eps is {other:g}, not {options['eps']:g}",
-               norm.rms_norm(inputs["x"], inputs["weight"], eps=other))
-    yield ("missing_mean", "the mean was subtracted, as layer_norm does",
-           norm.layer_norm(inputs["x"], inputs["weight"], np.zeros_like(inputs["weight"]),
-                           eps=options["eps"]))
 
 
 def _activation(name):
@@ -224,36 +102,6 @@ def concat(inputs, options, truth, got):
            np.concatenate(arrays[::-1], axis=options["axis"]))
 
 
-def embed(inputs, options, truth, got):
-    ids, weight = inputs["ids"], inputs["weight"]
-    for places in (1, -1):
-        yield ("off_by_one", f"every id is {places:+d}: rows are counted from "
-               f"{'0' if places > 0 else '1'} here", weight[(ids + places) % len(weight)])
-        yield ("off_by_one", f"the ids are moved by {places:+d} along the text",
-               weight[np.roll(ids, places, axis=-1)])
-
-
-def timestep_embedding(inputs, options, truth, got):
-    t = np.asarray(inputs["timesteps"])
-    options = {**options, "dtype": "float64"}
-
-    def with_(t=t, **changed):
-        return embedding.timestep_embedding(t, **{**options, **changed})
-
-    yield ("sincos_order", "sines and cosines have changed places",
-           with_(flip_sin_to_cos=not options["flip_sin_to_cos"]))
-    for shift in (0, 1):
-        if shift != options["freq_shift"] and options["dim"] // 2 != shift:
-            yield ("freq_shift", f"freq_shift is {shift}, not {options['freq_shift']}",
-                   with_(freq_shift=shift))
-    all_times = np.arange(1001.0)
-    table = with_(all_times)
-    nearest = [int(np.argmin(((table - row) ** 2).sum(axis=1))) for row in np.nan_to_num(got)]
-    if any(nearest != t):
-        yield ("wrong_timestep", f"it is that of the timesteps {nearest[:4]}, not of "
-               f"{[float(x) for x in t[:4]]}", table[nearest], len(nearest))
-
-
 def upsample_nearest(inputs, options, truth, got):
     x, sizes = inputs["x"], (options["height"], options["width"])
     rules = {
@@ -284,13 +132,98 @@ def to_tokens(inputs, options, truth, got):
         inputs["x"], 2, 3).reshape(*inputs["x"].shape[:2], -1).swapaxes(1, 2))
 
 
+def guide(inputs, options, truth, got):
+    """u + s (c - u) with the wrong s, or u and c swapped."""
+    uncond, cond, scale = inputs["uncond"], inputs["cond"], options["scale"]
+    yield ("swapped_guidance", "the conditional and the unconditional prediction are swapped",
+           cond + scale * (uncond - cond))
+    yield ("missing_guidance", "it is the conditional prediction alone, unguided", cond)
+    yield ("missing_guidance", "it is the unconditional prediction alone", uncond)
+    away = cond - uncond
+    size = float((away * away).sum())
+    if size > 0:
+        other = float((np.nan_to_num(got - uncond) * away).sum()) / size
+        yield ("guidance_scale", f"the guidance scale is {other:.6g}, not {scale:g}",
+               uncond + other * away, 1)
+
+
+def scheduler_step(inputs, options, truth, got):
+    """The step of another time, or with another rule for what the model predicts."""
+    step = PIPELINE_OPS["scheduler_step"]
+    index, steps, config = options["index"], options["steps"], dict(options["scheduler"])
+    for other in (index - 1, index + 1):
+        if 0 <= other < steps:
+            yield from _try("wrong_timestep", f"it is the step from timestep number {other}, not "
+                            f"from {index}", lambda i=other: step(**inputs, **{
+                                **options, "index": i}))
+    for key, values in (("prediction_type", ("epsilon", "v_prediction", "sample")),
+                        ("timestep_spacing", ("leading", "trailing", "linspace")),
+                        ("beta_schedule", ("scaled_linear", "linear", "squaredcos_cap_v2")),
+                        ("steps_offset", (0, 1)), ("set_alpha_to_one", (False, True))):
+        for value in values:
+            if key in config and config[key] != value:
+                yield from _try("wrong_timestep" if key == "steps_offset" else key,
+                                f"{key} is {value!r}, not {config[key]!r}",
+                                lambda k=key, v=value: step(**inputs, **{
+                                    **options, "scheduler": {**config, k: v}}))
+    sample, output = inputs["sample"], inputs["model_output"]
+    if isinstance(output, list | tuple):
+        sample, output = sample[-1], output[-1]
+    yield from _combined(sample, output, truth, got)
+
+
+def _combined(sample, output, truth, got):
+    """Any wrong alpha_bar leaves p x + q eps: both fitted, for the golden step and for this one."""
+    basis = np.stack([sample.ravel(), output.ravel()], axis=1)
+    if basis.shape[0] < 8 or np.linalg.matrix_rank(basis) < 2:
+        return
+    (p, q), _, _, _ = np.linalg.lstsq(basis, truth.ravel(), rcond=None)
+    (a, b), _, _, _ = np.linalg.lstsq(basis, np.nan_to_num(got.ravel()), rcond=None)
+    fitted = (basis @ (a, b)).reshape(truth.shape)
+    yield ("wrong_timestep", f"it is {a:.6g} x {b:+.6g} eps, where {p:.6g} x {q:+.6g} eps is right:"
+           " alpha_bar (or sigma) is that of another time", fitted, 2)
+
+
+def _try(reason, sentence, compute):
+    """A version that the sampler refuses is no guess."""
+    try:
+        yield reason, sentence, compute()
+    except (RefsdError, IndexError, ZeroDivisionError):
+        return
+
+
+def unscale(inputs, options, truth, got):
+    """Latents that were not divided by the VAE's factor."""
+    latents, factor = inputs["latents"], options["scaling_factor"]
+    yield ("missing_scaling_factor", f"the scaling factor {factor:g} was left out", latents)
+    yield ("missing_scaling_factor", f"multiplied by the scaling factor {factor:g}, not divided",
+           latents * factor)
+
+
+def to_picture(inputs, options, truth, got):
+    """(x + 1) / 2 left out, not clipped, or channels in another order."""
+    x = inputs["x"].transpose(0, 2, 3, 1)
+    yield "missing_clip", "it is not clipped to 0 .. 1", x * 0.5 + 0.5
+    yield "missing_half", "(x + 1) / 2 was left out", x
+    yield "missing_half", "(x + 1) / 2 was left out before clipping", np.clip(x, 0, 1)
+    yield "swapped_inputs", "red and blue are swapped", truth[..., ::-1]
+
+
+def to_bytes(inputs, options, truth, got):
+    """255 x cut off, or rounded in another way."""
+    x = inputs["x"]
+    yield "truncated", "255 x is cut off, not rounded to the nearest", np.floor(x * 255)
+    yield "truncated", "256 x is cut off", np.minimum(np.floor(x * 256), 255)
+    yield "rounding", "halves are rounded up, not to even", np.floor(x * 255 + 0.5)
+    if x.ndim == 4 and not math.isnan(float(got.sum())):
+        yield "swapped_inputs", "red and blue are swapped", truth[..., ::-1]
+
+
 VARIANTS = {
-    "conv2d": conv2d, "linear": linear, "group_norm": group_norm, "layer_norm": layer_norm,
-    "rms_norm": rms_norm, **{name: _activation(name) for name in ACTIVATIONS}, "geglu": geglu,
-    "softmax": softmax, "attention": attention, "add": add, "sub": _of_two("sub", np.subtract),
+    **LAYERS, **{name: _activation(name) for name in ACTIVATIONS}, "geglu": geglu,
+    "softmax": softmax, "add": add, "sub": _of_two("sub", np.subtract),
     "div": _of_two("div", np.divide), "matmul": _of_two("matmul", np.matmul), "concat": concat,
-    "embedding": embed, "timestep_embedding": timestep_embedding, "to_tokens": to_tokens,
-    "upsample_nearest": upsample_nearest, "upsample_bilinear": upsample_bilinear, "guide": guide,
-    "scheduler_step": scheduler_step, "unscale_latents": unscale, "to_picture": to_picture,
-    "to_bytes": to_bytes,
+    "to_tokens": to_tokens, "upsample_nearest": upsample_nearest,
+    "upsample_bilinear": upsample_bilinear, "guide": guide, "scheduler_step": scheduler_step,
+    "unscale_latents": unscale, "to_picture": to_picture, "to_bytes": to_bytes,
 }  # fmt: skip

@@ -4,6 +4,7 @@ import fnmatch
 import math
 from collections import Counter
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 from refsd.errors import UsageError
@@ -11,23 +12,31 @@ from refsd.golden.comparing.diagnose import Finding
 from refsd.golden.comparing.metrics import Metrics
 from refsd.golden.packs.manifest import Entry
 
-EQUAL, WITHIN, WRONG, SUSPECT, OPEN = "equal", "explained", "wrong", "suspect", "open"
-SHAPE, DTYPE, UNREADABLE = "shape", "dtype", "unreadable"
-MISSING, EXTERNAL = "missing", "given"
-FAILING = (WRONG, SHAPE, DTYPE, OPEN, UNREADABLE)
-ABSENT = (MISSING, EXTERNAL, UNREADABLE)  # what could not be compared
+
+class Status(StrEnum):
+    """What became of one tensor."""
+
+    EQUAL = "equal"  # bit-exact
+    WITHIN = "explained"  # within the tolerance
+    WRONG = "wrong"  # beyond it, or not finite where the right number is
+    SUSPECT = "suspect"  # beyond what the network spreads, by its own or an inherited error
+    OPEN = "open"  # nothing tells whether it is right
+    SHAPE = "shape"
+    DTYPE = "dtype"  # integers for floats, or the reverse
+    UNREADABLE = "unreadable"  # a note says why
+    MISSING = "missing"
+    EXTERNAL = "given"  # missing, and an external input of an op, which the port need not write
+
+
+FAILING = (Status.WRONG, Status.SHAPE, Status.DTYPE, Status.OPEN, Status.UNREADABLE)
+ABSENT = (Status.MISSING, Status.EXTERNAL, Status.UNREADABLE)  # what could not be compared
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What became of one tensor, held to the golden one or to what its op makes of its own inputs.
 
-    status: "equal" (bit-exact), "explained" (within the tolerance), "wrong" (beyond it, or not
-    finite where the right number is), "suspect" (beyond what the network spreads, by its own or an
-    inherited error), "open" (nothing tells whether it is right), "shape", "dtype" (integers for
-    floats or the reverse), "unreadable" (a note says why), "missing", "given" (an external input
-    of an op, which the port need not write). times: |error| / tolerance, the largest, at the index
-    `at`, for ports in `format`. The latest note is the last.
+    times: |error| / tolerance, the largest, at the index `at`, for ports in `format`.
 
     Held to the golden tensor: golden_there and candidate_there are the two numbers at `at`, kind is
     which tolerance (limits.Limit), or "largest" for that of a single element beside a spread.
@@ -39,7 +48,7 @@ class Verdict:
     """
 
     entry: Entry
-    status: str
+    status: Status
     dtype: str = ""
     shape: tuple[int, ...] = ()
     metrics: Metrics | None = None
@@ -106,12 +115,12 @@ class Comparison:
     @property
     def counts(self) -> dict[str, int]:
         """How many tensors have each status, those that occur."""
-        return dict(Counter(verdict.status for verdict in self.verdicts))
+        return dict(Counter(verdict.status.value for verdict in self.verdicts))
 
     @property
     def failing(self) -> list[Verdict]:
         """The verdicts that fail."""
-        return [v for v in self.verdicts if v.bad or self.whole and v.status == MISSING]
+        return [v for v in self.verdicts if v.bad or self.whole and v.status == Status.MISSING]
 
     @property
     def compared(self) -> int:
@@ -121,7 +130,7 @@ class Comparison:
     @property
     def expected(self) -> int:
         """How many tensors a port can write: all but the inputs that it was given."""
-        return sum(v.status != EXTERNAL for v in self.verdicts)
+        return sum(v.status != Status.EXTERNAL for v in self.verdicts)
 
 
 class AtLeast(NamedTuple):
