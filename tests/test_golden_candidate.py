@@ -2,7 +2,6 @@
 
 import io
 import json
-import pickle
 import re
 import zipfile
 
@@ -229,14 +228,6 @@ def test_what_a_map_says_in_vain(tmp_path):
             "name map: 'unet/003/*' leads to 'out_conv_out', which is not there"]
 
 
-def test_two_files_with_one_name(tmp_path):
-    np.save(tmp_path / "x.npy", X)
-    np.savez(tmp_path / "y.npz", x=X, y=X)
-    with Candidate.open(tmp_path) as candidate:
-        assert candidate.names() == ["y"]
-        assert re.search("tensor 'x' is in .*x.npy and in .*y.npz", candidate.trouble("x"))
-
-
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(UsageError, match="no such file or folder"):
         Candidate.open(tmp_path / "none")
@@ -252,28 +243,6 @@ def test_nothing_to_compare(tmp_path):
 
 
 # Files that mean harm.
-
-
-class Harm:
-    """Running any code at all while it is read."""
-
-    def __reduce__(self):
-        return (pytest.fail, ("a pickle was loaded",))
-
-
-@pytest.mark.parametrize("kind", ["npy", "npz"])
-def test_pickled_objects_are_refused(tmp_path, kind):
-    array = np.array([Harm()], dtype=object)
-    path = tmp_path / f"a.{kind}"
-    (np.save if kind == "npy" else np.savez)(path, array)
-    with pytest.raises(ModelError, match="pickled Python objects, and loading those can run any"):
-        Candidate.open(path)
-
-
-def test_a_pickle_under_another_name_is_no_array(tmp_path):
-    (tmp_path / "a.npy").write_bytes(pickle.dumps(Harm))
-    with pytest.raises(ModelError, match="not a readable .npy file"):
-        Candidate.open(tmp_path)
 
 
 def npy(shape, dtype="<f4", data=b""):
@@ -304,37 +273,8 @@ def test_a_member_that_unpacks_to_more_than_it_claims(tmp_path):
         Candidate.open(claiming(tmp_path / "bomb.npz", 1000))
 
 
-@pytest.mark.parametrize("data, why", [
-    (npy((1 << 31, 1 << 31)), "claims .* which are not the 0 bytes"),
-    (npy((0, 1 << 62)), "claims"),
-    (npy((2,), data=bytes(7)), "claims"),
-    (npy((2,), data=bytes(9)), "claims"),
-    (npy((-2,), data=bytes(8)), "claims"),
-    (npy((2,), "<c8", bytes(16)), "plain numbers"),
-    (npy((2,), "<U2", bytes(16)), "plain numbers"),
-    (npy((2,), [("a", "<f4")], bytes(8)), "plain numbers"),
-    (b"\x93NUMPY\x01\x00\xff\xff{", "not a readable .npy"),
-    (b"\x93NUMPY\x09\x00\x04\x00{}  ", "not a readable .npy"),
-    (b"\x93NUMPY\x01\x00\x0b\x00__import__\n", "not a readable .npy"),
-    (b"", "not a readable .npy"),
-])
-@pytest.mark.parametrize("packed", [False, True])
-def test_an_array_that_is_not_what_it_says(tmp_path, data, why, packed):
-    path = tmp_path / ("a.npz" if packed else "a.npy")
-    if packed:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("a.npy", data)
-    else:
-        path.write_bytes(data)
-    with pytest.raises(ModelError, match=why):
-        Candidate.open(path)
-
-
-def test_an_archive_that_is_none_or_holds_a_name_twice(tmp_path):
+def test_an_archive_that_holds_a_name_twice(tmp_path):
     path = tmp_path / "a.npz"
-    path.write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(ModelError, match="not a readable .npz archive"):
-        Candidate.open(path)
     with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("a.npy", npy((2,), data=bytes(8)))
         archive.writestr("a.npy", npy((2,), data=bytes(8)))

@@ -188,15 +188,6 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_with_the_inputs(name):
-    reason, op, options, wrong, inputs = PLANTED[name]
-    found = of(op, wrong, options=options, **inputs)
-    assert found and found[0].reason == reason, found
-    # float32 rounding of the planted numbers is all that is left of the error
-    assert found[0].confidence > 0.999
-
-
 def in_tiles(x):
     return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -n % 32) for n in x.shape[-2:]])
 
@@ -251,21 +242,15 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_from_the_tensor_alone(name):
-    reason, golden, wrong = ALONE[name]
-    found = diagnose(entry("block", golden.shape), golden, wrong.astype("float32"))
-    assert found and found[0].reason == reason, found
-
-
 ROUNDINGS = ("fp16", "bf16", "bf16, cut off")  # nothing is left of these below other errors
 
 
-@pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-2])
-@pytest.mark.parametrize("name", [name for name in ALONE if name not in ROUNDINGS])
+@pytest.mark.parametrize("noise", [0, 1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("name", ALONE)
 def test_the_plain_reason_is_named_through_a_ports_own_errors(name, noise):
     """A fit with more freedom always leaves a little less, and is not the better for it."""
     reason, golden, wrong = ALONE[name]
+    noise = 0 if name in ROUNDINGS else noise
     random = np.random.default_rng(len(name))
     error = noise * wrong * random.standard_normal(wrong.shape)  # none where it is 0
     found = diagnose(entry("block", golden.shape), golden, (wrong + error).astype("float32"))
@@ -278,7 +263,7 @@ def is_hidden(wrong, golden, error):
         error).sum()
 
 
-@pytest.mark.parametrize("noise", [1e-6, 1e-4])
+@pytest.mark.parametrize("noise", [0, 1e-6, 1e-4])
 @pytest.mark.parametrize("name", PLANTED)
 def test_with_the_inputs_through_a_ports_own_errors(name, noise):
     """The mistake is named, or it is no larger than the errors beside it."""
@@ -288,6 +273,8 @@ def test_with_the_inputs_through_a_ports_own_errors(name, noise):
     truth = np.asarray(replay(about, inputs), "float64")
     found = diagnose(about, truth, (wrong + error).astype("float32"), inputs=inputs)
     assert is_hidden(wrong, truth, error) and not found or found[0].reason == reason, found
+    # float32 rounding of the planted numbers is all that is left of the error
+    assert noise or found[0].confidence > 0.999
 
 
 def test_a_padding_is_shown_as_far_as_windows_reach():
@@ -400,15 +387,6 @@ def test_guesses_are_tried_one_after_the_other():
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 14 * x.nbytes
-
-
-def test_weights_are_read_by_name():
-    about = entry("linear", inputs=("x", "weight", "bias"))
-    held = {"unet.proj.weight": L, "unet.proj.bias": B}
-    found = diagnose(about, T @ L.T + B, T @ L.T, {
-        "x": T, "weight": "weight:unet.proj.weight", "bias": "weight:unet.proj.bias"},
-        weights=lambda reference: held[reference.removeprefix("weight:")])
-    assert found[0].reason == "missing_bias"
 
 
 @pytest.mark.parametrize("x, name", [([1, 0.5], "bfloat16"), ([1 + 2**-10], "float16"),
