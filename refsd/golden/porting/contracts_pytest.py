@@ -16,6 +16,7 @@ import numpy as np
 from refsd.examples import Call, calls, with_values
 from refsd.golden.porting.contracts import judged_ops, plain, refused
 from refsd.golden.porting.export import encode
+from refsd.golden.recording.replay import raise_to_float64
 from refsd.golden.tolerances.bounds import bound
 from refsd.registry import Op, use
 
@@ -68,7 +69,7 @@ def _keep(key: str, value: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 def _judged(op: Op, call: Call) -> dict[str, np.ndarray]:
     """The result in float64, and the largest error in each format, rounded up to float32."""
-    wide = Call(*({name: _wide(value) for name, value in part.items()} for part in call))
+    wide = Call(*({name: raise_to_float64(value) for name, value in part.items()} for part in call))
     options = wide.options | ({"dtype": "float64"} if "dtype" in wide.options else {})
     with use("numpy", exact=True), np.errstate(all="ignore"):
         truth = np.asarray(op.definition(**wide.inputs, **options))
@@ -84,13 +85,6 @@ def _worst(op: Op, inputs: dict, options: dict, truth: np.ndarray, name: str) ->
     """The worst case, rounded up to float32."""
     worst = bound(op.name, inputs, options, truth, format=name).worst.astype("float32")
     return np.nextafter(worst, np.float32(np.inf))
-
-
-def _wide(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_wide(item) for item in value]
-    is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-    return value.astype("float64") if is_float else value
 
 
 def adapters() -> str:
