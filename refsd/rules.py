@@ -13,27 +13,27 @@ from refsd.errors import ModelError
 Rule = Callable[[Any], str]
 
 
-def check(found: Any, rules: Mapping[str, Rule], where: str, *, optional: Collection[str] = (),
+def check(values: Any, rules: Mapping[str, Rule], where: str, *, optional: Collection[str] = (),
           error: type[Exception] = ModelError) -> None:
     """Exactly these keys, of which `optional` may be missing, each with a value that fits."""
-    if not isinstance(found, Mapping):
-        raise error(f"{where}: got {shown(found, 120)}, expected an object")
+    if not isinstance(values, Mapping):
+        raise error(f"{where}: got {shown(values, 120)}, expected an object")
     for key in rules:
-        if key not in found and key not in optional:
+        if key not in values and key not in optional:
             raise error(f"{where}: missing key {key!r}")
-    for key, value in found.items():
+    for key, value in values.items():
         if key not in rules:
             raise error(f"{where}: unknown key {shown(key, 120)}, expected {', '.join(rules)}")
         if wanted := rules[key](value):
             raise error(f"{where}: {key} is {shown(value, 120)}, expected {wanted}")
 
 
-def check_schema(found: Any, version: int, where: str, what: str, *,
+def check_schema(schema: Any, version: int, where: str, what: str, *,
                  error: type[Exception] = ModelError) -> None:
     """The version of one of refsd's own formats, which is an integer and this one."""
-    if type(found) is not int or found != version:
-        newer = type(found) is int and found > version
-        raise error(f"{where}: schema is {shown(found)}, this refsd reads {version}. "
+    if type(schema) is not int or schema != version:
+        newer = type(schema) is int and schema > version
+        raise error(f"{where}: schema is {shown(schema)}, this refsd reads {version}. "
                     + ("Use a newer refsd" if newer else f"Make {what} anew"))
 
 

@@ -17,13 +17,13 @@ Write the contracts of all ops and stages, and the tables of a model's weights:
 
 def parser() -> Parser:
     """The options of export contracts."""
-    found = Parser("refsd export contracts -o FOLDER [options]", ABOUT)
-    add = found.add_argument
+    parser = Parser("refsd export contracts -o FOLDER [options]", ABOUT)
+    add = parser.add_argument
     add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     add("-m", "--model", metavar="MODEL", help="path or hub id of the model whose tables are "
         "written, or bundled for the one in refsd; without it Stable Diffusion 1.5, for "
         "which no file is needed")
-    return found.answering()
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -14,14 +14,14 @@ KINDS = ("raw", "npy", "npz", "safetensors")
 
 def parser() -> Parser:
     """The options of export tokenizer."""
-    found = Parser("refsd export tokenizer -o FOLDER [options]", ABOUT)
-    add = found.add_argument
+    parser = Parser("refsd export tokenizer -o FOLDER [options]", ABOUT)
+    add = parser.add_argument
     add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     add("-m", "--model", metavar="MODEL", help="path or hub id of the model whose tokenizer it is; "
         "without it CLIP's own")
     add("--to", type=choice(*KINDS), metavar="KIND", default="raw",
         help=f"what the arrays are written as: {', '.join(KINDS)} (raw)")
-    return found.answering()
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,9 +30,9 @@ def run(options: argparse.Namespace) -> int:
     from refsd.text.vocabulary import clip_vocabulary, read_vocabulary
     from refsd.weights import resolve
 
-    place = None if options.model is None else resolve(options.model) / "tokenizer"
-    own = place is not None and place.is_dir()  # single files have none: theirs is CLIP's
-    vocabulary = read_vocabulary(place) if own else clip_vocabulary()
+    source = None if options.model is None else resolve(options.model) / "tokenizer"
+    own = source is not None and source.is_dir()  # single files have none: theirs is CLIP's
+    vocabulary = read_vocabulary(source) if own else clip_vocabulary()
     folder = export_tokenizer(vocabulary, options.output, kind=options.to)
     if options.json:
         result_json({"folder": str(folder), "tokens": len(vocabulary.tokens),

@@ -18,8 +18,8 @@ DTYPES = ("float32", "float16")
 
 def parser() -> Parser:
     """The options of export weights."""
-    found = Parser("refsd export weights -o FOLDER [options]", ABOUT)
-    add = found.add_argument
+    parser = Parser("refsd export weights -o FOLDER [options]", ABOUT)
+    add = parser.add_argument
     add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
     add("-m", "--model", metavar="MODEL", help="path or hub id (the bundled model)")
     add("--variant", metavar="NAME", help="files of a folder, such as fp16")
@@ -33,7 +33,7 @@ def parser() -> Parser:
         help=f"{', '.join(PARTS)}; may be repeated (all)")
     add("--only", metavar="PATTERN", action="append", default=[],
         help="names such as 'unet.*.attn1.*'; may be repeated")
-    return found.answering()
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -30,8 +30,8 @@ REPORTS = (".json", ".md", ".xml", ".html")
 
 def parser() -> Parser:
     """The options of golden compare."""
-    found = Parser("refsd golden compare PACK CANDIDATE [options]", ABOUT)
-    add = found.add_argument
+    parser = Parser("refsd golden compare PACK CANDIDATE [options]", ABOUT)
+    add = parser.add_argument
     add("pack", metavar="PACK", help="a golden pack: a folder, a .zip or a .tar.zst")
     add("candidate", metavar="CANDIDATE", help="what the port wrote: a folder or a file")
     add("--format", type=_format, metavar="NAME", action="append", default=[],
@@ -51,7 +51,7 @@ def parser() -> Parser:
     add("--report", metavar="FILE", action="append", default=[],
         help="write .json, .md, .xml or .html; may be given again")
     add("--every", action="store_true", help="show every tensor, not only the failing ones")
-    return found.answering()
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,21 +69,21 @@ def run(options: argparse.Namespace) -> int:
           Candidate.open(options.candidate, name_map=options.map, dtype=options.dtype,
                          layout=options.layout) as candidate,
           Progress(len(pack.entries), "comparing", show=not options.json) as progress):
-        found = compare(pack, candidate, format=options.format, only=options.only,
+        comparison = compare(pack, candidate, format=options.format, only=options.only,
                         accepted=accepted, model=options.model, whole=options.all,
                         at_least=AtLeast(*options.at_least or ()),
                         maps=any(path.suffix.lower() == ".html" for path in files),
                         on_tensor=progress.step)
     for path in files:
-        _save(path, _rendered(found, path.suffix.lower()))
+        _save(path, _rendered(comparison, path.suffix.lower()))
         if not options.json:
             note(f"refsd: wrote {path}")
     if options.json:
-        result_json(as_json(found))
+        result_json(as_json(comparison))
     else:
-        for line in text(found, everything=options.every):
+        for line in text(comparison, everything=options.every):
             result(one_line(line))
-    return 0 if found.ok else 1
+    return 0 if comparison.ok else 1
 
 
 def _format(text: str) -> str:
@@ -95,13 +95,13 @@ def _format(text: str) -> str:
 def _tolerance(text: str) -> tuple[float, ...]:
     """ABS or ABS,REL: finite numbers that are not negative."""
     try:
-        found = tuple(float(part) for part in text.split(","))
+        limits = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not 1 <= len(found) <= 2 or not all(math.isfinite(n) and n >= 0 for n in found):
+        limits = ()
+    if not 1 <= len(limits) <= 2 or not all(math.isfinite(n) and n >= 0 for n in limits):
         raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give ABS or ABS,REL such as "
                                          "1e-4,1e-3")
-    return found
+    return limits
 
 
 def _at_least(text: str) -> tuple[int, float]:
@@ -125,15 +125,15 @@ def _report(name: str) -> Path:
     return path
 
 
-def _rendered(found: Any, end: str) -> str:
+def _rendered(comparison: Any, end: str) -> str:
     """The comparison as a file of the kind."""
     from refsd.golden.comparing.html import page
     from refsd.golden.comparing.junit import junit
     from refsd.golden.comparing.report import as_json, markdown
 
     if end == ".json":
-        return json.dumps(as_json(found), indent=1, allow_nan=False) + "\n"
-    return {".md": markdown, ".xml": junit, ".html": page}[end](found)
+        return json.dumps(as_json(comparison), indent=1, allow_nan=False) + "\n"
+    return {".md": markdown, ".xml": junit, ".html": page}[end](comparison)
 
 
 def _save(path: Path, text: str) -> None:

@@ -21,8 +21,8 @@ KINDS = ("raw", "npy", "npz", "safetensors", "onnx", "pack")
 
 def parser() -> Parser:
     """The options of golden export."""
-    found = Parser("refsd golden export PACK -o FOLDER [options]", ABOUT)
-    add = found.add_argument
+    parser = Parser("refsd golden export PACK -o FOLDER [options]", ABOUT)
+    add = parser.add_argument
     add("pack", metavar="PACK", help="a folder, .zip or .tar.zst")
     add("-o", "--output", metavar="FOLDER", required=True,
         help="a new or an empty folder; a file for --to pack")
@@ -34,7 +34,7 @@ def parser() -> Parser:
         help="names such as 'unet/000/*'; may be repeated")
     add("-m", "--model", metavar="MODEL", help="where the pack's model is, for onnx; its files "
         "must be the same")
-    return found.answering()
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -23,10 +23,10 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 def parser() -> Parser:
     """The options of golden info."""
-    found = Parser("refsd golden info PACK [--verify] [--json]", ABOUT)
-    found.add_argument("pack", metavar="PACK", help="a folder, a .zip or a .tar.zst")
-    found.add_argument("--verify", action="store_true", help="read every byte, compare every hash")
-    return found.answering("the answer (and any error) as JSON")
+    parser = Parser("refsd golden info PACK [--verify] [--json]", ABOUT)
+    parser.add_argument("pack", metavar="PACK", help="a folder, a .zip or a .tar.zst")
+    parser.add_argument("--verify", action="store_true", help="read every byte, compare every hash")
+    return parser.answering("the answer (and any error) as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,14 +34,14 @@ def run(options: argparse.Namespace) -> int:
     from refsd.golden.packs.pack import Pack
 
     with Warnings(show=not options.json) as warnings, Pack.open(options.pack) as pack:
-        found = summary(pack.manifest)
+        about = summary(pack.manifest)
         faults = pack.verify() if options.verify else []
         for fault in faults:
             if fault.kind == "extra":
                 warnings.say(f"{options.pack}: {fault.sentence}")
     bad = [fault for fault in faults if fault.kind != "extra"]
     if not bad:
-        _show(options, found, warnings.said)
+        _show(options, about, warnings.said)
         return 0
     more = f" ({len(bad) - 1:,} more: {', '.join(f.name for f in bad[1:6])})" if bad[1:] else ""
     raise ModelError(bad[0].sentence + more)
@@ -73,11 +73,11 @@ def tolerances(entries: list[Any]) -> dict[str, dict[str, Any]]:
 
     bounds, spreads: counts; likely, spread: the medians in units of the tensor's own rms.
     """
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    widths: dict[str, tuple[list[float], list[float]]] = {}
     for entry in entries:
         rms = (entry.stats["l2"] or 0) / math.sqrt(max(1, math.prod(entry.shape)))
         for name, figures in entry.tolerance.items():
-            bounds, spreads = found.setdefault(name, ([], []))
+            bounds, spreads = widths.setdefault(name, ([], []))
             figures = figures if isinstance(figures, dict) else {}
             for kept, value in ((bounds, figures.get("likely")),
                                 (spreads, (figures.get("spread") or {}).get("rms"))):
@@ -86,34 +86,34 @@ def tolerances(entries: list[Any]) -> dict[str, dict[str, Any]]:
     return {name: {"bounds": len(bounds), "likely": statistics.median(bounds) if bounds else None,
                    "spreads": len(spreads),
                    "spread": statistics.median(spreads) if spreads else None}
-            for name, (bounds, spreads) in found.items()}
+            for name, (bounds, spreads) in widths.items()}
 
 
-def _show(options: argparse.Namespace, found: dict[str, Any], warnings: list[str]) -> None:
+def _show(options: argparse.Namespace, about: dict[str, Any], warnings: list[str]) -> None:
     if options.json:
-        result_json({"path": options.pack, "verified": options.verify, **found,
+        result_json({"path": options.pack, "verified": options.verify, **about,
                      "warnings": warnings})
         return
-    title = f": {found['title']}" if found["title"] else ""
-    result(one_line(f"{options.pack}: golden pack of kind {found['kind']}{title}", 200))
+    title = f": {about['title']}" if about["title"] else ""
+    result(one_line(f"{options.pack}: golden pack of kind {about['kind']}{title}", 200))
     for name in ("recipe", "model", "versions", "machine"):
-        if found[name]:
-            _lines(name, _in_words(found[name]))
-    _lines("files", f"{found['files']:,}, {found['bytes'] / 1e6:,.2f} MB of tensors and index")
-    _lines("tensors", f"{found['tensors']:,}: {_counts(found['dtypes'])}")
-    _lines("stages", _counts(found["stages"]))
-    _lines("ops", _counts(found["ops"]))
-    for name, figures in found["tolerances"].items():
+        if about[name]:
+            _lines(name, _in_words(about[name]))
+    _lines("files", f"{about['files']:,}, {about['bytes'] / 1e6:,.2f} MB of tensors and index")
+    _lines("tensors", f"{about['tensors']:,}: {_counts(about['dtypes'])}")
+    _lines("stages", _counts(about["stages"]))
+    _lines("ops", _counts(about["ops"]))
+    for name, figures in about["tolerances"].items():
         words = [f"{figures[count]:,} {count}" + (
             "" if figures[median] is None else f" (mostly {figures[median]:.1e} x rms)")
             for count, median in (("bounds", "likely"), ("spreads", "spread"))]
         _lines("tolerance", f"{name}: {', '.join(words)}")
-    _lines("nan or inf", ", ".join(found["nonfinite"][:4]) or "in no tensor")
+    _lines("nan or inf", ", ".join(about["nonfinite"][:4]) or "in no tensor")
     _lines("checkpoints", ", ".join(f"{mark['percent']} % {mark['tensor']}"
-                                    for mark in found["checkpoints"]) or "none")
-    _lines("checks", f"{found['invariants'] - len(found['broken']):,} of {found['invariants']:,} "
+                                    for mark in about["checkpoints"]) or "none")
+    _lines("checks", f"{about['invariants'] - len(about['broken']):,} of {about['invariants']:,} "
            "invariants hold" + "".join(f"; {mark['name']} {mark['value']:g} > {mark['limit']:g}"
-                                       for mark in found["broken"][:3]))
+                                       for mark in about["broken"][:3]))
     _lines("verified", "every file and tensor is as it was made" if options.verify else
            "sizes and the manifest; --verify compares every hash")
 
@@ -139,5 +139,5 @@ def _in_words(table: dict[str, Any]) -> str:
     return ", ".join(words + ([f"and {', '.join(inside)} (--json)"] if inside else []))
 
 
-def _counts(found: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in found.items()) or "none"
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"

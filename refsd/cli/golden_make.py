@@ -32,9 +32,9 @@ MORE = "docs/golden-make.md says more, and golden/README.md what a pack is."
 
 def parser() -> Parser:
     """The options of drawing a picture, and what is recorded of it."""
-    found = Parser("refsd golden make -o FOLDER [PROMPT] [options]", ABOUT, epilog=MORE)
-    draw.add_picture(found, seed=" (0)")
-    group = found.add_argument_group("what to record")
+    parser = Parser("refsd golden make -o FOLDER [PROMPT] [options]", ABOUT, epilog=MORE)
+    draw.add_picture(parser, seed=" (0)")
+    group = parser.add_argument_group("what to record")
     add = group.add_argument
     add("-o", "--output", metavar="FOLDER", help="a new folder, or an empty one")
     add("--level", type=integer, metavar="N", help="0 to 4 (1, or what the suite says)")
@@ -60,9 +60,9 @@ def parser() -> Parser:
     add("--spread-formats", metavar="LIST", default="float32,bfloat16",
         help="the formats of these runs, as float32,float16 (float32,bfloat16)")
     # What drawing asks and recording does not: the truth is always computed the same way.
-    found.set_defaults(seed=0, batch_count=1, backend="numpy", dtype="float64", threads=None,
+    parser.set_defaults(seed=0, batch_count=1, backend="numpy", dtype="float64", threads=None,
                        exact=True, tuned=False, allow_nonfinite=False)
-    return found.answering(quiet="no word on the work", group=group)
+    return parser.answering(quiet="no word on the work", group=group)
 
 
 def _fraction(text):
@@ -76,15 +76,15 @@ def _steps(text):
     """0,5,10-12 -> (0, 5, 10, 11, 12); all -> None"""
     if text == "all":
         return None
-    found = set()
+    steps = set()
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
         last = last if dash else first
         if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < 1000):
             raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give numbers from 0 to 999 such "
                                              "as 0,5,10-12, or all")
-        found.update(range(int(first), int(last) + 1))
-    return tuple(sorted(found))
+        steps.update(range(int(first), int(last) + 1))
+    return tuple(sorted(steps))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -108,12 +108,12 @@ def _check(options):
     """Everything that can be refused before a model is read."""
     if options.output is None:
         raise UsageError("there is no folder for the pack. Give one with -o")
-    given = options.words is not None or options.prompt is not None
-    if options.ops and (options.suite or given):
+    prompted = options.words is not None or options.prompt is not None
+    if options.ops and (options.suite or prompted):
         raise UsageError("--ops records no model: leave out the prompt and --suite")
-    if options.suite and given:
+    if options.suite and prompted:
         raise UsageError("the prompts are in the suite: leave out the other one")
-    if not given:
+    if not prompted:
         options.words = PROMPT
     if options.level is not None:
         check_integer("--level", options.level, 0, 4)
@@ -240,14 +240,14 @@ def _request(pipe, options, run):
     before = pipe.scheduler
     drawing.choose_sampler(pipe, None if sampler is None else samplers.find_sampler(sampler))
     scheduler, pipe.scheduler = pipe.scheduler.config.plain(), before
-    asked = {"prompt": options.words if options.prompt is None else options.prompt,
+    values = {"prompt": options.words if options.prompt is None else options.prompt,
              "width": options.width or pipe.default_size,
              "height": options.height or pipe.default_size}
     for key in ("negative_prompt", "seed", "steps", "cfg_scale", "guidance_rescale", "eta",
                 "clip_skip", "rng"):
-        asked[key] = getattr(options, key)
-    asked |= {key: value for key, value in run.items() if key not in ("name", "sampler")}
-    return Request(**asked, scheduler=scheduler)
+        values[key] = getattr(options, key)
+    values |= {key: value for key, value in run.items() if key not in ("name", "sampler")}
+    return Request(**values, scheduler=scheduler)
 
 
 def _made(folder: str, manifest: Any) -> dict[str, Any]:

@@ -26,8 +26,8 @@ SHOWN = 12
 
 def parser() -> Parser:
     """The options of golden simulate."""
-    found = Parser("refsd golden simulate --format NAME [options]", ABOUT)
-    add = found.add_argument
+    parser = Parser("refsd golden simulate --format NAME [options]", ABOUT)
+    add = parser.add_argument
     add("prompt", metavar="PROMPT", nargs="?", default=PROMPT, help="what to draw")
     add("--format", metavar="NAME", required=True, help="bf16, fp16, tf32, fp8_e4m3, ...")
     add("--accumulate", metavar="NAME", default="float32",
@@ -44,7 +44,7 @@ def parser() -> Parser:
     add("-H", "--height", type=integer, metavar="N", help="pixels (what the model was made for)")
     add("--cfg-scale", type=float, metavar="X", default=5.0, help="guidance (5)")
     add("--all", action="store_true", help="show every layer and part")
-    return found.answering(quiet="no word on the work")
+    return parser.answering(quiet="no word on the work")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,41 +71,41 @@ def run(options: argparse.Namespace) -> int:
                 bars.append(stack.enter_context(Progress(of, "ranking", show=show)))
             bars[0].step()
 
-        found = simulate(pipe, request, options.format, accumulate=options.accumulate,
+        simulation = simulate(pipe, request, options.format, accumulate=options.accumulate,
                          scope=options.scope, on_run=on_run,
                          rank=None if options.rank == "none" else options.rank)
     if options.json:
-        result_json(_plain(found))
+        result_json(_plain(simulation))
     else:
-        _show(found, options)
+        _show(simulation, options)
     return 0
 
 
-def _plain(found: Any) -> dict[str, Any]:
+def _plain(run: Any) -> dict[str, Any]:
     layers = [{**layer._asdict(), "margin": layer.margin if math.isfinite(layer.margin) else None}
-              for layer in found.layers]
-    ranking = None if found.ranking is None else [one._asdict() for one in found.ranking]
-    return {**found._asdict(), "layers": layers, "ranking": ranking}
+              for layer in run.layers]
+    ranking = None if run.ranking is None else [part._asdict() for part in run.ranking]
+    return {**run._asdict(), "layers": layers, "ranking": ranking}
 
 
-def _show(found: Any, options: argparse.Namespace) -> None:
-    result(f"{found.format}, sums in {found.accumulate}; relative errors (root mean squares):")
-    for name, error in found.errors.items():
+def _show(run: Any, options: argparse.Namespace) -> None:
+    result(f"{run.format}, sums in {run.accumulate}; relative errors (root mean squares):")
+    for name, error in run.errors.items():
         result(f"    {name:<30}{error:>12.3g}")
-    if found.first_overflow is None:
+    if run.first_overflow is None:
         result("Nothing overflows.")
     else:
-        count = sum(layer.overflows > 0 for layer in found.layers)
-        result(one_line(f"{found.first_overflow} is the first that overflows, of {count} layers "
+        count = sum(layer.overflows > 0 for layer in run.layers)
+        result(one_line(f"{run.first_overflow} is the first that overflows, of {count} layers "
                         "(cut off here, so that the run goes on)."))
-    result(f"\n{'largest':>12}{'margin':>12}  nearest to the largest number of {found.format}")
-    for layer in found.layers if options.all else found.layers[:SHOWN]:
+    result(f"\n{'largest':>12}{'margin':>12}  nearest to the largest number of {run.format}")
+    for layer in run.layers if options.all else run.layers[:SHOWN]:
         over = f", {layer.overflows:,} overflow" if layer.overflows else ""
         result(one_line(f"{layer.largest:>12.4g}{layer.margin:>12.4g}  {layer.name} "
                         f"({layer.op}){over}"))
-    if found.ranking is None:
+    if run.ranking is None:
         return
     result(f"\n{'latents':>12}{'picture':>12}  relative error with this part alone in "
-           f"{found.format}")
-    for part in found.ranking if options.all else found.ranking[:SHOWN]:
+           f"{run.format}")
+    for part in run.ranking if options.all else run.ranking[:SHOWN]:
         result(one_line(f"{part.latents:>12.3g}{part.picture:>12.3g}  {part.name}"))

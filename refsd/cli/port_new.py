@@ -12,14 +12,14 @@ contracts/ (tests that need NumPy alone, a C header) and results/."""
 
 def parser() -> Parser:
     """The options of port new."""
-    found = Parser("refsd port new NAME [-o FOLDER] [options]", ABOUT)
-    add = found.add_argument
+    parser = Parser("refsd port new NAME [-o FOLDER] [options]", ABOUT)
+    add = parser.add_argument
     add("name", metavar="NAME", help="what the port is called: 'my accelerator'")
     add("-o", "--output", metavar="FOLDER", help="a new or an empty folder (port-NAME here)")
     add("-m", "--model", metavar="MODEL", help="path or hub id of the model to bring up, or "
         "bundled for the one in refsd; without it Stable Diffusion 1.5, for which no file is "
         "needed")
-    return found.answering()
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,10 +27,10 @@ def run(options: argparse.Namespace) -> int:
     from refsd.golden.porting.port import new
 
     folder = options.output or f"port-{options.name.replace(' ', '-')}"
-    place = new(options.name, folder, model=options.model)
+    path = new(options.name, folder, model=options.model)
     if options.json:
-        result_json({"folder": str(place), "name": options.name})
+        result_json({"folder": str(path), "name": options.name})
         return 0
-    result(f"{one_line(str(place))}: README.md says where to begin; refsd port status "
-           f"{one_line(str(place))} what is proven")
+    result(f"{one_line(str(path))}: README.md says where to begin; refsd port status "
+           f"{one_line(str(path))} what is proven")
     return 0

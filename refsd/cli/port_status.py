@@ -16,34 +16,34 @@ HEADS = {"contract": "contract", "ops_pack": "ops pack", "in_network": "in netwo
 
 def parser() -> Parser:
     """The options of port status."""
-    found = Parser("refsd port status FOLDER [options]", ABOUT)
-    add = found.add_argument
+    parser = Parser("refsd port status FOLDER [options]", ABOUT)
+    add = parser.add_argument
     add("folder", metavar="FOLDER", help="what refsd port new made")
     add("--all", action="store_true", help="also ops that the model does not need, and blocks and "
         "stages of which nothing is known")
-    return found.answering()
+    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:
     """Show it. 1: something is wrong."""
     from refsd.golden.porting.port_status import status
 
-    found = status(options.folder)
-    wrong = bool(found["unreadable"]) or any(
-        row[kind]["failed"] for part in PARTS for row in found[part] for kind in HEADS
+    report = status(options.folder)
+    wrong = bool(report["unreadable"]) or any(
+        row[kind]["failed"] for part in PARTS for row in report[part] for kind in HEADS
         if kind in row)
     if options.json:
-        result_json(found)
+        result_json(report)
         return int(wrong)
-    read = found["read"]
-    result(one_line(f"{found['name']}: {len(read)} results read"
+    read = report["read"]
+    result(one_line(f"{report['name']}: {len(read)} results read"
                     + (f" ({', '.join(read)})" if read else "")))
-    for why in found["unreadable"]:
+    for why in report["unreadable"]:
         result(one_line(f"unreadable: {why}"))
     for part, title in PARTS.items():
-        _table(title, [row for row in found[part] if options.all or (
+        _table(title, [row for row in report[part] if options.all or (
             row["needed"] if part == "ops" else row["in_network"]["state"] != "open")])
-    result("\nnext: " + one_line(found["next"]))
+    result("\nnext: " + one_line(report["next"]))
     return int(wrong)
 
 

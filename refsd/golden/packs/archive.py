@@ -156,10 +156,10 @@ def _check_size(total: int, archive: int, file: Path) -> None:
 def _zip_members(opened: BinaryIO, file: Path, size: int) -> Iterator[Member]:
     with zipfile.ZipFile(opened) as archive:
         root: list[str] = []
-        found = [(_zip_name(info, root, file), info) for info in archive.infolist()
+        members = [(_zip_name(info, root, file), info) for info in archive.infolist()
                  if not info.is_dir()]
-        _check_size(sum(info.file_size for _, info in found), size, file)
-        for name, info in found:
+        _check_size(sum(info.file_size for _, info in members), size, file)
+        for name, info in members:
             with archive.open(info) as source:
                 yield Member(name, info.file_size, source)
                 source.read(1)  # the end of the member: zipfile compares its checksum there

@@ -60,14 +60,14 @@ def read(folder: Path, head: dict[str, Any]) -> list[Shard]:
     path = folder / JOURNAL
     # what follows the last line end was cut off
     lines = read_bytes(path, limit=4 * MAX_MANIFEST).split(b"\n")[:-1]
-    found = [parse_json(line.decode("ascii", "replace"), path) for line in lines]
-    if found and found[0] != json.loads(_line(head)):
-        same = isinstance(found[0], dict) and set(found[0]) == set(head)
-        wrong = next((key for key in head if found[0][key] != head[key]), "") if same else "schema"
+    values = [parse_json(line.decode("ascii", "replace"), path) for line in lines]
+    if values and values[0] != json.loads(_line(head)):
+        same = isinstance(values[0], dict) and set(values[0]) == set(head)
+        wrong = next((key for key in head if values[0][key] != head[key]), "") if same else "schema"
         raise UsageError(f"{folder}: the recording there has another {wrong}. Give what it was "
                          "begun with, or another folder")
     rows: dict[str, Shard] = {}
-    for number, line in enumerate(found[1:], 2):
+    for number, line in enumerate(values[1:], 2):
         row = _row(line, f"{path}: line {number}")
         rows[row.shard] = row
     whole = []

@@ -94,35 +94,35 @@ def read_manifest(data: bytes, where: str = "manifest.json") -> Manifest:
     """The checked manifest. Raises ModelError for all that the format page does not allow."""
     if len(data) > MAX_MANIFEST:
         raise ModelError(f"{where}: {len(data):,} bytes, at most {MAX_MANIFEST:,} are allowed")
-    found = parse_object(data, where)
-    check_schema(found.get("schema"), SCHEMA, where, "the golden pack")
-    check(found, MANIFEST_RULES, where)
+    values = parse_object(data, where)
+    check_schema(values.get("schema"), SCHEMA, where, "the golden pack")
+    check(values, MANIFEST_RULES, where)
     entries = [read_entry(entry, f"{where}: tensor {i}")
-               for i, entry in enumerate(found.pop("tensors"))]
-    manifest = Manifest(**found, tensors=entries)
+               for i, entry in enumerate(values.pop("tensors"))]
+    manifest = Manifest(**values, tensors=entries)
     _check_whole(manifest, where)
     return manifest
 
 
-def read_entry(found: Any, where: str) -> Entry:
+def read_entry(values: Any, where: str) -> Entry:
     """One checked entry of the table of tensors, from its JSON object."""
-    if isinstance(found, dict) and isinstance(found.get("name"), str):
-        where = f"{where}, {shown(found['name'])}"
-    check(found, ENTRY_RULES, where)
-    return Entry(**{**found, "shape": tuple(found["shape"])})
+    if isinstance(values, dict) and isinstance(values.get("name"), str):
+        where = f"{where}, {shown(values['name'])}"
+    check(values, ENTRY_RULES, where)
+    return Entry(**{**values, "shape": tuple(values["shape"])})
 
 
 def _check_whole(manifest: Manifest, where: str) -> None:
     """What no entry can know alone: order, unique names, references and shards that exist."""
     names = {entry.name for entry in manifest.tensors}
     seen: set[str] = set()
-    for place, entry in enumerate(manifest.tensors):
+    for index, entry in enumerate(manifest.tensors):
         here = f"{where}: tensor {shown(entry.name)}"
         if entry.name in seen:
             raise ModelError(f"{here} appears twice")
         seen.add(entry.name)
-        if entry.index != place:
-            raise ModelError(f"{here} has index {entry.index} and is number {place}")
+        if entry.index != index:
+            raise ModelError(f"{here} has index {entry.index} and is number {index}")
         if entry.shard not in manifest.files:
             raise ModelError(f"{here} is in {entry.shard}, which is not one of the files")
         for name in references(entry):
@@ -137,9 +137,9 @@ def _check_whole(manifest: Manifest, where: str) -> None:
 
 def references(entry: Entry) -> list[str]:
     """The names of the pack's tensors that an entry's op was given."""
-    found = []
+    names = []
     for value in entry.inputs.values():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and one.startswith("tensor:"):
-                found.append(one.removeprefix("tensor:"))
-    return found
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and item.startswith("tensor:"):
+                names.append(item.removeprefix("tensor:"))
+    return names

@@ -69,7 +69,7 @@ def is_name(name: Any) -> bool:
 
 def _is_reference(value: Any) -> bool:
     if isinstance(value, list):
-        return all(not isinstance(one, list) and _is_reference(one) for one in value)
+        return all(not isinstance(item, list) and _is_reference(item) for item in value)
     if isinstance(value, str):
         return REFERENCE.fullmatch(value) is not None
     return value is None or type(value) is bool or is_number(value)

@@ -37,12 +37,12 @@ def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]
     one width in the given order. The header's keys are sorted, and spaces fill it up to a multiple
     of eight bytes.
     """
-    header, place = {}, 0
+    header, offset = {}, 0
     ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
     for name, array in ordered:
         header[name] = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape),
-                        "data_offsets": [place, place + array.nbytes]}
-        place += array.nbytes
+                        "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     return write_file(path, [len(text).to_bytes(8, "little"), text,
@@ -105,14 +105,14 @@ def statistics(array: np.ndarray) -> dict[str, Any]:
 def _exactly(columns: list[np.ndarray]) -> float | None:
     """The sum, or None where it is beyond float64."""
     try:
-        found = math.fsum(np.concatenate(columns))
+        total = math.fsum(np.concatenate(columns))
     except (OverflowError, ValueError):  # on the way, or infinities of both signs
         return None
-    return found if math.isfinite(found) else None
+    return total if math.isfinite(total) else None
 
 
 def _columns(x: np.ndarray) -> np.ndarray:
     whole = x.size // COLUMNS * COLUMNS
-    rest = np.zeros(COLUMNS)
-    rest[:x.size - whole] = x[whole:]
-    return np.add.reduce(x[:whole].reshape(-1, COLUMNS), axis=0) + rest
+    tail = np.zeros(COLUMNS)
+    tail[:x.size - whole] = x[whole:]
+    return np.add.reduce(x[:whole].reshape(-1, COLUMNS), axis=0) + tail

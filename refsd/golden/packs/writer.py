@@ -86,8 +86,8 @@ class Writer:
         self._resumed = set(self._held)
         if rows:
             *self._rows, self._row = rows
-            found = read_tensors(read_header(self.folder / self._row.shard))
-            self._arrays = {entry.name: found[entry.name] for entry in self._row.tensors}
+            tensors = read_tensors(read_header(self.folder / self._row.shard))
+            self._arrays = {entry.name: tensors[entry.name] for entry in self._row.tensors}
             self._filled = sum(array.nbytes for array in self._arrays.values())
 
     def holds(self, name: str) -> bool:
@@ -253,9 +253,9 @@ def _stored(name: str, array: Any, keep: bool) -> np.ndarray:
 def plain(value: Any) -> Any:
     """A value as JSON has it: tuples and small arrays as lists, NumPy's numbers as Python's."""
     if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     return value

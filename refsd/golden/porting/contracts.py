@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 def describe_ops() -> dict[str, Any]:
     """The contracts of all ops that a port can be tested on; what is left out is said."""
-    found = judged_ops()
-    if left := sorted(ops().keys() - found.keys()):
+    judged = judged_ops()
+    if left := sorted(ops().keys() - judged.keys()):
         logger.warning("left out, since no bound is derived for them: %s", ", ".join(left))
-    return {name: describe(op) for name, op in found.items()}
+    return {name: describe(op) for name, op in judged.items()}
 
 
 def judged_ops() -> dict[str, Op]:
@@ -44,7 +44,7 @@ def judged_ops() -> dict[str, Op]:
 
 def describe(op: Op) -> dict[str, Any]:
     """One op's contract as JSON values; docs/porting.md says what each key holds."""
-    formula, _, rest = inspect.getdoc(op.definition).partition("\n")
+    formula, _, description = inspect.getdoc(op.definition).partition("\n")
     contract, parameters = op.contract, op.signature.parameters
     inputs = {t.name: _input(op, t) for t in contract.tensors}
     options = {name: {"required": parameters[name].default is inspect.Parameter.empty,
@@ -56,8 +56,9 @@ def describe(op: Op) -> dict[str, Any]:
                        "shape": inputs[name]["shape"], "dtypes": inputs[name]["dtypes"]}
                 for name in as_options}
     return {
-        "signature": f"{op.name}{op.signature}", "formula": formula, "description": rest.strip(),
-        "inputs": {name: found for name, found in inputs.items() if name not in as_options},
+        "signature": f"{op.name}{op.signature}", "formula": formula,
+        "description": description.strip(),
+        "inputs": {name: tensor for name, tensor in inputs.items() if name not in as_options},
         "options": {name: options[name] for name in parameters if name in options},
         "output": {"shape": list(contract.result), "dtype": _result_dtype(op)},
         "requires": dict(contract.rules),
@@ -115,13 +116,13 @@ def _error_model(name: str) -> dict[str, Any]:
 
 def refusals(op: Op) -> list[tuple[Call, str]]:
     """Wrong calls made from the sample calls, one for each check of the contract that they meet."""
-    found: dict[tuple, tuple[Call, str]] = {}
+    first: dict[tuple, tuple[Call, str]] = {}
     for call in calls(op):
         for wrong in _spoiled(op, call):
             refusal = refused(op, wrong)
             if refusal is not None:
-                found.setdefault(refusal.check, (wrong, str(refusal)))
-    return list(found.values())
+                first.setdefault(refusal.check, (wrong, str(refusal)))
+    return list(first.values())
 
 
 def _spoiled(op: Op, call: Call) -> Iterable[Call]:

@@ -67,9 +67,10 @@ def header(contracts: Mapping[str, Any]) -> str:
     """refsd.h, from what `refsd export contracts` writes as JSON."""
     names = ",\n".join(f"    {_constant(dtype)}" for dtype in DTYPES)
     parts = [START.format(version=__version__, dtypes=names)]
-    parts += [_op(name, found) for name, found in contracts["ops"].items()]
-    parts += [_stage(name, found) for name, found in contracts["stages"].items()]
-    parts += [_part(name, found) for name, found in contracts["model"].items() if "reads" in found]
+    parts += [_op(name, contract) for name, contract in contracts["ops"].items()]
+    parts += [_stage(name, contract) for name, contract in contracts["stages"].items()]
+    parts += [_part(name, network) for name, network in contracts["model"].items()
+              if "reads" in network]
     return "".join(parts) + END
 
 
@@ -84,15 +85,15 @@ def _comment(text: str, indent: str = "") -> str:
     return f"{indent}/* " + f"\n{indent} * ".join(lines).replace(" \n", "\n") + " */\n"
 
 
-def _op(name: str, found: Mapping[str, Any]) -> str:
+def _op(name: str, contract: Mapping[str, Any]) -> str:
     """One op: the enums and the struct of its options, and its prototype."""
-    shapes = [f"{key}: {_shape(value['shape'])}" for key, value in found["inputs"].items()]
-    text = "\n" + _comment("\n".join([found["formula"], *(
-        [found["description"]] if found["description"] else [])]) +
-        f"\n{'; '.join(shapes)}; result: {_shape(found['output']['shape'])}, "
-        f"{found['output']['dtype']}")
+    shapes = [f"{key}: {_shape(value['shape'])}" for key, value in contract["inputs"].items()]
+    text = "\n" + _comment("\n".join([contract["formula"], *(
+        [contract["description"]] if contract["description"] else [])]) +
+        f"\n{'; '.join(shapes)}; result: {_shape(contract['output']['shape'])}, "
+        f"{contract['output']['dtype']}")
     fields = []
-    for key, option in found["options"].items():
+    for key, option in contract["options"].items():
         enum = f"refsd_{name}_{key}"
         choices = option.get("choices", [])
         if choices and set(choices) <= set(DTYPES):
@@ -101,13 +102,13 @@ def _op(name: str, found: Mapping[str, Any]) -> str:
             values = ",\n".join(f"    {_constant(name, key, word)}" for word in choices)
             text += f"typedef enum {enum} {{\n{values}\n}} {enum};\n"
         kind = next(form for kind, form in TYPES if kind in option["types"])
-        said = "required" if option["required"] else f"default {option['default']}"
-        fields.append(_comment(f"{said}; {option.get('wanted', 'NULL: none')}", "    ")
+        default = "required" if option["required"] else f"default {option['default']}"
+        fields.append(_comment(f"{default}; {option.get('wanted', 'NULL: none')}", "    ")
                       + f"    {kind.format(name=key, enum=enum)};\n")
     if fields:
         text += f"typedef struct refsd_{name}_options {{\n{''.join(fields)}}} "
         text += f"refsd_{name}_options;\n"
-    arguments = [_argument(key, value) for key, value in found["inputs"].items()]
+    arguments = [_argument(key, value) for key, value in contract["inputs"].items()]
     arguments += [f"const refsd_{name}_options *options"] if fields else []
     start = f"refsd_status refsd_{name}("
     arguments.append("refsd_tensor *result);")
@@ -116,22 +117,22 @@ def _op(name: str, found: Mapping[str, Any]) -> str:
     return text + (one_line if len(one_line) <= 100 else aligned) + "\n"
 
 
-def _argument(name: str, found: Mapping[str, Any]) -> str:
-    if found["kind"] == "list of tensors":
+def _argument(name: str, tensor: Mapping[str, Any]) -> str:
+    if tensor["kind"] == "list of tensors":
         return f"const refsd_tensor *const *{name}, size_t {name}_count"
-    if found["kind"] == "tensor or number":
+    if tensor["kind"] == "tensor or number":
         return f"const refsd_tensor *{name}, double {name}_if_null"
-    return f"const refsd_tensor *{name}" + ("" if found["required"] else " /* or NULL */")
+    return f"const refsd_tensor *{name}" + ("" if tensor["required"] else " /* or NULL */")
 
 
 def _shape(shape: list[str]) -> str:
     return f"({', '.join(shape)})"
 
 
-def _stage(name: str, found: Mapping[str, Any]) -> str:
+def _stage(name: str, contract: Mapping[str, Any]) -> str:
     """The shapes that go in and out of a stage, as initialisers."""
-    text = "\n" + _comment(found["formula"])
-    tensors = {**found["inputs"], "output": found["output"]}
+    text = "\n" + _comment(contract["formula"])
+    tensors = {**contract["inputs"], "output": contract["output"]}
     for key, tensor in tensors.items():
         if isinstance(tensor, str) or not all(isinstance(n, int) for n in tensor["shape"]):
             continue
@@ -144,16 +145,16 @@ def _stage(name: str, found: Mapping[str, Any]) -> str:
     return text
 
 
-def _part(name: str, found: Mapping[str, Any]) -> str:
+def _part(name: str, network: Mapping[str, Any]) -> str:
     """A network: what it reads of its config as a struct, and REFSD_PART_WEIGHTS(ROW)."""
     fields, values = [], []
-    for key, value in found["reads"].items():
+    for key, value in network["reads"].items():
         declared, written = _field(key, value)
         fields.append(f"    {declared};\n")
         values.append(written)
     rows = [f'    W("{key}", {len(shape)}, {", ".join(map(str, shape))})'
-            for key, shape in found["weights"].items()]
-    return ("\n" + _comment(f"{name}: {found['parameters']:,} parameters in {len(rows)} tensors. "
+            for key, shape in network["weights"].items()]
+    return ("\n" + _comment(f"{name}: {network['parameters']:,} parameters in {len(rows)} tensors. "
                             f"{_constant(name, 'weights')}(W) is W(name, rank, sizes...) for each.")
             + f"typedef struct refsd_{name}_config {{\n{''.join(fields)}}} refsd_{name}_config;\n"
             + f"#define {_constant(name, 'config')} {{ {', '.join(values)} }}\n"

@@ -73,12 +73,12 @@ def _judged(op: Op, call: Call) -> dict[str, np.ndarray]:
     options = wide.options | ({"dtype": "float64"} if "dtype" in wide.options else {})
     with use("numpy", exact=True), np.errstate(all="ignore"):
         truth = np.asarray(op.definition(**wide.inputs, **options))
-    found = {"result": truth}
+    arrays = {"result": truth}
     for name in FORMATS:
-        found[f"bound.{name}"] = _worst(op, wide.inputs, options, truth, name)
+        arrays[f"bound.{name}"] = _worst(op, wide.inputs, options, truth, name)
         if op.name == "conv2d" and refused(op, Call(call.inputs, options | WINOGRAD)) is None:
-            found[f"winograd.{name}"] = _worst(op, wide.inputs, options | WINOGRAD, truth, name)
-    return found
+            arrays[f"winograd.{name}"] = _worst(op, wide.inputs, options | WINOGRAD, truth, name)
+    return arrays
 
 
 def _worst(op: Op, inputs: dict, options: dict, truth: np.ndarray, name: str) -> np.ndarray:
@@ -114,9 +114,9 @@ def adapters() -> str:
 
 
 def _signature(op: Op) -> str:
-    one = str(op.signature)
-    if len(f"def {op.name}{one}:") <= 100:
-        return one
+    signature = str(op.signature)
+    if len(f"def {op.name}{signature}:") <= 100:
+        return signature
     parts = [str(p) for p in op.signature.parameters.values()]
     parts.insert(next(i for i, p in enumerate(op.signature.parameters.values())
                       if p.kind is inspect.Parameter.KEYWORD_ONLY), "*")

@@ -46,14 +46,14 @@ def describe_stages(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, An
     configs holds the config.json of text_encoder, unet and vae.
     """
     shapes = sizes(configs)
-    one = Sizes(*((1, *shape[1:]) for shape in shapes))
-    plans = plan_model(configs, shapes=one)
+    single = Sizes(*((1, *shape[1:]) for shape in shapes))
+    plans = plan_model(configs, shapes=single)
     vocabulary = validate("text_encoder", configs["text_encoder"])["vocab_size"]
     steps = scheduler.config.num_train_timesteps
 
-    ids = _tensor(one.ids, "int64", [0, vocabulary - 1])
+    ids = _tensor(single.ids, "int64", [0, vocabulary - 1])
     text = _result(plans["clip"])
-    latents = _tensor(one.latents, "float32")
+    latents = _tensor(single.latents, "float32")
     _, channels, height, width = plans["decode"][-1].output.shape
     pictures = _tensor((1, height, width, channels), "float32", [0, 1])
     return {
@@ -73,13 +73,13 @@ def describe_stages(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, An
 
 def _stage(function: Callable, inputs: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
     """A stage's first docstring line, its options, and what goes in and out."""
-    formula, _, rest = inspect.getdoc(function).partition("\n")
-    found = inspect.signature(function).parameters.values()
+    formula, _, description = inspect.getdoc(function).partition("\n")
+    parameters = inspect.signature(function).parameters.values()
     options = {p.name: {"required": p.default is p.empty}
                | ({} if p.default is p.empty else {"default": p.default})
-               for p in found if p.kind is p.KEYWORD_ONLY}
-    return {"formula": formula, "description": rest.strip(), "inputs": inputs, "options": options,
-            "output": output}
+               for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {"formula": formula, "description": description.strip(), "inputs": inputs,
+            "options": options, "output": output}
 
 
 def _tensor(shape, dtype, limits=None) -> dict[str, Any]:
@@ -97,16 +97,16 @@ def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any
     {"text_encoder": {"config", "reads", "parameters", "weights": {name: shape}}, ..,
     "scheduler": {"config"}}
     """
-    found: dict[str, Any] = {}
+    model: dict[str, Any] = {}
     for part in CONFIGS:
         shapes = SHAPES[part](configs[part])
-        found[part] = {
+        model[part] = {
             "config": validate(part, configs[part]),
             "reads": asdict(planned_config(part, configs[part])),
             "parameters": sum(math.prod(shape) for shape in shapes.values()),
             "weights": {name: list(shape) for name, shape in shapes.items()},
         }
-    return {**found, "scheduler": {"config": {
+    return {**model, "scheduler": {"config": {
         "_class_name": type(scheduler).__name__, **scheduler.config}}}
 
 

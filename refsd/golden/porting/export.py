@@ -41,18 +41,18 @@ class Files:
         self.tensors: dict[str, dict[str, Any]] = {}
         self._put = KINDS[kind](self.folder)
 
-    def add(self, name: str, array: np.ndarray, **said: Any) -> None:
+    def add(self, name: str, array: np.ndarray, **about: Any) -> None:
         """Write one tensor in the layout; what else is said of it goes into the list."""
         if name in self.tensors:
             raise UsageError(f"{name}: there are two tensors of that name")
         stored = to_layout(array, self.layout)
         if stored.dtype.byteorder == ">":
             stored = stored.astype(stored.dtype.newbyteorder("<"))
-        place = self._put.add(name, stored)
+        location = self._put.add(name, stored)
         self.tensors[name] = {
-            **place, "shape": list(array.shape), "dtype": str(array.dtype), "layout": self.layout,
-            "stored": list(stored.shape), "bytes": stored.nbytes,
-            "sha256": hashlib.sha256(stored).hexdigest(), **said}
+            **location, "shape": list(array.shape), "dtype": str(array.dtype),
+            "layout": self.layout, "stored": list(stored.shape), "bytes": stored.nbytes,
+            "sha256": hashlib.sha256(stored).hexdigest(), **about}
 
     def __enter__(self) -> "Files":
         return self
@@ -206,7 +206,7 @@ def export_pack(pack: Pack, folder: str | Path, kind: str, *, layout: str = "NCH
     with Files(folder, kind, layout=layout) as out:
         for name in wanted:
             known = as_dict(pack.entries[name])
-            said = {key: known[key] for key in ("op", "stage", "step", "options", "inputs",
+            about = {key: known[key] for key in ("op", "stage", "step", "options", "inputs",
                                                 "tolerance", "note")}
-            out.add(name, pack.read(name), **said)
+            out.add(name, pack.read(name), **about)
     return out

@@ -32,7 +32,7 @@ def export_onnx(pack: Pack, folder: str | Path, *, read_weight: Callable[[str], 
     folder = empty_folder(folder)
     for name in wanted:
         entry = pack.entries[name]
-        place = folder / file_of(name).replace("/", "__")
+        case = folder / file_of(name).replace("/", "__")
         arrays = arrays_of(entry, tensor=pack.read, weight=read_weight)
         tensors, others = _flat({p: arrays[p] for p in ops()[entry.op].signature.parameters
                                  if p in arrays})
@@ -40,7 +40,7 @@ def export_onnx(pack: Pack, folder: str | Path, *, read_weight: Callable[[str], 
                  for i, (key, array) in enumerate(tensors.items())}
         files["output_0.pb"] = as_proto(pack.read(name), "result")
         files = {f"test_data_set_0/{file}": data for file, data in files.items()}
-        write_folder(place, files | {"call.json": encode({
+        write_folder(case, files | {"call.json": encode({
             "name": name, "op": entry.op, "inputs": list(tensors), "numbers": others,
             "options": entry.options, "tolerance": entry.tolerance})})
     return wanted

@@ -68,21 +68,21 @@ def plan(name: str, model: str | None = None) -> dict[str, Any]:
 
 def _costs(named: Iterable[tuple[str, str, Planned]], total: int) -> Iterable[dict[str, Any]]:
     """One entry a name, in the order of first use: calls, FLOPs, share, where it is first used."""
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for name, part, planned in named:
-        entry = found.setdefault(name, {
+        entry = entries.setdefault(name, {
             "name": name, "calls": 0, "flops": 0, "share": 0.0,
             "first": f"{PARTS[part]}{planned.path}" if planned.path else PARTS[part].split("/")[0]})
         entry["calls"] += 1
         entry["flops"] += planned.output.flops
         entry["share"] = round(entry["flops"] / max(total, 1), 6)
-    return found.values()
+    return entries.values()
 
 
-def _of_blocks(part: str, found: list[Planned]) -> Iterable[tuple[str, str, Planned]]:
+def _of_blocks(part: str, plan: list[Planned]) -> Iterable[tuple[str, str, Planned]]:
     """Each op with the kind of block that it is in; an op without weights is in the one before."""
     kind = None
-    for planned in found:
+    for planned in plan:
         kind = kind_of(f"{PARTS[part]}{planned.path}") if planned.path else kind
         if kind:
             yield kind, part, planned
@@ -108,7 +108,7 @@ def readme(status: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
     return README.format(
         name=status["name"], model=status["model"], giga=status["flops"] / 1e9, most=most,
         unused=unused, ops=_table(used), blocks=_table(status["blocks"]),
-        stages="\n".join(_stage_row(name, found) for name, found in stages.items()))
+        stages="\n".join(_stage_row(name, stage) for name, stage in stages.items()))
 
 
 def _table(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -118,9 +118,9 @@ def _table(entries: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def _stage_row(name: str, found: Mapping[str, Any]) -> str:
-    takes = "; ".join(f"{key} {_written(value)}" for key, value in found["inputs"].items())
-    return f"| `{name}` | {takes} | {_written(found['output'])} |"
+def _stage_row(name: str, stage: Mapping[str, Any]) -> str:
+    takes = "; ".join(f"{key} {_written(value)}" for key, value in stage["inputs"].items())
+    return f"| `{name}` | {takes} | {_written(stage['output'])} |"
 
 
 def _written(tensor: Any) -> str:

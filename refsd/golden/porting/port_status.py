@@ -152,8 +152,8 @@ def _compared(path: Path) -> Iterable[tuple[str, tuple[Any, str]]]:
     An op whose result was not dumped is proven with the op after it, if bisect found that right and
     computed this one on the way: fused ops have no results of their own.
     """
-    found = read_json(path, limit=LIMIT)
-    rows = found.get("tensors", found.get("rows", [])) if isinstance(found, dict) else []
+    report = read_json(path, limit=LIMIT)
+    rows = report.get("tensors", report.get("rows", [])) if isinstance(report, dict) else []
     rows = rows if isinstance(rows, list) else []
     for row in rows:
         if not isinstance(row, dict) or any(rule(row.get(key)) for key, rule in VERDICT.items()):

@@ -79,8 +79,8 @@ def _character_of_byte() -> list[str]:
     """The printable character that stands for each byte 0 .. 255."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     order = [*visible, *(b for b in range(256) if b not in visible)]
-    found = dict(zip(order, byte_alphabet()))
-    return [found[b] for b in range(256)]
+    characters = dict(zip(order, byte_alphabet()))
+    return [characters[b] for b in range(256)]
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def unicode_tables() -> dict[str, np.ndarray]:
         lower = normalizers.Lowercase().normalize_str("\n".join(apart)).split("\n")
         rows += [[ord(character), *map(ord, other), *[0] * (3 - len(other))]
                  for character, other in zip(apart, lower, strict=True) if other != character]
-    return {**{name: np.array(found, "uint32") for name, found in ranges.items()},
+    return {**{name: np.array(pairs, "uint32") for name, pairs in ranges.items()},
             "lower": np.array(rows, "uint32")}
 
 

@@ -52,7 +52,7 @@ def _tensors(part: str, plan: Plan, wanted: set[str]) -> Iterator[tuple[str, np.
 
 def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        found = array.astype(dtype, copy=False)
-    if nonfinite(found) and not nonfinite(array):
+        rounded = array.astype(dtype, copy=False)
+    if nonfinite(rounded) and not nonfinite(array):
         logger.warning("%s: numbers beyond %s became infinite", name, dtype)
-    return found
+    return rounded

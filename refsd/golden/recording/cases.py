@@ -58,7 +58,7 @@ def cases(op: str | None = None, family: str | None = None) -> Iterator[Case]:
 
 def _made(where, value):
     if isinstance(value, list):
-        return [_made(f"{where}.{i}", one) for i, one in enumerate(value)]
+        return [_made(f"{where}.{i}", item) for i, item in enumerate(value)]
     return numbers(where, *value) if isinstance(value, tuple) else value
 
 
@@ -113,14 +113,14 @@ def _add(writer: Any, case: Case, tolerance: Callable | None) -> None:
     references = {key: _stored(writer, f"{name}:{key}", value)
                   for key, value in case.inputs.items()}
     truth = compute(name, case.op, case.inputs, case.options)
-    found = {} if tolerance is None else tolerance(case.op, case.inputs, case.options, truth)
+    bounds = {} if tolerance is None else tolerance(case.op, case.inputs, case.options, truth)
     writer.add(name, truth, op=case.op, stage="ops", options=case.options, inputs=references,
-               tolerance=found)
+               tolerance=bounds)
 
 
 def _stored(writer, name, value):
     if isinstance(value, list):
-        return [_stored(writer, f"{name}.{i}", one) for i, one in enumerate(value)]
+        return [_stored(writer, f"{name}.{i}", item) for i, item in enumerate(value)]
     if not isinstance(value, np.ndarray):
         return value
     writer.add(name, value, stage="ops", note="an input")

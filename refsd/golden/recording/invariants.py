@@ -81,8 +81,8 @@ class Worst:
 
     def _worst(self, what, values, limits, name):
         limits = np.maximum(limits, np.finfo(np.float64).tiny)
-        place = np.argmax(values / limits)
-        self._note(what, float(values.flat[place]), float(limits.flat[place]), name)
+        index = np.argmax(values / limits)
+        self._note(what, float(values.flat[index]), float(limits.flat[index]), name)
 
     def _note(self, what, value, limit, name):
         old = self.found.get(what)

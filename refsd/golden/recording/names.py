@@ -35,8 +35,8 @@ def block_of(path: str) -> str | None:
 
     down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q -> down_blocks.0.attentions.1
     """
-    found = _BLOCK.match(path)
-    return found[0] if found else None
+    match = _BLOCK.match(path)
+    return match[0] if match else None
 
 
 def is_alone(path: str) -> bool:
@@ -77,10 +77,10 @@ class Namer:
         return self._named(parent(self._layer or ""))
 
     def _named(self, beside):
-        found = [(self._once(f"{w.beside if w.beside is not None else beside}.{w.op}".lstrip(".")),
+        named = [(self._once(f"{w.beside if w.beside is not None else beside}.{w.op}".lstrip(".")),
                   w.event) for w in self._waiting]
         self._waiting = []
-        return found
+        return named
 
     def _once(self, path):
         self._count[path] = count = self._count.get(path, 0) + 1

@@ -34,8 +34,8 @@ def initial_latents(noise: np.ndarray, *, init_noise_sigma: float) -> np.ndarray
 def scale_model_input(sample: np.ndarray, *, scheduler: Mapping[str, Any], steps: int,
                       index: int) -> np.ndarray:
     """What the model sees of the latents at step `index` of `steps`.   (N, 4, h, w) -> the same"""
-    found, timesteps = _at(scheduler, steps, index)
-    return found.scale_model_input(sample, timesteps[index])
+    sampler, timesteps = _at(scheduler, steps, index)
+    return sampler.scale_model_input(sample, timesteps[index])
 
 
 def scheduler_step(model_output: Any, sample: Any, noise: np.ndarray | None = None, *,
@@ -47,23 +47,23 @@ def scheduler_step(model_output: Any, sample: Any, noise: np.ndarray | None = No
     0 .. index. noise is what the sampler draws at this step, if it draws any.
     """
     if isinstance(model_output, Sequence):
-        found, timesteps = _at(scheduler, steps, 0)
+        sampler, timesteps = _at(scheduler, steps, 0)
         for t, output, x in zip(timesteps, model_output, sample, strict=False):
-            stepped = found.step(output, t, x)
+            stepped = sampler.step(output, t, x)
         return stepped.prev_sample
-    found, timesteps = _at(scheduler, steps, index)
+    sampler, timesteps = _at(scheduler, steps, index)
     options = {} if noise is None else {"generator": FixedNoise(noise)}
     if eta:
         options["eta"] = eta
-    return found.step(model_output, timesteps[index], sample, **options).prev_sample
+    return sampler.step(model_output, timesteps[index], sample, **options).prev_sample
 
 
 def _at(config, steps, index):
-    """A scheduler laid out for a run that stands at step `index`, and its timesteps."""
-    found = from_config(config)
-    timesteps = stages.make_schedule(found, steps)
-    found.set_begin_index(index)
-    return found, timesteps
+    """A scheduler with the timesteps of a run, at step `index` of it, and its timesteps."""
+    sampler = from_config(config)
+    timesteps = stages.make_schedule(sampler, steps)
+    sampler.set_begin_index(index)
+    return sampler, timesteps
 
 
 def guide(uncond: np.ndarray, cond: np.ndarray, *, scale: float,
@@ -93,10 +93,10 @@ def attention_scores(q: np.ndarray, k: np.ndarray, *, heads: int) -> np.ndarray:
 
     Computed in q's dtype and kept in float32: they are the largest arrays of a model by far.
     """
-    found = np.empty((len(q), heads, q.shape[1], k.shape[1]), np.float32)
+    result = np.empty((len(q), heads, q.shape[1], k.shape[1]), np.float32)
     for n, h, scores in _scores(q, k, heads):
-        found[n, h] = scores
-    return found
+        result[n, h] = scores
+    return result
 
 
 def attention_probabilities(q: np.ndarray, k: np.ndarray, *, heads: int,
@@ -105,12 +105,12 @@ def attention_probabilities(q: np.ndarray, k: np.ndarray, *, heads: int,
 
     `causal` lets query i see the keys 0..i only.
     """
-    found = np.empty((len(q), heads, q.shape[1], k.shape[1]), np.float32)
+    result = np.empty((len(q), heads, q.shape[1], k.shape[1]), np.float32)
     for n, h, scores in _scores(q, k, heads):
         if causal:
             scores[np.triu_indices(len(scores), 1)] = -math.inf
-        found[n, h] = softmax(scores, axis=-1)
-    return found
+        result[n, h] = softmax(scores, axis=-1)
+    return result
 
 
 def _scores(q, k, heads):

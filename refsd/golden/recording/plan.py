@@ -60,8 +60,8 @@ def planned_tree(component: str, config: Mapping[str, Any] | None = None) -> dic
     config is a config.json's content; None is that of Stable Diffusion 1.5.
     """
     shapes = SHAPES[component](sd1.CONFIGS[component] if config is None else config)
-    found = to_tree({name: Spec(shape, "float32") for name, shape in shapes.items()})
-    return found.get("text_model", found)
+    tree = to_tree({name: Spec(shape, "float32") for name, shape in shapes.items()})
+    return tree.get("text_model", tree)
 
 
 def planned_config(component: str, config: Mapping[str, Any] | None = None) -> Any:
@@ -79,12 +79,12 @@ def read_configs(model: str | None) -> tuple[dict[str, dict[str, Any]], Schedule
     if model is None:
         return dict(sd1.CONFIGS), from_config(SD1_SCHEDULER)
     named = model == BUNDLED and not Path(model).exists()
-    place = bundled_model() if named else resolve(model)
-    if place.is_dir():
-        plans = {part: plan_folder(place, part) for part in CONFIGS}
+    path = bundled_model() if named else resolve(model)
+    if path.is_dir():
+        plans = {part: plan_folder(path, part) for part in CONFIGS}
     else:
-        plans = plan_file(place)
-    return {part: plan.config for part, plan in plans.items()}, load_scheduler(place)
+        plans = plan_file(path)
+    return {part: plan.config for part, plan in plans.items()}, load_scheduler(path)
 
 
 class Sizes(NamedTuple):

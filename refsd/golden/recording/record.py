@@ -146,8 +146,8 @@ class Recorder:
         for what, options in (("scores", {"heads": heads}),
                               ("probabilities", {"heads": heads, "causal": causal})):
             op = f"attention_{what}"
-            found = PIPELINE_OPS[op](q, k, **options)
-            self._write(f"{name}.{what}", found, level=4, op=op, inputs={"q": q, "k": k},
+            result = PIPELINE_OPS[op](q, k, **options)
+            self._write(f"{name}.{what}", result, level=4, op=op, inputs={"q": q, "k": k},
                         options=options)
 
     def _close_block(self, following: str | None) -> None:
@@ -184,9 +184,9 @@ class Recorder:
         return known.name if known and known.array() is array else None
 
     def _all_held(self, inputs):
-        arrays = [one for value in inputs.values()
-                  for one in (value if isinstance(value, list) else [value])]
-        return all(self.held(one) for one in arrays if isinstance(one, np.ndarray))
+        arrays = [item for value in inputs.values()
+                  for item in (value if isinstance(value, list) else [value])]
+        return all(self.held(item) for item in arrays if isinstance(item, np.ndarray))
 
     def _write(self, name, array, *, level, op, inputs=None, options=None, note="", **place):
         """Write a tensor and the inputs that are nowhere yet, if they are selected."""
@@ -214,7 +214,7 @@ class Recorder:
     def _reference(self, name, value, place):
         """What stands in an entry for an op's input; an array that is nowhere yet is written."""
         if isinstance(value, (list, tuple)):
-            return [self._reference(f"{name}.{i}", one, place) for i, one in enumerate(value)]
+            return [self._reference(f"{name}.{i}", item, place) for i, item in enumerate(value)]
         if not isinstance(value, np.ndarray):
             return value
         if id(value) in self._weights:
@@ -237,8 +237,8 @@ class Recorder:
         """Mark the latents that stand at 0, 25, 50, 75 and 100 % of a run that is done."""
         for percent in PERCENT:
             done = round(steps * percent / 100)
-            place = (done - 1, "latents") if done else (None, "initial")
-            name = full("denoise", *place)
+            position = (done - 1, "latents") if done else (None, "initial")
+            name = full("denoise", *position)
             if self.writer.holds(name):
                 self.writer.checkpoint(percent, name, step=done)
 

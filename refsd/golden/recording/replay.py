@@ -49,7 +49,7 @@ def compute(name: str, op: str | None, inputs: Mapping[str, Any],
 def raise_to_float64(value: Any) -> Any:
     """Arrays of floats as float64, alone or in a list; all else as it is."""
     if isinstance(value, list):
-        return [raise_to_float64(one) for one in value]
+        return [raise_to_float64(item) for item in value]
     return value.astype(np.float64) if getattr(value, "dtype", np.dtype("i8")).kind == "f" else (
         value)
 
@@ -57,7 +57,7 @@ def raise_to_float64(value: Any) -> Any:
 def fill_in(value: Any, *, tensor: Callable[[str], Any], weight: Callable[[str], Any]) -> Any:
     """A reference, or a list of them, as arrays: tensor(NAME) and weight(PART.PATH) read them."""
     if isinstance(value, list):
-        return [fill_in(one, tensor=tensor, weight=weight) for one in value]
+        return [fill_in(item, tensor=tensor, weight=weight) for item in value]
     if isinstance(value, str) and value.startswith(TENSOR):
         return tensor(value.removeprefix(TENSOR))
     if isinstance(value, str) and value.startswith(WEIGHT):
@@ -75,8 +75,8 @@ def arrays_of(entry: Entry, *, tensor: Callable[[str], Any],
 def references(value: Any) -> Iterator[str]:
     """Every reference in the value of an input: "tensor:NAME", "weight:PART.PATH"."""
     if isinstance(value, list):
-        for one in value:
-            yield from references(one)
+        for item in value:
+            yield from references(item)
     elif isinstance(value, str):
         yield value
 
@@ -109,10 +109,10 @@ def _load(recorded: Mapping[str, Any], model: Any) -> dict[str, dict[str, np.nda
         raise UsageError(f"the pack was made with the model {str(name)[:200]!r} from a local path, "
                          "which it does not keep. Say where it is")
     model = name if model is None and name != identity.BUNDLED else model
-    found = identity.of(model, variant=variant)["files"]
-    if not isinstance(files, dict) or sorted(files.values()) != sorted(found.values()):
+    hashes = identity.of(model, variant=variant)["files"]
+    if not isinstance(files, dict) or sorted(files.values()) != sorted(hashes.values()):
         raise ModelError("the model is not the one that the pack was made with: the SHA-256 of its "
-                         f"weights ({', '.join(found)}) differ from the pack's")
-    place = bundled_model() if model is None else resolve(model, variant=variant)
+                         f"weights ({', '.join(hashes)}) differ from the pack's")
+    path = bundled_model() if model is None else resolve(model, variant=variant)
     return {part: component.tensors
-            for part, component in load_checkpoint(place, variant=variant).items()}
+            for part, component in load_checkpoint(path, variant=variant).items()}

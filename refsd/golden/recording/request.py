@@ -58,9 +58,10 @@ class Request:
         if self.rng not in GENERATORS:
             raise UsageError(f"rng is {self.rng!r}; give one of {', '.join(GENERATORS)}")
         scheduler = from_config(self.scheduler)
-        found = idle(pipe, scheduler=scheduler, guidance_scale=self.cfg_scale, eta=self.eta,
-                     guidance_rescale=self.guidance_rescale, negative=self.negative_prompt != "")
-        for name, why in found.items():
+        without_effect = idle(
+            pipe, scheduler=scheduler, guidance_scale=self.cfg_scale, eta=self.eta,
+            guidance_rescale=self.guidance_rescale, negative=self.negative_prompt != "")
+        for name, why in without_effect.items():
             logger.warning("%s changes nothing: %s", name, why)
         return len(stages.make_schedule(scheduler, self.steps))
 
@@ -78,11 +79,11 @@ def load_truth(model: str | Path | None = None, *, variant: str | None = None,
 def model_of(pipe: Any, model: str | Path | None, *, variant: str | None = None) -> dict[str, Any]:
     """What a manifest says of a model: its files' SHA-256, the configs of all parts in full."""
     argument = None if model is None else str(model)
-    place = bundled_model() if model is None else resolve(model, variant=variant)
-    if place.is_dir():
-        plans = {part: plan_folder(place, part, variant=variant) for part in COMPONENTS}
+    path = bundled_model() if model is None else resolve(model, variant=variant)
+    if path.is_dir():
+        plans = {part: plan_folder(path, part, variant=variant) for part in COMPONENTS}
     else:
-        plans = plan_file(place)
+        plans = plan_file(path)
     return {**identity.of(argument, variant=variant),
             "configs": {part: _plain(plan.config) for part, plan in plans.items()},
             "scheduler": pipe.scheduler.config.plain(),

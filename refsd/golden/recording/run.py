@@ -140,7 +140,7 @@ class WatchedScheduler:
                 self._tell("guided", model_output, "guide", self.asked, {
                     "scale": self.request.cfg_scale, "rescale": self.request.guidance_rescale})
             self.asked, self._generator.drawn = {}, None
-            found = self._scheduler.step(model_output, timestep, sample, **options)
+            stepped = self._scheduler.step(model_output, timestep, sample, **options)
             inputs = {"model_output": model_output, "sample": sample}
             if self._scheduler.has_history:
                 inputs = {key: self._remember(key == "sample", value)
@@ -149,9 +149,9 @@ class WatchedScheduler:
                 inputs["noise"] = self._generator.drawn
                 self.recorder.tensor("denoise", self.index, "noise", inputs["noise"], level=1)
             eta = {"eta": self.request.eta} if "eta" in options and self.request.eta else {}
-            self._tell("latents", found.prev_sample, "scheduler_step", inputs,
+            self._tell("latents", stepped.prev_sample, "scheduler_step", inputs,
                        {**self._place(), **eta})
-            return found
+            return stepped
 
         return step
 
@@ -181,21 +181,21 @@ class WatchedUNet:
         """Its answer; with two texts the first half is the negative one's."""
         recorder, index = self._scheduler.recorder, self._scheduler.index
         with recorder.stage("unet", index):
-            found = self._unet(sample, *args, **options)
-        half = len(found) // 2
+            output = self._unet(sample, *args, **options)
+        half = len(output) // 2
         if not half:
-            recorder.tensor("denoise", index, "eps_cond", found, level=1, op=BLOCK,
-                            inputs={"output": found})
-            return found
+            recorder.tensor("denoise", index, "eps_cond", output, level=1, op=BLOCK,
+                            inputs={"output": output})
+            return output
         for path, start in (("uncond", 0), ("cond", half)):
-            part = found[start:start + half]
+            part = output[start:start + half]
             self._scheduler.asked[path] = part
-            place = {"axis": 0, "start": start, "stop": start + half}
-            known = recorder.held(found) is not None
+            position = {"axis": 0, "start": start, "stop": start + half}
+            known = recorder.held(output) is not None
             recorder.tensor("denoise", index, f"eps_{path}", part, level=1,
                             op="slice" if known else BLOCK,
-                            **({"inputs": {"x": found}, "options": place} if known else {}))
-        return found
+                            **({"inputs": {"x": output}, "options": position} if known else {}))
+        return output
 
 
 class WatchedVAE:

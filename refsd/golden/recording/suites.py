@@ -44,15 +44,15 @@ class Suite:
 def read_suite(path: str | Path) -> Suite:
     """The suite in a JSON file. Raises UsageError for keys, types and names that are unknown."""
     try:
-        found = read_object(Path(path))
+        suite = read_object(Path(path))
     except ModelError as error:
         raise UsageError(str(error)) from None
     where = str(path)
-    check_schema(found.get("schema"), SCHEMA, where, "the suite", error=UsageError)
-    check(found, SUITE_RULES, where, optional=SUITE_RULES.keys() - {"runs"}, error=UsageError)
-    defaults, runs, names = found.get("defaults", {}), [], set()
+    check_schema(suite.get("schema"), SCHEMA, where, "the suite", error=UsageError)
+    check(suite, SUITE_RULES, where, optional=SUITE_RULES.keys() - {"runs"}, error=UsageError)
+    defaults, runs, names = suite.get("defaults", {}), [], set()
     check(defaults, RUN_RULES, f"{where}: defaults", optional=RUN_RULES, error=UsageError)
-    for i, run in enumerate(found["runs"], 1):
+    for i, run in enumerate(suite["runs"], 1):
         where = f"{path}: run {i}"
         check(run, {**RUN_RULES, "name": NAME}, where, optional=[*RUN_RULES, "name"],
               error=UsageError)
@@ -64,7 +64,7 @@ def read_suite(path: str | Path) -> Suite:
         if "prompt" not in run:
             raise UsageError(f"{where} has no prompt")
         runs.append(run)
-    return Suite(found.get("title", ""), found.get("model"), found.get("level", 1), runs)
+    return Suite(suite.get("title", ""), suite.get("model"), suite.get("level", 1), runs)
 
 
 def write_index(folder: Path, suite: Suite) -> list[dict[str, Any]]:
