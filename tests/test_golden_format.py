@@ -129,7 +129,7 @@ def test_a_recording_of_something_else_is_not_continued(tmp_path):
     with writer(tmp_path / "a", resume=True) as pack:
         name = next(iter(tensors()))
         assert pack.holds(name)
-        refused(lambda: pack.add(name, np.zeros(3), stage="tokens"), "other numbers",
+        refused(lambda: pack.add(name, np.zeros(3), stage="tokens"), "other values",
                 error=UsageError)
         pack.close()
     refused(lambda: writer(tmp_path / "a", resume=True), "finished", error=UsageError)

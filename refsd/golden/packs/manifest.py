@@ -26,7 +26,7 @@ class Entry:
     `op` is a registry op, a pipeline op such as "guide", "block", or None. `inputs` maps the op's
     parameters to references: "tensor:NAME", "weight:PART.PATH", a number, None, or a list of those.
     `index` is its place in the order of execution; `sha256` that of its little-endian bytes in C
-    order; `stats` those of the stored numbers, over the finite ones (docs: golden/README.md).
+    order; `stats` those of the stored values, over the finite ones (docs: golden/README.md).
     """
 
     name: str

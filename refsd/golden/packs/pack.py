@@ -139,7 +139,7 @@ class Pack:
                                 f"{entry.dtype} {list(entry.shape)} in {MANIFEST}")
         array = read_tensors(header, names=[name])[name]
         if sha256(array) != entry.sha256:
-            raise self._altered(name, "has other numbers than it was made with")
+            raise self._altered(name, "has other values than it was made with")
         return array
 
     def _header(self, shard: str) -> Header:

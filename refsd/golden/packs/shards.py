@@ -17,7 +17,7 @@ import numpy as np
 from refsd.atomic import write_file
 from refsd.golden.packs.rules import DTYPES
 
-CHUNK = 1 << 20  # numbers that are summed at once
+CHUNK = 1 << 20  # values that are summed at once
 COLUMNS = 256
 DRAFT = re.compile(r"\.(tensors-\d+\.safetensors|index\.tsv|manifest\.json|SHA256SUMS|"
                    r"unfinished\.jsonl)\.[0-9a-f]{8}\.tmp")
@@ -71,7 +71,7 @@ def sha256_of_file(file: BinaryIO) -> str:
 
 
 def statistics(array: np.ndarray) -> dict[str, Any]:
-    """min, max, mean and l2 = sqrt(sum x^2) of the finite numbers, and how many nan and inf.
+    """min, max, mean and l2 = sqrt(sum x^2) of the finite values, and how many nan and inf.
 
     None where there is no finite number, or a sum is beyond float64. The sums are made in float64
     in an order that does not depend on the processor: number i is added to column i mod 256, and

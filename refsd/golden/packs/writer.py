@@ -101,7 +101,7 @@ class Writer:
         """Add the next tensor in the order of execution; gives its entry.
 
         float64 is rounded to float32, to nearest, unless `keep`. A tensor that `inputs` refers to
-        is added before. A resumed recording may add again what it holds: the same numbers change
+        is added before. A resumed recording may add again what it holds: the same values change
         nothing, others are a UsageError, as is whatever the format page does not allow.
         """
         array = _stored(name, array, keep)
@@ -137,7 +137,7 @@ class Writer:
             raise UsageError(f"golden pack: {name} is added twice")
         if (held.sha256, held.shape, held.dtype) != (
                 sha256(array), array.shape, array.dtype.name):
-            raise UsageError(f"golden pack: {name} was recorded with other numbers before the "
+            raise UsageError(f"golden pack: {name} was recorded with other values before the "
                              "interruption. Begin anew in another folder")
         return held
 
@@ -262,7 +262,7 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide the numbers of a pack."""
+    """The versions that decide the values in a pack."""
     return {"refsd": __version__, "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "scipy")}}
 

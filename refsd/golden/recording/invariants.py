@@ -30,8 +30,8 @@ class Worst:
         rise = float(np.diff(alphas_cumprod.astype(np.float64)).max())
         self._note("schedule: the largest rise of alpha_bar", rise, 0.0, name)
 
-    def tell(self, writer: Any) -> None:
-        """Hand all of it to a Writer."""
+    def write(self, writer: Any) -> None:
+        """Add all of it to a pack."""
         for name, (value, limit, tensor) in sorted(self.found.items()):
             writer.invariant(name, value, limit=limit, tensor=tensor)
 

@@ -37,5 +37,5 @@ def make(folder: str | Path, request: Request, *, pipe: Any = None, model: str |
                                      resume=resume, title=title) as writer:
         recorder = Recorder(writer, trees(pipe), selection, tolerance=tolerance)
         run(pipe, request, recorder, on_step)
-        recorder.worst.tell(writer)
+        recorder.worst.write(writer)
     return read_manifest((Path(folder) / MANIFEST).read_bytes())

@@ -1,4 +1,4 @@
-"""A model without numbers: every op answers with the shape and dtype that its contract infers.
+"""A model without values: every op answers with the shape and dtype that its contract infers.
 
 A model of any size runs on `Spec`s in milliseconds and without weights. What it would run is the
 list that benchmarks time, that the porting kit orders, and that tests compare with real runs.
@@ -94,17 +94,17 @@ class Sizes(NamedTuple):
     text: tuple[int, ...]
     sample: tuple[int, ...]
     latents: tuple[int, ...]
-    picture: tuple[int, ...]
+    image: tuple[int, ...]
 
 
 def sizes(configs: Mapping[str, Mapping[str, Any]] = sd1.CONFIGS) -> Sizes:
-    """One picture at the size the model was trained at, guided: batch 2 but for latents, picture"""
+    """One image at the size the model was trained at, guided: batch 2 but for latents, image"""
     text = validate("text_encoder", configs["text_encoder"])
-    net, pictures = (planned_config(part, configs[part]) for part in ("unet", "vae"))
+    net, decoder = (planned_config(part, configs[part]) for part in ("unet", "vae"))
     length, side = text["max_position_embeddings"], net.sample_size
-    latents = (pictures.latent_channels, side, side)
+    latents = (decoder.latent_channels, side, side)
     return Sizes((2, length), (2, length, text["hidden_size"]), (2, *latents), (1, *latents),
-                 (1, 3, side * pictures.downscale, side * pictures.downscale))
+                 (1, 3, side * decoder.downscale, side * decoder.downscale))
 
 
 def plan_model(configs: Mapping[str, Mapping[str, Any]] = sd1.CONFIGS, *,
@@ -116,20 +116,20 @@ def plan_model(configs: Mapping[str, Mapping[str, Any]] = sd1.CONFIGS, *,
     shapes = sizes(configs) if shapes is None else shapes
     trees = {part: planned_tree(part, configs[part]) for part in CONFIGS}
     settings = {part: planned_config(part, configs[part]) for part in CONFIGS}
-    text, sample, latents, picture = (
-        Spec(s, "float32") for s in (shapes.text, shapes.sample, shapes.latents, shapes.picture))
-    pictures = trees["vae"]
+    text, sample, latents, image = (
+        Spec(s, "float32") for s in (shapes.text, shapes.sample, shapes.latents, shapes.image))
+    weights = trees["vae"]
     with planning(trees["text_encoder"]) as encode_text:
         clip.clip_text(Spec(shapes.ids, "int64"), **trees["text_encoder"],
                        config=settings["text_encoder"])
     with planning(trees["unet"]) as denoise:
         unet.unet(sample, Spec(shapes.sample[:1], "int64"), text, **trees["unet"],
                   config=settings["unet"])
-    with planning(pictures) as decode:
-        vae.decode(latents, decoder=pictures["decoder"], config=settings["vae"],
-                   post_quant_conv=pictures.get("post_quant_conv"))
-    with planning(pictures) as encode:
-        vae.encode(picture, encoder=pictures["encoder"], quant_conv=pictures.get("quant_conv"),
+    with planning(weights) as decode:
+        vae.decode(latents, decoder=weights["decoder"], config=settings["vae"],
+                   post_quant_conv=weights.get("post_quant_conv"))
+    with planning(weights) as encode:
+        vae.encode(image, encoder=weights["encoder"], quant_conv=weights.get("quant_conv"),
                    config=settings["vae"])
     return {"clip": encode_text, "unet": denoise, "decode": decode, "encode": encode}
 

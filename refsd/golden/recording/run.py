@@ -1,4 +1,4 @@
-"""A whole picture, from the tokens to the pixels, told to a recorder."""
+"""A whole image, from the tokens to the pixels, with every tensor handed to a recorder."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from refsd.schedulers import from_config
 
 def run(pipe: Any, request: Request, recorder: Recorder,
         on_step: Callable | None = None) -> np.ndarray:
-    """Draw the request's picture and tell the recorder of every tensor.   -> (H, W, 3) uint8
+    """Draw the request's image and record every tensor.   -> (H, W, 3) uint8
 
     The noise is the float32 stream whatever pipe's dtype is, and the initial latents are rounded to
     float32, so that a port in float32 begins with the same bits. on_step(index) follows each step.
@@ -71,9 +71,10 @@ def _denoise(pipe, request, recorder, on_step, positive, negative=None):
                     inputs={"noise": noise}, options=options)
 
     recorder.enter("denoise")
-    watched = WatchedScheduler(scheduler, request, recorder, generator)
+    recorded = RecordedScheduler(scheduler, request, recorder, generator)
+    unet = RecordedUNet(pipe.unet, recorded)
     states = () if negative is None else (negative,)
-    for step in stages.denoise(WatchedUNet(pipe.unet, watched), watched, latents, positive, *states,
+    for step in stages.denoise(unet, recorded, latents, positive, *states,
                                guidance_scale=request.cfg_scale, eta=request.eta,
                                guidance_rescale=request.guidance_rescale, generator=generator):
         latents = step.latents
@@ -86,37 +87,37 @@ def _denoise(pipe, request, recorder, on_step, positive, negative=None):
 
 
 def _decode(pipe, recorder, latents):
-    watched = WatchedVAE(pipe.vae, recorder, latents)
-    pictures = stages.decode(watched, latents)
-    recorder.tensor("picture", None, "image", pictures, level=0, op="to_picture",
-                    inputs={"x": watched.decoded})
-    pixels = stages.to_bytes(pictures)
+    recorded = RecordedVAE(pipe.vae, recorder, latents)
+    images = stages.decode(recorded, latents)
+    recorder.tensor("picture", None, "image", images, level=0, op="to_picture",
+                    inputs={"x": recorded.decoded})
+    pixels = stages.to_bytes(images)
     recorder.tensor("picture", None, "pixels", pixels, level=0, op="to_bytes",
-                    inputs={"x": pictures})
+                    inputs={"x": images})
     return pixels[0]
 
 
 class Noise:
-    """A generator that always draws float32's numbers, and remembers what it has drawn last."""
+    """A generator that always draws float32 values, and keeps what it has drawn last."""
 
     def __init__(self, generator: Any):
         self._generator, self.drawn = generator, None
 
     def randn(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
-        """Normal numbers of float32, in whatever dtype they are wanted."""
+        """Normal values of float32, in the dtype that is wanted."""
         self.drawn = self._generator.randn(shape, "float32").astype(dtype)
         return self.drawn
 
 
-class WatchedScheduler:
-    """A scheduler that tells of every step. `index` is that of the step it is in."""
+class RecordedScheduler:
+    """A scheduler whose steps are recorded. `index` is that of the step it is in."""
 
     def __init__(self, scheduler: Any, request: Request, recorder: Recorder, generator: Noise):
         self._scheduler, self.request, self.recorder = scheduler, request, recorder
         self._generator = generator
         self._history: tuple[list, list] = ([], [])
         self.index = -1
-        self.asked: dict[str, Any] = {}  # what the model said with each text in this step
+        self.predictions: dict[str, Any] = {}  # with each text, in this step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
@@ -127,7 +128,7 @@ class WatchedScheduler:
         self.recorder.enter("denoise", self.index)
         # A view of its own, also where the scheduler gives the sample itself: another name.
         scaled = self._scheduler.scale_model_input(sample, timestep)[:]
-        self._tell("scaled", scaled, "scale_model_input", {"sample": sample}, self._place())
+        self._record("scaled", scaled, "scale_model_input", {"sample": sample}, self._position())
         return scaled
 
     @property
@@ -136,10 +137,10 @@ class WatchedScheduler:
 
         @functools.wraps(self._scheduler.step)
         def step(model_output, timestep, sample, **options):
-            if self.asked:
-                self._tell("guided", model_output, "guide", self.asked, {
+            if self.predictions:
+                self._record("guided", model_output, "guide", self.predictions, {
                     "scale": self.request.cfg_scale, "rescale": self.request.guidance_rescale})
-            self.asked, self._generator.drawn = {}, None
+            self.predictions, self._generator.drawn = {}, None
             stepped = self._scheduler.step(model_output, timestep, sample, **options)
             inputs = {"model_output": model_output, "sample": sample}
             if self._scheduler.has_history:
@@ -149,8 +150,8 @@ class WatchedScheduler:
                 inputs["noise"] = self._generator.drawn
                 self.recorder.tensor("denoise", self.index, "noise", inputs["noise"], level=1)
             eta = {"eta": self.request.eta} if "eta" in options and self.request.eta else {}
-            self._tell("latents", stepped.prev_sample, "scheduler_step", inputs,
-                       {**self._place(), **eta})
+            self._record("latents", stepped.prev_sample, "scheduler_step", inputs,
+                       {**self._position(), **eta})
             return stepped
 
         return step
@@ -159,19 +160,19 @@ class WatchedScheduler:
         self._history[which].append(value)
         return list(self._history[which])
 
-    def _place(self):
+    def _position(self):
         return {"scheduler": self.request.scheduler, "steps": self.request.steps,
                 "index": self.index}
 
-    def _tell(self, path, array, op, inputs, options):
+    def _record(self, path, array, op, inputs, options):
         self.recorder.tensor("denoise", self.index, path, array, level=1, op=op, inputs=inputs,
                              options=options)
 
 
-class WatchedUNet:
-    """A UNet that tells what it says with each text."""
+class RecordedUNet:
+    """A UNet whose prediction with each text is recorded."""
 
-    def __init__(self, unet: Any, scheduler: WatchedScheduler):
+    def __init__(self, unet: Any, scheduler: RecordedScheduler):
         self._unet, self._scheduler = unet, scheduler
 
     def __getattr__(self, name: str) -> Any:
@@ -189,7 +190,7 @@ class WatchedUNet:
             return output
         for path, start in (("uncond", 0), ("cond", half)):
             part = output[start:start + half]
-            self._scheduler.asked[path] = part
+            self._scheduler.predictions[path] = part
             position = {"axis": 0, "start": start, "stop": start + half}
             known = recorder.held(output) is not None
             recorder.tensor("denoise", index, f"eps_{path}", part, level=1,
@@ -198,8 +199,8 @@ class WatchedUNet:
         return output
 
 
-class WatchedVAE:
-    """A VAE that tells what it decodes; `decoded` is what came of it."""
+class RecordedVAE:
+    """A VAE whose input is recorded; `decoded` is its output."""
 
     def __init__(self, vae: Any, recorder: Recorder, latents: Any):
         self._vae, self._recorder, self._latents = vae, recorder, latents
