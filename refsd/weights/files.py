@@ -6,6 +6,7 @@ What other programs write is read as Python's json reads it (`read_foreign_objec
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,26 +95,32 @@ def read_object(path: str | Path, *, limit: int = MAX_CONFIG) -> dict:
     return parse_object(read_bytes(path, limit=limit), path)
 
 
-def read_foreign(path: str | Path, *, limit: int = MAX_CONFIG) -> object:
-    """The content of a JSON file as Python's json reads it, which wrote most of the ecosystem's.
+def parse_foreign(data: bytes, where: str | Path, *, pairs: Callable | None = None) -> object:
+    """JSON in bytes as Python's json reads it, which wrote most of the ecosystem's.
 
-    NaN and infinities are numbers, the last of two equal keys counts; a byte order mark, which
-    Windows' editors put first, is no content. Raises as `read_text`, ModelError for no JSON.
+    NaN and infinities are numbers, the last of two equal keys counts (or `pairs` says); a byte
+    order mark, which Windows' editors put first, is no content. ModelError for no JSON.
     """
-    return _loaded(read_text(path, limit=limit).removeprefix("\ufeff"), path)
+    return _loaded(_decoded(data, where).removeprefix("\ufeff"), where, object_pairs_hook=pairs)
+
+
+def read_foreign(path: str | Path, *, limit: int = MAX_CONFIG) -> object:
+    """The content of another program's JSON file; raises as `read_bytes` and `parse_foreign`."""
+    return parse_foreign(read_bytes(path, limit=limit), path)
 
 
 def read_foreign_object(path: str | Path, *, limit: int = MAX_CONFIG) -> dict:
     """The JSON object of another program's file; raises as `read_foreign`."""
-    return _object(read_foreign(path, limit=limit), path)
+    return as_object(read_foreign(path, limit=limit), path)
 
 
 def parse_object(data: bytes, where: str | Path) -> dict:
     """The JSON object that bytes hold. ModelError: not UTF-8, as `parse_json`, another value."""
-    return _object(parse_json(_decoded(data, where), where), where)
+    return as_object(parse_json(_decoded(data, where), where), where)
 
 
-def _object(found: object, where: str | Path) -> dict:
+def as_object(found: object, where: str | Path) -> dict:
+    """What is a JSON object; ModelError for another value."""
     if not isinstance(found, dict):
         raise ModelError(f"{where}: a JSON {type(found).__name__}, expected an object")
     return found

@@ -3,7 +3,6 @@
 Each entry is judged by itself: one that cannot be true does not take the others with it.
 """
 
-import json
 import math
 import os
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 from refsd.errors import ModelError, UsageError
 from refsd.golden.comparing.dumps import DTYPES, Dump, Found, dtype_name, shown, size_of
 from refsd.golden.comparing.layouts import layout
-from refsd.weights.files import open_file, read_bytes
+from refsd.weights import files
+from refsd.weights.files import as_object, open_file, read_bytes
 from refsd.weights.header import BYTES, MAX_HEADER, is_possible, read_header
 
 MAX_INDEX = 64 << 20  # bytes of an index.json; 10,000 tensors take about 2 MB
@@ -29,22 +29,8 @@ class Twice:
 
 
 def parse_foreign(data: bytes, where: str | Path) -> dict[str, Any]:
-    """The JSON object that bytes hold; ModelError for anything else.
-
-    Python's json writes NaN and Infinity, Windows' programs begin with a byte order mark: both
-    are read. A key that appears twice has a Twice for its value.
-    """
-    try:
-        found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_pairs)
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{where}: not UTF-8 text (byte {error.start})") from None
-    except RecursionError:
-        raise ModelError(f"{where}: JSON nested too deeply") from None
-    except ValueError as error:
-        raise ModelError(f"{where}: not valid JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{where}: a JSON {type(found).__name__}, expected an object")
-    return found
+    """Another program's JSON object; a key that appears twice has a Twice for its value."""
+    return as_object(files.parse_foreign(data, where, pairs=_pairs), where)
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
