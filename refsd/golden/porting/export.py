@@ -8,6 +8,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ class Files:
         known_layout(layout)
         self.folder, self.kind, self.layout = empty_folder(folder), kind, layout.upper()
         self.tensors: dict[str, dict[str, Any]] = {}
-        self._put = KINDS[kind](self.folder)
+        self._opened = KINDS[kind](self.folder)
+        with writing(self.folder):
+            self._add = self._opened.__enter__()
 
     def add(self, name: str, array: np.ndarray, **about: Any) -> None:
         """Write one tensor in the layout; what else is said of it goes into the list."""
@@ -48,7 +51,8 @@ class Files:
         stored = to_layout(array, self.layout)
         if stored.dtype.byteorder == ">":
             stored = stored.astype(stored.dtype.newbyteorder("<"))
-        location = self._put.add(name, stored)
+        with writing(self.folder / name):
+            location = self._add(name, stored)
         self.tensors[name] = {
             **location, "shape": list(array.shape), "dtype": str(array.dtype),
             "layout": self.layout, "stored": list(stored.shape), "bytes": stored.nbytes,
@@ -60,7 +64,7 @@ class Files:
     def __exit__(self, kind: Any, *error: Any) -> None:
         try:
             with writing(self.folder):
-                self._put.close()
+                self._opened.__exit__(kind, *error)
         except ResourceError:
             if kind is None:  # else what went wrong first is the better reason
                 raise
@@ -103,81 +107,66 @@ def file_of(name: str) -> str:
     return name.replace(":", "__")
 
 
-class _Npy:
-    def __init__(self, folder: Path):
-        self.folder = folder
+# Each kind gives within its block what writes one tensor and says where it lies.
 
-    def add(self, name, array):
+@contextmanager
+def _npy(folder):
+    def add(name, array):
         file = f"{file_of(name)}.npy"
-        path = self.folder / file
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, array, allow_pickle=False)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / file, array, allow_pickle=False)
         return {"file": file}
 
-    def close(self):
-        """Nothing is open."""
+    yield add
 
 
-class _Npz:
-    FILE = "tensors.npz"
+@contextmanager
+def _npz(folder):
+    file = "tensors.npz"
+    with zipfile.ZipFile(folder / file, "x") as archive:
+        def add(name, array):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+            return {"file": file}
 
-    def __init__(self, folder: Path):
-        self.path = folder / self.FILE
-        with writing(self.path):
-            self.archive = zipfile.ZipFile(self.path, "x")
-
-    def add(self, name, array):
-        with (writing(self.path),
-              self.archive.open(f"{name}.npy", "w", force_zip64=True) as member):
-            np.lib.format.write_array(member, array, allow_pickle=False)
-        return {"file": self.FILE}
-
-    def close(self):
-        self.archive.close()
+        yield add
 
 
-class _Raw:
-    FILE = "tensors.bin"
+@contextmanager
+def _raw(folder):
+    file = "tensors.bin"
+    with open(folder / file, "xb") as opened:
+        def add(name, array):
+            opened.write(bytes(-opened.tell() % ALIGNED))
+            start = opened.tell()
+            opened.write(memoryview(array.reshape(-1).view(np.uint8)))
+            return {"file": file, "offset": start}
 
-    def __init__(self, folder: Path):
-        self.path, self.offset = folder / self.FILE, 0
-        with writing(self.path):
-            self.file = open(self.path, "xb")  # noqa: SIM115  closed below
-
-    def add(self, name, array):
-        start = -(-self.offset // ALIGNED) * ALIGNED
-        with writing(self.path):
-            self.file.write(bytes(start - self.offset))
-            self.file.write(memoryview(array.reshape(-1).view(np.uint8)))
-        self.offset = start + array.nbytes
-        return {"file": self.FILE, "offset": start}
-
-    def close(self):
-        self.file.close()
+        yield add
 
 
-class _Safetensors:
-    def __init__(self, folder: Path):
-        self.folder, self.held, self.shards = folder, {}, 0
+@contextmanager
+def _safetensors(folder):
+    shards = [{}]
 
-    def add(self, name, array):
-        if self.held and sum(a.nbytes for a in self.held.values()) + array.nbytes > SHARD_BYTES:
-            self.close()
-        self.held[name] = array
-        return {"file": self._name()}
+    def write():
+        write_shard(folder / f"tensors-{len(shards):05}.safetensors", shards[-1])
+        shards[-1] = None  # let go of
 
-    def _name(self):
-        return f"tensors-{self.shards + 1:05}.safetensors"
+    def add(name, array):
+        if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > SHARD_BYTES:
+            write()
+            shards.append({})
+        shards[-1][name] = array
+        return {"file": f"tensors-{len(shards):05}.safetensors"}
 
-    def close(self):
-        if self.held:
-            write_shard(self.folder / self._name(), self.held)
-            self.held, self.shards = {}, self.shards + 1
+    yield add
+    if shards[-1]:
+        write()
 
 
 KINDS: dict[str, Callable[[Path], Any]] = {
-    "raw": _Raw, "npy": _Npy, "npz": _Npz, "safetensors": _Safetensors}
+    "raw": _raw, "npy": _npy, "npz": _npz, "safetensors": _safetensors}
 
 
 def chosen(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
