@@ -129,12 +129,12 @@ def poisoned():
         assert (guards[:BAND] == 255).all() and (guards[-BAND:] == 255).all(), "wrote outside"
 
 
-def same_bits(got, wanted, what=""):
+def same_bits(got, expected, what=""):
     """Equal to the last bit: -0 is not 0, and one NaN is not another."""
-    assert got.shape == wanted.shape and got.dtype == wanted.dtype, what
+    assert got.shape == expected.shape and got.dtype == expected.dtype, what
     bits = f"u{got.itemsize}"
     np.testing.assert_array_equal(np.ascontiguousarray(got).view(bits),
-                                  np.ascontiguousarray(wanted).view(bits), err_msg=what)
+                                  np.ascontiguousarray(expected).view(bits), err_msg=what)
 
 
 @contextmanager

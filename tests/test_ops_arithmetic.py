@@ -47,9 +47,9 @@ def test_rounding_helper():
 @pytest.mark.parametrize("name", sorted(EXACT))
 def test_correctly_rounded(name, dtype):
     a, b = normal((300,), 1, 3).astype(dtype), normal((300,), 2, 1e-2).astype(dtype)
-    wanted = [rounded(EXACT[name](Fraction(float(p)), Fraction(float(q))), dtype)
+    expected = [rounded(EXACT[name](Fraction(float(p)), Fraction(float(q))), dtype)
               for p, q in zip(a, b)]
-    assert getattr(F, name)(a, b).tolist() == wanted
+    assert getattr(F, name)(a, b).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

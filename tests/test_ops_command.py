@@ -24,8 +24,8 @@ ROOT = Path(refsd.__file__).parents[1]
 def run(capfd, *args):
     capfd.readouterr()
     code = main(["ops", *args])
-    said = capfd.readouterr()
-    return code, said.out, said.err
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
 
 
 def answer(capfd, *args):
@@ -35,9 +35,9 @@ def answer(capfd, *args):
 
 
 def test_the_list_has_every_op_on_every_backend(capfd):
-    found = answer(capfd)
-    assert [op["name"] for op in found] == list(registry.ops())
-    for op in found:
+    report = answer(capfd)
+    assert [op["name"] for op in report] == list(registry.ops())
+    for op in report:
         definition = registry.ops()[op["name"]].definition
         assert list(op["kernels"]) == list(registry.BACKENDS)
         assert definition.__doc__.startswith(op["summary"]) and op["summary"]
@@ -46,14 +46,14 @@ def test_the_list_has_every_op_on_every_backend(capfd):
             source = inspect.getblock((ROOT / file).read_text().splitlines(True)[int(line) - 1:])
             assert f"\ndef {op['name']}(" in "".join(source)
     text = run(capfd)[1]
-    assert all(f"{op['name']}{op['signature']}   [" in text for op in found)
+    assert all(f"{op['name']}{op['signature']}   [" in text for op in report)
 
 
 def test_an_op_in_full(capfd):
-    found = answer(capfd, "show", "conv2d")
-    assert found["contract"].startswith('@op("x (N C H W), weight (O C//groups kH kW)')
+    report = answer(capfd, "show", "conv2d")
+    assert report["contract"].startswith('@op("x (N C H W), weight (O C//groups kH kW)')
     text = run(capfd, "show", "conv2d")[1]
-    for part in (found["contract"], found["signature"], *found["kernels"].values(),
+    for part in (report["contract"], report["signature"], *report["kernels"].values(),
                  "y[n,o,i,j] = b[o] + "):
         assert part in text
     assert str(ROOT) not in text
@@ -62,10 +62,10 @@ def test_an_op_in_full(capfd):
 def test_why(capfd):
     """The numbers of this layer by hand: 64 x 64 outputs are 256 tiles of 4 x 4, twice."""
     shapes = ["conv2d", "2x320x64x64", "320x320x3x3", "--padding", "1"]
-    found = answer(capfd, "why", *shapes)
-    assert (found["backend"], found["algorithm"]) == ("numba", "winograd4")
-    assert found["output"]["shape"] == [2, 320, 64, 64]
-    costs = {cost["algorithm"]: cost for cost in found["costs"]}
+    report = answer(capfd, "why", *shapes)
+    assert (report["backend"], report["algorithm"]) == ("numba", "winograd4")
+    assert report["output"]["shape"] == [2, 320, 64, 64]
+    costs = {cost["algorithm"]: cost for cost in report["costs"]}
     products = 320 * 320
     assert costs["im2col"]["multiplications"] == 2 * 64 * 64 * 9 * products
     assert costs["winograd2"]["multiplications"] == 2 * 1024 * 16 * products
@@ -90,9 +90,9 @@ def test_why(capfd):
 ])
 def test_why_under_options(capfd, options, algorithm, word):
     kernel = "64x32x3x3" if "--groups" in options else "64x64x3x3"
-    found = answer(capfd, "why", "conv2d", "1x64x32x32", kernel, *options)
-    assert found["algorithm"] == algorithm and word in found["why"]
-    fits = {cost["algorithm"] for cost in found["costs"] if cost["multiplications"] is not None}
+    report = answer(capfd, "why", "conv2d", "1x64x32x32", kernel, *options)
+    assert report["algorithm"] == algorithm and word in report["why"]
+    fits = {cost["algorithm"] for cost in report["costs"] if cost["multiplications"] is not None}
     strided = {"--stride", "--dilation"} & set(options)
     assert fits == {"im2col", "fft"} | (set() if strided else {"winograd2", "winograd4"})
 
@@ -136,8 +136,8 @@ CASES = [
 
 @pytest.mark.parametrize("x, weight, options", CASES)
 def test_the_bytes_are_what_the_kernels_keep(x, weight, options):
-    found = algorithms.explain_conv2d(x, weight, backend="numba", **options)
-    costs = {cost.algorithm: cost.weight_bytes for cost in found.costs}
+    report = algorithms.explain_conv2d(x, weight, backend="numba", **options)
+    costs = {cost.algorithm: cost.weight_bytes for cost in report.costs}
     for name, wanted in costs.items():
         if wanted is not None:
             fresh = seal(weight.copy())  # packed anew, and kept
@@ -174,8 +174,8 @@ def test_the_multiplications_are_those_of_the_definitions(monkeypatch, x, weight
         monkeypatch.setattr(module, "rfft2", lambda a, **size: transform(
             np.asarray(a), **size).view(Counting), raising=False)
     for backend in registry.BACKENDS:
-        found = algorithms.explain_conv2d(x, weight, backend=backend, **options)
-        for cost in found.costs:
+        report = algorithms.explain_conv2d(x, weight, backend=backend, **options)
+        for cost in report.costs:
             if cost.multiplications is not None:
                 Counting.multiplications = 0
                 definition(x, weight.view(Counting), **options, algorithm=cost.algorithm)

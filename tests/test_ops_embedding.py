@@ -137,7 +137,7 @@ def test_rope_keeps_lengths_and_sees_only_distances(seed, interleaved, shift):
     # 8 products, 6 roundings of the rotations and 2 of angles up to 60, all in float64
     slack = (8 + 6 + 4 * 60) * 2.0**-53
     assert_within(scores(there), scores(here), slack * size)
-    turned = F.rope(q, there, **options)
+    rotated = F.rope(q, there, **options)
     lengths = np.linalg.norm(q, axis=-1)
-    assert_within(np.linalg.norm(turned, axis=-1), lengths, 20 * 2.0**-53 * lengths)
+    assert_within(np.linalg.norm(rotated, axis=-1), lengths, 20 * 2.0**-53 * lengths)
     assert np.array_equal(F.rope(q, np.zeros(6, "int64"), **options), q)

@@ -32,9 +32,9 @@ def test_concat(axis):
     a, b, c = (normal((2, 3, 4), seed) for seed in (1, 2, 3))
     y = F.concat([a, b, c], axis=axis)
     size = a.shape[axis]
-    for part, wanted in enumerate((a, b, c)):
+    for part, expected in enumerate((a, b, c)):
         rows = range(part * size, (part + 1) * size)
-        assert np.array_equal(np.take(y, rows, axis=axis), wanted)
+        assert np.array_equal(np.take(y, rows, axis=axis), expected)
     assert y.size == 3 * a.size
     assert np.array_equal(F.concat((a,), axis=axis), a)
 
@@ -73,5 +73,5 @@ def test_every_bit_pattern_is_moved_as_it_is(dtype):
               F.slice(x, axis=1, start=0, stop=4), F.transpose(x, axes=(3, 2, 1, 0)),
               F.pad(x, widths=((0, 0),) * 4), F.upsample_nearest(x, height=H, width=2),
               F.embedding(np.arange(4), x[0].reshape(4, -1)), F.gather(tokens, np.array([3]))):
-        found = sorted(np.ascontiguousarray(y).view(f"u{x.itemsize}").ravel().tolist())
-        assert found == bits if y.size == x.size else set(found) <= set(bits)
+        moved = sorted(np.ascontiguousarray(y).view(f"u{x.itemsize}").ravel().tolist())
+        assert moved == bits if y.size == x.size else set(moved) <= set(bits)

@@ -58,9 +58,9 @@ def test_linear_is_x_times_the_transposed_weight(lead, bias, dtype):
     args = [a.astype(dtype) for a in ((x, weight, b) if bias else (x, weight))]
     y = F.linear(*args)
     for row in np.ndindex(lead):
-        wanted = [sum(map(math.prod, zip(x[row].tolist(), w.tolist()))) + bias * int(b[o])
+        expected = [sum(map(math.prod, zip(x[row].tolist(), w.tolist()))) + bias * int(b[o])
                   for o, w in enumerate(weight)]
-        assert y[row].tolist() == wanted
+        assert y[row].tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -74,9 +74,9 @@ def test_group_norm_is_the_formula(groups, positions):
         channels = range(g * 6 // groups, (g + 1) * 6 // groups)
         values = iter(standardized([v for c in channels for v in x[n, c].ravel()], 1e-5))
         for c in channels:
-            for place in np.ndindex(positions):
+            for position in np.ndindex(positions):
                 w, b = Fraction(float(weight[c])), Fraction(float(bias[c]))
-                truth[(n, c, *place)] = float(next(values) * w + b)
+                truth[(n, c, *position)] = float(next(values) * w + b)
     check("group_norm", (x, weight, bias), {"groups": groups, "eps": 1e-5}, truth)
 
 

@@ -14,14 +14,14 @@ DTYPES = ("float32", "float64")
 SIZES = [(1, 1), (1, 4), (2, 4), (3, 6), (4, 3), (5, 9), (7, 7), (8, 16), (9, 17), (33, 66)]
 
 
-@pytest.mark.parametrize("size, wanted", SIZES)
-def test_nearest_takes_the_pixel_below(size, wanted):
+@pytest.mark.parametrize("size, new_size", SIZES)
+def test_nearest_takes_the_pixel_below(size, new_size):
     x = normal((2, 3, size, size + 1), 1)
-    y = F.upsample_nearest(x, height=wanted, width=2 * wanted)
-    assert y.shape == (2, 3, wanted, 2 * wanted)
-    for i in range(wanted):
-        for j in range(2 * wanted):
-            row, column = i * size // wanted, j * (size + 1) // (2 * wanted)
+    y = F.upsample_nearest(x, height=new_size, width=2 * new_size)
+    assert y.shape == (2, 3, new_size, 2 * new_size)
+    for i in range(new_size):
+        for j in range(2 * new_size):
+            row, column = i * size // new_size, j * (size + 1) // (2 * new_size)
             assert np.array_equal(y[:, :, i, j], x[:, :, row, column])
 
 
@@ -38,22 +38,22 @@ def test_the_ratio_is_rounded_to_float32_as_in_torch():
     y = F.upsample_nearest(x, height=1, width=82)[0, 0, 0]
     assert y[41] == 0 and y[42] == 1
     assert Fraction(float(np.float32(2) / np.float32(82))) < Fraction(2, 82)
-    for size, wanted in ((3, 100), (7, 86), (100, 123), (129, 130)):
-        ratio = Fraction(float(np.float32(size) / np.float32(wanted)))
+    for size, new_size in ((3, 100), (7, 86), (100, 123), (129, 130)):
+        ratio = Fraction(float(np.float32(size) / np.float32(new_size)))
         x = np.arange(size, dtype="float64").reshape(1, 1, size, 1)
-        y = F.upsample_nearest(x, height=wanted, width=1)[0, 0, :, 0]
-        products = [np.float32(float(ratio * j)) for j in range(wanted)]  # exact in float64
+        y = F.upsample_nearest(x, height=new_size, width=1)[0, 0, :, 0]
+        products = [np.float32(float(ratio * j)) for j in range(new_size)]  # exact in float64
         assert y.tolist() == [min(math.floor(p), size - 1) for p in products]
 
 
-def linear(x, wanted, align_corners):
+def linear(x, new_size, align_corners):
     """One row in exact fractions."""
     size, y = len(x), []
-    for i in range(wanted):
+    for i in range(new_size):
         if align_corners:
-            source = Fraction(i * (size - 1), max(wanted - 1, 1))
+            source = Fraction(i * (size - 1), max(new_size - 1, 1))
         else:
-            source = max(Fraction(2 * i + 1, 2) * Fraction(size, wanted) - Fraction(1, 2), 0)
+            source = max(Fraction(2 * i + 1, 2) * Fraction(size, new_size) - Fraction(1, 2), 0)
         first = min(math.floor(source), size - 1)
         second = min(first + 1, size - 1)
         y.append(x[first] * (1 - (source - first)) + x[second] * (source - first))
@@ -62,17 +62,17 @@ def linear(x, wanted, align_corners):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("size, wanted", SIZES)
-def test_bilinear_is_the_formula_along_both_axes(size, wanted, align_corners, dtype):
+@pytest.mark.parametrize("size, new_size", SIZES)
+def test_bilinear_is_the_formula_along_both_axes(size, new_size, align_corners, dtype):
     x = normal((1, 2, size, 3), 1).astype(dtype)
     exact = [[[Fraction(float(v)) for v in row] for row in plane] for plane in x[0]]
     truth = []
     for plane in exact:
         across = [linear(row, 5, align_corners) for row in plane]
-        down = [linear(column, wanted, align_corners) for column in zip(*across)]
+        down = [linear(column, new_size, align_corners) for column in zip(*across)]
         truth.append([[float(v) for v in row] for row in zip(*down)])
     truth = np.array([truth])
-    y = F.upsample_bilinear(x, height=wanted, width=5, align_corners=align_corners)
+    y = F.upsample_bilinear(x, height=new_size, width=5, align_corners=align_corners)
     p = PRECISIONS[dtype]
     # The source positions are float64 in both dtypes: size * 2^-52 off at most, times a difference.
     positions = 2 * size * 2.0**-52 * abs(x).max() * 2

@@ -43,16 +43,16 @@ def _input(op, inputs, name):
 def _map(kind: Map, options: dict[str, Any]) -> list[Row]:
     kinds = (("positive", "big") if kind.low == 0 else
              ("plain", "zeros") if kind.high < math.inf else KINDS)
-    found = [(values, {"x": ((2, 5, 3, 7), values, kind.scale)}, options) for values in kinds]
-    return [*found, ("one", {"x": ((1,), kinds[0], kind.scale)}, options),
+    cases = [(values, {"x": ((2, 5, 3, 7), values, kind.scale)}, options) for values in kinds]
+    return [*cases, ("one", {"x": ((1,), kinds[0], kind.scale)}, options),
             ("vector_tails", {"x": ((67,), kinds[0], kind.scale)}, options)]
 
 
 def _pairs(second: str) -> list[Row]:
     shapes = {"alike": (2, 5, 3, 7), "bias_of_channels": (2, 5, 1, 1), "bias_of_tokens": (7,)}
-    found = [(name, {"a": ((2, 5, 3, 7),), "b": (shape, second)}, {})
+    cases = [(name, {"a": ((2, 5, 3, 7),), "b": (shape, second)}, {})
              for name, shape in shapes.items()]
-    return [*found, ("number", {"a": ((3, 13),), "b": 0.1}, {}),
+    return [*cases, ("number", {"a": ((3, 13),), "b": 0.1}, {}),
             ("wide", {"a": ((3, 13), "wide"), "b": ((3, 13), "wide" if second == "plain" else
                                                       second)}, {}),
             ("big", {"a": ((3, 13), "big"), "b": ((3, 13), "big")}, {})]

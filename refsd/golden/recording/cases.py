@@ -37,23 +37,24 @@ class Case(NamedTuple):
 
 def families() -> list[str]:
     """The files of refsd/ops that define ops."""
-    return sorted({op.family for op in _own()})
+    return sorted({declared.family for declared in _own()})
 
 
 def _own():
-    return [op for _, op in sorted(ops().items()) if op.definition.__module__.startswith("refsd.")]
+    """The ops of refsd itself, in the order of their names."""
+    return [declared for _, declared in sorted(ops().items())
+            if declared.definition.__module__.startswith("refsd.")]
 
 
 def cases(op: str | None = None, family: str | None = None) -> Iterator[Case]:
-    """Every case of an op, of a family, or of all ops in the order of their names. float32 arrays.
-    """
-    for found in _own():
-        if op not in (None, found.name) or family not in (None, found.family):
+    """Every case of an op, of a family, or of all ops in the order of their names."""
+    for declared in _own():
+        if op not in (None, declared.name) or family not in (None, declared.family):
             continue
-        for case, inputs, options in rows(found):
-            where = f"{found.name}/{case}"
-            yield Case(found.name, case, {key: _made(f"{where}:{key}", value)
-                                    for key, value in inputs.items()}, options)
+        for case, inputs, options in rows(declared):
+            where = f"{declared.name}/{case}"
+            yield Case(declared.name, case, {key: _made(f"{where}:{key}", value)
+                                             for key, value in inputs.items()}, options)
 
 
 def _made(where, value):
