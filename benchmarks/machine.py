@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks import ROOT
+from refsd import parallel
 from refsd.version import __version__
 
 PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "torch", "diffusers", "transformers", "openvino")
@@ -17,21 +18,13 @@ def fingerprint():
     from refsd.numba_ops.simd import WIDTH
 
     return {
-        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "caches": caches(),
-                    "simd_bytes": WIDTH, "memory_bytes": memory_bytes(),
+        "machine": {"cpu": parallel.processor(), "cores": len(os.sched_getaffinity(0)),
+                    "caches": caches(), "simd_bytes": WIDTH, "memory_bytes": memory_bytes(),
                     "system": f"{platform.system()} {platform.machine()}"},
         "versions": {"refsd": __version__, "python": platform.python_version()} | {
             package: _version(package) for package in PACKAGES},
         "source": source(),
     }
-
-
-def cpu_name():
-    """The processor's own name for itself."""
-    for line in _text("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def caches():

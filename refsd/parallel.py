@@ -5,10 +5,12 @@ module imports no such part, and what is imported within a block is limited ther
 """
 
 import os
+import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from refsd import cgroups
@@ -35,6 +37,14 @@ def quota() -> int | None:
     """
     given = cgroups.processors()
     return given if given is not None and given < cores() else None
+
+
+def processor() -> str:
+    """The processor's own name for itself."""
+    facts = Path("/proc/cpuinfo")  # of Linux; elsewhere platform knows
+    lines = facts.read_text(errors="replace").splitlines() if facts.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def check_threads(name: str, count: Any) -> int:

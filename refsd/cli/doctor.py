@@ -81,13 +81,7 @@ def processor() -> dict[str, Any]:
     """Its name, the cores this process may use, and the vector extensions that decide speed."""
     from numpy._core._multiarray_umath import __cpu_features__ as features
 
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"name": names[0] if names else name, "cores": os.cpu_count(),
+    return {"name": parallel.processor(), "cores": os.cpu_count(),
             "usable cores": parallel.cores(), "time for (quota)": cgroups.processors(),
             "features": [feature for feature in FEATURES if features.get(feature)]}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd import parallel
 from refsd.atomic import write_file
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.packs import journal
@@ -270,14 +271,7 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, str]:
     """The processor and the system; nothing that tells whose they are, or how many threads."""
     return {"system": platform.system(), "architecture": platform.machine(),
-            "processor": _processor()}
-
-
-def _processor() -> str:
-    facts = Path("/proc/cpuinfo")  # of Linux; elsewhere platform knows
-    lines = facts.read_text(errors="replace").splitlines() if facts.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())[:200]
+            "processor": parallel.processor()[:200]}
 
 
 def _as_usage(call: Any) -> Any:

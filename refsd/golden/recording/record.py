@@ -162,7 +162,7 @@ class Recorder:
     def tensor(self, stage: str, step: int | None, path: str, array: Any, *, level: int,
                op: str | None = None, inputs: Mapping[str, Any] | None = None,
                options: Mapping[str, Any] | None = None, note: str = "") -> None:
-        """A tensor between the networks; without an op it is given, not computed.
+        """A tensor between the networks; without an op it is an external input.
 
         From level 2 on the pack gets inputs that it lacks, as NAME:PARAMETER; below it says
         "block" of what it lacks inputs of.
@@ -201,15 +201,12 @@ class Recorder:
         references = {key: self._reference(f"{name}:{key}", value, place)
                       for key, value in inputs.items()}
         tolerance = {}
-        if self.tolerance is not None and op not in (None, BLOCK) and not self._done(name):
+        if self.tolerance is not None and op not in (None, BLOCK) and not self.writer.holds(name):
             tolerance = self.tolerance(op, inputs, options or {}, array)
         self.writer.add(name, array, op=op, options=options or {}, inputs=references,
                         tolerance=tolerance, note=note, **place)
         self._learn(array, name)
         return True
-
-    def _done(self, name):
-        return self.writer.holds(name)
 
     def _reference(self, name, value, place):
         """What stands in an entry for an op's input; an array that is nowhere yet is written."""
