@@ -121,9 +121,12 @@ def caches() -> dict[str, Any]:
 
 def backends() -> dict[str, Any]:
     """Who can compute the ops."""
-    from refsd.registry import BACKENDS, choose_backend
+    from refsd.backends import BACKENDS, choose_backend
 
-    return {"available": list(BACKENDS), "auto": choose_backend("auto")}
+    why_not = {name: backend.unavailable() for name, backend in BACKENDS.items()}
+    return {"available": [name for name, why in why_not.items() if not why],
+            **{f"{name} is not available": why for name, why in why_not.items() if why},
+            "auto": choose_backend("auto")}
 
 
 def kernels() -> dict[str, Any]:

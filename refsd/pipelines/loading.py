@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from refsd.arguments import shown
+from refsd.backends import find_backend
 from refsd.errors import ModelError, UsageError
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.pipelines.single_file import predicting, scheduler_of_file
-from refsd.registry import lay_out, release
 from refsd.schedulers import Config, from_config, would_do
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
@@ -57,8 +57,8 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str, downlo
     parts = load_checkpoint(place, dtype=dtype, variant=variant, ema=ema, force=force,
                             replaced=replaced)
     for part in parts.values():
-        lay_out(backend, part.tensors)
-    release(backend)  # the memory that weights lay in before
+        find_backend(backend).place(part.tensors)
+    find_backend(backend).release()  # the memory that weights lay in before
 
     unet = UNet(parts["unet"].tree, UNetConfig.from_json(parts["unet"].config), backend, exact)
     encoder = objects.get("text_encoder") or _text_encoder(parts["text_encoder"], backend, exact)
