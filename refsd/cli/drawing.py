@@ -65,7 +65,7 @@ def _numpy_vectors() -> str:
 
 
 def calls(pipe: Any, steps: int) -> int:
-    """How often the model will be asked a picture; UsageError if the sampler cannot do `steps`."""
+    """How many steps a picture takes; UsageError if the sampler cannot do `steps`."""
     return len(stages.make_schedule(pipe.scheduler, steps))
 
 
