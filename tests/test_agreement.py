@@ -15,7 +15,6 @@ import numba
 import numpy as np
 import pytest
 import wrong_dense_kernels  # noqa: F401  declares more of them
-from agreement_cases import from_examples
 from agreement_checks import CHECKS, ONLY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,13 +67,6 @@ def others(request, tmp_path_factory):
 @settings(max_examples=25)
 def test_any_call(name, data):
     agree_on(name, data.draw(CALLS[name]))
-
-
-@pytest.mark.parametrize("name", sorted(OPS))
-def test_examples_are_enough_for_a_new_op(name):
-    """The tables of hard calls need not know an op."""
-    for hard in from_examples(OPS[name]):
-        agree_on(name, hard)
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
