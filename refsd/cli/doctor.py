@@ -180,8 +180,9 @@ def checks() -> dict[str, bool]:
 
 def _model_is_whole() -> bool:
     """Whether all the model's files are there, and have the tensors that its configs ask for."""
+    from refsd.families import COMPONENTS
     from refsd.pipelines.loading import bundled_model
-    from refsd.weights.checkpoint import COMPONENTS, plan_folder
+    from refsd.weights.plan import plan_folder
 
     try:
         for part in COMPONENTS:
