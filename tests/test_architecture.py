@@ -135,6 +135,23 @@ def test_importing_refsd_is_cheap(statement, absent):
     assert done.stdout.strip() == "[]"
 
 
+def test_an_image_on_numpy_imports_what_it_needs(model):
+    """No kernels, golden packs or command line, and of the samplers one; a ceiling on the rest."""
+    code = ("import sys, refsd\npipe = refsd.StableDiffusionPipeline.from_pretrained("
+            f"{str(model)!r}, backend='numpy')\npipe('a', 32, 32, num_inference_steps=1)\n"
+            "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'refsd'))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=PACKAGE.parent, check=True)
+    files = [Path(file) for file in done.stdout.split()]
+    parts = {part(file) for file in files}
+    assert not parts & {"numba_ops", "golden", "cli", "profiling", "examples"}
+    samplers = {file.name for file in files if part(file) == "schedulers"}
+    assert samplers == {"__init__.py", "config.py", "scheduler.py", "diffusion.py",
+                        "noise_schedule.py", "prediction.py", "ddim.py"}
+    lines = sum(len(file.read_text().splitlines()) for file in files)
+    assert len(files) <= 86 and lines <= 9200, (len(files), lines)
+
+
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_files_and_functions_fit_a_reader(path):
     text = path.read_text()
