@@ -214,21 +214,6 @@ def _timestep_embedding(values):
                dtype="float32")
 
 
-def _resize(**options):
-    def cases(values):
-        before = itertools.cycle([(8, 9), (7, 5), (3, 4)])
-        after = itertools.cycle([(16, 18), (17, 31), (3, 9), (1, 1)])
-        for C, (H, W), (height, width) in zip(WIDTHS, before, after):
-            yield call(values(2, C, H, W), height=height, width=width, **options)
-
-    return cases
-
-
-def _bilinear(values):
-    for align_corners in (False, True):
-        yield from _resize(align_corners=align_corners)(values)
-
-
 def _concat(values):
     for C, axis in itertools.product(WIDTHS[::2], (1, -1)):
         shape = [2, 5, 3, 4]
@@ -259,7 +244,6 @@ WRITTEN = {
     "linear": _linear, "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
     "group_norm": _group_norm, "layer_norm": _row_norm(bias=True),
     "rms_norm": _row_norm(bias=False), "softmax": _softmax,
-    "timestep_embedding": _timestep_embedding, "upsample_nearest": _resize(),
-    "upsample_bilinear": _bilinear, "concat": _concat, "slice": _slice, "pad": _pad,
+    "timestep_embedding": _timestep_embedding, "concat": _concat, "slice": _slice, "pad": _pad,
     "transpose": _transpose,
 }  # fmt: skip
