@@ -92,8 +92,7 @@ def sizes_of(letters: tuple, sizes: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape that letters stand for."""
     shape: list[int] = []
     for letter in letters:
-        shape += sizes[letter] if letter.endswith("...") else [
-            int(value(letter.rstrip("?"), sizes))]
+        shape += sizes[letter] if letter.endswith("...") else [int(value(letter, sizes))]
     return tuple(shape)
 
 

@@ -1,18 +1,20 @@
 """How far a result may lie from the exact one, and the assertion of it.
 
 `BOUNDS[op](args, options, truth, precision)` is the worst case of refsd's own kernels, element by
-element; the formulas are those of refsd.golden.tolerances.bounds_worst.
+element; the formulas are those of refsd.golden.tolerances.bounds.
 """
 
 import math
 
 import numpy as np
 
-from refsd.golden.tolerances.bounds_conv import conv2d
-from refsd.golden.tolerances.bounds_worst import WORST as BOUNDS
+from refsd.golden.tolerances.bounds import error_model
+from refsd.golden.tolerances.bounds.conv import conv2d
 from refsd.golden.tolerances.precision import EXP, OTHERS, Precision, gamma
 from refsd.golden.tolerances.precision import PRECISIONS as ALL
+from refsd.registry import ops
 
+BOUNDS = {name: error_model(name).worst for name in ops()}
 # What refsd computes in.
 PRECISIONS = {name: ALL[name] for name in ("float32", "float64")}
 __all__ = ["BOUNDS", "EXP", "OTHERS", "PRECISIONS", "Precision", "assert_within", "conv2d",

@@ -13,13 +13,13 @@ from numba_agreement import run, truth_of
 from op_table import normal
 
 from refsd.errors import UsageError
-from refsd.golden.tolerances import bounds_conv, tolerance
-from refsd.golden.tolerances.bounds import Bound, bound
-from refsd.golden.tolerances.bounds_moved import MOVEMENT
+from refsd.golden.tolerances import tolerance
+from refsd.golden.tolerances.bounds import Bound, bound, conv, moves_data
 from refsd.golden.tolerances.formats import FORMATS, round_to
 from refsd.golden.tolerances.precision import PRECISIONS, gamma, quantile, running_sum
+from refsd.kinds import EXP, Map
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
-from refsd.registry import ops, watch
+from refsd.registry import op, ops, watch
 
 P = PRECISIONS["float32"]
 OPS = ops()
@@ -46,7 +46,7 @@ def cpu_winograd(monkeypatch):
     """The CPU backend's Winograd has other points than the reference."""
     for name in agreement_bounds.WINOGRAD:
         G, B, A = agreement_bounds.matrices(name)
-        monkeypatch.setitem(bounds_conv.WINOGRAD, name, (B, G, A))
+        monkeypatch.setitem(conv.WINOGRAD, name, (B, G, A))
 
 
 def test_kernels_stay_within_and_come_near(cpu_winograd):
@@ -60,7 +60,7 @@ def test_kernels_stay_within_and_come_near(cpu_winograd):
                     if name == "conv2d" else None)
             allowed = bound(name, args, options, truth, algorithm=kind)
             if not allowed.worst.any():
-                assert name in MOVEMENT, f"{name}: a bound of 0"
+                assert moves_data(name), f"{name}: a bound of 0"
                 continue
             likely, worst = shares(run(name, args, options), truth, allowed)
             assert likely <= 1 and worst <= 1, f"{name} {[np.shape(a) for a in args]}: {likely}"
@@ -153,6 +153,34 @@ def test_a_sum_that_stagnates_has_its_worst_case_only():
     found = bound("linear", [x, w], {}, np.array([[1000.0]]), format="bfloat16",
                   accumulate="bfloat16")
     assert found.likely[0, 0] >= 1000 - 256
+
+
+def test_stagnation_asks_for_the_length_of_the_sums():
+    """A group of 300 numbers in two channels: its mean may stagnate in bfloat16 (256)."""
+    x, one = normal((1, 2, 150), 1), np.ones(2, "f4")
+    options = {"groups": 1, "eps": 1e-5}
+    truth, _ = truth_of("group_norm", (x, one, one), options)
+    found = bound("group_norm", (x, one, one), options, truth, accumulate="bfloat16", given=True)
+    np.testing.assert_allclose(found.deviation, found.worst, rtol=1e-6)  # no chance averages out
+
+
+def test_a_new_map_is_bounded_by_what_it_declares(monkeypatch):
+    """x sigmoid(x) / 2 + x / 2, in a module of a user: no bound is written for it by name."""
+    monkeypatch.setattr("refsd.registry._ops", dict(OPS))
+    monkeypatch.setattr("refsd.registry._kernels", {})
+
+    @op("x (...) -> (...)", Map(roundings=EXP + 6, curvature=1), flops="6 * size")
+    def half_silu(x):
+        """x (sigmoid(x) + 1) / 2.   any shape -> the same"""
+        return x * ((1 / (1 + np.exp(-x)) + 1) / 2)
+
+    x = normal((999,), 1, 3)
+    truth = half_silu(x.astype("f8"))
+    assert max(shares(half_silu(x), truth, bound("half_silu", [x], {}, truth))) <= 1
+    stored = round_to(x, "bfloat16")
+    y = round_to(half_silu(stored), "bfloat16")
+    likely, worst = shares(y, truth, bound("half_silu", [x], {}, truth, format="bfloat16"))
+    assert 0.1 < likely <= 1 and worst <= 1
 
 
 def test_running_sums_of_random_orders():
@@ -249,7 +277,7 @@ def test_a_real_picture_stays_within(backend, cpu_winograd):
     done, near = set(), []
 
     def look(op, inputs, options, output):
-        if op in MOVEMENT:
+        if moves_data(op):
             return
         key = op, *(np.shape(value) for value in inputs.values())
         if key in done:

@@ -4,17 +4,15 @@ The model is tests/tiny.py's, but for memory, where the bundled one has tensors 
 """
 
 import json
-import sys
 import tracemalloc
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import flow_matching
 import numpy as np
 import pytest
 import tiny
 
-from refsd import parallel, schedulers
+from refsd import parallel
 from refsd.__main__ import main
 from refsd.cli import samplers
 from refsd.cli.drawing import choose_sampler
@@ -28,7 +26,7 @@ from refsd.golden.recording.record import Event, Recorder, Selection
 from refsd.golden.recording.request import Request, load_truth
 from refsd.golden.recording.run import run, trees
 from refsd.golden.tolerances.bounds import bound
-from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
+from refsd.golden.tolerances.bounds.pipeline import PIPELINE_BOUNDS, pipeline_bound
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random import TorchGenerator
 from refsd.registry import ops
@@ -166,19 +164,19 @@ def test_every_op_replays_within_the_rounding_of_its_inputs(levels, model, level
     """The truth was computed from unrounded float64; the pack's inputs are rounded to float32.
 
     That is what a port in tf32 does with 2^-11 in place of 2^-24, and bounds are linear in both.
-    Stage ops' bounds count one rounding at least for each of their inputs: twice them is enough.
+    Pipeline ops' bounds count one rounding at least for each of their inputs: twice them is enough.
     """
     pack, count = levels[level], 0
     weight = replay.weights(pack, model)
     for entry in pack.entries.values():
-        if entry.op not in ops() and entry.op not in STAGE_BOUNDS:
+        if entry.op not in ops() and entry.op not in PIPELINE_BOUNDS:
             continue
         inputs = replay.arrays_of(entry, tensor=pack.read, weight=weight)
         found, golden = replay.replay(entry, inputs), pack.read(entry.name)
         assert found.shape == golden.shape
         wide = {name: replay.raise_to_float64(value) for name, value in inputs.items()}
-        if entry.op in STAGE_BOUNDS:
-            allowed = 2 * stage_bound(entry.op, wide, entry.options, found, "float32")
+        if entry.op in PIPELINE_BOUNDS:
+            allowed = 2 * pipeline_bound(entry.op, wide, entry.options, found, "float32")
         else:
             allowed = bound(entry.op, wide, entry.options, found, format="tf32").worst * 2.0**-13
         error = np.abs(found.astype("f8") - golden.astype("f8"))
@@ -226,23 +224,6 @@ def test_the_tokens_are_there_in_words(levels):
 
 # The truth.
 
-def test_a_sampler_without_betas_is_recorded_as_it_runs(pipe, model, tmp_path, monkeypatch):
-    """Nothing asks it for alphas; what each step was given replays it."""
-    name = flow_matching.FlowMatchEulerDiscreteScheduler.__name__
-    monkeypatch.setitem(schedulers.FILES, name, "flow_matching")
-    monkeypatch.setitem(sys.modules, "refsd.schedulers.flow_matching", flow_matching)
-    config = schedulers.from_config({"_class_name": name}).config
-    pack = record(tmp_path / "flow", pipe, model, {"scheduler": config.plain()}, level=1)
-    assert "schedule/sigmas" in pack.entries and "schedule/alphas_cumprod" not in pack.entries
-    steps = [entry for entry in pack.entries.values() if entry.op == "scheduler_step"]
-    assert len(steps) == 3
-    weight = replay.weights(pack, model)
-    for entry in steps:
-        found = replay.replay(entry, replay.arrays_of(entry, tensor=pack.read, weight=weight))
-        # a product and a sum in float32, and the latents before them rounded to it: 3 roundings
-        assert np.abs(found - pack.read(entry.name)).max() <= 3 * 2.0**-24 * np.abs(found).max()
-
-
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_the_run_is_the_pipelines(pipe, model, tmp_path, monkeypatch, name):
     """The same picture as the pipeline's in float64, and each step of the sampler replays."""
@@ -259,12 +240,12 @@ def test_the_run_is_the_pipelines(pipe, model, tmp_path, monkeypatch, name):
 
     weight = replay.weights(pack, model)
     steps = [entry for entry in pack.entries.values() if entry.op == "scheduler_step"]
-    assert len(steps) == len(pack.read("schedule/timesteps"))
+    assert len(steps) == 5 + (name == "pndm")
     for entry in steps:
         inputs = replay.arrays_of(entry, tensor=pack.read, weight=weight)
         found = replay.replay(entry, inputs)
         wide = {key: replay.raise_to_float64(value) for key, value in inputs.items()}
-        allowed = stage_bound("scheduler_step", wide, entry.options, found, "float32")
+        allowed = pipeline_bound("scheduler_step", wide, entry.options, found, "float32")
         assert (np.abs(found - pack.read(entry.name)) <= 2 * allowed).all(), entry.name
 
 

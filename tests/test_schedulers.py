@@ -44,7 +44,7 @@ noise_schedule.py | (1 - weight) * low + weight * (low + 1) | weight * low + (1 
 noise_schedule.py | alpha=0.6, beta=0.6 | alpha=0.6, beta=0.7
 ddim.py | eta * np.sqrt(variance) | eta * variance
 ddim.py | 1 - alpha_bar_s - np.square(sigma) | 1 - alpha_bar_s
-ddim.py | s = t - | s = t - 1 -
+ddim.py | return t - | return t - 1 -
 ddim.py | if use_clipped_model_output: | if not use_clipped_model_output:
 ddim.py | float(sigma) * variance_noise | variance_noise
 ddpm.py | if t > 0: | if t >= 0:
@@ -104,8 +104,8 @@ prediction.py | return signal * output + noise * x | return signal * output - no
 prediction.py | np.clip(flat, -s, s) / s | np.clip(flat, -s, s)
 prediction.py | return (x - noise * output) / signal | return x - noise * output
 prediction.py | np.clip(s, 1, | np.clip(s, 0.5,
-diffusion.py | if not self.config.get("set_alpha_to_one", True) | if self.config.get("set_alpha_to_one", True)
-diffusion.py | per_sample(np.sqrt(1 - alpha_bar) | per_sample(1 - alpha_bar
+scheduler.py | if not self.config.get("set_alpha_to_one", True) | if self.config.get("set_alpha_to_one", True)
+scheduler.py | per_sample(np.sqrt(1 - alpha_bar) | per_sample(1 - alpha_bar
 scheduler.py | if key not in dropped and | if
 scheduler.py | Config({**options, **scheduler.config} | Config({**scheduler.config}
 scheduler.py | if self.step_index is None else self.step_index | if True else self.step_index

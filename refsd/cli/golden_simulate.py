@@ -50,12 +50,12 @@ def parser() -> Parser:
 def run(options: argparse.Namespace) -> int:
     """Simulate, and say what came of it."""
     from refsd.golden.recording.request import Request, load_truth
-    from refsd.golden.tolerances.bounds import arithmetic
+    from refsd.golden.tolerances.precision import arithmetic_of
     from refsd.golden.tolerances.simulate import UNITS, simulate
     from refsd.pipelines.request import check_choice
 
     check_choice("--rank", options.rank, (*UNITS, "none"))
-    arithmetic(options.format, options.accumulate)  # refuses what does not exist
+    arithmetic_of(options.format, options.accumulate)  # refuses what does not exist
     pipe = load_truth(options.model)
     request = Request(
         prompt=options.prompt, steps=options.steps, seed=options.seed,

@@ -16,13 +16,12 @@ from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
 from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
-from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.prediction import keep_in_range, to_eps, to_x0
-from refsd.schedulers.scheduler import Step
+from refsd.schedulers.scheduler import Scheduler, Step
 
 
-class DDIMScheduler(DiffusionScheduler):
+class DDIMScheduler(Scheduler):
     """DDIM; eta = 0 draws no noise, eta = 1 is DDPM on the same timesteps.
 
     s is always t - T // n, diffusers' rule: exact for leading spacing, close for the others.
@@ -47,6 +46,13 @@ class DDIMScheduler(DiffusionScheduler):
         self._set_schedule(self._check_in_table(timesteps.round().astype(np.int64)))
         self.num_inference_steps = steps
 
+    def _target(self, t):
+        return t - self.config.num_train_timesteps // self.num_inference_steps
+
+    def alpha_bars_of_step(self, timestep: int) -> tuple[float, float]:
+        """alpha_bar at t and at s."""
+        return float(self._alpha_bar(timestep)), float(self._alpha_bar(self._target(timestep)))
+
     def step(
         self,
         model_output: Any,
@@ -68,8 +74,7 @@ class DDIMScheduler(DiffusionScheduler):
         if eta is None or not 0 <= eta <= 1:
             raise UsageError(f"eta is {shown(given)}; give a number from 0 to 1")
         t = self._training_step(timestep)
-        s = t - self.config.num_train_timesteps // self.num_inference_steps
-        alpha_bar_t, alpha_bar_s = self._alpha_bar(t), self._alpha_bar(s)
+        alpha_bar_t, alpha_bar_s = self._alpha_bar(t), self._alpha_bar(self._target(t))
         kind = self.config.prediction_type
 
         x0 = keep_in_range(to_x0(kind, model_output, sample, alpha_bar_t), self.config)

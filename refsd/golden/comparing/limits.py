@@ -9,16 +9,20 @@ from scipy.special import erf, erfc, fdtri
 
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import TENSOR, arrays_of, raise_to_float64, references
-from refsd.golden.tolerances.bounds import CONFIDENCE, WEIGHTS, bound
-from refsd.golden.tolerances.bounds_conv import fits_winograd
-from refsd.golden.tolerances.bounds_moved import moved
-from refsd.golden.tolerances.bounds_worst import WORST_OF_PORTS
+from refsd.golden.tolerances.bounds import (
+    CONFIDENCE,
+    WEIGHTS,
+    bound,
+    error_model,
+    input_error,
+    positional,
+)
+from refsd.golden.tolerances.bounds.conv import fits_winograd
+from refsd.golden.tolerances.bounds.pipeline import PIPELINE_BOUNDS, pipeline_bound
 from refsd.golden.tolerances.formats import FORMATS, format_named, uncertainty
 from refsd.golden.tolerances.precision import quantile
 from refsd.golden.tolerances.spread import CONFIDENCE as SPREAD_CONFIDENCE
 from refsd.golden.tolerances.spread import RUNS, SKETCH
-from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
-from refsd.registry import ops
 
 
 class Accepted(NamedTuple):
@@ -144,7 +148,7 @@ def _bytes(pack: Any, entry: Entry, format: str, network: str) -> Limit | None:
 
 def has_external_inputs(pack: Any, entry: Entry) -> bool:
     """Whether the op's inputs are tensors that no op made: then a port has the very same."""
-    if entry.op not in WORST_OF_PORTS and entry.op not in STAGE_BOUNDS:
+    if error_model(entry.op) is None and entry.op not in PIPELINE_BOUNDS:
         return False
     return all(name.startswith(TENSOR) and pack.entries[name.removeprefix(TENSOR)].op is None
                for value in entry.inputs.values() for name in references(value))
@@ -179,11 +183,10 @@ def allowed(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: 
     order (Higham and Mary 2019): n roundings u of at most the sum of |terms|, of random signs,
     are lambda sqrt(n / 3) u of it, where the worst case is n u.
     """
-    if entry.op in STAGE_BOUNDS:
-        return stage_bound(entry.op, values, entry.options, truth, format)
+    if entry.op in PIPELINE_BOUNDS:
+        return pipeline_bound(entry.op, values, entry.options, truth, format)
     moves = moves or {}
-    names = [p.name for p in ops()[entry.op].signature.parameters.values()
-             if p.kind is not p.KEYWORD_ONLY and values.get(p.name) is not None]
+    names = [name for name in positional(entry.op) if values.get(name) is not None]
     # An option that is an array (a mask) is an input of the entry.
     options = entry.options | {name: value for name, value in values.items()
                                if name not in names and value is not None}
@@ -191,36 +194,22 @@ def allowed(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: 
     both = bound(entry.op, values, options, truth, format=format, given=exact,
                  confidence=confidence, algorithm=algorithm)
     size, factor = both.likely, quantile(truth.size, confidence)
+    args = [raise_to_float64(values[name]) for name in names]
     if any_order:
-        count = _terms(entry, values, algorithm)
+        # Of sums of several kinds the shortest; Winograd's are over the channels.
+        count = (min(error_model(entry.op).terms(args, options)) if algorithm is None
+                 else values["weight"].shape[1])
         size = size + both.worst * min(1.0, factor / math.sqrt(3 * count))
     if not moves:
         return size
-    args = [raise_to_float64(values[name]) for name in names]
     shifts = [moves.get(name, _zeros_like(arg)) for name, arg in zip(names, args)]
     with np.errstate(all="ignore"):
-        carried = moved(entry.op, args, options, np.nan_to_num(truth), shifts, factor)
+        carried = input_error(entry.op, args, options, np.nan_to_num(truth), shifts, factor)
         if carried is None:
             return size
         # variance takes errors to be spread evenly below the moves; here they may be as large.
         size = size + np.minimum(carried[0], factor * np.sqrt(3 * carried[1]))
     return np.where(np.isnan(size), np.inf, size)  # where moves are too large for a number
-
-
-def _terms(entry: Entry, values: dict[str, Any], algorithm: str | None) -> int:
-    """How many terms the sums of an op have, the shortest where there are several kinds."""
-    x = values.get("x")
-    if algorithm is not None:
-        return values["weight"].shape[1]
-    if entry.op == "matmul":
-        return values["a"].shape[-1]
-    if entry.op in ("linear", "conv2d"):
-        return math.prod(values["weight"].shape[1:])
-    if entry.op == "attention":
-        return min(values["q"].shape[-1] // entry.options["heads"], values["k"].shape[1])
-    if entry.op == "group_norm":
-        return math.prod(x.shape[1:]) // entry.options["groups"]
-    return x.shape[entry.options.get("axis", -1)]  # layer_norm, rms_norm, softmax
 
 
 def _zeros_like(arg: Any) -> Any:

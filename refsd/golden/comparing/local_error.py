@@ -15,9 +15,9 @@ from refsd.golden.comparing.port_inputs import Inputs, OpInputs
 from refsd.golden.comparing.verdicts import Status, Verdict
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import replay
-from refsd.golden.tolerances.bounds_likely import VARIANCE
+from refsd.golden.tolerances.bounds import error_model
+from refsd.golden.tolerances.bounds.pipeline import PIPELINE_BOUNDS
 from refsd.golden.tolerances.formats import rounding, uncertainty
-from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS
 
 # Mistakes that can be as small as rounding in a bad order: what looks like one of them is one.
 SMALL = ("wrong_eps", "biased_variance")
@@ -80,7 +80,7 @@ class LocalErrorJudge:
         notes = [f"given the golden {', '.join(inputs.assumed)}"] if inputs.assumed else []
         notes += [cast] if cast else []
         findings: tuple[Finding, ...] = ()
-        if error.times > 1 and entry.op in VARIANCE:
+        if error.times > 1 and (model := error_model(entry.op)) and model.variance:
             error, note, findings = self._look_again(entry, got, truth, inputs, error)
             notes += [note] if note else []
         if not error.within:
@@ -132,7 +132,7 @@ class LocalErrorJudge:
         if format != own and truth.dtype.kind == "f":
             with np.errstate(all="ignore"):
                 allowed = allowed + rounding(np.abs(truth) + allowed, format)
-        loose = bool(inputs.computed) or entry.op in STAGE_BOUNDS or how.get("cast", False)
+        loose = bool(inputs.computed) or entry.op in PIPELINE_BOUNDS or how.get("cast", False)
         return excess(got, truth, allowed, format, is_informative(allowed, truth, loose))
 
     def _other_inputs(self, entry: Entry, got: np.ndarray,
@@ -142,7 +142,7 @@ class LocalErrorJudge:
         Some rounded before the op and some not, by other rules than to nearest; or the golden ones
         where it dumped none, since it was fed them.
         """
-        if inputs.exact is not None and entry.op not in STAGE_BOUNDS:
+        if inputs.exact is not None and entry.op not in PIPELINE_BOUNDS:
             with np.errstate(all="ignore"):
                 truth = np.asarray(replay(entry, inputs.exact.values))
             error = self._excess(entry, got, truth, inputs.exact, cast=True)

@@ -11,9 +11,7 @@ from typing import Any
 
 from refsd.contracts import FLOATS, INTEGERS, Spec
 from refsd.examples import Call, calls, tensors, with_tensors
-from refsd.golden.tolerances.bounds_likely import VARIANCE
-from refsd.golden.tolerances.bounds_moved import MOVEMENT
-from refsd.golden.tolerances.bounds_worst import WORST_OF_PORTS
+from refsd.golden.tolerances.bounds import error_model, moves_data
 from refsd.registry import Op, ops
 from refsd.shapes import Refusal, Tensor
 
@@ -39,7 +37,7 @@ def describe_ops() -> dict[str, Any]:
 
 def judged_ops() -> dict[str, Op]:
     """The ops whose worst case is derived. An op that a user declares has none."""
-    return {name: op for name, op in ops().items() if name in WORST_OF_PORTS}
+    return {name: op for name, op in ops().items() if error_model(name)}
 
 
 def describe(op: Op) -> dict[str, Any]:
@@ -107,11 +105,11 @@ def _error_model(name: str) -> dict[str, Any]:
     kind: "exact" (data are moved, nothing is rounded but by the format) or "rounded"; worst is the
     function of the worst case, likely whether there is a narrower bound for chance's errors.
     """
-    worst = WORST_OF_PORTS[name]
-    worst = getattr(worst, "func", worst)
-    kind = "exact" if name in MOVEMENT else "rounded"
+    model = error_model(name)
+    worst = getattr(model.worst_of_ports, "func", model.worst_of_ports)
+    kind = "exact" if moves_data(name) else "rounded"
     return {"kind": kind, "worst": f"{worst.__module__}.{worst.__name__}",
-            "likely": name in VARIANCE}
+            "likely": model.variance is not None}
 
 
 def refusals(op: Op) -> list[tuple[Call, str]]:

@@ -14,12 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from refsd.golden.tolerances.bounds import WEIGHTS, arithmetic
-from refsd.golden.tolerances.bounds_likely import VARIANCE
-from refsd.golden.tolerances.bounds_moved import MOVEMENT
-from refsd.golden.tolerances.bounds_worst import WORST_OF_PORTS
+from refsd.golden.tolerances.bounds import WEIGHTS, error_model, moves_data
 from refsd.golden.tolerances.formats import round_to
-from refsd.golden.tolerances.precision import running_sum
+from refsd.golden.tolerances.precision import arithmetic_of, running_sum
 from refsd.registry import ops
 
 # Roundings inside an op count where their unit is at least this part of the format's: together
@@ -33,7 +30,7 @@ class Emulator:
     def __init__(self, format: str, *, accumulate: str = "float32", seed: int | None = None,
                  applies: Callable[[str, dict], bool] | None = None,
                  listener: Callable | None = None):
-        self.how = arithmetic(format, accumulate)
+        self.how = arithmetic_of(format, accumulate)
         self.applies = applies or (lambda op, inputs: True)
         self.listener = listener
         self.between = applies is None  # whether what is computed between the ops is rounded too
@@ -53,7 +50,7 @@ class Emulator:
             stored = {name: self.weight(name, value) if name in WEIGHTS else value
                       for name, value in inputs.items()}
             output = definition(**stored, **options)
-            if op not in MOVEMENT:
+            if not moves_data(op):
                 output = self.result(op, list(stored.values()), options, output)
             elif self.how.tensors.block:
                 output = self.stored(output)
@@ -90,12 +87,13 @@ def deviation(op: str, args: list, options: dict, y: np.ndarray, p: Any) -> Any:
     """The size of the roundings inside an op: of long products a mean, of others each element's."""
     while args and args[-1] is None:
         args = args[:-1]
+    model = error_model(op)
     with np.errstate(all="ignore"):
-        if op in ("linear", "conv2d", "matmul"):
-            n = args[0].shape[-1] if op == "matmul" else math.prod(args[1].shape[1:])
+        if model.product:
+            n = max(model.terms(args, options))
             squares = n * np.mean(np.square(args[0])) * np.mean(np.square(args[1]))
             size = math.sqrt(np.mean(np.square(y)))
             return np.sqrt(running_sum(n, squares, size, p, orders=1))
-        if op in VARIANCE:
-            return np.nan_to_num(np.sqrt(VARIANCE[op](args, options, y, p, 1.0)))
-        return WORST_OF_PORTS[op](args, options, y, p) / math.sqrt(3)
+        if model.variance:
+            return np.nan_to_num(np.sqrt(model.variance(args, options, y, p, 1.0)))
+        return model.worst_of_ports(args, options, y, p) / math.sqrt(3)

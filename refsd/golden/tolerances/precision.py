@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refsd.golden.tolerances.formats import FORMATS
+from refsd.errors import UsageError
+from refsd.golden.tolerances.formats import FORMATS, Format, format_named
 from refsd.kinds import EXP, OTHERS
 
 __all__ = ["EXP", "OTHERS"]
@@ -19,6 +20,33 @@ class Precision(NamedTuple):
 
 
 PRECISIONS = {name: Precision(f.unit, f.tiny) for name, f in FORMATS.items() if not f.block}
+
+
+class Arithmetic(NamedTuple):
+    """How a port computes: its tensors' format, its matrices' and its sums'."""
+
+    tensors: Format
+    matrices: Format
+    sums: Precision
+    own_rounding: bool  # whether results are rounded from the sums' format to the tensors'
+
+
+def arithmetic_of(format: str, accumulate: str = "float32") -> Arithmetic:
+    """The Arithmetic of a port in a format. int8 is the format of its matrices alone.
+
+    Sums are at least as fine as what goes in, unless they are made in the format itself.
+    Raises UsageError for an unknown format, and for sums in blocks with a shared scale.
+    """
+    tensors = matrices = format_named(format)
+    sums = format_named(accumulate)
+    if sums.block:
+        raise UsageError(f"accumulate is {accumulate!r}; give a format without shared scales: "
+                         f"{', '.join(PRECISIONS)}")
+    if tensors.name == "int8":
+        tensors = FORMATS["float32"]
+    if tensors.name == "float64":
+        sums = tensors
+    return Arithmetic(tensors, matrices, PRECISIONS[sums.name], sums.name != tensors.name)
 
 
 def gamma(n, precision):

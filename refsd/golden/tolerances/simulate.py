@@ -17,7 +17,7 @@ from refsd.golden.recording.names import block_of, parent
 from refsd.golden.recording.record import Selection
 from refsd.golden.recording.request import Request
 from refsd.golden.recording.run import trees
-from refsd.golden.tolerances.bounds_moved import MOVEMENT
+from refsd.golden.tolerances.bounds import moves_data
 from refsd.golden.tolerances.emulate import Emulator
 from refsd.golden.tolerances.formats import format_named
 from refsd.golden.tolerances.spread import emulated_run
@@ -96,7 +96,7 @@ def simulate(pipe: Any, recipe: Request, format: str, *, accumulate: str = "floa
                        margins.layers(), None)
     if rank is None:
         return found
-    units = sorted({unit_of(place, rank) for place in places if place.op not in MOVEMENT
+    units = sorted({unit_of(place, rank) for place in places if not moves_data(place.op)
                     or place.op == "embedding"})
     ranking = []
     for done, unit in enumerate(units):

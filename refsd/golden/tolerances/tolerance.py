@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from refsd.golden.tolerances.bounds import bound
-from refsd.golden.tolerances.bounds_conv import WINOGRAD, fits_winograd
-from refsd.golden.tolerances.stage_bounds import STAGE_BOUNDS, stage_bound
+from refsd.golden.tolerances.bounds.conv import WINOGRAD, fits_winograd
+from refsd.golden.tolerances.bounds.pipeline import PIPELINE_BOUNDS, pipeline_bound
 
 FORMATS = ("float32", "float16", "bfloat16", "int8")
 Number = float | None
@@ -35,7 +35,7 @@ def of(op: str, inputs: Mapping[str, Any], options: Mapping[str, Any], truth: np
     if truth.dtype.kind != "f":
         return {}
     inputs, options = dict(inputs), dict(options)
-    if op in STAGE_BOUNDS:
+    if op in PIPELINE_BOUNDS:
         return {name: _of_stage(op, inputs, options, truth, name) for name in formats}
     inputs |= {name: options.pop(name) for name in list(options)
                if isinstance(options[name], np.ndarray) and name not in ("mask",)}
@@ -52,7 +52,7 @@ def of(op: str, inputs: Mapping[str, Any], options: Mapping[str, Any], truth: np
 
 
 def _of_stage(op, inputs, options, truth, format):
-    worst = stage_bound(op, inputs, options, truth, format)
+    worst = pipeline_bound(op, inputs, options, truth, format)
     return _numbers(worst, worst)
 
 

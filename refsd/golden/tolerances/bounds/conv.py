@@ -1,9 +1,12 @@
 """Bounds of a convolution, by the algorithm that computes it: sums of products, Winograd, FFT."""
 
+import functools
 import math
 
 import numpy as np
 
+from refsd.golden.tolerances.bounds import linear
+from refsd.golden.tolerances.bounds.model import ErrorModel
 from refsd.golden.tolerances.precision import gamma, running_sum
 from refsd.ops import conv
 from refsd.ops.conv_tiled import F2, F4
@@ -19,6 +22,10 @@ def direct(x, weight, options):
     return conv.conv2d(x, weight, **plain)
 
 
+def _product(options):
+    return functools.partial(direct, options=options)
+
+
 def algorithm(weight, options):
     """The algorithm that the options name; "auto": the reference's choice."""
     options = ALONE | options
@@ -28,21 +35,44 @@ def algorithm(weight, options):
 
 def conv2d(args, options, y, p):
     """The worst case of the algorithm that the options name."""
-    x, weight, bias = (*args, None)[:3]
-    name = algorithm(weight, options)
-    of_bias = 0 if bias is None else abs(bias)[:, None, None]
+    (x, weight), bias = args[:2], _column(linear.bias_of(args))
+    name, terms = algorithm(weight, options), weight[0].size
     if name == "im2col":
-        size = direct(abs(x), abs(weight), options) + of_bias
-        return gamma(math.prod(weight.shape[1:]) + 1, p) * size + weight[0].size * p.tiny
-    groups = options.get("groups", 1)
+        return linear.product_worst(_product(options), x, weight, bias, terms, terms + 1, p)
+    of_bias = gamma(1, p) * (abs(y) + abs(bias))
     if name == "fft":
         x = np.pad(x, ((0, 0), (0, 0), *conv.sides(options.get("padding", 0))))
-        return _fft(x, weight, groups, y, p) + gamma(1, p) * (abs(y) + of_bias)
+        return _fft(x, weight, options.get("groups", 1), y, p) + of_bias
     # Roundings along one path: two entries of G, 3 + 3 sums of G, n + n of B, n + n of A, channels.
     B, G, A = WINOGRAD[name]
     roundings = 2 + 6 + 4 * len(B) + weight.shape[1]
-    return gamma(roundings, p) * winograd_size(x, weight, options, y, (B, G, A)) + gamma(1, p) * (
-        abs(y) + of_bias)
+    return gamma(roundings, p) * winograd_size(x, weight, options, y, (B, G, A)) + of_bias
+
+
+def _column(bias):
+    """A bias as it is added to (N, O, H, W)"""
+    return bias[:, None, None] if np.ndim(bias) else bias
+
+
+def conv2d_variance(args, options, y, p, factor):
+    """Of the algorithm that the options name; a bias is one more term."""
+    (x, weight), bias = args[:2], _column(linear.bias_of(args))
+    name, has_bias = algorithm(weight, options), np.ndim(bias) > 0
+    if name == "im2col":
+        return linear.product_variance(_product(options), x, weight, bias,
+                                       weight[0].size + has_bias, y, p)
+    last = p.u**2 / 3 * y * y if has_bias else 0
+    if name == "fft":
+        return fft_variance(x, weight, options, y - bias, p) + last
+    return last + winograd_variance(x, weight, options, y - bias, p, WINOGRAD[name])
+
+
+def of_conv2d(args, options, y, perturbations, factor):
+    """As any product."""
+    def product(a, b):
+        return direct(a, b, options) if np.any(a) and np.any(b) else np.zeros_like(y)
+
+    return linear.of_product(product, args, perturbations, _column)
 
 
 def winograd_size(x, weight, options, y, matrices):
@@ -101,7 +131,7 @@ def _tiles(x, options, shape, n):
 
 
 def _multiply(U, V, options, product):
-    """For each place in a tile, output channels by input channels times input channels by tiles."""
+    """For each position in a tile, output by input channels times input channels by tiles."""
     groups = options.get("groups", 1)
     (O, I, n, _), N, (down, across) = U.shape, len(V), V.shape[2:4]
     U = U.reshape(groups, O // groups, I, n, n).transpose(0, 3, 4, 1, 2)
@@ -156,3 +186,7 @@ def fits_winograd(weight, options):
     """Whether F(2x2, 3x3) and F(4x4, 3x3) can compute a convolution."""
     pairs = [np.broadcast_to(options.get(name, 1), 2).tolist() for name in ("stride", "dilation")]
     return weight.shape[2:] == (3, 3) and pairs == [[1, 1], [1, 1]]
+
+
+MODELS = {"conv2d": ErrorModel(conv2d, of_conv2d, conv2d_variance,
+                               lambda args, options: (args[1][0].size,), product=True)}

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refsd.golden.tolerances.bounds.activation import grown, softmax_depth
+from refsd.golden.tolerances.bounds.model import ErrorModel
 from refsd.golden.tolerances.precision import EXP, gamma, running_sum
 
 # Elements of the scores of one slice (a dozen such arrays live at once), and products for the
@@ -102,12 +104,6 @@ def _moved_weights(s, error):
     return s.weights * np.expm1(shift), 1 + np.expm1(shift)
 
 
-def softmax_depth(x, axis):
-    """how far below the largest, 0 where nothing is left of it"""
-    largest = x.max(axis=axis, keepdims=True)
-    return np.where(np.isneginf(x), 0, np.where(np.isneginf(largest), 0, largest) - x)
-
-
 def attention_variance(args, options, y, p, factor, stored=None):
     """Random roundings: sum_j p_j^2 (v_j - y)^2 r_j + those of both sums over the keys.
 
@@ -147,14 +143,14 @@ def _of_log_weights(s, r, factor):
 
     y moves by p_j (v_j - y) d ln p_j: the squares of it, multiplied out.
     """
-    r = (np.expm1(np.minimum(factor * np.sqrt(r), 300)) / factor)**2
+    r = (grown(r, factor) / factor)**2
     out = s.weights @ s.v
     t = s.weights**2 * r
     found = t @ (s.v * s.v) - 2 * out * (t @ s.v) + out * out * t.sum(axis=-1, keepdims=True)
     return np.maximum(found, 0)
 
 
-def attention_moved(args, options, y, moves):
+def _of_attention_worst(args, options, y, moves):
     """What inputs that are off by `moves` make: the worst case.   moves: of q, k, v"""
     def compute(s):
         dq, dk, dv = s.others
@@ -166,7 +162,7 @@ def attention_moved(args, options, y, moves):
     return _by_slices(args, options, compute, moves[:3]).reshape(y.shape)
 
 
-def attention_moved_variance(args, options, y, moves, factor):
+def _of_attention_variance(args, options, y, moves, factor):
     """The same, at random: each input's uncertainty has the variance move^2 / 3.
 
     Keys and values enter key by key. A query enters all scores at once: y moves by the covariance
@@ -190,3 +186,19 @@ def attention_moved_variance(args, options, y, moves, factor):
         return (found + of_v * (dq * dq * of_k).sum(axis=-1, keepdims=True) / s.width) / 3
 
     return _by_slices(args, options, compute, moves[:3]).reshape(y.shape)
+
+
+def of_attention(args, options, y, perturbations, factor):
+    """Inputs that are off, those that are exact by 0."""
+    errors = [error + np.zeros_like(arg) for error, arg in zip(perturbations[:3], args[:3])]
+    return (_of_attention_worst(args, options, y, errors),
+            _of_attention_variance(args, options, y, errors, factor))
+
+
+def _terms(args, options):
+    """Of the scores and of the sums over the keys."""
+    return args[0].shape[-1] // options["heads"], args[1].shape[1]
+
+
+MODELS = {"attention": ErrorModel(attention, of_attention, attention_variance, _terms,
+                                  composed=True, convex=True)}

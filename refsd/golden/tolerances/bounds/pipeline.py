@@ -1,8 +1,8 @@
 """How far rounding can take what a pipeline computes between the networks.
 
-`STAGE_BOUNDS[op](inputs, options, truth, precision)` is the largest |error| of each element, given
-the port's own inputs. Ports make these steps of several element-wise ops, each of which may round
-to the port's format, the constants too; so every rounding counts with the format's unit.
+`PIPELINE_BOUNDS[op](inputs, options, truth, precision)` is the largest |error| of each element,
+given the port's own inputs. Ports make these steps of several element-wise ops, each of which may
+round to the port's format, the constants too; so every rounding counts with the format's unit.
 
     k roundings in a row, on terms of size M: |error| <= gamma(k) M,   gamma(k) = (1 - u)^-k - 1
 """
@@ -21,18 +21,18 @@ from refsd.schedulers import from_config
 Inputs = Mapping[str, Any]
 
 
-def stage_bound(op: str, inputs: Inputs, options: Inputs, truth: np.ndarray,
-                format: str) -> np.ndarray:
+def pipeline_bound(op: str, inputs: Inputs, options: Inputs, truth: np.ndarray,
+                   format: str) -> np.ndarray:
     """The bound of a pipeline op for a port in a float format (int8 weights: float32 tensors)."""
     precision = PRECISIONS["float32" if format == "int8" else format]
     wide = {name: _wide(value) for name, value in inputs.items()}
-    found = STAGE_BOUNDS[op](wide, options, truth, precision)
-    return np.broadcast_to(np.asarray(found, "float64"), np.shape(truth))
+    worst = PIPELINE_BOUNDS[op](wide, options, truth, precision)
+    return np.broadcast_to(np.asarray(worst, "float64"), np.shape(truth))
 
 
 def _wide(value: Any) -> Any:
     if isinstance(value, list):
-        return [_wide(one) for one in value]
+        return [_wide(member) for member in value]
     return value.astype("float64") if isinstance(value, np.ndarray) else value
 
 
@@ -73,27 +73,24 @@ def scheduler_step(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision)
 
 def _paths(inputs, options):
     """The sum of |terms|, from x_t = a x0 + n eps with a^2 + n^2 = 1, or x = x0 + sigma eps."""
-    found = from_config(options["scheduler"])
-    timesteps = make_schedule(found, options["steps"])
+    scheduler = from_config(options["scheduler"])
+    timesteps = make_schedule(scheduler, options["steps"])
     index, outputs, samples = options["index"], inputs["model_output"], inputs["sample"]
     if isinstance(outputs, list):
         # Multistep rules weigh up to 4 predictions by at most 59 / 24 each, and start anew often.
-        terms = [3 * _x0(found, timesteps[i], *pair, i) for i, pair in
+        terms = [3 * _x0(scheduler, timesteps[i], *pair, i) for i, pair in
                  enumerate(zip(outputs, samples))]
         return sum(terms) + sum(abs(x) for x in samples)
-    if type(found).__name__ != "DDIMScheduler":
-        return 2 * _x0(found, timesteps[index], outputs, samples, index) + abs(samples)
-    return _ddim(found, int(timesteps[index]), abs(outputs), abs(samples))
+    alpha_bars = scheduler.alpha_bars_of_step(int(timesteps[index]))
+    if alpha_bars is None:
+        return 2 * _x0(scheduler, timesteps[index], outputs, samples, index) + abs(samples)
+    return _straight(*alpha_bars, scheduler.config.prediction_type, abs(outputs), abs(samples))
 
 
-def _ddim(found, t, e, x):
+def _straight(alpha_bar, target, kind, e, x):
     """b x0 + d eps, where x0 and eps are made as the prediction's kind says."""
-    s = t - found.config.num_train_timesteps // found.num_inference_steps
-    alpha_bar = float(found.alphas_cumprod[t])
-    target = float(found.alphas_cumprod[s] if s >= 0 else found.final_alpha_cumprod)
     a, n = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
     b, d = math.sqrt(target), math.sqrt(1 - target)
-    kind = found.config.prediction_type
     if kind == "v_prediction":
         return b * (a * x + n * e) + d * (a * e + n * x)
     if kind == "sample":
@@ -101,19 +98,14 @@ def _ddim(found, t, e, x):
     return b * (x + n * e) / a + d * e
 
 
-def _x0(found, t, e, x, index):
+def _x0(scheduler, t, e, x, index):
     """|terms| of x0 and of eps, whichever is the larger."""
     e, x = abs(e), abs(x)
-    if hasattr(found, "sigmas"):
-        return (1 + float(found.sigmas[index])) * (e + x)
-    a = math.sqrt(float(found.alphas_cumprod[int(t)]))
-    return (e + x) / max(a, _least(found))
-
-
-def _least(found):
-    """The smallest sqrt(alpha_bar) above 0 of a schedule: x0 is never made by dividing by 0."""
-    positive = found.alphas_cumprod[found.alphas_cumprod > 0]
-    return math.sqrt(float(positive.min()))
+    if hasattr(scheduler, "sigmas"):
+        return (1 + float(scheduler.sigmas[index])) * (e + x)
+    alpha_bars = scheduler.alphas_cumprod  # x0 is never made by dividing by 0
+    return (e + x) / math.sqrt(max(float(alpha_bars[int(t)]),
+                                   float(alpha_bars[alpha_bars > 0].min())))
 
 
 def to_picture(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
@@ -149,7 +141,7 @@ def attention_probabilities(inputs: Inputs, options: Inputs, y: np.ndarray,
     return y * (np.expm1(shift) + gamma(y.shape[-1] + 10, p) * np.exp(shift)) + 4 * p.tiny
 
 
-STAGE_BOUNDS = {
+PIPELINE_BOUNDS = {
     "initial_latents": scaled, "scale_model_input": scaled, "guide": guide,
     "scheduler_step": scheduler_step, "unscale_latents": scaled, "to_picture": to_picture,
     "to_bytes": to_bytes, "attention_scores": attention_scores,
