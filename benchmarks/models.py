@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.calls import IDS, LATENTS, PERIOD, PICTURE, SAMPLE, TEXT
-from refsd.pipelines.single_file import SD1_SCHEDULER
-from refsd.weights import sd1, write_safetensors
+from refsd.families import sd1
+from refsd.weights import write_safetensors
 from refsd.weights.expect import SHAPES
 
 STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model",
          "vae": "diffusion_pytorch_model"}
 CLASSES = {"text_encoder": ["transformers", "CLIPTextModel"], "scheduler": [
-    "diffusers", SD1_SCHEDULER["_class_name"]], "unet": ["diffusers", "UNet2DConditionModel"],
+    "diffusers", sd1.SCHEDULER["_class_name"]], "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"]}
 # A part of the model as a section names it, and the component that computes it.
 COMPONENT = {"clip": "text_encoder", "unet": "unet", "decode": "vae", "encode": "vae"}
@@ -24,7 +24,7 @@ def make_model(folder: Path) -> Path:
     """Write the model unless it is there: 4.3 GB. model_index.json comes last."""
     if (folder / "model_index.json").is_file():
         return folder
-    for component, config in sd1.CONFIGS.items():
+    for component, config in sd1.SD1.configs.items():
         place = folder / component
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(config))
@@ -32,7 +32,7 @@ def make_model(folder: Path) -> Path:
         tensors = {name: _weight(name, shape, i) for i, (name, shape) in enumerate(shapes.items())}
         write_safetensors(place / f"{STEMS[component]}.safetensors", tensors, {"format": "pt"})
     (folder / "scheduler").mkdir(exist_ok=True)
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SD1_SCHEDULER))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(sd1.SCHEDULER))
     (folder / "model_index.json").write_text(json.dumps(
         {"_class_name": "StableDiffusionPipeline"} | CLASSES))
     return folder

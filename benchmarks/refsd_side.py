@@ -6,9 +6,9 @@ import refsd
 from benchmarks import agreement, models, peaks
 from benchmarks.calls import make_arrays
 from refsd import functional as F
+from refsd.backends import find_backend
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
-from refsd.registry import lay_out
 from refsd.sealed import seal
 from refsd.weights import load_folder
 
@@ -43,7 +43,7 @@ def as_in_a_network(arrays, variant):
     """Weights as a pipeline loads them for the backend, pictures as its kernels hand them on."""
     weights = {name: arrays[name] for name in ("weight", "bias") if arrays.get(name) is not None}
     weights = {name: seal(weight) for name, weight in weights.items()}  # as loaded ones are
-    lay_out(variant, weights)
+    find_backend(variant).place(weights)
     return [weights.get(name, channels_last(array)) for name, array in arrays.items()]
 
 
@@ -60,7 +60,7 @@ def _part(job, variant):
     x, component = models.inputs(part), models.COMPONENT[part]
     if (component, variant) not in _loaded:
         _loaded[component, variant] = load_folder(job["folder"], component)
-        lay_out(variant, _loaded[component, variant].tensors)
+        find_backend(variant).place(_loaded[component, variant].tensors)
     found = _loaded[component, variant]
     if part == "clip":
         encoder = TextEncoder(found.tree["text_model"], CLIPTextConfig.from_json(found.config),

@@ -7,10 +7,11 @@ of shapes and options; here it is asked, and its answer put beside the costs of 
 import math
 from typing import Any, NamedTuple
 
+from refsd.backends import find_backend
 from refsd.contracts import Output, itemsize
 from refsd.errors import UsageError
 from refsd.ops.conv import conv2d_algorithm, pair, sides
-from refsd.registry import active_backend, exact_wanted, offered, ops, use
+from refsd.registry import active_backend, exact_wanted, ops, use
 
 ALGORITHMS = ("im2col", "winograd2", "winograd4", "fft")
 TILES = {"winograd2": 4, "winograd4": 6}  # pixels along a tile's side, three taps included
@@ -65,14 +66,10 @@ def _choice(x, weight, **options):
     result = ops()["conv2d"].contract(x, weight, None, **options)
     stride, dilation = (pair(options.get(name, 1)) for name in ("stride", "dilation"))
     algorithm = options.get("algorithm", "auto")
-    rule = offered(active_backend(), "conv2d_choice", None)
-    if rule is None:
-        choice = conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm,
-                                  exact=exact_wanted())
-    else:
-        N, O, Ho, Wo = result.shape
-        choice = rule((N, Ho, Wo, O), tuple(weight.shape), stride=stride, dilation=dilation,
-                      groups=options.get("groups", 1), algorithm=algorithm)
+    N, O, Ho, Wo = result.shape
+    choice = find_backend(active_backend()).conv2d_choice(
+        (N, Ho, Wo, O), tuple(weight.shape), stride=stride, dilation=dilation,
+        groups=options.get("groups", 1), algorithm=algorithm)
     return choice.algorithm, choice.why, result
 
 
@@ -93,24 +90,8 @@ def _cost(name, x, weight, result, *, stride=1, padding=0, dilation=1, groups=1,
         # A complex number is two, a product of them four; half of a real spectrum tells the rest.
         spectrum = size[0] * (size[1] // 2 + 1)
         places, kept = (size[0] * size[1],) * 2 if name in TILES else (4 * spectrum, 2 * spectrum)
-    packed = active_backend() == "numba"
-    rows = _rows(name, O, groups, weight.dtype) if packed else O
-    if not packed and name == "im2col":
-        kept = 0  # the weights serve as they are
+    rows = find_backend(active_backend()).conv2d_rows(name, O, groups, weight.dtype)
     return Cost(name, N * tiles * places * O * I, rows * I * kept * itemsize(weight.dtype))
-
-
-def _rows(name, O, groups, dtype):
-    """Output channels as the numba backend pads them: to whole panels, in memory or a group's."""
-    import numpy as np
-
-    from refsd.numba_ops.memory import panel_width
-    from refsd.numba_ops.weights import row_step
-
-    dtype = np.dtype(dtype)
-    if name == "im2col":
-        return row_step(O, dtype)
-    return groups * -(-(O // groups) // panel_width(dtype)) * panel_width(dtype)
 
 
 def _fft_tile(extent, reach):

@@ -133,6 +133,13 @@ def _set(library: Any, count: int) -> None:
     clear(force=True)
 
 
+def blas_pools() -> list[dict[str, Any]]:
+    """The BLAS libraries of this process, as threadpoolctl describes them."""
+    from threadpoolctl import threadpool_info
+
+    return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
 def add_pool(name: str, set_threads: Callable[[int], int]) -> None:
     """Declare a pool: set_threads(n) lets it use n threads and gives how many it used before.
 

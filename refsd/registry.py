@@ -17,11 +17,9 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from refsd import contracts
+from refsd.backends import BACKENDS, find_backend
 from refsd.errors import UsageError
 from refsd.kinds import Kind, Map, Pair
-
-# The module whose import declares a backend's kernels. Fastest first: "auto" takes the first.
-BACKENDS = {"numba": "refsd.numba_ops.cpu", "numpy": "refsd.ops"}
 
 
 class Op(NamedTuple):
@@ -121,48 +119,21 @@ def _home(function: Callable) -> tuple[str, str]:
 
 def ops() -> dict[str, Op]:
     """All declared ops by name."""
-    importlib.import_module(BACKENDS["numpy"])
+    importlib.import_module(BACKENDS["numpy"].module)
     return dict(_ops)
 
 
-def choose_backend(name: str = "auto") -> str:
-    """The name of a backend that exists ("auto": the fastest); raises UsageError otherwise."""
-    if name == "auto":
-        return next(iter(BACKENDS))
-    if name not in BACKENDS:
-        raise UsageError(f"backend {name!r} is not one of: auto, {', '.join(BACKENDS)}")
-    return name
-
-
 def kernels(name: str) -> dict[str, Callable]:
-    """The functions that compute an op, by backend; the definition is numpy's."""
-    for module in BACKENDS.values():
-        importlib.import_module(module)
+    """The functions that compute an op, by available backend; the definition is numpy's."""
+    for backend in BACKENDS.values():
+        if not backend.unavailable():
+            importlib.import_module(backend.module)
     return {backend: _kernels[backend, name] for backend in BACKENDS if (backend, name) in _kernels}
-
-
-def offered(backend: str, name: str, otherwise: Any) -> Any:
-    """What a backend's module has besides kernels, such as `release`; else what is given here."""
-    module = importlib.import_module(BACKENDS[choose_backend(backend)])
-    return getattr(module, name, otherwise)
-
-
-def lay_out(backend: str, tensors: dict[str, Any]) -> None:
-    """Lay weights out in memory, in place, as a backend's kernels read them, if it cares.
-
-    Shapes and numbers stay. For who owns the only copy of a model: kernels then need no second one.
-    """
-    offered(backend, "lay_out", lambda *_: None)(tensors)
-
-
-def release(backend: str) -> None:
-    """Let a backend give memory back to the system that the next stage has no use for."""
-    offered(backend, "release", lambda *_: None)()
 
 
 def make_ready(backend: str, dtype: str) -> None:
     """Let a backend do what a generation in `dtype` needs once, such as compiling its kernels."""
-    offered(backend, "make_ready", lambda *_: None)(dtype)
+    find_backend(backend).ready(dtype)
 
 
 @contextmanager
@@ -172,11 +143,11 @@ def use(backend: str, *, exact: bool = False) -> Iterator[None]:
     With `exact` they only add up the products of their formula: no Winograd, no FFT. That holds for
     every `use` further inside too, whatever it says.
     """
-    name = choose_backend(backend)
+    found = find_backend(backend)
     if not isinstance(exact, bool):
         raise UsageError(f"exact is {exact!r}; give True or False")
-    importlib.import_module(BACKENDS[name])
-    token, exactness = _active.set(name), _exact.set(exact or _exact.get())
+    importlib.import_module(found.module)
+    token, exactness = _active.set(found.name), _exact.set(exact or _exact.get())
     try:
         yield
     finally:

@@ -92,7 +92,8 @@ def sizes_of(letters: tuple, sizes: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape that letters stand for."""
     shape: list[int] = []
     for letter in letters:
-        shape += sizes[letter] if letter.endswith("...") else [int(value(letter, sizes))]
+        shape += sizes[letter] if letter.endswith("...") else [
+            int(value(letter.rstrip("?"), sizes))]
     return tuple(shape)
 
 

@@ -1,8 +1,8 @@
 """Calls that are hard for a vectorised kernel: sizes around vectors, tiles and blocks.
 
 `calls(name)` gives the op's, the first of them large enough for any layout in memory to matter.
-They are those of the op's kind, those written here, or the op's examples. Ops that move images or
-rows have more of these than of options: op_table.py draws the options.
+They are those of the op's kind, those written here, or its examples in many sizes: more of these
+than of options, which op_table.py draws.
 """
 
 import functools
@@ -10,15 +10,17 @@ import itertools
 import math
 
 import numpy as np
-from op_table import Call, Values, normal, options_of, values_of, within
+from op_table import Call, Values, accepted, normal, options_of, values_of, within
 
 from refsd import examples
+from refsd.contracts import Spec
 from refsd.kinds import Map, Pair
 from refsd.numba_ops.cpu.attention import KEYS, PANELS
 from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import WIDTH
 from refsd.numba_ops.tile import ROWS, VECTORS
 from refsd.registry import ops
+from refsd.shapes import bind, sizes_of
 
 # Around multiples of 4, 8, 16 and 32 (lanes, tiles), and primes.
 WIDTHS = (33, 1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 47, 63, 64, 65, 127, 128, 131)
@@ -40,7 +42,7 @@ def calls(name):
         return tuple(WRITTEN[name](values))
     if isinstance(op.kind, Map):
         return tuple(_mapped(values, op))
-    return tuple(_pairwise(values) if isinstance(op.kind, Pair) else from_examples(op))
+    return tuple(_pairwise(values) if isinstance(op.kind, Pair) else swept(op))
 
 
 def call(*args, **options):
@@ -63,11 +65,27 @@ def _mapped(values, op):
         yield call(within(op.kind, values(*shape, scale=3 * op.kind.scale)), **options_of(op))
 
 
-def from_examples(op):
-    """The calls of an op of no simple kind that no table here knows."""
-    for seed, example in enumerate(examples.calls(op)):
-        filled = examples.with_values(op, example, seed)
-        yield call(*filled.inputs.values(), **filled.options)
+def swept(op):
+    """The examples of an op, and each letter of its declaration in turn at every width."""
+    for example in examples.calls(op):
+        options = {name: op.signature.parameters[name].default
+                   for name in op.contract.options} | example.options
+        sizes = dict(options)
+        for tensor in op.contract.tensors:
+            if tensor.form == "tensor" and tensor.name in example.inputs:
+                bind(tensor.letters, example.inputs[tensor.name].shape, sizes, op.name)
+        letters = [letter for letter in sizes if letter not in (*options, "...")]
+        for seed, (letter, width) in enumerate(itertools.product(letters, WIDTHS)):
+            wide = examples.with_tensors(example, lambda name, spec: Spec(sizes_of(
+                op.contract.tensor(name).letters, sizes | {letter: width}), spec.dtype))  # noqa: B023
+            if accepted(op, wide.inputs.values(), wide.options):
+                yield _filled(op, wide, seed)
+        yield _filled(op, example, 0)
+
+
+def _filled(op, example, seed):
+    filled = examples.with_values(op, example, seed)
+    return call(*filled.inputs.values(), **filled.options)
 
 
 def _pairwise(values):
@@ -187,23 +205,6 @@ def _softmax(values):
     yield call(hidden, axis=-1)
 
 
-def _geglu(values):
-    for K in (*WIDTHS, 1283):
-        yield call(values(11, 2 * K, scale=3.0))
-    yield call(values(2, 0, 6))
-
-
-def _rows(values):
-    for K in WIDTHS:
-        yield call(np.array([[0, 3, 9], [9, 1, 0]]), values(10, K))
-    yield call(np.arange(300, dtype="uint8") % 255, values(255, 70))
-
-
-def _gather(values):
-    for K in WIDTHS:
-        yield call(values(3, 5, K), np.array([4, 0, 2]))
-
-
 def _timestep_embedding(values):
     for dim in (320, 2, 3, 33):
         for flip, shift in [(True, 0), (False, 0.5)]:
@@ -211,42 +212,6 @@ def _timestep_embedding(values):
                        dtype="float32")
     yield call(np.array([0.5, 998.7], "float32"), dim=64, flip_sin_to_cos=True, freq_shift=0,
                dtype="float32")
-
-
-def _rope(values):
-    for width in WIDTHS[:12]:
-        for interleaved in (True, False):
-            yield call(values(2, 3, 2 * width), np.array([0, 1, 77]), base=10000.0,
-                       interleaved=interleaved)
-
-
-def _images(**options):
-    def cases(values):
-        for C in WIDTHS:
-            yield call(values(2, C, 3, 5), **options)
-
-    return cases
-
-
-def _resize(**options):
-    def cases(values):
-        before = itertools.cycle([(8, 9), (7, 5), (3, 4)])
-        after = itertools.cycle([(16, 18), (17, 31), (3, 9), (1, 1)])
-        for C, (H, W), (height, width) in zip(WIDTHS, before, after):
-            yield call(values(2, C, H, W), height=height, width=width, **options)
-
-    return cases
-
-
-def _bilinear(values):
-    for align_corners in (False, True):
-        yield from _resize(align_corners=align_corners)(values)
-
-
-def _to_image(values):
-    for C in WIDTHS:
-        yield call(values(2, 15, C), height=3, width=5)
-    yield call(values(2, 17), height=1, width=1)
 
 
 def _concat(values):
@@ -278,9 +243,7 @@ def _transpose(values):
 WRITTEN = {
     "linear": _linear, "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
     "group_norm": _group_norm, "layer_norm": _row_norm(bias=True),
-    "rms_norm": _row_norm(bias=False), "geglu": _geglu, "softmax": _softmax,
-    "embedding": _rows, "gather": _gather, "timestep_embedding": _timestep_embedding,
-    "rope": _rope, "upsample_nearest": _resize(), "upsample_bilinear": _bilinear,
-    "to_tokens": _images(), "to_image": _to_image, "concat": _concat, "slice": _slice,
-    "pad": _pad, "transpose": _transpose,
+    "rms_norm": _row_norm(bias=False), "softmax": _softmax,
+    "timestep_embedding": _timestep_embedding, "concat": _concat, "slice": _slice, "pad": _pad,
+    "transpose": _transpose,
 }  # fmt: skip

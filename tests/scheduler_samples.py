@@ -44,6 +44,11 @@ def own_options(name):
     return refsd.schedulers.SCHEDULERS[name].DEFAULTS
 
 
+def in_sigma_space(scheduler):
+    """Whether it works on x0 + sigma eps; by name, for copies of the package have their own."""
+    return "SigmaSpaceScheduler" in [cls.__name__ for cls in type(scheduler).__mro__]
+
+
 def one(value=1.0):
     """A sample of one number, in float64, so that only coefficients round."""
     return np.full((1, 1), float(value))

@@ -15,7 +15,6 @@ import numba
 import numpy as np
 import pytest
 import wrong_dense_kernels  # noqa: F401  declares more of them
-from agreement_cases import from_examples
 from agreement_checks import CHECKS, ONLY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,10 +35,6 @@ OTHERS = {
     "threads": ({"NUMBA_NUM_THREADS": "4"}, "bits"),
 }
 IN_OTHER = "REFSD_AGREEMENT" in os.environ
-
-
-def test_every_op_has_a_kernel():
-    assert set(KERNELS) == set(OPS)
 
 
 @pytest.fixture(scope="module", autouse=not IN_OTHER)
@@ -71,13 +66,6 @@ def test_any_call(name, data):
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
-def test_examples_are_enough_for_a_new_op(name):
-    """The tables of hard calls need not know an op."""
-    for hard in from_examples(OPS[name]):
-        agree_on(name, hard)
-
-
-@pytest.mark.parametrize("name", sorted(OPS))
 @pytest.mark.parametrize("check", [c for c in CHECKS if c not in ONLY])
 def test_every_op(check, name):
     CHECKS[check](name)
@@ -96,10 +84,9 @@ def test_some_ops(check, name):
     CHECKS[check](name)
 
 
-@pytest.mark.parametrize("name", sorted(OPS))
-def test_every_kernel_has_a_wrong_version(name):
-    assert any(name == kernel.op for kernel in WRONG.values()), (
-        f"add a wrong kernel of {name} to wrong_kernels.py")
+def test_every_kernel_has_a_wrong_version():
+    missing = sorted(set(OPS) - {kernel.op for kernel in WRONG.values()})
+    assert not missing, f"add a wrong kernel of {', '.join(missing)} to wrong_kernels.py"
 
 
 @pytest.mark.parametrize("title", WRONG)

@@ -27,27 +27,32 @@ ALLOWED = {
     "cgroups": set(),
     "sealed": set(),
     "parallel": {"arguments", "cgroups", "errors"},
-    "registry": {"contracts", "errors", "kinds"},
+    # each declaration names its package, which it imports when it is used
+    "backends": {"contracts", "errors", "numba_ops", "ops", "parallel", "registry"},
+    "registry": {"backends", "contracts", "errors", "kinds"},
     "ops": {"contracts", "kinds", "options", "registry"},
     "examples": {"contracts", "kinds", "registry"},
     "functional": {"ops", "registry"},
     "numba_ops": {"atomic", "contracts", "errors", "ops", "parallel", "registry", "sealed"},
-    "algorithms": {"contracts", "errors", "numba_ops", "ops", "registry"},  # asks their rules
+    "algorithms": {"backends", "contracts", "errors", "numba_ops", "ops", "registry"},
     "models": {"functional", "contracts", "sealed", "options"},
     "schedulers": {"arguments", "errors", "random", "rules"},
     "random": {"arguments", "errors"},
-    "weights": {"arguments", "atomic", "cgroups", "errors", "rules", "sealed"},
+    "families": set(),
+    "weights": {"arguments", "atomic", "cgroups", "errors", "families", "rules", "sealed"},
     "text": {"errors", "weights"},
-    "pipelines": {"arguments", "contracts", "errors", "functional", "models", "random", "registry",
-                  "rules", "schedulers", "text", "version", "weights"},
-    "profiling": {"algorithms", "contracts", "numba_ops", "pipelines", "registry", "weights"},
+    "pipelines": {"arguments", "backends", "contracts", "errors", "families", "functional",
+                  "models", "random", "registry", "rules", "schedulers", "text", "version",
+                  "weights"},
+    "profiling": {"algorithms", "backends", "contracts", "pipelines", "registry", "weights"},
     # records, replays and judges whole generations: it stands above the pipelines
     "golden": {"algorithms", "arguments", "atomic", "contracts", "errors", "examples",
-               "functional", "kinds", "models", "ops", "parallel", "pipelines", "random",
-               "registry", "rules", "schedulers", "shapes", "text", "version", "weights"},
-    "cli": {"algorithms", "arguments", "atomic", "cgroups", "contracts", "errors", "golden",
-            "models", "numba_ops", "parallel", "pipelines", "profiling", "random", "registry",
-            "rules", "schedulers", "text", "version", "weights"},
+               "families", "functional", "kinds", "models", "ops", "parallel", "pipelines",
+               "random", "registry", "rules", "schedulers", "shapes", "text", "version",
+               "weights"},
+    "cli": {"algorithms", "arguments", "atomic", "backends", "cgroups", "contracts", "errors",
+            "families", "golden", "models", "numba_ops", "parallel", "pipelines", "profiling",
+            "random", "registry", "rules", "schedulers", "text", "version", "weights"},
     "__main__": {"cli", "errors"},
     "__init__": {"functional", "parallel", "pipelines", "registry", "version"},
 }
@@ -128,6 +133,23 @@ def test_importing_refsd_is_cheap(statement, absent):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           cwd=PACKAGE.parent, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_image_on_numpy_imports_what_it_needs(model):
+    """No kernels, golden packs or command line, and of the samplers one; a ceiling on the rest."""
+    code = ("import sys, refsd\npipe = refsd.StableDiffusionPipeline.from_pretrained("
+            f"{str(model)!r}, backend='numpy')\npipe('a', 32, 32, num_inference_steps=1)\n"
+            "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'refsd'))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=PACKAGE.parent, check=True)
+    files = [Path(file) for file in done.stdout.split()]
+    parts = {part(file) for file in files}
+    assert not parts & {"numba_ops", "golden", "cli", "profiling", "examples"}
+    samplers = {file.name for file in files if part(file) == "schedulers"}
+    assert samplers == {"__init__.py", "config.py", "scheduler.py", "diffusion.py",
+                        "noise_schedule.py", "prediction.py", "ddim.py"}
+    lines = sum(len(file.read_text().splitlines()) for file in files)
+    assert len(files) <= 86 and lines <= 9200, (len(files), lines)
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

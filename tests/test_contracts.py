@@ -10,6 +10,7 @@ import pytest
 import refsd
 from refsd import contracts, examples, kinds, registry
 from refsd import functional as F
+from refsd.backends import BACKENDS
 from refsd.contracts import Spec
 from refsd.errors import UsageError
 
@@ -147,7 +148,7 @@ def arrays(value):
     return value
 
 
-@pytest.fixture(params=sorted(registry.BACKENDS))
+@pytest.fixture(params=sorted(BACKENDS))
 def backend(request):
     with refsd.use(request.param):
         yield request.param

@@ -297,7 +297,7 @@ def places(value, way=()):
         yield from places(value[key], (*way, key))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_value_anywhere_is_taken_or_refused_with_a_reason(original, data):
     manifest = json.loads((original / "manifest.json").read_bytes())

@@ -191,6 +191,15 @@ def test_a_tar_that_claims_petabytes(tmp_path, size):
 
 
 @needs_zstandard
+def test_a_bomb_in_a_header_about_headers(tmp_path):
+    info = tarfile.TarInfo("manifest.json")
+    info.pax_headers = {"comment": "x" * (32 << 20)}
+    tar_of(tmp_path / "a.tar.zst", [(info, b"")], tarfile.PAX_FORMAT)
+    refused(lambda: unpack(tmp_path / "a.tar.zst", tmp_path / "out"), "at most 16,777,216")
+    assert everything(tmp_path / "out") == []
+
+
+@needs_zstandard
 def test_a_tar_of_negative_size_and_a_window_of_gigabytes(tmp_path):
     info = tarfile.TarInfo("manifest.json")
     data = bytearray(info.tobuf(tarfile.GNU_FORMAT))

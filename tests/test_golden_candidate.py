@@ -1,9 +1,7 @@
 """What a port wrote, found and read with suspicion, one tensor at a time."""
 
-import io
 import json
 import re
-import zipfile
 
 import numpy as np
 import pytest
@@ -242,51 +240,11 @@ def test_nothing_to_compare(tmp_path):
         Candidate.open(tmp_path, dtype="f31")
 
 
-# Files that mean harm.
-
-
-def npy(shape, dtype="<f4", data=b""):
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        file, {"shape": shape, "fortran_order": False, "descr": dtype})
-    return file.getvalue() + data
-
-
-def claiming(path, size):
-    """An archive of one compressed array of zeros whose directory claims `size` bytes unpacked."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.npy", npy((1 << 20,), data=bytes(1 << 22)))
-    data = bytearray(path.read_bytes())
-    place = data.index(b"PK\x01\x02") + 24
-    data[place:place + 4] = size.to_bytes(4, "little")
-    path.write_bytes(data)
-    return path
-
-
-def test_a_zip_bomb_is_refused_before_a_member_is_read(tmp_path):
-    with pytest.raises(ModelError, match="would unpack to 4,000,000,000 bytes; at most 1,073,741,"):
-        Candidate.open(claiming(tmp_path / "bomb.npz", 4_000_000_000))
-
-
-def test_a_member_that_unpacks_to_more_than_it_claims(tmp_path):
-    with pytest.raises(ModelError, match="not a readable .npy file: Bad CRC"):
-        Candidate.open(claiming(tmp_path / "bomb.npz", 1000))
-
-
-def test_an_archive_that_holds_a_name_twice(tmp_path):
+def test_a_member_that_turns_out_to_be_damaged(tmp_path):
     path = tmp_path / "a.npz"
-    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
-        archive.writestr("a.npy", npy((2,), data=bytes(8)))
-        archive.writestr("a.npy", npy((2,), data=bytes(8)))
-    assert "tensor 'a' is in " in troubles(path)[0]
-
-
-def test_a_member_that_is_damaged(tmp_path):
-    path = tmp_path / "a.npz"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.npy", npy((2000,), data=bytes(8000)))
+    np.savez(path, a=np.zeros(2000))
     data = bytearray(path.read_bytes())
-    data[5000] ^= 1
+    data[9000] ^= 1
     path.write_bytes(data)
     with Candidate.open(path) as candidate:
         assert candidate.read("a") is None and "damaged: Bad CRC" in candidate.trouble("a")

@@ -4,15 +4,17 @@ The model is tests/tiny.py's, but for memory, where the bundled one has tensors 
 """
 
 import json
+import sys
 import tracemalloc
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import flow_matching
 import numpy as np
 import pytest
 import tiny
 
-from refsd import parallel
+from refsd import parallel, schedulers
 from refsd.__main__ import main
 from refsd.cli import samplers
 from refsd.cli.drawing import choose_sampler
@@ -224,6 +226,23 @@ def test_the_tokens_are_there_in_words(levels):
 
 # The truth.
 
+def test_a_sampler_without_betas_is_recorded_as_it_runs(pipe, model, tmp_path, monkeypatch):
+    """Nothing asks it for alphas; what each step was given replays it."""
+    name = flow_matching.FlowMatchEulerDiscreteScheduler.__name__
+    monkeypatch.setitem(schedulers.FILES, name, "flow_matching")
+    monkeypatch.setitem(sys.modules, "refsd.schedulers.flow_matching", flow_matching)
+    config = schedulers.from_config({"_class_name": name}).config
+    pack = record(tmp_path / "flow", pipe, model, {"scheduler": config.plain()}, level=1)
+    assert "schedule/sigmas" in pack.entries and "schedule/alphas_cumprod" not in pack.entries
+    steps = [entry for entry in pack.entries.values() if entry.op == "scheduler_step"]
+    assert len(steps) == 3
+    weight = replay.weights(pack, model)
+    for entry in steps:
+        found = replay.replay(entry, replay.arrays_of(entry, tensor=pack.read, weight=weight))
+        # a product and a sum in float32, and the latents before them rounded to it: 3 roundings
+        assert np.abs(found - pack.read(entry.name)).max() <= 3 * 2.0**-24 * np.abs(found).max()
+
+
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_the_run_is_the_pipelines(pipe, model, tmp_path, monkeypatch, name):
     """The same picture as the pipeline's in float64, and each step of the sampler replays."""
@@ -240,7 +259,7 @@ def test_the_run_is_the_pipelines(pipe, model, tmp_path, monkeypatch, name):
 
     weight = replay.weights(pack, model)
     steps = [entry for entry in pack.entries.values() if entry.op == "scheduler_step"]
-    assert len(steps) == 5 + (name == "pndm")
+    assert len(steps) == len(pack.read("schedule/timesteps"))
     for entry in steps:
         inputs = replay.arrays_of(entry, tensor=pack.read, weight=weight)
         found = replay.replay(entry, inputs)

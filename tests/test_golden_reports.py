@@ -209,8 +209,8 @@ def test_a_floor(run, network, candidates, tmp_path, wanted, code):
 @pytest.mark.parametrize("args, code, said", [
     (["object.npz"], 3, "pickled Python objects"),
     (["none.npz"], 2, "no such file or folder"),
-    (["right.npz", "--report", "x.pdf"], 2, "ends in none of .json, .md, .xml, .html"),
-    (["right.npz", "--report", "/nowhere/x.json"], 4, "its folder does not exist"),
+    (["right.npz", "--report", "x.pdf"], 2, "is to end in .json or .md or .xml or .html"),
+    (["right.npz", "--report", "/nowhere/x.json"], 4, "the folder /nowhere does not exist"),
     (["right.npz", "--accept-tolerance", "nan"], 2, "give ABS or ABS,REL"),
     (["right.npz", "--accept-tolerance", "1,2,3"], 2, "give ABS or ABS,REL"),
     (["right.npz", "--at-least", "101%"], 2, "give a number such as 500, or a share"),

@@ -37,7 +37,7 @@ def test_an_op_without_hard_inputs_has_its_examples():
     found = {name: rows(ops()[name]._replace(name="new"))
              for name in ("concat", "gather", "timestep_embedding")}
     assert found["concat"] == [
-        ("example_0", {"arrays": [((2, 3, 4),), ((2, 2, 4),)]}, {"axis": 1})]
+        ("example_0", {"arrays": [((2, 3, 4), "plain"), ((2, 2, 4), "plain")]}, {"axis": 1})]
     assert found["gather"][0][1] == {"x": ((2, 5, 4), "plain"), "index": ((2,), "below_5")}
     assert found["timestep_embedding"][0][1] == {"timesteps": ((3,), "below_1000")}
     bias = ops()["add"]._replace(name="new", kind=None, examples=[call((2, 3), 0.5)])

@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -27,9 +28,9 @@ def good(tmp_path):
     """A candidate of which everything but BAD can be read."""
     for name, array in right().items():
         if name != BAD:
-            place = tmp_path / "c" / f"{name}.npy"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            np.save(place, array)
+            path = tmp_path / "c" / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, array)
     (tmp_path / "c" / "unet" / "001").mkdir(exist_ok=True)
     return tmp_path / "c"
 
@@ -51,12 +52,22 @@ def header(text):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
-def zipped(**members):
+def zipped(members, method=zipfile.ZIP_STORED):
+    """An archive of pairs of a name and its bytes, or of a dict of them."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(f"{name.replace('__', '/')}.npy", data)
+    with zipfile.ZipFile(file, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name twice
+        for name, data in members.items() if isinstance(members, dict) else members:
+            archive.writestr(f"{name}.npy", data)
     return file.getvalue()
+
+
+def claiming(size):
+    """An archive of one compressed array of zeros whose directory claims `size` bytes unpacked."""
+    data = bytearray(zipped({BAD: npy((1 << 20,), data=bytes(1 << 22))}, zipfile.ZIP_DEFLATED))
+    entry = data.index(b"PK\x01\x02") + 24
+    data[entry:entry + 4] = size.to_bytes(4, "little")
+    return bytes(data)
 
 
 def safetensors(entries, data):
@@ -101,14 +112,18 @@ FILES = {
     "records": (f"{BAD}.npy", npy((2,), [("a", "<f4")], bytes(8)), "plain numbers"),
     "dates": (f"{BAD}.npy", npy((1,), "<M8[s]", bytes(8))),
     "an unknown type": (f"{BAD}.npy", npy((2,), "<q9", bytes(16))),
-    "an array that is a zip": (f"{BAD}.npy", zipped(x=WHOLE)),
-    "an archive cut short": ("all.npz", zipped(**{BAD.replace("/", "__"): WHOLE})[:-30],
+    "an array that is a zip": (f"{BAD}.npy", zipped({"x": WHOLE})),
+    "an archive cut short": ("all.npz", zipped({BAD: WHOLE})[:-30],
                              "not a readable .npz archive"),
     "an empty archive file": ("all.npz", b""),
     "an archive that is an array": ("all.npz", WHOLE),
-    "a bad member": ("all.npz", zipped(**{BAD.replace("/", "__"): WHOLE[:99]}),
+    "a bad member": ("all.npz", zipped({BAD: WHOLE[:99]}),
                      "not a readable .npy"),
-    "a pickled member": ("all.npz", zipped(**{BAD.replace("/", "__"): HARM}), "pickled"),
+    "a pickled member": ("all.npz", zipped({BAD: HARM}), "pickled"),
+    "a zip bomb": ("all.npz", claiming(4_000_000_000),
+                   "would unpack to 4,000,000,000 bytes; at most 1,073,741,824"),
+    "a member larger than it claims": ("all.npz", claiming(1000), "not a readable .npy file: Bad"),
+    "a member twice": ("all.npz", zipped([(BAD, WHOLE), (BAD, WHOLE)]), "Leave one of them out"),
     "safetensors, empty": ("all.safetensors", b""),
     "safetensors, no JSON": ("all.safetensors", struct.pack("<Q", 9) + b'{"a": [1,'),
     "safetensors, one entry outside": ("all.safetensors", safetensors(
@@ -157,8 +172,7 @@ def test_a_file_that_cannot_be_read_beside_good_ones(network, good, kind):
 def test_a_tensor_that_cannot_be_read_beside_good_ones_in_its_file(network, tmp_path):
     arrays = {name: saved(array) for name, array in right().items()}
     arrays[BAD] = arrays[BAD][:50]
-    (tmp_path / "a.npz").write_bytes(zipped(**{
-        name.replace("/", "__"): data for name, data in arrays.items()}))
+    (tmp_path / "a.npz").write_bytes(zipped(arrays))
     assert "unet/001/conv_out (block) cannot be read: " in told(
         compared(network, tmp_path / "a.npz"))
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
+from refsd import backends
+from refsd.backends import BACKENDS
 from refsd.numba_ops import pool
 from refsd.numba_ops.cpu import conv_winograd
 from refsd.numba_ops.cpu.pixels import PIECE
@@ -15,7 +17,7 @@ from refsd.numba_ops.simd import WIDTH
 from refsd.ops import attention, conv
 from refsd.pipelines import memory
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
-from refsd.registry import BACKENDS, make_ready
+from refsd.registry import make_ready
 from refsd.weights.tree import flatten
 
 
@@ -76,16 +78,15 @@ def test_weights_are_counted_once(tmp_path, backend):
         surplus = len(leaves) * (WIDTH + 2 * panel_width("f4") * 4)  # alignment, the last row's
         assert wanted < counted <= held <= counted + surplus
     assert memory.estimate_bytes(pipe, 64, 64, 1) == (
-        memory.HABITS[backend].libraries + counted + memory.working_bytes(pipe, 64, 64, 1))
+        BACKENDS[backend].memory.libraries + counted + memory.working_bytes(pipe, 64, 64, 1))
 
 
 def test_limits_are_those_of_the_backends():
-    assert (memory.WINDOWS, memory.SCORES) == (conv.SLICE_BYTES, attention.SLICE_BYTES)
-    numba = memory.HABITS["numba"]
+    assert (backends.WINDOWS, backends.SCORES) == (conv.SLICE_BYTES, attention.SLICE_BYTES)
+    numba = BACKENDS["numba"].memory
     # Room for a piece of a panel, for each of two threads; of more, sums and panels take more.
     assert numba.transformed > 2 * 36 * (PIECE + 1) * panel_width("f4") * 4
     assert numba.workspace > conv_winograd.SPAN_BYTES
-    assert memory.HABITS.keys() == BACKENDS.keys()
 
 
 @pytest.mark.parametrize("smaller, larger", [

@@ -10,6 +10,7 @@ from op_table import LAYOUTS, OPS, arrays_in, lay_out, memory_of, normal
 
 from refsd import functional as F
 from refsd import registry
+from refsd.backends import BACKENDS
 from refsd.contracts import Spec
 
 DTYPES = ("float32", "float64")
@@ -78,7 +79,7 @@ VIEWS = {"to_tokens", "to_image", "slice", "transpose"}
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
-@pytest.mark.parametrize("backend", registry.BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_only_these_may_give_a_view(name, backend):
     """Wherever the inputs lie; also where an op has nothing to do, such as joining one array."""
     nothing_to_do = {"concat": ([normal((2, 3), 1)], {"axis": 0}),

@@ -104,8 +104,8 @@ prediction.py | return signal * output + noise * x | return signal * output - no
 prediction.py | np.clip(flat, -s, s) / s | np.clip(flat, -s, s)
 prediction.py | return (x - noise * output) / signal | return x - noise * output
 prediction.py | np.clip(s, 1, | np.clip(s, 0.5,
-scheduler.py | if not self.config.get("set_alpha_to_one", True) | if self.config.get("set_alpha_to_one", True)
-scheduler.py | per_sample(np.sqrt(1 - alpha_bar) | per_sample(1 - alpha_bar
+diffusion.py | if not self.config.get("set_alpha_to_one", True) | if self.config.get("set_alpha_to_one", True)
+diffusion.py | per_sample(np.sqrt(1 - alpha_bar) | per_sample(1 - alpha_bar
 scheduler.py | if key not in dropped and | if
 scheduler.py | Config({**options, **scheduler.config} | Config({**scheduler.config}
 scheduler.py | if self.step_index is None else self.step_index | if True else self.step_index

@@ -84,10 +84,10 @@ def test_the_caller_overrules_what_is_predicted(tmp_path, models, said, found):
 
 
 def test_another_noise_in_the_buffers_is_said(tmp_path, caplog):
-    from refsd.pipelines.single_file import SD1_SCHEDULER
+    from refsd.families import SD1
     from refsd.schedulers import from_config
 
-    alphas = np.asarray(from_config(SD1_SCHEDULER).alphas_cumprod)
+    alphas = np.asarray(from_config(SD1.scheduler).alphas_cumprod)
     for dtype in ("f2", "f4"):
         load_scheduler(marked(tmp_path / "x.safetensors", alphas_cumprod=alphas.astype(dtype)))
     assert not caplog.records

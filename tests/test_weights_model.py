@@ -7,15 +7,15 @@ import pytest
 from weights_samples import STEM, TINY, entry, file_of, refused, tiny_tensors, write_folder
 
 from refsd.errors import ResourceError, UsageError
+from refsd.families import SD1
 from refsd.weights import (
     checkpoint,
     load_checkpoint,
     load_folder,
     memory,
-    sd1,
     write_safetensors,
 )
-from refsd.weights.expect import SHAPES, Found, check, unet_shapes
+from refsd.weights.expect import SHAPES, Stored, check, unet_shapes
 from refsd.weights.validate import validate
 
 
@@ -151,14 +151,15 @@ def test_extra_tensors_are_logged_and_not_loaded(tmp_path, caplog):
 
 
 def test_weights_of_stable_diffusion_2_under_a_config_of_1_are_recognised():
-    config = {**sd1.UNET, "cross_attention_dim": 1024}
-    found = {name: Found("F16", shape) for name, shape in unet_shapes(config).items()}
-    refused(lambda: check(found, unet_shapes(sd1.UNET), "unet"), "The text width is 1024, not 768",
+    config = {**SD1.configs["unet"], "cross_attention_dim": 1024}
+    found = {name: Stored("F16", shape) for name, shape in unet_shapes(config).items()}
+    expected = unet_shapes(SD1.configs["unet"])
+    refused(lambda: check(found, expected, "unet"), "The text width is 1024, not 768",
             "Stable Diffusion 2.x")  # fmt: skip
 
 
 def test_linear_and_convolutional_projections_are_told_apart():
-    found = {name: Found("F32", shape) for name, shape in unet_shapes(TINY["unet"]).items()}
+    found = {name: Stored("F32", shape) for name, shape in unet_shapes(TINY["unet"]).items()}
     linear = unet_shapes({**TINY["unet"], "use_linear_projection": True})
     check(found, unet_shapes(TINY["unet"]), "unet")
     refused(lambda: check(found, linear, "unet"), "proj_in.weight is (8, 8, 1, 1), expected (8, 8)")

@@ -7,10 +7,11 @@ import pytest
 from weights_samples import STEM, TINY, refused, tiny_tensors, write_folder
 
 from refsd.errors import UsageError
+from refsd.families import SD1
 from refsd.weights import load_checkpoint, write_safetensors
 from refsd.weights.expect import SHAPES
 from refsd.weights.header import read_header
-from refsd.weights.ldm import PREFIXES, ema_name, to_ldm
+from refsd.weights.ldm import ema_name, to_ldm
 from refsd.weights.single import evidence
 
 
@@ -24,7 +25,8 @@ def whole(*components, seed=0):
 
 def bare(component, seed=0):
     """One network as A1111's .vae.safetensors and ComfyUI's own folders hold it: no prefix."""
-    return {n.removeprefix(PREFIXES[component]): t for n, t in whole(component, seed=seed).items()}
+    prefix = SD1.layouts[component].prefix
+    return {n.removeprefix(prefix): t for n, t in whole(component, seed=seed).items()}
 
 
 def assert_part(found, component, seed=0):
@@ -36,7 +38,7 @@ WRITERS = {
     "published": lambda t: t,
     "state_dict. before all": lambda t: {f"state_dict.{n}": a for n, a in t.items()},
     "the VAE as vae.": lambda t: {n.replace("first_stage_model.", "vae."): a for n, a in t.items()},
-    "ComfyUI's clip_l": lambda t: {n.replace(PREFIXES["text_encoder"],
+    "ComfyUI's clip_l": lambda t: {n.replace(SD1.layouts["text_encoder"].prefix,
                                              "text_encoders.clip_l.transformer."): a
                                    for n, a in t.items()},
     "diffusers' names, a prefix a part": lambda t: {

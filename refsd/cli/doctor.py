@@ -121,9 +121,12 @@ def caches() -> dict[str, Any]:
 
 def backends() -> dict[str, Any]:
     """Who can compute the ops."""
-    from refsd.registry import BACKENDS, choose_backend
+    from refsd.backends import BACKENDS, choose_backend
 
-    return {"available": list(BACKENDS), "auto": choose_backend("auto")}
+    why_not = {name: backend.unavailable() for name, backend in BACKENDS.items()}
+    return {"available": [name for name, why in why_not.items() if not why],
+            **{f"{name} is not available": why for name, why in why_not.items() if why},
+            "auto": choose_backend("auto")}
 
 
 def kernels() -> dict[str, Any]:
@@ -177,8 +180,9 @@ def checks() -> dict[str, bool]:
 
 def _model_is_whole() -> bool:
     """Whether all the model's files are there, and have the tensors that its configs ask for."""
+    from refsd.families import COMPONENTS
     from refsd.pipelines.loading import bundled_model
-    from refsd.weights.checkpoint import COMPONENTS, plan_folder
+    from refsd.weights.plan import plan_folder
 
     try:
         for part in COMPONENTS:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from refsd.backends import BACKENDS, find_backend
 from refsd.cli import output, samplers, threads
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.compiling import Compiling
@@ -17,7 +18,7 @@ from refsd.cli.recipe import DTYPES, RNGS, Recipe
 from refsd.cli.report import Warnings, note, result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import MAX_PICTURES, check_integer, check_numbers
-from refsd.registry import BACKENDS, choose_backend, make_ready
+from refsd.registry import make_ready
 from refsd.version import __version__
 
 CFG_SCALE = 7.0  # sd-cli's
@@ -165,8 +166,8 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
         raise UsageError("--json and --output - both want stdout; give one of them")
     if options.sampler is not None:
         options.sampler = samplers.find_sampler(options.sampler)
-    backend = choose_backend(options.backend)
-    if options.tuned and (options.exact or backend != "numba"):
+    backend = find_backend(options.backend)
+    if options.tuned and (options.exact or not backend.tunable):
         raise UsageError("--tuned is for the backend numba without --exact: leave it out")
     count = check_integer("--batch-count", options.batch_count, 1, MAX_PICTURES)
     if options.seed < 0:

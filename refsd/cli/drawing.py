@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refsd.backends import find_backend
 from refsd.cli import samplers
 from refsd.cli.recipe import Recipe
-from refsd.cli.threads import pools
 from refsd.errors import ResourceError
 from refsd.pipelines import stages
 from refsd.pipelines.memory import estimate_bytes
@@ -55,7 +55,7 @@ def versions(backend: str) -> dict[str, str]:
     libraries = {name: version(name) for name in LIBRARIES}
     return {"refsd": __version__, "python": platform.python_version(), **libraries,
             "machine": platform.machine(), "numpy vectors": _numpy_vectors(),
-            **(_of_numba() if backend == "numba" else _of_blas())}
+            **find_backend(backend).versions()}
 
 
 def _numpy_vectors() -> str:
@@ -64,25 +64,8 @@ def _numpy_vectors() -> str:
     return next((name for name in VECTORS if features.get(name)), "baseline")
 
 
-def _of_numba() -> dict[str, str]:
-    import llvmlite.binding
-
-    from refsd.numba_ops.simd import WIDTH
-
-    return {**{name: version(name) for name in ("numba", "llvmlite")},
-            "vector width": f"{WIDTH} bytes", "processor": llvmlite.binding.get_host_cpu_name()}
-
-
-def _of_blas() -> dict[str, str]:
-    """The library that NumPy multiplies matrices with, and the processor that it takes this for."""
-    names = {" ".join(filter(None, (pool["internal_api"], pool["version"],
-                                    pool.get("architecture"))))
-             for pool in pools() if pool["user_api"] == "blas"}
-    return {"blas": ", ".join(sorted(names)) or "unknown"}
-
-
 def calls(pipe: Any, steps: int) -> int:
-    """How often the model will be asked a picture; UsageError if the sampler cannot do `steps`."""
+    """How many steps a picture takes; UsageError if the sampler cannot do `steps`."""
     return len(stages.make_schedule(pipe.scheduler, steps))
 
 
@@ -141,11 +124,7 @@ def tuned_choices() -> dict[str, str]:
 
 def tuned(recipe: Recipe) -> AbstractContextManager:
     """Within the block convolutions take the algorithms that the recipe names."""
-    if not recipe.tuned or recipe.backend != "numba":
-        return nullcontext()
-    from refsd.numba_ops.cpu.conv import conv2d_policy
-
-    return conv2d_policy(tuned=recipe.tuned)
+    return find_backend(recipe.backend).tuned(recipe.tuned) if recipe.tuned else nullcontext()
 
 
 def digest(pixels: np.ndarray) -> str:

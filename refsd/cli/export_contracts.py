@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from refsd.cli.arguments import Parser
-from refsd.cli.report import one_line, result, result_json
+from refsd.cli.report import answer
 
 ABOUT = """\
 Write the contracts of all ops and stages, and the tables of a model's weights:
@@ -36,10 +36,7 @@ def run(options: argparse.Namespace) -> int:
     contracts = describe_all(options.model)
     files = {"refsd.h": header(contracts).encode("utf-8"), **contract_tests(contracts)}
     write_folder(options.output, files)
-    if options.json:
-        result_json({"folder": options.output, "ops": len(contracts["ops"]),
-                     "files": {name: len(data) for name, data in files.items()}})
-        return 0
-    for name, data in files.items():
-        result(f"{len(data):>10,} bytes  {one_line(str(Path(options.output) / name))}")
-    return 0
+    sizes = {name: len(data) for name, data in files.items()}
+    return answer(
+        options.json, {"folder": options.output, "ops": len(contracts["ops"]), "files": sizes},
+        *(f"{size:>10,} bytes  {Path(options.output) / name}" for name, size in sizes.items()))

@@ -3,7 +3,7 @@
 import argparse
 
 from refsd.cli.arguments import Parser, choice
-from refsd.cli.report import one_line, result, result_json
+from refsd.cli.report import answer
 
 ABOUT = """\
 Write a tokenizer as vocab.json and merges.txt, and as flat arrays that hold all
@@ -34,10 +34,8 @@ def run(options: argparse.Namespace) -> int:
     own = source is not None and source.is_dir()  # single files have none: theirs is CLIP's
     vocabulary = read_vocabulary(source) if own else clip_vocabulary()
     folder = export_tokenizer(vocabulary, options.output, kind=options.to)
-    if options.json:
-        result_json({"folder": str(folder), "tokens": len(vocabulary.tokens),
-                     "merges": len(vocabulary.merges), "length": vocabulary.length})
-        return 0
-    result(f"{one_line(str(folder))}: {len(vocabulary.tokens):,} tokens, "
-           f"{len(vocabulary.merges):,} merges; README.md says how to use them")
-    return 0
+    tokens, merges = len(vocabulary.tokens), len(vocabulary.merges)
+    return answer(
+        options.json, {"folder": str(folder), "tokens": tokens, "merges": merges,
+                       "length": vocabulary.length},
+        f"{folder}: {tokens:,} tokens, {merges:,} merges; README.md says how to use them")

@@ -3,7 +3,7 @@
 import argparse
 
 from refsd.cli.arguments import Parser, choice
-from refsd.cli.report import Warnings, one_line, result, result_json
+from refsd.cli.report import Warnings, answer
 
 ABOUT = """\
 Write a model's weights for programs in other languages: raw numbers with a list
@@ -49,10 +49,7 @@ def run(options: argparse.Namespace) -> int:
                              dtype=options.dtype, parts=options.part or PARTS, only=options.only,
                              variant=options.variant)
     size = sum(tensor["bytes"] for tensor in out.tensors.values())
-    if options.json:
-        result_json({"folder": str(out.folder), "kind": out.kind, "layout": out.layout,
-                     "tensors": len(out.tensors), "bytes": size, "warnings": warnings.said})
-        return 0
-    result(f"{one_line(str(out.folder))}: {len(out.tensors)} tensors, {size:,} bytes, as "
-           f"{out.kind}, {out.layout}")
-    return 0
+    return answer(
+        options.json, {"folder": str(out.folder), "kind": out.kind, "layout": out.layout,
+                       "tensors": len(out.tensors), "bytes": size, "warnings": warnings.said},
+        f"{out.folder}: {len(out.tensors)} tensors, {size:,} bytes, as {out.kind}, {out.layout}")

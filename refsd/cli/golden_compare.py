@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from refsd.cli.arguments import Parser, choice
-from refsd.cli.output import Place, save
+from refsd.cli.output import Place, save, try_out
 from refsd.cli.progress import Progress
 from refsd.cli.report import Warnings, note, one_line, result, result_json
-from refsd.errors import ResourceError, UsageError
 
 ABOUT = """\
 Compare what a port wrote with a golden pack, tensor by tensor in the order of
@@ -63,19 +62,22 @@ def run(options: argparse.Namespace) -> int:
     from refsd.golden.comparing.verdicts import AtLeast
     from refsd.golden.packs.pack import Pack
 
-    files = [_report(name) for name in options.report]
+    for name in options.report:
+        try_out(name, REPORTS)  # before any work is done
+    files = [Path(name) for name in options.report]
     accepted = None if options.accept_tolerance is None else Accepted(*options.accept_tolerance)
     with (Warnings(show=not options.json), Pack.open(options.pack) as pack,
           Candidate.open(options.candidate, name_map=options.map, dtype=options.dtype,
                          layout=options.layout) as candidate,
           Progress(len(pack.entries), "comparing", show=not options.json) as progress):
         comparison = compare(pack, candidate, format=options.format, only=options.only,
-                        accepted=accepted, model=options.model, whole=options.all,
-                        at_least=AtLeast(*options.at_least or ()),
-                        maps=any(path.suffix.lower() == ".html" for path in files),
-                        on_tensor=progress.step)
+                             accepted=accepted, model=options.model, whole=options.all,
+                             at_least=AtLeast(*options.at_least or ()),
+                             maps=any(path.suffix.lower() == ".html" for path in files),
+                             on_tensor=progress.step)
     for path in files:
-        _save(path, _rendered(comparison, path.suffix.lower()))
+        page = _rendered(comparison, path.suffix.lower()).encode("utf-8", "backslashreplace")
+        save(page, Place(str(path)), "The report")
         if not options.json:
             note(f"refsd: wrote {path}")
     if options.json:
@@ -115,16 +117,6 @@ def _at_least(text: str) -> tuple[int, float]:
                                      "such as 90%")
 
 
-def _report(name: str) -> Path:
-    """A file that a report can be written to; checked before any work is done."""
-    path = Path(name)
-    if path.suffix.lower() not in REPORTS:
-        raise UsageError(f"--report: {name[:200]!r} ends in none of {', '.join(REPORTS)}")
-    if not path.absolute().parent.is_dir():
-        raise ResourceError(f"{name}: its folder does not exist. Make it first")
-    return path
-
-
 def _rendered(comparison: Any, end: str) -> str:
     """The comparison as a file of the kind."""
     from refsd.golden.comparing.html import page
@@ -134,7 +126,3 @@ def _rendered(comparison: Any, end: str) -> str:
     if end == ".json":
         return json.dumps(as_json(comparison), indent=1, allow_nan=False) + "\n"
     return {".md": markdown, ".xml": junit, ".html": page}[end](comparison)
-
-
-def _save(path: Path, text: str) -> None:
-    save(text.encode("utf-8", "backslashreplace"), Place(str(path)), "The report")

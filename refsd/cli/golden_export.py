@@ -3,7 +3,7 @@
 import argparse
 
 from refsd.cli.arguments import Parser, choice
-from refsd.cli.report import one_line, result, result_json
+from refsd.cli.report import answer
 from refsd.errors import UsageError
 
 ABOUT = """\
@@ -55,13 +55,11 @@ def run(options: argparse.Namespace) -> int:
         else:
             written = export_pack(pack, options.output, options.to, layout=options.layout,
                                   only=options.only).tensors
-    if options.json:
-        result_json({"folder": options.output, "kind": options.to, "layout":
-                     options.layout.upper(), "tensors": list(written)})
-        return 0
-    result(f"{one_line(options.output)}: {len(written)} "
-           f"{'ops' if options.to == 'onnx' else 'tensors'} as {options.to}")
-    return 0
+    what = "ops" if options.to == "onnx" else "tensors"
+    return answer(
+        options.json, {"folder": options.output, "kind": options.to,
+                       "layout": options.layout.upper(), "tensors": list(written)},
+        f"{options.output}: {len(written)} {what} as {options.to}")
 
 
 def _pack_up(options: argparse.Namespace) -> int:
@@ -72,8 +70,6 @@ def _pack_up(options: argparse.Namespace) -> int:
         raise UsageError("--to pack keeps the pack as it is; leave --layout and --only out")
     with Pack.open(options.pack) as pack:
         pack_up(pack.folder, options.output)
-    if options.json:
-        result_json({"file": options.output, "kind": "pack", "tensors": list(pack.entries)})
-    else:
-        result(f"{one_line(options.output)}: the pack, {len(pack.entries)} tensors")
-    return 0
+    return answer(
+        options.json, {"file": options.output, "kind": "pack", "tensors": list(pack.entries)},
+        f"{options.output}: the pack, {len(pack.entries)} tensors")

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from refsd.backends import BACKENDS, choose_backend
 from refsd.cli.arguments import Parser, choice
 from refsd.cli.recipe import DTYPES
 from refsd.cli.report import result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_choice
-from refsd.registry import BACKENDS, Op, choose_backend, kernels, ops
+from refsd.registry import Op, kernels, ops
 
 ABOUT = """\
 List the ops of refsd and the backends that compute them.

@@ -3,7 +3,7 @@
 import argparse
 
 from refsd.cli.arguments import Parser
-from refsd.cli.report import one_line, result, result_json
+from refsd.cli.report import answer
 
 ABOUT = """\
 Begin a port: a folder with README.md (in which order, with which packs),
@@ -28,9 +28,6 @@ def run(options: argparse.Namespace) -> int:
 
     folder = options.output or f"port-{options.name.replace(' ', '-')}"
     path = new(options.name, folder, model=options.model)
-    if options.json:
-        result_json({"folder": str(path), "name": options.name})
-        return 0
-    result(f"{one_line(str(path))}: README.md says where to begin; refsd port status "
-           f"{one_line(str(path))} what is proven")
-    return 0
+    return answer(
+        options.json, {"folder": str(path), "name": options.name},
+        f"{path}: README.md says where to begin; refsd port status {path} what is proven")

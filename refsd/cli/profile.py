@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from refsd.backends import find_backend
 from refsd.cli import draw, output, threads
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.report import Warnings, note, one_line, result, result_json
@@ -119,7 +120,7 @@ def _show_stages(report: dict[str, Any], each: bool) -> None:
     times = sorted(row["seconds"] for row in report["steps"])
     result(f"a step: median {times[len(times) // 2]:.4f} s, {times[0]:.4f} to {times[-1]:.4f} "
            f"({len(times)} steps)")
-    if report["backend"] == "numba":
+    if find_backend(report["backend"]).layout_copies() is not None:
         copies = {row["name"]: row["layout_copies"] for row in report["stages"]}
         where = [f"{row['layout_copies']} by {row['op']}" for row in report["ops"]
                  if row["layout_copies"]]

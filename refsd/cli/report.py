@@ -29,6 +29,16 @@ def result_json(value: Any) -> None:
     _write(sys.stdout, json.dumps(value, indent=2))
 
 
+def answer(as_json: bool, value: Any, *lines: str) -> int:
+    """The answer in either form; gives the exit code of what went well."""
+    if as_json:
+        result_json(value)
+    else:
+        for line in lines:
+            result(one_line(line))
+    return 0
+
+
 def note(text: str) -> None:
     """A line about the work, on stderr."""
     _write(sys.stderr, text)

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+from refsd.backends import choose_backend
 from refsd.cli import output, threads
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.compiling import Compiling
@@ -12,7 +13,7 @@ from refsd.cli.progress import Progress
 from refsd.cli.recipe import Recipe
 from refsd.cli.report import Warnings, note, one_line, result, result_json
 from refsd.errors import ModelError, UsageError
-from refsd.registry import choose_backend, make_ready
+from refsd.registry import make_ready
 
 ABOUT = """\
 Draw a picture again from the recipe in its PNG, and compare: exit code 0 when all

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from refsd import schedulers
 from refsd.errors import ModelError, UsageError
 
 
@@ -16,20 +17,22 @@ class Sampler(NamedTuple):
     schedule: str = ""
 
 
-SAMPLERS = {
-    "ddim": Sampler("DDIMScheduler", {}, "DDIM"),
-    "ddpm": Sampler("DDPMScheduler", {}, "DDPM"),
-    "pndm": Sampler("PNDMScheduler", {"skip_prk_steps": True}, "PLMS"),
-    "euler": Sampler("EulerDiscreteScheduler", {"use_karras_sigmas": False}, "Euler"),
-    "euler_a": Sampler("EulerAncestralDiscreteScheduler", {}, "Euler a"),
-    "dpm++2m": Sampler("DPMSolverMultistepScheduler",
-                       {"use_karras_sigmas": False, "algorithm_type": "dpmsolver++",
-                        "solver_order": 2}, "DPM++ 2M"),
-    "dpm++2m_karras": Sampler("DPMSolverMultistepScheduler",
-                              {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++",
-                               "solver_order": 2}, "DPM++ 2M", "Karras"),
-    "lcm": Sampler("LCMScheduler", {}, "LCM"),
+DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+OWN = {  # the samplers of a class that are not just called as its file is
+    "pndm": {"pndm": Sampler("PNDMScheduler", {"skip_prk_steps": True}, "PLMS")},
+    "euler": {"euler": Sampler("EulerDiscreteScheduler", {"use_karras_sigmas": False}, "Euler")},
+    "euler_ancestral": {"euler_a": Sampler("EulerAncestralDiscreteScheduler", {}, "Euler a")},
+    "dpm_solver": {
+        "dpm++2m": Sampler("DPMSolverMultistepScheduler", {"use_karras_sigmas": False, **DPM},
+                           "DPM++ 2M"),
+        "dpm++2m_karras": Sampler("DPMSolverMultistepScheduler",
+                                  {"use_karras_sigmas": True, **DPM}, "DPM++ 2M", "Karras"),
+    },
 }
+SAMPLERS: dict[str, Sampler] = {}
+for _class, _file in schedulers.FILES.items():
+    _label = _class.removesuffix("Scheduler").removesuffix("Discrete")
+    SAMPLERS |= OWN.get(_file, {_file: Sampler(_class, {}, _label)})
 ALIASES = {"plms": "pndm", "eulerancestral": "euler_a", "keuler": "euler", "keulera": "euler_a",
            "keulerancestral": "euler_a", "kdpm++2m": "dpm++2m", "kdpm++2mka": "dpm++2m_karras",
            "dpm++2mka": "dpm++2m_karras"}
@@ -57,8 +60,6 @@ def of_model(name: str | None, config: Mapping[str, Any]) -> Any:
 
     Raises ModelError for what refsd does not have, naming the samplers that would do.
     """
-    from refsd import schedulers
-
     try:
         if name is None:
             return schedulers.from_config(config)

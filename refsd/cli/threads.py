@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from refsd import parallel
-from refsd.registry import offered
+from refsd.backends import find_backend
 
 
 def check(threads: int | None) -> None:
@@ -31,8 +31,5 @@ def pools() -> list[dict[str, Any]]:
 
 
 def in_use(backend: str = "numpy") -> int:
-    """The threads that a backend's ops use here and now; where it does not say, BLAS's."""
-    counted = offered(backend, "threads_in_use", None)
-    if counted is not None:
-        return counted()
-    return max([pool["num_threads"] for pool in pools() if pool["user_api"] == "blas"], default=1)
+    """The threads that a backend's ops use here and now."""
+    return find_backend(backend).threads()

@@ -11,6 +11,7 @@ import numpy as np
 
 from refsd import functional as F
 from refsd.arguments import as_array, as_number, is_array, shown
+from refsd.backends import find_backend
 from refsd.errors import UsageError
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
@@ -20,7 +21,7 @@ from refsd.pipelines.request import check_integer
 from refsd.pipelines.tensors import shaped, text_width
 from refsd.random import TorchGenerator, draw_noise
 from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
-from refsd.registry import release, use
+from refsd.registry import use
 
 NO_GENERATORS = (type, ModuleType)  # torch.Generator itself, np.random: they have a randn too
 
@@ -161,7 +162,7 @@ class VAE:
                          ("N", self.config.latent_channels, "h", "w"), self.dtype)
         weights = {"decoder": self.tree["decoder"],
                    "post_quant_conv": self.tree.get("post_quant_conv")}
-        release(self.backend)  # small memory that the UNet's steps left
+        find_backend(self.backend).release()  # small memory that the UNet's steps left
         with use(self.backend, exact=self.exact):
             pictures = [vae.decode(F.slice(latents, axis=0, start=i, stop=i + 1), **weights,
                                    config=self.config) for i in range(latents.shape[0])]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from refsd.errors import ResourceError
+from refsd.families import COMPONENTS
 from refsd.pipelines.loading import bundled_model
 from refsd.weights import resolve
-from refsd.weights.checkpoint import COMPONENTS
 from refsd.weights.folder import component_headers, component_weights
 
 BUNDLED = "refsd bundled model"

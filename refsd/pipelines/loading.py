@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from refsd.arguments import shown
+from refsd.backends import find_backend
 from refsd.errors import ModelError, UsageError
+from refsd.families import COMPONENTS, recognise
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.pipelines.single_file import predicting, scheduler_of_file
-from refsd.registry import lay_out, release
 from refsd.schedulers import Config, from_config, would_do
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
-from refsd.weights.checkpoint import COMPONENTS
 from refsd.weights.files import read_foreign_object
+from refsd.weights.header import read_header
 from refsd.weights.model_index import part_class
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str, downlo
     parts = load_checkpoint(place, dtype=dtype, variant=variant, ema=ema, force=force,
                             replaced=replaced)
     for part in parts.values():
-        lay_out(backend, part.tensors)
-    release(backend)  # the memory that weights lay in before
+        find_backend(backend).place(part.tensors)
+    find_backend(backend).release()  # the memory that weights lay in before
 
     unet = UNet(parts["unet"].tree, UNetConfig.from_json(parts["unet"].config), backend, exact)
     encoder = objects.get("text_encoder") or _text_encoder(parts["text_encoder"], backend, exact)
@@ -111,13 +112,17 @@ def _check_objects(objects: dict[str, Any], unet: UNet) -> None:
 
 
 def load_tokenizer(place: Path, rows: int) -> CLIPTokenizer:
-    """The folder's tokenizer; where there is none, CLIP's own if the text encoder fits it."""
+    """The folder's tokenizer; where there is none, CLIP's own if the text encoder fits it.
+
+    For a single file it pads as the file's family does.
+    """
     if (place / "tokenizer").is_dir():
         return CLIPTokenizer.from_folder(place / "tokenizer")
     if rows != CLIP_ROWS:
         raise ModelError(f"{place}: no tokenizer folder, and with {rows} embeddings the text "
                          f"encoder is not CLIP's ({CLIP_ROWS}): the vocabulary cannot be known")
-    return CLIPTokenizer.clip()
+    pad = recognise(read_header(place).tensors).pad if place.is_file() else None
+    return CLIPTokenizer.clip() if pad is None else CLIPTokenizer.clip(pad=pad)
 
 
 def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = None) -> Any:

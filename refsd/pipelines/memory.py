@@ -2,7 +2,7 @@
 
     all = Python and its libraries + weights + the larger of (UNet's peak, VAE decoder's peak)
 
-The two peaks follow from how a backend works (`Habits`). At one resolution, with S the bytes of the
+The two peaks follow from a backend's `MemoryModel`. At one resolution, with S the bytes of the
 widest activation there (a residual block's input), a block holds a few such arrays at once, what
 its convolutions work in, and in transformers the feed-forward's 8 C wide hidden layer and what is
 made of it. The skips of the UNet are held from the way down. `tests/test_memory.py` compares with
@@ -11,45 +11,18 @@ what is measured; docs/memory.md has the figures of Stable Diffusion 1.5.
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
+from refsd.backends import MemoryModel, find_backend
 from refsd.contracts import itemsize
 from refsd.weights.tree import flatten
 
 PICTURE = 6 * 3  # floats a pixel while pictures are joined, scaled and clipped
 
 
-class Habits(NamedTuple):
-    """What a backend holds while it computes: bytes, and numbers of activations."""
-
-    libraries: int  # a Python with all libraries and kernels loaded, and nothing done
-    at_once: int  # activations of one block that are alive together
-    enlarged: float  # the same where a block enlarges pictures, in enlarged ones
-    feed_forward: int  # the same within the feed-forward, in widths of the transformer
-    unrolled: float  # what a convolution works in, in activations, and at most in bytes
-    workspace: int
-    transformed: int  # at most so many bytes of transformed weights, four times the kernels'
-    scores: int  # bytes of attention scores in memory, of which three arrays live at once
-    gaps: float  # share of the peak that lies between results, where no other fits
-
-
-WINDOWS, SCORES = 16 << 20, 8 << 20  # slices: refsd.ops.conv and refsd.ops.attention.SLICE_BYTES
-HABITS = {
-    # A block: its input, normalised, two of the activation, the padded copy; 9 windows a pixel.
-    "numpy": Habits(80 << 20, 5, 3, 24, 1.5 * 9, 3 * WINDOWS // 2, 0, SCORES, 0),
-    # A block: its input, normalised, activated; 36 transformed numbers for 16 pixels, and gaps.
-    "numba": Habits(176 << 20, 3, 2.25, 15, 1.5 * 36 / 16, 12 << 20, 4 << 20, 0, 0.06),
-}
-
-
-def _habits(backend):
-    """How a backend works; of one that has no row, the most that any other holds."""
-    return HABITS.get(backend) or Habits(*map(max, zip(*HABITS.values())))
-
-
 def estimate_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     """The most that the process will hold while `pipe` draws `batch` pictures of this size."""
-    libraries = _habits(pipe.unet.backend).libraries
+    libraries = find_backend(pipe.unet.backend).memory.libraries
     return libraries + weight_bytes(pipe) + working_bytes(pipe, width, height, batch)
 
 
@@ -77,44 +50,44 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
 def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:
     """The UNet's peak for `batch` latents of so many pixels, in numbers of `size` bytes."""
-    habits = _habits(unet.backend)
+    model = find_backend(unet.backend).memory
     planes = [pixels * batch * size / 4**i for i in range(len(unet.tree["down_blocks"]))]
-    scores = [min(habits.scores, heads * (pixels / 4**i) ** 2 * size)
+    scores = [min(model.scores, heads * (pixels / 4**i) ** 2 * size)
               for i, heads in enumerate(unet.config.heads)]
     down = list(zip(unet.tree["down_blocks"], planes, scores))
     up = list(zip(unet.tree["up_blocks"], reversed(planes), reversed(scores)))
     skips = sum(plane * len(block["resnets"]) * _widest(block["resnets"][:1], 0)
                 for block, plane, _ in down)
-    peak = skips + max(_block(*level, habits) for level in down + up)
-    return int((1 + habits.gaps) * peak)
+    peak = skips + max(_block(*level, model) for level in down + up)
+    return int((1 + model.gaps) * peak)
 
 
 def decoder_bytes(vae: Any, pixels: int, size: int) -> int:
     """The VAE decoder's peak, for one picture with latents of so many pixels."""
-    habits, tree = _habits(vae.backend), vae.tree["decoder"]
+    model, tree = find_backend(vae.backend).memory, vae.tree["decoder"]
     blocks = [tree["mid_block"], *tree["up_blocks"]]
     planes = [pixels * size * 4 ** max(i - 1, 0) for i in range(len(blocks))]
-    scores = min(habits.scores, pixels**2 * size)
-    peak = max(_block(block, plane, scores, habits) for block, plane in zip(blocks, planes))
-    return int((1 + habits.gaps) * peak)
+    scores = min(model.scores, pixels**2 * size)
+    peak = max(_block(block, plane, scores, model) for block, plane in zip(blocks, planes))
+    return int((1 + model.gaps) * peak)
 
 
-def _block(block: dict, plane: float, scores: float, habits: Habits) -> float:
+def _block(block: dict, plane: float, scores: float, model: MemoryModel) -> float:
     """The peak of one level's residual blocks and transformers; `plane` is one channel's bytes."""
     def convolving(activation, copies):
-        return (copies * activation + min(habits.workspace, habits.unrolled * activation)
-                + min(habits.transformed, 4 * max(_held(r["conv1"]["weight"]) for r in resnets)))
+        return (copies * activation + min(model.workspace, model.unrolled * activation)
+                + min(model.transformed, 4 * max(_held(r["conv1"]["weight"]) for r in resnets)))
 
     resnets = block["resnets"]
     activation = plane * max(_widest(resnets, 0), _widest(resnets, 1))
-    peak = convolving(activation, habits.at_once)
+    peak = convolving(activation, model.at_once)
     if "upsamplers" in block:  # works at twice the size, with the level's width
-        peak = max(peak, convolving(4 * plane * _widest(resnets, 0), habits.enlarged))
+        peak = max(peak, convolving(4 * plane * _widest(resnets, 0), model.enlarged))
     for attention in block.get("attentions", ()):
         if "transformer_blocks" in attention:
             channels = attention["proj_in"]["weight"].shape[0]
-            peak = max(peak, habits.feed_forward * channels * plane,
-                       habits.at_once * activation + 3 * scores)
+            peak = max(peak, model.feed_forward * channels * plane,
+                       model.at_once * activation + 3 * scores)
     return peak
 
 

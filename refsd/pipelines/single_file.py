@@ -9,28 +9,14 @@ import numpy as np
 
 from refsd.arguments import shown
 from refsd.errors import UsageError
+from refsd.families import NOISE
 from refsd.schedulers import from_config
 from refsd.weights.header import FLOATS, Header, read_header
 from refsd.weights.reader import read_tensors
-from refsd.weights.single import PREDICTIONS, evidence, find_parts, outer_prefix
+from refsd.weights.single import PREDICTIONS, contents, evidence
 
 logger = logging.getLogger(__name__)
 
-NOISE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-}
-# What Stable Diffusion 1.x was published with.
-SD1_SCHEDULER = {
-    "_class_name": "PNDMScheduler",
-    **NOISE,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
 # That of the LCM folders (LCM_Dreamshaper_v7).
 LCM_SCHEDULER = {"_class_name": "LCMScheduler", **NOISE, "clip_sample": False}
 # Lin et al. 2023: noise to the end, and steps that begin there. PNDM has no such option.
@@ -46,20 +32,24 @@ ZERO_SNR_SCHEDULER = {
 
 
 def scheduler_of_file(path: Path) -> dict[str, Any]:
-    """The scheduler config that a file's evidence asks for; a line where it is not SD 1.x's."""
+    """The scheduler config that a file's family and evidence ask for.
+
+    A line says what is predicted where that is not plain noise, or where the file says it.
+    """
     header = read_header(path)
-    found = evidence(header)
-    config = LCM_SCHEDULER if found.lcm else SD1_SCHEDULER
-    if found.zero_snr:
+    family, _, outer = contents(header)
+    signs = evidence(header)
+    config = LCM_SCHEDULER if signs.lcm else family.scheduler
+    if signs.zero_snr:
         config = ZERO_SNR_SCHEDULER
-    config = {**config, "prediction_type": found.prediction}
-    if found.because or found.zero_snr:
-        zero = ", with noise to the end (zero terminal SNR)" if found.zero_snr else ""
-        why = f", says {found.because}" if found.because else ""
+    config = {**config, "prediction_type": signs.prediction}
+    if signs.because or signs.zero_snr:
+        zero = ", with noise to the end (zero terminal SNR)" if signs.zero_snr else ""
+        why = f", says {signs.because}" if signs.because else ""
         logger.warning("%s: predicts %s%s%s; prediction_type= (--prediction) overrules", path,
-                       found.prediction, why, zero)
-    if not found.zero_snr:
-        _compare_noise(header, config)
+                       signs.prediction, why, zero)
+    if not signs.zero_snr:
+        _compare_noise(header, f"{outer}alphas_cumprod", config, family.name)
     return config
 
 
@@ -76,19 +66,18 @@ def predicting(config: Mapping[str, Any], wanted: str | None) -> dict[str, Any]:
     return found
 
 
-def _compare_noise(header: Header, config: Mapping[str, Any]) -> None:
+def _compare_noise(header: Header, name: str, config: Mapping[str, Any], family: str) -> None:
     """One line where the training's own buffer holds another noise than is drawn with.
 
     2^-8 is two roundings to bfloat16 of a number below 1: files are stored in half.
     """
-    name = f"{outer_prefix(find_parts(header.tensors))}alphas_cumprod"
     info = header.tensors.get(name)
     steps = config["num_train_timesteps"]
     if info is None or info.dtype not in FLOATS or info.shape != (steps,):
         return
-    found = read_tensors(header, dtype="float64", names=[name])[name]
-    apart = np.abs(found - np.asarray(from_config(config).alphas_cumprod, "float64")).max()
+    stored = read_tensors(header, dtype="float64", names=[name])[name]
+    apart = np.abs(stored - np.asarray(from_config(config).alphas_cumprod, "float64")).max()
     if not apart <= 2.0**-8:
-        logger.warning("%s: its buffer %s holds another noise (%.4f at the end) than Stable "
-                       "Diffusion 1.x's, which is drawn with; if it was trained so, replace the "
-                       "scheduler", header.path, name, found[-1])
+        logger.warning("%s: its buffer %s holds another noise (%.4f at the end) than %s's, "
+                       "which is drawn with; if it was trained so, replace the scheduler",
+                       header.path, name, stored[-1], family)

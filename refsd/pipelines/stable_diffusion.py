@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refsd.arguments import as_array, as_number
+from refsd.backends import choose_backend, find_backend
 from refsd.pipelines import from_diffusers, prompts, stages
 from refsd.pipelines.callback import StepCallback
 from refsd.pipelines.components import VAE, TextEncoder, UNet, as_generators
@@ -28,7 +29,7 @@ from refsd.pipelines.request import (
 )
 from refsd.pipelines.tensors import require_finite, shaped
 from refsd.random import TorchGenerator
-from refsd.registry import choose_backend, make_ready, use
+from refsd.registry import make_ready, use
 from refsd.text import CLIPTokenizer
 from refsd.weights.memory import available_bytes
 
@@ -76,7 +77,7 @@ class StableDiffusionPipeline:
         self.backend, self.exact = choose_backend(backend), exact
         self.make_generator = TorchGenerator
         self.check_finite = True
-        self.device = "cpu"
+        self.device = find_backend(backend).device
         self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
         self._said: set[str] = set()
 

@@ -22,7 +22,11 @@ from refsd.schedulers import SCHEDULERS
 
 
 class DenoisingStep(NamedTuple):
-    """One step is done: its place, the training step it left, and the latents it arrived at."""
+    """One step is done: its index, the training step it left, and the latents it arrived at.
+
+    A step is one of the schedule's timesteps and one prediction of the model, as in diffusers'
+    callbacks; a sampler may make more of them than num_inference_steps (PNDM: n + 1).
+    """
 
     index: int
     timestep: Any
@@ -43,8 +47,9 @@ def make_schedule(scheduler: Any, steps: int | None, *, timesteps: Any = None,
                   sigmas: Any = None) -> np.ndarray:
     """Stage 3: the training steps to visit, the noisiest first.   -> (T,)
 
-    T is the number of UNet calls a picture: `steps`, or one more for PNDM. Instead of steps the
-    caller's own timesteps or sigmas, for samplers that take them; UsageError for others.
+    T is the number of steps that `denoise` makes: `steps`, or one more for PNDM. Instead of
+    `steps` the caller's own timesteps or sigmas, for samplers that take them; UsageError for
+    others.
     """
     own = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
     if len(own) > 1:

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from refsd.backends import find_backend
 from refsd.contracts import Spec
 from refsd.pipelines import stages
-from refsd.registry import offered, watch
+from refsd.registry import watch
 from refsd.weights.tree import flatten
 
 STAGES = ("text", "denoise", "decode")
@@ -81,8 +82,8 @@ class Recorder:
                         for part, tree in trees.items() for path, leaf in flatten(tree).items()}
         self.profile = Profile(backend, exact)
         self._stage, self._layer = "", ""
-        self._count = _copies_counter(backend)
-        self._copies = self._count()
+        self._count = find_backend(backend).layout_copies
+        self._copies = self._count() or 0
 
     def __call__(self, op: str, inputs: dict, options: dict, output: Any, begun: int,
                  ended: int) -> None:
@@ -94,7 +95,7 @@ class Recorder:
                     {name: _spec(value) for name, value in inputs.items()},
                     {name: _spec(value) for name, value in options.items()})
         self.profile.calls.append(call)
-        count = self._count()
+        count = self._count() or 0
         call.copies, self._copies = count - self._copies, count
         call.watched = time.perf_counter_ns() - ended
 
@@ -166,11 +167,6 @@ def _draw(pipe, recorder, prompt, negative_prompt, clip_skip, output_type, optio
 def _encode(pipe, text, clip_skip):
     return stages.encode_text(pipe.text_encoder, stages.tokenize(pipe.tokenizer, [text]),
                               clip_skip=clip_skip)
-
-
-def _copies_counter(backend):
-    """What tells how many layout copies a backend has made so far."""
-    return offered(backend, "layout_copies", int)  # int() is 0: none that are counted
 
 
 def _spec(value: Any) -> Any:

@@ -10,37 +10,51 @@ Timesteps, sigmas and alphas_cumprod have the bits of diffusers 0.42.1 on torch 
 docs/schedules.md says what that takes and where the two part.
 """
 
+import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from refsd.arguments import nearest, shown
 from refsd.errors import ModelError, UsageError
-from refsd.schedulers.config import Config
-from refsd.schedulers.ddim import DDIMScheduler
-from refsd.schedulers.ddpm import DDPMScheduler
-from refsd.schedulers.dpm_solver import DPMSolverMultistepScheduler
-from refsd.schedulers.euler import EulerDiscreteScheduler
-from refsd.schedulers.euler_ancestral import EulerAncestralDiscreteScheduler
-from refsd.schedulers.lcm import LCMScheduler
-from refsd.schedulers.pndm import PNDMScheduler
-from refsd.schedulers.scheduler import Scheduler, Step
 
-SCHEDULERS: dict[str, type[Scheduler]] = {
-    cls.__name__: cls
-    for cls in (
-        DDIMScheduler,
-        DDPMScheduler,
-        DPMSolverMultistepScheduler,
-        EulerAncestralDiscreteScheduler,
-        EulerDiscreteScheduler,
-        LCMScheduler,
-        PNDMScheduler,
-    )
+FILES = {  # the file of each class, in the order in which they are listed
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "PNDMScheduler": "pndm",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DPMSolverMultistepScheduler": "dpm_solver",
+    "LCMScheduler": "lcm",
 }
+SHARED = {"Config": "config", "DiffusionScheduler": "diffusion", "Scheduler": "scheduler",
+          "Step": "scheduler"}
 
 
-def from_config(config: Mapping[str, Any]) -> Scheduler:
+class Classes(Mapping):
+    """The samplers' classes by name; a file is imported when its class is used."""
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(importlib.import_module(f"{__name__}.{FILES[name]}"), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FILES)
+
+    def __len__(self) -> int:
+        return len(FILES)
+
+
+SCHEDULERS = Classes()
+
+
+def __getattr__(name):
+    module = (FILES | SHARED).get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+def from_config(config: Mapping[str, Any]) -> Any:
     """The scheduler that a scheduler_config.json describes; its `_class_name` says which.
 
     Raises ModelError for a class or an option value that refsd does not have.
@@ -67,5 +81,4 @@ def _reads(cls, config):
     return True
 
 
-__all__ = [*SCHEDULERS, "SCHEDULERS", "Config", "Scheduler", "Step", "from_config",
-           "would_do"]
+__all__ = [*FILES, *SHARED, "SCHEDULERS", "from_config", "would_do"]

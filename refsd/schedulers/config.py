@@ -104,7 +104,7 @@ def resolve(name, defaults, choices, given) -> Config:
         if wanted := rules.get(key, boolean)(value):
             raise UsageError(f"{name}: {key} is {shown(value)}; refsd takes {wanted}")
 
-    if values["trained_betas"] is not None:
+    if values.get("trained_betas") is not None:
         values["trained_betas"] = [float(beta) for beta in values["trained_betas"]]
         if len(values["trained_betas"]) != values["num_train_timesteps"]:
             raise UsageError(

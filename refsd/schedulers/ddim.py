@@ -16,12 +16,13 @@ from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
 from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
+from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.prediction import keep_in_range, to_eps, to_x0
-from refsd.schedulers.scheduler import Scheduler, Step
+from refsd.schedulers.scheduler import Step
 
 
-class DDIMScheduler(Scheduler):
+class DDIMScheduler(DiffusionScheduler):
     """DDIM; eta = 0 draws no noise, eta = 1 is DDPM on the same timesteps.
 
     s is always t - T // n, diffusers' rule: exact for leading spacing, close for the others.

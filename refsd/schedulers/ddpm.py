@@ -17,12 +17,13 @@ import numpy as np
 
 from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
+from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import exp32, log32, spaced_timesteps
 from refsd.schedulers.prediction import keep_in_range, to_x0
-from refsd.schedulers.scheduler import Scheduler, Step, only_one
+from refsd.schedulers.scheduler import Step, only_one
 
 
-class DDPMScheduler(Scheduler):
+class DDPMScheduler(DiffusionScheduler):
     """DDPM; draws noise at every step but at timestep 0."""
 
     DEFAULTS = {

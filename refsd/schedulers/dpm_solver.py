@@ -22,15 +22,16 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.schedulers import noise_schedule
 from refsd.schedulers.config import BETAS, CLIPPING, Config
+from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import exp32, log32
 from refsd.schedulers.prediction import threshold
-from refsd.schedulers.scheduler import Scheduler, Step, only_one, per_sample
+from refsd.schedulers.scheduler import Step, only_one, per_sample
 
 # The solver types in other multistep samplers' configs, which diffusers takes for midpoint here.
 OTHER_SOLVER_TYPES = ("logrho", "bh1", "bh2")
 
 
-class DPMSolverMultistepScheduler(Scheduler):
+class DPMSolverMultistepScheduler(DiffusionScheduler):
     """DPM++ of order 1, 2 or 3. Draws no noise.
 
     The last step is of first order when it goes to sigma 0 or with `euler_at_final`; with

@@ -18,13 +18,14 @@ from refsd.arguments import as_integer, as_number, shown
 from refsd.errors import UsageError
 from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
+from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.prediction import keep_in_range, to_x0
-from refsd.schedulers.scheduler import Scheduler, Step, only_one
+from refsd.schedulers.scheduler import Step, only_one
 
 DATA_VARIANCE = 0.25
 
 
-class LCMScheduler(Scheduler):
+class LCMScheduler(DiffusionScheduler):
     """LCM; draws noise at every step but the last.
 
     Its timesteps are a choice of the `original_inference_steps` it was distilled on, so

@@ -17,12 +17,13 @@ import numpy as np
 
 from refsd.errors import UsageError
 from refsd.schedulers.config import BETAS
+from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.prediction import to_eps
-from refsd.schedulers.scheduler import Scheduler, Step
+from refsd.schedulers.scheduler import Step
 
 
-class PNDMScheduler(Scheduler):
+class PNDMScheduler(DiffusionScheduler):
     """PNDM; n steps are n + 1 model calls with `skip_prk_steps`, n + 9 without. Draws no noise."""
 
     has_history = True

@@ -1,11 +1,8 @@
-"""What the samplers share: options, the place in the schedule, noise, and the forward process.
+"""What all samplers share: options, the position in the schedule, and the arrays of a step.
 
-A sampler's file holds its update formula; this one holds no formula but the forward process
-
-    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps          (`add_noise`)
-
-Scalars are float32, as in torch, and become Python floats where they meet an array, so that any
-array type with + - * / serves. What callers hand in is converted at the door (refsd.arguments).
+A sampler's file holds its update formula; this one holds none. Scalars are float32, as
+in torch, and become Python floats where they meet an array, so that any array type with + - * /
+serves. What callers hand in is converted at the door (refsd.arguments).
 """
 
 import functools
@@ -17,7 +14,7 @@ import numpy as np
 
 from refsd.arguments import WIDE, as_array, as_integer, as_number, shown
 from refsd.errors import ModelError, UsageError
-from refsd.schedulers import noise_schedule
+from refsd.schedulers import SCHEDULERS
 from refsd.schedulers.config import Config, resolve
 
 
@@ -32,28 +29,22 @@ class Scheduler:
     """A noise schedule and a way down it: `set_timesteps`, then `step` once a timestep.
 
     Options are keywords with diffusers' names; `DEFAULTS` lists them, `config` holds all of them.
-    `timesteps` and `alphas_cumprod` are NumPy arrays. Raises UsageError for bad options.
+    `timesteps` is a NumPy array. A sampler defines `set_timesteps`, `step` and `add_noise`; those
+    trained on betas derive from DiffusionScheduler. Raises UsageError for bad options.
     """
 
     DEFAULTS: dict[str, Any] = {}
     CHOICES: dict[str, tuple] = {}
-    order = 1
     has_history = False  # whether a step depends on what earlier steps were given
     init_noise_sigma = 1.0  # the standard deviation that the first sample is to have
-    known_options: set[str] = set()
 
     def __init_subclass__(cls) -> None:
-        Scheduler.known_options.update(cls.DEFAULTS)
         for name in ("set_timesteps", "step"):
             if name in vars(cls):
                 setattr(cls, name, _as_called_in_diffusers(vars(cls)[name]))
 
     def __init__(self, **options: Any) -> None:
         self.config = resolve(type(self).__name__, self.DEFAULTS, self.CHOICES, options)
-        self.alphas_cumprod = noise_schedule.cumprod_alphas(noise_schedule.betas(self.config))
-        self.final_alpha_cumprod = np.float32(1)
-        if not self.config.get("set_alpha_to_one", True):
-            self.final_alpha_cumprod = self.alphas_cumprod[0]
         self.num_inference_steps = None
         self._set_schedule(np.arange(self.config.num_train_timesteps)[::-1].copy())
 
@@ -78,9 +69,11 @@ class Scheduler:
             for key, value in config.items()
             if key not in dropped and not key.startswith("_")
         }
-        unknown = sorted(set(options) - cls.known_options)
+        unknown = options.keys() - cls.DEFAULTS.keys()
         if unknown and config.get("_class_name", cls.__name__) == cls.__name__:
-            warnings.warn(f"{cls.__name__} ignores {', '.join(unknown)}", stacklevel=2)
+            unknown.difference_update(*(other.DEFAULTS for other in SCHEDULERS.values()))
+            if unknown:
+                warnings.warn(f"{cls.__name__} ignores {', '.join(sorted(unknown))}", stacklevel=2)
 
         own = {key: value for key, value in options.items() if key in cls.DEFAULTS}
         try:
@@ -114,17 +107,6 @@ class Scheduler:
                 f"{len(self.timesteps) - 1}"
             )
         self.begin_index = number
-
-    def add_noise(self, original: Any, noise: Any, timesteps: Any) -> Any:
-        """sqrt(alpha_bar_t) original + sqrt(1 - alpha_bar_t) noise.   (N, ...) -> (N, ...)
-
-        `timesteps` is one training step from 0 to T - 1, or one for each of the N.
-        """
-        original, noise = self._noisy(original, noise)
-        steps = [self._training_step(t) for t in one_each(timesteps, original)]
-        alpha_bar = self.alphas_cumprod[steps].astype(original.dtype)
-        signal = per_sample(np.sqrt(alpha_bar), original)
-        return signal * original + per_sample(np.sqrt(1 - alpha_bar), original) * noise
 
     def index_for_timestep(self, timestep: Any) -> int:
         """Where `timestep` is in `timesteps`: the second place if there are more.
@@ -171,14 +153,6 @@ class Scheduler:
         here = self.begin_index if self.step_index is None else self.step_index
         return [here] * len(timesteps)
 
-    def _training_step(self, timestep):
-        """`timestep` as an int from 0 to T - 1."""
-        last = self.config.num_train_timesteps - 1
-        number = as_integer(timestep)
-        if number is None or not 0 <= number <= last:
-            raise UsageError(f"timestep is {shown(timestep)}; give an integer from 0 to {last}")
-        return number
-
     def _noisy(self, original, noise):
         """add_noise's two arrays, in the dtype of the first."""
         original = as_array("add_noise: original", original)
@@ -198,10 +172,6 @@ class Scheduler:
         """
         return None
 
-    def _alpha_bar(self, timestep):
-        """alpha_bar_t; past the end of the schedule (t < 0) the final one."""
-        return self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod
-
     def _check_steps(self, steps, most=None):
         """`steps` as an int from 1 to T (or `most`)."""
         most = self.config.num_train_timesteps if most is None else most
@@ -211,27 +181,6 @@ class Scheduler:
                 f"num_inference_steps is {shown(steps)}; give an integer from 1 to {most}"
             )
         return number
-
-    def _check_in_table(self, timesteps):
-        """The timesteps, if they all are training steps (an offset can push the first over T)."""
-        if len(timesteps) and timesteps[0] >= self.config.num_train_timesteps:
-            raise UsageError(
-                f"the first of {len(timesteps)} timesteps would be {timesteps[0]}, beyond the "
-                f"{self.config.num_train_timesteps - 1} of training; take fewer steps or a smaller "
-                "steps_offset"
-            )
-        return timesteps
-
-    def _custom_timesteps(self, timesteps):
-        """A caller's own timesteps: descending, from T - 1 at the most to 0 at the least."""
-        values = as_array("timesteps", timesteps)
-        most = self.config.num_train_timesteps - 1
-        good = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iuf"
-        if not good or not (np.diff(values) < 0).all() or not 0 <= values[-1] <= values[0] <= most:
-            raise UsageError(
-                f"timesteps is {shown(timesteps)}; give numbers descending from {most} to 0"
-            )
-        return values
 
     def _pair(self, model_output, sample):
         """A step's two arrays in one dtype: float64 if either is, else float32, halves too."""

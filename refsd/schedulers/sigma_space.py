@@ -12,10 +12,11 @@ import numpy as np
 from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
 from refsd.schedulers import noise_schedule
-from refsd.schedulers.scheduler import Scheduler, per_sample
+from refsd.schedulers.diffusion import DiffusionScheduler
+from refsd.schedulers.scheduler import per_sample
 
 
-class SigmaSpaceScheduler(Scheduler):
+class SigmaSpaceScheduler(DiffusionScheduler):
     """`sigmas` has an entry a step and a last one; `timesteps` are float32 and may be fractions."""
 
     def __init__(self, **options: Any) -> None:

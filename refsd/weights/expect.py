@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
+from refsd.families import family_of_width
 from refsd.weights.header import FLOATS
 from refsd.weights.tree import flatten
 from refsd.weights.validate import per_level, validate
@@ -21,8 +22,6 @@ logger = logging.getLogger(__name__)
 MAX_PARAMETERS = 1 << 34
 # What ComfyUI, torchao and bitsandbytes store beside weights that mean something only with it.
 SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scale|comfy_quant|absmax|quant_map)$")
-# The width of the text that the cross-attention reads tells the families apart.
-FAMILY_OF_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 # Of training, or of CLIP's other half: left out without a word, no picture depends on it.
 OF_TRAINING = re.compile(
     r"(^|\.)(loss\..*|model_ema\..*|logvar|logit_scale|text_projection(\.weight)?|vision_model\..*"
@@ -232,36 +231,36 @@ def _flat(component: str, tree: dict[str, Any]) -> dict[str, Shape]:
     return shapes
 
 
-class Found(NamedTuple):
+class Stored(NamedTuple):
     """What a file says of one tensor."""
 
     dtype: str
     shape: Shape
 
 
-def check(found: Mapping[str, Found], expected: Mapping[str, Shape], where: str) -> None:
-    """ModelError unless every expected tensor was found with its shape and a float dtype.
+def check(stored: Mapping[str, Stored], expected: Mapping[str, Shape], where: str) -> None:
+    """ModelError unless every expected tensor is there with its shape and a float dtype.
 
     The message names up to five missing, wrongly shaped and wrongly typed tensors each, the
-    missing ones with the nearest name found. Tensors that were not expected are logged.
+    missing ones with the nearest name there. Tensors that were not expected are logged.
     """
-    extra = sorted(found.keys() - expected.keys())
-    missing = [name for name in expected if name not in found]
-    shapes = [n for n, shape in expected.items() if n in found and found[n].shape != shape]
-    dtypes = [n for n in expected if n in found and found[n].dtype not in FLOATS]
+    extra = sorted(stored.keys() - expected.keys())
+    missing = [name for name in expected if name not in stored]
+    shapes = [n for n, shape in expected.items() if n in stored and stored[n].shape != shape]
+    dtypes = [n for n in expected if n in stored and stored[n].dtype not in FLOATS]
     scales = [name for name in extra if SCALES.search(name)]
 
     problems = [
         _listed("missing", missing, lambda name: name + _nearest(name, extra)),
         _listed("of another shape", shapes,
-                lambda name: f"{name} is {found[name].shape}, expected {expected[name]}"),
+                lambda name: f"{name} is {stored[name].shape}, expected {expected[name]}"),
         _listed("of a type that is not read", dtypes,
-                lambda name: f"{name} is {found[name].dtype}"),
+                lambda name: f"{name} is {stored[name].dtype}"),
         _listed("with scales of quantized weights, which refsd does not apply", scales, _short),
     ]  # fmt: skip
     problems = [problem for problem in problems if problem]
     if problems:
-        hint = _family_hint(found, expected, shapes)
+        hint = _family_hint(stored, expected, shapes)
         if dtypes or scales:
             hint += f". Save the weights as one of {', '.join(FLOATS)}, without scales"
         raise ModelError(f"{where}: {'; '.join(problems)}{hint}")
@@ -288,13 +287,11 @@ def _nearest(name: str, extra: list[str]) -> str:
     return f" (nearest: {_short(near[0])})" if near else ""
 
 
-def _family_hint(found, expected, wrong: list[str]) -> str:
+def _family_hint(stored, expected, wrong: list[str]) -> str:
     for name in wrong:
-        if name.endswith("attn2.to_k.weight") and len(found[name].shape) == 2:
-            theirs, ours = found[name].shape[1], expected[name][1]
-            if theirs != ours and theirs in FAMILY_OF_WIDTH:
-                return (
-                    f". The text width is {theirs}, not {ours}: "
-                    f"these look like weights of {FAMILY_OF_WIDTH[theirs]}"
-                )
+        if name.endswith("attn2.to_k.weight") and len(stored[name].shape) == 2:
+            theirs, ours = stored[name].shape[1], expected[name][1]
+            if theirs != ours and (family := family_of_width(theirs)):
+                return (f". The text width is {theirs}, not {ours}: "
+                        f"these look like weights of {family}")
     return ""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from refsd.errors import ModelError
-from refsd.weights.expect import Found
+from refsd.weights.expect import Shape
 
 # diffusers before 0.14 named the VAE's attention so.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -41,8 +41,11 @@ def canonical_names(component: str, names: Iterable[str], where: str) -> dict[st
     return found
 
 
-def without_kernel(name: str, found: Found) -> Found:
+def is_pixel_projection(name: str) -> bool:
+    """Whether a tensor is a projection of the VAE's attention: a 1x1 kernel in old files."""
+    return _PIXEL_PROJECTION.search(name) is not None
+
+
+def without_kernel(name: str, shape: Shape) -> Shape:
     """(O, I, 1, 1) -> (O, I) for the projections of the VAE's attention; anything else as it is."""
-    if _PIXEL_PROJECTION.search(name) and len(found.shape) == 4 and found.shape[2:] == (1, 1):
-        return Found(found.dtype, found.shape[:2])
-    return found
+    return shape[:2] if is_pixel_projection(name) and shape[2:] == (1, 1) else shape

@@ -6,19 +6,20 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
+from refsd.families import COMPONENTS, Family, recognise
 from refsd.weights.header import Header
-from refsd.weights.ldm import PREFIXES, ema_name
+from refsd.weights.ldm import ema_name
+from refsd.weights.reader import read_tensors
 
 logger = logging.getLogger(__name__)
 
 WORDS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
-# A tensor that each network has, under the names of the latent diffusion code and of diffusers.
+# Tensors that each network has under the names of diffusers.
 LANDMARKS = {
-    "unet": (("input_blocks.0.0.weight", True), ("time_embedding.linear_1.weight", False)),
-    "vae": (("decoder.mid.block_1.conv1.weight", True),
-            ("decoder.mid_block.resnets.0.conv1.weight", False)),
-    "text_encoder": (("text_model.embeddings.token_embedding.weight", False),
-                     ("embeddings.token_embedding.weight", False)),
+    "unet": ("time_embedding.linear_1.weight",),
+    "vae": ("decoder.mid_block.resnets.0.conv1.weight",),
+    "text_encoder": ("text_model.embeddings.token_embedding.weight",
+                     "embeddings.token_embedding.weight"),
 }  # fmt: skip
 # Of training, and of the noise: nothing of it is needed to draw. The noise's own are compared.
 OF_NO_PART = re.compile(
@@ -34,10 +35,18 @@ PREDICTIONS = {
 
 
 class Part(NamedTuple):
-    """One network in a file: what stands before its names, and whether they are the LDM code's."""
+    """One network in a file: what stands before its names; whether these are its family's own."""
 
     prefix: str
     ldm: bool
+
+
+class Contents(NamedTuple):
+    """What a file holds: networks of a family, and what stands before all names of a checkpoint."""
+
+    family: Family
+    parts: dict[str, Part]
+    outer: str
 
 
 class Evidence(NamedTuple):
@@ -49,34 +58,31 @@ class Evidence(NamedTuple):
     because: str
 
 
-def find_parts(names: Collection[str], *, ema: bool = False) -> dict[str, Part]:
-    """component -> where it is in a file of these tensors, for those that it holds.
+def contents(header: Header, *, ema: bool = False) -> Contents:
+    """The family of a file and the networks that it holds.
 
     A prefix may be any, as "state_dict." before all names; the published one is preferred.
     """
-    found = {}
-    for component, landmarks in LANDMARKS.items():
-        known = PREFIXES[component]
-        for landmark, ldm in landmarks:
+    names, family, parts, outer = header.tensors, recognise(header.tensors), {}, ""
+    for component in COMPONENTS:
+        layout = family.layouts[component]
+        own = () if layout.landmark is None else (layout.landmark,)
+        for landmark in (*own, *LANDMARKS[component]):
             heads = {name.removesuffix(landmark) for name in names if name.endswith(landmark)}
             heads = {head for head in heads if head in ("",) or head[-1] == "."}
             heads -= {head for head in heads if head.endswith("control_model.")}
             if heads:
-                best = min(heads, key=lambda h: (not h.endswith(known), len(h), h))
-                found[component] = Part(best, ldm)
+                best = min(heads, key=lambda h: (not h.endswith(layout.prefix), len(h), h))
+                parts[component] = Part(best, landmark in own)
                 break
-    if ema and "unet" not in found and ema_name(
-            PREFIXES["unet"] + "input_blocks.0.0.weight") in names:
-        found["unet"] = Part(PREFIXES["unet"], True)
-    return found
-
-
-def outer_prefix(parts: Mapping[str, Part]) -> str:
-    """What stands before all names of a whole checkpoint: nothing, or as "state_dict."."""
+    unet = family.layouts["unet"]
+    if ema and "unet" not in parts and ema_name(f"{unet.prefix}{unet.landmark}") in names:
+        parts["unet"] = Part(unet.prefix, True)
     for component, part in parts.items():
-        if part.prefix.endswith(PREFIXES[component]):
-            return part.prefix.removesuffix(PREFIXES[component])
-    return ""
+        if part.prefix.endswith(family.layouts[component].prefix):
+            outer = part.prefix.removesuffix(family.layouts[component].prefix)
+            break
+    return Contents(family, parts, outer)
 
 
 def missing_part(path: str, component: str, held: Collection[str]) -> ModelError:
@@ -95,8 +101,7 @@ def evidence(header: Header) -> Evidence:
 
     Raises ModelError for a training whose noise refsd does not compute.
     """
-    parts = find_parts(header.tensors)
-    outer = outer_prefix(parts)
+    family, parts, outer = contents(header)
     names = {name.removeprefix(outer) for name in header.tensors}
     if edm := sorted(names & {"edm_mean", "edm_std", "edm_vpred.sigma_max"}):
         raise ModelError(f"{header.path}: trained with EDM's noise (its tensor {edm[0]}), which "
@@ -106,7 +111,7 @@ def evidence(header: Header) -> Evidence:
     guided = unet and f"{unet.prefix}time_embed.cond_proj.weight" in header.tensors
     guided = guided or (unet and f"{unet.prefix}time_embedding.cond_proj.weight" in header.tensors)
 
-    prediction, because = "epsilon", ""
+    prediction, because = _of_family(header, family, outer)
     if "v_pred" in names:
         prediction, because = "v_prediction", "its tensor v_pred"
     else:
@@ -121,9 +126,18 @@ def evidence(header: Header) -> Evidence:
     return Evidence(prediction, zero, bool(guided), because)
 
 
-def say_rest(header: Header, parts: Mapping[str, Part]) -> None:
+def _of_family(header: Header, family: Family, outer: str) -> tuple[str, str]:
+    """What a file of a family predicts that does not say it, and why; nothing where it is noise."""
+    step, prediction = f"{outer}global_step", family.scheduler.get("prediction_type", "epsilon")
+    if family.predictions and step in header.tensors and header.tensors[step].shape in ((), (1,)):
+        steps = int(read_tensors(header, names=[step])[step].item())
+        if steps in family.predictions:
+            return family.predictions[steps], f"its tensor global_step ({steps})"
+    return prediction, "" if prediction == "epsilon" else f"its family alone ({family.name})"
+
+
+def say_rest(header: Header, parts: Mapping[str, Part], outer: str) -> None:
     """One line on the tensors that belong to no part and are none of training."""
-    outer = outer_prefix(parts)
     prefixes = tuple(part.prefix for part in parts.values())
     rest = sorted(name for name in header.tensors if not name.startswith(prefixes)
                   and not OF_NO_PART.fullmatch(name.removeprefix(outer)))  # fmt: skip

@@ -16,9 +16,10 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from refsd.weights import load_checkpoint, load_folder, read_safetensors, sd1, write_safetensors
+from refsd.families import SD1, sd1
+from refsd.weights import load_checkpoint, load_folder, read_safetensors, write_safetensors
 from refsd.weights.expect import clip_shapes, unet_shapes, vae_shapes
-from refsd.weights.ldm import ema_name, ldm_names, to_ldm
+from refsd.weights.ldm import ema_name, ldm_locations, to_ldm
 
 torch.set_num_threads(1)
 
@@ -253,7 +254,8 @@ def test_single_file_names_of_stable_diffusion_15_match_diffusers():
         ("unet", convert_ldm_unet_checkpoint),
         ("vae", convert_ldm_vae_checkpoint),
     ):
-        names = ldm_names(component, sd1.CONFIGS[component])
+        names = ldm_locations(component, SD1.configs[component])
+        names = {ours: location.name for ours, location in names.items()}
         kernel = torch.empty(2, 2, 1, 1)  # the converters look at the rank of some
         tagged = {theirs: kernel.clone() for theirs in names.values()}
         where = {tensor.data_ptr(): theirs for theirs, tensor in tagged.items()}
@@ -264,7 +266,7 @@ def test_single_file_names_of_stable_diffusion_15_match_diffusers():
 def with_defaults(component):
     with init_empty_weights():
         kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component]
-        return kind(**{k: v for k, v in sd1.CONFIGS[component].items() if k[0] != "_"}).config
+        return kind(**{k: v for k, v in SD1.configs[component].items() if k[0] != "_"}).config
 
 
 def test_our_files_are_read_by_safetensors_with_equal_bits(tmp_path):

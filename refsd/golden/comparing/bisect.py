@@ -1,7 +1,7 @@
 """The first op of a port that is wrong: its own error, apart from the one that it was handed.
 
 Each op of a pack is computed again in float64 on the port's own inputs. What the port's result
-differs by from that is the op's local error, which rounding must explain (tolerances.bounds);
+differs by from that is the op's local error, which has a bound (tolerances.bounds);
 the rest of its distance to the golden tensor was inherited from earlier ops:
 
     port - golden = (port - op(port's inputs)) + (op(port's inputs) - golden)

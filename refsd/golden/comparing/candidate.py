@@ -13,7 +13,7 @@ from refsd.golden.comparing.dumps import (
     DTYPES,
     SHORT,
     Dump,
-    Found,
+    Listing,
     Reader,
     Trouble,
     dtype_name,
@@ -38,10 +38,10 @@ class Candidate:
     trouble is as good as missing, and does not keep the rest from being read.
     """
 
-    def __init__(self, found: Found, where: str, name_map: NameMap, layout: str | None):
-        self.where, self._dumps, self._map, self._layout = where, found.dumps, name_map, layout
-        self.troubles = found.troubles
-        self._bad = {trouble.name: trouble.why for trouble in found.troubles if trouble.name}
+    def __init__(self, listing: Listing, where: str, name_map: NameMap, layout: str | None):
+        self.where, self._dumps, self._map, self._layout = where, listing.dumps, name_map, layout
+        self.troubles = listing.troubles
+        self._bad = {trouble.name: trouble.why for trouble in listing.troubles if trouble.name}
         self._names = Names([*self._dumps, *self._bad])
         self._reader = Reader()
 
@@ -61,7 +61,7 @@ class Candidate:
         """
         path, name_map = Path(path), NameMap.of(name_map)
         dtype, kept = dtype and dtype_name(dtype), layout and _layout_name(layout)
-        return cls(found_in(path, dtype), str(path), name_map, kept)
+        return cls(tensors_in(path, dtype), str(path), name_map, kept)
 
     def __enter__(self) -> "Candidate":
         return self
@@ -101,7 +101,7 @@ class Candidate:
 
     def extra(self, names: Iterable[str]) -> list[str]:
         """The candidate's names that none of the golden names leads to."""
-        used = {found for name in names for found in self._fitting(name)}
+        used = {own for name in names for own in self._fitting(name)}
         return [name for name in self._dumps if name not in used]
 
     def remarks(self, names: Iterable[str]) -> list[str]:
@@ -158,7 +158,7 @@ def _layout_name(name: str) -> str:
     return name.upper()
 
 
-def found_in(path: Path, dtype: str | None) -> Found:
+def tensors_in(path: Path, dtype: str | None) -> Listing:
     """The tensors of a folder or of one file, and what cannot be read of it. None is read.
 
     dtype is what a raw file's numbers are where neither index nor file name says it. Raises
@@ -166,17 +166,17 @@ def found_in(path: Path, dtype: str | None) -> Found:
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder. Give what the port wrote")
-    found = Found()
+    listing = Listing()
     if path.is_dir():
-        _folder(path, found, dtype)
+        _folder(path, listing, dtype)
     elif path.name == INDEX:
-        with found.noting(path):
-            indexed(path, found)
+        with listing.noting(path):
+            indexed(path, listing)
     else:
-        _file(path, path.stem, found, dtype)
-    if not found.dumps and found.troubles:
-        raise ModelError(first_of([trouble.why for trouble in found.troubles]))
-    if not found.dumps:
+        _file(path, path.stem, listing, dtype)
+    if not listing.dumps and listing.troubles:
+        raise ModelError(first_of([trouble.why for trouble in listing.troubles]))
+    if not listing.dumps:
         if any(file.suffix.lower() in PICKLES for file in (path.iterdir() if path.is_dir() else
                                                            [path])):
             raise UsageError(f"{path}: pickles (.pt, .pth, .ckpt, .pkl) are not read, for loading "
@@ -186,7 +186,7 @@ def found_in(path: Path, dtype: str | None) -> Found:
             f"{path}: no .npy, .npz, .safetensors or raw file in this folder" if path.is_dir() else
             f"{path}: no tensors in it; give a folder, or a .npy, .npz, .safetensors, .bin or "
             f"{INDEX} file")
-    return found
+    return listing
 
 
 def first_of(reasons: list[str]) -> str:
@@ -195,39 +195,39 @@ def first_of(reasons: list[str]) -> str:
     return reasons[0] + (f" ({more:,} more like this)" if more else "")
 
 
-def _folder(path: Path, found: Found, dtype: str | None) -> None:
+def _folder(path: Path, listing: Listing, dtype: str | None) -> None:
     """Every tensor under a folder; raw files that an index describes are left to it."""
-    files = list(_walk(path, found))
+    files = list(_walk(path, listing))
     described: set[str] = set()
     unclear = set()  # folders whose index cannot be read: nobody knows what their raw files are
     for file in (file for file in files if file.name == INDEX):
         inside = file.parent.relative_to(path).as_posix()
         unclear.add(file.parent)
-        with found.noting(file):
-            described |= indexed(file, found, "" if inside == "." else f"{inside}/")
+        with listing.noting(file):
+            described |= indexed(file, listing, "" if inside == "." else f"{inside}/")
             unclear.discard(file.parent)
-    used = {os.path.normpath(dump.file) for dump in found.dumps.values()}
+    used = {os.path.normpath(dump.file) for dump in listing.dumps.values()}
     for file in files:
         plain = os.path.normpath(file)
         left = plain in used or file.suffix.lower() in RAW and (
             plain in described or file.parent in unclear)
         if file.name not in (INDEX, MANIFEST) and not left:
-            _file(file, file.relative_to(path).with_suffix("").as_posix(), found, dtype)
-    for folder in (one for one in files if one.suffix.lower() in ENDINGS and one.is_dir()):
-        if not any(Path(dump.file).is_relative_to(folder) for dump in found.dumps.values()):
-            with found.noting(folder, folder.relative_to(path).with_suffix("").as_posix()):
+            _file(file, file.relative_to(path).with_suffix("").as_posix(), listing, dtype)
+    for folder in (file for file in files if file.suffix.lower() in ENDINGS and file.is_dir()):
+        if not any(Path(dump.file).is_relative_to(folder) for dump in listing.dumps.values()):
+            with listing.noting(folder, folder.relative_to(path).with_suffix("").as_posix()):
                 raise ModelError(f"{folder}: a folder, expected a file")
 
 
-def _walk(path: Path, found: Found) -> Iterator[Path]:
+def _walk(path: Path, listing: Listing) -> Iterator[Path]:
     """Files and folders, sorted; links to folders are not followed, what is hidden is left out."""
 
     def refused(error: OSError) -> None:
-        found.refuse(error.filename, None, f"{error.filename}: cannot be read: {error.strerror}")
+        listing.refuse(error.filename, None, f"{error.filename}: cannot be read: {error.strerror}")
 
-    for place, folders, files in os.walk(path, onerror=refused):
+    for inside, folders, files in os.walk(path, onerror=refused):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        yield from (Path(place, name) for name in sorted([*folders, *files])
+        yield from (Path(inside, name) for name in sorted([*folders, *files])
                     if not _is_hidden(name))
 
 
@@ -236,23 +236,23 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _file(path: Path, name: str, found: Found, dtype: str | None) -> None:
+def _file(path: Path, name: str, listing: Listing, dtype: str | None) -> None:
     """The tensors of one file; `name` is that of a file with a single one. Others hold none."""
     end = path.suffix.lower()
     if end not in ENDINGS or path.is_dir():
         return
     single = end == ".npy" or end in RAW
-    with found.noting(path, name if single else None):
+    with listing.noting(path, name if single else None):
         if path.is_symlink() and not path.exists():
             raise ModelError(f"{path}: a link to what is not there")
         if end == ".npy":
-            found.add(name, npy(path))
+            listing.add(name, npy(path))
         elif end == ".npz":
-            npz(path, found)
+            npz(path, listing)
         elif end == ".safetensors":
-            safetensors(path, found)
+            safetensors(path, listing)
         else:
-            found.add(name, _raw(path, end[1:], dtype))
+            listing.add(name, _raw(path, end[1:], dtype))
 
 
 def _raw(path: Path, end: str, dtype: str | None) -> Dump:

@@ -43,7 +43,7 @@ def compare(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32
     on_tensor(done, all) is called along the way. Two tensors are in memory at a time, and those of
     one op where a mistake is looked into.
 
-    Raises UsageError when nothing can be compared, ModelError when that is because of damage.
+    Raises UsageError when nothing can be compared, ModelError when damaged files are why.
     """
     formats, only = Formats(format, pack.entries), tuple(only)
     entries = select(pack, only)
@@ -86,7 +86,8 @@ def _nothing(comparison: Comparison, candidate: Any) -> Exception:
     return UsageError(f"{candidate.where}: none of the {len(comparison.verdicts):,} tensors is "
                       f"there. The pack has {first!r}"
                       + (f", the candidate {own[0][:200]!r}" if own else "")
-                      + "; give a name map" + "".join(f". {one}" for one in comparison.remarks[:1]))
+                      + "; give a name map"
+                      + "".join(f". {remark}" for remark in comparison.remarks[:1]))
 
 
 class GoldenJudge:
@@ -131,7 +132,7 @@ class GoldenJudge:
 
     def _judge(self, verdict: Verdict, golden: np.ndarray, got: np.ndarray) -> Verdict:
         """The verdict on a tensor of the right shape."""
-        format, network = (one.name for one in self.formats.kept(verdict.entry, got))
+        format, network = (kept.name for kept in self.formats.kept(verdict.entry, got))
         metrics = measure(golden, got, format=format)
         limit = limit_of(self.pack, verdict.entry, golden, format=format, network=network,
                          accepted=self.accepted)

@@ -64,7 +64,7 @@ class Trouble(NamedTuple):
     why: str
 
 
-class Found:
+class Listing:
     """The tensors of a candidate by name, and what could not be read of it."""
 
     def __init__(self) -> None:
@@ -105,13 +105,13 @@ def shown(text: str) -> str:
 def dtype_name(text: str) -> str:
     """The full name of a type ("bf16", "BF16", "torch.bfloat16" -> "bfloat16", "<f4" ->
     "float32"); UsageError lists those there are."""
-    found = text.lower().rpartition(".")[2]
-    found = SHORT.get(found, found)
+    name = text.lower().rpartition(".")[2]
+    name = SHORT.get(name, name)
     if text[:1] in "<|=" and text[1:] in {kind.lstrip("<") for kind in DTYPES.values()}:
-        found = np.dtype(text).name
-    if found not in DTYPES:
+        name = np.dtype(text).name
+    if name not in DTYPES:
         raise UsageError(f"dtype {text[:40]!r} is not one of: {', '.join(DTYPES)}")
-    return found
+    return name
 
 
 def size_of(path: Path) -> int:
@@ -208,7 +208,7 @@ def npy(path: Path) -> Dump:
         return _header(file, Dump(str(path), "", 0, (), "", size))
 
 
-def npz(path: Path, found: Found) -> None:
+def npz(path: Path, listing: Listing) -> None:
     """The members of an archive, each by itself; what they claim to take is checked first.
 
     Raises ModelError for what is no archive, or one that would unpack to far more than it is.
@@ -223,8 +223,8 @@ def npz(path: Path, found: Found) -> None:
         for member in members:
             name = member.filename.removesuffix(".npy")
             where = f"{path}: {shown(member.filename)}"
-            with found.noting(path, name), open_member(archive, member, where) as data:
-                found.add(name, _header(data, Dump(str(path), member.filename, 0, (), "",
+            with listing.noting(path, name), open_member(archive, member, where) as data:
+                listing.add(name, _header(data, Dump(str(path), member.filename, 0, (), "",
                                                    member.file_size)))
 
 

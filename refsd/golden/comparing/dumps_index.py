@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import ModelError, UsageError
-from refsd.golden.comparing.dumps import DTYPES, Dump, Found, dtype_name, shown, size_of
+from refsd.golden.comparing.dumps import DTYPES, Dump, Listing, dtype_name, shown, size_of
 from refsd.golden.comparing.layouts import layout
 from refsd.weights import files
 from refsd.weights.files import as_object, open_file, read_bytes
@@ -34,14 +34,14 @@ def parse_foreign(data: bytes, where: str | Path) -> dict[str, Any]:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for key, value in pairs:
-        found[key] = Twice() if key in found else value
-    return found
+        members[key] = Twice() if key in members else value
+    return members
 
 
-def indexed(path: Path, found: Found, prefix: str = "") -> set[str]:
-    """The tensors of raw files beside an index.json, into `found`; gives the files it speaks of.
+def indexed(path: Path, listing: Listing, prefix: str = "") -> set[str]:
+    """The tensors of raw files beside an index.json, into `listing`; gives the files it speaks of.
 
     {"tensors": {NAME: {"file": .., "offset": 0, "shape": [..], "dtype": "float32"}}}, each with
     its "layout" where that is not the logical one; other keys are the writer's own. Raises
@@ -54,8 +54,8 @@ def indexed(path: Path, found: Found, prefix: str = "") -> set[str]:
     for name, entry in tensors.items():
         if isinstance(entry, dict) and isinstance(entry.get("file"), str):
             described.add(os.path.normpath(path.parent / entry["file"].replace("\\", "/")))
-        with found.noting(path, prefix + name):
-            found.add(prefix + name, _raw(path, name, entry))
+        with listing.noting(path, prefix + name):
+            listing.add(prefix + name, _raw(path, name, entry))
     return described
 
 
@@ -70,10 +70,10 @@ def _raw(index: Path, name: str, entry: Any) -> Dump:
             and (kept is None or isinstance(kept, str))):
         raise ModelError(f"{where} needs file, shape, dtype ({', '.join(DTYPES)}) and, where they "
                          "are not 0 and NCHW, offset and layout")
-    dtype, place = _dtype(where, dtype), Path(file.replace("\\", "/"))
-    if place.is_absolute() or ".." in place.parts or ":" in file:
+    dtype, path = _dtype(where, dtype), Path(file.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in file:
         raise ModelError(f"{where} lies outside the index's folder: {shown(file)}")
-    room, item = _size(where, index.parent / place) - offset, np.dtype(DTYPES[dtype]).itemsize
+    room, item = _size(where, index.parent / path) - offset, np.dtype(DTYPES[dtype]).itemsize
     said = tuple(shape)
     logical = said if kept is None else layout(kept).physical(said)
     # The bytes may hold the shape only if it is the one that is stored, with its padding.
@@ -83,7 +83,7 @@ def _raw(index: Path, name: str, entry: Any) -> Dump:
                          f", {file} has {room + offset:,}")
     if not is_possible(fits, item):
         raise ModelError(f"{where} has the shape {ascii(fits)[:80]}, which no array can have")
-    return Dump(str(index.parent / place), "", offset, fits, dtype, math.prod(fits) * item, kept,
+    return Dump(str(index.parent / path), "", offset, fits, dtype, math.prod(fits) * item, kept,
                 said=None if kept is None else said, room=room)
 
 
@@ -101,8 +101,8 @@ def _dtype(where: str, text: str) -> str:
         raise ModelError(f"{where}: {error}") from None
 
 
-def _sizes(found: Any) -> bool:
-    return isinstance(found, list) and all(type(n) is int and 0 <= n < 1 << 48 for n in found)
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 48 for n in value)
 
 
 def as_said(dump: Dump, shape: tuple[int, ...]) -> Dump:
@@ -125,7 +125,7 @@ def _same(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return [n for n in a if n != 1] == [n for n in b if n != 1]
 
 
-def safetensors(path: Path, found: Found) -> None:
+def safetensors(path: Path, listing: Listing) -> None:
     """The tensors of a safetensors file, those whose entries are right also beside wrong ones.
 
     Raises ModelError for a file without a header that can be read.
@@ -133,14 +133,14 @@ def safetensors(path: Path, found: Found) -> None:
     try:
         header = read_header(path)
     except ModelError as error:
-        _one_by_one(path, found, error)
+        _one_by_one(path, listing, error)
         return
     for name, info in header.tensors.items():
-        found.add(name, Dump(str(path), "", header.data + info.start, info.shape, SAFETENSORS.get(
+        listing.add(name, Dump(str(path), "", header.data + info.start, info.shape, SAFETENSORS.get(
             info.dtype, info.dtype), info.stop - info.start))
 
 
-def _one_by_one(path: Path, found: Found, error: ModelError) -> None:
+def _one_by_one(path: Path, listing: Listing, error: ModelError) -> None:
     """The entries of a header that is wrong as a whole; the first reason where there are none."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -154,21 +154,21 @@ def _one_by_one(path: Path, found: Found, error: ModelError) -> None:
         raise error from None
     for name, entry in entries.items():
         if name != "__metadata__":
-            with found.noting(path, name):
-                found.add(name, _entry(path, name, entry, 8 + length, size))
+            with listing.noting(path, name):
+                listing.add(name, _entry(path, name, entry, 8 + length, size))
 
 
 def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Dump:
     known = entry if isinstance(entry, dict) else {}
-    dtype, shape, ends = (known.get(key) for key in ("dtype", "shape", "data_offsets"))
-    good = isinstance(dtype, str) and _sizes(shape) and _sizes(ends) and len(ends) == 2
-    if not good or dtype in BYTES and ends[1] - ends[0] != math.prod(shape) * BYTES[dtype] or (
-            ends[0] > ends[1] or not is_possible(shape, BYTES.get(dtype, 1))):
-        why = "is there twice" if isinstance(entry, Twice) else (
-            f"cannot be {ascii(known)[:200]}")
+    dtype, shape, offsets = (known.get(key) for key in ("dtype", "shape", "data_offsets"))
+    good = isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2
+    start, stop = offsets if good else (0, 0)
+    if not good or start > stop or not is_possible(shape, BYTES.get(dtype, 1)) or (
+            dtype in BYTES and stop - start != math.prod(shape) * BYTES[dtype]):
+        why = "is there twice" if isinstance(entry, Twice) else f"cannot be {ascii(known)[:200]}"
         raise ModelError(f"{path}: tensor {shown(name)} {why}")
-    if data + ends[1] > size:
-        raise ModelError(f"{path}: tensor {shown(name)} takes bytes {data + ends[0]:,} to "
-                         f"{data + ends[1]:,}, the file has {size:,}. Is it complete?")
-    return Dump(str(path), "", data + ends[0], tuple(shape), SAFETENSORS.get(dtype, dtype),
-                ends[1] - ends[0])
+    if data + stop > size:
+        raise ModelError(f"{path}: tensor {shown(name)} takes bytes {data + start:,} to "
+                         f"{data + stop:,}, the file has {size:,}. Is it complete?")
+    return Dump(str(path), "", data + start, tuple(shape), SAFETENSORS.get(dtype, dtype),
+                stop - start)

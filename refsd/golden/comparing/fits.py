@@ -59,7 +59,7 @@ def bits(golden: np.ndarray, got: np.ndarray) -> Iterator[tuple[str, str, float]
 
 
 def places(count: int) -> str:
-    """1 place, 2 places"""
+    """1 place, 2 places: for messages."""
     return f"{int(count):,} place{'' if count == 1 else 's'}"
 
 
@@ -109,9 +109,9 @@ def laid_out(truth: np.ndarray) -> Iterator[Triple]:
             if math.prod(layout(name).physical(truth.shape)) == truth.size:
                 yield (OF_LAYOUT[name], f"it looks like {name} that was dumped as if it were NCHW "
                        f"(give --layout {name})", to_layout(truth, name).reshape(truth.shape))
-        turned = truth.transpose(0, 3, 1, 2)
+        transposed = truth.transpose(0, 3, 1, 2)
         yield ("nhwc", "it looks like NCHW that was read as NHWC",
-               np.ascontiguousarray(turned).reshape(truth.shape))
+               np.ascontiguousarray(transposed).reshape(truth.shape))
 
 
 def permuted(truth: np.ndarray) -> Iterator[Triple]:
@@ -121,10 +121,10 @@ def permuted(truth: np.ndarray) -> Iterator[Triple]:
     for axes in itertools.permutations(range(truth.ndim)):
         if axes != tuple(range(truth.ndim)) and truth.transpose(axes).shape == truth.shape:
             yield "transposed", f"its axes are in the order {axes}", truth.transpose(axes)
-    turned = truth.swapaxes(-1, -2)
-    if turned.shape != truth.shape:
+    transposed = truth.swapaxes(-1, -2)
+    if transposed.shape != truth.shape:
         yield ("transposed", "its last two axes are swapped in memory",
-               np.ascontiguousarray(turned).reshape(truth.shape))
+               np.ascontiguousarray(transposed).reshape(truth.shape))
 
 
 def halves(entry: Any, truth: np.ndarray) -> Iterator[Triple]:
@@ -181,7 +181,7 @@ def offset(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
 
 
 def shifted(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
-    """Moved by one or two places along an axis; what was moved in from outside is not judged."""
+    """Moved by one or two along an axis; what was moved in from outside is not judged."""
     if truth.ndim < 2:
         return
     error = np.nan_to_num(got - truth) ** 2
@@ -259,7 +259,7 @@ def _grown(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
 
 
 def _cropped(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
-    """A part of the golden tensor, up to two places shorter along each axis."""
+    """A part of the golden tensor, up to two elements shorter along each axis."""
     less = [m - n for n, m in zip(got.shape, golden.shape)]
     if all(0 <= n <= 2 for n in less):
         for start in itertools.product(*(range(n + 1) for n in less)):

@@ -54,28 +54,28 @@ class ErrorMap(NamedTuple):
     axes: tuple[int, int]
 
 
-def page(found: Comparison) -> str:
+def page(result: Comparison) -> str:
     """The page. Every text from a pack or a candidate is escaped."""
-    bad = [v for v in found.verdicts if v.bad]
-    counts = ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
+    bad = [v for v in result.verdicts if v.bad]
+    counts = ", ".join(f"{count:,} {status}" for status, count in result.counts.items())
     parts = [
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         "<title>Golden comparison</title>", f"<style>\n{STYLE}</style>", "</head>", "<body>",
         "<h1>Golden comparison</h1>",
-        f'<p class="lead{"" if found.ok else " bad"}">{_e(sentence(found))}</p>',
-        f"<p>Pack <code>{_e(found.pack)}</code>, candidate <code>{_e(found.candidate)}</code>, "
-        f"format {_e(found.format)}: {_e(counts)}.</p>",
-        *[line for verdict in bad[:SHOWN] for line in _section(verdict, found)],
+        f'<p class="lead{"" if result.ok else " bad"}">{_e(sentence(result))}</p>',
+        f"<p>Pack <code>{_e(result.pack)}</code>, candidate <code>{_e(result.candidate)}</code>, "
+        f"format {_e(result.format)}: {_e(counts)}.</p>",
+        *[line for verdict in bad[:SHOWN] for line in _section(verdict, result)],
         *_folded(f"{len(bad) - SHOWN:,} more that fail", [
-            line for verdict in bad[SHOWN:MAPS] for line in _section(verdict, found)]),
+            line for verdict in bad[SHOWN:MAPS] for line in _section(verdict, result)]),
         *([f"<p>{len(bad) - MAPS:,} more failing tensors are in the table only.</p>"]
           if len(bad) > MAPS else []),
-        "<h2>All tensors in the order of execution</h2>", f"<p>{LEGEND}</p>", *_table(found),
-        *_list("Cannot be read", found.unread), *_list("Said in vain", found.remarks),
-        *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in found.extra)}"
-           "</p>"] if found.extra else []),
+        "<h2>All tensors in the order of execution</h2>", f"<p>{LEGEND}</p>", *_table(result),
+        *_list("Cannot be read", result.unread), *_list("Said in vain", result.remarks),
+        *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in result.extra)}"
+           "</p>"] if result.extra else []),
         "</body>", "</html>",
     ]
     return "\n".join(parts) + "\n"
@@ -91,9 +91,9 @@ def _list(head: str, texts: Iterable[str]) -> list[str]:
     return [f"<h2>{head}</h2><ul>{items}</ul>"] if items else []
 
 
-def _section(verdict: Verdict, found: Comparison) -> list[str]:
+def _section(verdict: Verdict, result: Comparison) -> list[str]:
     lines = ["<section>", f"<h2><code>{_e(verdict.name)}</code></h2>",
-             f"<p>{_e(what_is_wrong(verdict, found.format))}</p>"]
+             f"<p>{_e(what_is_wrong(verdict, result.format))}</p>"]
     if verdict.findings:
         lines.append("<ol>" + "".join(f"<li><b>{_e(f.reason)}</b>: {_e(f.sentence)} "
                                       f"({f.confidence:.4f})</li>" for f in verdict.findings)
@@ -104,12 +104,12 @@ def _section(verdict: Verdict, found: Comparison) -> list[str]:
     return [*lines, "</section>"]
 
 
-def _figure(found: ErrorMap) -> str:
-    largest = np.nanmax(found.values) if np.isfinite(found.values).any() else math.nan
-    first, second = found.axes
+def _figure(map: ErrorMap) -> str:
+    largest = np.nanmax(map.values) if np.isfinite(map.values).any() else math.nan
+    first, second = map.axes
     axes = f"axis {first} runs down, axis {second} across" if first >= 0 else (
         f"axis {second} runs across")
-    source = base64.b64encode(png(colours(found.values))).decode("ascii")
+    source = base64.b64encode(png(colours(map.values))).decode("ascii")
     return (f'<figure><img alt="map of the error" src="data:image/png;base64,{source}">'
             f"<figcaption>|error|: {axes}; yellow is {largest:.3g}, each shade darker less by a "
             "power of ten, down to a millionth; cyan is not finite</figcaption></figure>")
@@ -158,15 +158,15 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _table(found: Comparison) -> list[str]:
+def _table(result: Comparison) -> list[str]:
     """The tensors that are there, the name first and always in sight; then those that are not."""
     *columns, name = COLUMNS
     lines = ['<div class="wide"><table>', "<thead><tr>" + _cells("th", name, columns) + "</tr>",
              "</thead>", "<tbody>"]
     absent: dict[str, list[str]] = {Status.MISSING: [], Status.EXTERNAL: []}
-    for verdict in found.verdicts:
+    for verdict in result.verdicts:
         *cells, name = row(verdict)
-        if verdict.status in absent and not (found.whole and verdict.status == Status.MISSING):
+        if verdict.status in absent and not (result.whole and verdict.status == Status.MISSING):
             absent[verdict.status].append(f"<code>{_e(name)}</code>")
         else:
             lines.append(f'<tr class="{verdict.status}">{_cells("td", name, cells)}</tr>')

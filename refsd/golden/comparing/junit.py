@@ -11,26 +11,27 @@ from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
 UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit(found: Comparison) -> str:
+def junit(result: Comparison) -> str:
     """The XML: a failing verdict is a failure, a missing tensor is skipped (or fails: `whole`).
 
     What makes the comparison fail and is no tensor has a case of its own.
     """
-    bad = {id(verdict) for verdict in found.failing}
-    verdicts = [verdict for verdict in found.verdicts if verdict.status != Status.EXTERNAL]
+    bad = {id(verdict) for verdict in result.failing}
+    verdicts = [verdict for verdict in result.verdicts if verdict.status != Status.EXTERNAL]
     skipped = sum(v.status == Status.MISSING and id(v) not in bad for v in verdicts)
-    whole = [("every file can be read", why) for why in found.unread]
-    if found.compared < found.wanted:
-        whole.append(("enough is compared", sentence(found)))
+    whole = [("every file can be read", why) for why in result.unread]
+    if result.compared < result.wanted:
+        whole.append(("enough is compared", sentence(result)))
     suite = ElementTree.Element(
-        "testsuite", name=_text(f"refsd golden compare {found.format}"),
+        "testsuite", name=_text(f"refsd golden compare {result.format}"),
         tests=str(len(verdicts) + len(whole)), failures=str(len(bad) + len(whole)), errors="0",
         skipped=str(skipped))
     properties = ElementTree.SubElement(suite, "properties")
     for name in ("pack", "candidate", "format"):
-        ElementTree.SubElement(properties, "property", name=name, value=_text(getattr(found, name)))
+        value = _text(getattr(result, name))
+        ElementTree.SubElement(properties, "property", name=name, value=value)
     for verdict in verdicts:
-        _case(suite, verdict, found, id(verdict) in bad)
+        _case(suite, verdict, result, id(verdict) in bad)
     for name, why in whole:
         case = ElementTree.SubElement(suite, "testcase", classname="comparison", name=name)
         ElementTree.SubElement(case, "failure", type="comparison", message=_text(why))
@@ -40,12 +41,12 @@ def junit(found: Comparison) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _case(suite: ElementTree.Element, verdict: Verdict, found: Comparison, bad: bool) -> None:
+def _case(suite: ElementTree.Element, verdict: Verdict, result: Comparison, bad: bool) -> None:
     entry = verdict.entry
     case = ElementTree.SubElement(suite, "testcase", classname=_text(entry.op or entry.stage),
                                   name=_text(entry.name))
     if bad:
-        why = _text(what_is_wrong(verdict, found.format))
+        why = _text(what_is_wrong(verdict, result.format))
         failure = ElementTree.SubElement(case, "failure", type=verdict.status, message=why)
         failure.text = "\n".join(_text(f"{f.reason} ({f.confidence:.4f}): {f.sentence}")
                                  for f in verdict.findings) or why

@@ -86,11 +86,11 @@ def spacing(x: np.ndarray, format: str) -> np.ndarray:
 
     Formats whose numbers share a scale have no last place of their own: there it is float32's.
     """
-    found = format_named(format)
-    found = FORMATS["float32"] if found.block else found
+    known = format_named(format)
+    known = FORMATS["float32"] if known.block else known
     # without the sign and the significand, float64's bits are those of the power of two below |x|
     power = (np.asarray(x, "float64").view("uint64") & np.uint64(0x7FF << 52)).view("float64")
-    return np.maximum(power, 2.0**found.least) * 2.0 ** (1 - found.bits)
+    return np.maximum(power, 2.0**known.least) * 2.0 ** (1 - known.bits)
 
 
 def _pieces(golden: np.ndarray, candidate: np.ndarray) -> Iterator[tuple]:
@@ -103,12 +103,12 @@ class _Largest:
     """The largest value so far and where it was."""
 
     def __init__(self):
-        self.value, self.place = 0.0, None
+        self.value, self.position = 0.0, None
 
     def see(self, start: int, values: np.ndarray) -> None:
-        place = int(np.argmax(values))
-        if self.place is None or values[place] > self.value:
-            self.value, self.place = float(values[place]), start + place
+        position = int(np.argmax(values))
+        if self.position is None or values[position] > self.value:
+            self.value, self.position = float(values[position]), start + position
 
 
 class _Tally:
@@ -119,7 +119,7 @@ class _Tally:
         self.abs, self.rel, self.ulp = _Largest(), _Largest(), _Largest()
         self.count = self.finite = self.nonfinite = self.nan_both = 0
         self.inf_sign = self.zero_sign = 0
-        self.bad_place = None
+        self.bad_position = None
         self.needed = self.errors = self.golds = self.cands = self.products = 0.0
         self.gold_sum = self.cand_sum = 0.0
         self.centred = np.zeros(3)
@@ -156,8 +156,8 @@ class _Tally:
         self.nan_both += int(same.sum())
         self.inf_sign += int((both_inf & (g != c)).sum())
         self.nonfinite += int(bad.sum())
-        if self.bad_place is None and bad.any():
-            self.bad_place = start + int(np.argmax(bad))
+        if self.bad_position is None and bad.any():
+            self.bad_position = start + int(np.argmax(bad))
 
     def second(self, g: np.ndarray, c: np.ndarray) -> None:
         if not self.finite:
@@ -171,18 +171,19 @@ class _Tally:
     def result(self) -> Metrics:
         n = max(self.finite, 1)
         return Metrics(
-            count=self.count, max_abs=self.abs.value, max_abs_index=self._index(self.abs.place),
-            max_rel=self.rel.value, max_rel_index=self._index(self.rel.place),
-            max_ulp=self.ulp.value, max_ulp_index=self._index(self.ulp.place),
+            count=self.count, max_abs=self.abs.value, max_abs_index=self._index(self.abs.position),
+            max_rel=self.rel.value, max_rel_index=self._index(self.rel.position),
+            max_ulp=self.ulp.value, max_ulp_index=self._index(self.ulp.position),
             rms=math.sqrt(self.errors / n),
             nmse=self.errors / self.golds if self.golds else math.inf if self.errors else 0.0,
             pcc=self._correlation(), cosine=self._cosine(self.golds, self.cands, self.products),
             needed=self.needed, nonfinite=self.nonfinite,
-            nonfinite_index=self._index(self.bad_place), nan_both=self.nan_both,
+            nonfinite_index=self._index(self.bad_position), nan_both=self.nan_both,
             inf_sign=self.inf_sign, zero_sign=self.zero_sign)
 
-    def _index(self, place: int | None) -> Index | None:
-        return None if place is None else tuple(int(i) for i in np.unravel_index(place, self.shape))
+    def _index(self, position: int | None) -> Index | None:
+        return None if position is None else tuple(
+            int(i) for i in np.unravel_index(position, self.shape))
 
     def _correlation(self) -> float | None:
         """None for a constant tensor: what subtracting its rounded mean leaves is no signal."""

@@ -18,9 +18,9 @@ class Formats:
     UsageError for a format that does not exist, two alone, or a pattern that fits no entry.
     """
 
-    def __init__(self, asked: str | Iterable[str], entries: Mapping[str, Entry]):
+    def __init__(self, requested: str | Iterable[str], entries: Mapping[str, Entry]):
         alone, rules = [], []
-        for text in [asked] if isinstance(asked, str) else asked:
+        for text in [requested] if isinstance(requested, str) else requested:
             pattern, _, name = text.rpartition("=")
             (rules if pattern else alone).append((pattern, format_named(name)))
         if len(alone) > 1:
@@ -68,21 +68,21 @@ class Formats:
         return list(dict.fromkeys([self.default, *self._of.values()]))
 
     def _coarsest(self, entries):
-        found, coarsest = {}, None
+        up_to, coarsest = {}, None
         for name in entries:
             here = self._of[name]
             coarsest = here if coarsest is None or here.unit > coarsest.unit else coarsest
-            found[name] = coarsest
-        return found
+            up_to[name] = coarsest
+        return up_to
 
     def _readers(self, entries):
-        found: dict[str, list[Format]] = {}
+        readers: dict[str, list[Format]] = {}
         for name, entry in entries.items():
             for source in references(entry):
-                here, kept = found.setdefault(source, []), tensors(self._of[name])
+                here, kept = readers.setdefault(source, []), tensors(self._of[name])
                 if kept.unit > tensors(self._of[source]).unit and kept not in here:
                     here.append(kept)
-        return found
+        return readers
 
 
 def tensors(format: Format) -> Format:

@@ -65,9 +65,9 @@ class Inputs:
     def maker(self, entry: Entry) -> Entry | None:
         """The entry of the op that made a tensor: its own, or an alias's (a block's last op)."""
         for name in (entry.name, *self.aliases(entry)):
-            found = self.pack.entries[name]
-            if found.op not in (None, "block", *PIPELINE_BOUNDS) and found.inputs:
-                return found
+            maker = self.pack.entries[name]
+            if maker.op not in (None, "block", *PIPELINE_BOUNDS) and maker.inputs:
+                return maker
         return None
 
     def of(self, entry: Entry, *, compute: bool = True) -> OpInputs:
@@ -80,10 +80,10 @@ class Inputs:
 
     def dump(self, entry: Entry, own: str) -> np.ndarray | None:
         """The port's tensor for a reference: what the reader dumped, its maker, or an alias."""
-        for place in dict.fromkeys((own, entry.name, *self.aliases(entry))):
-            found = self.candidate.read(place, entry.shape)
-            if found is not None and found.shape == entry.shape:
-                return _whole(found) if "int" in entry.dtype else found
+        for name in dict.fromkeys((own, entry.name, *self.aliases(entry))):
+            tensor = self.candidate.read(name, entry.shape)
+            if tensor is not None and tensor.shape == entry.shape:
+                return _whole(tensor) if "int" in entry.dtype else tensor
         return None
 
     def rounded(self, entry: Entry, inputs: OpInputs) -> OpInputs | None:
@@ -120,7 +120,7 @@ class _Search:
             value, move = self._find(entry, inputs, name, reference)
             inputs.values[name] = value
             if _computed(move):
-                inputs.moves[name] = _with_cuts(value, move, self._format(entry))
+                inputs.moves[name] = _with_casts(value, move, self._format(entry))
         return inputs
 
     def _format(self, entry):
@@ -129,26 +129,28 @@ class _Search:
     def _find(self, entry, inputs, name, reference):
         """An input and how far the port's may be from it: None where it was not computed."""
         if isinstance(reference, list):
-            found = [self._find(entry, inputs, f"{name}.{i}", one)
-                     for i, one in enumerate(reference)]
-            return [value for value, _ in found], [move for _, move in found]
+            members = [self._find(entry, inputs, f"{name}.{i}", member)
+                       for i, member in enumerate(reference)]
+            return [value for value, _ in members], [move for _, move in members]
         if not isinstance(reference, str):
             return reference, None
         if reference.startswith(WEIGHT):
             return self.inputs.weight(reference), None
         source = self.inputs.pack.entries[reference.removeprefix(TENSOR)]
         own = f"{entry.name}:{name}"
-        found = self.inputs.dump(source, own)
-        if found is not None:
-            return found, None
+        dumped = self.inputs.dump(source, own)
+        if dumped is not None:
+            return dumped, None
         if not self.inputs.is_external(source):
             made = None if entry.op in PIPELINE_BOUNDS or not self.compute else self._make(source)
             if made is not None:
                 inputs.upstream[name] = source, made[2].values
                 coarser = self._format(entry) in self.inputs.formats.casts(source)
-                return made[0], made[1] + (_cut(made[0], self._format(entry)) if coarser else 0.0)
-            place = "assumed" if source.name == own else "borrowed"
-            setattr(inputs, place, (*getattr(inputs, place), name))
+                return made[0], made[1] + (_cast(made[0], self._format(entry)) if coarser else 0.0)
+            if source.name == own:
+                inputs.assumed += (name,)
+            else:
+                inputs.borrowed += (name,)
         return self.inputs.pack.read(source.name), None
 
     def _make(self, source: Entry):
@@ -166,10 +168,10 @@ class _Search:
         return self.made.get(source.name)
 
 
-def _whole(found: np.ndarray) -> np.ndarray:
+def _whole(tensor: np.ndarray) -> np.ndarray:
     """Whole numbers that were dumped as floats, as integers."""
-    whole = found.dtype.kind == "f" and np.all(np.rint(found) == found)
-    return found.astype("int64") if whole else found
+    whole = tensor.dtype.kind == "f" and np.all(np.rint(tensor) == tensor)
+    return tensor.astype("int64") if whole else tensor
 
 
 def _content(entry: Entry) -> tuple:
@@ -180,14 +182,14 @@ def _computed(move):
     return any(map(_computed, move)) if isinstance(move, list) else move is not None
 
 
-def _with_cuts(value, move, format):
+def _with_casts(value, move, format):
     """The moves of an input, the members of a list that were not computed included."""
     if isinstance(value, list):
-        return [_with_cuts(*both, format) for both in zip(value, move)]
-    return _cut(value, format) if move is None else move
+        return [_with_casts(*both, format) for both in zip(value, move)]
+    return _cast(value, format) if move is None else move
 
 
-def _cut(value, format):
+def _cast(value, format):
     """What rounding to an op's format may have moved an input by that has more digits."""
     return uncertainty(value, format) if value.dtype.kind == "f" else np.zeros(value.shape)
 
@@ -195,8 +197,8 @@ def _cut(value, format):
 def _rounded(value, format):
     """An array, or those of a list, as numbers of the format: the same object if it is already."""
     if isinstance(value, list):
-        found = [_rounded(one, format) for one in value]
-        return found if any(new is not old for new, old in zip(found, value)) else value
-    if getattr(value, "dtype", np.dtype("i8")).kind != "f" or not np.any(_cut(value, format)):
+        rounded = [_rounded(member, format) for member in value]
+        return rounded if any(new is not old for new, old in zip(rounded, value)) else value
+    if getattr(value, "dtype", np.dtype("i8")).kind != "f" or not np.any(_cast(value, format)):
         return value
     return round_to(value, format)

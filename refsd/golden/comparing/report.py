@@ -23,33 +23,34 @@ ALLOWED = {
 }
 
 
-def sentence(found: Comparison) -> str:
+def sentence(result: Comparison) -> str:
     """The answer in one sentence: which tensor, where, how far off, and what it looks like.
 
     Where none is wrong: what could not be read, whether too few were compared, and how many were.
     """
-    first = found.first
-    unread = f"{_full_stop(first_of(list(found.unread)))} " if found.unread else ""
+    first = result.first
+    unread = f"{_full_stop(first_of(list(result.unread)))} " if result.unread else ""
     if first is None:
-        few = "" if found.compared >= found.wanted else (
-            f"Only {found.compared:,} of {found.expected:,} tensors could be compared, and "
-            f"{found.wanted:,} are wanted. ")
-        return unread + few + _all_well(found)
-    others = len(found.failing) - 1
-    of = found.expected if found.whole else found.compared + found.counts.get(Status.UNREADABLE, 0)
+        few = "" if result.compared >= result.wanted else (
+            f"Only {result.compared:,} of {result.expected:,} tensors could be compared, and "
+            f"{result.wanted:,} are wanted. ")
+        return unread + few + _all_well(result)
+    others = len(result.failing) - 1
+    of = result.expected if result.whole else (
+        result.compared + result.counts.get(Status.UNREADABLE, 0))
     rest = f" {others:,} more of {of:,} {'fail' if others > 1 else 'fails'} after it."
-    return (what_is_wrong(first, found.format, as_first=True) + (rest if others else "")
+    return (what_is_wrong(first, result.format, as_first=True) + (rest if others else "")
             + (f" {unread}".rstrip() if unread else ""))
 
 
-def _all_well(found: Comparison) -> str:
-    equal, missing = found.counts.get(Status.EQUAL, 0), found.counts.get(Status.MISSING, 0)
-    one = found.compared == 1
-    return (("The one tensor compared is" if one else f"All {found.compared:,} tensors are")
-            + f" explained by {found.format} rounding"
+def _all_well(result: Comparison) -> str:
+    equal, missing = result.counts.get(Status.EQUAL, 0), result.counts.get(Status.MISSING, 0)
+    one = result.compared == 1
+    return (("The one tensor compared is" if one else f"All {result.compared:,} tensors are")
+            + f" explained by {result.format} rounding"
             + ("" if not equal else ", and equal to the bit" if one else
                f", {equal:,} of them equal to the bit")
-            + (f"; {missing:,} of the pack's {found.expected:,} {_are(missing)} missing from the "
+            + (f"; {missing:,} of the pack's {result.expected:,} {_are(missing)} missing from the "
                "candidate." if missing else "."))
 
 
@@ -123,16 +124,16 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "()"
 
 
-def as_json(found: Comparison) -> dict[str, Any]:
+def as_json(result: Comparison) -> dict[str, Any]:
     """Everything that was found, as JSON can hold it (docs/golden-compare.md says what is what)."""
-    first = found.first
+    first = result.first
     return {
-        "schema": SCHEMA, "kind": "golden-compare", "pack": found.pack,
-        "candidate": found.candidate, "format": found.format, "ok": found.ok,
-        "sentence": sentence(found), "first": first.name if first else None,
-        "counts": found.counts, "compared": found.compared, "expected": found.expected,
-        "unreadable": list(found.unread), "remarks": list(found.remarks), "extra": found.extra,
-        "tensors": [_verdict(verdict) for verdict in found.verdicts],
+        "schema": SCHEMA, "kind": "golden-compare", "pack": result.pack,
+        "candidate": result.candidate, "format": result.format, "ok": result.ok,
+        "sentence": sentence(result), "first": first.name if first else None,
+        "counts": result.counts, "compared": result.compared, "expected": result.expected,
+        "unreadable": list(result.unread), "remarks": list(result.remarks), "extra": result.extra,
+        "tensors": [_verdict(verdict) for verdict in result.verdicts],
     }
 
 
@@ -183,75 +184,75 @@ def _likeness(value: float | None) -> str:
     return "" if value is None else f"{math.floor(value * 1e9) / 1e9:.9f}"
 
 
-def text(found: Comparison, *, everything: bool = False) -> Iterator[str]:
+def text(result: Comparison, *, everything: bool = False) -> Iterator[str]:
     """Lines for a terminal: the sentence, the table (failing tensors and a few before), the rest.
 
-    everything: all tensors, those that are explained as well.
+    everything: all tensors, those within their tolerance as well.
     """
-    yield sentence(found)
-    shown = found.verdicts if everything else _interesting(found)
-    rows = [row(verdict) for verdict in shown if _is_there(verdict, found)]
+    yield sentence(result)
+    shown = result.verdicts if everything else _interesting(result)
+    rows = [row(verdict) for verdict in shown if _is_there(verdict, result)]
     if rows:
         yield ""
         widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
         for line in (COLUMNS, *rows):
             yield "  ".join(part.ljust(width) for part, width in zip(line, widths)).rstrip()
     yield ""
-    yield ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
+    yield ", ".join(f"{count:,} {status}" for status, count in result.counts.items())
     for verdict in shown:
         for note in verdict.notes:
             yield f"note: {verdict.name}: {note}"
         for finding in verdict.findings[1:]:
             yield (f"also like: {verdict.name}: {finding.reason}, {finding.sentence} "
                    f"({_share(finding)})")
-    yield from (f"unreadable: {why}" for why in found.unread[:5])
-    if len(found.unread) > 5:
-        yield f"unreadable: {len(found.unread) - 5:,} more"
-    yield from found.remarks
-    missing = [v.name for v in found.verdicts if v.status == Status.MISSING]
-    for what, names in (("missing", missing), ("extra", found.extra)):
+    yield from (f"unreadable: {why}" for why in result.unread[:5])
+    if len(result.unread) > 5:
+        yield f"unreadable: {len(result.unread) - 5:,} more"
+    yield from result.remarks
+    missing = [v.name for v in result.verdicts if v.status == Status.MISSING]
+    for what, names in (("missing", missing), ("extra", result.extra)):
         if names:
             more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
             yield f"{what}: {', '.join(ascii(name)[1:-1][:200] for name in names[:5])}{more}"
 
 
-def _is_there(verdict: Verdict, found: Comparison) -> bool:
+def _is_there(verdict: Verdict, result: Comparison) -> bool:
     """Whether there is anything to show: what is missing only where that fails."""
-    return verdict.status != Status.EXTERNAL and (found.whole or verdict.status != Status.MISSING)
+    return verdict.status != Status.EXTERNAL and (result.whole or verdict.status != Status.MISSING)
 
 
-def _interesting(found: Comparison) -> list[Verdict]:
+def _interesting(result: Comparison) -> list[Verdict]:
     """The failing ones, at most 20, and the two compared before the first."""
-    compared = [v for v in found.verdicts if _is_there(v, found)]
+    compared = [v for v in result.verdicts if _is_there(v, result)]
     bad = [i for i, v in enumerate(compared) if v.bad or v.status == Status.MISSING][:20]
     return [compared[i] for i in sorted({*bad, *range(max(bad[0] - 2, 0), bad[0])})] if bad else []
 
 
-def markdown(found: Comparison) -> str:
+def markdown(result: Comparison) -> str:
     """The whole comparison as a page of Markdown."""
-    lines = ["# Golden comparison", "", _cell(sentence(found)), "",
-             f"* pack: `{_code(found.pack)}`", f"* candidate: `{_code(found.candidate)}`",
-             f"* format: {found.format}",
-             f"* tensors: {', '.join(f'{n:,} {status}' for status, n in found.counts.items())}",
+    lines = ["# Golden comparison", "", _cell(sentence(result)), "",
+             f"* pack: `{_code(result.pack)}`", f"* candidate: `{_code(result.candidate)}`",
+             f"* format: {result.format}",
+             f"* tensors: {', '.join(f'{n:,} {status}' for status, n in result.counts.items())}",
              "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for verdict in found.verdicts:
+    for verdict in result.verdicts:
         if verdict.status == Status.EXTERNAL:
             continue
         *cells, name = row(verdict)
         lines.append("| " + " | ".join([*map(_cell, cells), f"`{_code(name)}`"]) + " |")
-    for verdict in found.verdicts:
+    for verdict in result.verdicts:
         if verdict.bad or verdict.notes:
             lines += ["", f"## `{_code(verdict.name)}`", ""]
             if verdict.bad:
-                lines += [_cell(what_is_wrong(verdict, found.format)), ""]
+                lines += [_cell(what_is_wrong(verdict, result.format)), ""]
             lines += [f"* {_cell(f'{f.reason}: {f.sentence} ({_share(f)})')}"
                       for f in verdict.findings]
             lines += [f"* {_cell(note)}" for note in verdict.notes]
-    for head, texts in (("Cannot be read", found.unread), ("Said in vain", found.remarks)):
+    for head, texts in (("Cannot be read", result.unread), ("Said in vain", result.remarks)):
         if texts:
             lines += ["", f"## {head}", "", *(f"* {_cell(text)}" for text in texts)]
-    if found.extra:
-        lines += ["", "## Not in the pack", "", *(f"* `{_code(name)}`" for name in found.extra)]
+    if result.extra:
+        lines += ["", "## Not in the pack", "", *(f"* `{_code(name)}`" for name in result.extra)]
     return "\n".join(lines) + "\n"
 
 

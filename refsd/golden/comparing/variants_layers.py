@@ -187,11 +187,11 @@ def attention(inputs, options, truth, got):
 
 def embed(inputs, options, truth, got):
     ids, weight = inputs["ids"], inputs["weight"]
-    for places in (1, -1):
-        yield ("off_by_one", f"every id is {places:+d}: rows are counted from "
-               f"{'0' if places > 0 else '1'} here", weight[(ids + places) % len(weight)])
-        yield ("off_by_one", f"the ids are moved by {places:+d} along the text",
-               weight[np.roll(ids, places, axis=-1)])
+    for by in (1, -1):
+        yield ("off_by_one", f"every id is {by:+d}: rows are counted from "
+               f"{'0' if by > 0 else '1'} here", weight[(ids + by) % len(weight)])
+        yield ("off_by_one", f"the ids are moved by {by:+d} along the text",
+               weight[np.roll(ids, by, axis=-1)])
 
 
 def timestep_embedding(inputs, options, truth, got):

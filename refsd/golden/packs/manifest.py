@@ -7,7 +7,7 @@ golden/README.md is the page of the format.
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from refsd.contracts import itemsize
@@ -72,7 +72,7 @@ def write_manifest(manifest: Manifest) -> bytes:
 
     Raises ModelError for values that `read_manifest` would refuse.
     """
-    values = {part.name: getattr(manifest, part.name) for part in fields(Manifest)}
+    values = dict(vars(manifest))
     entries = values.pop("tensors")
     lines = [f"{_json(key)}: {_json(values[key])}" for key in sorted(values)]
     tensors = ",\n".join(_json(as_dict(entry)) for entry in entries)
@@ -83,7 +83,7 @@ def write_manifest(manifest: Manifest) -> bytes:
 
 def as_dict(entry: Entry) -> dict[str, Any]:
     """An entry as `read_entry` takes it."""
-    return {part.name: getattr(entry, part.name) for part in fields(Entry)}
+    return dict(vars(entry))
 
 
 def _json(value: Any) -> str:

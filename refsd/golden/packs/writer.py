@@ -184,9 +184,7 @@ class Writer:
         rows = [*self._rows, self._row] if self._arrays else self._rows
         manifest = self._manifest(rows)
         manifest.files[INDEX] = write_file(self.folder / INDEX, [index(self.folder, manifest)])
-        data = _as_usage(lambda: write_manifest(manifest))
-        write_file(self.folder / MANIFEST, [data])
-        write_file(self.folder / SUMS, [sums(manifest.files, hashlib.sha256(data).hexdigest())])
+        _as_usage(lambda: seal(self.folder, manifest))
         (self.folder / journal.JOURNAL).unlink()
         self._finished = manifest
         return manifest
@@ -208,6 +206,13 @@ class Writer:
             self.close()
         else:
             self._save()
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, and SHA256SUMS, of a pack whose other files are there."""
+    data = write_manifest(manifest)
+    write_file(folder / MANIFEST, [data])
+    write_file(folder / SUMS, [sums(manifest.files, hashlib.sha256(data).hexdigest())])
 
 
 def index(folder: Path, manifest: Manifest) -> bytes:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.families import COMPONENTS
 from refsd.golden.porting.export import Files, chosen
-from refsd.weights.checkpoint import COMPONENTS, Plan, plan_file, plan_folder
+from refsd.weights.plan import Plan, plan_file, plan_folder
 from refsd.weights.reader import nonfinite, read_tensors
 
 DTYPES = ("float32", "float16")
@@ -45,9 +46,9 @@ def export_weights(model: Path, folder: str | Path, kind: str, *, layout: str = 
 def _tensors(part: str, plan: Plan, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
     for name, shape in plan.shapes.items():
         if f"{part}.{name}" in wanted:
-            header, theirs = plan.places[name]
-            read = read_tensors(header, dtype="float32", names=[theirs])
-            yield f"{part}.{name}", read[theirs].reshape(shape)
+            header, location = plan.sources[name]
+            stored = read_tensors(header, dtype="float32", names=[location.name])[location.name]
+            yield f"{part}.{name}", location.take(stored).reshape(shape)
 
 
 def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:

@@ -5,10 +5,11 @@ or None. Shapes are those of Stable Diffusion made small, and odd: no multiples 
 more or less than a vector holds, the padding that only the VAE has.
 """
 
+import functools
 import math
 from typing import Any
 
-from refsd.examples import below, calls
+from refsd.examples import below, calls, with_tensors
 from refsd.kinds import Map, Pair
 from refsd.registry import Op
 
@@ -25,19 +26,15 @@ def rows(op: Op) -> list[Row]:
         return _map(op.kind, calls(op)[0].options)
     if isinstance(op.kind, Pair):
         return _pairs("positive" if op.kind.divides else "plain")
-    return [(f"example_{i}", {name: _input(op, call.inputs, name) for name in call.inputs},
+    return [(f"example_{i}", with_tensors(call, functools.partial(_input, op, call)).inputs,
              call.options) for i, call in enumerate(calls(op))]
 
 
-def _input(op, inputs, name):
-    """One input of an example as a row has it."""
-    spec, tensor = inputs[name], op.contract.tensor(name)
-    if isinstance(spec, list):
-        return [(item.shape,) for item in spec]
-    if not hasattr(spec, "shape"):
-        return spec
-    return (spec.shape, "plain" if tensor.kind == "float" else
-            f"below_{below(op, inputs, tensor.below)}")
+def _input(op, call, name, spec):
+    """An array of an example as a row has it."""
+    tensor = op.contract.tensor(name.partition(".")[0])
+    return spec.shape, ("plain" if tensor.kind == "float" else
+                        f"below_{below(op, call.inputs, tensor.below)}")
 
 
 def _map(kind: Map, options: dict[str, Any]) -> list[Row]:

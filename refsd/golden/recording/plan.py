@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refsd.contracts import Output, Spec
+from refsd.families import COMPONENTS, DEFAULT
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.loading import bundled_model, load_scheduler
-from refsd.pipelines.single_file import SD1_SCHEDULER
 from refsd.registry import trace
 from refsd.schedulers import Scheduler, from_config
-from refsd.weights import flatten, resolve, sd1, to_tree
-from refsd.weights.checkpoint import plan_file, plan_folder
+from refsd.weights import flatten, resolve, to_tree
 from refsd.weights.expect import SHAPES
+from refsd.weights.plan import plan_file, plan_folder
 from refsd.weights.validate import validate
 
 BUNDLED = "bundled"  # what the model in refsd is called where none is named by a file
@@ -59,14 +59,14 @@ def planned_tree(component: str, config: Mapping[str, Any] | None = None) -> dic
 
     config is a config.json's content; None is that of Stable Diffusion 1.5.
     """
-    shapes = SHAPES[component](sd1.CONFIGS[component] if config is None else config)
+    shapes = SHAPES[component](DEFAULT.configs[component] if config is None else config)
     tree = to_tree({name: Spec(shape, "float32") for name, shape in shapes.items()})
     return tree.get("text_model", tree)
 
 
 def planned_config(component: str, config: Mapping[str, Any] | None = None) -> Any:
     """What the shapes cannot tell, from the same config.json, as the models take it."""
-    config = sd1.CONFIGS[component] if config is None else config
+    config = DEFAULT.configs[component] if config is None else config
     return CONFIGS[component].from_json(validate(component, config))
 
 
@@ -77,11 +77,11 @@ def read_configs(model: str | None) -> tuple[dict[str, dict[str, Any]], Schedule
     model in refsd, unless there is a path of that name. Raises as refsd.weights.load_checkpoint.
     """
     if model is None:
-        return dict(sd1.CONFIGS), from_config(SD1_SCHEDULER)
+        return dict(DEFAULT.configs), from_config(DEFAULT.scheduler)
     named = model == BUNDLED and not Path(model).exists()
     path = bundled_model() if named else resolve(model)
     if path.is_dir():
-        plans = {part: plan_folder(path, part) for part in CONFIGS}
+        plans = {part: plan_folder(path, part) for part in COMPONENTS}
     else:
         plans = plan_file(path)
     return {part: plan.config for part, plan in plans.items()}, load_scheduler(path)
@@ -97,7 +97,7 @@ class Sizes(NamedTuple):
     image: tuple[int, ...]
 
 
-def sizes(configs: Mapping[str, Mapping[str, Any]] = sd1.CONFIGS) -> Sizes:
+def sizes(configs: Mapping[str, Mapping[str, Any]] = DEFAULT.configs) -> Sizes:
     """One image at the size the model was trained at, guided: batch 2 but for latents, image"""
     text = validate("text_encoder", configs["text_encoder"])
     net, decoder = (planned_config(part, configs[part]) for part in ("unet", "vae"))
@@ -107,7 +107,7 @@ def sizes(configs: Mapping[str, Mapping[str, Any]] = sd1.CONFIGS) -> Sizes:
                  (1, 3, side * decoder.downscale, side * decoder.downscale))
 
 
-def plan_model(configs: Mapping[str, Mapping[str, Any]] = sd1.CONFIGS, *,
+def plan_model(configs: Mapping[str, Mapping[str, Any]] = DEFAULT.configs, *,
                shapes: Sizes | None = None) -> dict[str, list[Planned]]:
     """All ops of each network, in the order in which a picture needs them.
 

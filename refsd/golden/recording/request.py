@@ -7,6 +7,7 @@ from typing import Any
 
 from refsd.arguments import as_integer, as_number
 from refsd.errors import UsageError
+from refsd.families import COMPONENTS
 from refsd.pipelines import identity, stages
 from refsd.pipelines.loading import bundled_model
 from refsd.pipelines.request import check_numbers, check_side, idle
@@ -14,7 +15,7 @@ from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random.by_name import GENERATORS
 from refsd.schedulers import from_config
 from refsd.weights import resolve
-from refsd.weights.checkpoint import COMPONENTS, plan_file, plan_folder
+from refsd.weights.plan import plan_file, plan_folder
 
 logger = logging.getLogger(__name__)
 

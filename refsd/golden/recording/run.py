@@ -13,7 +13,7 @@ from refsd.pipelines import stages
 from refsd.random import draw_noise
 from refsd.random.by_name import GENERATORS
 from refsd.registry import use, watch
-from refsd.schedulers import from_config
+from refsd.schedulers import DiffusionScheduler, from_config
 
 
 def run(pipe: Any, request: Request, recorder: Recorder,
@@ -55,8 +55,10 @@ def _denoise(pipe, request, recorder, on_step, positive, negative=None):
     scheduler = from_config(request.scheduler)
     timesteps = stages.make_schedule(scheduler, request.steps)
     recorder.tensor("schedule", None, "timesteps", timesteps, level=1)
-    recorder.tensor("schedule", None, "alphas_cumprod", scheduler.alphas_cumprod, level=1)
-    recorder.worst.schedule(scheduler.alphas_cumprod, recorder.held(scheduler.alphas_cumprod))
+    if isinstance(scheduler, DiffusionScheduler):
+        alpha_bar = scheduler.alphas_cumprod
+        recorder.tensor("schedule", None, "alphas_cumprod", alpha_bar, level=1)
+        recorder.worst.schedule(alpha_bar, recorder.held(alpha_bar))
     if hasattr(scheduler, "sigmas"):
         recorder.tensor("schedule", None, "sigmas", scheduler.sigmas, level=1)
 

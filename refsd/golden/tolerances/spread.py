@@ -6,7 +6,6 @@ runs, says what a right port may differ by.
 """
 
 import dataclasses
-import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterable
@@ -17,11 +16,10 @@ import numpy as np
 from scipy.special import fdtri
 
 from refsd import parallel
-from refsd.atomic import write_file
 from refsd.errors import ModelError, UsageError
-from refsd.golden.packs.manifest import Entry, write_manifest
+from refsd.golden.packs.manifest import Entry
 from refsd.golden.packs.pack import Pack
-from refsd.golden.packs.writer import MANIFEST, SUMS, sums
+from refsd.golden.packs.writer import seal
 from refsd.golden.recording.record import Recorder, Selection
 from refsd.golden.recording.request import Request, load_truth
 from refsd.golden.recording.run import run, trees
@@ -55,9 +53,7 @@ def add_spread(folder: str | Path, *, formats: Iterable[str] = FORMATS, runs: in
             if found is None or entry.name in found:
                 tolerance = with_spread(tolerance, format, found and found[entry.name])
         tensors.append(dataclasses.replace(entry, tolerance=tolerance))
-    data = write_manifest(dataclasses.replace(manifest, tensors=tensors))
-    write_file(Path(folder) / MANIFEST, [data])
-    write_file(Path(folder) / SUMS, [sums(manifest.files, hashlib.sha256(data).hexdigest())])
+    seal(Path(folder), dataclasses.replace(manifest, tensors=tensors))
 
 
 def spread(pack: Pack, format: str, *, runs: int = RUNS, confidence: float = CONFIDENCE,

@@ -1,7 +1,10 @@
-"""What config.json says for Stable Diffusion 1.x, for the single files that carry no config.
+"""Stable Diffusion 1.x: the configs of its published folder, for single files, which carry none.
 
-Values of the model's published folder, besides the defaults that refsd.weights.validate fills in.
+What is a default of the class that wrote a config.json is left to refsd.weights.validate.
 """
+
+from refsd.families import latent_diffusion
+from refsd.families.family import Family, Layout
 
 UNET = {
     "_class_name": "UNet2DConditionModel",
@@ -43,4 +46,23 @@ TEXT_ENCODER = {
     "eos_token_id": 49407,
 }
 
-CONFIGS = {"text_encoder": TEXT_ENCODER, "unet": UNET, "vae": VAE}
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    **latent_diffusion.NOISE,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+SD1 = Family(
+    name="Stable Diffusion 1.x",
+    configs={"text_encoder": TEXT_ENCODER, "unet": UNET, "vae": VAE},
+    layouts={
+        "text_encoder": Layout("cond_stage_model.transformer."),
+        "unet": latent_diffusion.UNET,
+        "vae": latent_diffusion.VAE,
+    },
+    scheduler=SCHEDULER,
+    text_width=768,
+)

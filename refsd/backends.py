@@ -1,0 +1,224 @@
+"""The backends: what the registry, the pipelines and the command line ask of one beside kernels.
+
+`Backend(name, module)` declares one, which is like NumPy in what is not declared; `add_backend`
+makes it known everywhere. A backend's package is imported where it is used, not before.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from refsd import parallel
+from refsd.contracts import Spec
+from refsd.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+class MemoryModel(NamedTuple):
+    """What a backend holds while it computes: bytes, and numbers of activations."""
+
+    libraries: int  # a Python with all libraries and kernels loaded, and nothing done
+    at_once: int  # activations of one block that are alive together
+    enlarged: float  # the same where a block enlarges images, in enlarged ones
+    feed_forward: int  # the same within the feed-forward, in widths of the transformer
+    unrolled: float  # what a convolution works in, in activations, and at most in bytes
+    workspace: int
+    transformed: int  # at most so many bytes of transformed weights, four times the kernels'
+    scores: int  # bytes of attention scores in memory, of which three arrays live at once
+    gaps: float  # share of the peak that lies between results, where no other fits
+
+
+WINDOWS, SCORES = 16 << 20, 8 << 20  # slices: refsd.ops.conv and refsd.ops.attention.SLICE_BYTES
+# A block: its input, normalised, two of the activation, the padded copy; 9 windows a pixel.
+NUMPY_MEMORY = MemoryModel(80 << 20, 5, 3, 24, 1.5 * 9, 3 * WINDOWS // 2, 0, SCORES, 0)
+# A block: its input, normalised, activated; 36 transformed values for 16 pixels, and gaps.
+NUMBA_MEMORY = MemoryModel(176 << 20, 3, 2.25, 15, 1.5 * 36 / 16, 12 << 20, 4 << 20, 0, 0.06)
+UNKNOWN_MEMORY = MemoryModel(*map(max, zip(NUMPY_MEMORY, NUMBA_MEMORY)))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A name, the module whose import declares the kernels, and what is particular to them."""
+
+    name: str
+    module: str
+    memory: MemoryModel = UNKNOWN_MEMORY
+    device: str = "cpu"  # where its arrays lie
+    tunable: bool = False  # whether `tuned` has an effect
+
+    def unavailable(self) -> str:
+        """Why nothing can be computed with it here; empty if it can."""
+        return ""
+
+    def place(self, tensors: dict[str, Any]) -> None:
+        """Put weights, in place, where and as the kernels read them. Shapes and values stay.
+
+        For who owns the only copy of a model: kernels then need no second one.
+        """
+
+    def ready(self, dtype: str) -> None:
+        """Do what a generation in `dtype` needs once, such as compiling kernels."""
+
+    def release(self) -> None:
+        """Give memory back to the system that the next stage has no use for."""
+
+    def threads(self) -> int:
+        """The threads that its ops use here and now."""
+        return max([pool["num_threads"] for pool in parallel.blas_pools()], default=1)
+
+    def layout_copies(self) -> int | None:
+        """Arrays copied so far for how they lay in memory; None where nobody counts them."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions, beside those of refsd and NumPy, that may change a bit of a result."""
+        names = {" ".join(filter(None, (pool["internal_api"], pool["version"],
+                                        pool.get("architecture"))))
+                 for pool in parallel.blas_pools()}
+        return {"blas": ", ".join(sorted(names)) or "unknown"}
+
+    def conv2d_choice(self, result: tuple, kernel: tuple, *, stride: tuple, dilation: tuple,
+                      groups: int, algorithm: str) -> Any:
+        """The ops.conv.Choice for a result (N, H', W', O) and a kernel (O, I, kH, kW)."""
+        from refsd.ops.conv import conv2d_algorithm
+        from refsd.registry import exact_wanted
+
+        return conv2d_algorithm(Spec(kernel, ""), stride=stride, dilation=dilation,
+                                algorithm=algorithm, exact=exact_wanted())
+
+    def conv2d_rows(self, algorithm: str, outputs: int, groups: int, dtype: str) -> int:
+        """Output channels, padding included, of the weight that an algorithm makes for itself.
+
+        0 where the weight serves as it is.
+        """
+        return 0 if algorithm == "im2col" else outputs
+
+    def tuned(self, choices: Mapping[str, str]) -> AbstractContextManager:
+        """Within the block convolutions take the algorithms that `refsd tune` measured."""
+        return nullcontext()
+
+
+class NumbaBackend(Backend):
+    """refsd.numba_ops."""
+
+    def unavailable(self) -> str:
+        """Numba has to be installed. Whether it works, importing the kernels tells."""
+        return "" if find_spec("numba") else "numba is not installed: pip install numba"
+
+    def place(self, tensors: dict[str, Any]) -> None:
+        """Output channels adjacent in memory, in whole panels."""
+        from refsd.numba_ops.weights import lay_out_all
+
+        lay_out_all(tensors)
+
+    def ready(self, dtype: str) -> None:
+        """Compile the kernels, or load them."""
+        from refsd.numba_ops.warmup import make_ready
+
+        make_ready(dtype)
+
+    def release(self) -> None:
+        """What the C library keeps."""
+        from refsd.numba_ops.pool import trim
+
+        trim()
+
+    def threads(self) -> int:
+        """Numba's."""
+        from refsd.numba_ops.threads import count
+
+        return count()
+
+    def layout_copies(self) -> int:
+        """See refsd.numba_ops.memory."""
+        from refsd.numba_ops.memory import layout_copies
+
+        return layout_copies()
+
+    def versions(self) -> dict[str, str]:
+        """The compiler's, and what it compiles for."""
+        from importlib.metadata import version
+
+        import llvmlite.binding
+
+        from refsd.numba_ops.simd import WIDTH
+
+        return {**{name: version(name) for name in ("numba", "llvmlite")},
+                "vector width": f"{WIDTH} bytes",
+                "processor": llvmlite.binding.get_host_cpu_name()}
+
+    def conv2d_choice(self, result: tuple, kernel: tuple, **options: Any) -> Any:
+        """By sizes too, or as tuned."""
+        from refsd.numba_ops.cpu.conv import choose_here
+
+        return choose_here(result, kernel, **options)
+
+    def conv2d_rows(self, algorithm: str, outputs: int, groups: int, dtype: str) -> int:
+        """Whole panels: of a packed weight's rows, or of each group."""
+        import numpy as np
+
+        from refsd.numba_ops.memory import panel_width
+        from refsd.numba_ops.weights import row_step
+
+        if algorithm == "im2col":
+            return row_step(outputs, np.dtype(dtype))
+        panel = panel_width(np.dtype(dtype))
+        return groups * -(-(outputs // groups) // panel) * panel
+
+    def tuned(self, choices: Mapping[str, str]) -> AbstractContextManager:
+        """See refsd.numba_ops.cpu.tuning."""
+        from refsd.numba_ops.cpu.conv import conv2d_policy
+
+        return conv2d_policy(tuned=choices)
+
+
+# Fastest first: "auto" takes the first that is available.
+BACKENDS: dict[str, Backend] = {
+    "numba": NumbaBackend("numba", "refsd.numba_ops.cpu", NUMBA_MEMORY, tunable=True),
+    "numpy": Backend("numpy", "refsd.ops", NUMPY_MEMORY),
+}
+_logged: set[str] = set()  # backends that "auto" has passed over
+
+
+def add_backend(backend: Backend, *, preferred: bool = False) -> None:
+    """Make a backend known: to `use`, pipelines, the command line, and "auto", if preferred.
+
+    ImportError for a name that another one has.
+    """
+    if backend.name == "auto" or BACKENDS.get(backend.name, backend) != backend:
+        raise ImportError(f"a second backend {backend.name}; give it another name")
+    others = {name: known for name, known in BACKENDS.items() if name != backend.name}
+    BACKENDS.clear()
+    for known in (backend, *others.values()) if preferred else (*others.values(), backend):
+        BACKENDS[known.name] = known
+
+
+def find_backend(name: str = "auto") -> Backend:
+    """The backend of this name; "auto": the first that is available.
+
+    UsageError if there is none, or it is not available here.
+    """
+    if name == "auto":
+        return next(backend for backend in BACKENDS.values() if _is_available(backend))
+    if name not in BACKENDS:
+        raise UsageError(f"backend {name!r} is not one of: auto, {', '.join(BACKENDS)}")
+    if why := BACKENDS[name].unavailable():
+        raise UsageError(f"backend {name!r} is not available here: {why}")
+    return BACKENDS[name]
+
+
+def _is_available(backend: Backend) -> bool:
+    """If not, one line says so: "auto" takes a slower one."""
+    why = backend.unavailable()
+    if why and backend.name not in _logged:
+        _logged.add(backend.name)
+        logger.warning("backend %s is not available here: %s", backend.name, why)
+    return not why
+
+
+def choose_backend(name: str = "auto") -> str:
+    """The name of what find_backend finds."""
+    return find_backend(name).name

@@ -1,0 +1,40 @@
+"""Families of models, one a file: how each is recognised, and what its single files do not say.
+
+The networks are refsd.models' whatever the family; no other part of refsd names one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from refsd.families.family import Family, Layout, Location
+from refsd.families.latent_diffusion import NOISE
+from refsd.families.others import WIDTHS, other_family
+from refsd.families.sd1 import SD1
+
+__all__ = ["COMPONENTS", "DEFAULT", "FAMILIES", "NOISE", "SD1", "Family", "Layout", "Location",
+           "family_of_width", "other_family", "recognise", "text_widths"]  # fmt: skip
+
+FAMILIES = (SD1,)
+DEFAULT = SD1  # what is meant, or taken for, where nothing tells
+# The networks of a model; every family here has the same.
+COMPONENTS = tuple(SD1.configs)
+
+
+def recognise(tensors: Mapping[str, Any]) -> Family:
+    """The family of a file of these tensors, by their names or by the width of its text."""
+    for family in FAMILIES:
+        if any(mark in name for name in tensors for mark in family.marks):
+            return family
+    widths = text_widths(tensors)
+    return next((family for family in FAMILIES if family.text_width in widths), DEFAULT)
+
+
+def text_widths(tensors: Mapping[str, Any]) -> set[int]:
+    """The widths of the text that the cross-attentions among these tensors read."""
+    return {tensor.shape[-1] for name, tensor in tensors.items()
+            if name.endswith("attn2.to_k.weight") and tensor.shape}
+
+
+def family_of_width(width: int) -> str | None:
+    """The name of the family whose UNet reads text of a width; None where none is known."""
+    return ({family.text_width: family.name for family in FAMILIES} | WIDTHS).get(width)

@@ -1,0 +1,67 @@
+"""What a family of models is: plain data, and the rules of its single files' names.
+
+A layout's rules are a function of the tree of what refsd.models takes apart (refsd.weights.expect
+makes it of a config), so blocks are counted by walking it, never by a formula of their own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Location(NamedTuple):
+    """Where a tensor lies in a file: part `part` of `parts` equal ones of a tensor's first axis."""
+
+    name: str
+    part: int = 0
+    parts: int = 1
+    transposed: bool = False
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what lies here, from that of the file's tensor."""
+        if self.parts > 1 and stored and stored[0] % self.parts == 0:
+            stored = (stored[0] // self.parts, *stored[1:])
+        return stored[::-1] if self.transposed else stored
+
+    def take(self, stored: np.ndarray) -> np.ndarray:
+        """What lies here of the file's tensor; a view but where it is transposed."""
+        if self.parts > 1:
+            rows = stored.shape[0] // self.parts
+            stored = stored[self.part * rows:(self.part + 1) * rows]
+        return np.ascontiguousarray(stored.T) if self.transposed else stored
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One network in a family's single files: `prefix` stands before all its names.
+
+    locate(tree): name here -> Location there; None is the names of diffusers. landmark is a tensor
+    that the network always has. unused(tree): how the names begin that such files hold besides.
+    """
+
+    prefix: str
+    landmark: str | None = None
+    locate: Callable[[Mapping[str, Any]], dict[str, Location]] | None = None
+    unused: Callable[[Mapping[str, Any]], str] | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models, as its single files have it; folders say all of this themselves.
+
+    configs: config.json a network. scheduler: scheduler_config.json. A file is of the family that
+    has a tensor with one of `marks` in its name, or whose cross-attention reads `text_width`.
+    predictions: what is predicted after so many steps of training, where that is known to differ
+    from the scheduler's. pad: the token that fills up prompts, None for the end of text.
+    """
+
+    name: str
+    configs: Mapping[str, Mapping[str, Any]]
+    layouts: Mapping[str, Layout]
+    scheduler: Mapping[str, Any]
+    text_width: int
+    marks: tuple[str, ...] = ()
+    predictions: Mapping[int, str] = field(default_factory=dict)
+    pad: str | None = None

@@ -1,0 +1,44 @@
+"""Files that are of no family here, by what tells them: refsd says what they are and refuses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from refsd.families.latent_diffusion import UNET
+
+# How a tensor's name begins -> what such a file is.
+BEGINNINGS = {
+    UNET.prefix + "joint_blocks.": "Stable Diffusion 3",
+    UNET.prefix + "double_blocks.": "Flux",
+    "double_blocks.": "Flux",
+    "conditioner.embedders.": "SDXL",
+    "lora_": "a LoRA, not a whole model",
+    "control_model.": "a ControlNet",
+}
+WIDTHS = {2048: "SDXL"}  # of the text that cross-attention reads
+CHANNELS = {5: "a depth model", 8: "InstructPix2Pix", 9: "an inpainting model"}
+PARTS = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.", "input_blocks.",
+         "first_stage_model.", "cond_stage_model.", "unet.", "vae.", "text_encoder.", "model_ema.",
+         UNET.prefix)  # fmt: skip
+
+
+def other_family(tensors: Mapping[str, Any], widths: set[int]) -> str:
+    """What a file of these tensors is that refsd does not draw with; empty where it may.
+
+    widths: the widths of the text that its cross-attention reads.
+    """
+    for beginning, kind in BEGINNINGS.items():
+        if any(name.startswith(beginning) for name in tensors):
+            return kind
+    if any(".lora_" in name for name in tensors):
+        return "a LoRA, not a whole model"
+    if not any(name.startswith(PARTS) for name in tensors):
+        names = ", ".join(ascii(name)[1:-1][:60] for name in list(tensors)[:3])
+        return f"no Stable Diffusion checkpoint (it holds {names or 'no tensor'})"
+    if any(name.startswith("controlnet_cond_embedding.") for name in tensors):
+        return "a ControlNet"
+    first = tensors.get(UNET.prefix + UNET.landmark)
+    channels = first.shape[1] if first and len(first.shape) == 4 else 4
+    if channels in CHANNELS:
+        return CHANNELS[channels]
+    known = [width for width in WIDTHS if width in widths]
+    return f"{WIDTHS[known[0]]} (text width {known[0]})" if known else ""

@@ -1,0 +1,180 @@
+"""A model's networks found in a folder or in a file, and checked, before any tensor is read."""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.families import COMPONENTS, FAMILIES, Location, other_family, recognise, text_widths
+from refsd.weights.expect import SHAPES, Shape, Stored, check
+from refsd.weights.files import read_foreign_object
+from refsd.weights.folder import component_weights
+from refsd.weights.header import Header, read_header
+from refsd.weights.ldm import from_ldm
+from refsd.weights.model_index import part_class
+from refsd.weights.names import canonical_names, without_kernel
+from refsd.weights.single import Contents, adapted, contents, missing_part, say_rest
+from refsd.weights.validate import CLASSES, check_class, relabelled, validate
+
+logger = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """Where a tensor is read from: a file and a location in it."""
+
+    header: Header
+    location: Location
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A component that was found and checked, and not read yet."""
+
+    config: dict[str, Any]
+    shapes: dict[str, Shape]
+    sources: dict[str, Source]
+    source: str
+    variant: str | None = None
+
+
+def own_config(path: Path, component: str) -> dict[str, Any] | None:
+    """What the replaced component's config.json says, if it can be read; of a file the family's."""
+    if path.is_file():
+        return dict(recognise(read_header(path).tensors).configs[component])
+    try:
+        return validate(component, read_foreign_object(path / component / "config.json"))
+    except (ModelError, ResourceError):
+        return None
+
+
+def plan_folder(path: Path, component: str, *, variant: str | None = None) -> Plan:
+    """A component of a diffusers folder, checked against its config.json; see `choose`."""
+    named = part_class(path, component)
+    if named is not None:
+        check_class(component, named, str(path / "model_index.json"))
+    if component != "unet" and not (path / component).is_dir():
+        raise missing_part(str(path), component, [n for n in COMPONENTS if (path / n).is_dir()])
+    return _plan_component(path / component, component, variant, path, named)
+
+
+def _plan_component(
+    place: Path, component: str, variant: str | None, model: Path, named: str | None = None
+) -> Plan:
+    file = place / "config.json"
+    config = _text_part(component, read_foreign_object(file))
+    config = validate(component, config if named is None else relabelled(config, named), str(file))
+    headers, taken = component_weights(place, component, variant, model=model)
+    inside = {name: header for header in headers for name in header.tensors}
+    names = canonical_names(component, inside, str(place))
+    sources = {ours: Source(inside[name], Location(name)) for ours, name in names.items()}
+    return replace(_checked(component, config, sources, str(place)), variant=taken)
+
+
+def plan_file(
+    path: Path,
+    *,
+    ema: bool = False,
+    configs: Mapping[str, Mapping] | None = None,
+    components: Collection[str] = COMPONENTS,
+) -> dict[str, Plan]:
+    """The components of a single file, checked against its family's or the given configs.
+
+    ModelError names a component that the file does not hold.
+    """
+    header = read_header(path)
+    held = contents(header, ema=ema)
+    family, parts, outer = held
+    configs = family.configs if configs is None else configs
+    if set(configs) != set(COMPONENTS):
+        raise UsageError(f"configs: expected those of {', '.join(COMPONENTS)}")
+    configs = {name: validate(name, configs[name]) for name in COMPONENTS}
+    tensors = {name.removeprefix(outer): info for name, info in header.tensors.items()}
+    widths = text_widths(tensors) - {configs["text_encoder"]["hidden_size"]}
+    if kind := other_family(tensors, widths):
+        known = " and ".join(family.name for family in FAMILIES)
+        raise ModelError(f"{path}: this is {kind}. Only whole {known} checkpoints are supported")
+    averages = any(name.startswith(f"{outer}model_ema.") for name in header.tensors)
+    if ema and not averages:
+        raise UsageError(f"{path}: ema asked for, but the file has no moving averages (model_ema)")
+    if averages and not ema and "unet" in components:
+        logger.warning("%s: it holds moving averages of the UNet too, which are not taken: ask for "
+                       "them with ema=True (--ema)", path)  # fmt: skip
+    for component in sorted(components, key=("unet", "vae", "text_encoder").index):
+        if component not in parts:
+            raise missing_part(str(path), component, parts)
+    say_rest(header, parts, outer)
+    return {name: _plan_part(name, header, held, configs[name], ema) for name in components}
+
+
+def plan_replacement(
+    place: Path, component: str, *, variant: str | None = None, like: Mapping | None = None
+) -> Plan:
+    """A component from a place of its own: its folder, a model's folder, or a .safetensors file.
+
+    A file is read under the names of diffusers or of the latent diffusion code, with the
+    config.json beside it if that is of such a network, else with `like`, else with its family's.
+    """
+    if place.is_dir():
+        inside = (place / component).is_dir() and not (place / "config.json").is_file()
+        if inside:
+            return plan_folder(place, component, variant=variant)
+        return _plan_component(place, component, variant, place)
+    if not place.is_file():
+        raise UsageError(f"{component}: {str(place)[:200]}: no such file or folder")
+    header = read_header(place)
+    held = contents(header)
+    if component not in held.parts:
+        raise missing_part(str(place), component, held.parts)
+    config = _config_beside(place, component) or like or held.family.configs[component]
+    return _plan_part(component, header, held, validate(component, config), False)
+
+
+def _config_beside(file: Path, component: str) -> dict[str, Any] | None:
+    """The config.json in the folder of a file, if it is one of such a network."""
+    try:
+        config = _text_part(component, read_foreign_object(file.parent / "config.json"))
+    except ModelError:
+        return None
+    said = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    return config if said in CLASSES[component] else None
+
+
+def _text_part(component: str, config: dict[str, Any]) -> dict[str, Any]:
+    """A whole CLIP's config.json keeps the text encoder's under text_config."""
+    inner = config.get("text_config")
+    if component == "text_encoder" and config.get("model_type") == "clip" and inner:
+        return {"architectures": ["CLIPTextModel"], **inner, "model_type": "clip_text_model"}
+    return config
+
+
+def _plan_part(
+    component: str, header: Header, held: Contents, config: dict, ema: bool
+) -> Plan:
+    part = held.parts[component]
+    prefix = part.prefix
+    longer = tuple(p.prefix for p in held.parts.values() if len(p.prefix) > len(prefix))
+    mine = [name for name in header.tensors
+            if not (longer and name.startswith(longer))]  # fmt: skip
+    source = f"{header.path} ({component})"
+    if part.ldm:
+        config = validate(component, adapted(component, config, header, part))
+        locations = from_ldm(component, dict.fromkeys(mine), config, held.family, prefix=prefix,
+                             ema=ema)
+    else:
+        bare = {name.removeprefix(prefix): name for name in mine if name.startswith(prefix)}
+        names = canonical_names(component, bare, source)
+        locations = {ours: Location(bare[name]) for ours, name in names.items()}
+    sources = {ours: Source(header, location) for ours, location in locations.items()}
+    return _checked(component, config, sources, source)
+
+
+def _checked(component: str, config: dict, sources: Mapping[str, Source], source: str) -> Plan:
+    shapes = SHAPES[component](config)
+    stored = {}
+    for name, (header, location) in sources.items():
+        info = header.tensors[location.name]
+        stored[name] = Stored(info.dtype, without_kernel(name, location.shape(info.shape)))
+    check(stored, shapes, source)
+    return Plan(config, shapes, {name: sources[name] for name in shapes}, source)
