@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refsd.errors import ResourceError
+from refsd.errors import ResourceError, UsageError
 
 drafts: set[Path] = set()  # being written, which nobody else may ever see
 
@@ -47,6 +47,19 @@ def writing(path: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def empty_folder(path: str | Path) -> Path:
+    """The folder, made if it is not there; UsageError unless it is empty."""
+    path = Path(path)
+    if path.is_file():
+        raise ResourceError(f"{path}: is a file. Give a folder")
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise UsageError(f"{path}: is not empty, and nothing in it is overwritten. Give a new "
+                             "folder")
+    return path
 
 
 def write_file(path: str | Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from refsd.__main__ import main
 from refsd.cli import samplers
 from refsd.cli.drawing import choose_sampler
 from refsd.errors import ModelError, UsageError
+from refsd.golden.packs.manifest import references
 from refsd.golden.packs.pack import Pack
 from refsd.golden.packs.writer import Writer
 from refsd.golden.recording import invariants, replay
@@ -132,7 +133,7 @@ def test_levels_hold_more_and_more(levels):
 def test_every_op_of_the_networks_is_there_once(levels, pipe):
     """Each weight is given to an op of the pack, but those that drawing does not use."""
     used = {reference for entry in levels[3].entries.values()
-            for value in entry.inputs.values() for reference in replay.references(value)
+            for value in entry.inputs.values() for reference in references(value)
             if reference.startswith("weight:")}
     with_prefix = replay.weights(levels[3], pipe.name)
     unused = ("weight:vae.encoder.", "weight:vae.quant_conv.")

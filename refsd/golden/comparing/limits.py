@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import erf, erfc, fdtri
 
-from refsd.golden.packs.manifest import Entry
-from refsd.golden.recording.replay import TENSOR, arrays_of, raise_to_float64, references
+from refsd.golden.packs.manifest import Entry, references
+from refsd.golden.recording.replay import TENSOR, arrays_of, raise_to_float64
 from refsd.golden.tolerances.bounds import (
     CONFIDENCE,
     WEIGHTS,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.golden.packs.manifest import Entry, references
+from refsd.golden.packs.manifest import Entry
 from refsd.golden.tolerances.formats import Format, format_named, uncertainty
 
 
@@ -78,7 +78,7 @@ class Formats:
     def _readers(self, entries):
         readers: dict[str, list[Format]] = {}
         for name, entry in entries.items():
-            for source in references(entry):
+            for source in entry.sources:
                 here, kept = readers.setdefault(source, []), tensors(self._of[name])
                 if kept.unit > tensors(self._of[source]).unit and kept not in here:
                     here.append(kept)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from refsd.atomic import replacing
+from refsd.atomic import empty_folder, replacing
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.golden.packs.manifest import MAX_MANIFEST, read_manifest
 from refsd.golden.packs.rules import is_file_name, shown
@@ -93,10 +93,7 @@ def unpack(file: str | Path, folder: str | Path) -> None:
     The files may lie in one folder inside the archive. Raises ModelError for an archive that is
     damaged, unsafe, or larger than it may be, ResourceError when it cannot be written.
     """
-    file, folder = Path(file), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise UsageError(f"{folder}: the folder is not empty; an archive needs an empty one")
+    file, folder = Path(file), empty_folder(folder)
     with open_file(file) as opened:
         size = os.fstat(opened.fileno()).st_size
         magic = opened.read(4)

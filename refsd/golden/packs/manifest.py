@@ -7,6 +7,7 @@ golden/README.md is the page of the format.
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,12 @@ class Entry:
     stats: dict[str, Any]
     tolerance: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the pack's tensors that the op was given."""
+        return [name.removeprefix("tensor:") for value in self.inputs.values()
+                for name in references(value) if name.startswith("tensor:")]
 
     @property
     def nbytes(self) -> int:
@@ -125,7 +132,7 @@ def _check_whole(manifest: Manifest, where: str) -> None:
             raise ModelError(f"{here} has index {entry.index} and is number {index}")
         if entry.shard not in manifest.files:
             raise ModelError(f"{here} is in {entry.shard}, which is not one of the files")
-        for name in references(entry):
+        for name in entry.sources:
             if name not in names:
                 raise ModelError(f"{here} has the input {shown(name)}, which is not in the pack")
     for kind in ("checkpoints", "invariants"):
@@ -135,11 +142,10 @@ def _check_whole(manifest: Manifest, where: str) -> None:
                                  "is not in the pack")
 
 
-def references(entry: Entry) -> list[str]:
-    """The names of the pack's tensors that an entry's op was given."""
-    names = []
-    for value in entry.inputs.values():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str) and item.startswith("tensor:"):
-                names.append(item.removeprefix("tensor:"))
-    return names
+def references(value: Any) -> Iterator[str]:
+    """Every reference in the value of an input: "tensor:NAME", "weight:PART.PATH"."""
+    if isinstance(value, list):
+        for item in value:
+            yield from references(item)
+    elif isinstance(value, str):
+        yield value

@@ -20,7 +20,6 @@ from refsd.golden.packs.manifest import (
     Manifest,
     as_dict,
     read_entry,
-    references,
     write_manifest,
 )
 from refsd.golden.packs.rules import CHECKPOINT_RULES, DTYPES, INVARIANT_RULES, SCHEMA, shown
@@ -121,7 +120,7 @@ class Writer:
             "inputs": plain(inputs or {}), "index": len(self._held), "shard": self._row.shard,
             "sha256": sha256(array), "stats": statistics(array),
             "tolerance": plain(tolerance or {}), "note": note}, "golden pack"))
-        missing = next((ref for ref in references(entry) if ref not in self._held), None)
+        missing = next((ref for ref in entry.sources if ref not in self._held), None)
         if missing is not None:
             raise UsageError(f"golden pack: {name} has the input {shown(missing)}, which is to be "
                              "added before it")

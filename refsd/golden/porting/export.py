@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from refsd.atomic import write_file, writing
+from refsd.atomic import empty_folder, write_file, writing
 from refsd.errors import ResourceError, UsageError
 from refsd.golden.comparing.layouts import layout as known_layout
 from refsd.golden.comparing.layouts import to_layout
@@ -72,19 +72,6 @@ class Files:
             name = "index.json" if self.kind == "raw" else "export.json"
             write_file(self.folder / name, [encode({
                 "kind": self.kind, "layout": self.layout, "tensors": self.tensors})])
-
-
-def empty_folder(path: str | Path) -> Path:
-    """The folder, made if it is not there; UsageError unless it is empty."""
-    path = Path(path)
-    if path.is_file():
-        raise ResourceError(f"{path}: is a file. Give a folder")
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise UsageError(f"{path}: is not empty, and nothing in it is overwritten. Give a new "
-                             "folder")
-    return path
 
 
 def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> Path:

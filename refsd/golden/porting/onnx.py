@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from refsd.atomic import empty_folder
 from refsd.errors import UsageError
 from refsd.golden.packs.pack import Pack
-from refsd.golden.porting.export import chosen, empty_folder, encode, file_of, write_folder
+from refsd.golden.porting.export import chosen, encode, file_of, write_folder
 from refsd.golden.recording.replay import arrays_of
 from refsd.registry import ops
 

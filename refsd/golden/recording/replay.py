@@ -1,6 +1,6 @@
 """One op of a pack again, by the reference in float64, on whatever inputs are given."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,15 +70,6 @@ def arrays_of(entry: Entry, *, tensor: Callable[[str], Any],
     """All inputs of an entry, read: what `replay` takes."""
     return {name: fill_in(value, tensor=tensor, weight=weight)
             for name, value in entry.inputs.items()}
-
-
-def references(value: Any) -> Iterator[str]:
-    """Every reference in the value of an input: "tensor:NAME", "weight:PART.PATH"."""
-    if isinstance(value, list):
-        for item in value:
-            yield from references(item)
-    elif isinstance(value, str):
-        yield value
 
 
 def weights(pack: Any, model: Any = None) -> Callable[[str], np.ndarray]:
