@@ -33,7 +33,7 @@ class CLIPTextConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """A conditional UNet of the SD 1.x family (diffusers' UNet2DConditionModel).
+    """A UNet that reads text (diffusers' UNet2DConditionModel).
 
     `heads` has one entry a level: diffusers' key attention_head_dim is the number of heads, unless
     the newer num_attention_heads says it.

@@ -83,7 +83,7 @@ def transformer(x, context, *, norm, proj_in, transformer_blocks, proj_out, head
     """x + the picture's pixels as tokens that look at each other and at the text.
 
     x (N, C, H, W), context (N, S, D) -> (N, C, H, W). The projections are 1 x 1 convolutions in
-    SD 1.x and linear layers in SD 2: their weights' shapes tell which.
+    some checkpoints and linear layers in others: their weights' shapes tell which.
     """
     H, W = x.shape[2:]
     as_conv = len(proj_in["weight"].shape) == 4

@@ -1,7 +1,7 @@
 """The UNet that predicts the noise: down, across and up again, with skips over the same levels.
 
-Source: Ronneberger et al. 2015, Ho et al. 2020, Rombach et al. 2022; names as in the diffusers
-checkpoints of Stable Diffusion 1.x.
+Source: Ronneberger et al. 2015, Ho et al. 2020, Rombach et al. 2022; names as in diffusers'
+UNet2DConditionModel.
 """
 
 from refsd import functional as F

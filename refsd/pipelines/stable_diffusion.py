@@ -61,7 +61,7 @@ class StableDiffusionOutput:
 
 
 class StableDiffusionPipeline:
-    """Text to image with a Stable Diffusion 1.x checkpoint.
+    """Text to image with a Stable Diffusion checkpoint of a family that refsd.families has.
 
         pipe = StableDiffusionPipeline.from_pretrained("path/to/model")
         image = pipe("a red fox", generator=7).images[0]

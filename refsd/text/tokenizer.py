@@ -48,7 +48,7 @@ class CLIPTokenizer:
 
     @classmethod
     def clip(cls, *, pad: str = EOS) -> "CLIPTokenizer":
-        """The tokenizer of CLIP and Stable Diffusion 1.x, from the vocabulary that ships here."""
+        """CLIP's own tokenizer, from the vocabulary that ships here; pad fills up a prompt."""
         return cls(clip_vocabulary(pad))
 
     @classmethod

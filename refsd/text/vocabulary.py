@@ -41,8 +41,8 @@ def byte_alphabet() -> list[str]:
 def clip_vocabulary(pad: str = EOS) -> Vocabulary:
     """The 49,408 tokens of CLIP, from the merges that ship with refsd.
 
-    Ids: 256 bytes, the same 256 ending a word, one token per merge, then bos and eos. SD 1.x pads
-    with eos, SD 2.x with "!" (id 0). The special tokens are matched after lower-casing, as the
+    Ids: 256 bytes, the same 256 ending a word, one token per merge, then bos and eos. CLIP pads
+    with eos, some models with "!" (id 0). The special tokens are matched after lower-casing, as the
     tokenizer folder of Stable Diffusion 1.5 declares them.
     """
     packed = (files("refsd") / "data" / "clip_bpe_merges.txt.gz").read_bytes()

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: safetensors, diffusers folders, Stable Diffusion 1.x single files."""
+"""Checkpoints in and out: safetensors, diffusers folders, single files of the families."""
 
 from refsd.weights.checkpoint import Component, load_checkpoint, load_folder
 from refsd.weights.location import resolve

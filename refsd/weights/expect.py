@@ -2,7 +2,7 @@
 
 The shapes are written as the trees that refsd.models takes apart, so the two can be read side by
 side. Names and shapes are those of diffusers 0.42.1 and transformers 5.23.0; the text encoder's
-carry the prefix "text_model." of the Stable Diffusion 1.x checkpoints.
+carry the prefix "text_model." of the published checkpoints.
 """
 
 import difflib

@@ -16,7 +16,7 @@ _PIXEL_PROJECTION = re.compile(r"\.mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.
 def canonical(component: str, name: str) -> str | None:
     """Today's name of a tensor of a "unet", "vae" or "text_encoder"; None for one to leave out.
 
-    The text encoder keeps the prefix "text_model." of the Stable Diffusion 1.x checkpoints, which
+    The text encoder keeps the prefix "text_model." of the published checkpoints, which
     transformers 5 writes without; its position_ids are 0, 1, 2, .. and no weights.
     """
     if component == "vae":

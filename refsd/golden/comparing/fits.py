@@ -15,7 +15,7 @@ from refsd.golden.comparing.layouts import LAYOUTS, layout, to_layout
 
 Triple = tuple[Any, ...]  # reason, sentence, array[, fitted[, own]]
 
-# The VAE's factor of SD 1.x and 2.x, and that of SDXL.
+# The factors of the VAEs that are in use.
 SCALING_FACTORS = (0.18215, 0.13025)
 NEAR = 0.1  # a known factor so near to the fitted one is tried; whether it is it, the error says
 BATCH = 8  # samples; more than this many are rows of something

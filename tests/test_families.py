@@ -1,0 +1,165 @@
+"""Families: recognised by their files, read under their names, and named nowhere else."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from weights_samples import TINY, refused, tiny_tensors
+
+import refsd
+from refsd import families
+from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, recognise
+from refsd.pipelines.loading import load_scheduler, load_tokenizer
+from refsd.weights import load_checkpoint, write_safetensors
+from refsd.weights.expect import SHAPES
+from refsd.weights.header import TensorInfo, read_header
+from refsd.weights.ldm import ldm_locations, to_ldm
+
+CLIP = "cond_stage_model.model."
+SMALL = {**TINY, "unet": {**TINY["unet"], "use_linear_projection": True,
+                          "attention_head_dim": [2, 4]}}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Stable Diffusion 2 at the size of the tests' tiny model."""
+    family = replace(SD2, configs=SMALL)
+    monkeypatch.setattr(families, "FAMILIES", (SD1, family))
+    return family
+
+
+def tensors_of(component, config=None, seed=0):
+    random = np.random.default_rng(seed)
+    shapes = SHAPES[component](config or SMALL[component])
+    return {name: random.standard_normal(shape).astype("f4") for name, shape in shapes.items()}
+
+
+def whole(family, **configs):
+    found = {}
+    for component in SMALL:
+        config = configs.get(component, SMALL[component])
+        found |= to_ldm(component, tensors_of(component, config), config, family)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_tensor_has_a_location_of_its_own(family):
+    for component in family.configs:
+        locations = ldm_locations(component, family.configs[component], family)
+        assert len(set(locations.values())) == len(locations)
+        assert list(locations) == list(SHAPES[component](family.configs[component]))
+
+
+# The published numbers; of the text encoder without OpenCLIP's last layer and its projection.
+@pytest.mark.parametrize("component, parameters", [
+    ("unet", 865_910_724), ("vae", 83_653_863), ("text_encoder", 340_387_840)])
+def test_stable_diffusion_2_has_the_published_number_of_parameters(component, parameters):
+    shapes = SHAPES[component](SD2.configs[component])
+    assert sum(math.prod(shape) for shape in shapes.values()) == parameters
+
+
+def test_a_location_is_a_part_of_a_tensor_or_lies_there_transposed():
+    stored = np.arange(12.0).reshape(6, 2)
+    third, turned = Location("x", 1, 3), Location("x", transposed=True)
+    assert third.shape((6, 2)) == (2, 2) and (third.take(stored) == stored[2:4]).all()
+    assert np.shares_memory(third.take(stored), stored)
+    assert turned.shape((6, 2)) == (2, 6) and (turned.take(stored) == stored.T).all()
+    assert turned.take(stored).flags.c_contiguous
+    assert third.shape((7, 2)) == (7, 2)  # no thirds: the check of shapes says so
+
+
+def test_fused_and_transposed_tensors_are_read_apart(tmp_path, small, caplog):
+    """q, k and v out of one matrix, the projection transposed; the unused last layer unsaid."""
+    text = {**SMALL["text_encoder"], "architectures": ["CLIPTextModelWithProjection"],
+            "projection_dim": 10}
+    file = whole(small, text_encoder=text)
+    q, k, v = (tensors_of("text_encoder", text)[
+        f"text_model.encoder.layers.1.self_attn.{x}_proj.weight"] for x in "qkv")
+    fused = CLIP + "transformer.resblocks.1.attn.in_proj_weight"
+    assert (file[fused] == np.concatenate([q, k, v])).all()
+    assert file[CLIP + "text_projection"].shape == (12, 10)
+    last = {n.replace(".1.", ".2."): a for n, a in file.items() if ".resblocks.1." in n}
+    write_safetensors(tmp_path / "x.safetensors", {**file, **last, CLIP + "logit_scale":
+                                                   np.ones((), "f4")})
+    parts = load_checkpoint(tmp_path / "x.safetensors", configs={**SMALL, "text_encoder": text})
+    for name, array in tensors_of("text_encoder", text).items():
+        assert (parts["text_encoder"].tensors[name] == array).all(), name
+    assert not caplog.records
+
+
+def test_what_is_wrong_with_a_fused_tensor_is_said(tmp_path, small):
+    file, path = whole(small), tmp_path / "x.safetensors"
+    fused = CLIP + "transformer.resblocks.1.attn.in_proj_bias"
+    write_safetensors(path, {name: a for name, a in file.items() if name != fused})
+    refused(lambda: load_checkpoint(path), "3 tensors missing", "layers.1.self_attn.q_proj.bias")
+    write_safetensors(path, {**file, fused: np.zeros(37, "f4")})
+    refused(lambda: load_checkpoint(path), "q_proj.bias is (37,), expected (12,)")
+
+
+KEY = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+@pytest.mark.parametrize("name, shape, family", [
+    (KEY, (320, 768), SD1), (KEY, (320, 1024), SD2), (KEY, (320, 12), DEFAULT),
+    (f"state_dict.{CLIP}positional_embedding", (77, 12), SD2),
+    ("cond_stage_model.transformer.text_model.final_layer_norm.bias", (12,), DEFAULT)])
+def test_a_file_is_recognised_by_its_names_or_the_width_of_its_text(name, shape, family):
+    assert recognise({name: TensorInfo("F32", shape, 0, 0)}) is family
+
+
+MARKERS = {
+    "nothing": ({}, None, "v_prediction", "its family alone (Stable Diffusion 2.x)"),
+    "the base model's step": ({"global_step": np.int64(875_000)}, None, "epsilon", "global_step"),
+    "another step": ({"global_step": np.int64(140_000)}, None, "v_prediction", "its family alone"),
+    "metadata": ({}, {"modelspec.prediction_type": "epsilon"}, "epsilon", "its metadata"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("markers, metadata, prediction, why", MARKERS.values(), ids=MARKERS)
+def test_what_is_predicted_is_v_unless_the_file_says_noise(tmp_path, caplog, markers, metadata,
+                                                           prediction, why):
+    file = tmp_path / "x.safetensors"
+    write_safetensors(file, {KEY: np.zeros((1, 1024), "f4"), **{
+        name: np.asarray(value) for name, value in markers.items()}}, metadata)
+    config = load_scheduler(file).config
+    assert (config["_class_name"], config["prediction_type"]) == ("DDIMScheduler", prediction)
+    assert f"predicts {prediction}, says " in caplog.text and why in caplog.text
+    assert load_scheduler(file, None, "sample").config["prediction_type"] == "sample"
+
+
+def test_prompts_are_padded_as_the_family_pads(tmp_path):
+    file = tmp_path / "x.safetensors"
+    for width, pad in ((768, 49407), (1024, 0)):
+        write_safetensors(file, {KEY: np.zeros((1, width), "f4")})
+        assert load_tokenizer(file, 49408).pad_token_id == pad
+
+
+def test_a_text_encoder_that_replaces_a_files_is_of_the_files_family(tmp_path, small):
+    """It lies in a file that says nothing of itself."""
+    file, other = tmp_path / "x.safetensors", tmp_path / "text.safetensors"
+    write_safetensors(file, whole(small))
+    write_safetensors(other, tiny_tensors("text_encoder", seed=1))
+    parts = load_checkpoint(file, replaced={"text_encoder": other})
+    for name, array in tiny_tensors("text_encoder", seed=1).items():
+        assert (parts["text_encoder"].tensors[name] == array).all()
+    assert read_header(file).tensors.keys() == whole(small).keys()
+
+
+# A family's name: Stable Diffusion 1.5 is a model's, which golden suites and contracts are of.
+FAMILY = re.compile(r"(stable diffusion|\bsd)[ _]?[123](\.x|\b(?!\.\d))|sdxl|\bflux\b|openclip",
+                    re.IGNORECASE)
+# The answer to an argument of diffusers' that only one family has, and a help text.
+EXPLAINED = {"pipelines/from_diffusers.py": 1, "cli/tokenize.py": 1}
+
+
+def test_nothing_outside_names_a_family():
+    package = Path(refsd.__file__).parent
+    named = {}
+    for path in package.rglob("*.py"):
+        lines = [line for line in path.read_text().splitlines() if FAMILY.search(line)]
+        if lines and path.parent.name != "families":
+            named[path.relative_to(package).as_posix()] = lines
+    assert {path: len(lines) for path, lines in named.items()} == EXPLAINED, named
