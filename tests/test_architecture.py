@@ -148,6 +148,7 @@ def test_an_image_on_numpy_imports_what_it_needs(model):
     samplers = {file.name for file in files if part(file) == "schedulers"}
     assert samplers == {"__init__.py", "config.py", "scheduler.py", "diffusion.py",
                         "noise_schedule.py", "prediction.py", "ddim.py"}
+    files = [file for file in files if part(file) != "families"]  # each further one is a file more
     lines = sum(len(file.read_text().splitlines()) for file in files)
     assert len(files) <= 86 and lines <= 9200, (len(files), lines)
 
