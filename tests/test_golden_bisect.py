@@ -21,7 +21,7 @@ from refsd.golden.recording.replay import arrays_of
 from refsd.golden.tolerances.formats import FORMATS
 from refsd.registry import dispatch, ops, use
 
-SEEDS = 4
+SEEDS = 2
 ROOT = Path(__file__).parents[1]
 
 
@@ -274,7 +274,7 @@ def test_the_command_says_it_first(runs, pack, tmp_path, capsys):
 def test_the_command_gives_0_when_all_is_explained(runs, pack, tmp_path, capsys):
     np.savez(tmp_path / "mine.npz", **port(pack, Ops(format="float16")))
     assert command(runs, tmp_path / "mine.npz", "--format", "fp16") == 0
-    assert capsys.readouterr().out.startswith("Rounding in float16 explains all of the ")
+    assert capsys.readouterr().out.startswith("All of the ")
 
 
 def test_a_pack_is_its_own_port(runs, pack):

@@ -154,7 +154,7 @@ def test_a_small_mistake_of_a_float32_sampler_beside_a_bfloat16_network(runs, pa
     assert judged(pack, runs, dump, format="bfloat16").first is None
     found = judged(pack, runs, dump, format=BY_STAGE)
     assert (found.first.name, found.first.format) == (last, "float32")
-    assert "what float32 rounding explains" in found.sentence
+    assert "what float32 rounding allows" in found.sentence
 
 
 def test_a_stage_whose_inputs_are_cast_first(runs, pack):

@@ -41,8 +41,8 @@ def test_a_right_port(pack, tmp_path):
     assert verdict(found, "unet/000/mid_block").kind == "spread"
     # 5e-4 everywhere, give or take a rounding of float32 numbers below 4
     assert verdict(found, "unet/000/mid_block").times == pytest.approx(0.5, abs=4 * 2**-24 / 1e-3)
-    assert sentence(found) == ("All 4 tensors are explained by float32 rounding, 2 of them equal "
-                               "to the bit; 1 of the pack's 5 is missing from the candidate.")
+    assert sentence(found) == ("All 4 tensors are within the tolerance of float32, 2 of them "
+                               "bit-exact; 1 of the pack's 5 is missing from the candidate.")
 
 
 def test_an_op_on_inputs_of_the_pack_is_held_to_its_own_bound(pack, tmp_path):
@@ -57,7 +57,7 @@ def test_an_op_on_inputs_of_the_pack_is_held_to_its_own_bound(pack, tmp_path):
     said = sentence(found)
     assert said.startswith("unet/000/proj (linear) is the first tensor that is wrong: at (3, 2) it "
                            f"is {float(wrong[3, 2]):.8g} where {float(Y[3, 2]):.8g} is right; ")
-    assert said.endswith("times what float32 rounding explains for this op (too far off: 1 of 80 "
+    assert said.endswith("times what float32 rounding allows for this op (too far off: 1 of 80 "
                          "elements, at (3, 2)).")
     found = compared(pack, tmp_path, format="bf16", **{"unet/000/proj": wrong})
     assert verdict(found, "unet/000/proj").status == "explained"

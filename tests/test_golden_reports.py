@@ -179,7 +179,7 @@ def candidates(tmp_path_factory):
 
 def test_the_command_says_yes_and_no(run, network, candidates, tmp_path):
     code, out, err = run(network, candidates / "right.npz")
-    assert (code, err) == (0, "") and out.startswith("All 4 tensors are explained")
+    assert (code, err) == (0, "") and out.startswith("All 4 tensors are within")
     reports = [tmp_path / f"r{end}" for end in (".json", ".md", ".xml", ".html")]
     code, out, err = run(network, candidates / "wrong.npz", *(
         word for path in reports for word in ("--report", path)))
@@ -200,8 +200,8 @@ def test_a_floor(run, network, candidates, tmp_path, wanted, code):
     got, out, _ = run(network, candidates / "right.npz", "--at-least", wanted, "--report",
                       tmp_path / "r.xml")
     assert got == code
-    said = "Only 4 of 5 tensors could be compared, and 5 are wanted. All 4 tensors are explained"
-    assert out.startswith(said if code else "All 4 tensors are explained")
+    said = "Only 4 of 5 tensors could be compared, and 5 are wanted. All 4 tensors are within"
+    assert out.startswith(said if code else "All 4 tensors are within")
     suite = ElementTree.parse(tmp_path / "r.xml").getroot().find("testsuite")
     assert suite.get("failures") == str(code)
 

@@ -251,7 +251,7 @@ def test_a_file_that_nobody_asked_for_fails_too_but_ends_nothing(network, good):
     (good / "mine.npy").write_bytes(b"")
     found = compared(network, good)
     assert told(found).startswith(f"{good}/mine.npy: not a readable .npy file: ")
-    assert found.counts["missing"] == 2 and "All 3 tensors are explained" in sentence(found)
+    assert found.counts["missing"] == 2 and "All 3 tensors are within" in sentence(found)
     assert compared(network, good, only=["tokens/*"]).ok
 
 

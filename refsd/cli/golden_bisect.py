@@ -14,10 +14,10 @@ Name the first op of a port whose error is its own.
     refsd golden bisect PACK MINE --format bf16 --format 'denoise/*=fp32'
     refsd golden bisect PACK MINE --only 'unet/000/*'  a port of the UNet alone
 
-Every op is computed again on the inputs that MINE has for it. What rounding
-does not explain of the difference is the op's own error; the rest it was
-handed by earlier ones. The exit code is 0 when rounding explains everything,
-1 when it does not. docs/golden-bisect.md says how ops and regions are told."""
+Every op is computed again on the inputs that MINE has for it. What its result
+differs by from that is the op's own error; the rest it was handed by earlier
+ones. The exit code is 0 when every op is within its tolerance, 1 when one is
+not. docs/golden-bisect.md says how ops and regions are told."""
 SHOWN = 20
 
 

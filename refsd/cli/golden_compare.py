@@ -14,7 +14,7 @@ from refsd.cli.report import Warnings, note, one_line, result, result_json
 
 ABOUT = """\
 Compare what a port wrote with a golden pack, tensor by tensor in the order of
-execution. Exit code 0 when rounding explains every difference, 1 when not.
+execution. Exit code 0 when all is within its tolerance, 1 when not.
 
     refsd golden compare PACK MINE                     a folder, or one file
     refsd golden compare PACK MINE --format bf16       a port that computes in bf16

@@ -58,13 +58,13 @@ class Bisection:
         row = self.first
         if row.status == Status.SUSPECT:
             since = "from the beginning" if self.good is None else f"after {self.good.name}"
-            return (f"The first error that {row.format} rounding does not explain arose {since}, "
+            return (f"The first error beyond the tolerance of {row.format} arose {since}, "
                     f"in {row.name} or before it ({row.times:.3g} times what a right port differs "
                     "by); dump the ops between to know which.")
         why = "" if row.finding is None else f": {row.finding.sentence}"
         return (f"{row.name} (op {row.entry.op}, tensor {row.entry.index}){_also(row.computed)} is "
                 f"the first that is wrong on its own inputs, {_times(row.times)} what {row.format} "
-                f"rounding explains{why}")
+                f"rounding allows{why}")
 
 
 def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
@@ -127,5 +127,5 @@ def _all_well(rows: list[Verdict], judged: list[Verdict], format: str) -> str:
     open_ = sum(row.status == Status.OPEN for row in rows)
     rest = [f"{missing} are not in the port's dump"] if missing else []
     rest += [f"{open_} could not be judged"] if open_ else []
-    return (f"Rounding in {format} explains all of the {len(judged)} tensors judged"
+    return (f"All of the {len(judged)} tensors judged are within the tolerance of {format}"
             + (f"; {' and '.join(rest)}" if rest else "") + ".")

@@ -168,8 +168,8 @@ class GoldenJudge:
             tiles = op_limit(self.pack, entry, golden, format, algorithm="winograd4")
             other = tiles and excess(got, golden, tiles.size, format_named(format))
             if other and other.within:
-                return other, limit.kind, [
-                    *notes, "explained as Winograd's algorithm, not as plain sums of products"]
+                return other, limit.kind, [*notes, "within the tolerance of Winograd's algorithm, "
+                                           "not of plain sums of products"]
         return error, limit.kind, notes
 
 

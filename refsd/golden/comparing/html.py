@@ -73,7 +73,7 @@ def page(result: Comparison) -> str:
         *([f"<p>{len(bad) - MAPS:,} more failing tensors are in the table only.</p>"]
           if len(bad) > MAPS else []),
         "<h2>All tensors in the order of execution</h2>", f"<p>{LEGEND}</p>", *_table(result),
-        *_list("Cannot be read", result.unread), *_list("Said in vain", result.remarks),
+        *_list("Cannot be read", result.unread), *_list("Without effect", result.remarks),
         *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in result.extra)}"
            "</p>"] if result.extra else []),
         "</body>", "</html>",

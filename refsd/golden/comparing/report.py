@@ -14,9 +14,9 @@ WORDS = {Status.WITHIN: "ok", Status.WRONG: "WRONG", Status.OPEN: "OPEN", Status
          Status.DTYPE: "DTYPE", Status.UNREADABLE: "UNREAD"}  # the others are their own
 ALLOWED = {
     "accepted": "the tolerance that was given",
-    "given": "what rounding to {format} explains",
-    "op": "what {format} rounding explains for this op",
-    "likely": "what {format} rounding explains for this op alone",
+    "given": "what rounding to {format} allows",
+    "op": "what {format} rounding allows for this op",
+    "likely": "what {format} rounding allows for this op alone",
     "spread": "what a right port in {format} differs by at this place",
     "largest": "what any element of a right port in {format} differs by at this place",
     "bytes": "what right ports in {format} differ by at this pixel",
@@ -47,9 +47,9 @@ def _all_well(result: Comparison) -> str:
     equal, missing = result.counts.get(Status.EQUAL, 0), result.counts.get(Status.MISSING, 0)
     one = result.compared == 1
     return (("The one tensor compared is" if one else f"All {result.compared:,} tensors are")
-            + f" explained by {result.format} rounding"
-            + ("" if not equal else ", and equal to the bit" if one else
-               f", {equal:,} of them equal to the bit")
+            + f" within the tolerance of {result.format}"
+            + ("" if not equal else ", and bit-exact" if one else
+               f", {equal:,} of them bit-exact")
             + (f"; {missing:,} of the pack's {result.expected:,} {_are(missing)} missing from the "
                "candidate." if missing else "."))
 
@@ -248,7 +248,7 @@ def markdown(result: Comparison) -> str:
             lines += [f"* {_cell(f'{f.reason}: {f.sentence} ({_share(f)})')}"
                       for f in verdict.findings]
             lines += [f"* {_cell(note)}" for note in verdict.notes]
-    for head, texts in (("Cannot be read", result.unread), ("Said in vain", result.remarks)):
+    for head, texts in (("Cannot be read", result.unread), ("Without effect", result.remarks)):
         if texts:
             lines += ["", f"## {head}", "", *(f"* {_cell(text)}" for text in texts)]
     if result.extra:
