@@ -5,6 +5,7 @@ The order and the shares of the work come from the model's plan, which needs no 
 
 import re
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def readme(status: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
     heavy = sorted(used, key=lambda op: -op["flops"])[:3]
     most = ", ".join(f"{op['name']} {op['share']:.1%}" for op in heavy)
     unused = ", ".join(op["name"] for op in status["ops"] if not op["calls"])
-    return README.format(
+    template = files("refsd") / "data" / "port.md"
+    return template.read_text(encoding="utf-8").format(
         name=status["name"], model=status["model"], giga=status["flops"] / 1e9, most=most,
         unused=unused, ops=_table(used), blocks=_table(status["blocks"]),
         stages="\n".join(_stage_row(name, stage) for name, stage in stages.items()))
@@ -139,78 +141,4 @@ Lay here what the tools wrote; `refsd port status ..` reads all of it, the newes
 * `*.xml`: JUnit of the contract tests (`--junitxml`)
 * `*.json`: `refsd golden compare PACK MINE --report results/NAME.json`, or
   `refsd golden bisect PACK MINE --json > results/NAME.json`
-"""
-
-README = """\
-# {name}: bringing Stable Diffusion up
-
-Model: {model}. Two prompts, one guided step of the UNet and one decoding, at the model's own size,
-are {giga:,.0f} GFLOP. Most of the work: {most}.
-
-`refsd port status .` says at any time what is proven and what comes next.
-
-## 1. Ops, one by one
-
-Fill in `contracts/adapters.py`, then
-
-    cd contracts && python -m pytest test_contracts.py --junitxml=../results/contracts.xml
-
-The tests need NumPy and pytest alone. A test passes when every element lies within the bound that
-was derived for its op in your format. `contracts/refsd.h` has the same ops for C, and
-`contracts/contracts.json` all of it for programs; under `calls` every shape that the model needs.
-
-In the order in which a picture needs them:
-
-{ops}
-
-Not needed for a picture of this model, and tested too: {unused}.
-
-Then the same ops on hard inputs (mixed zeros, wide exponents, large means, borders, odd channels):
-
-    refsd golden make -o packs/ops --ops
-    refsd golden export packs/ops -o inputs --to raw          # your program's inputs
-    refsd golden compare packs/ops MINE --report results/ops.json
-
-## 2. The same ops inside the networks
-
-A pack of level 3 holds every op's inputs and result under the checkpoint's names. Begin with the
-model that ships with refsd, which is small and needs no download; then the real one:
-
-    refsd golden make -o packs/small --level 3 --steps 4
-    refsd golden bisect packs/small MINE --json > results/small.json
-    refsd golden make -o packs/real -m MODEL --level 3 --steps 20 --include 'unet/000/*'
-
-Dump what each op gave as `.npy` under the pack's names (`unet/000/conv_in.npy`), or give a name
-map. `bisect` computes every op again on your own inputs: it names the first op that is wrong, not
-the first that was handed something wrong.
-
-Weights and vocabulary in your layout:
-
-    refsd export weights -o weights -m MODEL --to raw --layout NHWC --dtype float16
-    refsd export tokenizer -o tokenizer -m MODEL
-
-## 3. Blocks
-
-In the order in which a picture needs them; a pack of level 2 has their results (golden/bundled
-of refsd's repository is one, of the small model).
-
-{blocks}
-
-## 4. Stages
-
-| stage | takes | gives |
-|---|---|---|
-{stages}
-
-Bring them up in this order: tokens, text, decode (it needs no text), one call of the UNet, the
-schedule, all steps. Each can be fed with golden inputs of a pack of level 1, so that none waits for
-another.
-
-## 5. Whole pictures
-
-    refsd golden make -o packs/suite --suite SUITE.json     # golden/suites has two
-    refsd golden compare packs/suite/RUN MINE --format float16 --report results/suite-RUN.json
-
-Latents at 0, 25, 50, 75 and 100 % of the steps, and the picture. Rounding spreads through a network
-further than through an op: the packs carry how far, from runs with other roundings.
 """

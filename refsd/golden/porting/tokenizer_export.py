@@ -6,6 +6,7 @@ spaces and lower case are asked of the tokenizer itself, character by character.
 
 import functools
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def export_tokenizer(vocabulary: Vocabulary, folder: str | Path, *, kind: str = 
     folder = write_folder(folder, {
         "vocab.json": encode(vocabulary.tokens), "special.json": encode(special(vocabulary)),
         "merges.txt": "".join(f"{line}\n" for line in lines).encode("utf-8"),
-        "README.md": README.encode("utf-8")})
+        "README.md": (files("refsd") / "data" / "tokenizer.md").read_bytes()})
     with Files(folder / "arrays", kind) as out:
         for name, array in made.items():
             out.add(name, array)
@@ -47,7 +48,7 @@ def special(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def arrays(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """Everything as flat arrays; README says what each holds."""
+    """Everything as flat arrays; refsd/data/tokenizer.md says what each holds."""
     ids = vocabulary.tokens
     character = _character_of_byte()
     byte_of = {c: b for b, c in enumerate(character)}
@@ -106,42 +107,3 @@ def unicode_tables() -> dict[str, np.ndarray]:
                  for character, other in zip(apart, lower, strict=True) if other != character]
     return {**{name: np.array(pairs, "uint32") for name, pairs in ranges.items()},
             "lower": np.array(rows, "uint32")}
-
-
-README = """\
-# A CLIP tokenizer in plain files
-
-`vocab.json` (token: id) and `merges.txt` (a merge a line, best first) are the files that other
-programs read. `special.json` has the number of ids of a prompt (`length`) and the special tokens.
-`arrays/` has the same and more as flat little-endian arrays; `index.json` (raw) or `export.json`
-there gives file, offset, dtype and shape of each:
-
-| array | type | what it holds |
-|---|---|---|
-| `byte_alphabet` | uint32 [256] | the code point that stands for each byte in `vocab.json` |
-| `byte_ids` | int32 [256] | the token that is this byte alone, inside a word |
-| `byte_ids_at_end` | int32 [256] | the same byte as the last of a word |
-| `token_bytes` | uint8 | the text of all tokens, one after the other |
-| `token_offsets` | uint32 [n + 1] | token i is token_bytes[offsets[i] .. offsets[i + 1]] |
-| `token_ends_word` | uint8 [n] | 1 for tokens that end a word (`</w>` in `vocab.json`) |
-| `merges` | int32 [m][3] | left id, right id, id of the two joined; the row is the rank |
-| `letters`, `digits`, `spaces` | uint32 [k][2] | code points from first to last, both included |
-| `lower` | uint32 [k][4] | code point, then up to three that are its lower case, then 0 |
-
-## From text to ids
-
-1. Bring the text (UTF-8) to Unicode's normal form C. Text in ASCII is in it already.
-2. Replace each run of `spaces` by one space, then each code point by its lower case.
-3. Cut out the special tokens (`special.json`; one without `normalized` is cut out before step 1).
-   Cut the rest into words, from the left; at each place the first of these that fits: one of
-   `'s 't 're 've 'm 'll 'd`; a run of `letters`; one of `digits`; a run of what is no letter, no
-   digit and no space. Spaces separate, and give nothing.
-4. A special token is its id. Any other word is its UTF-8 bytes, each as `byte_ids`, the last as
-   `byte_ids_at_end`.
-5. In that list of ids find the two neighbours whose merge has the lowest row in `merges`, the
-   leftmost of equal ones; put the joined id in their place; repeat until no neighbours have one.
-6. The prompt is `bos_token`, the ids of all words, cut to `length` - 2 of them, `eos_token`, then
-   `pad_token` up to `length`.
-
-From ids to text: join the tokens' bytes, with a space after each that ends a word.
-"""
