@@ -40,16 +40,13 @@ def put(path, value):
     return change
 
 
-FORGED = {  # each is sealed with the right hash, so that the manifest's own rules answer
+# Each is sealed with the right hash, so that the manifest's own rules answer. What a rule refuses
+# tests/test_rules.py shows; here each key has one.
+FORGED = {
     "a shape of 2^62 numbers": (put(["entry", "shape"], [2**31, 2**31]), "conv_in"),
     "a shape of petabytes": (put(["entry", "shape"], [2**47]), "conv_in"),
-    "a shape beyond 64 bits": (put(["entry", "shape"], [2**64]), "shape"),
     "a negative size": (put(["entry", "shape"], [-2, 4, 6, 5]), "shape"),
-    "a size that is true": (put(["entry", "shape"], [True]), "shape"),
-    "a size that is a float": (put(["entry", "shape"], [2.0]), "shape"),
-    "a thousand dimensions": (put(["entry", "shape"], [1] * 1000), "shape"),
     "a dtype that is code": (put(["entry", "dtype"], "object"), "dtype"),
-    "a dtype that is a list": (put(["entry", "dtype"], ["float32"]), "dtype"),
     "another dtype": (put(["entry", "dtype"], "float16"), "bundle altered", "conv_in"),
     "an unknown key of an entry": (put(["entry", "exec"], "x"), "unknown key 'exec'"),
     "an unknown key": (put(["exec"], "x"), "unknown key 'exec'"),
@@ -59,12 +56,7 @@ FORGED = {  # each is sealed with the right hash, so that the manifest's own rul
     "a file of a petabyte": (put(["files", SHARD, "bytes"], 1 << 50), "bundle altered", SHARD),
     "a file of negative size": (put(["files", SHARD, "bytes"], -8), "files"),
     "a file with a path": (put(["files", "../x"], {"sha256": "0" * 64, "bytes": 0}), "files"),
-    "a file with a drive": (put(["files", "C:x"], {"sha256": "0" * 64, "bytes": 0}), "files"),
     "a shard with a path": (put(["entry", "shard"], "../" + SHARD), "shard"),
-    "an absolute shard": (put(["entry", "shard"], "/etc/passwd"), "shard"),
-    "a shard of Windows": (put(["entry", "shard"], "..\\x"), "shard"),
-    "a shard with NUL": (put(["entry", "shard"], SHARD + "\0"), "shard"),
-    "a shard with a dot at its end": (put(["entry", "shard"], SHARD + "."), "shard"),
     "a shard that is no file of it": (put(["entry", "shard"], "x.safetensors"), "files"),
     "a shard that is no shard": (put(["entry", "shard"], "index.tsv"), "bundle altered: index.tsv"),
     "a name with a path": (put(["entry", "name"], "../../x"), "name"),
@@ -72,7 +64,6 @@ FORGED = {  # each is sealed with the right hash, so that the manifest's own rul
     "an order that is none": (put(["entry", "index"], 7), "index"),
     "an input that is not there": (put(["entry", "inputs"], {"x": "tensor:y"}), "'y'"),
     "an input that is a path": (put(["entry", "inputs"], {"x": "/etc/passwd"}), "inputs"),
-    "inputs that are a list": (put(["entry", "inputs"], []), "inputs"),
     "a hash that is none": (put(["entry", "sha256"], "z" * 64), "sha256"),
     "a tolerance below 0": (put(["entry", "tolerance"], {"float32": {"worst": -1e-9}}),
                             "tolerance"),
@@ -85,11 +76,8 @@ FORGED = {  # each is sealed with the right hash, so that the manifest's own rul
     "a checkpoint of nothing": (put(["checkpoints"], [{"percent": 0, "step": 0, "tensor": "y"}]),
                                 "'y'"),
     "a kind that is none": (put(["kind"], "weights"), "kind"),
-    "tensors that are an object": (put(["tensors"], {}), "tensors"),
     "nesting without end": (put(["model"], {"a": [[[[[[[[[[]]]]]]]]]]}), "model"),
     "a schema of the future": (put(["schema"], 2), "schema is 2", "newer refsd"),
-    "a schema of the past": (put(["schema"], 0), "schema is 0"),
-    "a schema in words": (put(["schema"], "1"), "schema"),
 }
 
 
