@@ -15,11 +15,11 @@ from refsd.numba_ops.simd import lanes
 
 @jit
 def everything(a, b, out, n):
-    x, y = simd.load_first(a, 0, n), simd.load_first(b, 0, n)
+    x, y = simd.masked_load(a, 0, n), simd.masked_load(b, 0, n)
     chosen = simd.select(x < y, simd.fma(x, y, 2.5 * x), -x / (y + 1.0))
-    z = simd.maximum(chosen, simd.minimum(x, y)) + simd.nearest(x) - simd.sqrt(simd.absolute(y))
-    simd.store_first(out, 0, simd.copysign(z, x), n)
-    return simd.total(x), simd.largest(y)
+    z = simd.maximum(chosen, simd.minimum(x, y)) + simd.rint(x) - simd.sqrt(simd.absolute(y))
+    simd.masked_store(out, 0, simd.copysign(z, x), n)
+    return simd.reduce_add(x), simd.reduce_max(y)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -28,7 +28,7 @@ def test_vectors_compute_what_numpy_computes_and_touch_nothing_else(dtype):
     a, b = random.standard_normal((2, 40)).astype(dtype)
     for n in range(lanes(a) + 1):
         out = np.full(40, np.nan, dtype)
-        total, largest = everything(a, b, out, n)
+        reduce_add, reduce_max = everything(a, b, out, n)
         x, y = a[:n], b[:n]
         z = np.where(x < y, x * y + dtype_of(2.5, x) * x, -x / (y + 1))
         z = np.maximum(z, np.minimum(x, y)) + np.rint(x) - np.sqrt(np.abs(y))
@@ -36,8 +36,8 @@ def test_vectors_compute_what_numpy_computes_and_touch_nothing_else(dtype):
         np.testing.assert_allclose(out[:n], np.copysign(z, x), rtol=0, atol=8 * np.finfo(dtype).eps)
         assert np.isnan(out[n:]).all()
         # Terms of the sum: at most lanes of them, each rounding once.
-        assert abs(total - x.astype("f8").sum()) <= 16 * np.finfo(dtype).eps * np.abs(x).sum()
-        assert largest == max([*y, 0] if n < lanes(a) else y)
+        assert abs(reduce_add - x.astype("f8").sum()) <= 16 * np.finfo(dtype).eps * np.abs(x).sum()
+        assert reduce_max == max([*y, 0] if n < lanes(a) else y)
 
 
 def dtype_of(value, like):

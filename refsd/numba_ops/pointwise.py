@@ -9,7 +9,7 @@ from numba import prange
 
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import count_copy, dense, empty, empty_like, flat
-from refsd.numba_ops.simd import lanes, load, load_first, store, store_first
+from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, store
 
 # Elements of one task, and of one row where an array has no rows of its own.
 BLOCK, ROW = 2**14, 2**12
@@ -34,13 +34,13 @@ def each(formula):
                 store(y, i, formula(load(x, i), *numbers))
             rest = (stop - start) % size
             if rest > 0:
-                last = formula(load_first(x, stop - rest, rest), *numbers)
-                store_first(y, stop - rest, last, rest)
+                last = formula(masked_load(x, stop - rest, rest), *numbers)
+                masked_store(y, stop - rest, last, rest)
 
     def apply(x, *numbers):
         y = empty_like(x)
         if y.size:
-            loop(flat(laid_out_as(y, x)), flat(y), numbers)
+            loop(flat(broadcast_like(y, x)), flat(y), numbers)
         return y
 
     return apply
@@ -65,8 +65,8 @@ def pairwise(formula):
                 rest = count % size
                 if rest > 0:
                     i = count - rest
-                    last = formula(load_first(a, at + i, rest), load_first(b, other + i, rest))
-                    store_first(y, at + i, last, rest)
+                    last = formula(masked_load(a, at + i, rest), masked_load(b, other + i, rest))
+                    masked_store(y, at + i, last, rest)
 
     def apply(a, b):
         if not isinstance(b, np.ndarray):
@@ -78,13 +78,13 @@ def pairwise(formula):
         whole = [x for x in (a, b) if x.shape == shape]
         y = empty_like(whole[0]) if whole else empty(shape, a.dtype)
         if y.size:
-            loop(flat(laid_out_as(y, a)), *_rows_of(b, y), flat(y))
+            loop(flat(broadcast_like(y, a)), *_rows_of(b, y), flat(y))
         return y
 
     return apply
 
 
-def laid_out_as(y, x):
+def broadcast_like(y, x):
     """x broadcast to y's shape, with y's strides: a view where it lies so already, else a copy."""
     if x.shape == y.shape and x.flags.aligned and (x.strides == y.strides or all(
             n == 1 or s == t for n, s, t in zip(x.shape, x.strides, y.strides))):
@@ -105,10 +105,10 @@ def _rows_of(b, y):
     if b.shape != y.shape:
         order = sorted((i for i in range(y.ndim) if y.shape[i] > 1), key=lambda i: -y.strides[i])
         shape = (1,) * (y.ndim - b.ndim) + b.shape
-        spread = [i for i in order if shape[i] > 1]
-        inner = spread == order[len(order) - len(spread):]
-        if spread and (inner or spread == [order[0], order[-1]]):
+        broadcast_axes = [i for i in order if shape[i] > 1]
+        inner = broadcast_axes == order[len(order) - len(broadcast_axes):]
+        if broadcast_axes and (inner or broadcast_axes == [order[0], order[-1]]):
             rows = b.reshape(shape).transpose(sorted(range(y.ndim), key=lambda i: -y.strides[i]))
             row = b.size if inner else y.shape[order[-1]]
             return flat(dense(rows)), row, y.size // b.size
-    return flat(laid_out_as(y, b)), ROW, 1
+    return flat(broadcast_like(y, b)), ROW, 1

@@ -15,26 +15,26 @@ from numba.extending import intrinsic
 from refsd.numba_ops.vector import (
     WIDTH,
     Vector,
+    emit_masked_load,
+    emit_masked_store,
+    emit_splat,
     first_lanes,
     lanes,
-    masked_load,
-    masked_store,
     same_size,
     splat,
     splat_like,
-    spread,
 )
 
-__all__ = ["Vector", "WIDTH", "absolute", "bits", "copysign", "fetch", "fetch_line", "fma",
-           "lane_numbers", "lanes", "largest", "libm_erf", "libm_exp", "libm_exp2", "libm_tanh",
-           "load", "load_first", "load_pair", "load_wide", "maximum", "minimum", "nearest",
-           "pointer", "select", "splat", "splat_like", "spread", "sqrt", "store", "store_first",
-           "store_rounded", "to_integer", "total"]
+__all__ = ["Vector", "WIDTH", "absolute", "bitcast", "copysign", "emit_splat", "fma",
+           "lane_indices", "lanes", "libm_erf", "libm_exp", "libm_exp2", "libm_tanh", "load",
+           "load_pair", "load_wide", "masked_load", "masked_store", "maximum", "minimum",
+           "pointer", "prefetch", "prefetch_line", "reduce_add", "reduce_max", "rint", "select",
+           "splat", "splat_like", "sqrt", "store", "store_rounded", "to_integer"]
 
 
 @intrinsic
 def pointer(typing, a, i):
-    """The place of a[i], which loads and stores take like an array that begins there.
+    """The address of a[i], which loads and stores take like an array that begins there.
 
     For helpers called in a loop: with an array they would count references, which costs more than
     the work of a short row. So it does not keep the array alive: use the array after the helper.
@@ -54,8 +54,8 @@ def _data(context, builder, kind, value):
 
 
 def _pointer(context, builder, kind, value, index, vector):
-    place = builder.gep(_data(context, builder, kind, value), [index])
-    return builder.bitcast(place, vector.llvm.as_pointer())
+    address = builder.gep(_data(context, builder, kind, value), [index])
+    return builder.bitcast(address, vector.llvm.as_pointer())
 
 
 @intrinsic
@@ -81,7 +81,7 @@ def _load(a, vector):
 
 @intrinsic
 def load_wide(typing, a, i):
-    """A pair of vectors of float64 from the numbers at a[i :], be they float32 or float64."""
+    """A pair of vectors of float64 from the values at a[i :], be they float32 or float64."""
     vector = Vector(types.float64, 2 * Vector(types.float64).count)
     narrow = Vector(a.dtype, vector.count)
 
@@ -102,8 +102,8 @@ def store_rounded(typing, a, i, x):
         array, index, value = arguments
         if a.dtype != types.float64:
             value = builder.fptrunc(value, narrow.llvm)
-        place = _pointer(context, builder, signature.args[0], array, index, narrow)
-        builder.store(value, place).align = a.dtype.bitwidth // 8
+        address = _pointer(context, builder, signature.args[0], array, index, narrow)
+        builder.store(value, address).align = a.dtype.bitwidth // 8
         return context.get_dummy_value()
 
     return types.void(a, types.intp, x), emit
@@ -115,27 +115,27 @@ def store(typing, a, i, x):
 
     def emit(context, builder, signature, arguments):
         array, index, value = arguments
-        place = builder.store(value, _pointer(context, builder, signature.args[0], array, index, x))
-        place.align = a.dtype.bitwidth // 8
+        address = _pointer(context, builder, signature.args[0], array, index, x)
+        builder.store(value, address).align = a.dtype.bitwidth // 8
         return context.get_dummy_value()
 
     return types.void(a, types.intp, x), emit
 
 
 @intrinsic
-def fetch(typing, a, i):
-    """Ask for the cache line of a[i], which is needed soon. No harm if there is no such element."""
+def prefetch(typing, a, i):
+    """Prefetch the cache line of a[i]. No harm if there is no such element."""
 
     def emit(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        fetch_line(builder, builder.gep(data, [arguments[1]]), level=1)
+        prefetch_line(builder, builder.gep(data, [arguments[1]]), level=1)
         return context.get_dummy_value()
 
     return types.void(a, types.intp), emit
 
 
-def fetch_line(builder, address, level):
-    """LLVM code that asks for the cache line of an address, up to the cache of a level (1 to 3)."""
+def prefetch_line(builder, address, level):
+    """LLVM code that prefetches the cache line of an address into the cache of a level (1 to 3)."""
     number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -144,26 +144,26 @@ def fetch_line(builder, address, level):
 
 
 @intrinsic
-def load_first(typing, a, i, n):
+def masked_load(typing, a, i, n):
     """The first n lanes from a[i : i + n], the others 0. Nothing beyond is touched."""
     vector = Vector(a.dtype)
 
     def emit(context, builder, signature, arguments):
         array, index, count = arguments
-        place = _pointer(context, builder, signature.args[0], array, index, vector)
-        return masked_load(builder, place, first_lanes(builder, count, vector.count), vector)
+        address = _pointer(context, builder, signature.args[0], array, index, vector)
+        return emit_masked_load(builder, address, first_lanes(builder, count, vector.count), vector)
 
     return vector(a, types.intp, types.intp), emit
 
 
 @intrinsic
-def store_first(typing, a, i, x, n):
+def masked_store(typing, a, i, x, n):
     """a[i : i + n] = the first n lanes of x. Nothing beyond is touched."""
 
     def emit(context, builder, signature, arguments):
         array, index, value, count = arguments
-        place = _pointer(context, builder, signature.args[0], array, index, x)
-        masked_store(builder, value, place, first_lanes(builder, count, x.count), x)
+        address = _pointer(context, builder, signature.args[0], array, index, x)
+        emit_masked_store(builder, value, address, first_lanes(builder, count, x.count), x)
         return context.get_dummy_value()
 
     return types.void(a, types.intp, x, types.intp), emit
@@ -195,7 +195,7 @@ def _function(name, arity, doc):
 fma = _function("fma", 3, "x y + z, rounded once")
 sqrt = _function("sqrt", 1, "The square root")
 absolute = _function("fabs", 1, "|x|")
-nearest = _function("rint", 1, "The nearest integer, halves to even")
+rint = _function("rint", 1, "The nearest integer, halves to even")
 minimum = _function("minimum", 2, "The smaller; NaN if either is")
 maximum = _function("maximum", 2, "The larger; NaN if either is")
 copysign = _function("copysign", 2, "|x| with the sign of y")
@@ -225,7 +225,7 @@ libm_exp, libm_exp2, libm_tanh, libm_erf = map(_by_lane, ("exp", "exp2", "tanh",
 
 
 @intrinsic
-def lane_numbers(typing, x):
+def lane_indices(typing, x):
     """0, 1, 2 and so on in the lanes of a vector like x."""
 
     def emit(context, builder, signature, arguments):
@@ -245,7 +245,7 @@ def select(typing, condition, x, y):
 
 
 @intrinsic
-def bits(typing, x):
+def bitcast(typing, x):
     """The bits of floating-point lanes as integers, or the other way round."""
     result = Vector(same_size(x.dtype), x.count)
 
@@ -291,5 +291,5 @@ def _larger(builder, x, y):
     return builder.select(builder.fcmp_unordered("uno", x, x), x, bigger)
 
 
-total = _reduction("total", "The sum of all lanes", lambda b, x, y: b.fadd(x, y))
-largest = _reduction("largest", "The largest lane; NaN if any is", _larger)
+reduce_add = _reduction("reduce_add", "The sum of all lanes", lambda b, x, y: b.fadd(x, y))
+reduce_max = _reduction("reduce_max", "The largest lane; NaN if any is", _larger)

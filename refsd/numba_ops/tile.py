@@ -5,12 +5,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refsd.numba_ops.simd import WIDTH, Vector, fetch_line, spread
+from refsd.numba_ops.simd import WIDTH, Vector, emit_splat, prefetch_line
 
 # 14 x 2 sums, two columns and one row value fill the 32 registers of AVX-512; 6 x 2 those of AVX2.
 ROWS, VECTORS = (14, 2) if WIDTH == 64 else (6, 2)
-# Rows of a tile whose left matrix is turned: they divide the head widths 40, 80 and 160.
-TURNED_ROWS = 10 if WIDTH == 64 else 5
+# Rows of a tile whose left matrix is transposed: they divide the head widths 40, 80 and 160.
+TRANSPOSED_ROWS = 10 if WIDTH == 64 else 5
 
 
 @intrinsic
@@ -37,11 +37,11 @@ def tile_once(typing, a, at, step, length, panel, c):
 @intrinsic
 def tile_ahead(typing, a, at, step, segments, length, panel, panel_at, panel_step, c, onto, next_a,
                next_panel, pace):
-    """As tile, with rows of the panel panel_step apart, and meanwhile fetch what comes next.
+    """As tile, with rows of the panel panel_step apart, and meanwhile prefetch what comes next.
 
-    With `onto` c += the sums: a long k in pieces, added up, has a fraction of the rounding error of
-    one chain. After k steps the caches have been asked for k ROWS elements from a[next_a] on, and
-    for k pace elements of the panel whose first row begins at panel[next_panel].
+    With `onto` c += the sums: a long k in blocks, added up, has a fraction of the rounding error of
+    one chain. After k steps k ROWS elements from a[next_a] on have been prefetched, and k pace
+    elements of the panel whose first row begins at panel[next_panel].
     """
     kinds = [a, types.intp, types.intp, segments, types.intp, panel, types.intp, types.intp, c,
              types.intp, types.intp, types.intp, types.intp]
@@ -64,13 +64,13 @@ def tile_onto(typing, a, at, step, length, panel, panel_at, panel_step, before, 
 
 
 @intrinsic
-def tile_turned(typing, a, at, step, length, panel, c):
-    """c[i, :] += sum_k a[at + i + k step] panel[k NR + :] for TURNED_ROWS rows i
+def tile_transposed_a(typing, a, at, step, length, panel, c):
+    """c[i, :] += sum_k a[at + i + k step] panel[k NR + :] for TRANSPOSED_ROWS rows i
 
     As tile, but of a left matrix that lies in memory transposed.
     """
     kinds = [a, types.intp, types.intp, types.intp, panel, c]
-    return _tile("a at turned_step length panel before", kinds, TURNED_ROWS)
+    return _tile("a at transposed_step length panel before", kinds, TRANSPOSED_ROWS)
 
 
 def _tile(names, kinds, rows=ROWS):
@@ -110,9 +110,9 @@ def _tile(names, kinds, rows=ROWS):
                 _add(builder, vector, sums, p, "out", width)
         if "before" in p:
             _add(builder, vector, sums, p, "before", width)
-        for i, place in enumerate(sums):
+        for i, total in enumerate(sums):
             row = _row(builder, p, "out", i // VECTORS, width)
-            stored = builder.store(builder.load(place),
+            stored = builder.store(builder.load(total),
                                    _vector_at(builder, vector, row, i % VECTORS))
             stored.align = vector.dtype.bitwidth // 8
         return context.get_dummy_value()
@@ -130,47 +130,47 @@ def _add_products(builder, vector, sums, p, left_at, done, row_starts):
         right_at = builder.gep(right_from, [builder.mul(k, p["panel_step"])])
         right = [_load(builder, vector, right_at, j) for j in range(VECTORS)]
         if "pace" in p:
-            _fetch(builder, k, p, VECTORS * vector.count)
-        turned = "turned_step" in p
-        left_k = builder.mul(loop.index, p["turned_step"]) if turned else loop.index
+            _prefetch(builder, k, p, VECTORS * vector.count)
+        transposed = "transposed_step" in p
+        left_k = builder.mul(loop.index, p["transposed_step"]) if transposed else loop.index
         here = builder.gep(left_at, [left_k])
         for i, start in enumerate(row_starts):
-            left = spread(builder, builder.load(builder.gep(here, [start])), vector.count)
+            left = emit_splat(builder, builder.load(builder.gep(here, [start])), vector.count)
             for j in range(VECTORS):
-                place = sums[i * VECTORS + j]
-                builder.store(builder.call(fma, [left, right[j], builder.load(place)]), place)
+                total = sums[i * VECTORS + j]
+                builder.store(builder.call(fma, [left, right[j], builder.load(total)]), total)
 
 
 def _add(builder, vector, sums, p, name, width):
-    """Add what is at the place `name` to the sums."""
-    for i, place in enumerate(sums):
+    """Add what the array `name` holds to the sums."""
+    for i, total in enumerate(sums):
         row = _row(builder, p, name, i // VECTORS, width)
         old = _load(builder, vector, row, i % VECTORS)
-        builder.store(builder.fadd(old, builder.load(place)), place)
+        builder.store(builder.fadd(old, builder.load(total)), total)
 
 
 def _row(builder, p, name, i, width):
-    """The address of row i of the tile at the place `name`."""
+    """The address of row i of the tile in the array `name`."""
     number = p["at"].type
     at = builder.mul(p.get(name + "_step", ir.Constant(number, width)), ir.Constant(number, i))
     return builder.gep(p[name], [builder.add(at, p.get(name + "_at", ir.Constant(number, 0)))])
 
 
-def _fetch(builder, k, p, width):
-    """Ask for element k ROWS from a[next_a] on, and element k pace from the next panel's first."""
+def _prefetch(builder, k, p, width):
+    """Prefetch element k ROWS from a[next_a] on, and element k pace from the next panel's first."""
     done = builder.mul(k, p["pace"])
     row, column = (divide(done, ir.Constant(k.type, width))
                    for divide in (builder.udiv, builder.urem))  # width is a power of 2
     for data, start, further in (
             (p["a"], p["next_a"], builder.mul(k, ir.Constant(k.type, ROWS))),
             (p["panel"], p["next_panel"], builder.add(builder.mul(row, p["panel_step"]), column))):
-        fetch_line(builder, builder.gep(data, [builder.add(start, further)]), level=2)
+        prefetch_line(builder, builder.gep(data, [builder.add(start, further)]), level=2)
 
 
 def _vector_at(builder, vector, row, j):
     """The address of vector j of a row."""
-    place = builder.bitcast(row, vector.llvm.as_pointer())
-    return builder.gep(place, [ir.Constant(ir.IntType(64), j)])
+    address = builder.bitcast(row, vector.llvm.as_pointer())
+    return builder.gep(address, [ir.Constant(ir.IntType(64), j)])
 
 
 def _load(builder, vector, row, j):

@@ -16,7 +16,7 @@ from refsd.numba_ops.jit import jit
 from refsd.numba_ops.simd import (
     Vector,
     absolute,
-    bits,
+    bitcast,
     copysign,
     fma,
     libm_erf,
@@ -44,9 +44,9 @@ def _exp32(x):
     p = _exp_of_rest(x, n)
 
     # 2^n in two factors, since n runs from -150 (below the normal numbers) to 128 (above them).
-    whole = bits(shifted) - SHIFT_BITS
+    whole = bitcast(shifted) - SHIFT_BITS
     half = whole >> 1
-    return p * bits((half + 127) << 23) * bits((whole - half + 127) << 23)
+    return p * bitcast((half + 127) << 23) * bitcast((whole - half + 127) << 23)
 
 
 def _exp_below32(x):
@@ -55,7 +55,7 @@ def _exp_below32(x):
     # The sum's low bits are n + 151, the exponent bits of 2^(n + 24): a normal number.
     shifted = fma(x, splat_like(x, LOG2_E), splat_like(x, SHIFT + 151))
     p = _exp_of_rest(x, shifted - (SHIFT + 151))
-    return p * bits(bits(shifted) << 23) * 2.0**-24
+    return p * bitcast(bitcast(shifted) << 23) * 2.0**-24
 
 
 @jit
@@ -83,7 +83,7 @@ def _exp2_below32(x):
     p = fma(p, r, splat_like(x, 0.24022245407104492))
     p = fma(p, r, splat_like(x, 0.6931470036506653))
     p = fma(p, r, splat_like(x, 1.0))
-    return select(x < -126.0, splat_like(x, 0.0), p * bits(bits(shifted) << 23))
+    return select(x < -126.0, splat_like(x, 0.0), p * bitcast(bitcast(shifted) << 23))
 
 
 def _erf32(x):

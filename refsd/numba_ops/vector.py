@@ -40,7 +40,7 @@ _LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(),
 
 
 class Vector(types.Type):
-    """`count` numbers of one dtype side by side; of booleans, as the result of a comparison."""
+    """`count` values of one dtype side by side; of booleans, as the result of a comparison."""
 
     def __init__(self, dtype, count=None):
         self.dtype = dtype
@@ -82,7 +82,7 @@ def _lanes(a):
     return lambda a: count
 
 
-def spread(builder, scalar, count):
+def emit_splat(builder, scalar, count):
     """LLVM code for a vector with the scalar in every lane."""
     kind = ir.VectorType(scalar.type, count)
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar,
@@ -93,11 +93,11 @@ def spread(builder, scalar, count):
 
 @intrinsic
 def splat(typing, value):
-    """The same number in every lane."""
+    """The same value in every lane."""
     vector = Vector(value)
 
     def emit(context, builder, signature, arguments):
-        return spread(builder, arguments[0], vector.count)
+        return emit_splat(builder, arguments[0], vector.count)
 
     return vector(value), emit
 
@@ -108,7 +108,7 @@ def splat_like(typing, x, number):
 
     def emit(context, builder, signature, arguments):
         scalar = context.cast(builder, arguments[1], signature.args[1], x.dtype)
-        return spread(builder, scalar, x.count)
+        return emit_splat(builder, scalar, x.count)
 
     return x(x, number), emit
 
@@ -132,7 +132,7 @@ def _operator(function, instruction, result=None):
     def emit(context, builder, signature, arguments):
         vector = next(kind for kind in signature.args if isinstance(kind, Vector))
         values = [value if kind == vector
-                  else spread(builder, context.cast(builder, value, kind, vector.dtype),
+                  else emit_splat(builder, context.cast(builder, value, kind, vector.dtype),
                               vector.count)
                   for kind, value in zip(signature.args, arguments)]
         return instruction(builder, *values)
@@ -176,10 +176,11 @@ def _negate(context, builder, signature, arguments):
 def first_lanes(builder, count, of):
     """LLVM code: the mask whose lanes 0 .. count - 1 are true."""
     kind = ir.VectorType(ir.IntType(64), of)
-    return builder.icmp_signed("<", ir.Constant(kind, list(range(of))), spread(builder, count, of))
+    indices = ir.Constant(kind, list(range(of)))
+    return builder.icmp_signed("<", indices, emit_splat(builder, count, of))
 
 
-def masked_load(builder, place, mask, vector):
+def emit_masked_load(builder, place, mask, vector):
     """LLVM code: the lanes of the mask, the others 0. Nothing else is touched."""
     align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
     kind = ir.FunctionType(vector.llvm, [place.type, align.type, mask.type, vector.llvm])
@@ -188,7 +189,7 @@ def masked_load(builder, place, mask, vector):
     return builder.call(function, [place, align, mask, ir.Constant(vector.llvm, None)])
 
 
-def masked_store(builder, value, place, mask, vector):
+def emit_masked_store(builder, value, place, mask, vector):
     """LLVM code: store the lanes of the mask."""
     align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
     kind = ir.FunctionType(ir.VoidType(), [value.type, place.type, align.type, mask.type])

@@ -24,9 +24,9 @@ from refsd.numba_ops.memory import (
     prepared,
 )
 from refsd.numba_ops.pool import LEAST
-from refsd.numba_ops.simd import WIDTH, lanes, load, store_first
+from refsd.numba_ops.simd import WIDTH, lanes, load, masked_store
 from refsd.numba_ops.tile import VECTORS
-from refsd.numba_ops.turn import turn
+from refsd.numba_ops.transpose import transpose
 from refsd.sealed import is_sealed, seal
 
 logger = logging.getLogger(__name__)
@@ -97,10 +97,10 @@ def _turn(weight, O, I, taps, step, out):
             wide = min(size, K - k)
             for first in range(low, min(low + width, O), size):
                 count = min(size, O - first)
-                turn(weight, first * K + k, K, count, wide, square, 0, size)
+                transpose(weight, first * K + k, K, count, wide, square, 0, size)
                 for j in range(wide):
                     i, tap = (k + j) // taps, (k + j) % taps
-                    store_first(out, (tap * I + i) * step + first, load(square, j * size), count)
+                    masked_store(out, (tap * I + i) * step + first, load(square, j * size), count)
 
 
 def columns(weight: np.ndarray) -> tuple[np.ndarray, int]:

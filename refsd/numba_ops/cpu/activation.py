@@ -11,18 +11,18 @@ from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, empty, flat
 from refsd.numba_ops.pointwise import BLOCK, each
 from refsd.numba_ops.simd import (
-    lane_numbers,
+    lane_indices,
     lanes,
-    largest,
     load,
-    load_first,
+    masked_load,
+    masked_store,
     maximum,
     pointer,
+    reduce_add,
+    reduce_max,
     select,
     splat_like,
     store,
-    store_first,
-    total,
 )
 from refsd.registry import kernel
 
@@ -100,7 +100,7 @@ def _gate(hidden, gate, K, y):
         store(y, i, load(hidden, i) * _gelu(load(gate, i)))
     i, rest = K - K % size, K % size
     if rest > 0:
-        store_first(y, i, load_first(hidden, i, rest) * _gelu(load_first(gate, i, rest)), rest)
+        masked_store(y, i, masked_load(hidden, i, rest) * _gelu(masked_load(gate, i, rest)), rest)
 
 
 @kernel("numba")
@@ -128,13 +128,13 @@ def _softmax_row(x, K, y):
     size = lanes(x)
     last, rest = K - K % size, K % size
     # The last, shorter vector is filled up with -inf, whose e^ is 0.
-    tail = load_first(x, last, rest)
-    tail = select(lane_numbers(tail) < rest, tail, splat_like(tail, -np.inf))
+    tail = masked_load(x, last, rest)
+    tail = select(lane_indices(tail) < rest, tail, splat_like(tail, -np.inf))
 
     high = tail
     for i in range(0, last, size):
         high = maximum(high, load(x, i))
-    top = largest(high)
+    top = reduce_max(high)
     shift = splat_like(tail, top if top > -np.inf or top != top else 0.0)
 
     tail = vecmath.exp_below(tail - shift)
@@ -144,10 +144,10 @@ def _softmax_row(x, K, y):
         store(y, i, e)
         sums = sums + e
     # The largest term is e^0 = 1, so only a wholly masked row has a sum below 1.
-    whole = total(sums)
+    whole = reduce_add(sums)
     whole = splat_like(tail, 1.0 if whole < 1 else whole)
 
     for i in range(0, last, size):
         store(y, i, load(y, i) / whole)
     if rest > 0:
-        store_first(y, last, tail / whole, rest)
+        masked_store(y, last, tail / whole, rest)

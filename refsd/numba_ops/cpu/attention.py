@@ -19,18 +19,18 @@ from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import aligned_empty, as_rows, empty, flat, panel_width
 from refsd.numba_ops.simd import (
     WIDTH,
-    lane_numbers,
+    lane_indices,
     lanes,
-    load_first,
     load_pair,
+    masked_load,
+    masked_store,
     pointer,
     select,
     splat_like,
     store,
-    store_first,
 )
-from refsd.numba_ops.tile import ROWS, TURNED_ROWS, VECTORS, tile_once, tile_turned
-from refsd.numba_ops.turn import turn, turn_first
+from refsd.numba_ops.tile import ROWS, TRANSPOSED_ROWS, VECTORS, tile_once, tile_transposed_a
+from refsd.numba_ops.transpose import transpose, transpose_masked
 from refsd.numba_ops.vecmath import exp2_below
 from refsd.registry import kernel
 
@@ -50,7 +50,7 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
         (q, _, q_step), (k, _, k_step), (v, _, v_step) = as_rows(q), as_rows(k), as_rows(v)
         mask, mask_steps = _mask(mask, (N, heads, L, S), q.dtype)
         d, e, NR = C // heads, D // heads, panel_width(y.dtype)
-        key_step, value_step = _odd_lines(d, y.itemsize), _up(e, TURNED_ROWS)
+        key_step, value_step = _odd_lines(d, y.itemsize), _up(e, TRANSPOSED_ROWS)
         keys = aligned_empty(N * heads * _up(S, ROWS) * key_step, y.dtype)
         values = aligned_empty(N * heads * S * value_step, y.dtype)
         room = (KEYS + PANELS * (d + value_step + 2)) * NR
@@ -162,8 +162,8 @@ def _soften(scores, count, largest, whole, sums, width):
 def _add_values(values, step, count, weights, sums):
     """sums (step, NR) += values^T (step, count) weights (count, NR)"""
     NR = VECTORS * lanes(weights)
-    for i in range(0, step, TURNED_ROWS):
-        tile_turned(values, i, step, count, weights, pointer(sums, i * NR))
+    for i in range(0, step, TRANSPOSED_ROWS):
+        tile_transposed_a(values, i, step, count, weights, pointer(sums, i * NR))
 
 
 @jit
@@ -181,7 +181,7 @@ def _hide_later(scores, count, ahead):
     NR = VECTORS * lanes(scores)
     for i in range(count):
         s = load_pair(scores, i * NR)
-        store(scores, i * NR, select(lane_numbers(s) < ahead + i, splat_like(s, -np.inf), s))
+        store(scores, i * NR, select(lane_indices(s) < ahead + i, splat_like(s, -np.inf), s))
 
 
 @jit
@@ -196,7 +196,7 @@ def _finish(sums, whole, queries, e, y, step):
         store(sums, i, load_pair(sums, i) / total)
     for j in range(0, queries, size):
         for i in range(0, e, size):
-            turn_first(sums, i * NR + j, NR, min(size, e - i), min(size, queries - j),
+            transpose_masked(sums, i * NR + j, NR, min(size, e - i), min(size, queries - j),
                        y, j * step + i, step)
 
 
@@ -208,7 +208,7 @@ def _pack_queries(q, step, count, d, panel):
     for j in range(0, NR, size):
         start = min(j, (count - 1) // size * size)
         for i in range(0, d, size):
-            turn(q, start * step + i, step, min(size, count - start), min(size, d - i),
+            transpose(q, start * step + i, step, min(size, count - start), min(size, d - i),
                  panel, i * NR + j, NR)
     for i in range(0, d * NR, NR):
         store(panel, i, load_pair(panel, i) * (LOG2_E / math.sqrt(d)))
@@ -221,7 +221,7 @@ def _pack(x, step, rows, width, packed, packed_step):
     for i in range(rows):
         for c in range(0, width, size):
             n = min(size, width - c)
-            store_first(packed, i * packed_step + c, load_first(x, i * step + c, n), n)
+            masked_store(packed, i * packed_step + c, masked_load(x, i * step + c, n), n)
 
 
 def _up(n, unit):

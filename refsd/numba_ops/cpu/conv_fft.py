@@ -17,7 +17,7 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import aligned_empty, panel_width, prepared
-from refsd.numba_ops.simd import lanes, load, store, store_first
+from refsd.numba_ops.simd import lanes, load, masked_store, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile
 
 # The transformed tiles of one slice of tile rows.
@@ -128,4 +128,4 @@ def _store_row(c, at, out, out_at, room):
         if room >= (v + 1) * size:
             store(out, out_at + v * size, load(c, at + v * size))
         elif room > v * size:
-            store_first(out, out_at + v * size, load(c, at + v * size), room - v * size)
+            masked_store(out, out_at + v * size, load(c, at + v * size), room - v * size)

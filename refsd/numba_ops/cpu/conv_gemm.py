@@ -18,7 +18,7 @@ from numba import prange
 from refsd.numba_ops.cpu.pixels import PIECE, as_pixels
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import fill_up, flat, panel_width
-from refsd.numba_ops.simd import fma, lanes, load, load_first, store, store_first
+from refsd.numba_ops.simd import fma, lanes, load, masked_load, masked_store, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
@@ -118,7 +118,7 @@ def _copy(x, at, have, size, out, out_at):
         if have - c >= n and size - c >= n:
             store(out, out_at + c, load(x, at + c))
         else:
-            store_first(out, out_at + c, load_first(x, at + c, max(0, have - c)), size - c)
+            masked_store(out, out_at + c, masked_load(x, at + c, max(0, have - c)), size - c)
 
 
 def _segments(plan, I, kw, stride, dilation, groups):
@@ -192,7 +192,7 @@ def _finish(sums, tile, tiles, run, pitch, biases, out, result, column, room):
             if room >= (v + 1) * size:
                 store(out, at + v * size, value)
             elif room > v * size:
-                store_first(out, at + v * size, value, room - v * size)
+                masked_store(out, at + v * size, value, room - v * size)
 
 
 @jit(parallel=True)
@@ -205,8 +205,8 @@ def _depthwise(a, picture, line, step, taps, right, right_step, bias, out, resul
             at = n * picture + i * line + j * step
             for c in range(0, C, lanes(out)):
                 have = min(lanes(out), C - c)
-                total = load_first(bias, c, have)
+                total = masked_load(bias, c, have)
                 for t in range(taps.size):
-                    total = fma(load_first(a, at + taps[t] + c, have),
-                                load_first(right, t * right_step + c, have), total)
-                store_first(out, ((n * Ho + i) * Wo + j) * C + c, total, have)
+                    total = fma(masked_load(a, at + taps[t] + c, have),
+                                masked_load(right, t * right_step + c, have), total)
+                masked_store(out, ((n * Ho + i) * Wo + j) * C + c, total, have)

@@ -10,7 +10,7 @@ from numba import prange
 from refsd.numba_ops.cpu.pixels import as_pixels
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import fill_up, flat
-from refsd.numba_ops.simd import fma, lanes, load, load_first, pointer, splat_like, total
+from refsd.numba_ops.simd import fma, lanes, load, masked_load, pointer, reduce_add, splat_like
 
 MOST_OUTPUTS = 8
 PIXELS, OUTPUTS = 4, 4  # whose sums are made at once: 16 chains, in registers
@@ -72,8 +72,10 @@ def _sums(x, picture, shape, steps, i, j, apart, dilation, kernel, weights, o, s
             c, d = _add(load(pc, k), w, c), _add(load(pd, k), w, d)
         if whole < C:
             w, more = _four(right, whole, taps * step), C - whole
-            a, b = _add(load_first(pa, whole, more), w, a), _add(load_first(pb, whole, more), w, b)
-            c, d = _add(load_first(pc, whole, more), w, c), _add(load_first(pd, whole, more), w, d)
+            a = _add(masked_load(pa, whole, more), w, a)
+            b = _add(masked_load(pb, whole, more), w, b)
+            c = _add(masked_load(pc, whole, more), w, c)
+            d = _add(masked_load(pd, whole, more), w, d)
     return _totals(a), _totals(b), _totals(c), _totals(d)
 
 
@@ -90,7 +92,7 @@ def _add(x, w, sums):
 
 @jit
 def _totals(sums):
-    return total(sums[0]), total(sums[1]), total(sums[2]), total(sums[3])
+    return reduce_add(sums[0]), reduce_add(sums[1]), reduce_add(sums[2]), reduce_add(sums[3])
 
 
 @jit

@@ -15,7 +15,7 @@ from refsd.numba_ops.cpu.winograd_transforms import transform_pixels, transform_
 from refsd.numba_ops.cpu.winograd_weights import transform_channels, transform_weights
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import fill_up, flat, panel_width
-from refsd.numba_ops.simd import lanes, load, load_first, store, store_first
+from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
@@ -116,7 +116,7 @@ def _transform_bundle(x, shape, steps, corner, size, down, across, first, here, 
         else:
             for s in range(0, (C + piece - 1) // piece * squares):
                 for c in range(0, piece, lanes(x)):
-                    store(spectra, (s * span + k) * piece + c, load_first(x, 0, 0))
+                    store(spectra, (s * span + k) * piece + c, masked_load(x, 0, 0))
 
 
 @jit
@@ -166,7 +166,7 @@ def _transform_tile(x, shape, steps, n, i, j, size, cut, square, out, tile, span
                 for c in range(0, C, lanes(x)):
                     have = min(lanes(x), C - c) if inside else 0
                     store(cut, (a * size + b) * step + c,
-                          load_first(x, first + a * row + b * pixel + c, have))
+                          masked_load(x, first + a * row + b * pixel + c, have))
         x, first, row, pixel = cut, 0, size * step, step
     for c in range(0, C, piece):
         transform_pixels(x, first + c, row, pixel, min(piece, C - c), size, square, out,
@@ -206,5 +206,5 @@ def _finish_tile(m, at, plane, size, square, edge, bias, column, out, n, i, j, r
         if not whole:
             for a in range(min(reach, Ho - i)):
                 for b in range(min(reach, Wo - j)):
-                    store_first(out, start + (a * Wo + b) * pixel, load(edge, a * down + b * right),
-                                have)
+                    masked_store(out, start + (a * Wo + b) * pixel,
+                                 load(edge, a * down + b * right), have)

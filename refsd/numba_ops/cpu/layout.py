@@ -8,7 +8,7 @@ from numba import prange
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import dense, empty, flat
 from refsd.numba_ops.pointwise import ALONE, BLOCK
-from refsd.numba_ops.simd import lanes, load, load_first, pointer, store, store_first
+from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, pointer, store
 from refsd.registry import kernel
 
 
@@ -135,4 +135,4 @@ def copy_run(x, length, y):
         store(y, i, load(x, i))
     rest = length % size
     if rest > 0:
-        store_first(y, length - rest, load_first(x, length - rest, rest), rest)
+        masked_store(y, length - rest, masked_load(x, length - rest, rest), rest)

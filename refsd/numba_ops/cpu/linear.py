@@ -9,7 +9,7 @@ from numba import prange
 from refsd.numba_ops.cpu.pixels import even_pieces
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, empty, fill_up, panel_width
-from refsd.numba_ops.simd import lanes, load, pointer, store_first
+from refsd.numba_ops.simd import lanes, load, masked_store, pointer
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_onto
 from refsd.numba_ops.weights import columns, pack, row_step
 from refsd.registry import kernel
@@ -132,4 +132,4 @@ def _store_some(x, at, out, out_at, count):
     """out[out_at : out_at + count] = x[at : at + count]"""
     size = lanes(x)
     for j in range(0, count, size):
-        store_first(out, out_at + j, load(x, at + j), min(size, count - j))
+        masked_store(out, out_at + j, load(x, at + j), min(size, count - j))

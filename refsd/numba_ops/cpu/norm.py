@@ -14,16 +14,16 @@ from refsd.numba_ops.memory import as_rows, empty, flat
 from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import (
     fma,
-    lane_numbers,
+    lane_indices,
     lanes,
     load,
-    load_first,
+    masked_load,
+    masked_store,
     pointer,
+    reduce_add,
     select,
     splat_like,
     store,
-    store_first,
-    total,
 )
 from refsd.registry import kernel
 
@@ -125,9 +125,9 @@ def _add_pixels(x, count, C, sums):
     size = lanes(x)
     for c in range(0, C, size):
         n = min(size, C - c)
-        s = load_first(x, c, n)
+        s = masked_load(x, c, n)
         for p in range(1, count):
-            s = s + load_first(x, p * C + c, n)
+            s = s + masked_load(x, p * C + c, n)
         store(sums, c, s)
 
 
@@ -137,10 +137,10 @@ def _add_deviations(x, count, C, means, sums, squares):
     size = lanes(x)
     for c in range(0, C, size):
         n, mean = min(size, C - c), load(means, c)
-        d = load_first(x, c, n) - mean
+        d = masked_load(x, c, n) - mean
         s, q = d, d * d
         for p in range(1, count):
-            d = load_first(x, p * C + c, n) - mean
+            d = masked_load(x, p * C + c, n) - mean
             s, q = s + d, fma(d, d, q)
         store(sums, c, s)
         store(squares, c, q)
@@ -168,8 +168,8 @@ def _scale_and_shift(x, C, centre, scale, shift, y):
         store(y, c, fma(load(x, c) - load(centre, c), load(scale, c), load(shift, c)))
     c, rest = C - C % size, C % size
     if rest > 0:
-        d = load_first(x, c, rest) - load_first(centre, c, rest)
-        store_first(y, c, fma(d, load_first(scale, c, rest), load_first(shift, c, rest)), rest)
+        d = masked_load(x, c, rest) - masked_load(centre, c, rest)
+        masked_store(y, c, fma(d, masked_load(scale, c, rest), masked_load(shift, c, rest)), rest)
 
 
 @jit(parallel=True)
@@ -197,23 +197,23 @@ def _layer_norm(x, step, rows, K, weight, bias, eps, y):
 def _total(x, K):
     """x[0] + ... + x[K - 1]"""
     size = lanes(x)
-    s = load_first(x, K - K % size, K % size)
+    s = masked_load(x, K - K % size, K % size)
     for i in range(0, K - size + 1, size):
         s = s + load(x, i)
-    return total(s)
+    return reduce_add(s)
 
 
 @jit
 def _deviations(x, K, mean):
     """The means of d and of d^2, d = x - mean"""
     size = lanes(x)
-    d = load_first(x, K - K % size, K % size) - mean
-    d = select(lane_numbers(d) < K % size, d, splat_like(d, 0.0))
+    d = masked_load(x, K - K % size, K % size) - mean
+    d = select(lane_indices(d) < K % size, d, splat_like(d, 0.0))
     s, q = d, d * d
     for i in range(0, K - size + 1, size):
         d = load(x, i) - mean
         s, q = s + d, fma(d, d, q)
-    return total(s) / K, total(q) / K
+    return reduce_add(s) / K, reduce_add(q) / K
 
 
 @jit
@@ -225,9 +225,9 @@ def _scale_row(x, K, mean, off, scale, weight, bias, y):
         store(y, i, fma(normal, load(weight, i), load(bias, i)))
     i, rest = K - K % size, K % size
     if rest > 0:
-        normal = (load_first(x, i, rest) - mean - off) * scale
-        value = fma(normal, load_first(weight, i, rest), load_first(bias, i, rest))
-        store_first(y, i, value, rest)
+        normal = (masked_load(x, i, rest) - mean - off) * scale
+        value = fma(normal, masked_load(weight, i, rest), masked_load(bias, i, rest))
+        masked_store(y, i, value, rest)
 
 
 @jit(parallel=True)
@@ -244,5 +244,5 @@ def _rms_norm(x, step, rows, K, weight, eps, y):
                 store(y, r * K + i, load(x, r * step + i) * scale * load(weight, i))
             i, rest = K - K % size, K % size
             if rest > 0:
-                value = load_first(x, r * step + i, rest) * scale * load_first(weight, i, rest)
-                store_first(y, r * K + i, value, rest)
+                value = masked_load(x, r * step + i, rest) * scale * masked_load(weight, i, rest)
+                masked_store(y, r * K + i, value, rest)

@@ -6,7 +6,7 @@ from numba import prange
 from refsd.numba_ops.cpu.layout import as_image, as_tokens, copy_run
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import empty, flat
-from refsd.numba_ops.simd import lanes, load, load_first, pointer, store, store_first
+from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, pointer, store
 from refsd.ops.resize import source_pairs, source_pixels
 from refsd.registry import kernel
 
@@ -67,6 +67,6 @@ def _mix(a, b, c, d, down, across, C, y):
         store(y, i, left * (1 - across) + right * across)
     i, rest = C - C % size, C % size
     if rest > 0:
-        left = load_first(a, i, rest) * (1 - down) + load_first(b, i, rest) * down
-        right = load_first(c, i, rest) * (1 - down) + load_first(d, i, rest) * down
-        store_first(y, i, left * (1 - across) + right * across, rest)
+        left = masked_load(a, i, rest) * (1 - down) + masked_load(b, i, rest) * down
+        right = masked_load(c, i, rest) * (1 - down) + masked_load(d, i, rest) * down
+        masked_store(y, i, left * (1 - across) + right * across, rest)

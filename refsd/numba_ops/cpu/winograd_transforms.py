@@ -19,7 +19,7 @@ here are still exact in float32.
 """
 
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.simd import fetch, lanes, load, splat_like, store
+from refsd.numba_ops.simd import lanes, load, prefetch, splat_like, store
 
 P, Q = 5 / 8, 3 / 2
 PP, QQ = P * P, Q * Q
@@ -64,7 +64,7 @@ def transform_pixels(x, at, row, pixel, channels, size, square, out, out_at, pla
     for c in range(0, channels, n):
         for b in range(size):
             for a in range(size):  # the next of 36 streams: more than hardware follows
-                fetch(x, at + a * row + b * pixel + c + 4 * n)
+                prefetch(x, at + a * row + b * pixel + c + 4 * n)
             _into(x, at + b * pixel + c, row, size, square, b * n, size * n)
         for a in range(size):
             _into(square, a * size * n, n, size, out, out_at + a * size * plane + c, plane)
@@ -78,7 +78,7 @@ def transform_sums(m, at, plane, size, square, bias, out, out_at, row, pixel):
         _out_of(m, at + b * plane, size * plane, size, square, b * n, size * n, nothing)
     for a in range(size - 2):
         for b in range(size - 2, 2 * size - 4):  # the next tile's pixels
-            fetch(out, out_at + a * row + b * pixel)
+            prefetch(out, out_at + a * row + b * pixel)
         _out_of(square, a * size * n, n, size, out, out_at + a * row, pixel, bias)
 
 

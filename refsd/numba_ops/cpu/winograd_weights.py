@@ -15,7 +15,7 @@ from numba import prange, types
 
 from refsd.numba_ops.cpu.winograd_transforms import PP, QQ, P, Q
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.simd import fetch, lanes, load_wide, pointer, store_rounded
+from refsd.numba_ops.simd import lanes, load_wide, pointer, prefetch, store_rounded
 from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.vector import Vector
 
@@ -64,7 +64,7 @@ def transform_channels(weight, step, C, column, first, count, size, out, at, pla
         for lane in range(0, width, WIDE):
             source = (first + i) * step + column + lane
             for tap in range(9):  # rows lie too far apart for the hardware to follow
-                fetch(weight, source + (tap * C + AHEAD) * step)
+                prefetch(weight, source + (tap * C + AHEAD) * step)
             _transform_kernels(pointer(weight, source), C * step, size, pointer(half, 0),
                                pointer(out, at + i * width + lane), plane)
 

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from numba_agreement import DTYPES
 
-from refsd.numba_ops import turn
+from refsd.numba_ops import transpose
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.simd import WIDTH
 
 
 @jit
 def all_lanes(x, at, step, rows, columns, out, out_at, out_step):
-    turn.turn(x, at, step, rows, columns, out, out_at, out_step)
+    transpose.transpose(x, at, step, rows, columns, out, out_at, out_step)
 
 
 @jit
 def wanted_lanes(x, at, step, rows, columns, out, out_at, out_step):
-    turn.turn_first(x, at, step, rows, columns, out, out_at, out_step)
+    transpose.transpose_masked(x, at, step, rows, columns, out, out_at, out_step)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,25 +4,25 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from refsd.numba_ops.vector import Vector, first_lanes, masked_load, masked_store
+from refsd.numba_ops.vector import Vector, emit_masked_load, emit_masked_store, first_lanes
 
 
 @intrinsic
-def turn(typing, x, at, step, rows, columns, out, out_at, out_step):
+def transpose(typing, x, at, step, rows, columns, out, out_at, out_step):
     """out[out_at + j out_step + i] = x[at + i step + j] for i < rows, j < columns <= lanes
 
     Of each row of out whole vectors are written: lanes from `rows` on repeat the last row.
     """
-    return _turn(x, out, all_lanes=True)
+    return _transpose(x, out, all_lanes=True)
 
 
 @intrinsic
-def turn_first(typing, x, at, step, rows, columns, out, out_at, out_step):
-    """As turn, but only the first `rows` elements of each row of out are written."""
-    return _turn(x, out, all_lanes=False)
+def transpose_masked(typing, x, at, step, rows, columns, out, out_at, out_step):
+    """As transpose, but only the first `rows` elements of each row of out are written."""
+    return _transpose(x, out, all_lanes=False)
 
 
-def _turn(x, out, all_lanes):
+def _transpose(x, out, all_lanes):
     vector = Vector(x.dtype)
     n, number, whole = vector.count, ir.IntType(64), vector.llvm.as_pointer()
 
@@ -37,8 +37,8 @@ def _turn(x, out, all_lanes):
         for i in range(n):
             row = ir.Constant(number, i)
             row = builder.select(builder.icmp_signed("<", row, rows), row, last)
-            place = builder.gep(source, [builder.add(at, builder.mul(row, step))])
-            wide.append(masked_load(builder, builder.bitcast(place, whole), inside, vector))
+            address = builder.gep(source, [builder.add(at, builder.mul(row, step))])
+            wide.append(emit_masked_load(builder, builder.bitcast(address, whole), inside, vector))
 
         half = n // 2
         while half:
@@ -52,8 +52,8 @@ def _turn(x, out, all_lanes):
             there = builder.icmp_signed("<", ir.Constant(number, j), columns)
             with builder.if_then(there, likely=True):
                 shift = builder.mul(out_step, ir.Constant(number, j))
-                place = builder.gep(target, [builder.add(out_at, shift)])
-                masked_store(builder, value, builder.bitcast(place, whole), wanted, vector)
+                address = builder.gep(target, [builder.add(out_at, shift)])
+                emit_masked_store(builder, value, builder.bitcast(address, whole), wanted, vector)
         return context.get_dummy_value()
 
     return types.void(x, *[types.intp] * 4, out, types.intp, types.intp), emit
