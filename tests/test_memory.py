@@ -11,7 +11,7 @@ from refsd import backends
 from refsd.backends import BACKENDS
 from refsd.numba_ops import pool
 from refsd.numba_ops.cpu import conv_winograd
-from refsd.numba_ops.cpu.pixels import PIECE
+from refsd.numba_ops.cpu.pixels import MOST_KC
 from refsd.numba_ops.memory import bounds, panel_width
 from refsd.numba_ops.simd import WIDTH
 from refsd.ops import attention, conv
@@ -85,8 +85,8 @@ def test_limits_are_those_of_the_backends():
     assert (backends.WINDOWS, backends.SCORES) == (conv.SLICE_BYTES, attention.SLICE_BYTES)
     numba = BACKENDS["numba"].memory
     # Room for a piece of a panel, for each of two threads; of more, sums and panels take more.
-    assert numba.transformed > 2 * 36 * (PIECE + 1) * panel_width("f4") * 4
-    assert numba.workspace > conv_winograd.SPAN_BYTES
+    assert numba.transformed > 2 * 36 * (MOST_KC + 1) * panel_width("f4") * 4
+    assert numba.workspace > conv_winograd.L3_BLOCK_BYTES
 
 
 @pytest.mark.parametrize("smaller, larger", [

@@ -36,7 +36,7 @@ def test_no_copy_without_padding():
     check(draw((2, 24, 9, 30), (20, 24, 3, 3)), "im2col")
     x = op_table.lay_out(draw((2, 24, 9, 30), (1,))[0], "channels_last")
     plan = conv_gemm._plan(24, (20, 24, 3, 3), (2, 7, 28, 20), (1, 1), ((0, 0), (0, 0)), (1, 1), 4)
-    with conv_gemm._laid_out(x, plan, (1, 1), ((0, 0), (0, 0))) as (memory, _):
+    with conv_gemm._padded_copy(x, plan, (1, 1), ((0, 0), (0, 0))) as (memory, _):
         assert np.shares_memory(memory, x)
 
 
@@ -132,7 +132,7 @@ def test_weights_transformed_before_or_piece_by_piece_have_the_same_bits(name, m
         args = draw((2, channels, 15, 13), (130, channels, 3, 3))
         one_block = check(args, name, padding=1)
         with monkeypatch.context() as patch:
-            for constant in ("MOST_BUNDLES", "SPAN_BYTES"):
+            for constant in ("MOST_MR_TILES", "L3_BLOCK_BYTES"):
                 patch.setattr(conv_winograd, constant, 1)
                 several = conv.conv2d(*args, padding=1, algorithm=name)
                 np.testing.assert_array_equal(several, one_block)

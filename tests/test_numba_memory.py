@@ -13,7 +13,7 @@ import refsd
 from refsd import functional as F
 from refsd.numba_ops import memory, pool, threads, weights
 from refsd.numba_ops.cpu import conv_winograd
-from refsd.numba_ops.cpu.pixels import PIECE
+from refsd.numba_ops.cpu.pixels import MOST_KC
 from refsd.pipelines import components
 from refsd.registry import use, watch
 from refsd.sealed import is_sealed, seal
@@ -392,5 +392,5 @@ def test_the_workspace_of_winograd_is_bounded():
         patch.setattr(conv_winograd, "workspace", workspace)
         F.conv2d(x, weight, padding=1, algorithm="winograd4")
     [[_, _, panels]] = tracked
-    piece = 36 * (PIECE + 1) * memory.panel_width("f4") * 4
+    piece = 36 * (MOST_KC + 1) * memory.panel_width("f4") * 4
     assert panels == threads.count() * piece < 36 * weight.nbytes / 9

@@ -135,7 +135,7 @@ def test_choices_are_taken_where_they_are_asked_for_and_never_in_exact_mode(kept
 @pytest.mark.parametrize("algorithm", ["winograd4", "abacus"])
 def test_a_choice_that_cannot_be_is_refused(algorithm):
     x, weight = np.ones((1, 16, 9, 9), "f4"), np.ones((16, 16, 3, 3), "f4")
-    place = conv.place((1, 4, 4, 16), weight.shape, (2, 2), (1, 1), 1)
+    place = conv.shape_key((1, 4, 4, 16), weight.shape, (2, 2), (1, 1), 1)
     with refsd.use("numba"), conv.conv2d_policy(tuned={place: algorithm}), \
             pytest.raises(UsageError, match=algorithm):
         refsd.F.conv2d(x, weight, stride=2)

@@ -37,8 +37,8 @@ def run(options: argparse.Namespace) -> int:
 
         tuning.path()  # refuses before the work
         rows = []
-        for place, call in _convolutions(options).items():
-            rows.append({"place": place, **_measure(call, options.repeat)})
+        for shape_key, call in _convolutions(options).items():
+            rows.append({"place": shape_key, **_measure(call, options.repeat)})
             if not options.json:
                 _show(rows[-1])
         better = {row["place"]: row["fastest"] for row in rows if row["fastest"] != row["rule"]}
@@ -69,7 +69,7 @@ def _convolutions(options: argparse.Namespace) -> dict[str, Any]:
         N, O, H, W = ops()["conv2d"].contract(**call.inputs, **call.options).shape
         stride, dilation = (value if isinstance(value, tuple) else (value, value) for value in (
             call.options["stride"], call.options["dilation"]))
-        found[conv.place((N, H, W, O), call.inputs["weight"].shape, stride, dilation,
+        found[conv.shape_key((N, H, W, O), call.inputs["weight"].shape, stride, dilation,
                          call.options["groups"])] = call
     return found
 

@@ -43,13 +43,13 @@ def cache_folder() -> Path | None:
         root = Path(os.environ.get("REFSD_CACHE") or Path("~", ".cache", "refsd")).expanduser()
         folder = root / "kernels" / _fingerprint()
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for place in (folder.parent, folder):
-            place.mkdir(exist_ok=True, mode=0o700)
-        for place in (root, folder.parent, folder):
-            status = place.stat()
+        for path in (folder.parent, folder):
+            path.mkdir(exist_ok=True, mode=0o700)
+        for path in (root, folder.parent, folder):
+            status = path.stat()
             if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise PermissionError(0, "it belongs to another user or others may write there",
-                                      str(place))
+                                      str(path))
         (folder / ".used").write_bytes(b"")
     except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home
         why = f"{getattr(problem, 'filename', None)}: {getattr(problem, 'strerror', None)}"
@@ -75,7 +75,7 @@ def _fingerprint() -> str:
 
 
 def _remove_old(current: Path) -> None:
-    """Keep the folders used last; one that another process needs just now is made again there."""
+    """Keep the folders used last. A process that needs a removed one compiles into it again."""
     others = []
     for folder in current.parent.iterdir():
         if folder != current and re.fullmatch("[0-9a-f]{16}", folder.name):
@@ -83,8 +83,8 @@ def _remove_old(current: Path) -> None:
             others.append((used.stat().st_mtime if used.exists() else 0, folder))
     others.sort(reverse=True)
     oldest = time.time() - DAYS * 24 * 3600
-    for place, (used, folder) in enumerate(others):
-        if place >= OTHERS or used < oldest:
+    for age, (used, folder) in enumerate(others):
+        if age >= OTHERS or used < oldest:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -98,8 +98,8 @@ def broadcast_like(y, x):
 def _rows_of(b, y):
     """b's memory, the length of a row, and how many of y's rows in memory meet one of b's.
 
-    b may have a number for each place along y's innermost axes in memory (a bias a channel, a
-    vector a position), or one row along the innermost for each place along the outermost (an
+    b may have a value for each position along y's innermost axes in memory (a bias a channel, a
+    vector a position), or one row along the innermost for each position along the outermost (an
     image's biases). Any other b is broadcast first.
     """
     if b.shape != y.shape:

@@ -1,4 +1,8 @@
-"""The micro-kernel under every dense op: a tile of a matrix product, summed in registers."""
+"""The micro-kernel under every dense op: an MR x NR tile of a matrix product, summed in registers.
+
+MR is ROWS and NR is VECTORS vectors, in BLIS's words (Van Zee and van de Geijn 2015). The right
+matrix is packed in panels: (k, NR), one after the other.
+"""
 
 from llvmlite import ir
 from numba import types

@@ -180,19 +180,19 @@ def first_lanes(builder, count, of):
     return builder.icmp_signed("<", indices, emit_splat(builder, count, of))
 
 
-def emit_masked_load(builder, place, mask, vector):
+def emit_masked_load(builder, address, mask, vector):
     """LLVM code: the lanes of the mask, the others 0. Nothing else is touched."""
     align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
-    kind = ir.FunctionType(vector.llvm, [place.type, align.type, mask.type, vector.llvm])
+    kind = ir.FunctionType(vector.llvm, [address.type, align.type, mask.type, vector.llvm])
     function = cgutils.get_or_insert_function(builder.module, kind,
                                               f"llvm.masked.load.{vector.suffix}.p0")
-    return builder.call(function, [place, align, mask, ir.Constant(vector.llvm, None)])
+    return builder.call(function, [address, align, mask, ir.Constant(vector.llvm, None)])
 
 
-def emit_masked_store(builder, value, place, mask, vector):
+def emit_masked_store(builder, value, address, mask, vector):
     """LLVM code: store the lanes of the mask."""
     align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
-    kind = ir.FunctionType(ir.VoidType(), [value.type, place.type, align.type, mask.type])
+    kind = ir.FunctionType(ir.VoidType(), [value.type, address.type, align.type, mask.type])
     function = cgutils.get_or_insert_function(builder.module, kind,
                                               f"llvm.masked.store.{vector.suffix}.p0")
-    builder.call(function, [value, place, align, mask])
+    builder.call(function, [value, address, align, mask])

@@ -66,7 +66,7 @@ def _plan(dtype):
 
 def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple, dict]]:
     """(op, inputs, options) that lead to every kernel of a generation."""
-    picture, channels = np.zeros((1, 16, 8, 8), dtype), np.zeros(16, dtype)
+    image, channels = np.zeros((1, 16, 8, 8), dtype), np.zeros(16, dtype)
     tokens, matrix = np.zeros((1, 64, 16), dtype), np.zeros((16, 16), dtype)
     kernel = np.zeros((16, 16, 3, 3), dtype)
     norm = {"eps": 1e-5}
@@ -79,12 +79,12 @@ def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple, dict]]:
     yield "quick_gelu", (tokens,), {}
     yield "timestep_embedding", (np.zeros(1, np.int64),), {
         "dim": 16, "flip_sin_to_cos": True, "freq_shift": 0, "dtype": str(dtype)}
-    yield "silu", (picture,), {}
-    yield "conv2d", (picture, kernel, channels), {"padding": 1}
-    yield "conv2d", (picture, kernel, channels), {"padding": 1, "stride": 2}
-    yield "conv2d", (picture, kernel[:4], channels[:4]), {"padding": 1}
-    yield "group_norm", (picture, channels, channels), {"groups": 4, **norm}
+    yield "silu", (image,), {}
+    yield "conv2d", (image, kernel, channels), {"padding": 1}
+    yield "conv2d", (image, kernel, channels), {"padding": 1, "stride": 2}
+    yield "conv2d", (image, kernel[:4], channels[:4]), {"padding": 1}
+    yield "group_norm", (image, channels, channels), {"groups": 4, **norm}
     yield "geglu", (tokens,), {}
-    yield "upsample_nearest", (picture,), {"height": 16, "width": 16}
+    yield "upsample_nearest", (image,), {"height": 16, "width": 16}
     large = np.zeros((1, 16, ALONE // 16), dtype)  # smaller ones no kernel copies
     yield "concat", ([large, large],), {"axis": 1}

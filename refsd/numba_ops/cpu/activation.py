@@ -134,8 +134,8 @@ def _softmax_row(x, K, y):
     high = tail
     for i in range(0, last, size):
         high = maximum(high, load(x, i))
-    top = reduce_max(high)
-    shift = splat_like(tail, top if top > -np.inf or top != top else 0.0)
+    row_max = reduce_max(high)
+    shift = splat_like(tail, row_max if row_max > -np.inf or row_max != row_max else 0.0)
 
     tail = vecmath.exp_below(tail - shift)
     sums = tail
@@ -144,10 +144,10 @@ def _softmax_row(x, K, y):
         store(y, i, e)
         sums = sums + e
     # The largest term is e^0 = 1, so only a wholly masked row has a sum below 1.
-    whole = reduce_add(sums)
-    whole = splat_like(tail, 1.0 if whole < 1 else whole)
+    row_sum = reduce_add(sums)
+    row_sum = splat_like(tail, 1.0 if row_sum < 1 else row_sum)
 
     for i in range(0, last, size):
-        store(y, i, load(y, i) / whole)
+        store(y, i, load(y, i) / row_sum)
     if rest > 0:
-        masked_store(y, last, tail / whole, rest)
+        masked_store(y, last, tail / row_sum, rest)

@@ -1,12 +1,20 @@
-"""Attention tile by tile, the scores never in memory as a whole.
+"""FlashAttention: attention block of keys by block of keys, never all scores in memory.
 
-The lanes of every vector are queries. A tile multiplies ROWS keys by a panel of NR queries, and
-what it gives, keys by queries, is at once the panel that the transposed values are multiplied by.
-Largest scores, exponentials and their sums run down the keys, each lane for itself.
+For each query, over the blocks of keys so far (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao
+et al. 2022, arXiv:2205.14135), with s = q k^T log2 e / sqrt(d), so that powers are of 2:
 
-One block of keys follows the other (Milakov and Gimelshein 2018; Dao et al. 2022): each query keeps
-its largest score m so far, the sum of e^(s - m) and of e^(s - m) v. A larger m scales both down.
-Queries are multiplied by log2 e along with 1 / sqrt(d): the powers are then those of 2.
+    m' = max(m, max s)    l' = l 2^(m - m') + sum 2^(s - m')    acc' = acc 2^(m - m') + 2^(s - m') v
+
+Here m is `row_max` and l is `row_sum`; acc is O before its division by l, which comes last (Dao
+2023, arXiv:2307.08691). d and e are the widths of a head's queries and values.
+
+The lanes of every vector are NR queries: a tile multiplies ROWS keys by a panel (d, NR) of queries,
+and its scores (keys, NR) are at once the panel that values^T is multiplied by. A lane's maximum and
+sum run over the keys and never meet another lane's. Buffers, 1-D in memory:
+
+    keys (N heads, S up to whole ROWS, key_step)     values (N heads, S, value_step)
+    of a thread: scores (KEYS, NR), row_max and row_sum (PANELS, NR), queries (PANELS, d, NR),
+    acc (PANELS, value_step, NR)
 """
 
 import math
@@ -50,13 +58,13 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
         (q, _, q_step), (k, _, k_step), (v, _, v_step) = as_rows(q), as_rows(k), as_rows(v)
         mask, mask_steps = _mask(mask, (N, heads, L, S), q.dtype)
         d, e, NR = C // heads, D // heads, panel_width(y.dtype)
-        key_step, value_step = _odd_lines(d, y.itemsize), _up(e, TRANSPOSED_ROWS)
-        keys = aligned_empty(N * heads * _up(S, ROWS) * key_step, y.dtype)
+        key_step, value_step = _odd_lines(d, y.itemsize), _round_up(e, TRANSPOSED_ROWS)
+        keys = aligned_empty(N * heads * _round_up(S, ROWS) * key_step, y.dtype)
         values = aligned_empty(N * heads * S * value_step, y.dtype)
-        room = (KEYS + PANELS * (d + value_step + 2)) * NR
-        rooms = aligned_empty(numba.get_num_threads() * room, y.dtype)
+        buffer_size = (KEYS + PANELS * (d + value_step + 2)) * NR
+        buffers = aligned_empty(numba.get_num_threads() * buffer_size, y.dtype)
         _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S, d, e, causal,
-                   keys, key_step, values, value_step, rooms, room, flat(y))
+                   keys, key_step, values, value_step, buffers, buffer_size, flat(y))
     return y
 
 
@@ -70,8 +78,8 @@ def _mask(mask, shape, dtype):
 
 @jit(parallel=True)
 def _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S, d, e, causal,
-               keys, key_step, values, value_step, rooms, room, y):
-    """A task is a few panels of queries of one head. Before: keys and values packed by head."""
+               keys, key_step, values, value_step, buffers, buffer_size, y):
+    """Keys and values are packed by head; then a task is a few panels of queries of one head."""
     NR = VECTORS * lanes(q)
     key_size, value_size = keys.size // (N * heads), S * value_step
     for task in prange(N * heads):
@@ -88,40 +96,40 @@ def _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S
         of, part = np.int64(task) // parts, np.int64(task) % parts
         n, head = of // heads, of % heads
         first, count = part * PANELS * NR, min(PANELS, panels - part * PANELS)
-        scores = rooms[numba.get_thread_id() * room:][:room]
-        largest, whole = scores[KEYS * NR:], scores[(KEYS + PANELS) * NR:]
+        scores = buffers[numba.get_thread_id() * buffer_size:][:buffer_size]
+        row_max, row_sum = scores[KEYS * NR:], scores[(KEYS + PANELS) * NR:]
         queries = scores[(KEYS + 2 * PANELS) * NR:]
-        sums = queries[PANELS * d * NR:]
-        largest[:count * NR] = -np.inf
-        whole[:count * NR] = 0
-        sums[:count * value_step * NR] = 0
+        acc = queries[PANELS * d * NR:]
+        row_max[:count * NR] = -np.inf
+        row_sum[:count * NR] = 0
+        acc[:count * value_step * NR] = 0
         for p in range(count):
             query = first + p * NR
             _pack_queries(pointer(q, (n * L + query) * q_step + head * d), q_step,
                           min(NR, L - query), d, pointer(queries, p * d * NR))
 
         for key in range(0, S, KEYS):
-            seen = min(KEYS, S - key)
+            block = min(KEYS, S - key)
             for p in range(count):
                 query = first + p * NR
                 _score(pointer(keys, of * key_size + key * key_step), key_step, d,
-                       pointer(queries, p * d * NR), seen, pointer(scores, 0))
+                       pointer(queries, p * d * NR), block, pointer(scores, 0))
                 if mask.size > 0:
                     at = n * mask_steps[0] + head * mask_steps[1]
                     at += query * mask_steps[2] + key * mask_steps[3]
-                    _add_mask(mask, at, mask_steps[2], mask_steps[3], min(NR, L - query), seen,
+                    _add_mask(mask, at, mask_steps[2], mask_steps[3], min(NR, L - query), block,
                               scores)
                 if causal:
-                    _hide_later(pointer(scores, 0), seen, key - query)
-                out = pointer(sums, p * value_step * NR)
-                _soften(pointer(scores, 0), seen, pointer(largest, p * NR), pointer(whole, p * NR),
-                        out, value_step)
-                _add_values(pointer(values, of * value_size + key * value_step), value_step, seen,
+                    _causal_mask(pointer(scores, 0), block, key - query)
+                out = pointer(acc, p * value_step * NR)
+                _online_softmax(pointer(scores, 0), block, pointer(row_max, p * NR),
+                                pointer(row_sum, p * NR), out, value_step)
+                _add_values(pointer(values, of * value_size + key * value_step), value_step, block,
                             pointer(scores, 0), out)
 
         for p in range(count):
             query = first + p * NR
-            _finish(pointer(sums, p * value_step * NR), pointer(whole, p * NR), min(NR, L - query),
+            _finish(pointer(acc, p * value_step * NR), pointer(row_sum, p * NR), min(NR, L - query),
                     e, pointer(y, ((n * L + query) * heads + head) * e), heads * e)
 
 
@@ -134,36 +142,36 @@ def _score(keys, step, d, queries, count, scores):
 
 
 @jit
-def _soften(scores, count, largest, whole, sums, width):
-    """scores -> 2^(scores - largest), largest so far; what was summed before is scaled down."""
+def _online_softmax(scores, count, row_max, row_sum, acc, width):
+    """scores = 2^(scores - m'), and row_max, row_sum and acc go from m to m', as above."""
     NR = VECTORS * lanes(scores)
-    before = load_pair(largest, 0)
-    now = before
+    old_max = load_pair(row_max, 0)
+    new_max = old_max
     for i in range(0, count, 2):
         s, t = load_pair(scores, i * NR), load_pair(scores, min(i + 1, count - 1) * NR)
         s = select(s > t, s, t)
-        now = select(s > now, s, now)
-    store(largest, 0, now)
+        new_max = select(s > new_max, s, new_max)
+    store(row_max, 0, new_max)
     # Where no key has been seen yet, 2^(-inf - 0) = 0.
-    shift = select(now == -np.inf, splat_like(now, 0.0), now)
+    shift = select(new_max == -np.inf, splat_like(new_max, 0.0), new_max)
 
-    down = exp2_below(before - shift)
+    rescale = exp2_below(old_max - shift)
     for i in range(0, width * NR, NR):
-        store(sums, i, load_pair(sums, i) * down)
-    total = load_pair(whole, 0) * down
+        store(acc, i, load_pair(acc, i) * rescale)
+    new_sum = load_pair(row_sum, 0) * rescale
     for i in range(0, count * NR, NR):
         p = exp2_below(load_pair(scores, i) - shift)
         store(scores, i, p)
-        total = total + p
-    store(whole, 0, total)
+        new_sum = new_sum + p
+    store(row_sum, 0, new_sum)
 
 
 @jit
-def _add_values(values, step, count, weights, sums):
+def _add_values(values, step, count, weights, acc):
     """sums (step, NR) += values^T (step, count) weights (count, NR)"""
     NR = VECTORS * lanes(weights)
     for i in range(0, step, TRANSPOSED_ROWS):
-        tile_transposed_a(values, i, step, count, weights, pointer(sums, i * NR))
+        tile_transposed_a(values, i, step, count, weights, pointer(acc, i * NR))
 
 
 @jit
@@ -176,8 +184,8 @@ def _add_mask(mask, at, query_step, key_step, queries, count, scores):
 
 
 @jit
-def _hide_later(scores, count, ahead):
-    """-inf where a key comes after the query; the first key is `ahead` of the first query."""
+def _causal_mask(scores, count, ahead):
+    """scores = -inf where a key comes after the query; the first one is `ahead` of the first."""
     NR = VECTORS * lanes(scores)
     for i in range(count):
         s = load_pair(scores, i * NR)
@@ -185,18 +193,18 @@ def _hide_later(scores, count, ahead):
 
 
 @jit
-def _finish(sums, whole, queries, e, y, step):
-    """Divide by the sum of all weights, and turn: a query is a row of y."""
-    size = lanes(sums)
+def _finish(acc, row_sum, queries, e, y, step):
+    """y (queries, e) = (acc / row_sum)^T, rows `step` apart"""
+    size = lanes(acc)
     NR = VECTORS * size
-    total = load_pair(whole, 0)
+    new_sum = load_pair(row_sum, 0)
     # The largest score adds 2^0 = 1, so only a query that sees no key has less.
-    total = select(total < 1.0, splat_like(total, 1.0), total)
+    new_sum = select(new_sum < 1.0, splat_like(new_sum, 1.0), new_sum)
     for i in range(0, e * NR, NR):
-        store(sums, i, load_pair(sums, i) / total)
+        store(acc, i, load_pair(acc, i) / new_sum)
     for j in range(0, queries, size):
         for i in range(0, e, size):
-            transpose_masked(sums, i * NR + j, NR, min(size, e - i), min(size, queries - j),
+            transpose_masked(acc, i * NR + j, NR, min(size, e - i), min(size, queries - j),
                        y, j * step + i, step)
 
 
@@ -224,7 +232,7 @@ def _pack(x, step, rows, width, packed, packed_step):
             masked_store(packed, i * packed_step + c, masked_load(x, i * step + c, n), n)
 
 
-def _up(n, unit):
+def _round_up(n, unit):
     """n rounded up to a multiple of the unit"""
     return -(-n // unit) * unit
 

@@ -1,8 +1,8 @@
-"""Convolution: which algorithm computes it on a CPU, and the way there and back.
+"""Convolution: which algorithm computes it on a CPU, and the call of that algorithm.
 
 `im2col` is implicit GEMM here (conv_gemm.py), `winograd2` and `winograd4` are conv_winograd.py,
-`fft` is conv_fft.py. A 1 x 1 kernel is a linear layer of the pixels. All take pictures whose
-channels lie side by side in memory as they are, and give such pictures.
+`fft` is conv_fft.py. A 1 x 1 kernel is a linear layer of the pixels. All read
+channels-last memory without a copy, and give channels-last results.
 """
 
 from collections.abc import Iterator, Mapping
@@ -57,16 +57,16 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
            tuned: Mapping[str, str] = NOTHING) -> Choice:
     """The algorithm for an output (N, H', W', O) and a kernel (O, I, kH, kW), and why.
 
-    `exact`: sums of products and nothing else. `tuned`: algorithms that were measured, by place().
-    It does not look at N: a picture has the same bits alone and in a batch. What the rules rest on
-    is measured in docs/kernels-conv.md.
+    `exact`: sums of products and nothing else. `tuned`: those that were measured, by
+    shape_key(). It does not look at N: an image has the same bits alone and in a batch. What the
+    rules rest on is measured in docs/kernels-conv.md.
     """
     (_, Ho, Wo, O), (_, I, kh, kw) = result, kernel
     if algorithm != "auto":
         return Choice(algorithm, "it was asked for")
     if exact:
         return Choice("im2col", "exact: sums of products and nothing else")
-    known = tuned and tuned.get(place(result, kernel, stride, dilation, groups))
+    known = tuned and tuned.get(shape_key(result, kernel, stride, dilation, groups))
     if known:
         conv2d_algorithm(Spec(kernel, ""), stride=stride, dilation=dilation, algorithm=known)
         return Choice(known, "it was measured to be the fastest here")
@@ -92,14 +92,14 @@ def choose_here(result: tuple, kernel: tuple, **options: Any) -> Choice:
     return choose(result, kernel, exact=exact_wanted(), tuned=tuned_choices(), **options)
 
 
-def place(result: tuple, kernel: tuple, stride: tuple, dilation: tuple, groups: int) -> str:
-    """A convolution's name in a table of choices; the number of pictures is not in it."""
+def shape_key(result: tuple, kernel: tuple, stride: tuple, dilation: tuple, groups: int) -> str:
+    """A convolution's name in a table of choices; the number of images is not in it."""
     sizes = (result[1:3], kernel, stride, dilation)
     return " ".join(["x".join(map(str, size)) for size in sizes] + [str(groups)])
 
 
 def tuned_choices() -> Mapping[str, str]:
-    """The measured algorithms that hold here and now, by place()."""
+    """The measured algorithms that hold here and now, by shape_key()."""
     return _tuned.get()
 
 

@@ -6,7 +6,8 @@ frequencies, are ours. A complex product x conj(w) is two real ones with the sam
     real part   [xr xi] [wr]        imaginary part   [xi -xr] [wr]
                         [wi]                                  [wi]
 
-so each pixel of a spectrum keeps [xr xi -xr], and the imaginary part starts I numbers further on.
+so a spectrum keeps [xr xi -xr] of each frequency: the imaginary part starts I values further on.
+For a slice of T tiles it is (T, frequencies, 3 I) in memory, its rows `step` apart.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ SLICE_BYTES = 32 * 2**20
 
 
 def fft(x, weight, bias, y, stride, padding, dilation, groups):
-    """y = w * x + bias, picture by picture.   x (N, C, H, W), y (N, H', W', O)"""
+    """y = w * x + bias, image by image.   x (N, C, H, W), y (N, H', W', O)"""
     N, (O, I, kh, kw) = len(x), weight.shape
     reach = (dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1)
     extent = [n + sum(pad) for n, pad in zip(x.shape[2:], padding)]
@@ -35,20 +36,20 @@ def fft(x, weight, bias, y, stride, padding, dilation, groups):
                        lambda w: [_pack_spectra(w[outputs], size, dilation) for outputs in ours])
     for g, (outputs, panels) in enumerate(zip(ours, spectra)):
         for n in range(N):
-            dense = _picture(x[n, g * I:(g + 1) * I], padding, panels, size, reach, O // groups)
+            dense = _image(x[n, g * I:(g + 1) * I], padding, panels, size, reach, O // groups)
             y[n, :, :, outputs] = dense[::stride[0], ::stride[1]]
     if bias is not None:
         y += bias
 
 
 def tile_size(extent, reach):
-    """Tiles of four kernels or more, of a size that has a fast transform, but no larger picture."""
+    """Tiles of four kernels or more that have a fast transform, no larger than the image."""
     return tuple(min(next_fast_len(n, real=True), next_fast_len(max(64, 4 * k), real=True))
                  for n, k in zip(extent, reach))
 
 
-def _picture(x, padding, panels, size, reach, O):
-    """The dense outputs (H', W', O) of one picture x (I, H, W)"""
+def _image(x, padding, panels, size, reach, O):
+    """The dense outputs (H', W', O) of one image x (I, H, W)"""
     I = len(x)
     step = [s - k + 1 for s, k in zip(size, reach)]
     result = [n + sum(pad) - k + 1 for n, pad, k in zip(x.shape[1:], padding, reach)]
@@ -92,31 +93,31 @@ def _pack_spectra(weight, size, dilation):
     width = panel_width(weight.dtype)
     wide = np.zeros((O, I, dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1))
     wide[:, :, ::dilation[0], ::dilation[1]] = weight
-    places = size[0] * (size[1] // 2 + 1)
-    panels = aligned_empty(-(-O // width) * places * 2 * I * width, weight.dtype)
-    view = panels.reshape(-1, places, 2 * I, width)
+    frequencies = size[0] * (size[1] // 2 + 1)
+    panels = aligned_empty(-(-O // width) * frequencies * 2 * I * width, weight.dtype)
+    view = panels.reshape(-1, frequencies, 2 * I, width)
     for p, panel in enumerate(view):  # one after the other: the float64 spectra are large
-        z = rfft2(wide[p * width:(p + 1) * width], s=size).reshape(-1, I, places).T
+        z = rfft2(wide[p * width:(p + 1) * width], s=size).reshape(-1, I, frequencies).T
         panel[..., z.shape[2]:] = 0
         panel[:, :I, :z.shape[2]], panel[:, I:, :z.shape[2]] = z.real, z.imag
     return panels
 
 
 @jit(parallel=True)
-def _multiply(spectra, step, tiles, places, channels, panels, sums, features, one):
-    """sums (2, tiles, places, O): real and imaginary parts of the products"""
+def _multiply(spectra, step, tiles, frequencies, channels, panels, sums, features, one):
+    """sums (2, tiles, frequencies, O): real and imaginary parts of the products"""
     width = VECTORS * lanes(sums)
     depth = 2 * channels
     count = (features + width - 1) // width
-    for task in prange(places * count):
+    for task in prange(frequencies * count):
         f, p = np.int64(task) // count, np.int64(task) % count
         c = np.empty(ROWS * width, sums.dtype)
         for half in range(2):
             for t in range(0, tiles, ROWS):
                 tile(spectra, t * step + (f * 3 + half) * channels, step, one, depth, panels,
-                     (p * places + f) * depth * width, c)
+                     (p * frequencies + f) * depth * width, c)
                 for r in range(min(ROWS, tiles - t)):
-                    at = ((half * tiles + t + r) * places + f) * features + p * width
+                    at = ((half * tiles + t + r) * frequencies + f) * features + p * width
                     _store_row(c, r * width, sums, at, features - p * width)
 
 

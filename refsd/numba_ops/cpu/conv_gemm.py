@@ -1,11 +1,14 @@
 """Convolution as one matrix product whose left matrix is never written down (implicit GEMM).
 
 Row r of that matrix is what output pixel r sees: for every tap, the channels of one pixel. In a
-channels-last picture those lie side by side, and the next output pixel sees the same one pixel
-further on: the tile's rows are `step` apart, its segments are the taps. What makes that true for
-every picture is the copy that padding needs anyway: with zeros around, and with the pixels sorted
-by phase (row modulo stride, column modulo stride), so that output neighbours are neighbours in
-memory. At the end of a line the rows just go on: a few of them belong to no output.
+channels-last image those are adjacent, and the next output pixel sees the same one pixel further
+on: the tile's rows are `step` apart, its segments are the taps. What makes that true for every
+image is the copy that padding needs anyway: with zeros around, and with the pixels sorted by phase
+(row modulo stride, column modulo stride), so that output neighbours are neighbours in memory. Rows
+are counted across the `pitch` of a padded line; the few at each line's end that no output has are
+computed and dropped.
+
+The copy: (N, phases, lines, pitch, step), `step` being C and perhaps a gap. sums: (tiles, MR, NR).
 """
 
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.pixels import PIECE, as_pixels
+from refsd.numba_ops.cpu.pixels import MOST_KC, as_pixels
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import fill_up, flat, panel_width
 from refsd.numba_ops.simd import fma, lanes, load, masked_load, masked_store, store
@@ -23,12 +26,12 @@ from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
 
-# Elements of the picture that a task keeps in the second-level cache, and its most tiles.
+# Elements of the image that a task keeps in the second-level cache, and its most tiles.
 BLOCK, MOST_TILES = 2**17, 64
 
 
 class Plan(NamedTuple):
-    """Where everything lies in the copy of a picture: numbers of pixels, but for `taps`."""
+    """How the copy of an image is laid out, in pixels but for `taps`."""
 
     phases: np.ndarray  # (row, column) of those that some tap sees
     lines: int  # of one phase
@@ -43,9 +46,9 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
     (N, C, _, _), (O, I, _, kw) = x.shape, weight.shape
     plan = _plan(C, weight.shape, y.shape, stride, padding, dilation, x.itemsize)
     right, biases = columns(weight), fill_up(bias, O, x.dtype)
-    with _laid_out(x, plan, stride, padding) as (copy, picture):
+    with _padded_copy(x, plan, stride, padding) as (copy, image):
         if I == 1 and O == C:
-            _depthwise(copy, picture, plan.pitch * plan.step, plan.step, plan.taps, *right, biases,
+            _depthwise(copy, image, plan.pitch * plan.step, plan.step, plan.taps, *right, biases,
                        flat(y), y.shape)
             return
         segments, length = _segments(plan, I, kw, stride, dilation, groups)
@@ -54,8 +57,8 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
         tall = max(1, min(MOST_TILES, BLOCK // (ROWS * plan.step),
                           tiles * count // (2 * numba.get_num_threads())))
         tall = -(-tiles // -(-tiles // tall))
-        _multiply(copy, picture, plan.step, plan.run, plan.pitch, I, segments, length,
-                  max(1, PIECE // length), *right, biases, flat(y), y.shape, groups, tall)
+        _multiply(copy, image, plan.step, plan.run, plan.pitch, I, segments, length,
+                  max(1, MOST_KC // length), *right, biases, flat(y), y.shape, groups, tall)
 
 
 def _plan(C, kernel, result, stride, padding, dilation, itemsize):
@@ -77,18 +80,18 @@ def _plan(C, kernel, result, stride, padding, dilation, itemsize):
 
 
 @contextmanager
-def _laid_out(x, plan, stride, padding):
-    """The copy (or x itself where it will do), and the step from picture to picture"""
+def _padded_copy(x, plan, stride, padding):
+    """The copy (or x itself where it will do), and the step from image to image"""
     (N, C, H, W), (top, left) = x.shape, (padding[0][0], padding[1][0])
-    memory, picture, row, pixel = as_pixels(x)
+    memory, image, row, pixel = as_pixels(x)
     if (stride == (1, 1) and not np.any(padding) and plan.run >= ROWS
             and (row, pixel) == (W * C, plan.step)):
-        yield memory, picture
+        yield memory, image
         return
     size = len(plan.phases) * plan.lines * plan.pitch * plan.step
-    # Behind the last picture: the left zeros of a next line, and rows for the last tile.
+    # Behind the last image: the left zeros of a next line, and rows for the last tile.
     with workspace(x.dtype, N * size + (left + ROWS) * plan.step) as (copy,):
-        _sort_pixels(memory, (picture, row, pixel), (N, C, H, W), (top, left), stride, plan.phases,
+        _sort_pixels(memory, (image, row, pixel), (N, C, H, W), (top, left), stride, plan.phases,
                      plan.lines, plan.pitch, plan.step, copy)
         yield copy, size
 
@@ -101,11 +104,11 @@ def _sort_pixels(x, steps, shape, corner, stride, phases, lines, pitch, pixel, o
         line = np.int64(task)
         n, phase, i = line // (len(phases) * lines), line // lines % len(phases), line % lines
         i = i * stride[0] + phases[phase, 0] - corner[0]
-        for place in range(pitch):
-            j = place * stride[1] + phases[phase, 1] - corner[1]
+        for position in range(pitch):
+            j = position * stride[1] + phases[phase, 1] - corner[1]
             inside = 0 <= i < H and 0 <= j < W
             source = n * steps[0] + i * steps[1] + j * steps[2] if inside else 0
-            _copy(x, source, C if inside else 0, C, out, (line * pitch + place) * pixel)
+            _copy(x, source, C if inside else 0, C, out, (line * pitch + position) * pixel)
     end = N * len(phases) * lines * pitch * pixel
     _copy(x, 0, 0, out.size - end, out, end)
 
@@ -124,22 +127,22 @@ def _copy(x, at, have, size, out, out_at):
 def _segments(plan, I, kw, stride, dilation, groups):
     """The offsets of runs of adjacent elements, all of one length, that cover the taps
 
-    Few channels: the taps of a line are one run. Many: pieces of at most PIECE where that divides.
+    Few channels: the taps of a line are one run. Many: runs of at most MOST_KC where that divides.
     """
     adjacent = groups == 1 and stride[1] == dilation[1] == 1 and plan.step == I
     if adjacent and kw * I <= 64:
         return plan.taps[::kw].copy(), kw * I
-    parts = next((n for n in range(-(-I // PIECE), I // 64) if I % n == 0), 1)
+    parts = next((n for n in range(-(-I // MOST_KC), I // 64) if I % n == 0), 1)
     length = I // parts
     return (plan.taps[:, None] + np.arange(0, I, length)).ravel(), length
 
 
 @jit(parallel=True)
-def _multiply(a, picture, step, run, pitch, channels, segments, length, per, right, right_step,
-              biases, out, result, groups, tall):
-    """A task is a block of `tall` tiles by one panel of outputs, summed `per` segments at a time.
+def _multiply(a, image, step, run, pitch, channels, segments, length, kc_segments, right,
+              right_step, biases, out, result, groups, tall):
+    """A task is a block of `tall` tiles by one panel, summed in KC blocks of kc_segments segments.
 
-    So the part of the panel in use is small enough to stay in the nearest cache.
+    So the part of the panel in use is small enough to stay in the first-level cache.
     """
     N, _, _, O = result
     width = VECTORS * lanes(out)
@@ -151,18 +154,18 @@ def _multiply(a, picture, step, run, pitch, channels, segments, length, per, rig
         group = panel // each
         column = group * (O // groups) + panel % each * width
         sums = np.empty((high - low) * ROWS * width, out.dtype)
-        for first in range(0, segments.size, per):
-            part = segments[first:first + per]
+        for first in range(0, segments.size, kc_segments):
+            part = segments[first:first + kc_segments]
             rows = part.size * length
             at = first * length * right_step + column
-            after = segments[(first + per) % segments.size]
+            after = segments[(first + kc_segments) % segments.size]
             for t in range(low, high):
                 c = sums[(t - low) * ROWS * width:][:ROWS * width]
-                left = _left(t, tiles, run, picture, step) + group * channels
-                following = _left(t + 1, tiles, run, picture, step) + part[0]
+                left = _left(t, tiles, run, image, step) + group * channels
+                following = _left(t + 1, tiles, run, image, step) + part[0]
                 if t + 1 == high:
-                    following = _left(low, tiles, run, picture, step) + after
-                # The panel's next part lies behind this one: each tile fetches its share of it.
+                    following = _left(low, tiles, run, image, step) + after
+                # The panel's next KC block lies behind this one: each tile prefetches its share.
                 ahead = at + (rows + (t - low) * rows // (high - low)) * right_step
                 tile_ahead(a, left, step, part, length, right, at, right_step, c, first,
                            following + group * channels, ahead, width // (high - low) + 1)
@@ -173,14 +176,14 @@ def _multiply(a, picture, step, run, pitch, channels, segments, length, per, rig
 
 
 @jit
-def _left(tile, tiles, run, picture, step):
-    """Where a tile begins; the last of a picture reaches back over rows of the one before."""
-    return tile // tiles * picture + max(0, min(tile % tiles * ROWS, run - ROWS)) * step
+def _left(tile, tiles, run, image, step):
+    """Where a tile begins; the last of an image starts early, over rows of the one before."""
+    return tile // tiles * image + max(0, min(tile % tiles * ROWS, run - ROWS)) * step
 
 
 @jit
 def _finish(sums, tile, tiles, run, pitch, biases, out, result, column, room):
-    """The rows of a tile that belong to an output pixel, plus bias, to their places"""
+    """Write the rows of a tile that belong to an output pixel, plus bias, to y"""
     _, Ho, Wo, O = result
     size, n = lanes(out), tile // tiles
     start = max(0, min(tile % tiles * ROWS, run - ROWS))
@@ -196,13 +199,13 @@ def _finish(sums, tile, tiles, run, pitch, biases, out, result, column, room):
 
 
 @jit(parallel=True)
-def _depthwise(a, picture, line, step, taps, right, right_step, bias, out, result):
+def _depthwise(a, image, line, step, taps, right, right_step, bias, out, result):
     """Every channel by itself: a row of `right` holds a tap's weights for all channels."""
     N, Ho, Wo, C = result
     for task in prange(N * Ho):
         n, i = np.int64(task) // Ho, np.int64(task) % Ho
         for j in range(Wo):
-            at = n * picture + i * line + j * step
+            at = n * image + i * line + j * step
             for c in range(0, C, lanes(out)):
                 have = min(lanes(out), C - c)
                 total = masked_load(bias, c, have)

@@ -2,6 +2,7 @@
 
 A matrix product computes whole panels of outputs, of which 3 or 4 would be wanted. Here the lanes
 of a vector are input channels: each tap's products are summed lane by lane, the lanes at the end.
+weights: (O up to whole OUTPUTS, kH, kW, C up to whole vectors), 1-D in memory.
 """
 
 import numpy as np
@@ -36,7 +37,7 @@ def narrow(x, weight, bias, y, stride, padding, dilation):
 @jit(parallel=True)
 def _narrow(x, shape, steps, corner, stride, dilation, kernel, weights, step, bias, zeros, out,
             result):
-    """A task is a line of outputs."""
+    """y (N, H', W', O) of x (N, H, W, C); a task is a line of outputs."""
     N, Ho, Wo, O = result
     for task in prange(N * Ho):
         n, i = np.int64(task) // Ho, np.int64(task) % Ho
@@ -52,7 +53,7 @@ def _narrow(x, shape, steps, corner, stride, dilation, kernel, weights, step, bi
 
 
 @jit
-def _sums(x, picture, shape, steps, i, j, apart, dilation, kernel, weights, o, step, zeros):
+def _sums(x, image, shape, steps, i, j, apart, dilation, kernel, weights, o, step, zeros):
     """The sums of four outputs from number o on for the windows at (i, j), (i, j + apart), ..."""
     _, C, H, W = shape
     n, whole = lanes(x), C - C % lanes(x)
@@ -61,10 +62,10 @@ def _sums(x, picture, shape, steps, i, j, apart, dilation, kernel, weights, o, s
     taps = kernel[0] * kernel[1]
     for tap in range(taps):
         row, column = i + tap // kernel[1] * dilation[0], j + tap % kernel[1] * dilation[1]
-        pa = _pixel(x, picture, row, column, steps, H, W, zeros)
-        pb = _pixel(x, picture, row, column + apart, steps, H, W, zeros)
-        pc = _pixel(x, picture, row, column + 2 * apart, steps, H, W, zeros)
-        pd = _pixel(x, picture, row, column + 3 * apart, steps, H, W, zeros)
+        pa = _pixel(x, image, row, column, steps, H, W, zeros)
+        pb = _pixel(x, image, row, column + apart, steps, H, W, zeros)
+        pc = _pixel(x, image, row, column + 2 * apart, steps, H, W, zeros)
+        pd = _pixel(x, image, row, column + 3 * apart, steps, H, W, zeros)
         right = pointer(weights, (o * taps + tap) * step)
         for k in range(0, whole, n):
             w = _four(right, k, taps * step)
@@ -96,8 +97,8 @@ def _totals(sums):
 
 
 @jit
-def _pixel(x, picture, i, j, steps, H, W, zeros):
-    """Where the channels of a pixel lie; outside the picture they are zeros."""
+def _pixel(x, image, i, j, steps, H, W, zeros):
+    """The address of a pixel's channels; outside the image they are zeros."""
     if 0 <= i < H and 0 <= j < W:
-        return pointer(x, picture + i * steps[1] + j * steps[2])
+        return pointer(x, image + i * steps[1] + j * steps[2])
     return pointer(zeros, 0)

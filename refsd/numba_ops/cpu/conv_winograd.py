@@ -1,16 +1,24 @@
 """Winograd convolution, F(2x2, 3x3) and F(4x4, 3x3): y = A^T [(G g G^T) * (B^T d B)] A + bias.
 
 A tile d of 4 x 4 (6 x 6) pixels gives 2 x 2 (4 x 4) outputs. The product * is a matrix product over
-the channels for each of the 16 (36) places in a tile, so that 4 (16) outputs cost 16 (36)
-multiplications a channel instead of 36 (144). Source: Lavin and Gray 2016, "Fast Algorithms for
-Convolutional Neural Networks". docs/kernels-conv.md derives the error and shows the measurements.
+the channels for each of the 16 (36) positions in a tile, so that 4 (16) outputs cost 16 (36)
+multiplications a channel instead of 36 (144). The symbols are those of Lavin and Gray 2016,
+arXiv:1509.09308: d tile, g kernel, m the products that A^T m A turns into outputs; `spectra` are
+B^T d B. docs/kernels-conv.md derives the error and shows the measurements.
+
+An MR tile is ROWS Winograd tiles times NR outputs, a KC block kc channels, an L3 block `l3_tiles`
+tiles. Buffers, 1-D in memory, s counting the size^2 positions:
+
+    spectra (KC blocks, s, l3_tiles, kc)          sums (threads, s, block, NR)
+    panels (panels, s, C + 1, NR) of the whole layer, or (threads, s, kc + 1, NR)
+    of a tile: padded (s, C up to whole vectors), half (s, lanes), edge (reach^2, lanes)
 """
 
 import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, as_pixels, whole_pieces
+from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, as_pixels, whole_kc
 from refsd.numba_ops.cpu.winograd_transforms import transform_pixels, transform_sums
 from refsd.numba_ops.cpu.winograd_weights import transform_channels, transform_weights
 from refsd.numba_ops.jit import jit
@@ -20,11 +28,11 @@ from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
 
-# One task multiplies up to so many bundles of ROWS tiles by one panel of weights: its 36 x 140 x 32
-# sums stay in the second-level cache until they are transformed back.
-MOST_BUNDLES = 10
-# All threads share the transformed tiles of one span: 8 MB stay in the third-level cache.
-SPAN_BYTES = 2**23
+# One task multiplies up to so many MR tiles by one panel of weights: its 36 x 140 x 32 sums stay in
+# the second-level cache until they are transformed back.
+MOST_MR_TILES = 10
+# All threads share the transformed tiles of one L3 block: 8 MB stay in the third-level cache.
+L3_BLOCK_BYTES = 2**23
 
 
 def winograd(x, weight, bias, y, size, padding, groups):
@@ -41,46 +49,41 @@ def _one_group(x, right, column, bias, y, size, padding):
     (N, C, H, W), (_, Ho, Wo, O) = x.shape, y.shape
     memory, *steps = as_pixels(x)
     corner = (-padding[0][0], -padding[1][0])
-    squares, piece = size * size, whole_pieces(C, lanes(x.dtype))
+    positions, kc = size * size, whole_kc(C, lanes(x.dtype))
     tiles = N * -(-Ho // (size - 2)) * -(-Wo // (size - 2))
     threads, width = numba.get_num_threads(), panel_width(x.dtype)
-    bundles, count = -(-tiles // ROWS), -(-O // width)
+    mr_tiles, count = -(-tiles // ROWS), -(-O // width)
     # No result depends on these sizes: they keep the caches full and the threads busy.
-    block = ROWS * min(MOST_BUNDLES, bundles, max(1, bundles * count // (2 * threads)))
-    channels = -(-C // piece) * piece
-    fitting = SPAN_BYTES // (squares * channels * x.itemsize * block)
-    span = block * min(-(-tiles // block), max(1, fitting, 2 * threads // count))
-    # If one block holds all tiles, its tasks transform the weights for themselves, piece by piece:
-    # they never leave the second-level cache. Else all are transformed before.
+    block = ROWS * min(MOST_MR_TILES, mr_tiles, max(1, mr_tiles * count // (2 * threads)))
+    channels = -(-C // kc) * kc
+    fitting = L3_BLOCK_BYTES // (positions * channels * x.itemsize * block)
+    l3_tiles = block * min(-(-tiles // block), max(1, fitting, 2 * threads // count))
+    # If one block holds all tiles, its tasks transform the weights for themselves, a KC block at a
+    # time: they never leave the second-level cache. Else all are transformed before.
     shared = tiles > block
-    made = count * squares * (C + 1) if shared else threads * squares * (piece + 1)
+    made = count * positions * (C + 1) if shared else threads * positions * (kc + 1)
     bias = fill_up(bias, O, x.dtype)
-    with workspace(x.dtype, squares * span * channels, threads * squares * block * width,
+    with workspace(x.dtype, positions * l3_tiles * channels, threads * positions * block * width,
                    made * width) as (spectra, sums, panels):
         if shared:
             transform_weights(*right, C, column, count, size, panels)
         _compute(memory, (N, C, H, W), tuple(steps), corner, size, *right, column, shared, panels,
-                 count, piece, bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
-                 span, sums, block, ONE_SEGMENT)
+                 count, kc, bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
+                 l3_tiles, sums, block, ONE_SEGMENT)
 
 
 @jit(parallel=True)
 def _compute(x, shape, steps, corner, size, weight, weight_step, column, shared, panels, count,
-             piece, bias, out, result, pixel, spectra, span, sums, block, one):
-    """Span after span of tiles: first transform all of them, then multiply and transform back.
-
-    spectra: (pieces, size^2, span, piece), what B^T d B is called here, its channels in pieces.
-    sums: (threads, size^2, block, NR). panels: the transformed weights (count, size^2, C + 1, NR)
-    if they are shared, else room for one piece of a panel, (threads, size^2, piece + 1, NR).
-    """
+             kc, bias, out, result, pixel, spectra, l3_tiles, sums, block, one):
+    """L3 block after L3 block of tiles: transform all of them, then multiply and transform back."""
     down, across = (result[0] + size - 3) // (size - 2), (result[1] + size - 3) // (size - 2)
     tiles, width, C = shape[0] * down * across, VECTORS * lanes(out), shape[1]
-    rows = (C if shared else piece) + 1
-    for first in range(0, tiles, span):
-        here = min(span, tiles - first)
-        for bundle in prange((here + ROWS - 1) // ROWS):
-            _transform_bundle(x, shape, steps, corner, size, down, across, first, here,
-                              np.int64(bundle) * ROWS, spectra, span, piece)
+    rows = (C if shared else kc) + 1
+    for first in range(0, tiles, l3_tiles):
+        here = min(l3_tiles, tiles - first)
+        for mr_tile in prange((here + ROWS - 1) // ROWS):
+            _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here,
+                              np.int64(mr_tile) * ROWS, spectra, l3_tiles, kc)
         blocks = (here + block - 1) // block
         for task in prange(blocks * count):
             panel, low = np.int64(task) // blocks, np.int64(task) % blocks * block
@@ -89,74 +92,74 @@ def _compute(x, shape, steps, corner, size, weight, weight_step, column, shared,
             mine, at = sums[thread * room:][:room], panel
             if not shared:
                 at = np.int64(thread)
-            part = C if shared else piece
+            part = C if shared else kc
             for k in range(0, C, part):
                 start = at * size * size * rows * width
                 if not shared:
                     transform_channels(weight, weight_step, C, column + panel * width, k,
-                                       min(piece, C - k), size, panels, start, rows * width)
-                _multiply(spectra, low, high, span, panels, start, rows * width, size * size, k,
-                          min(k + part, C), piece, one, mine, block)
+                                       min(kc, C - k), size, panels, start, rows * width)
+                _multiply(spectra, low, high, l3_tiles, panels, start, rows * width, size * size, k,
+                          min(k + part, C), kc, one, mine, block)
             _finish_block(mine, block, size, down, across, first + low, first + high, bias,
                           panel * width, out, result, pixel)
 
 
 @jit
-def _transform_bundle(x, shape, steps, corner, size, down, across, first, here, low, spectra,
-                      span, piece):
-    """ROWS tiles from number `low` of the span on; from number `here` on there are only zeros."""
-    C, squares = shape[1], size * size
-    square = np.empty(squares * lanes(x), x.dtype)
-    cut = np.empty(squares * (C + lanes(x)), x.dtype)
+def _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here, low, spectra,
+                      l3_tiles, kc):
+    """B^T d B of tiles low .. low + ROWS - 1 of an L3 block; zeros past its `here` tiles."""
+    C, positions = shape[1], size * size
+    half = np.empty(positions * lanes(x), x.dtype)
+    padded = np.empty(positions * (C + lanes(x)), x.dtype)
     for k in range(low, low + ROWS):
         if k < here:
-            n, i, j = _place(first + k, down, across)
+            n, i, j = _position(first + k, down, across)
             i, j = i * (size - 2) + corner[0], j * (size - 2) + corner[1]
-            _transform_tile(x, shape, steps, n, i, j, size, cut, square, spectra, k, span, piece)
+            _transform_tile(x, shape, steps, n, i, j, size, padded, half, spectra, k, l3_tiles, kc)
         else:
-            for s in range(0, (C + piece - 1) // piece * squares):
-                for c in range(0, piece, lanes(x)):
-                    store(spectra, (s * span + k) * piece + c, masked_load(x, 0, 0))
+            for s in range(0, (C + kc - 1) // kc * positions):
+                for c in range(0, kc, lanes(x)):
+                    store(spectra, (s * l3_tiles + k) * kc + c, masked_load(x, 0, 0))
 
 
 @jit
-def _place(tile, down, across):
-    """Picture, row and column of tiles"""
+def _position(tile, down, across):
+    """Image, row and column of a tile"""
     return tile // (down * across), tile // across % down, tile % across
 
 
 @jit
-def _multiply(spectra, low, high, span, panels, at, panel_plane, squares, first, end, piece, one,
+def _multiply(spectra, low, high, l3_tiles, panels, at, panel_plane, positions, first, end, kc, one,
               sums, block):
-    """For each place s in a tile: sums[s] (tiles, NR) = spectra[s] (tiles, C) panel[s] (C, NR)
+    """For each position s in a tile: sums[s] (tiles, NR) = spectra[s] (tiles, C) panel[s] (C, NR)
 
     for channels first to end - 1, whose panels begin at `at`; added to what is there from the
-    second piece on.
+    second KC block on.
     """
     width = VECTORS * lanes(sums)
-    bundles = (high - low + ROWS - 1) // ROWS
-    for s in range(squares):
+    mr_tiles = (high - low + ROWS - 1) // ROWS
+    for s in range(positions):
         panel = at + s * panel_plane
-        for b in range(bundles):
+        for b in range(mr_tiles):
             c = sums[(s * block + b * ROWS) * width:][:ROWS * width]
-            left = s * span + low + b * ROWS
-            # Fetch the next rows, and of the next panel the part that makes it whole in time.
-            following = left + ROWS if b + 1 < bundles else (s + 1) * span + low
-            next_panel = panel + panel_plane + (end - first) * b // bundles * width
-            pace = width // bundles + 1
-            for k in range(first, end, piece):
-                origin, done = k * squares * span, k - first
-                tile_ahead(spectra, origin + left * piece, piece, one, min(piece, end - k), panels,
-                           panel + done * width, width, c, k, origin + following * piece,
+            left = s * l3_tiles + low + b * ROWS
+            # Prefetch the next rows, and this MR tile's share of the next panel.
+            following = left + ROWS if b + 1 < mr_tiles else (s + 1) * l3_tiles + low
+            next_panel = panel + panel_plane + (end - first) * b // mr_tiles * width
+            pace = width // mr_tiles + 1
+            for k in range(first, end, kc):
+                origin, done = k * positions * l3_tiles, k - first
+                tile_ahead(spectra, origin + left * kc, kc, one, min(kc, end - k), panels,
+                           panel + done * width, width, c, k, origin + following * kc,
                            next_panel + done * pace, pace)
 
 
 @jit
-def _transform_tile(x, shape, steps, n, i, j, size, cut, square, out, tile, span, piece):
-    """B^T d B for all channels of the tile whose first pixel is (i, j); it may lie half outside."""
+def _transform_tile(x, shape, steps, n, i, j, size, padded, half, out, tile, l3_tiles, kc):
+    """spectra = B^T d B of the tile d whose first pixel is (i, j); it may lie half outside."""
     _, C, H, W = shape
-    picture, row, pixel = steps
-    first = n * picture + i * row + j * pixel
+    image, row, pixel = steps
+    first = n * image + i * row + j * pixel
     if i < 0 or j < 0 or i + size > H or j + size > W or C % lanes(x) > 0:
         # A copy with zeros around: at the border, and where channels are not whole vectors.
         step = (C + lanes(x) - 1) // lanes(x) * lanes(x)
@@ -165,30 +168,30 @@ def _transform_tile(x, shape, steps, n, i, j, size, cut, square, out, tile, span
                 inside = 0 <= i + a < H and 0 <= j + b < W
                 for c in range(0, C, lanes(x)):
                     have = min(lanes(x), C - c) if inside else 0
-                    store(cut, (a * size + b) * step + c,
+                    store(padded, (a * size + b) * step + c,
                           masked_load(x, first + a * row + b * pixel + c, have))
-        x, first, row, pixel = cut, 0, size * step, step
-    for c in range(0, C, piece):
-        transform_pixels(x, first + c, row, pixel, min(piece, C - c), size, square, out,
-                         c * size * size * span + tile * piece, span * piece)
+        x, first, row, pixel = padded, 0, size * step, step
+    for c in range(0, C, kc):
+        transform_pixels(x, first + c, row, pixel, min(kc, C - c), size, half, out,
+                         c * size * size * l3_tiles + tile * kc, l3_tiles * kc)
 
 
 @jit
 def _finish_block(sums, block, size, down, across, low, high, bias, column, out, result, pixel):
-    """Tiles low .. high - 1 of the pictures, from the sums of one panel"""
-    square = np.empty(size * size * lanes(out), out.dtype)
+    """Tiles low .. high - 1 of all images, from the sums of one panel"""
+    half = np.empty(size * size * lanes(out), out.dtype)
     edge = np.empty(size * size * lanes(out), out.dtype)
     width = VECTORS * lanes(out)
     for k in range(low, high):
-        n, i, j = _place(k, down, across)
+        n, i, j = _position(k, down, across)
         i, j = i * (size - 2), j * (size - 2)
-        _finish_tile(sums, (k - low) * width, block * width, size, square, edge, bias, column, out,
+        _finish_tile(sums, (k - low) * width, block * width, size, half, edge, bias, column, out,
                      n, i, j, result, pixel)
 
 
 @jit
-def _finish_tile(m, at, plane, size, square, edge, bias, column, out, n, i, j, result, pixel):
-    """A^T m A + bias for one panel of outputs of one tile, to its place in the picture."""
+def _finish_tile(m, at, plane, size, half, edge, bias, column, out, n, i, j, result, pixel):
+    """y = A^T m A + bias for one panel of outputs of one tile"""
     Ho, Wo, O = result
     reach, count = size - 2, lanes(out)
     for vector in range(VECTORS):
@@ -201,7 +204,7 @@ def _finish_tile(m, at, plane, size, square, edge, bias, column, out, n, i, j, r
         to, first, down, right = out, start, Wo * pixel, pixel
         if not whole:
             to, first, down, right = edge, 0, reach * count, count
-        transform_sums(m, at + vector * count, plane, size, square, load(bias, o), to, first, down,
+        transform_sums(m, at + vector * count, plane, size, half, load(bias, o), to, first, down,
                        right)
         if not whole:
             for a in range(min(reach, Ho - i)):

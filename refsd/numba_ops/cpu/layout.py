@@ -30,7 +30,7 @@ def concat(arrays, *, axis):
     y = _empty((*first.shape[:axis], size, *first.shape[axis + 1:]), first)
     start = 0
     for a in arrays:
-        place(a, _along(y, axis, start, start + a.shape[axis]))
+        copy_into(a, _along(y, axis, start, start + a.shape[axis]))
         start += a.shape[axis]
     return y
 
@@ -44,7 +44,7 @@ def slice(x, *, axis, start, stop):
 def pad(x, *, widths):
     y = _empty([before + n + after for n, (before, after) in zip(x.shape, widths)], x)
     y[...] = 0
-    place(x, y[tuple(np.s_[before:before + n] for n, (before, _) in zip(x.shape, widths))])
+    copy_into(x, y[tuple(np.s_[before:before + n] for n, (before, _) in zip(x.shape, widths))])
     return y
 
 
@@ -59,15 +59,15 @@ def _along(x, axis, start, stop):
 
 
 def as_tokens(x):
-    """(N, C, ...) -> (N, P, C) of adjacent elements: a view of a picture with channels last."""
-    N, C, *places = x.shape
-    return dense(_channels_last(x)).reshape(N, math.prod(places), C)
+    """(N, C, ...) -> (N, P, C) of adjacent elements: a view of a channels-last image."""
+    N, C, *positions = x.shape
+    return dense(_channels_last(x)).reshape(N, math.prod(positions), C)
 
 
 def as_image(tokens, shape):
     """The inverse: (N, P, C) seen as (N, C, ...), channels last in memory."""
-    N, C, *places = shape
-    return _channels_second(dense(tokens).reshape(N, *places, C))
+    N, C, *positions = shape
+    return _channels_second(dense(tokens).reshape(N, *positions, C))
 
 
 def _channels_last(x):
@@ -83,12 +83,12 @@ def _channels_second(x):
 def _empty(shape, like):
     """Memory for a result, with its channels last where those of `like` are."""
     if like.ndim == 4 and _channels_last(like).flags.c_contiguous:
-        N, C, *places = shape
-        return _channels_second(empty((N, *places, C), like.dtype))
+        N, C, *positions = shape
+        return _channels_second(empty((N, *positions, C), like.dtype))
     return empty(tuple(shape), like.dtype)
 
 
-def place(x, window):
+def copy_into(x, window):
     """window[...] = x, in parallel where both are large and made of runs of adjacent elements."""
     if x.size < ALONE:
         window[...] = x
@@ -112,7 +112,7 @@ def place(x, window):
 
 @jit(parallel=True)
 def _copy(x, from_steps, counts, length, y, to_steps):
-    """Copy runs of `length` elements, one for each place in a box of `counts` places."""
+    """Copy runs of `length` elements, one for each index into a box of `counts` positions."""
     runs = counts.prod()
     tall = max(1, BLOCK // length)
     for task in prange((runs + tall - 1) // tall):

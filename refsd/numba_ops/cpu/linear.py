@@ -1,4 +1,7 @@
-"""Matrix products: tiles of 14 x 32 sums in registers over weights whose outputs are adjacent."""
+"""Matrix products out (M, N) = a (M, K) B (K, N) + bias, blocked as in BLIS (Van Zee and van de
+Geijn 2015): an MR x NR tile of sums in registers (tile.py), K in blocks of kc, B packed with its
+output channels innermost (weights.py), NR of them a panel.
+"""
 
 import math
 
@@ -6,7 +9,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.pixels import even_pieces
+from refsd.numba_ops.cpu.pixels import even_kc
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, empty, fill_up, panel_width
 from refsd.numba_ops.simd import lanes, load, masked_store, pointer
@@ -34,9 +37,9 @@ def matmul(a, b):
     y = empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     zeros = fill_up(None, b.shape[-1], y.dtype)
-    for place in np.ndindex(batch):
-        right = pack(b[place].T)
-        multiply_rows(a[place], right, row_step(b.shape[-1], b.dtype), zeros, y[place])
+    for sums_at in np.ndindex(batch):
+        right = pack(b[sums_at].T)
+        multiply_rows(a[sums_at], right, row_step(b.shape[-1], b.dtype), zeros, y[sums_at])
     return y
 
 
@@ -56,74 +59,76 @@ def multiply_rows(x, right, right_step, bias, y):
     rows, _, step = as_rows(x)
     tiles, panels = -(-M // ROWS), -(-N // panel_width(x.dtype))
     # No result depends on these sizes: they keep the caches full and the threads busy.
-    blocks, parts = _shares(tiles, panels, numba.get_num_threads())
-    piece = even_pieces(K)
+    row_blocks, column_parts = _shares(tiles, panels, numba.get_num_threads())
+    kc = even_kc(K)
     slices = -(-K // DEPTH)
-    depth = -(-K // (slices * piece)) * piece
-    _multiply(rows, step, M, K, piece, depth, right, right_step, bias, y.reshape(-1), N, blocks,
-              parts)
+    slice_depth = -(-K // (slices * kc)) * kc
+    _multiply(rows, step, M, K, kc, slice_depth, right, right_step, bias, y.reshape(-1), N,
+              row_blocks, column_parts)
 
 
 def _shares(tiles, panels, threads):
-    """Into how many blocks of tiles and parts of panels to cut: a multiple of the threads."""
-    blocks = max(-(-tiles // MOST_TILES), min(tiles, -(-threads // panels)))
-    return blocks, min(panels, threads // math.gcd(blocks, threads))
+    """How many blocks of rows and parts of columns make the tasks: a multiple of the threads."""
+    row_blocks = max(-(-tiles // MOST_TILES), min(tiles, -(-threads // panels)))
+    return row_blocks, min(panels, threads // math.gcd(row_blocks, threads))
 
 
 @jit(parallel=True)
-def _multiply(a, step, rows, K, piece, depth, right, right_step, bias, out, columns, blocks, parts):
-    """out (rows, columns) = a B + bias. A task is a block of tiles by a part of the panels.
+def _multiply(a, step, rows, K, kc, slice_depth, right, right_step, bias, out, columns, row_blocks,
+              column_parts):
+    """out (rows, columns) = a B + bias. A task is a block of MR tiles by a part of the panels.
 
-    Each panel passes in slices of `depth` rows, and each slice in pieces that are summed in
-    registers: the second cache keeps the slice for all tiles, the first one the piece's rows.
+    K is cut into slices of `slice_depth` rows of B, which the second-level cache keeps for all
+    tiles of the task, and each slice into KC blocks, which are summed in registers and whose rows
+    the first-level cache keeps. sums: (tiles, MR, NR).
     """
     width = VECTORS * lanes(out)
     count = (columns + width - 1) // width
     tiles = (rows + ROWS - 1) // ROWS
-    for task in prange(blocks * parts):
-        block, part = np.int64(task) // parts, np.int64(task) % parts
-        low, high = block * tiles // blocks, (block + 1) * tiles // blocks
+    for task in prange(row_blocks * column_parts):
+        block, part = np.int64(task) // column_parts, np.int64(task) % column_parts
+        low, high = block * tiles // row_blocks, (block + 1) * tiles // row_blocks
         sums = np.empty((high - low) * ROWS * width, out.dtype)
-        for p in range(part * count // parts, (part + 1) * count // parts):
-            for k in range(0, K, depth):
-                after = k + depth if k + depth < K else 0
+        for p in range(part * count // column_parts, (part + 1) * count // column_parts):
+            for k in range(0, K, slice_depth):
+                after = k + slice_depth if k + slice_depth < K else 0
                 next_slice = (p if after else p + 1) * width + after * right_step
-                _add_slice(a, step, rows, low, high, k, min(k + depth, K), K, piece, right,
+                _add_slice(a, step, rows, low, high, k, min(k + slice_depth, K), K, kc, right,
                            right_step, p * width, next_slice, bias, sums, out, columns)
 
 
 @jit
-def _add_slice(a, step, rows, low, high, first, last, K, piece, right, right_step, column,
+def _add_slice(a, step, rows, low, high, first, last, K, kc, right, right_step, column,
                next_slice, bias, sums, out, columns):
     """Add products first .. last - 1 to the sums of tiles low .. high - 1 and one panel.
 
-    The first piece is added to the bias; with the last one a tile that is wanted whole goes to out.
+    The first KC block is added to the bias; with the last one a whole tile is written to out.
     """
     width = VECTORS * lanes(sums)
     share = last - first
     whole = rows >= ROWS and column + width <= columns
     for t in range(low, high):
-        # The last tile reaches back over rows of the one before, and gives them the same numbers.
+        # The last tile starts early, over rows of the one before, and gives them the same values.
         start = max(0, min(t * ROWS, rows - ROWS))
-        place = (t - low if share < K else 0) * ROWS * width
-        # Fetch the next rows, and of the next slice the part that makes it whole in time.
+        sums_at = (t - low if share < K else 0) * ROWS * width
+        # Prefetch the next rows, and this tile's share of the next slice.
         next_rows = (start + ROWS if t + 1 < high else low * ROWS) * step + first
         done, pace = share * (t - low) // (high - low), width // (high - low) + 1
-        before, before_at, before_step = pointer(sums, 0), place, width
+        before, before_at, before_step = pointer(sums, 0), sums_at, width
         if first == 0:
             before, before_at, before_step = pointer(bias, 0), column, 0
-        for k in range(first, last, piece):
-            to, to_at, to_step = pointer(sums, 0), place, width
-            if whole and k + piece >= K:
+        for k in range(first, last, kc):
+            to, to_at, to_step = pointer(sums, 0), sums_at, width
+            if whole and k + kc >= K:
                 to, to_at, to_step = pointer(out, 0), start * columns + column, columns
             ahead = next_slice + (done + (k - first) * pace // width) * right_step
-            tile_onto(a, start * step + k, step, min(piece, last - k), right,
+            tile_onto(a, start * step + k, step, min(kc, last - k), right,
                       column + k * right_step, right_step, before, before_at, before_step,
                       to, to_at, to_step, next_rows + (k - first) * ROWS, ahead, pace)
             before, before_at, before_step = to, to_at, to_step
         if last == K and not whole:
             for i in range(min(ROWS, rows - start)):
-                _store_some(sums, place + i * width, out, (start + i) * columns + column,
+                _store_some(sums, sums_at + i * width, out, (start + i) * columns + column,
                             min(width, columns - column))
 
 

@@ -2,7 +2,13 @@
 
 The mean is found first, then the deviations d from it: their own mean corrects it (it was rounded),
 the mean of d^2 gives the variance. Within a block sums run in the arrays' dtype; what they add up
-to is float64.
+to is float64. Blocks of n_i pixels with means m_i and variances v_i (their d^2's) are merged by
+
+    m = sum n_i m_i / n        v = sum n_i (v_i + (m_i - m)^2) / n        n = sum n_i
+
+the formula of Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance",
+The American Statistician 37, for many parts. `centre + off` is a mean in two parts, the second
+small. Arrays are 1-D in memory: x and y (N, P, C) or (rows, K).
 """
 
 import numpy as np
@@ -69,7 +75,7 @@ def _flat(vector):
 
 @jit(parallel=True)
 def _group_norm(x, weight, bias, N, P, C, groups, eps, y):
-    """x and y: N pictures of P pixels of C channels, those of a group side by side."""
+    """x and y (N, P, C), the channels of a group adjacent; moments (N, groups, blocks, 3)."""
     tall = max(1, PIXELS // C)
     blocks = (P + tall - 1) // tall
     moments = np.empty((N, groups, blocks, 3))
@@ -148,7 +154,11 @@ def _add_deviations(x, count, C, means, sums, squares):
 
 @jit
 def _whole_moments(moments, tall, P):
-    """Mean (in two parts, the second small) and variance of blocks of `tall` pixels, P in all."""
+    """Mean (in two parts) and variance of all P pixels: Chan et al.'s merge of blocks of `tall`.
+
+    moments: (blocks, 3), a rounded mean m, and the means of d = x - m and of d^2; so m_i is
+    m + mean d, and v_i is mean d^2 - (mean d)^2.
+    """
     mean, off, variance = moments[0, 0], 0.0, 0.0
     for block in range(len(moments)):
         share = min(tall, P - block * tall) / P

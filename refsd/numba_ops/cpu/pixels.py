@@ -1,16 +1,16 @@
-"""Pictures as convolutions read them: pixels of adjacent channels in flat memory."""
+"""Images as convolutions read them: pixels of adjacent channels in flat memory."""
 
 import numpy as np
 
 from refsd.numba_ops.memory import dense, flat
 
 ONE_SEGMENT = np.zeros(1, np.int64)
-# A sum over more channels than this is made in pieces: its rounding error grows with the longest.
-PIECE = 128
+# A longer sum over channels is made in KC blocks of at most so many: its error grows with kc.
+MOST_KC = 128
 
 
 def as_pixels(x: np.ndarray) -> tuple[np.ndarray, int, int, int]:
-    """x (N, C, H, W) as flat memory, and the steps to the next picture, row and pixel.
+    """x (N, C, H, W) as flat memory, and the steps to the next image, row and pixel.
 
     A view where the channels of a pixel lie side by side (channels-last memory), else a copy,
     which is counted.
@@ -23,11 +23,11 @@ def as_pixels(x: np.ndarray) -> tuple[np.ndarray, int, int, int]:
     return flat(pixels), *(s // x.itemsize for s in pixels.strides[:3])
 
 
-def even_pieces(channels: int) -> int:
-    """The length of the pieces of a sum: as even as whole numbers allow, at most PIECE."""
-    return -(-channels // -(-channels // PIECE))
+def even_kc(channels: int) -> int:
+    """kc, the length of the blocks of a sum: as even as whole numbers allow, at most MOST_KC."""
+    return -(-channels // -(-channels // MOST_KC))
 
 
-def whole_pieces(channels: int, vector: int) -> int:
+def whole_kc(channels: int, vector: int) -> int:
     """The same, rounded up to whole vectors."""
-    return -(-even_pieces(channels) // vector) * vector
+    return -(-even_kc(channels) // vector) * vector

@@ -1,4 +1,4 @@
-"""Enlarging pictures, all channels of a pixel at a time."""
+"""Enlarging images, all channels of a pixel at a time."""
 
 import numpy as np
 from numba import prange

@@ -82,7 +82,7 @@ def save(choices: dict[str, str], *, measured: set[str]) -> Path:
 
 
 def load() -> dict[str, str]:
-    """Algorithms by conv.place(); UsageError where nothing was measured."""
+    """Algorithms by conv.shape_key(); UsageError where nothing was measured."""
     kept = path()
     if not kept.exists():
         raise UsageError("tuned: nothing was measured for these kernels, this processor and "

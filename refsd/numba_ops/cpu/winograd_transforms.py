@@ -56,30 +56,30 @@ def out_of_6(m0, m1, m2, m3, m4, m5):
 
 
 @jit
-def transform_pixels(x, at, row, pixel, channels, size, square, out, out_at, plane):
-    """B^T d B, channel by channel: pixel (a, b) of d lies at at + a row + b pixel in x, place
-    (a, b) of the result at out_at + (a size + b) plane in out. `square` holds what is between.
+def transform_pixels(x, at, row, pixel, channels, size, half, out, out_at, plane):
+    """B^T d B, channel by channel: pixel (a, b) of d lies at at + a row + b pixel in x, position
+    (a, b) of the result at out_at + (a size + b) plane in out; half (size, size, lanes) is B^T d.
     """
     n = lanes(x)
     for c in range(0, channels, n):
         for b in range(size):
             for a in range(size):  # the next of 36 streams: more than hardware follows
                 prefetch(x, at + a * row + b * pixel + c + 4 * n)
-            _into(x, at + b * pixel + c, row, size, square, b * n, size * n)
+            _into(x, at + b * pixel + c, row, size, half, b * n, size * n)
         for a in range(size):
-            _into(square, a * size * n, n, size, out, out_at + a * size * plane + c, plane)
+            _into(half, a * size * n, n, size, out, out_at + a * size * plane + c, plane)
 
 
 @jit
-def transform_sums(m, at, plane, size, square, bias, out, out_at, row, pixel):
+def transform_sums(m, at, plane, size, half, bias, out, out_at, row, pixel):
     """A^T m A + bias for one vector of channels; the addresses are as in transform_pixels"""
     n, nothing = lanes(m), splat_like(bias, 0.0)
     for b in range(size):
-        _out_of(m, at + b * plane, size * plane, size, square, b * n, size * n, nothing)
+        _out_of(m, at + b * plane, size * plane, size, half, b * n, size * n, nothing)
     for a in range(size - 2):
         for b in range(size - 2, 2 * size - 4):  # the next tile's pixels
             prefetch(out, out_at + a * row + b * pixel)
-        _out_of(square, a * size * n, n, size, out, out_at + a * row, pixel, bias)
+        _out_of(half, a * size * n, n, size, out, out_at + a * row, pixel, bias)
 
 
 @jit

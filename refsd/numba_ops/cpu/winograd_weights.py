@@ -6,8 +6,9 @@
                 0    0    1                       1/t     q/t   q2/t
                                                   1/t    -q/t   q2/t
                                                    0       0      1
-They take 16/9 (F(2x2)) or 4 times (F(4x4)) the memory of the weights, and are made anew in every
-convolution, where there are few tiles a piece of a panel at a time: see docs/memory.md.
+They take 16/9 (F(2x2)) or 4 times (F(4x4)) the memory of the weights, so every convolution makes
+them again: all before it multiplies, or, if there are few tiles, KC block by KC block of a panel as
+it goes. docs/memory.md says why. S, T, P, Q are s, t, p, q; PP is p2, QQ is q2.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.vector import Vector
 
 S, T = 2 * PP * (PP - QQ), 2 * QQ * (QQ - PP)
-# Input channels of one task, those fetched ahead, and lanes of a pair of vectors of float64.
+# Input channels of one task, those prefetched, and lanes of a pair of vectors of float64.
 CHANNELS, AHEAD, WIDE = 64, 8, 2 * Vector(types.float64).count
 
 
@@ -44,7 +45,7 @@ def transform_weights(weight, step, C, column, panels, size, out):
     """Panels of the outputs from `column` on, each (size^2, C + 1, NR).
 
     weight: 3 x 3 x C rows `step` apart of adjacent outputs (weights.py). The row too many keeps the
-    size^2 places that are written together in different sets of the cache.
+    size^2 positions that are written together in different sets of the cache.
     """
     width = VECTORS * lanes(out)
     parts = (C + CHANNELS - 1) // CHANNELS
@@ -57,7 +58,7 @@ def transform_weights(weight, step, C, column, panels, size, out):
 
 @jit
 def transform_channels(weight, step, C, column, first, count, size, out, at, plane):
-    """`count` input channels of one panel: place s of channel first + i at at + s plane + i NR"""
+    """`count` input channels of a panel: position s of channel first + i at at + s plane + i NR"""
     width = VECTORS * lanes(out)
     half = np.empty(3 * size * WIDE)
     for i in range(count):
