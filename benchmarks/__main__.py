@@ -24,7 +24,7 @@ def parser():
                      help=f"some of: {', '.join(SECTIONS)}")
     run.add_argument("--rounds", type=int, default=5, help="alternating rounds (5)")
     run.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
-                     help="of every contestant (all cores)")
+                     help="of every runner (all cores)")
     run.add_argument("--out", type=Path, help="results file (benchmarks/results/CPU-THREADS.json)")
     run.add_argument("--cache", type=Path, default=ROOT / ".bench",
                      help="folder for the random model, 9 GB (.bench)")

@@ -1,7 +1,7 @@
-"""One contestant in a process of its own: answers JSON lines until its input ends.
+"""One runner in a process of its own: answers JSON lines until its input ends.
 
     prepare  a job for a variant           result  run once, keep or write what came out
-    run      some times, tell the seconds  referee judge results (refsd's child only)
+    run      some times, tell the seconds  referee judge results (refsd's worker only)
     drop     forget the job                peak    the most memory so far
 """
 
@@ -16,7 +16,7 @@ import traceback
 import numpy as np
 
 
-class Contestant:
+class Runner:
     """What one side has prepared, by variant."""
 
     def __init__(self, side, threads):
@@ -76,13 +76,13 @@ def serve(side, threads):
     """Answer each line of standard input. Whatever else is printed goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    contestant = None
+    runner = None
     for line in sys.stdin:
         message = json.loads(line)
         try:
-            if contestant is None:
-                contestant = Contestant(side, threads)
-            answer = getattr(contestant, message.pop("do"))(**message)
+            if runner is None:
+                runner = Runner(side, threads)
+            answer = getattr(runner, message.pop("do"))(**message)
         except Exception as problem:  # whatever it is, the parent tells it and goes on
             traceback.print_exc()
             text = " ".join(str(problem).split())[:300]

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 with random weights, as a folder that all contestants load; its inputs."""
+"""Stable Diffusion 1.5 with random weights, as a folder that all runners load; its inputs."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def _weight(name, shape, i):
 
 
 def inputs(part: str) -> dict[str, np.ndarray]:
-    """What one run of a part takes, the same for all contestants."""
+    """What one run of a part takes, the same for all runners."""
     random = np.random.default_rng(1)
 
     def normal(shape):

@@ -1,4 +1,4 @@
-"""OpenVINO in a child process: float32, latency hint.
+"""OpenVINO in a worker process: float32, latency hint.
 
 Variant "nhwc": pictures (N, H, W, C); "convert": make the network's file and no more.
 """

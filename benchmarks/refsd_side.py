@@ -1,4 +1,4 @@
-"""refsd in a child process: variants "numba" and "numpy". It is also the referee of results."""
+"""refsd in a worker process: variants "numba" and "numpy". It is also the referee of results."""
 
 import numpy as np
 

@@ -4,7 +4,7 @@
      "sections": {name: {"finished", "date", "rows": {row: {...}}}}}
 
 A row holds what was run ("flops", "bytes", "count", ...), what agreement says ("agreement"), every
-sample ("seconds": {contestant: [...]}), and what was not timed and why ("not_timed").
+sample ("seconds": {runner: [...]}), and what was not timed and why ("not_timed").
 """
 
 import json

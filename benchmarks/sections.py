@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import ROOT, agreement, calls, models
-from benchmarks.crew import ContestantError, crew, environment, race
 from benchmarks.memory import SIDES as MEMORY_SIDES
+from benchmarks.workers import RunnerError, environment, start_workers, time_in_rounds
 
 REFSD, NUMPY, TORCH, LAST, OPENVINO, NHWC = (
     "refsd", "refsd on NumPy", "PyTorch", "PyTorch channels-last", "OpenVINO", "OpenVINO NHWC")
-CONTESTANTS = {REFSD: ("refsd", "numba"), NUMPY: ("refsd", "numpy"),
+RUNNERS = {REFSD: ("refsd", "numba"), NUMPY: ("refsd", "numpy"),
                TORCH: ("torch", "contiguous"), LAST: ("torch", "channels_last"),
                OPENVINO: ("openvino", "plain"), NHWC: ("openvino", "nhwc")}
 ALONE = 4  # samples of what has no rival
@@ -44,25 +44,25 @@ def peaks(run):
     from benchmarks import peaks as limits
 
     rows = run.results.begin("peaks")
-    with crew(["refsd"], run.threads, run.cache) as found:
+    with start_workers(["refsd"], run.threads, run.cache) as workers:
         for kind, unit in (("fma", "flops"), ("copy", "bytes")):
             who = ("refsd", "numba")
-            found.ask(who, "prepare", job={"kind": kind})
-            found.ask(who, "run", times=2)
-            seconds = [found.ask(who, "run", times=1)["seconds"] for _ in range(3 * ALONE)]
+            workers.ask(who, "prepare", job={"kind": kind})
+            workers.ask(who, "run", times=2)
+            seconds = [workers.ask(who, "run", times=1)["seconds"] for _ in range(3 * ALONE)]
             amount = getattr(limits, kind)(run.threads)[1]
             rows[kind] = {unit: amount, "seconds": {REFSD: seconds}}
             run.say(f"  {kind}: {amount / min(seconds) / 1e9:.0f} G{unit}/s")
-            found.each({"refsd": {"do": "drop"}})
+            workers.each({"refsd": {"do": "drop"}})
 
 
 def ops(run):
-    """Every distinct op of a UNet step and a decode; a child keeps no op but the present one."""
+    """Every distinct op of a UNet step and a decode; a worker keeps no op but the present one."""
     rows = run.results.begin("ops")
     todo = calls.distinct_calls()
     if run.limit:
         todo = [c for op in calls.TIMED for c in [c for c in todo if c.op == op][-run.limit:]]
-    with crew(["refsd", "torch", "openvino"], run.threads, run.cache) as found:
+    with start_workers(["refsd", "torch", "openvino"], run.threads, run.cache) as workers:
         for i, call in enumerate(todo):
             if rows.get(call.name, {}).get("not_timed") == {}:
                 continue
@@ -71,7 +71,7 @@ def ops(run):
             job = {"kind": "op", "op": call.op, "inputs": call.inputs, "options": call.options}
             rows[call.name] = {"op": call.op, "inputs": call.inputs, "options": call.options,
                                "output": call.output, "flops": call.flops, "bytes": call.bytes,
-                               "count": call.count} | compete(run, found, job, names)
+                               "count": call.count} | compete(run, workers, job, names)
             run.results.save()
             run.say(f"  {i + 1}/{len(todo)} {call.name}: {summary(rows[call.name])}")
 
@@ -83,12 +83,12 @@ def part(run, name, *, scale=()):
     flops, size = calls.work(name)
     job = {"kind": name, "folder": run.folder, "allowed": agreement.PEER,
            "cache": str(run.cache / "openvino")}
-    with crew(["openvino"], run.threads, run.cache) as found:
+    with start_workers(["openvino"], run.threads, run.cache) as workers:
         # Converting takes as much memory again, so before the others load: kept for the next run.
-        _told(run, found.each({"openvino": {"do": "prepare", "job": job, "variant": "convert"}}))
-    with crew(["refsd", "torch", "openvino"], run.threads, run.cache) as found:
+        _told(run, workers.each({"openvino": {"do": "prepare", "job": job, "variant": "convert"}}))
+    with start_workers(["refsd", "torch", "openvino"], run.threads, run.cache) as workers:
         names = [REFSD, TORCH, OPENVINO, *([LAST] if name != "clip" else []), *scale]
-        rows[name] = {"flops": flops, "bytes": size} | compete(run, found, job, names, once=scale)
+        rows[name] = {"flops": flops, "bytes": size} | compete(run, workers, job, names, once=scale)
     run.say(f"  {name}: {summary(rows[name])}")
 
 
@@ -96,53 +96,53 @@ def bundled(run):
     """A whole picture by the model that ships with refsd."""
     rows = run.results.begin("bundled")
     job = {"kind": "bundled", "allowed": SAME_PICTURE}
-    with crew(["refsd", "torch", "openvino"], run.threads, run.cache) as found:
+    with start_workers(["refsd", "torch", "openvino"], run.threads, run.cache) as workers:
         names = [REFSD, TORCH, LAST, OPENVINO, NUMPY]
-        rows["bundled"] = {"steps": models.STEPS} | compete(run, found, job, names, once=(NUMPY,))
+        rows["bundled"] = {"steps": models.STEPS} | compete(run, workers, job, names, once=(NUMPY,))
     run.say(f"  bundled: {summary(rows['bundled'])}")
 
 
-def compete(run, found, job, names, once=()):
+def compete(run, workers, job, names, once=()):
     """Prepare a job on all sides, let the referee judge, race those that are right.
 
     Those named in `once` are there for scale: they run for the referee and no more.
     """
-    red = _prepare(found, job, names)
+    red = _prepare(workers, job, names)
     with tempfile.TemporaryDirectory(dir=run.cache) as folder:
-        first = _results(found, folder, [name for name in names if name not in red], red)
+        first = _results(workers, folder, [name for name in names if name not in red], red)
         files = {name: f"{folder}/{name}.npy" for name in names
                  if name not in red and name != REFSD}
-        judged = _judge(found, job, files, red)
+        judged = _judge(workers, job, files, red)
     agreed = {name: verdict for name, verdict in judged.items() if "red" not in verdict}
     red |= {name: verdict["red"] for name, verdict in judged.items() if "red" in verdict}
 
     row = {"agreement": agreed, "not_timed": red, "seconds": {}, "slower": {}}
     if REFSD not in red:
-        racing = {name: CONTESTANTS[name] for name in names if name not in {*red, *once}}
-        row["seconds"], row["slower"] = race(found, racing, run.rounds)
+        racing = {name: RUNNERS[name] for name in names if name not in {*red, *once}}
+        row["seconds"], row["slower"] = time_in_rounds(workers, racing, run.rounds)
         row["seconds"] |= {name: [first[name]] for name in once if name not in red}
-    found.each({side: {"do": "drop"} for side in found.children})
+    workers.each({side: {"do": "drop"} for side in workers.by_side})
     return row
 
 
-def _prepare(found, job, names):
+def _prepare(workers, job, names):
     """{name: why not}"""
     red = {}
     for number in (0, 1):  # the first variant of every side at once, then the second
         asked = {}
-        for side in found.children:
-            variants = [name for name in names if CONTESTANTS[name][0] == side]
+        for side in workers.by_side:
+            variants = [name for name in names if RUNNERS[name][0] == side]
             if number < len(variants):
                 asked[side] = variants[number]
-        answers = found.each({side: {"do": "prepare", "job": job, "variant": CONTESTANTS[name][1]}
+        answers = workers.each({side: {"do": "prepare", "job": job, "variant": RUNNERS[name][1]}
                               for side, name in asked.items()})
         red |= {asked[side]: str(answer) for side, answer in answers.items()
-                if isinstance(answer, ContestantError)}
+                if isinstance(answer, RunnerError)}
     return red
 
 
-def _results(found, folder, names, red):
-    """Everybody's result into files, our own into its child's memory. {name: seconds it took}
+def _results(workers, folder, names, red):
+    """Everybody's result into files, our own into its worker's memory. {name: seconds it took}
 
     What goes wrong is added to red, {name: why not}.
     """
@@ -150,13 +150,13 @@ def _results(found, folder, names, red):
     for name in names:
         path = None if name == REFSD else f"{folder}/{name}.npy"
         try:
-            seconds[name] = found.ask(CONTESTANTS[name], "result", path=path)["seconds"]
-        except ContestantError as problem:
+            seconds[name] = workers.ask(RUNNERS[name], "result", path=path)["seconds"]
+        except RunnerError as problem:
             red[name] = str(problem)
     return seconds
 
 
-def _judge(found, job, files, red):
+def _judge(workers, job, files, red):
     """The referee's verdict of all results. Whole networks are held against PyTorch's."""
     if REFSD in red:
         return {}
@@ -165,8 +165,8 @@ def _judge(found, job, files, red):
             return {REFSD: {"red": f"there is nothing to compare with: {red.get(TORCH)}"}}
         files = files | {"truth": files[TORCH]}
     try:
-        return found.children["refsd"].ask("referee", others=files)["judged"]
-    except ContestantError as problem:
+        return workers.by_side["refsd"].ask("referee", others=files)["judged"]
+    except RunnerError as problem:
         return {REFSD: {"red": f"the check failed: {problem}"}}
 
 
@@ -179,7 +179,7 @@ def memory(run):
                                str(run.threads)], cwd=ROOT, env=environment(run.threads),
                               capture_output=True, text=True)
         if done.returncode:
-            raise ContestantError(f"{side}: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
+            raise RunnerError(f"{side}: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
         key, *numbers = done.stdout.split()[-3:]
         rows[key] = {"bytes": int(numbers[0]), "prepared": int(numbers[1])}
         run.say(f"  {key}: {rows[key]['bytes'] / 1e9:.2f} GB")
@@ -203,13 +203,13 @@ def _clock(command, env):
     begun = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
-        raise ContestantError(" ".join(done.stderr.split())[-300:])
+        raise RunnerError(" ".join(done.stderr.split())[-300:])
     return time.perf_counter() - begun
 
 
 def _told(run, answers):
     for side, answer in answers.items():
-        if isinstance(answer, ContestantError):
+        if isinstance(answer, RunnerError):
             run.say(f"  {side}: {answer}")
 
 

@@ -1,4 +1,4 @@
-"""PyTorch and diffusers in a child process: variants "contiguous" and "channels_last"."""
+"""PyTorch and diffusers in a worker process: variants "contiguous" and "channels_last"."""
 
 import copy
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import agreement, calls, figures, machine, results_file, sections, tables, targets
-from benchmarks.crew import ContestantError, crew, race
+from benchmarks.workers import RunnerError, start_workers, time_in_rounds
 from refsd.contracts import Spec
 from refsd.registry import ops
 
@@ -89,10 +89,10 @@ def test_a_peer_in_half_precision_is_refused():
 
 
 class Judged:
-    """A crew whose referee says what the test wants; it is its own children too."""
+    """Workers whose referee says what the test wants; it is its own workers too."""
 
     def __init__(self, verdicts):
-        self.children, self.verdicts, self.ran = {"refsd": self, "torch": self}, verdicts, []
+        self.by_side, self.verdicts, self.ran = {"refsd": self, "torch": self}, verdicts, []
 
     def settle(self):
         """Nothing is running."""
@@ -131,7 +131,7 @@ def test_red_and_failed_sections_are_told_and_the_others_measured(tmp_path, monk
 
     def broken(run):
         run.results.begin("broken")
-        raise ContestantError("no memory")
+        raise RunnerError("no memory")
 
     def fine(run):
         run.results.begin("fine")["linear"] = {"not_timed": {}, "seconds": {"refsd": [1.0]}}
@@ -140,7 +140,7 @@ def test_red_and_failed_sections_are_told_and_the_others_measured(tmp_path, monk
     out = str(tmp_path / "x.json")
     assert command.main(["run", "--out", out, "--cache", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert "broken FAILED: ContestantError: no memory" in said
+    assert "broken FAILED: RunnerError: no memory" in said
     assert "linear: refsd not timed: outside" in said and "section broken is not complete" in said
     kept = results_file.load(out)["sections"]
     assert [kept[s]["finished"] for s in ("broken", "red", "fine")] == [False, False, True]
@@ -148,24 +148,24 @@ def test_red_and_failed_sections_are_told_and_the_others_measured(tmp_path, monk
     assert "fine: kept from" in capsys.readouterr().out
 
 
-def test_children_take_turns_and_a_dead_one_is_told(tmp_path):
+def test_workers_take_turns_and_a_dead_one_is_reported(tmp_path):
     inputs, options = SMALL["linear"]
     job = {"kind": "op", "op": "linear", "inputs": inputs, "options": options}
     names = {"refsd": ("refsd", "numba"), "refsd on NumPy": ("refsd", "numpy")}
-    with crew(["refsd"], 1, tmp_path) as found:
+    with start_workers(["refsd"], 1, tmp_path) as found:
         for who in names.values():
             found.ask(who, "prepare", job=job)
             found.ask(who, "result")
-        judged = found.children["refsd"].ask("referee", others={})["judged"]
+        judged = found.by_side["refsd"].ask("referee", others={})["judged"]
         assert judged["refsd"]["share_of_bound"] <= 1
-        seconds, slower = race(found, names, 3)
+        seconds, slower = time_in_rounds(found, names, 3)
         assert {len(samples) for samples in seconds.values()} == {3}
         assert seconds.keys() | slower.keys() == names.keys()
-        with pytest.raises(ContestantError, match="no_such"):
+        with pytest.raises(RunnerError, match="no_such"):
             found.ask(("refsd", "no_such"), "prepare", job=job)
             found.ask(("refsd", "no_such"), "run", times=1)
-        found.children["refsd"].process.kill()
-        with pytest.raises(ContestantError, match="ended with code"):
+        found.by_side["refsd"].process.kill()
+        with pytest.raises(RunnerError, match="ended with code"):
             found.ask(("refsd", "numba"), "run", times=1)
 
 

@@ -1,4 +1,7 @@
-"""The children that compete, and how they take turns: one runs, the others sleep."""
+"""The worker processes of a benchmark, and how they take turns: one runs, the others sleep.
+
+A runner is a worker and what it runs: (side, variant), for example ("refsd", "numba").
+"""
 
 import json
 import math
@@ -13,15 +16,15 @@ from benchmarks import ROOT
 
 # A sample lasts at least this long: short ops are called several times in a row.
 SAMPLE_SECONDS, MOST_CALLS = 0.025, 200
-# A variant this many times slower than its sibling when warm is told so and left out of the rounds.
-HOPELESS = 1.5
+# A variant this many times slower than its sibling when warm is left out of the rounds (reported).
+CUTOFF = 1.5
 WARM_UPS = 3
 FEWEST, ENOUGH = 3, 90  # rounds, seconds
-QUIET, PATIENCE = 0.006, 2.0  # seconds
+QUIET, TIMEOUT = 0.006, 2.0  # seconds
 
 
-class ContestantError(Exception):
-    """A child could not do what it was asked, or has died."""
+class RunnerError(Exception):
+    """A worker could not do what was requested, or has died."""
 
 
 def environment(threads):
@@ -30,7 +33,7 @@ def environment(threads):
     return os.environ | dict.fromkeys(names, str(threads))
 
 
-class Child:
+class Worker:
     """One process; a message goes in as a JSON line, and so comes the answer."""
 
     def __init__(self, side, threads, log):
@@ -46,15 +49,15 @@ class Child:
             self.process.stdin.write(json.dumps({"do": do} | message) + "\n")
             self.process.stdin.flush()
         except OSError:
-            raise ContestantError(self._died()) from None
+            raise RunnerError(self._died()) from None
 
     def receive(self):
         line = self.process.stdout.readline()
         if not line:
-            raise ContestantError(self._died())
+            raise RunnerError(self._died())
         answer = json.loads(line)
         if "error" in answer:
-            raise ContestantError(answer["error"])
+            raise RunnerError(answer["error"])
         return answer
 
     def ask(self, do, **message):
@@ -82,19 +85,19 @@ class Child:
             self.process.wait()
 
 
-class Crew:
-    """The children of one section."""
+class Workers:
+    """The workers of one section."""
 
     def __init__(self, sides, threads, folder):
-        self.children = {side: Child(side, threads, folder / f"{side}.log") for side in sides}
+        self.by_side = {side: Worker(side, threads, folder / f"{side}.log") for side in sides}
 
     def settle(self):
-        """Wait until no child computes any more: thread pools spin for a while after their work."""
+        """Wait until no worker computes any more: thread pools spin for a while when idle."""
         begun = time.monotonic()
-        while time.monotonic() - begun < PATIENCE:
-            before = [child.cpu_seconds() for child in self.children.values()]
+        while time.monotonic() - begun < TIMEOUT:
+            before = [worker.cpu_seconds() for worker in self.by_side.values()]
             time.sleep(QUIET)
-            after = [child.cpu_seconds() for child in self.children.values()]
+            after = [worker.cpu_seconds() for worker in self.by_side.values()]
             if None in before or None in after:
                 time.sleep(0.3)
                 return
@@ -102,66 +105,66 @@ class Crew:
                 return
 
     def each(self, requests):
-        """Ask several children at once: {child: message}. Returns answers or their errors."""
+        """Send several workers a request at once, {side: message}; their answers or errors."""
         answers = {}
         for side, message in requests.items():
             try:
-                self.children[side].send(**message)
-            except ContestantError as problem:
+                self.by_side[side].send(**message)
+            except RunnerError as problem:
                 answers[side] = problem
         for side in requests:
             if side not in answers:
                 try:
-                    answers[side] = self.children[side].receive()
-                except ContestantError as problem:
+                    answers[side] = self.by_side[side].receive()
+                except RunnerError as problem:
                     answers[side] = problem
         return answers
 
-    def ask(self, contestant, do, **message):
-        """Ask the child of a contestant (side, variant) about its variant, all others quiet."""
-        side, variant = contestant
+    def ask(self, runner, do, **message):
+        """Send a runner's worker a request about its variant, all others quiet."""
+        side, variant = runner
         self.settle()
-        return self.children[side].ask(do, variant=variant, **message)
+        return self.by_side[side].ask(do, variant=variant, **message)
 
 
 @contextmanager
-def crew(sides, threads, folder):
-    """Children that live as long as the block."""
+def start_workers(sides, threads, folder):
+    """Workers that live as long as the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = Crew(sides, threads, folder)
+    workers = Workers(sides, threads, folder)
     try:
-        yield found
+        yield workers
     finally:
-        for child in found.children.values():
-            child.close()
+        for worker in workers.by_side.values():
+            worker.close()
 
 
-def _warm_up(found, contestant):
+def _warm_up(workers, runner):
     """The fastest of a few single calls, of one where it is long."""
-    found.settle()
-    (side, variant), fastest = contestant, math.inf
+    workers.settle()
+    (side, variant), fastest = runner, math.inf
     for _ in range(WARM_UPS):
-        answer = found.children[side].ask("run", variant=variant, times=1)
+        answer = workers.by_side[side].ask("run", variant=variant, times=1)
         fastest = min(fastest, answer["seconds"])
         if fastest > 8 * SAMPLE_SECONDS:
             break
     return fastest
 
 
-def race(found, contestants, rounds):
-    """Seconds of every contestant in alternating rounds: ({name: [...]}, {name: too slow}).
+def time_in_rounds(workers, runners, rounds):
+    """Seconds of every runner in alternating rounds: ({name: [...]}, {name: too slow}).
 
-    contestants: name -> (side, variant), all prepared and run once. Each round begins with another
+    runners: name -> (side, variant), all prepared and run once. Each round begins with another
     one. After FEWEST rounds it may end early, when ENOUGH seconds have gone by.
     """
     begun = time.monotonic()
-    warm = {name: _warm_up(found, who) for name, who in contestants.items()}
-    hopeless = {}
-    for name, (side, _) in contestants.items():
-        siblings = [warm[other] for other, who in contestants.items() if who[0] == side]
-        if warm[name] > HOPELESS * min(siblings):
-            hopeless[name] = warm[name]
-    racing = [name for name in contestants if name not in hopeless]
+    warm = {name: _warm_up(workers, runner) for name, runner in runners.items()}
+    cut_off = {}
+    for name, (side, _) in runners.items():
+        siblings = [warm[other] for other, runner in runners.items() if runner[0] == side]
+        if warm[name] > CUTOFF * min(siblings):
+            cut_off[name] = warm[name]
+    racing = [name for name in runners if name not in cut_off]
     times = {name: max(1, min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / max(warm[name], 1e-6))))
              for name in racing}
     seconds = {name: [] for name in racing}
@@ -169,6 +172,6 @@ def race(found, contestants, rounds):
         if i >= FEWEST and time.monotonic() - begun > ENOUGH:
             break
         for name in racing[i % len(racing):] + racing[:i % len(racing)]:
-            answer = found.ask(contestants[name], "run", times=times[name])
+            answer = workers.ask(runners[name], "run", times=times[name])
             seconds[name].append(answer["seconds"])
-    return seconds, hopeless
+    return seconds, cut_off
