@@ -109,7 +109,7 @@ diffusion.py | per_sample(np.sqrt(1 - alpha_bar) | per_sample(1 - alpha_bar
 scheduler.py | if key not in dropped and | if
 scheduler.py | Config({**options, **scheduler.config} | Config({**scheduler.config}
 scheduler.py | if self.step_index is None else self.step_index | if True else self.step_index
-config.py | key for key in defaults if key not in given | key for key in ()
+config.py | key for key in defaults if key not in options | key for key in ()
 """  # noqa: E501
 
 

@@ -37,15 +37,15 @@ class StepCallback:
         return self.positive, self.negative
 
     def __call__(self, step: Any) -> dict[str, Any]:
-        """Tell of a step; what it replaced, as stages.denoise takes it."""
+        """Call the function with a step; what it replaced, as stages.denoise takes it."""
         if self.function is None:
             return {}
         current = {"latents": step.latents, "prompt_embeds": self.positive,
                    "negative_prompt_embeds": self.negative}
         scale = self.pipe._guidance_scale
-        said = self.function(self.pipe, step.index, step.timestep,
+        returned = self.function(self.pipe, step.index, step.timestep,
                              {name: current[name] for name in self.names})
-        changed = self._replaced(said, current)
+        changed = self._replaced(returned, current)
         self.positive = changed.get("prompt_embeds", self.positive)
         self.negative = changed.get("negative_prompt_embeds", self.negative)
         if self.pipe._guidance_scale is not scale:
@@ -54,16 +54,16 @@ class StepCallback:
             changed.pop("negative_prompt_embeds", None)  # kept for when guidance comes back
         return changed
 
-    def _replaced(self, said: Any, current: dict[str, Any]) -> dict[str, Any]:
+    def _replaced(self, returned: Any, current: dict[str, Any]) -> dict[str, Any]:
         """What came back, under known names, in the shapes and the dtype of what it replaces."""
-        if said is None:
+        if returned is None:
             return {}
-        if not isinstance(said, Mapping):
-            raise UsageError(f"callback_on_step_end returned a {type(said).__name__}; return a "
+        if not isinstance(returned, Mapping):
+            raise UsageError(f"callback_on_step_end returned a {type(returned).__name__}; return a "
                              "dict of replaced tensors, or None")
-        refuse_unknown("what callback_on_step_end returned", said, TENSORS, "tensor")
+        refuse_unknown("what callback_on_step_end returned", returned, TENSORS, "tensor")
         changed = {}
-        for name, value in said.items():
+        for name, value in returned.items():
             old = current[name]
             if value is old:
                 continue
@@ -80,7 +80,7 @@ class StepCallback:
     def _rescaled(self) -> dict[str, Any]:
         """Another guidance scale from here on, set as diffusers' callbacks do.
 
-        At 1 and below the model is asked once, without the negative texts.
+        At 1 and below the model predicts once, without the negative texts.
         """
         scale = check_number("_guidance_scale", self.pipe._guidance_scale, -1000, 1000)
         if self.negative is None:

@@ -1,4 +1,4 @@
-"""Prompts as vectors, and what is said of them: words dropped, and syntax of other tools."""
+"""Prompts as vectors, and what is reported of them: words dropped, and syntax of other tools."""
 
 import logging
 import re
@@ -46,16 +46,16 @@ def dropped(tokenizer: Any, text: str, name: str = "prompt") -> str:
 def literal(text: str) -> Iterator[tuple[str, str]]:
     """Syntax of other tools in a text, and what becomes of it."""
     for pattern, meaning in _SYNTAX:
-        if found := pattern.search(text):
-            yield found[0][:80], meaning
+        if match := pattern.search(text):
+            yield match[0][:80], meaning
 
 
 def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
           negative_prompt_embeds: Any, *, copies: int, clip_skip: int | None,
           guided: bool) -> tuple[Any, Any]:
-    """The text and what to keep away from, for every picture.   (B, L, D), (B, L, D) or None
+    """The text and what to keep away from, for every image.   (B, L, D), (B, L, D) or None
 
-    Read-only: what replaces them is returned by a callback, so that the steps hear of it.
+    Read-only: what replaces them is returned by a callback, so that the steps read it.
     """
     if (prompt is None) == (prompt_embeds is None):
         raise UsageError("give either prompt or prompt_embeds, got "
@@ -89,23 +89,23 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
 
 
 def _given(pipe, name, value, shape):
-    found = shaped(name, value, shape, pipe.unet.dtype)
+    array = shaped(name, value, shape, pipe.unet.dtype)
     if pipe.check_finite:
-        require_finite(name, found)
-    return found
+        require_finite(name, array)
+    return array
 
 
 def _repeated(array, copies):
-    found = np.repeat(array, copies, axis=0)
-    found.flags.writeable = False
-    return found
+    copied = np.repeat(array, copies, axis=0)
+    copied.flags.writeable = False
+    return copied
 
 
 def _encode(pipe, name, texts, clip_skip):
     for text in texts:
         if line := dropped(pipe.tokenizer, text, name):
             logger.warning("%s", line)
-        for found, meaning in literal(text):
-            pipe.remark(f"{found!r}: {meaning}", meaning)
+        for syntax, meaning in literal(text):
+            pipe.remark(f"{syntax!r}: {meaning}", meaning)
     ids = stages.tokenize(pipe.tokenizer, texts)
     return stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)

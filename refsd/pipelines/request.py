@@ -1,4 +1,4 @@
-"""What may be asked of a pipeline, checked before anything is computed."""
+"""What may be requested of a pipeline, checked before anything is computed."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -27,18 +27,18 @@ NUMBERS = {
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:
     """A number from low to high, as a float; UsageError names the field and the range."""
-    found = as_number(value)
-    if found is None or not low <= found <= high:
+    checked = as_number(value)
+    if checked is None or not low <= checked <= high:
         raise UsageError(f"{name} is {shown(value)}; give a number from {low:g} to {high:g}")
-    return float(found)
+    return float(checked)
 
 
 def check_integer(name: str, value: Any, low: int, high: int) -> int:
     """An integer from low to high; UsageError names the field and the range."""
-    found = as_integer(value)
-    if found is None or not low <= found <= high:
+    checked = as_integer(value)
+    if checked is None or not low <= checked <= high:
         raise UsageError(f"{name} is {shown(value)}; give an integer from {low} to {high}")
-    return found
+    return checked
 
 
 def check_numbers(values: Mapping[str, Any], name: Callable[[str], str] = str) -> None:
@@ -60,12 +60,12 @@ def check_steps(value: Any, *, own: bool) -> int | None:
 
 def check_side(name: str, value: Any, factor: int) -> int:
     """A width or height in pixels: a multiple of the VAE's downscale, up to MAX_SIDE."""
-    found = as_integer(value)
-    if found is None or not factor <= found <= MAX_SIDE or found % factor:
-        near = "" if found is None else nearest_sides(found, factor)
+    checked = as_integer(value)
+    if checked is None or not factor <= checked <= MAX_SIDE or checked % factor:
+        near = "" if checked is None else nearest_sides(checked, factor)
         raise UsageError(f"{name} is {shown(value)}; give a multiple of {factor} from {factor} to "
                          f"{MAX_SIDE}{near}")
-    return found
+    return checked
 
 
 def nearest_sides(value: int, factor: int) -> str:
@@ -77,10 +77,10 @@ def nearest_sides(value: int, factor: int) -> str:
 
 def check_flag(name: str, value: Any) -> bool:
     """True or False, Python's or NumPy's."""
-    found = value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
-    if not isinstance(found, bool):
+    flag = value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
+    if not isinstance(flag, bool):
         raise UsageError(f"{name} is {shown(value)}; give True or False")
-    return found
+    return flag
 
 
 def check_prompts(name: str, value: Any) -> list[str]:
@@ -91,11 +91,11 @@ def check_prompts(name: str, value: Any) -> list[str]:
         raise UsageError(f"{name} is a {type(value).__name__}; give a string or a list of strings")
     if not prompts:
         raise UsageError(f"{name} is an empty list; give at least one text (\"\" is one)")
-    for i, one in enumerate(prompts):
-        if not isinstance(one, str):
-            raise UsageError(f"{name}[{i}] is a {type(one).__name__}; give a string or a list of "
-                             "strings")
-    return [str(one) for one in prompts]
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise UsageError(f"{name}[{i}] is a {type(prompt).__name__}; give a string or a list "
+                             "of strings")
+    return [str(prompt) for prompt in prompts]
 
 
 def check_output_type(value: Any) -> str:
@@ -116,7 +116,7 @@ def check_choice(name: str, value: Any, choices: Any) -> str:
 
 
 def is_guided(pipe: Any, guidance_scale: float) -> bool:
-    """Whether the model is asked twice: above 1, unless it is distilled and takes the scale."""
+    """Whether the model predicts twice a step: above 1, unless it takes the scale as an input."""
     return guidance_scale > 1 and pipe.unet.time_cond_dim is None
 
 
@@ -126,16 +126,16 @@ def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta
 
     The sampler is the pipeline's own, or `scheduler`.
     """
-    found, scheduler = {}, pipe.scheduler if scheduler is None else scheduler
+    without_effect, scheduler = {}, pipe.scheduler if scheduler is None else scheduler
     if not is_guided(pipe, guidance_scale):
         why = (f"at a guidance scale of {guidance_scale:g} the model is asked once, without it"
                if pipe.unet.time_cond_dim is None else
                "this model is distilled: it is asked once, and takes the scale as an input")
-        found |= {"guidance_rescale": why} if guidance_rescale else {}
-        found |= {"negative_prompt": why} if negative else {}
+        without_effect |= {"guidance_rescale": why} if guidance_rescale else {}
+        without_effect |= {"negative_prompt": why} if negative else {}
     if eta and "eta" not in inspect.signature(scheduler.step).parameters:
-        found["eta"] = f"{type(scheduler).__name__} takes none"
-    return found
+        without_effect["eta"] = f"{type(scheduler).__name__} takes none"
+    return without_effect
 
 
 def check_memory(needed: int, available: int | None, what: str) -> None:

@@ -48,7 +48,7 @@ LOAD_ARGUMENTS = ("path", "backend", "dtype", "download", "variant", "ema", "for
 
 @dataclass
 class StableDiffusionOutput:
-    """`images`: PIL pictures, an array (B, H, W, 3) in [0, 1], or latents (B, 4, h, w).
+    """`images`: PIL images, an array (B, H, W, 3) in [0, 1], or latents (B, 4, h, w).
 
     `seed` is the seed of the noise if the call chose or was given one number; `seconds` the time a
     stage ("encode", "denoise", "decode") took, `step_seconds` each denoising step's.
@@ -168,10 +168,10 @@ class StableDiffusionPipeline:
         """Draw. Every argument means what it means in diffusers' StableDiffusionPipeline.
 
         generator: an int seed, a generator of refsd.random or of torch on the CPU, or a list with
-        one for each picture; None draws a seed, which the output names. Arrays may be any
+        one for each image; None draws a seed, which the output names. Arrays may be any
         library's, of any dtype. callback_on_step_end(pipe, step, timestep, tensors) may return a
         dict of replaced tensors; `pipe._interrupt = True` in it makes this step the last one.
-        Raises UsageError for what cannot be asked.
+        Raises UsageError for what cannot be requested.
         """
         from_diffusers.take("StableDiffusionPipeline", others, from_diffusers.CALLING,
                             CALL_ARGUMENTS)
@@ -213,8 +213,8 @@ class StableDiffusionPipeline:
         images = self.to_output(latents, output_type)
         clock["decode"] = time.perf_counter()
         seconds = {b: clock[b] - clock[a] for a, b in pairwise(clock)}
-        found = StableDiffusionOutput(images, as_number(seed), seconds, step_seconds)
-        return found if as_dict else (images, None)
+        output = StableDiffusionOutput(images, as_number(seed), seconds, step_seconds)
+        return output if as_dict else (images, None)
 
     def to_output(self, latents: Any, output_type: str) -> Any:
         """Final latents as what the caller wants: "pil", "np" or "latent"."""
@@ -222,16 +222,16 @@ class StableDiffusionPipeline:
         if output_type == "latent":
             return latents
         with use(self.backend, exact=self.exact):
-            pictures = stages.decode(self.vae, latents)
-        self._check("decode", pictures)
+            images = stages.decode(self.vae, latents)
+        self._check("decode", images)
         if output_type == "np":
-            return pictures
+            return images
         from PIL import Image
 
-        return [Image.fromarray(picture) for picture in stages.to_bytes(pictures)]
+        return [Image.fromarray(image) for image in stages.to_bytes(images)]
 
     def _side(self, name, value, latents):
-        """The size asked for, else that of the caller's latents, else the model's own."""
+        """The size requested, else that of the caller's latents, else the model's own."""
         if value is None and latents is not None and len(latents.shape) == 4:
             value = latents.shape[2 if name == "height" else 3] * self.vae.config.downscale
         value = self.default_size if value is None else value

@@ -78,7 +78,7 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
             generator: Any = None) -> Iterator[DenoisingStep]:
     """Stage 4: from noise to latents, one step at a time.   (B, 4, h, w), (B, L, D) -> steps
 
-    With negative_prompt_embeds the model is asked twice and guided away from them:
+    With negative_prompt_embeds the model predicts for both and is guided away from them:
     eps = eps(neg) + s (eps(text) - eps(neg)), Ho and Salimans 2022. A caller may send() a dict
     with new "latents", "prompt_embeds", "negative_prompt_embeds" or "guidance_scale" in answer to
     a step. eta and generator go to the samplers that add noise.
@@ -142,17 +142,17 @@ def rescale(guided: Any, text: Any, share: float) -> Any:
 
 
 def decode(vae: VAE, latents: Any) -> np.ndarray:
-    """Stage 5: the pictures.   (B, 4, h, w) -> (B, H, W, 3) float in [0, 1]"""
-    pictures = vae.decode(latents / vae.config.scaling_factor)
-    return np.clip(np.asarray(pictures) * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+    """Stage 5: the images.   (B, 4, h, w) -> (B, H, W, 3) float in [0, 1]"""
+    images = vae.decode(latents / vae.config.scaling_factor)
+    return np.clip(np.asarray(images) * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
 
-def to_bytes(pictures: np.ndarray) -> np.ndarray:
+def to_bytes(images: np.ndarray) -> np.ndarray:
     """round(255 x), halves to even, as diffusers; others cut.   (B, H, W, 3) in [0, 1] -> uint8"""
-    return (pictures * 255).round().astype("uint8")
+    return (images * 255).round().astype("uint8")
 
 
 def require_finite(array: Any, stage: str) -> None:
     """Stop with the stage's name at the first NaN or infinity."""
-    if found := not_finite(array):
-        raise ModelError(f"{stage}: {found}. The weights are damaged or the inputs overflow")
+    if problem := not_finite(array):
+        raise ModelError(f"{stage}: {problem}. The weights are damaged or the inputs overflow")

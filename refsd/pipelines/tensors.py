@@ -14,13 +14,13 @@ def shaped(name: str, value: Any, wanted: tuple, dtype: Any) -> Any:
 
     `wanted` holds sizes, and letters where any size of at least 1 will do: (1, "L", 768).
     """
-    found = as_array(name, value, dtype)
-    good = len(found.shape) == len(wanted) and all(
-        (n >= 1 if isinstance(w, str) else n == w) for n, w in zip(found.shape, wanted))
+    array = as_array(name, value, dtype)
+    good = len(array.shape) == len(wanted) and all(
+        (n >= 1 if isinstance(w, str) else n == w) for n, w in zip(array.shape, wanted))
     if not good:
-        raise UsageError(f"{name} has shape {tuple(found.shape)}; give "
+        raise UsageError(f"{name} has shape {tuple(array.shape)}; give "
                          f"({', '.join(map(str, wanted))})")
-    return found
+    return array
 
 
 def not_finite(value: Any) -> str:
@@ -34,8 +34,8 @@ def not_finite(value: Any) -> str:
 
 def require_finite(name: str, value: Any) -> None:
     """UsageError for a caller's array that holds NaN or infinity, in the dtype of the pipeline."""
-    if found := not_finite(value):
-        raise UsageError(f"{name}: {found}; give finite numbers that {value.dtype} holds")
+    if problem := not_finite(value):
+        raise UsageError(f"{name}: {problem}; give finite numbers that {value.dtype} holds")
 
 
 def text_width(tree: dict[str, Any]) -> int | str:

@@ -54,8 +54,8 @@ def check_dtype(name, dtype):
 
 def as_int(value):
     """The value as an int; None for a bool, and for floats, which hold no 64 bits of a seed."""
-    found = as_number(value)
-    return found if isinstance(found, int) else None
+    number = as_number(value)
+    return number if isinstance(number, int) else None
 
 
 def to_dtype(x, dtype):

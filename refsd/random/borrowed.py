@@ -27,10 +27,10 @@ class BorrowedGenerator:
         """Normal numbers of mean 0 and variance 1.   shape -> (shape) dtype"""
         state = self._theirs.get_state()
         ours = TorchGenerator(0).set_state(state)
-        found = ours.randn(shape, dtype=dtype)
+        values = ours.randn(shape, dtype=dtype)
         np.asarray(state)[:] = ours.get_state()  # the tensor's memory is the array's
         self._theirs.set_state(state)
-        return found
+        return values
 
 
 def is_torch_generator(value: Any) -> bool:

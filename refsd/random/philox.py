@@ -14,7 +14,7 @@ _BLOCK = 256  # threads of one block in torch's kernels
 
 
 class PhiloxGenerator:
-    """The numbers of `torch.Generator("cuda").manual_seed(seed)`, close but not equal to the bit.
+    """The numbers of `torch.Generator("cuda").manual_seed(seed)`, close but not bit-exact.
 
     The random bits are exact. The last step is not: the graphics card takes sine and cosine from a
     table with an absolute error of up to 2^-21.4, which no other processor has, so each number is

@@ -1,4 +1,4 @@
-"""torch's CPU generator: the same seed gives the same numbers as `torch.Generator`, to the bit."""
+"""torch's CPU generator: the same seed gives the same values as `torch.Generator`, bit-exact."""
 
 import math
 

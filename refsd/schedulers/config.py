@@ -90,17 +90,17 @@ class Config(dict):
     update = setdefault = pop = popitem = clear = _refuse
 
 
-def resolve(name, defaults, choices, given) -> Config:
+def resolve(name, defaults, choices, options) -> Config:
     """The options of class `name`: what was given, checked, over its defaults.
 
     Raises UsageError for an option that the class does not have or a value that it does not take.
     """
-    refuse_unknown(name, given, defaults, "option")
-    given = {key: as_kind(value, 0.0 if defaults[key] is None else defaults[key])
-             for key, value in given.items() if value is not None or key not in NULL_IS_DEFAULT}
-    values = {"_class_name": name, **defaults, **given}
+    refuse_unknown(name, options, defaults, "option")
+    options = {key: as_kind(value, 0.0 if defaults[key] is None else defaults[key])
+             for key, value in options.items() if value is not None or key not in NULL_IS_DEFAULT}
+    values = {"_class_name": name, **defaults, **options}
     rules = RULES | {key: only(*allowed) for key, allowed in choices.items()}
-    for key, value in given.items():
+    for key, value in options.items():
         if wanted := rules.get(key, boolean)(value):
             raise UsageError(f"{name}: {key} is {shown(value)}; refsd takes {wanted}")
 
@@ -111,4 +111,4 @@ def resolve(name, defaults, choices, given) -> Config:
                 f"{name}: trained_betas has {len(values['trained_betas'])} values; give "
                 f"num_train_timesteps of them, {values['num_train_timesteps']}"
             )
-    return Config(values, [key for key in defaults if key not in given])
+    return Config(values, [key for key in defaults if key not in options])

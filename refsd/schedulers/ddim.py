@@ -39,7 +39,7 @@ class DDIMScheduler(DiffusionScheduler):
     }
 
     def set_timesteps(self, num_inference_steps: int) -> None:
-        """Lay out the timesteps of a run, and start it."""
+        """Choose the timesteps of a run, and start it."""
         steps, config = self._check_steps(num_inference_steps), self.config
         timesteps = spaced_timesteps(
             config.timestep_spacing, steps, config.num_train_timesteps, offset=config.steps_offset
@@ -71,9 +71,9 @@ class DDIMScheduler(DiffusionScheduler):
         `use_clipped_model_output` eps is derived again from the clipped x0.
         """
         model_output, sample = self._pair(model_output, sample)
-        given, eta = eta, as_number(eta)
+        requested, eta = eta, as_number(eta)
         if eta is None or not 0 <= eta <= 1:
-            raise UsageError(f"eta is {shown(given)}; give a number from 0 to 1")
+            raise UsageError(f"eta is {shown(requested)}; give a number from 0 to 1")
         t = self._training_step(timestep)
         alpha_bar_t, alpha_bar_s = self._alpha_bar(t), self._alpha_bar(self._target(t))
         kind = self.config.prediction_type

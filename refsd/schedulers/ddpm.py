@@ -41,7 +41,7 @@ class DDPMScheduler(DiffusionScheduler):
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Sequence[int] | None = None
     ) -> None:
-        """Lay out the timesteps of a run, or take the caller's own, and start it."""
+        """Choose the timesteps of a run, or take the caller's own, and start it."""
         config = self.config
         if only_one(num_inference_steps=num_inference_steps, timesteps=timesteps) == "timesteps":
             chosen = self._custom_timesteps(timesteps)

@@ -89,16 +89,16 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
     def set_timesteps(
         self, num_inference_steps: int | None = None, *, timesteps: Sequence[int] | None = None
     ) -> None:
-        """Lay out the sigmas and timesteps of a run, or take the caller's own, and start it."""
+        """Choose the sigmas and timesteps of a run, or take the caller's own, and start it."""
         choice, zero_last = self.sigma_choice, self.config.final_sigmas_type == "zero"
-        given = only_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
-        if given == "timesteps" and choice:
+        argument = only_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
+        if argument == "timesteps" and choice:
             raise UsageError(f"set_timesteps got timesteps, but {choice} chooses them; give steps")
 
         if choice:
             sigmas, timesteps = self._chosen_sigmas(self._check_steps(num_inference_steps))
         else:
-            if given == "timesteps":
+            if argument == "timesteps":
                 timesteps = self._custom_timesteps(timesteps).astype(np.int64)
             else:
                 timesteps = self._spaced(self._check_steps(num_inference_steps))
@@ -121,7 +121,7 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
         return sigmas, timesteps
 
     def _spaced(self, steps):
-        """n timesteps out of n + 1 evenly laid out, without the smallest."""
+        """n timesteps out of n + 1 evenly spaced, without the smallest."""
         config = self.config
         last = config.num_train_timesteps - self._steps_below_lambda_min()
         if config.timestep_spacing == "leading" and last <= steps:

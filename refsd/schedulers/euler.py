@@ -55,15 +55,15 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> None:
-        """Lay out the sigmas and timesteps of a run, and start it.
+        """Choose the sigmas and timesteps of a run, and start it.
 
         Instead of a number of steps, the caller's own `timesteps`, or own `sigmas` with the final
         one (often 0) at the end.
         """
-        given = only_one(
+        argument = only_one(
             num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas
         )
-        if given == "sigmas":
+        if argument == "sigmas":
             sigmas = self._custom_sigmas(sigmas)
             timesteps = self._timesteps_of(sigmas[:-1])
             self._set_sigmas(sigmas[:-1], timesteps, last=sigmas[-1])
@@ -109,13 +109,13 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         """
         model_output, sample = self._pair(model_output, sample)
         self._check_float(timestep)
-        given = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        for name, value in given.items():
+        churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        for name, value in churn.items():
             number = as_number(value)
             if number is None or math.isnan(number) or (name == "s_churn" and number < 0):
                 least = "0 or more" if name == "s_churn" else "a number"
                 raise UsageError(f"{name} is {shown(value)}; give {least}")
-        s_churn, s_tmin, s_tmax, s_noise = map(as_number, given.values())
+        s_churn, s_tmin, s_tmax, s_noise = map(as_number, churn.values())
         i = self._enter(timestep)
         sigma, sigma_next = self.sigmas[i], self.sigmas[i + 1]
         inside = s_tmin <= sigma <= s_tmax

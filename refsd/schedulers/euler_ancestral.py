@@ -32,7 +32,7 @@ class EulerAncestralDiscreteScheduler(SigmaSpaceScheduler):
     CHOICES = {"prediction_type": ("epsilon", "v_prediction")}
 
     def set_timesteps(self, num_inference_steps: int) -> None:
-        """Lay out the sigmas and timesteps of a run, and start it."""
+        """Choose the sigmas and timesteps of a run, and start it."""
         timesteps = self._spaced(self._check_steps(num_inference_steps))
         sigmas = interpolate(timesteps, self.training_sigmas)
         self._set_sigmas(sigmas, timesteps, last=0)

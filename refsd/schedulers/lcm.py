@@ -57,13 +57,13 @@ class LCMScheduler(DiffusionScheduler):
         timesteps: Sequence[int] | None = None,
         strength: float = 1.0,
     ) -> None:
-        """Lay out the timesteps of a run, or take the caller's own, and start it.
+        """Choose the timesteps of a run, or take the caller's own, and start it.
 
         `strength` below 1 leaves out the noisiest part, for image to image.
         """
-        given, strength = strength, as_number(strength)
+        requested, strength = strength, as_number(strength)
         if strength is None or not 0 < strength <= 1:
-            raise UsageError(f"strength is {shown(given)}; give a number over 0, 1 at the most")
+            raise UsageError(f"strength is {shown(requested)}; give a number over 0, 1 at the most")
         if only_one(num_inference_steps=num_inference_steps, timesteps=timesteps) == "timesteps":
             chosen = self._custom_timesteps(timesteps).astype(np.int64)
             steps = len(chosen)
@@ -71,19 +71,19 @@ class LCMScheduler(DiffusionScheduler):
         else:
             distilled = self._distilled_timesteps(original_inference_steps, strength)
             steps = self._check_steps(num_inference_steps, most=len(distilled))
-            places = np.linspace(0, len(distilled), steps, endpoint=False)
-            chosen = distilled[np.floor(places).astype(np.int64)]
+            positions = np.linspace(0, len(distilled), steps, endpoint=False)
+            chosen = distilled[np.floor(positions).astype(np.int64)]
         self._set_schedule(chosen)
         self.num_inference_steps = steps
 
     def _distilled_timesteps(self, original, strength):
         """The timesteps of the distillation, descending: multiples of T // original, less 1."""
         train = self.config.num_train_timesteps
-        given = self.config.original_inference_steps if original is None else original
-        original = as_integer(given)
+        requested = self.config.original_inference_steps if original is None else original
+        original = as_integer(requested)
         if original is None or not 1 <= original <= train:
             raise UsageError(
-                f"original_inference_steps is {shown(given)}; give an integer from 1 to {train}"
+                f"original_inference_steps is {shown(requested)}; give an integer from 1 to {train}"
             )
         ascending = np.arange(1, self._share(original, strength) + 1) * (train // original) - 1
         return ascending[::-1]

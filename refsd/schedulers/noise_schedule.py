@@ -100,7 +100,7 @@ def spaced_timesteps(spacing, steps, train, *, offset, last=None, extra=0):
 
     leading: multiples of T // n, plus offset; trailing: T - k T/n - 1; linspace: 0 to T - 1 evenly
     (Lin et al. 2023, table 2). `last` replaces T as the end of the range. With `extra` = 1 one step
-    more is laid out and the smallest left out.
+    more is made and the smallest left out.
     """
     last = train if last is None else last
     count = steps + extra

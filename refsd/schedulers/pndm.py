@@ -38,7 +38,7 @@ class PNDMScheduler(DiffusionScheduler):
     CHOICES = {"prediction_type": ("epsilon", "v_prediction")}
 
     def set_timesteps(self, num_inference_steps: int) -> None:
-        """Lay out the timesteps of a run, and start it."""
+        """Choose the timesteps of a run, and start it."""
         steps, config = self._check_steps(num_inference_steps), self.config
         if not config.skip_prk_steps and steps < 4:
             raise UsageError(

@@ -35,7 +35,7 @@ class Scheduler:
 
     DEFAULTS: dict[str, Any] = {}
     CHOICES: dict[str, tuple] = {}
-    has_history = False  # whether a step depends on what earlier steps were given
+    has_history = False  # whether a step depends on what earlier steps read
     init_noise_sigma = 1.0  # the standard deviation that the first sample is to have
 
     def __init_subclass__(cls) -> None:
@@ -109,18 +109,18 @@ class Scheduler:
         self.begin_index = number
 
     def index_for_timestep(self, timestep: Any) -> int:
-        """Where `timestep` is in `timesteps`: the second place if there are more.
+        """Where `timestep` is in `timesteps`: the second position if there are more.
 
         So that a run which starts in the middle of a schedule with repeats skips no sigma.
         """
         number = as_number(timestep)
-        places = np.flatnonzero(self.timesteps == number) if number is not None else ()
-        if len(places) == 0:
+        positions = np.flatnonzero(self.timesteps == number) if number is not None else ()
+        if len(positions) == 0:
             raise UsageError(
                 f"timestep {shown(timestep if number is None else number)} is not in the schedule; "
                 "give one of scheduler.timesteps"
             )
-        return int(places[1] if len(places) > 1 else places[0])
+        return int(positions[1] if len(positions) > 1 else positions[0])
 
     def _set_schedule(self, timesteps):
         """A fresh run over `timesteps`; nothing of an earlier run is left."""
@@ -129,16 +129,16 @@ class Scheduler:
         self.begin_index = None
 
     def _enter(self, timestep):
-        """The index of this step: found at a run's first step, counted from then on.
+        """The index of this step: looked up at a run's first step, counted from then on.
 
         A run that begins with the first timestep begins at 0, also where that timestep is repeated:
-        diffusers takes it for the second place there, and runs out of sigmas at the end.
+        diffusers takes it for the second position there, and runs out of sigmas at the end.
         """
         if self.step_index is None and self.begin_index is not None:
             self.step_index = self.begin_index
         elif self.step_index is None:
-            place = self.index_for_timestep(timestep)
-            self.step_index = 0 if self.timesteps[place] == self.timesteps[0] else place
+            position = self.index_for_timestep(timestep)
+            self.step_index = 0 if self.timesteps[position] == self.timesteps[0] else position
         if self.step_index >= len(self.timesteps):
             raise UsageError(
                 f"all {len(self.timesteps)} steps are done; call set_timesteps for another run"
@@ -186,8 +186,8 @@ class Scheduler:
         """A step's two arrays in one dtype: float64 if either is, else float32, halves too."""
         if self.num_inference_steps is None:
             raise UsageError(f"{type(self).__name__}: call set_timesteps before step")
-        given = {"model_output": model_output, "sample": sample}
-        x, y = (as_array(f"step: {name}", value) for name, value in given.items())
+        arrays = {"model_output": model_output, "sample": sample}
+        x, y = (as_array(f"step: {name}", value) for name, value in arrays.items())
         if x.shape != y.shape:
             raise UsageError(
                 f"step: model_output has shape {x.shape}, sample {y.shape}; give two of one shape"
@@ -196,22 +196,23 @@ class Scheduler:
         return as_array("step: model_output", x, dtype), as_array("step: sample", y, dtype)
 
 
-def only_one(**given: Any) -> str:
+def only_one(**arguments: Any) -> str:
     """The name of the one argument that is not None; a UsageError if there is not exactly one."""
-    names = [name for name, value in given.items() if value is not None]
+    names = [name for name, value in arguments.items() if value is not None]
     if len(names) != 1:
-        raise UsageError(f"set_timesteps got {names or 'nothing'}; give one of {', '.join(given)}")
+        raise UsageError(f"set_timesteps got {names or 'nothing'}; give one of "
+                         f"{', '.join(arguments)}")
     return names[0]
 
 
 def one_each(timesteps, samples):
     """The timesteps as an array: one for all of the samples, or one for each."""
-    found = np.atleast_1d(as_array("timesteps", timesteps))
+    array = np.atleast_1d(as_array("timesteps", timesteps))
     count = samples.shape[0] if samples.shape else 1
-    if found.shape not in ((1,), (count,)):
+    if array.shape not in ((1,), (count,)):
         raise UsageError(f"timesteps is {shown(timesteps)}; give one, or one for each of the "
                          f"{count} samples")
-    return found
+    return array
 
 
 def _as_called_in_diffusers(method):

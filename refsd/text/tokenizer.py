@@ -74,8 +74,8 @@ class CLIPTokenizer:
 
     def pieces(self, prompt: str) -> list[Piece]:
         """Every token of the prompt, without bos, eos and padding, and before the cut."""
-        found = self._encode(prompt)
-        spans = zip(found.ids, found.tokens, found.offsets)
+        encoding = self._encode(prompt)
+        spans = zip(encoding.ids, encoding.tokens, encoding.offsets)
         return [Piece(i, token, prompt[start:end]) for i, token, (start, end) in spans]
 
     def truncated(self, prompt: str) -> str:
@@ -84,7 +84,7 @@ class CLIPTokenizer:
         return prompt[offsets[0][0] :] if offsets else ""
 
     def require_rows(self, rows: int, positions: int) -> None:
-        """Check that a text encoder of `rows` embeddings and `positions` places takes our ids."""
+        """Check that a text encoder of `rows` and `positions` embeddings takes our ids."""
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         if largest >= rows:
             raise ModelError(
@@ -110,10 +110,10 @@ class CLIPTokenizer:
         return self._tokenizer.encode(prompt, add_special_tokens=False)
 
     def _id(self, token: str) -> int:
-        found = self._tokenizer.token_to_id(token)
-        if found is None:
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
             raise ModelError(f"{self.vocabulary.source}: no token {token[:80]!r} in the vocabulary")
-        return found
+        return number
 
 
 def _build(vocabulary: Vocabulary):

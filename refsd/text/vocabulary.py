@@ -97,10 +97,10 @@ def read_vocabulary(folder: str | Path) -> Vocabulary:
 
 def _object(path: Path) -> dict:
     """The JSON object of an optional file: {} where there is none."""
-    found = read_foreign(path, limit=MAX_FILE) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: expected a JSON object, got {type(found).__name__}")
-    return found
+    content = read_foreign(path, limit=MAX_FILE) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict, list, list]:
