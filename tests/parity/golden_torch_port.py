@@ -99,11 +99,3 @@ class TorchOps(Ops):
             y = T.scaled_dot_product_attention(q[..., order], k[..., order], v, is_causal=causal,
                                                scale=scale)
         return self._array(y.transpose(1, 2).reshape(N, L, C).to(DTYPES[self.format]))
-
-    def upsample(self, x, height, width):
-        if self.wrong == "half_pixel":
-            return super().upsample(x, height, width)
-        return self._array(T.interpolate(self._tensor(x), (height, width), mode="nearest"))
-
-    def add(self, a, b):
-        return self._array(self._tensor(a) + self._tensor(b))

@@ -19,6 +19,7 @@ from refsd.golden.comparing.dumps import (
     dtype_name,
     npy,
     npz,
+    same_axes,
     size_of,
 )
 from refsd.golden.comparing.dumps_index import as_said, indexed, safetensors
@@ -138,7 +139,7 @@ class Candidate:
         physical = layout(kept).physical(tuple(shape))
         flat = data.ndim == 1 and data.size == math.prod(physical)
         # an array that keeps its axes must keep them as the layout does, but for axes of one
-        if flat or _without_ones(data.shape) == _without_ones(physical):
+        if flat or same_axes(data.shape, physical):
             return from_layout(data, shape, kept)
         return data
 
@@ -147,10 +148,6 @@ class Candidate:
         self._dumps.pop(own)
         self._bad[own] = why
         self.troubles.append(Trouble(dump.file, own, why))
-
-
-def _without_ones(shape: tuple[int, ...]) -> list[int]:
-    return [n for n in shape if n != 1]
 
 
 def _layout_name(name: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from refsd.errors import ModelError, UsageError
 from refsd.golden.comparing.candidate import first_of
 from refsd.golden.comparing.diagnose import Evidence
-from refsd.golden.comparing.dumps import Dump
+from refsd.golden.comparing.dumps import Dump, same_axes
 from refsd.golden.comparing.excess import Excess, beyond, excess, ratio, where
 from refsd.golden.comparing.fits import places
 from refsd.golden.comparing.html import error_map
@@ -104,7 +104,7 @@ class GoldenJudge:
         if info is None:
             return self._absent(entry)
         verdict = Verdict(entry, Status.SHAPE, info.dtype, info.shape or ())
-        if _is_too_large(info, entry):
+        if info.bytes > max(SMALL, PADDED * 8 * math.prod(entry.shape)):
             return replace(verdict, notes=(f"{info.bytes:,} bytes, far more than its shape takes: "
                                            "not read",))
         got = self.candidate.read(entry.name, entry.shape)
@@ -187,11 +187,6 @@ def _status(golden: np.ndarray, got: np.ndarray, metrics: Metrics, limit: Limit 
     return Status.WITHIN if times <= 1 else Status.WRONG
 
 
-def _is_too_large(info: Dump, entry: Entry) -> bool:
-    """Reading it would take far more memory than the golden tensor does."""
-    return info.bytes > max(SMALL, PADDED * 8 * math.prod(entry.shape))
-
-
 def _notes(entry: Entry, info: Dump, got: np.ndarray, format: str) -> tuple[str, ...]:
     """What an engineer should know and what by itself is no mistake."""
     notes = []
@@ -203,13 +198,9 @@ def _notes(entry: Entry, info: Dump, got: np.ndarray, format: str) -> tuple[str,
             stored = layout(info.layout).physical(entry.shape)
             notes.append(f"its index gives the shape {info.said} with the layout {info.layout}; it "
                          f"is to give the logical one, {entry.shape}, or {stored} as it is stored")
-    elif info.shape not in (None, entry.shape) and _without_ones(info) == _without_ones(entry):
+    elif info.shape not in (None, entry.shape) and same_axes(info.shape, entry.shape):
         notes.append(f"shape {info.shape}, the golden tensor is {entry.shape}")
     return tuple(notes)
-
-
-def _without_ones(tensor: Dump | Entry) -> list[int]:
-    return [n for n in tensor.shape if n != 1]
 
 
 def _curious(metrics: Metrics) -> list[str]:

@@ -232,8 +232,10 @@ class Evidence:
             except (IndexError, RefsdError) as error:  # ids that are in no table, say
                 doubt, inputs = f"it does not take the port's own inputs ({error})", None
         upstream = self.upstream(entry) if inputs is not None else None
+        earlier = step_before(entry)
+        previous = self.pack.read(earlier) if earlier in self.pack.entries else None
         return tuple(diagnose(entry, truth, got, inputs, format=format, factors=self._factors,
-                              previous=previous(self.pack, entry), upstream=upstream)), doubt
+                              previous=previous, upstream=upstream)), doubt
 
     def inputs(self, entry: Entry) -> dict[str, Any] | None:
         """The op's inputs, the candidate's own where it dumped them; None if it is no op.
@@ -262,10 +264,7 @@ class Evidence:
         return makers
 
 
-def previous(pack: Any, entry: Entry) -> np.ndarray | None:
-    """The same tensor one step earlier, where the pack has it."""
-    if not entry.step:
-        return None
+def step_before(entry: Entry) -> str:
+    """The name of the same tensor one step earlier; empty in the first step."""
     path = entry.name.removeprefix(names.full(entry.stage, entry.step, ""))
-    earlier = names.full(entry.stage, entry.step - 1, path)
-    return pack.read(earlier) if earlier in pack.entries else None
+    return names.full(entry.stage, entry.step - 1, path) if entry.step else ""

@@ -97,6 +97,11 @@ class Listing:
             self.refuse(file, name, str(error))
 
 
+def same_axes(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether two shapes are the same but for axes of one."""
+    return [n for n in a if n != 1] == [n for n in b if n != 1]
+
+
 def shown(text: str) -> str:
     """A name of any origin, for a message."""
     return ascii(text)[:200]

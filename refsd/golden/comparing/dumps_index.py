@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import ModelError, UsageError
-from refsd.golden.comparing.dumps import DTYPES, Dump, Listing, dtype_name, shown, size_of
+from refsd.golden.comparing.dumps import (
+    DTYPES,
+    Dump,
+    Listing,
+    dtype_name,
+    same_axes,
+    shown,
+    size_of,
+)
 from refsd.golden.comparing.layouts import layout
 from refsd.weights import files
 from refsd.weights.files import as_object, open_file, read_bytes
@@ -111,18 +119,13 @@ def as_said(dump: Dump, shape: tuple[int, ...]) -> Dump:
     The index is to give the logical shape; where it gives the one that is stored instead, which
     the golden shape and the bytes allow in one way only, that is taken.
     """
-    if dump.said is None or _same(dump.said, shape):
+    if dump.said is None or same_axes(dump.said, shape):
         return dump
     stored = layout(dump.layout).physical(tuple(shape))
     size = math.prod(dump.said) * np.dtype(DTYPES[dump.dtype]).itemsize
-    if not _same(dump.said, stored) or size > dump.room:
+    if not same_axes(dump.said, stored) or size > dump.room:
         return dump
     return dump._replace(shape=dump.said, bytes=size)
-
-
-def _same(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """But for axes of one."""
-    return [n for n in a if n != 1] == [n for n in b if n != 1]
 
 
 def safetensors(path: Path, listing: Listing) -> None:

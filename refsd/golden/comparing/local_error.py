@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.golden.comparing.diagnose import Finding, diagnose
+from refsd.golden.comparing.diagnose import Finding, diagnose, step_before
 from refsd.golden.comparing.excess import Excess, excess, first_lost, is_informative, ratio, rms
 from refsd.golden.comparing.limits import spread_of, takes_tiles
 from refsd.golden.comparing.port_formats import Formats, tensors
@@ -244,13 +244,11 @@ class LocalErrorJudge:
 
     def _findings(self, entry: Entry, got: np.ndarray, truth: np.ndarray,
                   inputs: OpInputs | None) -> tuple[Finding, ...]:
-        before = None
-        if entry.step:
-            path = entry.name.split("/", 2)[2]
-            before = self.candidate.read(f"{entry.stage}/{entry.step - 1:03d}/{path}", entry.shape)
-        return tuple(diagnose(entry, truth, got, inputs=None if inputs is None else inputs.values,
-                              format=self.formats.of(entry).name, previous=before,
-                              upstream=None if inputs is None else inputs.upstream))
+        earlier = step_before(entry)
+        previous = self.candidate.read(earlier, entry.shape) if earlier else None
+        return tuple(diagnose(entry, truth, got, inputs and inputs.values,
+                              format=self.formats.of(entry).name, previous=previous,
+                              upstream=inputs and inputs.upstream))
 
 
 def _verdict(entry: Entry, status: str, error: Excess, **more: Any) -> Verdict:

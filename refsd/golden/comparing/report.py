@@ -45,17 +45,13 @@ def sentence(result: Comparison) -> str:
 
 def _all_well(result: Comparison) -> str:
     equal, missing = result.counts.get(Status.EQUAL, 0), result.counts.get(Status.MISSING, 0)
-    one = result.compared == 1
-    return (("The one tensor compared is" if one else f"All {result.compared:,} tensors are")
-            + f" within the tolerance of {result.format}"
-            + ("" if not equal else ", and bit-exact" if one else
-               f", {equal:,} of them bit-exact")
-            + (f"; {missing:,} of the pack's {result.expected:,} {_are(missing)} missing from the "
-               "candidate." if missing else "."))
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+    alone = result.compared == 1
+    exact = "" if not equal else ", and bit-exact" if alone else f", {equal:,} of them bit-exact"
+    verb = "is" if missing == 1 else "are"
+    absent = "" if not missing else (
+        f"; {missing:,} of the pack's {result.expected:,} {verb} missing from the candidate")
+    return (("The one tensor compared is" if alone else f"All {result.compared:,} tensors are")
+            + f" within the tolerance of {result.format}{exact}{absent}.")
 
 
 def _full_stop(text: str) -> str:
