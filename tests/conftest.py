@@ -18,6 +18,15 @@ settings.register_profile("nightly", max_examples=2000, print_blob=True, **_ALWA
 settings.load_profile("ci")
 
 
+@pytest.fixture
+def own_ops(monkeypatch):
+    """Declarations that go with the test."""
+    from refsd import registry
+
+    for name in ("_ops", "_kernels", "_inferred"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """The folder of tests/tiny.py's model; nobody changes it."""

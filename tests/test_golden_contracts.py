@@ -34,13 +34,6 @@ def described():
     return describe_ops()
 
 
-@pytest.fixture
-def own_ops(monkeypatch):
-    """Declarations that go with the test."""
-    for name in ("_ops", "_kernels", "_inferred"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """What `refsd export contracts` writes."""

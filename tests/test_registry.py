@@ -104,18 +104,11 @@ def test_a_contract_that_leaves_a_parameter_out_is_an_import_error(monkeypatch, 
     assert "twice" not in registry._ops
 
 
-@pytest.fixture
-def own(monkeypatch):
-    """Declarations that go with the test."""
-    for name in ("_ops", "_kernels", "_inferred"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
-
-
 @pytest.mark.parametrize("shapes, kind, more, message", [
     ("x (...) -> (...)", Pair(), {}, "is declared a Pair, of 2 arrays, and has 1"),
     ("x (...), times (...) -> (...)", Map(), {}, "is declared a Map, of 1 arrays, and has 2"),
     ("x (...) -> (...)", Map(), {"times": Flag()}, "has options: state an example of a call")])
-def test_a_kind_that_does_not_fit_is_an_import_error(own, shapes, kind, more, message):
+def test_a_kind_that_does_not_fit_is_an_import_error(own_ops, shapes, kind, more, message):
     """Sample calls could not be made."""
     def twice(x, *, times=2):
         return x
@@ -129,7 +122,7 @@ def test_a_kind_that_does_not_fit_is_an_import_error(own, shapes, kind, more, me
 
 
 @pytest.mark.parametrize("name", sorted(registry.ops()))
-def test_a_second_op_or_kernel_of_a_name_is_an_import_error(own, name):
+def test_a_second_op_or_kernel_of_a_name_is_an_import_error(own_ops, name):
     op, before = registry.ops()[name], registry.kernels(name)
 
     def other(*args, **options):
@@ -145,7 +138,7 @@ def test_a_second_op_or_kernel_of_a_name_is_an_import_error(own, name):
     assert registry.ops()[name] is op and registry.kernels(name) == before
 
 
-def test_the_same_function_may_be_declared_again(own):
+def test_the_same_function_may_be_declared_again(own_ops):
     """A module is reloaded, a cell run again: the last one counts, contract and all."""
     def declare(answer):
         @registry.op("x (...) -> (...)", flops=str(answer))
