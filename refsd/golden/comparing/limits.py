@@ -171,12 +171,13 @@ def takes_tiles(entry: Entry, values: dict[str, Any]) -> bool:
 
 
 def allowed(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: str,
-            confidence: float, moves: dict[str, Any] | None = None, algorithm: str | None = None,
-            any_order: bool = False, cast: bool = False) -> np.ndarray:
+            confidence: float, perturbations: dict[str, Any] | None = None,
+            algorithm: str | None = None, any_order: bool = False,
+            cast: bool = False) -> np.ndarray:
     """How far a right port's result of an entry's op may be from the truth on these inputs.
 
-    moves: how far some of the inputs may be from the port's. cast: those with more digits than the
-    format has may have been rounded to it, or not.
+    perturbations: how far some of the inputs may be from the port's. cast: those with more digits
+    than the format has may have been rounded to it, or not.
 
     The likely bound takes sums to run in a random order. A fixed one can be worse: channel by
     channel, partial sums drift away and come back. any_order adds what holds whatever the
@@ -185,12 +186,13 @@ def allowed(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: 
     """
     if entry.op in PIPELINE_BOUNDS:
         return pipeline_bound(entry.op, values, entry.options, truth, format)
-    moves = moves or {}
+    perturbations = perturbations or {}
     names = [name for name in positional(entry.op) if values.get(name) is not None]
     # An option that is an array (a mask) is an input of the entry.
     options = entry.options | {name: value for name, value in values.items()
                                if name not in names and value is not None}
-    exact = [name for name in names if name not in WEIGHTS and (name in moves or not cast)]
+    exact = [name for name in names
+             if name not in WEIGHTS and (name in perturbations or not cast)]
     both = bound(entry.op, values, options, truth, format=format, given=exact,
                  confidence=confidence, algorithm=algorithm)
     size, factor = both.likely, quantile(truth.size, confidence)
@@ -200,16 +202,16 @@ def allowed(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: 
         count = (min(error_model(entry.op).terms(args, options)) if algorithm is None
                  else values["weight"].shape[1])
         size = size + both.worst * min(1.0, factor / math.sqrt(3 * count))
-    if not moves:
+    if not perturbations:
         return size
-    shifts = [moves.get(name, _zeros_like(arg)) for name, arg in zip(names, args)]
+    errors = [perturbations.get(name, _zeros_like(arg)) for name, arg in zip(names, args)]
     with np.errstate(all="ignore"):
-        carried = input_error(entry.op, args, options, np.nan_to_num(truth), shifts, factor)
+        carried = input_error(entry.op, args, options, np.nan_to_num(truth), errors, factor)
         if carried is None:
             return size
-        # variance takes errors to be spread evenly below the moves; here they may be as large.
+        # variance takes errors to be spread evenly below the perturbations; they may be as large.
         size = size + np.minimum(carried[0], factor * np.sqrt(3 * carried[1]))
-    return np.where(np.isnan(size), np.inf, size)  # where moves are too large for a number
+    return np.where(np.isnan(size), np.inf, size)  # where they are too large for a number
 
 
 def _zeros_like(arg: Any) -> Any:

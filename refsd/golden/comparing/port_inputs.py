@@ -27,15 +27,15 @@ REACH = 200  # ops that are computed at most to make up for what was not dumped:
 class OpInputs:
     """An op's inputs by parameter, and where they come from.
 
-    moves: how far a computed input may be from the port's, element by element. computed: the
-    entries that were computed, in order. borrowed: parameters whose golden tensor stands in.
+    perturbations: how far a computed input may be from the port's, element by element. computed:
+    the entries that were computed, in order. borrowed: parameters whose golden tensor stands in.
     assumed: those that no entry made, so that the port may have been given the golden ones.
-    upstream: for a computed input, the op that made it and its inputs. exact: the same before
-    rounding before the op, where that changes them.
+    upstream: for a computed input, the op that made it and its inputs. exact: the inputs before
+    they were rounded for the op, where that changes them.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    moves: dict[str, Any] = field(default_factory=dict)
+    perturbations: dict[str, Any] = field(default_factory=dict)
     computed: tuple[str, ...] = ()
     borrowed: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
@@ -89,15 +89,17 @@ class Inputs:
     def rounded(self, entry: Entry, inputs: OpInputs) -> OpInputs | None:
         """The inputs, rounded to the op's format before it; None if they are numbers of it."""
         format = tensors(self.formats.of(entry))
-        values = {name: value if name in inputs.moves or str(entry.inputs[name]).startswith(WEIGHT)
-                  else _rounded(value, format) for name, value in inputs.values.items()}
+        kept = [name for name in inputs.values if name in inputs.perturbations
+                or str(entry.inputs[name]).startswith(WEIGHT)]
+        values = {name: value if name in kept else _rounded(value, format)
+                  for name, value in inputs.values.items()}
         changed = any(value is not inputs.values[name] for name, value in values.items())
         return replace(inputs, values=values, exact=inputs) if changed else None
 
     def allowed(self, entry: Entry, inputs: OpInputs, truth: np.ndarray, **how: Any) -> np.ndarray:
         """How far the port's result may be from the truth on these inputs, as limits.allowed."""
         return allowed(entry, inputs.values, truth, format=self.formats.of(entry).name,
-                       confidence=self.confidence, moves=inputs.moves, **how)
+                       confidence=self.confidence, perturbations=inputs.perturbations, **how)
 
 
 class _Search:
@@ -117,10 +119,10 @@ class _Search:
     def _all(self, entry):
         inputs = OpInputs()
         for name, reference in entry.inputs.items():
-            value, move = self._find(entry, inputs, name, reference)
+            value, error = self._find(entry, inputs, name, reference)
             inputs.values[name] = value
-            if _computed(move):
-                inputs.moves[name] = _with_casts(value, move, self._format(entry))
+            if _computed(error):
+                inputs.perturbations[name] = _with_casts(value, error, self._format(entry))
         return inputs
 
     def _format(self, entry):
@@ -131,7 +133,7 @@ class _Search:
         if isinstance(reference, list):
             members = [self._find(entry, inputs, f"{name}.{i}", member)
                        for i, member in enumerate(reference)]
-            return [value for value, _ in members], [move for _, move in members]
+            return [value for value, _ in members], [error for _, error in members]
         if not isinstance(reference, str):
             return reference, None
         if reference.startswith(WEIGHT):
@@ -178,15 +180,15 @@ def _content(entry: Entry) -> tuple:
     return entry.sha256, entry.shape, entry.dtype
 
 
-def _computed(move):
-    return any(map(_computed, move)) if isinstance(move, list) else move is not None
+def _computed(error):
+    return any(map(_computed, error)) if isinstance(error, list) else error is not None
 
 
-def _with_casts(value, move, format):
-    """The moves of an input, the members of a list that were not computed included."""
+def _with_casts(value, error, format):
+    """The perturbations of an input, the members of a list that were not computed included."""
     if isinstance(value, list):
-        return [_with_casts(*both, format) for both in zip(value, move)]
-    return _cast(value, format) if move is None else move
+        return [_with_casts(*both, format) for both in zip(value, error)]
+    return _cast(value, format) if error is None else error
 
 
 def _cast(value, format):
