@@ -1,10 +1,10 @@
-"""Planted mistakes, each written out anew, and the reason that must be found for it."""
+"""Planted mistakes, most of them made by the stand-in port, and the reason that must be found."""
 
-import math
 import tracemalloc
 
 import numpy as np
 import pytest
+from golden_port_ops import Ops
 
 from refsd.golden.comparing.diagnose import Finding, diagnose, grid
 from refsd.golden.comparing.layouts import to_layout
@@ -31,27 +31,16 @@ def of(op, wrong, *, options=None, **inputs):
     return diagnose(about, truth, np.asarray(wrong).astype("float32"), inputs=inputs)
 
 
-def phi(x):
-    return (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+def port(mistake=None):
+    """The ops of the stand-in port in float64, with one of its mistakes."""
+    ops = Ops(format="float64", mistake=mistake)
+    ops.enter("")
+    return ops
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
+RIGHT = port()
 X, W, B = normal(2, 8, 7, 6), normal(8, 8, 3, 3), normal(8)
 CONV = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1, "algorithm": "auto"}
-
-
-def correlate(x, w, before, after, stride=1):
-    x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)))
-    h, v = (x.shape[2] - w.shape[2]) // stride + 1, (x.shape[3] - w.shape[3]) // stride + 1
-    y = np.zeros((len(x), len(w), h, v))
-    for i in range(w.shape[2]):
-        for j in range(w.shape[3]):
-            y += np.einsum("nchw,oc->nohw", x[:, :, i:i + stride * h:stride,
-                                              j:j + stride * v:stride], w[:, :, i, j])
-    return y
 
 
 def plus(y, bias):
@@ -64,127 +53,103 @@ HALVES = normal(2, 9, 16)
 Q, K, V = normal(2, 9, 8), normal(2, 9, 8), normal(2, 9, 8)
 
 
-def attend(q=Q, k=K, v=V, heads=4, scale=None, causal=False, axis=-1, mixed=False):
-    def split(x):
-        parts = x.reshape(2, 9, -1, heads).transpose(0, 3, 1, 2) if mixed else (
-            x.reshape(2, 9, heads, -1).transpose(0, 2, 1, 3))
-        return parts
-    q, k, v = split(q), split(k), split(v)
-    scores = np.einsum("nhid,nhjd->nhij", q, k) * (scale or 1 / math.sqrt(q.shape[-1]))
-    if causal:
-        scores += np.where(np.tri(9), 0, -np.inf)
-    e = np.exp(scores)
-    y = np.einsum("nhij,nhjd->nhid", e / e.sum(axis=axis, keepdims=True), v)
-    return y.transpose(0, 2, 1, 3).reshape(2, 9, 8)
-
-
-def norm(x, groups, eps, *, more=0, outside=False):
-    rows = x.reshape(len(x), groups, -1)
-    d = rows - rows.mean(axis=-1, keepdims=True)
-    variance = (d * d).sum(axis=-1, keepdims=True) / (d.shape[-1] - more)
-    s = np.sqrt(variance) + eps if outside else np.sqrt(variance + eps)
-    return plus((d / s).reshape(x.shape) * W[:, 0, 0, 0][:, None, None], B)
+def outside(x, eps):
+    """A group norm whose eps is added to the standard deviation."""
+    rows = x.reshape(len(x), 4, -1)
+    rows = (rows - rows.mean(axis=-1, keepdims=True)) / (rows.std(axis=-1, keepdims=True) + eps)
+    return plus(rows.reshape(x.shape) * W[:, 0, 0, 0][:, None, None], B)
 
 
 SMALL = normal(2, 8, 3, 3, scale=0.03)
+SHARES = port("sigmoid").silu(X)
 NORM = {"x": SMALL, "weight": W[:, 0, 0, 0], "bias": B}
 GROUPS = {"groups": 4, "eps": 1e-5}
 TIMES = np.array([981, 981])
 TIME = {"dim": 32, "flip_sin_to_cos": True, "freq_shift": 0, "dtype": "float32"}
-
-
-def waves(t, dim=32):
-    angles = np.asarray(t)[:, None] * 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
-
-
 DDIM = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
         "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "steps_offset": 1,
         "set_alpha_to_one": False, "clip_sample": False, "prediction_type": "epsilon"}
 STEP = {"scheduler": DDIM, "steps": 10, "index": 3, "eta": 0.0}
 EPS = normal(2, 8, 7, 6)
 
+XWB, TLB = {"x": X, "weight": W, "bias": B}, {"x": T, "weight": L, "bias": B}
+QKV = {"q": Q, "k": K, "v": V}
+ATTENTION = {"heads": 4, "mask": None, "causal": False}
+PAIR, GUIDE = {"uncond": X, "cond": EPS}, {"scale": 7.5, "rescale": 0.0}
+ONE = ((0, 0), (0, 0), (1, 1), (1, 1))  # a pixel around each image
+
+# reason, op, options, what a port has, the op's inputs
 PLANTED = {
-    "the bias of a convolution": ("missing_bias", "conv2d", CONV, correlate(X, W, 1, 1),
-                                  {"x": X, "weight": W, "bias": B}),
+    "the bias of a convolution": ("missing_bias", "conv2d", CONV,
+                                  port("conv_bias").conv(X, W, B, padding=1), XWB),
     "a true convolution": ("flipped_kernel", "conv2d", CONV,
-                           plus(correlate(X, W[:, :, ::-1, ::-1], 1, 1), B),
-                           {"x": X, "weight": W, "bias": B}),
+                           port("flipped_kernel").conv(X, W, B, padding=1), XWB),
     "kernel columns first": ("transposed_weight", "conv2d", CONV,
-                             plus(correlate(X, W.swapaxes(2, 3), 1, 1), B),
-                             {"x": X, "weight": W, "bias": B}),
+                             RIGHT.conv(X, W.swapaxes(2, 3), B, padding=1), XWB),
     "channels of the weight": ("transposed_weight", "conv2d", CONV,
-                               plus(correlate(X, W.swapaxes(0, 1), 1, 1), B),
-                               {"x": X, "weight": W, "bias": B}),
+                               RIGHT.conv(X, W.swapaxes(0, 1), B, padding=1), XWB),
     "padding of a strided convolution": (
         "wrong_padding", "conv2d", {**CONV, "stride": 2, "padding": ((0, 1), (0, 1))},
-        plus(correlate(X[:, :, :6], W, 1, 0, stride=2), B),
-        {"x": X[:, :, :6], "weight": W, "bias": B}),
-    "padding by the edge": ("wrong_padding", "conv2d", CONV, plus(correlate(
-        np.pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge"), W, 0, 0), B),
-        {"x": X, "weight": W, "bias": B}),
-    "the bias of a linear layer": ("missing_bias", "linear", None, T @ L.T,
-                                   {"x": T, "weight": L, "bias": B}),
-    "a transposed weight": ("transposed_weight", "linear", None, T @ L + B,
-                            {"x": T, "weight": L, "bias": B}),
-    "eps of a norm": ("wrong_eps", "group_norm", GROUPS, norm(SMALL, 4, 1e-6), NORM),
-    "eps outside the root": ("wrong_eps", "group_norm", GROUPS,
-                             norm(SMALL, 4, 1e-5, outside=True), NORM),
-    "n - 1": ("biased_variance", "group_norm", GROUPS, norm(SMALL, 4, 1e-5, more=1), NORM),
-    "groups": ("wrong_groups", "group_norm", GROUPS, norm(SMALL, 8, 1e-5), NORM),
-    "eps of a layer norm": (
-        "wrong_eps", "layer_norm", {"eps": 1e-5}, norm(SMALL, 1, 1e-12)[..., 0, 0] * 0 + (
-            (SMALL[:, :, 0, 0] - SMALL[:, :, 0, 0].mean(1, keepdims=True)) / np.sqrt(
-                SMALL[:, :, 0, 0].var(1, keepdims=True) + 1e-12) * L[0] + B),
-        {"x": SMALL[:, :, 0, 0], "weight": L[0], "bias": B}),
+        RIGHT.conv(np.pad(X[:, :, :6], ONE)[:, :, :-1, :-1], W, B, stride=2),
+        XWB | {"x": X[:, :, :6]}),
+    "padding by the edge": ("wrong_padding", "conv2d", CONV,
+                            RIGHT.conv(np.pad(X, ONE, mode="edge"), W, B), XWB),
+    "the bias of a linear layer": ("missing_bias", "linear", None,
+                                   port("linear_bias").linear(T, L, B), TLB),
+    "a transposed weight": ("transposed_weight", "linear", None,
+                            port("linear_transposed").linear(T, L, B), TLB),
+    "eps of a norm": ("wrong_eps", "group_norm", GROUPS,
+                      RIGHT.group_norm(*NORM.values(), groups=4, eps=1e-6), NORM),
+    "eps outside the root": ("wrong_eps", "group_norm", GROUPS, outside(SMALL, 1e-5), NORM),
+    "n - 1": ("biased_variance", "group_norm", GROUPS,
+              port("unbiased_variance").group_norm(*NORM.values(), **GROUPS), NORM),
+    "groups": ("wrong_groups", "group_norm", GROUPS,
+               RIGHT.group_norm(*NORM.values(), groups=8, eps=1e-5), NORM),
+    "eps of a layer norm": ("wrong_eps", "layer_norm", {"eps": 1e-5},
+                            RIGHT.layer_norm(SMALL[..., 0, 0], L[0], B, eps=1e-12),
+                            {"x": SMALL[..., 0, 0], "weight": L[0], "bias": B}),
     "no silu": ("missing_silu", "silu", None, X, {"x": X}),
-    "sigmoid": ("sigmoid", "silu", None, sigmoid(X), {"x": X}),
-    "tanh": ("gelu_tanh", "gelu", None, X / 2 * (1 + np.tanh(
-        math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))), {"x": X}),
-    "erf": ("gelu_erf", "quick_gelu", None, X * phi(X), {"x": X}),
-    "quick": ("quick_gelu", "gelu", None, X * sigmoid(1.702 * X), {"x": X}),
-    "halves": ("geglu_swapped", "geglu", None, HALVES[..., 8:] * HALVES[..., :8] * phi(
-        HALVES[..., :8]), {"x": HALVES}),
-    "tanh in geglu": ("gelu_tanh", "geglu", None, HALVES[..., :8] * HALVES[..., 8:] / 2 * (
-        1 + np.tanh(math.sqrt(2 / math.pi) * (
-            HALVES[..., 8:] + 0.044715 * HALVES[..., 8:]**3))), {"x": HALVES}),
+    "sigmoid": ("sigmoid", "silu", None, port("sigmoid").silu(X), {"x": X}),
+    "tanh": ("gelu_tanh", "gelu", None, port("tanh_for_erf").gelu(X), {"x": X}),
+    "erf": ("gelu_erf", "quick_gelu", None, port("erf_for_quick").quick_gelu(X), {"x": X}),
+    "quick": ("quick_gelu", "gelu", None, RIGHT.quick_gelu(X), {"x": X}),
+    "halves": ("geglu_swapped", "geglu", None, port("geglu_halves").geglu(HALVES), {"x": HALVES}),
+    "tanh in geglu": ("gelu_tanh", "geglu", None, port("tanh_for_erf").geglu(HALVES),
+                      {"x": HALVES}),
     "axis": ("softmax_axis", "softmax", {"axis": -1},
              np.exp(T) / np.exp(T).sum(axis=1, keepdims=True), {"x": T}),
-    "scale": ("attention_scale", "attention", {"heads": 4, "mask": None, "causal": False},
-              attend(scale=1.0), {"q": Q, "k": K, "v": V}),
-    "no causal mask": ("missing_mask", "attention", {"heads": 4, "mask": None, "causal": True},
-                       attend(), {"q": Q, "k": K, "v": V}),
-    "softmax over queries": ("softmax_axis", "attention",
-                             {"heads": 4, "mask": None, "causal": False}, attend(axis=-2),
-                             {"q": Q, "k": K, "v": V}),
-    "heads": ("head_order", "attention", {"heads": 4, "mask": None, "causal": False},
-              attend(mixed=True), {"q": Q, "k": K, "v": V}),
-    "keys and values": ("swapped_inputs", "attention",
-                        {"heads": 4, "mask": None, "causal": False}, attend(k=V, v=K),
-                        {"q": Q, "k": K, "v": V}),
+    "scale": ("attention_scale", "attention", ATTENTION,
+              port("attention_scale").attention(Q, K, V, heads=4), QKV),
+    "no causal mask": ("missing_mask", "attention", {**ATTENTION, "causal": True},
+                       RIGHT.attention(Q, K, V, heads=4), QKV),
+    "softmax over queries": ("softmax_axis", "attention", ATTENTION,
+                             port("softmax_axis").attention(Q, K, V, heads=4), QKV),
+    "heads": ("head_order", "attention", ATTENTION,
+              port("head_order").attention(Q, K, V, heads=4), QKV),
+    "keys and values": ("swapped_inputs", "attention", ATTENTION,
+                        RIGHT.attention(Q, V, K, heads=4), QKV),
     "residual": ("no_residual", "add", None, X, {"a": X, "b": EPS}),
     "skip order": ("swapped_inputs", "concat", {"axis": 1},
                    np.concatenate([EPS, X[:, :5]], axis=1), {"arrays": [X[:, :5], EPS]}),
     "ids from 1": ("off_by_one", "embedding", None, L[(np.arange(12).reshape(2, 6) + 1) % 8],
                    {"ids": np.arange(12).reshape(2, 6) % 8, "weight": L}),
     "sines first": ("sincos_order", "timestep_embedding", TIME,
-                    np.roll(waves(TIMES), 16, axis=1), {"timesteps": TIMES}),
-    "time": ("wrong_timestep", "timestep_embedding", TIME, waves([961, 961]),
-             {"timesteps": TIMES}),
+                    port("sin_cos_order").timestep_embedding(TIMES, 32), {"timesteps": TIMES}),
+    "time": ("wrong_timestep", "timestep_embedding", TIME,
+             RIGHT.timestep_embedding(TIMES - 20, 32), {"timesteps": TIMES}),
     "half a pixel": ("half_pixel", "upsample_nearest", {"height": 14, "width": 12},
-                     X[:, :, np.minimum((np.arange(14) + 1) // 2, 6)[:, None],
-                       np.minimum((np.arange(12) + 1) // 2, 5)], {"x": X}),
+                     port("half_pixel").upsample(X, 14, 12), {"x": X}),
     "column by column": ("transposed", "to_tokens", None,
                          X.transpose(0, 3, 2, 1).reshape(2, 42, 8), {"x": X}),
-    "guidance swapped": ("swapped_guidance", "guide", {"scale": 7.5, "rescale": 0.0},
-                         EPS + 7.5 * (X - EPS), {"uncond": X, "cond": EPS}),
-    "guidance scale": ("guidance_scale", "guide", {"scale": 7.5, "rescale": 0.0},
-                       X + 8.5 * (EPS - X), {"uncond": X, "cond": EPS}),
+    "guidance swapped": ("swapped_guidance", "guide", GUIDE,
+                         port("guidance_swapped").guide(X, EPS, 7.5), PAIR),
+    "guidance scale": ("guidance_scale", "guide", GUIDE,
+                       port("guidance_scale").guide(X, EPS, 7.5), PAIR),
     "alpha_bar": ("wrong_timestep", "scheduler_step", STEP, X,
                   {"model_output": EPS, "sample": X, "noise": None}),
     "scaling factor": ("missing_scaling_factor", "unscale_latents", {"scaling_factor": 0.18215}, X,
                        {"latents": X}),
-    "bytes": ("truncated", "to_bytes", None, np.floor(255 * sigmoid(X)), {"x": sigmoid(X)}),
+    "bytes": ("truncated", "to_bytes", None, np.floor(255 * SHARES), {"x": SHARES}),
 }
 
 
@@ -280,7 +245,7 @@ def test_with_the_inputs_through_a_ports_own_errors(name, noise):
 def test_a_padding_is_shown_as_far_as_windows_reach():
     """Diffusers' (0, 1, 0, 1) before a convolution with stride 2: the second row is never read."""
     x, given = normal(1, 8, 8, 6), {"weight": W, "bias": B}
-    wrong = plus(correlate(x, W, 0, 1, stride=2), B)
+    wrong = port("padding").conv(x, W, B, stride=2, padding=1)
     found = of("conv2d", wrong, options={"stride": 2, "padding": 1}, x=x, **given)
     assert found[0].reason == "wrong_padding"
     assert "((0, 1), (0, 1)) (top, bottom and left, right)" in found[0].sentence
@@ -321,8 +286,8 @@ def test_an_exact_wrong_version_may_have_other_roundings_of_its_constants(index)
 
 def test_what_was_left_out_before_an_op():
     about, made = entry("conv2d", options=CONV, inputs=("x", "weight", "bias")), entry("silu")
-    given = {"x": X * sigmoid(X), "weight": W, "bias": B}
-    found = diagnose(about, replay(about, given), plus(correlate(X, W, 1, 1), B), inputs=given,
+    given = {"x": RIGHT.silu(X), "weight": W, "bias": B}
+    found = diagnose(about, replay(about, given), RIGHT.conv(X, W, B, padding=1), inputs=given,
                      upstream={"x": (made, {"x": X})})
     assert found[0].reason == "missing_silu" and found[0].sentence == "silu was left out before it"
 
