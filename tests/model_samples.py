@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from refsd.models.config import CONFIGS
 from refsd.weights import to_tree
 from refsd.weights.expect import SHAPES
 from refsd.weights.validate import validate
@@ -67,8 +67,6 @@ CLIPS = {
     "odd heads": clip_config(15, 5, 2, layer_norm_eps=1e-2),
     "one layer": clip_config(6, 1, 1, eos_token_id=2),
 }  # fmt: skip
-
-CONFIGS = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig}
 
 
 def weights(component, config, seed=0, dtype="float32"):

@@ -4,6 +4,7 @@ import argparse
 
 from refsd.cli.arguments import Parser, choice
 from refsd.cli.report import Warnings, answer
+from refsd.families import COMPONENTS
 
 ABOUT = """\
 Write a model's weights for programs in other languages: raw numbers with a list
@@ -12,7 +13,6 @@ of offsets, npy, npz or safetensors, as float32 or float16.
     refsd export weights -o out --part unet --layout TILE32 --dtype float16
     refsd export weights -o out --only 'vae.decoder.*'"""
 KINDS = ("raw", "npy", "npz", "safetensors")
-PARTS = ("text_encoder", "unet", "vae")
 DTYPES = ("float32", "float16")
 
 
@@ -29,8 +29,8 @@ def parser() -> Parser:
         help="NCHW, NHWC, HWIO, TRANSPOSED, NC4HW4, TILE32 and others (NCHW)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help="float32 or float16 (float32)")
-    add("--part", type=choice(*PARTS), metavar="NAME", action="append",
-        help=f"{', '.join(PARTS)}; may be repeated (all)")
+    add("--part", type=choice(*COMPONENTS), metavar="NAME", action="append",
+        help=f"{', '.join(COMPONENTS)}; may be repeated (all)")
     add("--only", metavar="PATTERN", action="append", default=[],
         help="names such as 'unet.*.attn1.*'; may be repeated")
     return parser.answering()
@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> int:
         resolve(options.model, variant=options.variant))
     with Warnings(show=not options.json) as warnings:
         out = export_weights(model, options.output, options.to, layout=options.layout,
-                             dtype=options.dtype, parts=options.part or PARTS, only=options.only,
-                             variant=options.variant)
+                             dtype=options.dtype, parts=options.part or COMPONENTS,
+                             only=options.only, variant=options.variant)
     size = sum(tensor["bytes"] for tensor in out.tensors.values())
     return answer(
         options.json, {"folder": str(out.folder), "kind": out.kind, "layout": out.layout,

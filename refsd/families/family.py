@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 
 class Location(NamedTuple):
     """Where a tensor lies in a file: part `part` of `parts` equal ones of a tensor's first axis."""
@@ -25,12 +23,12 @@ class Location(NamedTuple):
             stored = (stored[0] // self.parts, *stored[1:])
         return stored[::-1] if self.transposed else stored
 
-    def take(self, stored: np.ndarray) -> np.ndarray:
-        """What lies here of the file's tensor; a view but where it is transposed."""
+    def take(self, stored: Any) -> Any:
+        """What lies here of the file's tensor, an array; a view but where it is transposed."""
         if self.parts > 1:
             rows = stored.shape[0] // self.parts
             stored = stored[self.part * rows:(self.part + 1) * rows]
-        return np.ascontiguousarray(stored.T) if self.transposed else stored
+        return stored.T.copy() if self.transposed else stored
 
 
 @dataclass(frozen=True)

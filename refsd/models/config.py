@@ -84,3 +84,6 @@ class VAEConfig:
             latent_channels=config["latent_channels"],
             downscale=2 ** (len(config["block_out_channels"]) - 1),
         )
+
+
+CONFIGS = {"text_encoder": CLIPTextConfig, "unet": UNetConfig, "vae": VAEConfig}

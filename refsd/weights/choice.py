@@ -10,13 +10,8 @@ from typing import NamedTuple
 
 from refsd.errors import ModelError, UsageError
 from refsd.weights.header import PICKLES
+from refsd.weights.networks import NETWORKS
 
-# What the files are called: diffusers' networks one way, transformers' another.
-STEMS = {
-    "unet": ("diffusion_pytorch_model",),
-    "vae": ("diffusion_pytorch_model",),
-    "text_encoder": ("model", "pytorch_model"),
-}
 FALLBACKS = ("fp16", "bf16", "fp32")  # tried in this order where there are no plain weights
 _NAME = re.compile(
     r"(?P<stem>[^.]+)(?:\.(?P<before>[\w-]+))?\.safetensors"
@@ -80,24 +75,23 @@ def weight_sets(component: str, names: Collection[str]) -> dict[str | None, list
 
     diffusers looks for an index before a whole file, transformers for a whole file first.
     """
-    found: dict[str | None, list[str]] = {}
+    network, sets = NETWORKS[component], {}
     for name in names:
         match = _NAME.fullmatch(name)
-        if match and match["stem"] in STEMS[component] and not _SHARD.fullmatch(name):
+        if match and match["stem"] in network.stems and not _SHARD.fullmatch(name):
             variants = [match[part] for part in ("before", "between", "after") if match[part]]
             if len(variants) < 2:
-                found.setdefault(variants[0] if variants else None, []).append(name)
+                sets.setdefault(variants[0] if variants else None, []).append(name)
 
     def rank(name: str) -> tuple:
         whole = name.endswith(".safetensors")
-        return (STEMS[component].index(name.split(".")[0]),
-                whole == (component != "text_encoder"), name)  # fmt: skip
+        return (network.stems.index(name.split(".")[0]), whole != network.whole_first, name)
 
-    return {variant: sorted(files, key=rank) for variant, files in found.items()}
+    return {variant: sorted(files, key=rank) for variant, files in sets.items()}
 
 
 def _why_nothing(component: str, names: Collection[str], others: list) -> str:
-    wanted = f"{STEMS[component][0]}.safetensors"
+    wanted = f"{NETWORKS[component].stems[0]}.safetensors"
     there = sorted(name for name in names if name.endswith(".safetensors"))
     if others:
         return (f"no {wanted}, but the variants {', '.join(map(str, sorted(others)))[:200]}. "

@@ -1,8 +1,13 @@
 """Every tensor that a model must have, from its config alone, and the check of what was found.
 
 The shapes are written as the trees that refsd.models takes apart, so the two can be read side by
-side. Names and shapes are those of diffusers 0.42.1 and transformers 5.23.0; the text encoder's
-carry the prefix "text_model." of the published checkpoints.
+side. Planning a model on Specs cannot make them: models take their structure from what is present
+(conv_shortcut where two widths differ), so names must be there before a model runs, and contracts
+infer results from weights, not weights from results. Tests plan the models on these trees instead:
+every tensor must be read, and every shape fit. This is the one description of the topology beside
+the models; names of single files are walked out of these trees. Names and shapes are those of
+diffusers 0.42.1 and transformers 5.23.0; the text encoder's carry the prefix "text_model." of the
+published checkpoints.
 """
 
 import difflib
@@ -224,10 +229,8 @@ def _flat(component: str, tree: dict[str, Any]) -> dict[str, Shape]:
     shapes = flatten(tree)
     total = sum(math.prod(shape) for shape in shapes.values())
     if total > MAX_PARAMETERS:
-        raise ModelError(
-            f"the config of the {component}: {total:,} parameters, "
-            f"at most {MAX_PARAMETERS:,} are allowed"
-        )
+        raise ModelError(f"the config of the {component}: {total:,} parameters, at most "
+                         f"{MAX_PARAMETERS:,} are allowed")
     return shapes
 
 

@@ -7,10 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.weights.choice import STEMS, check_variant, choose
+from refsd.weights.choice import check_variant, choose
 from refsd.weights.folder import read_weight_map
+from refsd.weights.networks import NETWORKS
 
-FOLDERS = ("scheduler", "tokenizer", *STEMS)
+FOLDERS = ("scheduler", "tokenizer", *NETWORKS)
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def resolve(
     download: bool = False,
     variant: str | None = None,
     cache_dir: str | Path | None = None,
-    parts: Collection[str] = tuple(STEMS),
+    parts: Collection[str] = tuple(NETWORKS),
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Path:

@@ -15,8 +15,9 @@ from refsd.weights.header import Header, read_header
 from refsd.weights.ldm import from_ldm
 from refsd.weights.model_index import part_class
 from refsd.weights.names import canonical_names, without_kernel
+from refsd.weights.networks import NETWORKS
 from refsd.weights.single import Contents, adapted, contents, missing_part, say_rest
-from refsd.weights.validate import CLASSES, check_class, relabelled, validate
+from refsd.weights.validate import check_class, relabelled, validate
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def plan_file(
     if averages and not ema and "unet" in components:
         logger.warning("%s: it holds moving averages of the UNet too, which are not taken: ask for "
                        "them with ema=True (--ema)", path)  # fmt: skip
-    for component in sorted(components, key=("unet", "vae", "text_encoder").index):
+    for component in sorted(components, key=list(NETWORKS).index):
         if component not in parts:
             raise missing_part(str(path), component, parts)
     say_rest(header, parts, outer)
@@ -138,7 +139,7 @@ def _config_beside(file: Path, component: str) -> dict[str, Any] | None:
     except ModelError:
         return None
     said = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    return config if said in CLASSES[component] else None
+    return config if said in NETWORKS[component].classes else None
 
 
 def _text_part(component: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -9,18 +9,11 @@ from refsd.errors import ModelError
 from refsd.families import COMPONENTS, Family, recognise
 from refsd.weights.header import Header
 from refsd.weights.ldm import ema_name
+from refsd.weights.networks import NETWORKS
 from refsd.weights.reader import read_tensors
 
 logger = logging.getLogger(__name__)
 
-WORDS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
-# Tensors that each network has under the names of diffusers.
-LANDMARKS = {
-    "unet": ("time_embedding.linear_1.weight",),
-    "vae": ("decoder.mid_block.resnets.0.conv1.weight",),
-    "text_encoder": ("text_model.embeddings.token_embedding.weight",
-                     "embeddings.token_embedding.weight"),
-}  # fmt: skip
 # Of training, and of the noise: nothing of it is needed to draw. The noise's own are compared.
 OF_NO_PART = re.compile(
     r"(model_ema\..*|global_step|lvlb_weights|logvar|betas|alphas_cumprod(_prev)?|posterior_.*"
@@ -67,7 +60,7 @@ def contents(header: Header, *, ema: bool = False) -> Contents:
     for component in COMPONENTS:
         layout = family.layouts[component]
         own = () if layout.landmark is None else (layout.landmark,)
-        for landmark in (*own, *LANDMARKS[component]):
+        for landmark in (*own, *NETWORKS[component].landmarks):
             heads = {name.removesuffix(landmark) for name in names if name.endswith(landmark)}
             heads = {head for head in heads if head in ("",) or head[-1] == "."}
             heads -= {head for head in heads if head.endswith("control_model.")}
@@ -87,8 +80,8 @@ def contents(header: Header, *, ema: bool = False) -> Contents:
 
 def missing_part(path: str, component: str, held: Collection[str]) -> ModelError:
     """The error that says which network is not there and how to name one."""
-    word, option = WORDS[component], component.replace("_", "-")
-    held = " and the ".join(WORDS[name] for name in held)
+    word, option = NETWORKS[component].word, component.replace("_", "-")
+    held = " and the ".join(NETWORKS[name].word for name in held)
     holds = f", only the {held}" if held else ", nor another whole network of such a model"
     how = f"Name one with {component}= (--{option} PATH): a folder or a .safetensors file"
     if component == "unet":

@@ -15,6 +15,7 @@ from refsd import rules
 from refsd.arguments import shown
 from refsd.errors import ModelError
 from refsd.rules import Rule, anything, as_kind, boolean, integer, number, optional
+from refsd.weights.networks import NETWORKS
 
 logger = logging.getLogger(__name__)
 
@@ -150,11 +151,6 @@ TEXT_ENCODER = {
 BOOKKEEPING = ("dtype", "torch_dtype", "transformers_version", "return_dict", "use_cache")
 
 TABLES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER}
-CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-}
 
 
 def _as_kind(value: Any, default: Any) -> Any:
@@ -196,8 +192,8 @@ def per_level(value: Any, levels: int) -> tuple:
 
 def check_class(component: str, name: Any, where: str) -> None:
     """ModelError for the name of a class that refsd does not compute; None is no name."""
-    if name is not None and name not in CLASSES[component]:
-        wanted = " or ".join(CLASSES[component])
+    if name is not None and name not in NETWORKS[component].classes:
+        wanted = " or ".join(NETWORKS[component].classes)
         raise ModelError(f"{where}: the class is {shown(name)}, expected {wanted}")
 
 

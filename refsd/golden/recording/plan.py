@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from refsd.contracts import Output, Spec
 from refsd.families import COMPONENTS, DEFAULT
 from refsd.models import clip, unet, vae
-from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from refsd.models.config import CONFIGS
 from refsd.pipelines.loading import bundled_model, load_scheduler
 from refsd.registry import trace
 from refsd.schedulers import Scheduler, from_config
@@ -22,7 +22,6 @@ from refsd.weights.plan import plan_file, plan_folder
 from refsd.weights.validate import validate
 
 BUNDLED = "bundled"  # what the model in refsd is called where none is named by a file
-CONFIGS = {"text_encoder": CLIPTextConfig, "unet": UNetConfig, "vae": VAEConfig}
 
 
 class Planned(NamedTuple):
