@@ -5,7 +5,6 @@ tests/wrong_kernels.py does, to show that the checks notice.
 """
 
 import os
-import sys
 from contextlib import contextmanager
 from unittest import mock
 
@@ -106,27 +105,18 @@ def _described(value):
 @contextmanager
 def poisoned():
     """Results begin as NaN in every element; what lies around them must not be touched."""
-    buffers, aligned_empty = [], memory.aligned_empty
+    buffers = []
 
-    def poison(size, dtype):
-        band = BAND // np.dtype(dtype).itemsize
-        whole = aligned_empty(size + 2 * band, dtype)
-        whole.view(np.uint8)[:] = 255
+    def poison(size):
+        whole = memory.allocate_from_pool(size + 2 * BAND)
+        whole[:] = 255
         buffers.append(whole)
-        return whole[band:band + size]
+        return whole[BAND:BAND + size]
 
-    modules = [m for name, m in sys.modules.items()
-               if name.startswith("refsd.numba_ops") and hasattr(m, "aligned_empty")]
-    for module in modules:
-        module.aligned_empty = poison
-    try:
+    with memory.allocating_with(poison):
         yield
-    finally:
-        for module in modules:
-            module.aligned_empty = aligned_empty
     for whole in buffers:
-        guards = whole.view(np.uint8)
-        assert (guards[:BAND] == 255).all() and (guards[-BAND:] == 255).all(), "wrote outside"
+        assert (whole[:BAND] == 255).all() and (whole[-BAND:] == 255).all(), "wrote outside"
 
 
 def same_bits(got, expected, what=""):

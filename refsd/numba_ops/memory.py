@@ -2,7 +2,9 @@
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -81,21 +83,60 @@ def as_rows(x: np.ndarray) -> tuple[np.ndarray, int, int]:
     return flat(rows), rows.shape[0], rows.strides[0] // x.itemsize
 
 
-def aligned_empty(size: int, dtype: np.dtype) -> np.ndarray:
-    """Uninitialised 1-D memory that starts at a multiple of the vector width."""
-    dtype = np.dtype(dtype)
-    raw = pool.take(size * dtype.itemsize + WIDTH)
+def allocate_from_pool(size: int) -> np.ndarray:
+    """Memory of arrays that are gone, or fresh."""
+    raw = pool.take(size + WIDTH)
     start = -raw.__array_interface__["data"][0] % WIDTH
-    return raw[start:start + size * dtype.itemsize].view(dtype)
+    return raw[start:start + size]
+
+
+_allocator: ContextVar[Callable[[int], np.ndarray]] = ContextVar(
+    "refsd_allocator", default=allocate_from_pool)
+
+
+@contextmanager
+def allocating_with(allocate: Callable[[int], np.ndarray]) -> Iterator[None]:
+    """Within the block results and workspaces lie in what allocate(bytes) gives.
+
+    That is 1-D uint8, writable, from a multiple of WIDTH on. What compiled code allocates, and what
+    is kept of a weight (weights.py), lies elsewhere.
+    """
+    token = _allocator.set(allocate)
+    try:
+        yield
+    finally:
+        _allocator.reset(token)
+
+
+def allocate(size: int) -> np.ndarray:
+    """`size` uninitialised bytes from a multiple of the vector width on."""
+    return _allocator.get()(size)
+
+
+def aligned_empty(size: int, dtype: np.dtype) -> np.ndarray:
+    """The same as `size` elements."""
+    dtype = np.dtype(dtype)
+    return allocate(size * dtype.itemsize).view(dtype)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Uninitialised memory for a result. NumPy's own begins 16 bytes into a line of the cache.
 
-    Small ones do: finding the line would take longer than what it saves.
+    Small ones may do so: finding the line would take longer than what it saves.
     """
     size = math.prod(shape)
-    return np.empty(shape, dtype) if size < SMALL else aligned_empty(size, dtype).reshape(shape)
+    if size < SMALL and _allocator.get() is allocate_from_pool:
+        return np.empty(shape, dtype)
+    return aligned_empty(size, dtype).reshape(shape)
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The same, filled with zeros; NumPy's own, whose fresh pages are zero, unless replaced."""
+    if _allocator.get() is allocate_from_pool:
+        return np.zeros(shape, dtype)
+    y = empty(shape, dtype)
+    y[...] = 0
+    return y
 
 
 def empty_like(x: np.ndarray) -> np.ndarray:
@@ -114,7 +155,7 @@ def panel_width(dtype: np.dtype) -> int:
 
 def fill_up(vector: np.ndarray | None, size: int, dtype: np.dtype) -> np.ndarray:
     """A bias as long as a panel that begins at any of its columns: zeros behind it."""
-    full = np.zeros(size + panel_width(dtype), dtype)
+    full = zeros((size + panel_width(dtype),), dtype)
     if vector is not None:
         full[:size] = vector
     return full

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from refsd.numba_ops import pool
+from refsd.numba_ops.memory import allocate
 from refsd.numba_ops.simd import WIDTH
 
 # A gap keeps arrays of one workspace from multiples of 4096 bytes, which share few cache sets.
@@ -17,8 +17,7 @@ def workspace(dtype: np.dtype, *sizes: int) -> Iterator[list[np.ndarray]]:
     """Within the block: uninitialised, aligned 1-D arrays of so many elements each."""
     dtype = np.dtype(dtype)
     rooms = [-(-size * dtype.itemsize // WIDTH) * WIDTH + GAP for size in sizes]
-    raw = pool.take(sum(rooms) + WIDTH)
-    start = -raw.ctypes.data % WIDTH
+    raw, start = allocate(sum(rooms)), 0
     arrays = []
     for size, room in zip(sizes, rooms):
         arrays.append(raw[start:start + size * dtype.itemsize].view(dtype))

@@ -17,7 +17,13 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import aligned_empty, panel_width, prepared
+from refsd.numba_ops.memory import (
+    aligned_empty,
+    allocate_from_pool,
+    empty,
+    panel_width,
+    prepared,
+)
 from refsd.numba_ops.simd import lanes, load, masked_store, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile
 
@@ -60,7 +66,7 @@ def _image(x, padding, panels, size, reach, O):
     tiles = sliding_window_view(padded, size, axis=(0, 1))[::step[0], ::step[1]]
     tiles = tiles[:down, :across].transpose(0, 1, 3, 4, 2)  # down across P Q I
 
-    y = np.empty((down * step[0], across * step[1], O), x.dtype)
+    y = empty((down * step[0], across * step[1], O), x.dtype)
     lines = max(1, SLICE_BYTES // (across * size[0] * size[1] * max(I, O) * 2 * x.itemsize))
     for i in range(0, down, lines):
         part = tiles[i:i + lines].reshape(-1, *size, I)
@@ -80,9 +86,9 @@ def _products(z, panels, O):
     rows = aligned_empty(-(-T // ROWS) * ROWS * step, dtype).reshape(-1, step)
     rows[T:] = 0
     rows[:T, :P * Q * 3 * I] = np.concatenate([z.real, z.imag, -z.real], -1).reshape(T, -1)
-    sums = np.empty((2, T, P, Q, O), dtype)
+    sums = empty((2, T, P, Q, O), dtype)
     _multiply(rows.reshape(-1), step, T, P * Q, I, panels, sums.reshape(-1), O, ONE_SEGMENT)
-    result = np.empty((T, P, Q, O), z.dtype)
+    result = empty((T, P, Q, O), z.dtype)
     result.real, result.imag = sums
     return result
 
@@ -94,7 +100,8 @@ def _pack_spectra(weight, size, dilation):
     wide = np.zeros((O, I, dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1))
     wide[:, :, ::dilation[0], ::dilation[1]] = weight
     frequencies = size[0] * (size[1] // 2 + 1)
-    panels = aligned_empty(-(-O // width) * frequencies * 2 * I * width, weight.dtype)
+    count = -(-O // width) * frequencies * 2 * I * width * weight.itemsize
+    panels = allocate_from_pool(count).view(weight.dtype)  # which may be kept
     view = panels.reshape(-1, frequencies, 2 * I, width)
     for p, panel in enumerate(view):  # one after the other: the float64 spectra are large
         z = rfft2(wide[p * width:(p + 1) * width], s=size).reshape(-1, I, frequencies).T

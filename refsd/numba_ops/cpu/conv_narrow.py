@@ -10,7 +10,7 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import as_pixels
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import fill_up, flat
+from refsd.numba_ops.memory import fill_up, flat, zeros
 from refsd.numba_ops.simd import fma, lanes, load, masked_load, pointer, reduce_add, splat_like
 
 MOST_OUTPUTS = 8
@@ -27,10 +27,10 @@ def narrow(x, weight, bias, y, stride, padding, dilation):
     (N, C, H, W), (O, _, kh, kw), vector = x.shape, weight.shape, lanes(x.dtype)
     memory, *steps = as_pixels(x)
     step = -(-C // vector) * vector
-    kernels = np.zeros((-(-O // OUTPUTS) * OUTPUTS, kh, kw, step), x.dtype)
+    kernels = zeros((-(-O // OUTPUTS) * OUTPUTS, kh, kw, step), x.dtype)
     kernels[:O, ..., :C] = weight.transpose(0, 2, 3, 1)
     _narrow(memory, (N, C, H, W), tuple(steps), (padding[0][0], padding[1][0]), stride, dilation,
-            (kh, kw), flat(kernels), step, fill_up(bias, O, x.dtype), np.zeros(step, x.dtype),
+            (kh, kw), flat(kernels), step, fill_up(bias, O, x.dtype), zeros((step,), x.dtype),
             flat(y), y.shape)
 
 

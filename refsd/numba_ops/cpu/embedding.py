@@ -7,7 +7,7 @@ from numba import prange
 
 from refsd.numba_ops.cpu.layout import copy_run
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, empty, flat
+from refsd.numba_ops.memory import as_rows, empty, flat, zeros
 from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import pointer
 from refsd.ops.embedding import require_rows
@@ -53,7 +53,7 @@ def timestep_embedding(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
     exponents /= np.float32(half - freq_shift)
     frequencies = np.exp(exponents.astype("float64")).astype("float32")
     angles = (timesteps.astype("float32")[:, None] * frequencies).astype(dtype)
-    y = np.zeros((len(timesteps), dim), dtype)
+    y = zeros((len(timesteps), dim), dtype)
     sin_at, cos_at = (half, 0) if flip_sin_to_cos else (0, half)
     if y.size:
         _sin_cos(angles, y, sin_at, cos_at)

@@ -11,7 +11,7 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import even_kc
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, empty, fill_up, panel_width
+from refsd.numba_ops.memory import as_rows, empty, fill_up, panel_width, zeros
 from refsd.numba_ops.simd import lanes, load, masked_store, pointer
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_onto
 from refsd.numba_ops.weights import columns, pack, row_step
@@ -53,7 +53,7 @@ def multiply_rows(x, right, right_step, bias, y):
         y[:] = bias[:N]
         return
     if M < ROWS:  # a tile reads ROWS rows: give it that many
-        padded = np.zeros((ROWS, K), x.dtype)
+        padded = zeros((ROWS, K), x.dtype)
         padded[:M] = x.reshape(M, K)
         x = padded
     rows, _, step = as_rows(x)
