@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from refsd import parallel
 from refsd.contracts import Spec
 from refsd.errors import UsageError
 
@@ -68,16 +67,19 @@ class Backend:
 
     def threads(self) -> int:
         """The threads that its ops use here and now."""
-        return max([pool["num_threads"] for pool in parallel.blas_pools()], default=1)
+        from refsd.parallel import blas_pools
+
+        return max([pool["num_threads"] for pool in blas_pools()], default=1)
 
     def layout_copies(self) -> int | None:
         """Arrays copied so far for how they lay in memory; None where nobody counts them."""
 
     def versions(self) -> dict[str, str]:
         """Versions, beside those of refsd and NumPy, that may change a bit of a result."""
+        from refsd.parallel import blas_pools
+
         names = {" ".join(filter(None, (pool["internal_api"], pool["version"],
-                                        pool.get("architecture"))))
-                 for pool in parallel.blas_pools()}
+                                        pool.get("architecture")))) for pool in blas_pools()}
         return {"blas": ", ".join(sorted(names)) or "unknown"}
 
     def conv2d_choice(self, result: tuple, kernel: tuple, *, stride: tuple, dilation: tuple,
