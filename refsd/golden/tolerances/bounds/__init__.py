@@ -10,17 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.golden.tolerances.bounds import (
-    activation,
-    arithmetic,
-    attention,
-    conv,
-    embedding,
-    linear,
-    norm,
-    resize,
-)
-from refsd.golden.tolerances.bounds.kinds import between_ends, of_kind
+from refsd.golden.tolerances.bounds import attention, conv, elementwise, linear, norm
+from refsd.golden.tolerances.bounds.elementwise import between_ends, of_kind
 from refsd.golden.tolerances.bounds.model import ErrorModel
 from refsd.golden.tolerances.formats import rounding, uncertainty
 from refsd.golden.tolerances.precision import PRECISIONS, arithmetic_of, quantile
@@ -30,9 +21,8 @@ from refsd.registry import ops
 # Of a million correct results one tensor may have an element outside its likely bound.
 CONFIDENCE = 1 - 1e-6
 WEIGHTS = ("weight", "bias")  # the parameters that come from a checkpoint
-# Ops of no kind that is enough, family by family.
-MODELS = {name: model for family in (activation, arithmetic, attention, conv, embedding, linear,
-                                     norm, resize) for name, model in family.MODELS.items()}
+# Ops whose kind is not enough.
+MODELS = elementwise.MODELS | linear.MODELS | conv.MODELS | norm.MODELS | attention.MODELS
 
 
 def error_model(op: str) -> ErrorModel | None:

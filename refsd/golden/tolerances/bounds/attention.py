@@ -1,20 +1,58 @@
-"""Attention's bounds: errors of the scores move the softmax, whose errors meet the second sum.
+"""Bounds of softmax, and of attention: errors of the scores move it, and meet the second sum.
 
-All are made query by query in slices, as the op itself is: scores are never whole in memory.
+Attention's are made query by query in slices, as the op itself is: scores are never whole in
+memory.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from refsd.golden.tolerances.bounds.activation import grown, softmax_depth
 from refsd.golden.tolerances.bounds.model import ErrorModel
 from refsd.golden.tolerances.precision import EXP, gamma, running_sum
 
 # Elements of the scores of one slice (a dozen such arrays live at once), and products for the
 # covariance of keys and values, beyond which its Cauchy-Schwarz bound is taken.
 SLICE, COVARIANCE = 1 << 20, 1 << 31
+
+
+def softmax(args, options, y, p):
+    """x - max is rounded, which e^ turns into a relative error; then K - 1 additions, a quotient"""
+    x, axis = args[0], options["axis"]
+    depth = softmax_depth(x, axis)
+    average = (y * depth).sum(axis=axis, keepdims=True)
+    roundings = depth + average + 2 * EXP + x.shape[axis]
+    return gamma(roundings, p) * y + 4 * p.tiny
+
+
+def softmax_depth(x, axis):
+    """how far below the largest, 0 where nothing is left of it"""
+    largest = x.max(axis=axis, keepdims=True)
+    return np.where(np.isneginf(x), 0, np.where(np.isneginf(largest), 0, largest) - x)
+
+
+def softmax_variance(args, options, y, p, factor):
+    """the shift by the largest, e^ and the quotient; the sum's partial sums grow to 1 evenly"""
+    x, axis = args[0], options["axis"]
+    depth = softmax_depth(x, axis)
+    r = p.u**2 / 3 * (depth * depth + (2 * EXP)**2 + 2)
+    common = (y * y * r).sum(axis=axis, keepdims=True) + p.u**2 / 9 * x.shape[axis]
+    return y * y * (grown(r + common, factor) / factor)**2
+
+
+def of_softmax(args, options, y, perturbations, factor):
+    """ln y_i moves by the error of x_i and the average of all"""
+    dx, axis = perturbations[0], options["axis"]
+    together = np.minimum(dx + dx.max(axis=axis, keepdims=True), 300)
+    r = dx * dx / 3 + (y * y * dx * dx).sum(axis=axis, keepdims=True) / 3
+    return y * np.expm1(together), (y * grown(r, factor) / factor)**2
+
+
+def grown(r, factor):
+    """By how much of itself a number grows whose logarithm, of variance r, is that far up."""
+    return np.expm1(np.minimum(factor * np.sqrt(r), 300))
 
 
 class _Slice(NamedTuple):
@@ -25,41 +63,36 @@ class _Slice(NamedTuple):
     v: np.ndarray
     scores: np.ndarray  # (H, l, S), masked
     weights: np.ndarray  # their softmax
-    others: tuple  # what was given along, split into heads and sliced as q, k, v
+    errors: tuple  # of q, k and v
 
     @property
     def width(self):
         return self.q.shape[-1]
 
 
-def _by_slices(args, options, compute, along=(None, None, None)):
-    """The (N, L, D) array of what `compute` makes of each slice (an (H, l, e) array)."""
-    q, k, v = args[:3]
-    heads, mask = options["heads"], options.get("mask")
-    N, L, S = *q.shape[:2], k.shape[1]
-    split = [None if t is None else _split(t, heads) for t in (q, k, v, *along)]
+def _by_slices(args, options, compute, errors=(None, None, None), parts=1):
+    """(parts, N, L, D) of the `parts` arrays (H, l, e) that `compute` makes of each slice."""
+    heads, mask, v = options["heads"], options.get("mask"), args[2]
+    N, L, S = *args[0].shape[:2], args[1].shape[1]
+    split = [None if t is None else _split(t, heads) for t in (*args[:3], *errors)]
     if mask is not None:
         mask = np.broadcast_to(mask, (N, heads, L, S))
-    v_width = v.shape[2]
-    found = np.empty((N, L, heads, v_width // heads))
+    found = np.empty((parts, N, L, heads, v.shape[2] // heads))
     rows = max(1, SLICE // max(1, heads * S))
-    for n in range(N):
-        for start in range(0, L, rows):
-            part = slice(start, start + rows)
-            q, k, v, dq, dk, dv = (None if t is None else t[n] for t in split)
-            q, dq = q[:, part], None if dq is None else dq[:, part]
-            scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-            if mask is not None:
-                scores = scores + mask[n, :, part]
-            if options.get("causal"):
-                late = np.arange(S) > np.arange(L)[part, None]
-                scores = np.where(late, -math.inf, scores)
-            largest = scores.max(axis=-1, keepdims=True)
-            e = np.exp(scores - np.where(np.isneginf(largest), 0, largest))
-            weights = e / np.maximum(e.sum(axis=-1, keepdims=True), 1)
-            piece = _Slice(q, k, v, scores, weights, (dq, dk, dv))
-            found[n, part] = compute(piece).swapaxes(0, 1)
-    return found.reshape(N, L, v_width)
+    for n, start in itertools.product(range(N), range(0, L, rows)):
+        part = slice(start, start + rows)
+        q, k, v, dq, dk, dv = (None if t is None else t[n] for t in split)
+        q, dq = q[:, part], None if dq is None else dq[:, part]
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores + mask[n, :, part]
+        if options.get("causal"):
+            scores = np.where(np.arange(S) > np.arange(L)[part, None], -math.inf, scores)
+        e = np.exp(-softmax_depth(scores, -1)) * ~np.isneginf(scores)
+        weights = e / np.maximum(e.sum(axis=-1, keepdims=True), 1)
+        made = compute(_Slice(q, k, v, scores, weights, (dq, dk, dv)))
+        found[:, n, part] = np.swapaxes(made, -3, -2)
+    return found.reshape(parts, N, L, -1)
 
 
 def _split(t, heads):
@@ -150,27 +183,20 @@ def _of_log_weights(s, r, factor):
     return np.maximum(found, 0)
 
 
-def _of_attention_worst(args, options, y, moves):
-    """What inputs that are off by `moves` make: the worst case.   moves: of q, k, v"""
-    def compute(s):
-        dq, dk, dv = s.others
-        size = (abs(s.q) + dq) @ (abs(s.k) + dk).swapaxes(-1, -2)
-        error = (size - abs(s.q) @ abs(s.k).swapaxes(-1, -2)) / math.sqrt(s.width)
-        moved, _ = _moved_weights(s, np.maximum(error, 0))
-        return moved @ (abs(s.v) + dv) + s.weights @ dv
-
-    return _by_slices(args, options, compute, moves[:3]).reshape(y.shape)
-
-
-def _of_attention_variance(args, options, y, moves, factor):
-    """The same, at random: each input's uncertainty has the variance move^2 / 3.
+def of_attention(args, options, y, perturbations, factor):
+    """Errors of the inputs: the worst case, and at random.
 
     Keys and values enter key by key. A query enters all scores at once: y moves by the covariance
     of keys and values under the weights; where that is too much work, by its bound (Cauchy,
     Schwarz): cov(v, k)^2 <= var(v) var(k).
     """
     def compute(s):
-        dq, dk, dv = s.others
+        dq, dk, dv = s.errors
+        sizes = (abs(s.q) + dq) @ (abs(s.k) + dk).swapaxes(-1, -2)
+        error = (sizes - abs(s.q) @ abs(s.k).swapaxes(-1, -2)) / math.sqrt(s.width)
+        moved, _ = _moved_weights(s, np.maximum(error, 0))
+        worst = moved @ (abs(s.v) + dv) + s.weights @ dv
+
         found = (s.weights**2) @ (dv * dv)
         found = found + _of_log_weights(
             s, (s.q * s.q) @ (dk * dk).swapaxes(-1, -2) / s.width / 3, factor) * 3
@@ -180,19 +206,14 @@ def _of_attention_variance(args, options, y, moves, factor):
             both = (s.k[..., :, None] * s.v[..., None, :]).reshape(heads, S, -1)
             cov = (s.weights @ both).reshape(heads, rows, s.width, -1)
             cov = cov - mean[..., :, None] * out[..., None, :]
-            return (found + np.einsum("hld,hlde->hle", dq * dq, cov * cov) / s.width) / 3
+            return worst, (found + np.einsum("hld,hlde->hle", dq * dq, cov * cov) / s.width) / 3
         of_k = np.maximum(s.weights @ (s.k * s.k) - mean * mean, 0)
         of_v = np.maximum(s.weights @ (s.v * s.v) - out * out, 0)
-        return (found + of_v * (dq * dq * of_k).sum(axis=-1, keepdims=True) / s.width) / 3
+        of_q = (dq * dq * of_k).sum(axis=-1, keepdims=True)
+        return worst, (found + of_v * of_q / s.width) / 3
 
-    return _by_slices(args, options, compute, moves[:3]).reshape(y.shape)
-
-
-def of_attention(args, options, y, perturbations, factor):
-    """Inputs that are off, those that are exact by 0."""
     errors = [error + np.zeros_like(arg) for error, arg in zip(perturbations[:3], args[:3])]
-    return (_of_attention_worst(args, options, y, errors),
-            _of_attention_variance(args, options, y, errors, factor))
+    return tuple(_by_slices(args, options, compute, errors, parts=2))
 
 
 def _terms(args, options):
@@ -200,5 +221,9 @@ def _terms(args, options):
     return args[0].shape[-1] // options["heads"], args[1].shape[1]
 
 
-MODELS = {"attention": ErrorModel(attention, of_attention, attention_variance, _terms,
-                                  composed=True, convex=True)}
+MODELS = {
+    "softmax": ErrorModel(softmax, of_softmax, softmax_variance,
+                          lambda args, options: (args[0].shape[options["axis"]],), convex=True),
+    "attention": ErrorModel(attention, of_attention, attention_variance, _terms,
+                            composed=True, convex=True),
+}  # fmt: skip

@@ -8,40 +8,32 @@ round to the port's format, the constants too; so every rounding counts with the
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
-from refsd.golden.tolerances.precision import PRECISIONS, Precision, gamma
+from refsd.golden.recording.replay import raise_to_float64
+from refsd.golden.tolerances.precision import PRECISIONS, gamma
 from refsd.pipelines.stages import make_schedule
 from refsd.schedulers import from_config
 
-Inputs = Mapping[str, Any]
 
-
-def pipeline_bound(op: str, inputs: Inputs, options: Inputs, truth: np.ndarray,
+def pipeline_bound(op: str, inputs: dict[str, Any], options: dict[str, Any], truth: np.ndarray,
                    format: str) -> np.ndarray:
     """The bound of a pipeline op for a port in a float format (int8 weights: float32 tensors)."""
     precision = PRECISIONS["float32" if format == "int8" else format]
-    wide = {name: _wide(value) for name, value in inputs.items()}
+    wide = {name: raise_to_float64(value) for name, value in inputs.items()}
     worst = PIPELINE_BOUNDS[op](wide, options, truth, precision)
     return np.broadcast_to(np.asarray(worst, "float64"), np.shape(truth))
 
 
-def _wide(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_wide(member) for member in value]
-    return value.astype("float64") if isinstance(value, np.ndarray) else value
-
-
-def scaled(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+def scaled(inputs, options, y, p):
     """One product or quotient; the constant takes up to 4 roundings: 1 / sqrt(sigma^2 + 1)."""
     return gamma(5, p) * abs(y) + p.tiny
 
 
-def guide(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+def guide(inputs, options, y, p):
     """The scale, a difference, a product, a sum; and twice a deviation over all n if rescaled.
 
     A deviation is a root of n squares of differences to a mean of n: n + 4 roundings, and as many
@@ -60,7 +52,7 @@ def _ratio(a, b):
     return a / b if b else 1.0
 
 
-def scheduler_step(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+def scheduler_step(inputs, options, y, p):
     """x0 from x and the prediction, then a combination of all that is known, and noise.
 
     Every path from an input to the result has at most 20 roundings, those of its constants
@@ -108,28 +100,27 @@ def _x0(scheduler, t, e, x, index):
                                    float(alpha_bars[alpha_bars > 0].min())))
 
 
-def to_picture(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+def to_picture(inputs, options, y, p):
     """x / 2 is exact, the sum is rounded; clipping brings errors no further apart."""
     x = inputs["x"].transpose(0, 2, 3, 1)
     return gamma(2, p) * np.minimum(abs(x) / 2 + 0.5, 1) + p.tiny
 
 
-def to_bytes(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+def to_bytes(inputs, options, y, p):
     """255 x is rounded once: only near the middle of two bytes may the other be taken."""
     exact = 255 * inputs["x"]
     to_middle = abs(exact - np.floor(exact) - 0.5)
     return np.where(to_middle <= gamma(1, p) * abs(exact) + p.tiny, 1.0, 0.0)
 
 
-def attention_scores(inputs: Inputs, options: Inputs, y: np.ndarray, p: Precision) -> np.ndarray:
+def attention_scores(inputs, options, y, p):
     """d products, their sum, and the scale."""
     d = inputs["q"].shape[-1] // options["heads"]
     size = PIPELINE_OPS["attention_scores"](abs(inputs["q"]), abs(inputs["k"]), **options)
     return gamma(d + 3, p) * size + d * p.tiny
 
 
-def attention_probabilities(inputs: Inputs, options: Inputs, y: np.ndarray,
-                            p: Precision) -> np.ndarray:
+def attention_probabilities(inputs, options, y, p):
     """An error e of the scores changes a share by at most e^(2 e); exp, the sum and a quotient.
 
     x - max is rounded too, by u (max - x), which is at most twice the largest |score|.
