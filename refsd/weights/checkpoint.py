@@ -52,7 +52,7 @@ def load_checkpoint(
     dtype: see `read_safetensors`. variant picks a folder's files ("fp16") in the parts that have
     it; ema the moving averages of a single file; configs are for single files of another size than
     their family's. force skips the question whether it fits into memory. replaced gives components
-    another place, or None to leave them out: the model's own are then not looked at.
+    another path, or None to leave them out: the model's own are then not looked at.
 
     Every name, shape, type and config is checked before the first tensor is read. Raises
     ModelError for what is wrong with the files, ResourceError for too little memory, UsageError
@@ -74,10 +74,10 @@ def load_checkpoint(
     else:
         raise UsageError(f"{str(path)[:200]}: no such file or folder")
 
-    for name, place in replaced.items():
-        if place is not None:
+    for name, other in replaced.items():
+        if other is not None:
             like = (configs or {}).get(name) or own_config(path, name)
-            plans[name] = plan_replacement(place, name, variant=variant, like=like)
+            plans[name] = plan_replacement(other, name, variant=variant, like=like)
     check_together({name: plan.config for name, plan in plans.items()}, str(path))
     return load(plans, dtype=dtype, force=force)
 

@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
 
 def component_weights(
-    place: Path, component: str, variant: str | None, *, model: Path | None = None
+    folder: Path, component: str, variant: str | None, *, model: Path | None = None
 ) -> Weights:
     """What `choose` chooses in a component's folder; no other file there is opened.
 
@@ -35,13 +35,13 @@ def component_weights(
     maps: dict[str, dict[str, str]] = {}
 
     def read_index(name: str) -> dict[str, str]:
-        maps[name] = read_weight_map(place / name)
+        maps[name] = read_weight_map(folder / name)
         return maps[name]
 
-    choice = choose(component, _files(place), variant, read_index, str(place))
+    choice = choose(component, _files(folder), variant, read_index, str(folder))
     if choice.index is None:
-        return Weights([read_header(place / choice.files[0])], choice.variant)
-    headers = _shards(place / choice.index, maps[choice.index], choice.files, model or place)
+        return Weights([read_header(folder / choice.files[0])], choice.variant)
+    headers = _shards(folder / choice.index, maps[choice.index], choice.files, model or folder)
     return Weights(headers, choice.variant)
 
 
@@ -71,14 +71,14 @@ def check_variants(found: Mapping[str, str | None], wanted: str | None, where: s
         logger.warning("%s: no %s everywhere: %s are taken", where, kind, taken)
 
 
-def _files(place: Path) -> list[str]:
+def _files(folder: Path) -> list[str]:
     """The names of the files in a folder, links to files included."""
     try:
-        return sorted(path.name for path in place.iterdir() if path.is_file())
+        return sorted(path.name for path in folder.iterdir() if path.is_file())
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{place}: no such folder. Is the model complete?") from None
+        raise ModelError(f"{folder}: no such folder. Is the model complete?") from None
     except OSError as error:
-        raise ResourceError(f"{place}: cannot be read: {error.strerror}") from None
+        raise ResourceError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _shards(
     for file in files:
         _check_inside(index.parent / file, model)
         header = read_header(index.parent / file)
-        listed = {name for name, place in weight_map.items() if place == file}
+        listed = {name for name, shard in weight_map.items() if shard == file}
         differing = sorted(listed ^ header.tensors.keys())
         if differing:
             raise ModelError(
@@ -138,5 +138,5 @@ def _check_inside(path: Path, model: Path) -> None:
     for snapshot in (root, root.parent):  # the whole model, or one component of it
         if snapshot.parent.name == "snapshots":
             allowed.append(snapshot.parent.parent / "blobs")
-    if not any(real.is_relative_to(place) for place in allowed):
+    if not any(real.is_relative_to(parent) for parent in allowed):
         raise ModelError(f"{path}: a link out of the model's folder is not followed")

@@ -61,16 +61,16 @@ def plan_folder(path: Path, component: str, *, variant: str | None = None) -> Pl
 
 
 def _plan_component(
-    place: Path, component: str, variant: str | None, model: Path, named: str | None = None
+    path: Path, component: str, variant: str | None, model: Path, named: str | None = None
 ) -> Plan:
-    file = place / "config.json"
+    file = path / "config.json"
     config = _text_part(component, read_foreign_object(file))
     config = validate(component, config if named is None else relabelled(config, named), str(file))
-    headers, taken = component_weights(place, component, variant, model=model)
+    headers, taken = component_weights(path, component, variant, model=model)
     inside = {name: header for header in headers for name in header.tensors}
-    names = canonical_names(component, inside, str(place))
+    names = canonical_names(component, inside, str(path))
     sources = {ours: Source(inside[name], Location(name)) for ours, name in names.items()}
-    return replace(_checked(component, config, sources, str(place)), variant=taken)
+    return replace(_checked(component, config, sources, str(path)), variant=taken)
 
 
 def plan_file(
@@ -110,25 +110,25 @@ def plan_file(
 
 
 def plan_replacement(
-    place: Path, component: str, *, variant: str | None = None, like: Mapping | None = None
+    path: Path, component: str, *, variant: str | None = None, like: Mapping | None = None
 ) -> Plan:
-    """A component from a place of its own: its folder, a model's folder, or a .safetensors file.
+    """A component from a path of its own: its folder, a model's folder, or a .safetensors file.
 
     A file is read under the names of diffusers or of the latent diffusion code, with the
     config.json beside it if that is of such a network, else with `like`, else with its family's.
     """
-    if place.is_dir():
-        inside = (place / component).is_dir() and not (place / "config.json").is_file()
+    if path.is_dir():
+        inside = (path / component).is_dir() and not (path / "config.json").is_file()
         if inside:
-            return plan_folder(place, component, variant=variant)
-        return _plan_component(place, component, variant, place)
-    if not place.is_file():
-        raise UsageError(f"{component}: {str(place)[:200]}: no such file or folder")
-    header = read_header(place)
+            return plan_folder(path, component, variant=variant)
+        return _plan_component(path, component, variant, path)
+    if not path.is_file():
+        raise UsageError(f"{component}: {str(path)[:200]}: no such file or folder")
+    header = read_header(path)
     held = contents(header)
     if component not in held.parts:
-        raise missing_part(str(place), component, held.parts)
-    config = _config_beside(place, component) or like or held.family.configs[component]
+        raise missing_part(str(path), component, held.parts)
+    config = _config_beside(path, component) or like or held.family.configs[component]
     return _plan_part(component, header, held, validate(component, config), False)
 
 
