@@ -94,7 +94,7 @@ def test_the_recorder_names_the_layers():
 
 def placing(trees):
     parts = {name: SimpleNamespace(tree=trees.get(name, {})) for name in simulate.STAGES}
-    return contextlib.nullcontext(simulate.Placing(SimpleNamespace(**parts)))
+    return contextlib.nullcontext(simulate.Sites(SimpleNamespace(**parts)))
 
 
 def recording(trees):

@@ -26,7 +26,7 @@ from refsd.weights import flatten
 
 STAGES = {"text_encoder": "text", "unet": "unet", "vae": "decode"}
 # What of a run is compared with float64: relative errors of the last of each stage.
-ENDS = ("text/000/last_hidden_state", "denoise/final", "picture/image")
+ENDPOINTS = ("text/000/last_hidden_state", "denoise/final", "picture/image")
 UNITS = ("blocks", "layers")
 
 
@@ -43,8 +43,8 @@ class Layer(NamedTuple):
     overflows: int
 
 
-class Damage(NamedTuple):
-    """What a part of the model does alone in the format: relative errors, as of ENDS."""
+class Impact(NamedTuple):
+    """What a part of the model does alone in the format: relative errors, as of ENDPOINTS."""
 
     name: str
     latents: float
@@ -54,7 +54,7 @@ class Damage(NamedTuple):
 class Simulation(NamedTuple):
     """layers: the smallest margin first. first_overflow: a tensor's name, with its step.
 
-    errors: relative root mean squares of ENDS. ranking: the part that spoils the picture most
+    errors: relative root mean squares of ENDPOINTS. ranking: the part that spoils the picture most
     first; None if it was not asked for.
     """
 
@@ -63,7 +63,7 @@ class Simulation(NamedTuple):
     errors: dict[str, float]
     first_overflow: str | None
     layers: list[Layer]
-    ranking: list[Damage] | None
+    ranking: list[Impact] | None
 
 
 def simulate(pipe: Any, recipe: Request, format: str, *, accumulate: str = "float32",
@@ -82,11 +82,11 @@ def simulate(pipe: Any, recipe: Request, format: str, *, accumulate: str = "floa
     if rank is not None and rank not in UNITS:
         raise UsageError(f"rank is {rank!r}; give {' or '.join(UNITS)}, or nothing")
     scope = tuple(scope)
-    plan = Placing(pipe)
-    truth = Ends()
+    plan = Sites(pipe)
+    truth = Endpoints()
     emulated_run(pipe, recipe, Selection(level=1), truth, plan.emulator("float64", ()))
-    places = {place for place in plan.seen if _fits(place, scope)}
-    if not places:
+    sites = {site for site in plan.seen if _fits(site, scope)}
+    if not sites:
         raise UsageError(f"nothing in the model fits {', '.join(scope)}; give ops such as "
                          "conv2d, or patterns of names such as unet/up_blocks.*")
     margins = Margins(format, scope)
@@ -96,21 +96,21 @@ def simulate(pipe: Any, recipe: Request, format: str, *, accumulate: str = "floa
                        margins.layers(), None)
     if rank is None:
         return found
-    units = sorted({unit_of(place, rank) for place in places if not moves_data(place.op)
-                    or place.op == "embedding"})
+    units = sorted({unit_of(site, rank) for site in sites if not moves_data(site.op)
+                    or site.op == "embedding"})
     ranking = []
     for done, unit in enumerate(units):
-        ends = Ends()
+        ends = Endpoints()
         alone = plan.emulator(format, scope, accumulate, unit=(rank, unit))
         emulated_run(pipe, recipe, Selection(level=1), ends, alone)
         errors = ends.errors(truth)
-        ranking.append(Damage(unit, errors[ENDS[1]], errors[ENDS[2]]))
+        ranking.append(Impact(unit, errors[ENDPOINTS[1]], errors[ENDPOINTS[2]]))
         if on_run is not None:
             on_run(done + 1, len(units))
     return found._replace(ranking=sorted(ranking, key=lambda d: -d.picture))
 
 
-class Place(NamedTuple):
+class OpSite(NamedTuple):
     """Where an op stands: stage, path as in a pack ("conv_in"), its name."""
 
     stage: str
@@ -118,18 +118,18 @@ class Place(NamedTuple):
     op: str
 
 
-def unit_of(place: Place, rank: str) -> str:
-    """The block or the layer that a place is ranked with."""
-    path = place.path
-    return f"{place.stage}/{(block_of(path) or path) if rank == 'blocks' else path}"
+def unit_of(site: OpSite, rank: str) -> str:
+    """The block or the layer that an op is ranked with."""
+    path = site.path
+    return f"{site.stage}/{(block_of(path) or path) if rank == 'blocks' else path}"
 
 
-def _fits(place: Place, scope: tuple[str, ...]) -> bool:
-    name = f"{place.stage}/{place.path}"
-    return not scope or any(place.op == one or fnmatchcase(name, one) for one in scope)
+def _fits(site: OpSite, scope: tuple[str, ...]) -> bool:
+    name = f"{site.stage}/{site.path}"
+    return not scope or any(site.op == one or fnmatchcase(name, one) for one in scope)
 
 
-class Placing:
+class Sites:
     """Says of each op of a run where it stands, as it comes."""
 
     def __init__(self, pipe: Any):
@@ -139,17 +139,17 @@ class Placing:
                          for part, tree in trees(pipe).items()
                          for path, leaf in flatten(tree).items()}
         self._last = ("text", "")
-        self.seen: set[Place] = set()
+        self.seen: set[OpSite] = set()
 
-    def place(self, op: str, inputs: dict) -> Place:
+    def site(self, op: str, inputs: dict) -> OpSite:
         """An op without weights stands beside the layer before it."""
         own = next((self._weights[id(v)] for v in inputs.values() if id(v) in self._weights), None)
         if own is not None:
             self._last = own
-            found = Place(*own, op)
+            found = OpSite(*own, op)
         else:
             stage, path = self._last
-            found = Place(stage, f"{parent(path)}.{op}".lstrip("."), op)
+            found = OpSite(stage, f"{parent(path)}.{op}".lstrip("."), op)
         self.seen.add(found)
         return found
 
@@ -157,8 +157,8 @@ class Placing:
                  margins: Any = None, unit: tuple[str, str] | None = None) -> "Saturating":
         """An emulator of what is in scope, and of one unit if that is given."""
         def applies(op, inputs):
-            place = self.place(op, inputs)
-            return _fits(place, scope) and (unit is None or unit_of(place, unit[0]) == unit[1])
+            site = self.site(op, inputs)
+            return _fits(site, scope) and (unit is None or unit_of(site, unit[0]) == unit[1])
 
         found = Saturating(format, accumulate=accumulate, applies=applies)
         found.between, found.margins = not scope and unit is None, margins
@@ -181,7 +181,7 @@ class Saturating(Emulator):
         return rounded
 
 
-class Ends:
+class Endpoints:
     """In place of a Writer: keeps the ends of the stages."""
 
     def __init__(self):
@@ -189,7 +189,7 @@ class Ends:
 
     def add(self, name: str, array: np.ndarray, **more: Any) -> None:
         """One tensor."""
-        if name in ENDS:
+        if name in ENDPOINTS:
             self.ends[name] = np.array(array)
 
     def holds(self, name: str) -> bool:
@@ -199,7 +199,7 @@ class Ends:
     def checkpoint(self, *args: Any, **options: Any) -> None:
         """Of no interest here."""
 
-    def errors(self, truth: "Ends") -> dict[str, float]:
+    def errors(self, truth: "Endpoints") -> dict[str, float]:
         """Relative root mean squares of the differences to another run's."""
         found = {}
         for name, true in truth.ends.items():
@@ -209,7 +209,7 @@ class Ends:
         return found
 
 
-class Margins(Ends):
+class Margins(Endpoints):
     """Keeps the largest magnitude of the results of every op in scope, too."""
 
     def __init__(self, format: str, scope: tuple[str, ...] = ()):
@@ -234,10 +234,10 @@ class Margins(Ends):
             self.first = name
         stage, _, path = name.partition("/")
         step, _, rest = path.partition("/")
-        place = Place(stage, rest if step.isdigit() else path, op)
-        if not _fits(place, self.scope):
+        site = OpSite(stage, rest if step.isdigit() else path, op)
+        if not _fits(site, self.scope):
             return
-        key = f"{stage}/{place.path}", op
+        key = f"{stage}/{site.path}", op
         before = self._layers.get(key, (0.0, 0))
         self._layers[key] = max(before[0], largest), before[1] + count
 
