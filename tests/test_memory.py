@@ -34,13 +34,13 @@ def peak(call):
 
     NumPy's and the pool's at their own moments: small arrays are few, so that is nearly the sum.
     """
-    stretch = pool.Stretch(2**30)
-    with mock.patch.object(pool, "_stretch", stretch):
+    arena = pool.Arena(2**30)
+    with mock.patch.object(pool, "_arena", arena):
         tracemalloc.start()
         call()
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    return most + stretch.touched
+    return most + arena.touched
 
 
 # The promise is a factor of 1.5 either way.

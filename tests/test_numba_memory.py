@@ -366,7 +366,7 @@ def test_a_sealed_weight_is_copied_once_and_the_others_are_spoken_of(monkeypatch
 
 def test_the_decoder_works_where_the_unet_did(pipe, monkeypatch):
     side = pipe.unet.config.sample_size
-    monkeypatch.setattr(pool, "_stretch", pool.Stretch(4 * pool.LEAST))
+    monkeypatch.setattr(pool, "_arena", pool.Arena(4 * pool.LEAST))
     pool.take(pool.LEAST)
     waiting = []
 

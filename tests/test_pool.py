@@ -29,14 +29,14 @@ def resident():
 
 
 @pytest.fixture
-def stretch(monkeypatch):
+def arena(monkeypatch):
     """Forty pieces' room, in place of the process's."""
-    found = pool.Stretch(40 * SIZE)
-    monkeypatch.setattr(pool, "_stretch", found)
+    found = pool.Arena(40 * SIZE)
+    monkeypatch.setattr(pool, "_arena", found)
     return found
 
 
-def test_memory_that_nobody_uses_is_taken_again(stretch):
+def test_memory_that_nobody_uses_is_taken_again(arena):
     first = pool.take(SIZE)
     place = address(first)
     assert pool.idle_bytes() == 0
@@ -45,7 +45,7 @@ def test_memory_that_nobody_uses_is_taken_again(stretch):
     assert address(pool.take(SIZE)) == place
 
 
-def test_a_view_keeps_its_memory(stretch):
+def test_a_view_keeps_its_memory(arena):
     whole = memory.empty((SIZE, 2), "float32")
     view = whole[10:20, 1]
     view[:] = 7
@@ -56,7 +56,7 @@ def test_a_view_keeps_its_memory(stretch):
     assert (view == 7).all() and not np.shares_memory(view, other)
 
 
-def test_neighbouring_holes_become_one(stretch):
+def test_free_neighbours_become_one(arena):
     for order in ([0, 1, 2], [2, 1, 0], [0, 2, 1], [1, 0, 2]):
         pieces = [pool.take(SIZE) for _ in range(4)]
         first = address(pieces[0])
@@ -65,10 +65,10 @@ def test_neighbouring_holes_become_one(stretch):
         whole = pool.take(3 * SIZE)
         assert address(whole) == first and address(pieces[3]) == first + 3 * SIZE
         del whole, pieces
-    assert stretch.take(0) is not None and len(stretch.holes) == 1
+    assert arena.take(0) is not None and len(arena.free_list) == 1
 
 
-def test_the_smallest_hole_that_holds_it(stretch):
+def test_the_smallest_free_block_that_holds_it(arena):
     pieces = [pool.take(n * SIZE) for n in (3, 1, 2, 1)]
     large, small = address(pieces[0]), address(pieces[2])
     pieces[0] = pieces[2] = None
@@ -78,7 +78,7 @@ def test_the_smallest_hole_that_holds_it(stretch):
     assert address(pool.take(SIZE)) == address(pieces[3]) + SIZE
 
 
-def test_pieces_begin_at_a_line_and_have_their_size(stretch):
+def test_pieces_begin_at_a_line_and_have_their_size(arena):
     pieces = [pool.take(SIZE + n) for n in (1, 64, 0)]
     assert [piece.size for piece in pieces] == [SIZE + 1, SIZE + 64, SIZE]
     starts = [address(piece) for piece in pieces]
@@ -86,7 +86,7 @@ def test_pieces_begin_at_a_line_and_have_their_size(stretch):
     assert not any(start % 64 for start in starts)
 
 
-def test_what_does_not_fit_is_numpys(stretch):
+def test_what_does_not_fit_is_numpys(arena):
     there = pool.take(10 * SIZE)
     other = pool.take(31 * SIZE)
     other[:] = 1
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_numpys(stretch):
     assert address(pool.take(30 * SIZE)) == first + 10 * SIZE
 
 
-def test_too_much_idle_memory_goes_back_to_the_system(stretch, monkeypatch):
+def test_too_much_idle_memory_goes_back_to_the_system(arena, monkeypatch):
     large, small = pool.take(12 * SIZE), pool.take(SIZE)
     large[:] = small[:] = 7
     before = resident()
@@ -111,7 +111,7 @@ def test_too_much_idle_memory_goes_back_to_the_system(stretch, monkeypatch):
     assert (small == 7).all() and not pool.take(12 * SIZE).any()
 
 
-def test_behind_the_last_piece_nothing_is_idle_once_given_back(stretch):
+def test_behind_the_last_piece_nothing_is_idle_once_given_back(arena):
     first, second = pool.take(SIZE), pool.take(SIZE)
     second[:] = 1
     del second
@@ -122,16 +122,16 @@ def test_behind_the_last_piece_nothing_is_idle_once_given_back(stretch):
     assert pool.idle_bytes() == 0
 
 
-def test_what_was_given_back_is_idle_no_more(stretch, monkeypatch):
+def test_what_was_given_back_is_idle_no_more(arena, monkeypatch):
     """Below a piece that lives: it was counted as idle, and given back, at every later call."""
     given_back = []
 
     class Told:
-        def madvise(self, *how, memory=stretch.memory):
+        def madvise(self, *how, memory=arena.memory):
             given_back.append(how[1:])
             memory.madvise(*how)
 
-    monkeypatch.setattr(stretch, "memory", Told())
+    monkeypatch.setattr(arena, "memory", Told())
     monkeypatch.setattr(pool, "MOST_IDLE", 6 * SIZE)
     pieces = [pool.take(4 * SIZE), pool.take(SIZE), pool.take(4 * SIZE), pool.take(SIZE)]
     pieces[0] = pieces[2] = None
@@ -154,7 +154,7 @@ def test_a_system_without_huge_pages_pools_as_well(monkeypatch):
             raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(pool.mmap, "mmap", Refusing)
-    assert pool.Stretch(4 * SIZE).take(SIZE).size == SIZE
+    assert pool.Arena(4 * SIZE).take(SIZE).size == SIZE
     assert pool._reserve() is not None
 
 
@@ -168,14 +168,14 @@ def test_memory_that_cannot_be_pooled_is_spoken_of(monkeypatch, caplog):
     assert caplog.messages == ["results are not pooled: [Errno 12] Cannot allocate memory"]
 
 
-def test_small_pieces_are_numpys(stretch):
+def test_small_pieces_are_numpys(arena):
     small = pool.take(SIZE - 1)
     del small
     assert pool.idle_bytes() == 0
 
 
-def test_without_a_stretch_all_is_numpys(monkeypatch):
-    monkeypatch.setattr(pool, "_stretch", None)
+def test_without_an_arena_all_is_numpys(monkeypatch):
+    monkeypatch.setattr(pool, "_arena", None)
     piece = pool.take(2 * SIZE)
     piece[:] = 1
     pool.shrink(0)
@@ -190,7 +190,7 @@ def test_results_are_writable_and_start_at_a_vector():
         del y
 
 
-def test_two_threads_never_get_the_same_memory(stretch):
+def test_two_threads_never_get_the_same_memory(arena):
     wrong = []
 
     def work(number):
@@ -205,12 +205,12 @@ def test_two_threads_never_get_the_same_memory(stretch):
         worker.start()
     for worker in workers:
         worker.join()
-    assert not wrong and stretch.take(40 * SIZE) is not None
+    assert not wrong and arena.take(40 * SIZE) is not None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_child_takes_memory_though_a_thread_of_its_parent_was_taking(stretch):
-    with stretch.lock:
+def test_a_child_takes_memory_though_a_thread_of_its_parent_was_taking(arena):
+    with arena.lock:
         child = get_context("fork").Process(target=pool.take, args=(SIZE,))
         child.start()
         child.join(20)
@@ -221,6 +221,6 @@ def test_a_child_takes_memory_though_a_thread_of_its_parent_was_taking(stretch):
 def test_where_address_space_is_limited_none_is_reserved():
     code = ("import resource; limit = 2**36; "
             "resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY)); "
-            "from refsd.numba_ops import pool; print(pool._stretch)")
+            "from refsd.numba_ops import pool; print(pool._arena)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"

@@ -30,7 +30,7 @@ def drawing(model, tmp_path):
 
 
 def seconds_computed(process):
-    """The processor's time that a process has taken, which a busy machine does not stretch."""
+    """The processor's time that a process has taken, which a busy machine does not arena."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -208,7 +208,7 @@ LITTLE_MEMORY = """
     model, path, share = sys.argv[1], sys.argv[2], float(sys.argv[3])
     pipe = StableDiffusionPipeline.from_pretrained(model)
     pipe("a", num_inference_steps=1, generator=1)
-    pool._stretch = None  # as where the limit was there from the beginning
+    pool._arena = None  # as where the limit was there from the beginning
     chaos.grow_at_most(int(share * working_bytes(pipe, 256, 512, 1)))
     size = ["-W", "256", "-H", "512"]
     sys.exit(main(["a", "-m", model, "--steps", "1", "-q", "-o", path, *size]))

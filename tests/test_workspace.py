@@ -25,7 +25,7 @@ def test_two_at_once_have_their_own():
 
 @pytest.mark.parametrize("fault", [None, KeyError])
 def test_it_goes_back_to_the_pool(monkeypatch, fault):
-    monkeypatch.setattr(pool, "_stretch", pool.Stretch(2**24))
+    monkeypatch.setattr(pool, "_arena", pool.Arena(2**24))
     try:
         with workspace("float32", 2**20):
             if fault is not None:

@@ -2,8 +2,8 @@
 
 A fresh page costs more than writing it: the system clears it at its first touch, and a virtual
 machine whose host has taken it back waits for the host as well. So the memory of results that are
-gone serves the next ones, of whatever size: it is one stretch of address space, in which
-neighbouring holes become one, and a result takes the beginning of the smallest hole that holds it.
+gone serves the next ones, of whatever size: it is one arena, a range of addresses, in which free
+neighbours become one block, and a result takes the beginning of the smallest that holds it.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ MOST_IDLE = 2**30  # bytes that may wait for results to come
 LINE = 64  # bytes of a line of the cache: pieces begin at one
 
 
-class Stretch:
+class Arena:
     """`size` bytes of address space; memory comes where it is written to."""
 
     def __init__(self, size: int):
@@ -32,27 +32,27 @@ class Stretch:
         with suppress(OSError, AttributeError):  # a hint, which not every system takes
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        self.holes = [(0, size)]  # (start, bytes), by their starts
-        self.used: list[tuple[int, int]] = []  # what of the holes may have memory, in the same way
+        self.free_list = [(0, size)]  # (start, bytes), by their starts
+        self.used: list[tuple[int, int]] = []  # what of them may have memory
         self.touched = 0  # where the first byte is that never had any
-        self.returned: deque[tuple[int, int]] = deque()  # pieces that no array is on any more
+        self.returned: deque[tuple[int, int]] = deque()  # blocks that no array is on any more
         self.lock = threading.Lock()
 
     def take(self, size: int) -> np.ndarray | None:
-        """Uninitialised bytes, or None if no hole holds them."""
+        """Uninitialised bytes, or None if no free block holds them."""
         room = -(-size // LINE) * LINE
         with self.lock:
             self._collect()
-            fitting = [(n, start) for start, n in self.holes if n >= room]
+            fitting = [(n, start) for start, n in self.free_list if n >= room]
             if not fitting:
                 return None
             n, start = min(fitting)
-            at = self.holes.index((start, n))
-            self.holes[at:at + 1] = [(start + room, n - room)] if n > room else []
+            at = self.free_list.index((start, n))
+            self.free_list[at:at + 1] = [(start + room, n - room)] if n > room else []
             self.used = _without(self.used, start, start + room)
             self.touched = max(self.touched, start + room)
             self._shrink(MOST_IDLE)
-        return np.asarray(_Loan(self, start, size, room))
+        return np.asarray(_Allocation(self, start, size, room))
 
     def idle(self) -> int:
         """Bytes in memory that nobody uses, but for parts of pages."""
@@ -61,22 +61,22 @@ class Stretch:
             return sum(n for _, n in self.used)
 
     def shrink(self, most: int) -> None:
-        """Give the memory of all holes back to the system if more than `most` bytes are idle."""
+        """Give the free blocks' memory back to the system if more than `most` bytes are idle."""
         with self.lock:
             self._collect()
             self._shrink(most)
 
     def _collect(self) -> None:
-        """Make holes of the pieces that came back, and one hole of neighbours."""
+        """Put the blocks that came back on the free list, neighbours as one."""
         while self.returned:
-            piece = self.returned.popleft()
-            _join(self.holes, *piece)
-            _join(self.used, *piece)
+            block = self.returned.popleft()
+            _join(self.free_list, *block)
+            _join(self.used, *block)
 
     def _shrink(self, most: int) -> None:
         if sum(n for _, n in self.used) <= most:
             return
-        for start, n in self.holes:
+        for start, n in self.free_list:
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             last = min(start + n, self.touched) // mmap.PAGESIZE * mmap.PAGESIZE
             if last > first:
@@ -102,20 +102,20 @@ def _without(spans, low, high):
     return [(first, last - first) for first, last in parts if first < last]
 
 
-class _Loan:
-    """A piece under NumPy's array interface: arrays hold the loan, and the last one ends it."""
+class _Allocation:
+    """A block under NumPy's array interface: the last array that holds it frees it."""
 
-    def __init__(self, stretch: Stretch, start: int, size: int, room: int):
-        self.stretch, self.piece = stretch, (start, room)
-        self.__array_interface__ = {"data": (stretch.address + start, False), "shape": (size,),
+    def __init__(self, arena: Arena, start: int, size: int, room: int):
+        self.arena, self.block = arena, (start, room)
+        self.__array_interface__ = {"data": (arena.address + start, False), "shape": (size,),
                                     "typestr": "|u1", "version": 3}
 
     def __del__(self):
         # Not under the lock: this may be called within `take`, by the thread that holds it.
-        self.stretch.returned.append(self.piece)
+        self.arena.returned.append(self.block)
 
 
-def _reserve() -> Stretch | None:
+def _reserve() -> Arena | None:
     """Address space for half of the memory; None where address space is counted as memory."""
     try:
         import resource
@@ -124,7 +124,7 @@ def _reserve() -> Stretch | None:
         strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
         memory = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
         if not (limited or strict):
-            return Stretch(memory // 2)
+            return Arena(memory // 2)
         reason: object = "address space is limited" if limited else "memory is not overcommitted"
     except (ImportError, OSError) as problem:  # not Linux, or it has forbidden that
         reason = problem
@@ -133,25 +133,25 @@ def _reserve() -> Stretch | None:
 
 
 def _after_fork() -> None:
-    if _stretch is not None:
-        _stretch.lock = threading.Lock()  # another thread may have held it
+    if _arena is not None:
+        _arena.lock = threading.Lock()  # another thread may have held it
 
 
-_stretch = _reserve()
+_arena = _reserve()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
 def take(size: int) -> np.ndarray:
     """`size` uninitialised bytes, of arrays that are gone or fresh."""
-    found = None if size < LEAST or _stretch is None else _stretch.take(size)
-    return np.empty(size, np.uint8) if found is None else found
+    block = None if size < LEAST or _arena is None else _arena.take(size)
+    return np.empty(size, np.uint8) if block is None else block
 
 
 def shrink(most: int) -> None:
     """Give idle memory back to the system if it is more than `most` bytes."""
-    if _stretch is not None:
-        _stretch.shrink(most)
+    if _arena is not None:
+        _arena.shrink(most)
 
 
 def trim() -> None:
@@ -166,4 +166,4 @@ def trim() -> None:
 
 def idle_bytes() -> int:
     """Memory that waits for the next result."""
-    return 0 if _stretch is None else _stretch.idle()
+    return 0 if _arena is None else _arena.idle()

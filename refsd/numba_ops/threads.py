@@ -17,11 +17,11 @@ def one_at_a_time() -> AbstractContextManager:
     Numba's layer `workqueue` ends the process when two threads call it at once; with the others two
     callers would only take each other's processors.
     """
-    return _gate
+    return _lock
 
 
 class _Refusal:
-    """Stands at the gate in a forked child, where GNU OpenMP would end the process."""
+    """Takes the place of the lock in a forked child, where GNU OpenMP would end the process."""
 
     def __enter__(self):
         raise UsageError("this process was forked from one that had run kernels on several "
@@ -29,16 +29,16 @@ class _Refusal:
                          'multiprocessing.get_context("spawn")')
 
     def __exit__(self, *error):
-        raise AssertionError("nobody passes")
+        raise AssertionError("it is never entered")
 
 
 def _after_fork():
-    """The child has one thread: nobody else is at its gate, and OpenMP's threads are gone."""
-    global _gate
-    _gate = _Refusal() if _layer_now() == "omp" and _openmp() == "GNU" else threading.RLock()
+    """The child has one thread: nobody else holds its lock, and OpenMP's threads are gone."""
+    global _lock
+    _lock = _Refusal() if _layer_now() == "omp" and _openmp() == "GNU" else threading.RLock()
 
 
-_gate: Any = threading.RLock()
+_lock: Any = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
