@@ -30,7 +30,7 @@ def drawing(model, tmp_path):
 
 
 def seconds_computed(process):
-    """The processor's time that a process has taken, which a busy machine does not arena."""
+    """The processor's time that a process has taken, which a busy machine does not stretch."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
