@@ -17,14 +17,15 @@ PICTURE_STEPS = 2
 def refsd(folder):
     """Our own; also the bytes of what is kept beside the weights, which the peak includes."""
     import refsd
-    from refsd.numba_ops.memory import prepared_bytes
+    from refsd.weights import flatten
 
     pipe = refsd.StableDiffusionPipeline.from_pretrained(folder, backend="numba")
     ids = models.inputs("clip")["ids"]
     text = pipe.text_encoder(ids).last_hidden_state
     pipe(prompt_embeds=text[:1], negative_prompt_embeds=text[1:], generator=models.SEED,
          num_inference_steps=PICTURE_STEPS, height=512, width=512)
-    return prepared_bytes()
+    trees = (pipe.text_encoder.tree, pipe.unet.tree, pipe.vae.tree)
+    return sum(leaf.prepared_bytes for tree in trees for leaf in flatten(tree).values())
 
 
 def torch(folder):

@@ -7,9 +7,9 @@ from benchmarks import agreement, models, peaks
 from benchmarks.calls import make_arrays
 from refsd import functional as F
 from refsd.backends import find_backend
+from refsd.leaf import Weight
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
-from refsd.sealed import seal
 from refsd.weights import load_folder
 
 _loaded = {}
@@ -42,7 +42,7 @@ def _op(job, variant):
 def as_in_a_network(arrays, variant):
     """Weights as a pipeline loads them for the backend, pictures as its kernels hand them on."""
     weights = {name: arrays[name] for name in ("weight", "bias") if arrays.get(name) is not None}
-    weights = {name: seal(weight) for name, weight in weights.items()}  # as loaded ones are
+    weights = {name: Weight(weight, name) for name, weight in weights.items()}
     find_backend(variant).place(weights)
     return [weights.get(name, channels_last(array)) for name, array in arrays.items()]
 

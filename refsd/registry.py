@@ -40,6 +40,7 @@ class Op(NamedTuple):
 
 _ops: dict[str, Op] = {}
 _kernels: dict[tuple[str, str], Callable] = {}
+_reads_leaves: set[Callable] = set()  # kernels that are given leaves as they are
 _inferred: dict[tuple, Any] = {}  # what contracts inferred of calls that they accepted
 INFER_CACHE_SIZE = 2**14
 _PLAIN = frozenset((int, float, bool, str, tuple, list, type(None)))
@@ -71,9 +72,10 @@ def op(shapes: str, kind: Kind | None = None, /, *, examples: Sequence[tuple] = 
     return declare
 
 
-def kernel(backend: str) -> Callable[[Callable], Callable]:
+def kernel(backend: str, *, reads_leaves: bool = False) -> Callable[[Callable], Callable]:
     """Declare a function as the kernel of the op of its name on `backend`.
 
+    One that reads leaves (refsd.leaf) is given weights in their own form, others the dense arrays.
     ImportError for a name that no op has, another signature, or a second kernel from elsewhere.
     """
 
@@ -84,6 +86,8 @@ def kernel(backend: str) -> Callable[[Callable], Callable]:
         _require_same_signature(f"the {backend} kernel {name}", function, _ops[name].signature)
         _require_new(f"{backend} kernel {name}", function, _kernels.get((backend, name)))
         _kernels[backend, name] = function
+        if reads_leaves:
+            _reads_leaves.add(function)
         return function
 
     return declare
@@ -202,7 +206,10 @@ def trace(answer: Callable[..., Any]) -> Iterator[None]:
 
 
 def dispatch(name: str, args: tuple, options: dict) -> Any:
-    """Check a call against the op's contract, run it on the active backend, call the listener."""
+    """Check a call against the op's contract, run it on the active backend, call the listener.
+
+    An op on a leaf is the op on its dense array; listeners and tracers are given the leaf.
+    """
     backend = _active.get()
     for key, value in options.items():
         if type(value) not in _PLAIN and isinstance(value, numbers.Integral):
@@ -215,14 +222,25 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
     if function is None:
         raise UsageError(f"{name} has no kernel on the backend {backend!r}; "
                          f"it exists on: {', '.join(b for b, n in _kernels if n == name)}")
+    arrays, values = args, options
+    if function not in _reads_leaves:
+        arrays, values = map(to_dense, args), {key: to_dense(options[key]) for key in options}
     listener = _listener.get()
     if listener is None:
-        return function(*args, **options)
+        return function(*arrays, **values)
     begun = time.perf_counter_ns()
-    output = function(*args, **options)
+    output = function(*arrays, **values)
     ended = time.perf_counter_ns()
     listener(name, *_named(_ops[name].signature, args, options), output, begun, ended)
     return output
+
+
+def to_dense(value: Any) -> Any:
+    """The dense array of a leaf (refsd.leaf), also in a list or a tuple; all else as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(map(to_dense, value))
+    dense = getattr(value, "dense", None)
+    return value if dense is None else dense()
 
 
 def _infer(name: str, args: tuple, options: dict) -> Any:

@@ -25,7 +25,7 @@ ALLOWED = {
     "shapes": {"errors"},
     "contracts": {"errors", "options", "shapes"},
     "cgroups": set(),
-    "sealed": set(),
+    "leaf": {"registry"},
     "parallel": {"arguments", "cgroups", "errors"},
     # each declaration names its package, which it imports when it is used
     "backends": {"contracts", "errors", "numba_ops", "ops", "parallel", "registry"},
@@ -33,23 +33,24 @@ ALLOWED = {
     "ops": {"contracts", "kinds", "options", "registry"},
     "examples": {"contracts", "kinds", "registry"},
     "functional": {"ops", "registry"},
-    "numba_ops": {"atomic", "contracts", "errors", "ops", "parallel", "registry", "sealed"},
+    "numba_ops": {"atomic", "contracts", "errors", "leaf", "ops", "parallel", "registry"},
     "algorithms": {"backends", "contracts", "errors", "numba_ops", "ops", "registry"},
-    "models": {"functional", "contracts", "sealed", "options"},
+    "models": {"functional", "contracts", "leaf", "options"},
     "schedulers": {"arguments", "errors", "random", "rules"},
     "random": {"arguments", "errors"},
     "families": set(),
-    "weights": {"arguments", "atomic", "cgroups", "errors", "families", "rules", "sealed"},
+    "weights": {"arguments", "atomic", "cgroups", "errors", "families", "leaf", "rules"},
     "text": {"errors", "weights"},
     "pipelines": {"arguments", "backends", "contracts", "errors", "families", "functional",
                   "models", "random", "registry", "rules", "schedulers", "text", "version",
                   "weights"},
-    "profiling": {"algorithms", "backends", "contracts", "pipelines", "registry", "weights"},
+    "profiling": {"algorithms", "backends", "contracts", "leaf", "pipelines", "registry",
+                  "weights"},
     # records, replays and judges whole generations: it stands above the pipelines
     "golden": {"algorithms", "arguments", "atomic", "contracts", "errors", "examples",
-               "families", "functional", "kinds", "models", "ops", "parallel", "pipelines",
-               "random", "registry", "rules", "schedulers", "shapes", "text", "version",
-               "weights"},
+               "families", "functional", "kinds", "leaf", "models", "ops", "parallel",
+               "pipelines", "random", "registry", "rules", "schedulers", "shapes", "text",
+               "version", "weights"},
     "cli": {"algorithms", "arguments", "atomic", "backends", "cgroups", "contracts", "errors",
             "families", "golden", "models", "numba_ops", "parallel", "pipelines", "profiling",
             "random", "registry", "rules", "schedulers", "text", "version", "weights"},
@@ -58,7 +59,7 @@ ALLOWED = {
 }
 OUTSIDE_OF_OPS = {"math", "typing", "numpy", "numpy.lib.stride_tricks", "scipy.special.erf",
                   "scipy.fft"}
-OUTSIDE_OF_MODELS = {"collections.abc", "dataclasses", "typing"}
+OUTSIDE_OF_MODELS = {"collections.abc", "dataclasses", "typing", "weakref"}
 NEVER = {"torch", "diffusers", "transformers", "accelerate", "tensorflow", "jax"}
 
 

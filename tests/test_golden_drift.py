@@ -15,7 +15,7 @@ from refsd.golden.recording.cases import families, make_ops
 from refsd.golden.recording.make import make
 from refsd.golden.recording.record import Recorder
 from refsd.golden.recording.request import load_truth
-from refsd.golden.recording.run import run, trees
+from refsd.golden.recording.run import run
 from refsd.golden.tolerances.spread import recipe_of, selection_of
 from refsd.golden.tolerances.tolerance import of, rounded
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
@@ -42,7 +42,7 @@ def both(request, tmp_path_factory):
     single = StableDiffusionPipeline.from_pretrained(backend="numpy", dtype="float32", exact=True)
     distances = Distances(committed)
     with parallel.limited(1):
-        run(single, recipe, Recorder(distances, trees(single), selection))
+        run(single, recipe, Recorder(distances, selection))
     return committed, Pack.open(folder), distances.largest
 
 

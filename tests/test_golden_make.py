@@ -27,7 +27,7 @@ from refsd.golden.recording.make import make
 from refsd.golden.recording.names import Namer, block_of, full, is_alone, parent
 from refsd.golden.recording.record import Event, Recorder, Selection
 from refsd.golden.recording.request import Request, load_truth
-from refsd.golden.recording.run import run, trees
+from refsd.golden.recording.run import run
 from refsd.golden.tolerances.bounds import bound
 from refsd.golden.tolerances.bounds.pipeline import PIPELINE_BOUNDS, pipeline_bound
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
@@ -409,7 +409,7 @@ def test_nan_is_refused_by_name(tmp_path, capfd, part, tensor, name):
 
 
 def test_what_float32_cannot_hold_is_refused_by_name(tmp_path, pipe):
-    recorder = Recorder(Nowhere(), trees(pipe), Selection(0))
+    recorder = Recorder(Nowhere(), Selection(0))
     with pytest.raises(ModelError, match="decode/latents: 1e.39 is beyond float32"):
         recorder.tensor("decode", None, "latents", np.array([1.0, -1e39]), level=1)
 
@@ -426,11 +426,11 @@ def test_memory_is_a_shard_and_an_op(tmp_path):
                    scheduler=pipe.scheduler.config.plain())
     selection = Selection(level=3, include=("unet/*",))
     with parallel.limited(1):
-        alone = _peak(lambda: run(pipe, asked, Recorder(Nowhere(), trees(pipe), Selection(0))))
+        alone = _peak(lambda: run(pipe, asked, Recorder(Nowhere(), Selection(0))))
 
         def recording():
             with Writer(tmp_path / "pack", recipe={}, model={}, shard_bytes=1 << 20) as writer:
-                run(pipe, asked, Recorder(writer, trees(pipe), selection))
+                run(pipe, asked, Recorder(writer, selection))
 
         taken = _peak(recording) - alone
     size = sum(path.stat().st_size for path in (tmp_path / "pack").glob("*.safetensors"))

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import warnings
 import weakref
 
 import numpy as np
@@ -11,12 +10,12 @@ import tiny
 
 import refsd
 from refsd import functional as F
+from refsd.leaf import Weight
 from refsd.numba_ops import memory, pool, threads, weights
 from refsd.numba_ops.cpu import conv_winograd
 from refsd.numba_ops.cpu.pixels import MOST_KC
 from refsd.pipelines import components
 from refsd.registry import use, watch
-from refsd.sealed import is_sealed, seal
 from refsd.weights.tree import flatten
 
 SHAPES = [(1, 1), (5, 3), (32, 7), (64, 64), (65, 9), (320, 33),
@@ -68,13 +67,6 @@ def test_laid_out_weights_hold_the_same_numbers(shape, dtype):
         np.testing.assert_array_equal(matrix[:, :shape[0]],
                                       np.moveaxis(weight, (0, 1), (-1, -2)).reshape(rows, shape[0]))
         assert not matrix[:-1, shape[0]:].any()
-
-
-def test_read_only_stays_read_only():
-    weight = draw(8, 8)
-    assert weights.lay_out(weight).flags.writeable
-    weight.flags.writeable = False
-    assert is_sealed(weights.lay_out(weight)) and not is_sealed(weight)
 
 
 def test_memory_that_ends_too_early_is_not_read():
@@ -169,7 +161,6 @@ def test_a_change_in_place_is_seen(kind, use_of):
         after = call(weight)
         np.testing.assert_array_equal(after, call(weight.copy()))
     assert not np.array_equal(after, before)
-    assert not is_sealed(weight) and memory.prepared_bytes() == 0
 
 
 def test_a_file_that_is_mapped_may_change(tmp_path):
@@ -185,66 +176,38 @@ def test_a_file_that_is_mapped_may_change(tmp_path):
     assert not np.array_equal(before, after)
 
 
-@pytest.mark.parametrize("made", [lambda w: seal(w), lambda w: weights.lay_out(seal(w)),
-                                  lambda w: np.frombuffer(w.tobytes(), w.dtype).reshape(w.shape)])
-def test_what_is_sealed_nobody_can_change(made):
-    sealed = made(draw(6, 5))
-    np.testing.assert_array_equal(sealed, draw(6, 5))
-    for array in (sealed, sealed[1:], sealed.T, sealed.view("i4"), sealed[..., :3]):
-        while isinstance(array, np.ndarray) and not array.flags.owndata:
-            with pytest.raises(ValueError):
-                array.flags.writeable = True
-            array = array.base
-    assert is_sealed(sealed) and is_sealed(sealed[1:].T) and not is_sealed(sealed.copy())
-
-
-def test_even_a_sealed_weight_is_looked_at():
-    """NumPy lets anybody set the shape of a read-only array."""
-    weight, x = seal(draw(8, 8)), draw(3, 8)
-    with use("numba"):
-        F.linear(x, weight)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            weight.shape = (4, 16)
-        np.testing.assert_array_equal(F.linear(draw(3, 16), weight),
-                                      F.linear(draw(3, 16), weight.copy()))
-
-
 def test_kept_copies_are_counted_and_go_with_the_weight():
-    x, weight = draw(1, 16, 8, 8), seal(draw(16, 16, 3, 3))
-    before = memory.prepared_bytes()
+    x, weight = draw(1, 16, 8, 8), Weight(draw(16, 16, 3, 3))
     with use("numba"):
         F.conv2d(x, weight, padding=1)
-        kept = memory.prepared_bytes() - before
+        kept = weight.prepared_bytes
         assert 0 <= kept - 9 * 16 * weights.row_step(16, weight.dtype) * 4 <= SURPLUS
         F.conv2d(x, weight, padding=1)
-    assert memory.prepared_bytes() - before == kept
+    assert weight.prepared_bytes == kept
+    packed = weakref.ref(weights.columns(weight)[0])
     del weight
-    assert memory.prepared_bytes() == before
+    assert packed() is None
 
 
 def test_of_spectra_the_last_size_is_kept():
-    weight, kept = weights.lay_out(seal(draw(16, 8, 3, 3))), []
-    before = memory.prepared_bytes()
+    weight, kept = Weight(draw(16, 8, 3, 3)), []
     with use("numba"):
         for side in (40, 20, 60, 20):
             F.conv2d(draw(1, 16, side, side), weight, groups=2, algorithm="fft")
-            kept.append(memory.prepared_bytes() - before)
+            kept.append(weight.prepared_bytes)
     assert kept[0] > kept[1] == kept[3] > 2 * weight.nbytes and kept[2] > kept[0]
-    del weight
-    assert memory.prepared_bytes() == before
 
 
 def test_a_pipeline_holds_its_weights_once(folder):
     """All kernels of the tree are laid out, nothing is kept beside them, and all goes with it."""
-    before = memory.prepared_bytes()
     pipe = load(folder)
-    assert all(weights.is_laid_out(leaf) for leaf in kernels(pipe).values())
+    assert all(weights.is_laid_out(leaf.dense()) for leaf in kernels(pipe).values())
     for name, leaf in kernels(load(folder, "numpy")).items():
         np.testing.assert_array_equal(kernels(pipe)[name], leaf)
     picture(pipe)
-    assert memory.prepared_bytes() == before
+    assert sum(leaf.prepared_bytes for leaf in kernels(pipe).values()) == 0
     alive = [weakref.ref(leaf) for leaf in kernels(pipe).values()]
+    alive += [weakref.ref(weights.columns(leaf)[0]) for leaf in kernels(pipe).values()]
     del pipe, leaf
     gc.collect()
     assert not any(reference() is not None for reference in alive)
@@ -349,13 +312,13 @@ def test_every_place_that_copies_counts(op, call):
         assert copies(call) == {op: 1}
 
 
-def test_a_sealed_weight_is_copied_once_and_the_others_are_spoken_of(monkeypatch, caplog):
+def test_a_leaf_is_copied_once_and_the_others_are_spoken_of(monkeypatch, caplog):
     monkeypatch.setattr(weights, "_logged", False)
     monkeypatch.setattr(weights, "LEAST", 4 * 64 * 64)
     x, plain, small = draw(3, 64), draw(64, 64), draw(63, 64)
-    sealed, laid_out = seal(draw(64, 64)), weights.lay_out(plain)
+    leaf, laid_out = Weight(draw(64, 64)), weights.lay_out(plain)
     with use("numba"), caplog.at_level(logging.WARNING, "refsd"):
-        assert copies(lambda: [F.linear(x, sealed) for _ in range(3)]) == {"linear": 1}
+        assert copies(lambda: [F.linear(x, leaf) for _ in range(3)]) == {"linear": 1}
         assert copies(lambda: [F.linear(x, laid_out) for _ in range(3)]) == {}
         assert copies(lambda: [F.linear(x, small) for _ in range(3)]) == {"linear": 3}
         assert not caplog.messages

@@ -13,11 +13,11 @@ from refsd import algorithms, registry
 from refsd.__main__ import main
 from refsd.backends import BACKENDS
 from refsd.contracts import Spec
+from refsd.leaf import Weight
 from refsd.numba_ops import memory
 from refsd.numba_ops.cpu import conv
 from refsd.ops import conv_tiled
 from refsd.ops.conv import conv2d as definition
-from refsd.sealed import seal
 
 ROOT = Path(refsd.__file__).parents[1]
 
@@ -141,10 +141,9 @@ def test_the_bytes_are_what_the_kernels_keep(x, weight, options):
     costs = {cost.algorithm: cost.weight_bytes for cost in report.costs}
     for name, wanted in costs.items():
         if wanted is not None:
-            fresh = seal(weight.copy())  # packed anew, and kept
-            before = memory.prepared_bytes()
+            fresh = Weight(weight)  # packed anew, and kept
             conv.conv2d(x, fresh, **options, algorithm=name)
-            kept = memory.prepared_bytes() - before
+            kept = fresh.prepared_bytes
             # Winograd's are made of im2col's in every call. On top: alignment, one panel to read.
             wanted = wanted if name == "fft" else costs["im2col"]
             surplus = 64 * options.get("groups", 1) + 4 * memory.panel_width("f4")

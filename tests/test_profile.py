@@ -1,10 +1,7 @@
 """refsd profile: the recorder, the tables, the Chrome trace, the command."""
 
-import contextlib
 import json
 import time
-import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +12,12 @@ from refsd import functional as F
 from refsd import registry
 from refsd.__main__ import main
 from refsd.contracts import Spec
-from refsd.golden.recording.plan import planning
-from refsd.golden.tolerances import simulate
+from refsd.leaf import Weight
 from refsd.numba_ops import memory
 from refsd.profiling import Call, Profile, Recorder, Span, profile
 from refsd.profiling.tables import Costs, block, describe, group, tables
 from refsd.profiling.trace import layers, trace
+from refsd.weights import to_tree
 
 STEPS = 3
 CALL = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "generator": 7}
@@ -67,7 +64,7 @@ def test_the_time_is_the_kernels_own(monkeypatch):
         return x
 
     monkeypatch.setitem(registry._kernels, ("numpy", "silu"), slow)
-    recorder = Recorder({"part": {"norm": {"weight": x()}}}, backend="numpy")
+    recorder = Recorder(backend="numpy")
     with refsd.watch(recorder, timed=True), recorder.stage("text"):
         F.silu(x())
         clock[0] += 700  # Python between two ops
@@ -78,8 +75,9 @@ def test_the_time_is_the_kernels_own(monkeypatch):
 
 
 def test_the_recorder_names_the_layers():
-    weights = {"blocks": [{"norm": {"weight": x()[0], "bias": x()[0]}}], "out": {"weight": x()}}
-    recorder = Recorder({"unet": weights}, backend="numpy")
+    tensors = {"blocks.0.norm.weight": x()[0], "blocks.0.norm.bias": x()[0], "out.weight": x()}
+    weights = to_tree({name: Weight(array, f"unet.{name}") for name, array in tensors.items()})
+    recorder = Recorder(backend="numpy")
     with refsd.watch(recorder, timed=True), recorder.stage("text"):
         F.silu(x())
         F.layer_norm(x(), **weights["blocks"][0]["norm"], eps=1e-5)
@@ -92,31 +90,12 @@ def test_the_recorder_names_the_layers():
     assert calls[1].inputs["x"] == Spec((2, 6), "float32") and calls[1].options == {"eps": 1e-5}
 
 
-def placing(trees):
-    parts = {name: SimpleNamespace(tree=trees.get(name, {})) for name in simulate.STAGES}
-    return contextlib.nullcontext(simulate.Sites(SimpleNamespace(**parts)))
-
-
-def recording(trees):
-    return contextlib.nullcontext(Recorder(trees, backend="numpy"))
-
-
-@pytest.mark.parametrize("know", [recording, placing, lambda trees: planning(trees["unet"])])
-def test_who_knows_weights_by_their_ids_holds_them(know):
-    """Another array that took the place of one in the tree, and its id, would go by its name."""
-    trees = {"unet": {"conv": {"weight": x()}}}
-    alive = weakref.ref(trees["unet"]["conv"]["weight"])
-    with know(trees):
-        trees["unet"]["conv"]["weight"] = x()
-        assert alive() is not None
-
-
 def test_layout_copies_are_counted_where_they_are_made(monkeypatch):
     def copying(x):
         memory.count_copy()
         return x
 
-    recorder = Recorder({}, backend="numba")
+    recorder = Recorder(backend="numba")
     with refsd.use("numba"), refsd.watch(recorder, timed=True), recorder.stage("text"):
         monkeypatch.setitem(registry._kernels, ("numba", "silu"), copying)
         F.silu(x())

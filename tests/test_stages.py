@@ -8,6 +8,7 @@ import pytest
 from model_samples import CLIPS, UNETS, VAES, tree, values
 
 from refsd.errors import ModelError, UsageError
+from refsd.leaf import Weight
 from refsd.models import clip
 from refsd.models.layers import Text
 from refsd.pipelines import stages
@@ -15,7 +16,6 @@ from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.random import TorchGenerator
 from refsd.registry import watch
 from refsd.schedulers import DDIMScheduler, EulerDiscreteScheduler
-from refsd.sealed import seal
 from refsd.weights import flatten
 
 
@@ -89,11 +89,11 @@ def test_a_caller_may_change_the_texts_between_steps():
     assert steps.send({"prompt_embeds": text(9)}).latents.item() == 9
 
 
-def sealed(tree):
-    """The tree with its weights as a loader seals them."""
+def leaves(tree):
+    """The tree with its weights as leaves."""
     if isinstance(tree, dict):
-        return {key: sealed(child) for key, child in tree.items()}
-    return [sealed(child) for child in tree] if isinstance(tree, list) else seal(tree)
+        return {key: leaves(child) for key, child in tree.items()}
+    return [leaves(child) for child in tree] if isinstance(tree, list) else Weight(tree)
 
 
 @pytest.mark.parametrize("how", ["another array", "another dict", "in place", "thawed", "states"])
@@ -102,7 +102,7 @@ def test_changed_weights_and_texts_are_seen(how):
     found, config = tree("unet", UNETS["two levels"])
     sample, states = values(1, 2, 4, 4, 4), values(2, 2, 3, 10)
     if how.startswith("another"):
-        found = sealed(found)
+        found = leaves(found)
     if how == "thawed":
         for array in flatten(found).values():
             array.flags.writeable = False
@@ -128,7 +128,7 @@ def test_changed_weights_and_texts_are_seen(how):
 def test_what_layers_make_of_the_text_is_made_once():
     """Keys and values are those of a fresh call to the bit, and no step computes them again."""
     found, config = tree("unet", UNETS["two levels"])
-    unet = UNet(sealed(found), config, "numpy")
+    unet = UNet(leaves(found), config, "numpy")
     sample, states = values(1, 2, 4, 4, 4), values(2, 2, 3, 10)
     states.flags.writeable = False
     text, calls = Text(states), []

@@ -1,7 +1,9 @@
 """The blocks that the UNet and the VAE are made of."""
 
+from weakref import WeakKeyDictionary
+
 from refsd import functional as F
-from refsd.sealed import is_sealed
+from refsd.leaf import Weight
 
 
 def resnet(x, temb=None, *, norm1, conv1, norm2, conv2, time_emb_proj=None, conv_shortcut=None,
@@ -30,24 +32,26 @@ class Text:
     """Encoded prompts (N, S, D), and the keys and values that each layer makes of them, made once.
 
     Neither changes from step to step: give a UNet this instead of the array to save the work. What
-    was made serves as long as the states are read-only and the weights the very same, and sealed
-    as loaded ones are; of what could be written to, keys and values are made at every call.
+    a leaf (refsd.leaf) makes of read-only states is kept while the leaf is alive; of arrays, which
+    could be written to, keys and values are made at every call.
     """
 
     def __init__(self, states):
-        self.states, self._made = states, []
+        self.states, self._made = states, WeakKeyDictionary()
 
     def keys_values(self, to_k, to_v):
-        """(N, S, C) twice, made once for these arrays of weights."""
-        weights = [*to_k.values(), *to_v.values()]
-        lasting = _read_only(self.states) and all(map(is_sealed, weights))
-        for known, made in self._made if lasting else ():
-            if len(known) == len(weights) and all(a is b for a, b in zip(known, weights)):
-                return made
-        made = F.linear(self.states, **to_k), F.linear(self.states, **to_v)
-        if lasting:
-            self._made.append((weights, made))
-        return made
+        """(N, S, C) twice, made once for these leaves."""
+        return self._linear(**to_k), self._linear(**to_v)
+
+    def _linear(self, weight, bias=None):
+        lasting = _read_only(self.states) and isinstance(weight, Weight) and (
+            bias is None or isinstance(bias, Weight))
+        if not lasting:
+            return F.linear(self.states, weight, bias)
+        kept = self._made.get(weight)
+        if kept is None or kept[0] is not bias:
+            kept = self._made[weight] = bias, F.linear(self.states, weight, bias)
+        return kept[1]
 
 
 def _read_only(array):

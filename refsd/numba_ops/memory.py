@@ -1,24 +1,21 @@
-"""Arrays as kernels want them: flat, aligned, unit stride; and what is made of weights once."""
+"""Arrays as kernels want them: flat, aligned, unit stride."""
 
 import math
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import numpy as np
 
+from refsd.leaf import Weight
 from refsd.numba_ops import pool
 from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import VECTORS
-from refsd.sealed import is_sealed
+from refsd.registry import to_dense
 
 SMALL = 2**13  # elements of a result that may lie anywhere
 
 _layout_copies = 0
-# One entry a weight, while it lives: id -> (weak reference, use, what was made of it).
-_prepared: dict[int, tuple[weakref.ref, tuple, Any]] = {}
 
 
 class _Memory:
@@ -153,29 +150,12 @@ def panel_width(dtype: np.dtype) -> int:
     return VECTORS * lanes(np.dtype(dtype))
 
 
-def fill_up(vector: np.ndarray | None, size: int, dtype: np.dtype) -> np.ndarray:
+def fill_up(vector: np.ndarray | Weight | None, size: int, dtype: np.dtype) -> np.ndarray:
     """A bias as long as a panel that begins at any of its columns: zeros behind it."""
     full = zeros((size + panel_width(dtype),), dtype)
     if vector is not None:
-        full[:size] = vector
+        full[:size] = to_dense(vector)
     return full
-
-
-def prepared(weight: np.ndarray, use: tuple, make: Callable) -> Any:
-    """make(weight), arrays or a list of them; kept of a sealed weight for its last use.
-
-    What could be written to may hold other numbers by the next call, so of any other weight it is
-    made at every call.
-    """
-    if not is_sealed(weight):
-        return make(weight)
-    # Even of a sealed array the shape can be set in place.
-    key, use = id(weight), (*use, weight.shape, weight.strides, weight.dtype)
-    entry = _prepared.get(key)
-    if entry is None or entry[0]() is not weight or entry[1] != use:
-        reference = weakref.ref(weight, lambda _: _prepared.pop(key, None))
-        entry = _prepared[key] = (reference, use, make(weight))
-    return entry[2]
 
 
 def bounds(array: np.ndarray) -> tuple[int, int]:
@@ -184,10 +164,3 @@ def bounds(array: np.ndarray) -> tuple[int, int]:
         array = array.base
     start = array.__array_interface__["data"][0]
     return start, start + array.nbytes
-
-
-def prepared_bytes() -> int:
-    """Memory of what is kept beside the weights: copies that are laid out, spectra for FFTs."""
-    kept = [made for _, _, made in [*_prepared.values()]]
-    arrays = [array for made in kept for array in (made if isinstance(made, list) else [made])]
-    return sum(end - start for start, end in map(bounds, arrays))

@@ -3,8 +3,8 @@
 A weight (O, I) or (O, I, kH, kW) is the right matrix of a product: its rows are (kH, kW, I), its
 columns the outputs. `lay_out` gives an array of the same shape and numbers whose memory is that
 matrix, row after row. It is an ordinary NumPy array: who loads weights that way (a pipeline does)
-needs no second copy of them for the kernels. Of any other array kernels make such a copy: in every
-call, or, of one that nobody can write to (sealed.py), once.
+needs no second copy of them for the kernels. Of any other weight kernels make such a copy: of a
+leaf (refsd.leaf) once, of an array, which may be written to, in every call.
 """
 
 import logging
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import prange
 
+from refsd.leaf import Weight, seal
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import (
     aligned_empty,
@@ -21,13 +22,11 @@ from refsd.numba_ops.memory import (
     count_copy,
     flat,
     panel_width,
-    prepared,
 )
 from refsd.numba_ops.pool import LEAST
 from refsd.numba_ops.simd import WIDTH, lanes, load, masked_store
 from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.transpose import transpose
-from refsd.sealed import is_sealed, seal
 
 logger = logging.getLogger(__name__)
 _logged = False  # the one line on weights that are laid out anew in every call
@@ -103,28 +102,29 @@ def _turn(weight, O, I, taps, step, out):
                     masked_store(out, (tap * I + i) * step + first, load(square, j * size), count)
 
 
-def columns(weight: np.ndarray) -> tuple[np.ndarray, int]:
+def columns(weight: np.ndarray | Weight) -> tuple[np.ndarray, int]:
     """The memory of a weight that is laid out, or of a copy that is, and its rows' step.
 
-    The copy is kept of a sealed weight. It is counted; the first large one made in vain is logged.
+    A copy is kept on a leaf, and counted; of an array the first large one is logged.
     """
-    step = row_step(len(weight), weight.dtype)
-    if is_laid_out(weight):
-        return flat(weight), step
-    return prepared(weight, ("outputs adjacent",), _copy), step
+    step = row_step(weight.shape[0], weight.dtype)
+    if isinstance(weight, Weight):
+        return weight.prepared("columns", (), lambda array: _columns(array, _lasting)), step
+    return _columns(weight, aligned_empty), step
 
 
-def _copy(weight):
+def _columns(weight, room):
     global _logged
+    if is_laid_out(weight):
+        return flat(weight)
     count_copy()
-    lasting = is_sealed(weight)
-    if not lasting and not _logged and weight.nbytes >= LEAST:
+    if room is not _lasting and not _logged and weight.nbytes >= LEAST:
         _logged = True
         logger.warning(
             "a weight %s is laid out for the kernels anew in every call, as are all others that "
             "could be written to: refsd.numba_ops.weights.lay_out(weight) does it once",
             weight.shape)
-    return pack(weight, _lasting if lasting else aligned_empty)
+    return pack(weight, room)
 
 
 def is_laid_out(weight: np.ndarray) -> bool:
@@ -142,11 +142,11 @@ def is_laid_out(weight: np.ndarray) -> bool:
         for n, s, t in zip(weight.shape, weight.strides, strides))
 
 
-def lay_out_all(tensors: dict[str, np.ndarray]) -> None:
+def lay_out_all(tensors: dict[str, Weight]) -> None:
     """Lay out all matrices and convolution kernels of a checkpoint in place, one after the other.
 
     Tables of embeddings stay: their rows are looked up, not multiplied.
     """
-    for name in list(tensors):
-        if tensors[name].ndim in (2, 4) and "embeddings" not in name.split("."):
-            tensors[name] = lay_out(tensors[name])
+    for name, weight in tensors.items():
+        if len(weight.shape) in (2, 4) and "embeddings" not in name.split("."):
+            tensors[name] = Weight(lay_out(weight.dense()), weight.name)

@@ -33,10 +33,9 @@ def weight_bytes(pipe: Any) -> int:
 
 
 def _held(leaf):
-    steps = getattr(leaf, "strides", None)
-    if steps is None:  # a shape without memory
-        return math.prod(leaf.shape) * itemsize(leaf.dtype)
-    return leaf.itemsize + sum((n - 1) * step for n, step in zip(leaf.shape, steps))
+    if hasattr(leaf, "nbytes"):
+        return leaf.nbytes
+    return math.prod(leaf.shape) * itemsize(leaf.dtype)  # a shape without memory
 
 
 def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:

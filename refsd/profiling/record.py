@@ -1,16 +1,16 @@
 """Drawing one picture while every op is timed, and knowing which layer called it."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from refsd.backends import find_backend
 from refsd.contracts import Spec
+from refsd.leaf import layer_of
 from refsd.pipelines import stages
 from refsd.registry import watch
-from refsd.weights.tree import flatten
 
 STAGES = ("text", "denoise", "decode")
 
@@ -71,15 +71,9 @@ class Profile:
 
 
 class Recorder:
-    """A timed listener: give it to refsd.watch(recorder, timed=True).
+    """A timed listener: give it to refsd.watch(recorder, timed=True)."""
 
-    `trees` are the parts' weights by name, {"unet": pipe.unet.tree, ...}.
-    """
-
-    def __init__(self, trees: Mapping[str, Any], *, backend: str, exact: bool = False):
-        # Parameters reach the ops as the very arrays of the tree; held, so that ids stay their own.
-        self._layers = {id(leaf): (leaf, f"{part}.{path.rpartition('.')[0]}")
-                        for part, tree in trees.items() for path, leaf in flatten(tree).items()}
+    def __init__(self, *, backend: str, exact: bool = False):
         self.profile = Profile(backend, exact)
         self._stage, self._layer = "", ""
         self._count = find_backend(backend).layout_copies
@@ -87,10 +81,9 @@ class Recorder:
 
     def __call__(self, op: str, inputs: dict, options: dict, output: Any, begun: int,
                  ended: int) -> None:
-        for value in inputs.values():
-            if id(value) in self._layers:
-                self._layer = self._layers[id(value)][1]
-                break
+        layer = layer_of(inputs)
+        if layer is not None:
+            self._layer = layer.replace("text_encoder.text_model.", "text_encoder.")
         call = Call(op, self._layer, self._stage, begun, ended,
                     {name: _spec(value) for name, value in inputs.items()},
                     {name: _spec(value) for name, value in options.items()})
@@ -131,8 +124,7 @@ def profile(pipe: Any, prompt: str, *, negative_prompt: str = "", clip_skip: int
     _draw(pipe, Silence(), prompt, negative_prompt, clip_skip, output_type,
           {**options, "num_inference_steps": 1})
 
-    trees = {"text_encoder": pipe.text_encoder.tree, "unet": pipe.unet.tree, "vae": pipe.vae.tree}
-    recorder = Recorder(trees, backend=pipe.backend, exact=pipe.exact)
+    recorder = Recorder(backend=pipe.backend, exact=pipe.exact)
     with watch(recorder, timed=True):
         images = _draw(pipe, recorder, prompt, negative_prompt, clip_skip, output_type,
                        {**options, "num_inference_steps": num_inference_steps})

@@ -1,5 +1,6 @@
 """Checkpoints in and out: safetensors, diffusers folders, single files of the families."""
 
+from refsd.leaf import Weight
 from refsd.weights.checkpoint import Component, load_checkpoint, load_folder
 from refsd.weights.location import resolve
 from refsd.weights.reader import read_safetensors
@@ -8,6 +9,7 @@ from refsd.weights.writer import write_safetensors
 
 __all__ = [
     "Component",
+    "Weight",
     "flatten",
     "load_checkpoint",
     "load_folder",

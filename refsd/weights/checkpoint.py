@@ -10,7 +10,7 @@ import numpy as np
 
 from refsd.errors import ModelError, UsageError
 from refsd.families import COMPONENTS
-from refsd.sealed import seal
+from refsd.leaf import Weight, seal
 from refsd.weights.folder import check_variants
 from refsd.weights.memory import check_memory, needed_bytes
 from refsd.weights.model_index import remark
@@ -23,12 +23,12 @@ from refsd.weights.tree import to_tree
 class Component:
     """One network of a checkpoint: its config with all defaults, and its tensors by name.
 
-    The tensors are sealed, read-only for good: backends keep what they make of weights. To change
-    one, put a changed copy in its place.
+    The tensors are leaves (refsd.leaf), which never change: backends keep what they make of them.
+    To change one, put a changed copy in its place in the tree.
     """
 
     config: dict[str, Any]
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, Weight]
     source: str
 
     @cached_property
@@ -133,7 +133,8 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, force: bool) -> dict[s
             stored = read_tensors(header, dtype=dtype, names={at.name for at in here.values()})
             tensors |= {name: location.take(stored[location.name])
                         for name, location in here.items()}
-        tensors = {n: seal(tensors[n].reshape(shape)) for n, shape in plan.shapes.items()}
-        warn_nonfinite(tensors, plan.source)
-        components[component] = Component(plan.config, tensors, plan.source)
+        leaves = {name: Weight(seal(tensors[name].reshape(shape)), f"{component}.{name}")
+                  for name, shape in plan.shapes.items()}
+        warn_nonfinite(leaves, plan.source)
+        components[component] = Component(plan.config, leaves, plan.source)
     return components

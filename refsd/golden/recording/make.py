@@ -10,7 +10,7 @@ from refsd.golden.packs.manifest import Manifest, read_manifest
 from refsd.golden.packs.writer import MANIFEST, Writer
 from refsd.golden.recording.record import Recorder, Selection
 from refsd.golden.recording.request import Request, load_truth, model_of
-from refsd.golden.recording.run import run, trees
+from refsd.golden.recording.run import run
 
 
 def make(folder: str | Path, request: Request, *, pipe: Any = None, model: str | Path | None = None,
@@ -35,7 +35,7 @@ def make(folder: str | Path, request: Request, *, pipe: Any = None, model: str |
     about_model = about_model or model_of(pipe, model, variant=variant)
     with parallel.limited(1), Writer(folder, recipe=about, model=about_model, kind="run",
                                      resume=resume, title=title) as writer:
-        recorder = Recorder(writer, trees(pipe), selection, tolerance=tolerance)
+        recorder = Recorder(writer, selection, tolerance=tolerance)
         run(pipe, request, recorder, on_step)
         recorder.worst.write(writer)
     return read_manifest((Path(folder) / MANIFEST).read_bytes())

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from refsd.contracts import Output, Spec
 from refsd.families import COMPONENTS, DEFAULT
+from refsd.leaf import layer_of
 from refsd.models import clip, unet, vae
 from refsd.models.config import CONFIGS
 from refsd.pipelines.loading import bundled_model, load_scheduler
 from refsd.registry import trace
 from refsd.schedulers import Scheduler, from_config
-from refsd.weights import flatten, resolve, to_tree
+from refsd.weights import resolve, to_tree
 from refsd.weights.expect import SHAPES
 from refsd.weights.plan import plan_file, plan_folder
 from refsd.weights.validate import validate
@@ -34,19 +35,19 @@ class Planned(NamedTuple):
     path: str | None
 
 
-@contextmanager
-def planning(tree: Mapping[str, Any] | None = None) -> Iterator[list[Planned]]:
-    """Inside the block ops are planned instead of computed; yields the list they are added to.
+class WeightSpec(Spec):
+    """The Spec of a weight that knows its path in its network, as a leaf (refsd.leaf) does."""
 
-    With the tree of the weights that are used, each op also says which are its own.
-    """
+    name: str
+
+
+@contextmanager
+def planning() -> Iterator[list[Planned]]:
+    """Inside the block ops are planned instead of computed; yields the list they are added to."""
     plan: list[Planned] = []
-    names = {id(leaf): (name.rpartition(".")[0], leaf)  # held, so that its id stays its own
-             for name, leaf in flatten(tree or {}).items()}
 
     def answer(op, inputs, options, inferred):
-        paths = (names.get(id(value), (None,))[0] for value in inputs.values())
-        plan.append(Planned(op, inputs, options, inferred, next(filter(None, paths), None)))
+        plan.append(Planned(op, inputs, options, inferred, layer_of(inputs)))
         return Spec(inferred.shape, inferred.dtype)
 
     with trace(answer):
@@ -54,13 +55,17 @@ def planning(tree: Mapping[str, Any] | None = None) -> Iterator[list[Planned]]:
 
 
 def planned_tree(component: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The tree of a "text_encoder", "unet" or "vae" with a Spec for every tensor.
+    """The tree of a "text_encoder", "unet" or "vae" with a WeightSpec for every tensor.
 
     config is a config.json's content; None is that of Stable Diffusion 1.5.
     """
     shapes = SHAPES[component](DEFAULT.configs[component] if config is None else config)
-    tree = to_tree({name: Spec(shape, "float32") for name, shape in shapes.items()})
-    return tree.get("text_model", tree)
+    leaves = {}
+    for name, shape in shapes.items():
+        name = name.removeprefix("text_model.")
+        leaves[name] = WeightSpec(shape, "float32")
+        leaves[name].name = name
+    return to_tree(leaves)
 
 
 def planned_config(component: str, config: Mapping[str, Any] | None = None) -> Any:
@@ -118,16 +123,16 @@ def plan_model(configs: Mapping[str, Mapping[str, Any]] = DEFAULT.configs, *,
     text, sample, latents, image = (
         Spec(s, "float32") for s in (shapes.text, shapes.sample, shapes.latents, shapes.image))
     weights = trees["vae"]
-    with planning(trees["text_encoder"]) as encode_text:
+    with planning() as encode_text:
         clip.clip_text(Spec(shapes.ids, "int64"), **trees["text_encoder"],
                        config=settings["text_encoder"])
-    with planning(trees["unet"]) as denoise:
+    with planning() as denoise:
         unet.unet(sample, Spec(shapes.sample[:1], "int64"), text, **trees["unet"],
                   config=settings["unet"])
-    with planning(weights) as decode:
+    with planning() as decode:
         vae.decode(latents, decoder=weights["decoder"], config=settings["vae"],
                    post_quant_conv=weights.get("post_quant_conv"))
-    with planning(weights) as encode:
+    with planning() as encode:
         vae.encode(image, encoder=weights["encoder"], quant_conv=weights.get("quant_conv"),
                    config=settings["vae"])
     return {"clip": encode_text, "unet": denoise, "decode": decode, "encode": encode}

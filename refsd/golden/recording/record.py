@@ -13,8 +13,9 @@ from refsd.errors import ModelError
 from refsd.golden.recording import invariants
 from refsd.golden.recording.names import Namer, block_of, full
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
+from refsd.leaf import Weight, layer_of
 from refsd.pipelines.stages import require_finite
-from refsd.weights.tree import flatten
+from refsd.registry import to_dense
 
 PERCENT = (0, 25, 50, 75, 100)  # of a run's steps: where its latents are marked
 BLOCK = "block"  # in place of an op: made by several, or by some that are not in the pack
@@ -73,18 +74,16 @@ class Known(NamedTuple):
 class Recorder:
     """A listener (refsd.watch) that hands what is selected to a Writer, or whatever has its `add`.
 
-    trees: the parts' weights by checkpoint path, {"unet": {"conv_in.weight": ...}}. Nothing is kept
-    but the last op of the open block, and what waits for its name: each tensor is written at once.
+    Leaves tell their names (refsd.leaf). Nothing is kept but the last op of the open block, and
+    what waits for its name: each tensor is written at once.
     tolerance(op, inputs, options, truth) gives what goes into an entry's `tolerance`.
     """
 
-    def __init__(self, writer: Any, trees: Mapping[str, Mapping[str, Any]],
-                 selection: Selection | None = None, *, tolerance: Callable | None = None):
+    def __init__(self, writer: Any, selection: Selection | None = None, *,
+                 tolerance: Callable | None = None):
         self.writer, self.selection = writer, selection or Selection()
         self.tolerance = tolerance
         self.worst = invariants.Worst()
-        self._weights = {id(leaf): (part, path, leaf) for part, tree in trees.items()
-                         for path, leaf in flatten(tree).items()}
         self._known: dict[int, Known] = {}
         self._stage, self._step, self._namer = "", None, Namer()
         self._block: tuple[str, np.ndarray] | None = None
@@ -113,10 +112,9 @@ class Recorder:
         self._close_block(None)
 
     def __call__(self, op: str, inputs: dict, options: dict, output: Any) -> None:
-        layer = next((self._weights[id(value)][1].rpartition(".")[0] for value in inputs.values()
-                      if id(value) in self._weights), None)
+        layer = layer_of(inputs)
         event = Event(op, inputs, options, output)
-        for path, named in self._namer.add(op, layer, event):
+        for path, named in self._namer.add(op, layer and layer.partition(".")[2], event):
             self._op(path, named)
 
     def _op(self, path: str, event: Event) -> None:
@@ -202,7 +200,8 @@ class Recorder:
                       for key, value in inputs.items()}
         tolerance = {}
         if self.tolerance is not None and op not in (None, BLOCK) and not self.writer.holds(name):
-            tolerance = self.tolerance(op, inputs, options or {}, array)
+            dense = {key: to_dense(value) for key, value in inputs.items()}
+            tolerance = self.tolerance(op, dense, options or {}, array)
         self.writer.add(name, array, op=op, options=options or {}, inputs=references,
                         tolerance=tolerance, note=note, **place)
         self._learn(array, name)
@@ -212,11 +211,11 @@ class Recorder:
         """What stands in an entry for an op's input; an array that is nowhere yet is written."""
         if isinstance(value, (list, tuple)):
             return [self._reference(f"{name}.{i}", item, place) for i, item in enumerate(value)]
+        if isinstance(value, Weight) and value.name:
+            return f"weight:{value.name}"
+        value = to_dense(value)
         if not isinstance(value, np.ndarray):
             return value
-        if id(value) in self._weights:
-            part, path, _ = self._weights[id(value)]
-            return f"weight:{part}.{path}"
         if self.held(value) is None:
             computed = value.dtype.kind == "f"  # by an op that is not recorded
             self.writer.add(name, value, op=BLOCK if computed else None, note="an input", **place)

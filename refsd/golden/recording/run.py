@@ -34,12 +34,6 @@ def run(pipe: Any, request: Request, recorder: Recorder,
         return _decode(pipe, recorder, latents)
 
 
-def trees(pipe: Any) -> dict[str, dict[str, Any]]:
-    """The weights of a pipeline under their paths in the checkpoint, for a Recorder."""
-    return {"text_encoder": {"text_model": pipe.text_encoder.tree}, "unet": pipe.unet.tree,
-            "vae": pipe.vae.tree}
-
-
 def _encode(pipe, recorder, number, text, clip_skip):
     ids = stages.tokenize(pipe.tokenizer, [text])
     pieces = " ".join(piece.token for piece in pipe.tokenizer.pieces(text))

@@ -11,13 +11,15 @@ coarser than float32's.
 import math
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from refsd.golden.tolerances.bounds import WEIGHTS, error_model, moves_data
 from refsd.golden.tolerances.formats import round_to
 from refsd.golden.tolerances.precision import arithmetic_of, running_sum
-from refsd.registry import ops
+from refsd.leaf import Weight
+from refsd.registry import ops, to_dense
 
 # Roundings inside an op count where their unit is at least this part of the format's: together
 # they are some ten units, the square of a hundredth of which is nothing beside the result's.
@@ -39,15 +41,15 @@ class Emulator:
         self._noise = self._random or np.random.Generator(np.random.SFC64(0))
         coarse = self.how.sums.u >= MATTERS * self.how.tensors.unit
         self._inside = coarse and (seed is not None or self.how.sums.u > 2.0**-24)
-        self._rounded: dict[tuple[int, str], tuple[Any, Any]] = {}
+        self._rounded: WeakKeyDictionary[Weight, np.ndarray] = WeakKeyDictionary()
 
     def __call__(self, op: str, inputs: dict, options: dict, inferred: Any) -> np.ndarray:
         """The op's result as the port would have it."""
         definition = ops()[op].definition
         if not self.applies(op, inputs):
-            output = definition(**inputs, **options)
+            output = definition(**{k: to_dense(inputs[k]) for k in inputs}, **options)
         else:
-            stored = {name: self.weight(name, value) if name in WEIGHTS else value
+            stored = {name: self.weight(name, value) if name in WEIGHTS else to_dense(value)
                       for name, value in inputs.items()}
             output = definition(**stored, **options)
             if not moves_data(op):
@@ -72,15 +74,15 @@ class Emulator:
 
     def weight(self, name: str, leaf: Any) -> Any:
         """A weight as the port stores it: to nearest, always the same."""
+        if isinstance(leaf, Weight):
+            if leaf not in self._rounded:
+                self._rounded[leaf] = self.weight(name, leaf.dense())
+            return self._rounded[leaf]
         if not isinstance(leaf, np.ndarray):
             return leaf
-        key = (id(leaf), name)
-        if key not in self._rounded:
-            matrix = name == "weight" and leaf.ndim > 1
-            rounded = round_to(leaf, self.how.matrices if matrix else self.how.tensors,
-                               axis=0 if matrix else None)
-            self._rounded[key] = leaf, rounded  # the leaf too, so that its id stays its own
-        return self._rounded[key][1]
+        matrix = name == "weight" and leaf.ndim > 1
+        return round_to(leaf, self.how.matrices if matrix else self.how.tensors,
+                        axis=0 if matrix else None)
 
 
 def deviation(op: str, args: list, options: dict, y: np.ndarray, p: Any) -> Any:

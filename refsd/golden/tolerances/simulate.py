@@ -16,13 +16,12 @@ from refsd.errors import UsageError
 from refsd.golden.recording.names import block_of, parent
 from refsd.golden.recording.record import Selection
 from refsd.golden.recording.request import Request
-from refsd.golden.recording.run import trees
 from refsd.golden.tolerances.bounds import moves_data
 from refsd.golden.tolerances.emulate import Emulator
 from refsd.golden.tolerances.formats import format_named
 from refsd.golden.tolerances.spread import emulated_run
+from refsd.leaf import layer_of
 from refsd.registry import ops
-from refsd.weights import flatten
 
 STAGES = {"text_encoder": "text", "unet": "unet", "vae": "decode"}
 # What of a run is compared with float64: relative errors of the last of each stage.
@@ -82,7 +81,7 @@ def simulate(pipe: Any, recipe: Request, format: str, *, accumulate: str = "floa
     if rank is not None and rank not in UNITS:
         raise UsageError(f"rank is {rank!r}; give {' or '.join(UNITS)}, or nothing")
     scope = tuple(scope)
-    plan = Sites(pipe)
+    plan = Sites()
     truth = Endpoints()
     emulated_run(pipe, recipe, Selection(level=1), truth, plan.emulator("float64", ()))
     sites = {site for site in plan.seen if _fits(site, scope)}
@@ -132,21 +131,17 @@ def _fits(site: OpSite, scope: tuple[str, ...]) -> bool:
 class Sites:
     """Says of each op of a run where it stands, as it comes."""
 
-    def __init__(self, pipe: Any):
-        self._leaves = [leaf for tree in trees(pipe).values()  # held: their ids stay their own
-                        for leaf in flatten(tree).values()]
-        self._weights = {id(leaf): (STAGES[part], path.rpartition(".")[0])
-                         for part, tree in trees(pipe).items()
-                         for path, leaf in flatten(tree).items()}
+    def __init__(self) -> None:
         self._last = ("text", "")
         self.seen: set[OpSite] = set()
 
     def site(self, op: str, inputs: dict) -> OpSite:
         """An op without weights stands beside the layer before it."""
-        own = next((self._weights[id(v)] for v in inputs.values() if id(v) in self._weights), None)
-        if own is not None:
-            self._last = own
-            found = OpSite(*own, op)
+        layer = layer_of(inputs)
+        if layer is not None:
+            component, _, path = layer.partition(".")
+            self._last = STAGES[component], path
+            found = OpSite(*self._last, op)
         else:
             stage, path = self._last
             found = OpSite(stage, f"{parent(path)}.{op}".lstrip("."), op)
@@ -216,20 +211,18 @@ class Margins(Endpoints):
         super().__init__()
         self.format, self.scope, self.first = format_named(format), scope, None
         self._layers: dict[tuple[str, str], tuple[float, int]] = {}
-        # By id, with the array itself, so that its id stays its own until its name is known.
-        self._overflowed: dict[int, tuple[np.ndarray, float, int]] = {}
+        self._overflowed: list[tuple[np.ndarray, float, int]] = []  # until their names are known
 
     def overflow(self, array: np.ndarray, largest: float, count: int) -> None:
         """The emulator cut off `count` numbers of a result, the largest of this magnitude."""
-        self._overflowed[id(array)] = array, largest, count
+        self._overflowed.append((array, largest, count))
 
     def add(self, name: str, array: np.ndarray, *, op: str | None = None, **more: Any) -> None:
         """One tensor and the op it came of."""
         super().add(name, array)
         if op not in ops() or not array.size or array.dtype.kind != "f":
             return
-        _, largest, count = self._overflowed.pop(id(array), (None, float(np.max(np.abs(array))),
-                                                             0))
+        largest, count = self._cut_off(array)
         if count and self.first is None:
             self.first = name
         stage, _, path = name.partition("/")
@@ -240,6 +233,13 @@ class Margins(Endpoints):
         key = f"{stage}/{site.path}", op
         before = self._layers.get(key, (0.0, 0))
         self._layers[key] = max(before[0], largest), before[1] + count
+
+    def _cut_off(self, array):
+        for i, (result, largest, count) in enumerate(self._overflowed):
+            if result is array:
+                del self._overflowed[i]
+                return largest, count
+        return float(np.max(np.abs(array))), 0
 
     def layers(self) -> list[Layer]:
         """All ops, those nearest to the format's end first."""

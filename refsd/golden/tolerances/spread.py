@@ -22,7 +22,7 @@ from refsd.golden.packs.pack import Pack
 from refsd.golden.packs.writer import seal
 from refsd.golden.recording.record import Recorder, Selection
 from refsd.golden.recording.request import Request, load_truth
-from refsd.golden.recording.run import run, trees
+from refsd.golden.recording.run import run
 from refsd.golden.tolerances.emulate import Emulator
 from refsd.golden.tolerances.tolerance import with_spread
 from refsd.registry import trace
@@ -88,7 +88,7 @@ def spread(pack: Pack, format: str, *, runs: int = RUNS, confidence: float = CON
 def emulated_run(pipe: Any, recipe: Request, selection: Selection, writer: Any,
                  emulator: Emulator) -> None:
     """A run of make, in the emulator's arithmetic; writer.add hears of each tensor."""
-    recorder = EmulatedRecorder(writer, trees(pipe), selection, emulator)
+    recorder = EmulatedRecorder(writer, selection, emulator)
     emulator.listener = recorder
     with parallel.limited(1), trace(emulator):
         run(pipe, recipe, recorder)
@@ -97,8 +97,8 @@ def emulated_run(pipe: Any, recipe: Request, selection: Selection, writer: Any,
 class EmulatedRecorder(Recorder):
     """A recorder that also rounds what the pipeline computes between the networks."""
 
-    def __init__(self, writer: Any, trees: Any, selection: Selection, emulator: Emulator):
-        super().__init__(writer, trees, selection)
+    def __init__(self, writer: Any, selection: Selection, emulator: Emulator):
+        super().__init__(writer, selection)
         self._emulator = emulator
 
     def tensor(self, stage: str, step: int | None, path: str, array: Any, *,

@@ -15,6 +15,7 @@ from numba import prange
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import irfft2, next_fast_len, rfft2
 
+from refsd.leaf import Weight
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import (
@@ -22,10 +23,10 @@ from refsd.numba_ops.memory import (
     allocate_from_pool,
     empty,
     panel_width,
-    prepared,
 )
 from refsd.numba_ops.simd import lanes, load, masked_store, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile
+from refsd.registry import to_dense
 
 # The transformed tiles of one slice of tile rows.
 SLICE_BYTES = 32 * 2**20
@@ -38,14 +39,18 @@ def fft(x, weight, bias, y, stride, padding, dilation, groups):
     extent = [n + sum(pad) for n, pad in zip(x.shape[2:], padding)]
     size = tile_size(extent, reach)
     ours = [slice(g * O // groups, (g + 1) * O // groups) for g in range(groups)]
-    spectra = prepared(weight, ("fft", size, dilation, groups),
-                       lambda w: [_pack_spectra(w[outputs], size, dilation) for outputs in ours])
+
+    def pack(array):
+        return [_pack_spectra(array[outputs], size, dilation) for outputs in ours]
+
+    kept = isinstance(weight, Weight)
+    spectra = weight.prepared("fft", (size, dilation, groups), pack) if kept else pack(weight)
     for g, (outputs, panels) in enumerate(zip(ours, spectra)):
         for n in range(N):
             dense = _image(x[n, g * I:(g + 1) * I], padding, panels, size, reach, O // groups)
             y[n, :, :, outputs] = dense[::stride[0], ::stride[1]]
     if bias is not None:
-        y += bias
+        y += to_dense(bias)
 
 
 def tile_size(extent, reach):

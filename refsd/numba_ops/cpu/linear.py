@@ -23,7 +23,7 @@ MOST_TILES = 40
 DEPTH = 1280
 
 
-@kernel("numba")
+@kernel("numba", reads_leaves=True)
 def linear(x, weight, bias=None):
     features = len(weight)
     y = empty((*x.shape[:-1], features), x.dtype)
