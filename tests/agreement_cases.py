@@ -159,6 +159,7 @@ def _attention(values):
         yield call(*qkv(2, 35, 77, heads * d, heads * e), heads=heads)
     for S in (1, ROWS - 1, ROWS, ROWS + 1, KEYS - 1, KEYS, KEYS + 1, 2 * KEYS + 5):
         yield call(*qkv(1, 5, S, 16, 16), heads=2)
+    yield call(*qkv(0, 0, 1, 1, 1), heads=1)
     edge = COLUMNS * PANELS
     for L in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, edge - 1, edge, edge + 1):
         yield call(*qkv(2, L, 20, 10, 10), heads=2)

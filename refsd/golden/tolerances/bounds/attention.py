@@ -72,12 +72,12 @@ class _Slice(NamedTuple):
 
 def _by_slices(args, options, compute, errors=(None, None, None), parts=1):
     """(parts, N, L, D) of the `parts` arrays (H, l, e) that `compute` makes of each slice."""
-    heads, mask, v = options["heads"], options.get("mask"), args[2]
+    heads, mask, width = options["heads"], options.get("mask"), args[2].shape[2]
     N, L, S = *args[0].shape[:2], args[1].shape[1]
     split = [None if t is None else _split(t, heads) for t in (*args[:3], *errors)]
     if mask is not None:
         mask = np.broadcast_to(mask, (N, heads, L, S))
-    found = np.empty((parts, N, L, heads, v.shape[2] // heads))
+    results = np.empty((parts, N, L, heads, width // heads))
     rows = max(1, SLICE // max(1, heads * S))
     for n, start in itertools.product(range(N), range(0, L, rows)):
         part = slice(start, start + rows)
@@ -91,8 +91,8 @@ def _by_slices(args, options, compute, errors=(None, None, None), parts=1):
         e = np.exp(-softmax_depth(scores, -1)) * ~np.isneginf(scores)
         weights = e / np.maximum(e.sum(axis=-1, keepdims=True), 1)
         made = compute(_Slice(q, k, v, scores, weights, (dq, dk, dv)))
-        found[:, n, part] = np.swapaxes(made, -3, -2)
-    return found.reshape(parts, N, L, -1)
+        results[:, n, part] = np.swapaxes(made, -3, -2)
+    return results.reshape(parts, N, L, width)
 
 
 def _split(t, heads):
