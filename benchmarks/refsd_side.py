@@ -55,7 +55,7 @@ def channels_last(array):
 
 
 def _part(job, variant):
-    """A whole network, its weights laid out for the backend."""
+    """A whole network, its weights packed for the backend."""
     part = job["kind"]
     x, component = models.inputs(part), models.COMPONENT[part]
     if (component, variant) not in _loaded:

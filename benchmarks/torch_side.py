@@ -37,12 +37,12 @@ def prepare(job, variant, threads):
         return module(*inputs)
 
     if job["kind"] != "op":
-        run.before = lambda: _lay_out(module, variant)
+        run.before = lambda: _to_layout(module, variant)
     return run
 
 
-def _lay_out(module, variant):
-    """A whole network has one copy of its weights; they are laid out before a turn, not timed."""
+def _to_layout(module, variant):
+    """A whole network has one copy of its weights; they are packed before a turn, not timed."""
     if getattr(module, "layout", "contiguous") != variant:
         module.to(memory_format=LAYOUTS[variant])
         module.layout = variant

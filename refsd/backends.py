@@ -112,9 +112,9 @@ class NumbaBackend(Backend):
 
     def place(self, tensors: dict[str, Any]) -> None:
         """Output channels adjacent in memory, in whole panels."""
-        from refsd.numba_ops.weights import lay_out_all
+        from refsd.numba_ops.weights import pack_all
 
-        lay_out_all(tensors)
+        pack_all(tensors)
 
     def ready(self, dtype: str) -> None:
         """Compile the kernels, or load them."""

@@ -38,24 +38,30 @@ def _is_sealed(array: Any) -> bool:
     return isinstance(array, _Seal)
 
 
+class _Identity:
+    """A key that is as old as its leaf: arrays, and so leaves, are == element by element."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Weight(np.lib.mixins.NDArrayOperatorsMixin):
     """A tensor of a checkpoint: `name` is its path there, "unet.conv_in.weight".
 
     Ops take it wherever they take an array. `shape` and `dtype` are what contracts see, `dense()`
     the array that it stands for, which definitions compute with; `nbytes` is the memory of its own
     form. Another form (quantized, low-rank) is a subclass that overrides these. Everything else
-    that an array has is that of `dense()`: w[0], w.T, w.copy(), w + 1, np.asarray(w). Only two
-    leaves are == if they are the same one, so that they can be keys. The array is copied unless it
-    is sealed.
+    that an array has is that of `dense()`: w[0], w.T, w.copy(), w + 1, w == v, np.asarray(w). What
+    others keep for a leaf is keyed weakly by its `identity`. The array is copied unless it is
+    sealed.
     """
 
-    __slots__ = ("__weakref__", "_array", "_prepared", "name")
+    __slots__ = ("__weakref__", "_array", "_prepared", "identity", "name")
 
     def __init__(self, array: Any, name: str | None = None):
         array = to_dense(array)
         self._array = array.view() if _is_sealed(array) else seal(np.array(array))
         self._prepared: dict[str, tuple[tuple, Any]] = {}
-        self.name = name
+        self.identity, self.name = _Identity(), name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,14 +126,6 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __deepcopy__(self, _: dict) -> "Weight":
         return self
-
-    def __eq__(self, other: Any) -> Any:
-        return self is other if isinstance(other, Weight) else super().__eq__(other)
-
-    def __ne__(self, other: Any) -> Any:
-        return self is not other if isinstance(other, Weight) else super().__ne__(other)
-
-    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return f"<weight {self.name} {self.dtype} {self.shape}>"

@@ -46,7 +46,7 @@ def calls(name):
 
 
 def call(*args, **options):
-    """A Call of arrays as they are; op_table.lay_out can put them elsewhere."""
+    """A Call of arrays as they are; op_table.with_layout can put them elsewhere."""
     return Call(values_of(args), values_of(options))
 
 

@@ -41,7 +41,7 @@ class Call(NamedTuple):
                 return value
             data = value.data
             data = data.astype(dtype) if data.dtype.kind == "f" else data
-            return lay_out(data, value.layout)
+            return with_layout(data, value.layout)
 
         options = {name: make(value) for name, value in self.options.items()}
         if "dtype" in options:
@@ -53,7 +53,7 @@ LAYOUTS = ("C", "fortran", "channels_last", "strided", "reversed", "window", "re
            "unaligned", "broadcast")
 
 
-def lay_out(data: np.ndarray, layout: str) -> np.ndarray:
+def with_layout(data: np.ndarray, layout: str) -> np.ndarray:
     """The same values elsewhere in memory ("broadcast" repeats the first along axis 0)."""
     if layout == "fortran" and data.ndim:
         return np.asfortranarray(data)

@@ -34,14 +34,14 @@ def test_sums_in_pieces_and_blocks(name):
 def test_no_copy_without_padding():
     """A dense channels-last picture is read where it lies."""
     check(draw((2, 24, 9, 30), (20, 24, 3, 3)), "im2col")
-    x = op_table.lay_out(draw((2, 24, 9, 30), (1,))[0], "channels_last")
+    x = op_table.with_layout(draw((2, 24, 9, 30), (1,))[0], "channels_last")
     plan = conv_gemm._plan(24, (20, 24, 3, 3), (2, 7, 28, 20), (1, 1), ((0, 0), (0, 0)), (1, 1), 4)
     with conv_gemm._padded_copy(x, plan, (1, 1), ((0, 0), (0, 0))) as (memory, _):
         assert np.shares_memory(memory, x)
 
 
 def test_a_slice_of_the_channels_is_read_without_a_copy():
-    x = op_table.lay_out(draw((1, 48, 9, 10), (1,))[0], "channels_last")[:, 16:32]
+    x = op_table.with_layout(draw((1, 48, 9, 10), (1,))[0], "channels_last")[:, 16:32]
     assert np.shares_memory(conv_winograd.as_pixels(x)[0], x)
     for name in ("im2col", "winograd2", "winograd4"):
         check([x, draw((1,), (5, 16, 3, 3))[1]], name, padding=1)
@@ -55,7 +55,7 @@ def test_few_outputs(channels, outputs):
     x, weight, bias = draw((2, channels, 7, 10), (outputs, channels, 3, 3))
     check([x, weight, bias], "im2col", padding=1)
     check([x, weight], "im2col", stride=(2, 3), padding=((0, 2), (3, 1)), dilation=(1, 2))
-    check([op_table.lay_out(x, "channels_last")[:, :, ::2], weight, bias], "im2col", padding=2)
+    check([op_table.with_layout(x, "channels_last")[:, :, ::2], weight, bias], "im2col", padding=2)
 
 
 @pytest.mark.parametrize("name", ["im2col", "winograd2", "winograd4"])

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from numba_agreement import KERNELS, agree
-from op_table import LAYOUTS, lay_out, normal
+from op_table import LAYOUTS, normal, with_layout
 
 from refsd.numba_ops.cpu import layout
 
 
 def channels_last(*shape, seed=1):
-    return lay_out(normal(shape, seed), "channels_last")
+    return with_layout(normal(shape, seed), "channels_last")
 
 
 def has_channels_last(x):
@@ -27,10 +27,10 @@ def test_tokens_of_a_picture_are_a_view_and_back():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tokens_are_contiguous_wherever_the_picture_lies(layout):
-    x = lay_out(normal((2, 5, 4, 3), 1), layout)
+    x = with_layout(normal((2, 5, 4, 3), 1), layout)
     tokens = KERNELS["to_tokens"](x)
     assert tokens.flags.c_contiguous and tokens.flags.aligned
-    image = KERNELS["to_image"](lay_out(normal((2, 12, 5), 1), layout), height=4, width=3)
+    image = KERNELS["to_image"](with_layout(normal((2, 12, 5), 1), layout), height=4, width=3)
     assert has_channels_last(image) and image.flags.aligned
 
 
@@ -49,7 +49,7 @@ def test_concat_lies_as_its_first_array(axis, layouts):
     first = normal(shape, 1)
     shape[axis] += 16
     second = normal(shape, 2)
-    y = agree("concat", ([lay_out(first, layouts[0]), lay_out(second, layouts[1])],),
+    y = agree("concat", ([with_layout(first, layouts[0]), with_layout(second, layouts[1])],),
               {"axis": axis})
     assert has_channels_last(y) == (layouts[0] == "channels_last")
 

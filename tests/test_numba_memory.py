@@ -1,4 +1,4 @@
-"""Weights laid out for the kernels hold the same numbers, once; activations are never copied."""
+"""Packed weights hold the same values, once; activations are never copied."""
 
 import gc
 import logging
@@ -50,15 +50,15 @@ def kernels(pipe):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_laid_out_weights_hold_the_same_numbers(shape, dtype):
+def test_packed_weights_hold_the_same_values(shape, dtype):
     for weight in (draw(*shape, dtype=dtype), draw(*shape[::-1], dtype=dtype).T):
-        found = weights.lay_out(weight)
+        found = weights.pack_weight(weight)
         np.testing.assert_array_equal(found, weight)
         assert (found.dtype, found.shape) == (weight.dtype, weight.shape)
-        assert weights.is_laid_out(found) and not weights.is_laid_out(weight)
+        assert weights.is_packed(found) and not weights.is_packed(weight)
         flat, step = weights.columns(found)
         assert np.shares_memory(flat, found)
-        start, end = memory.bounds(found)
+        start, end = memory.address_range(found)
         rows = weight[0].size
         assert 0 <= end - start - rows * step * weight.itemsize <= SURPLUS
         # Row r of the matrix is what one tap of one input has for all outputs, then zeros.
@@ -74,9 +74,9 @@ def test_memory_that_ends_too_early_is_not_read():
     step = weights.row_step(8, np.dtype("f4"))
     whole = memory.aligned_empty(5 * step, np.float32)
     short = whole.reshape(5, step)[:, :8].T
-    assert short.strides == weights.lay_out(np.zeros((8, 5), "f4")).strides
-    assert not weights.is_laid_out(short)
-    assert not weights.is_laid_out(weights.lay_out(draw(64, 5))[8:])
+    assert short.strides == weights.pack_weight(np.zeros((8, 5), "f4")).strides
+    assert not weights.is_packed(short)
+    assert not weights.is_packed(weights.pack_weight(draw(64, 5))[8:])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -92,7 +92,8 @@ def test_the_layout_of_weights_changes_no_bit(dtype):
     with use("numba"):
         for function, x, weight, options in calls:
             plain = function(x, weight, **options)
-            np.testing.assert_array_equal(function(x, weights.lay_out(weight), **options), plain)
+            packed = function(x, weights.pack_weight(weight), **options)
+            np.testing.assert_array_equal(packed, plain)
 
 
 def test_garbage_behind_the_outputs_reaches_no_result():
@@ -103,7 +104,7 @@ def test_garbage_behind_the_outputs_reaches_no_result():
                 (draw(40, 9), lambda w: F.linear(x, w)),
                 *((draw(40, 9, 3, 3), lambda w, a=a: F.conv2d(x4, w, padding=1, algorithm=a))
                   for a in ("im2col", "winograd2", "winograd4"))]:
-            spoilt = weights.lay_out(weight)
+            spoilt = weights.pack_weight(weight)
             flat, step = weights.columns(spoilt)
             rows = np.lib.stride_tricks.as_strided(flat, (weight[0].size - 1, step), (4 * step, 4))
             rows[:, 40:] = np.nan
@@ -138,7 +139,7 @@ def owner_of(weight):
     return weight
 
 
-CHANGEABLE = {"writable": lambda w: w, "laid out": weights.lay_out, "frozen": frozen,
+CHANGEABLE = {"writable": lambda w: w, "packed": weights.pack_weight, "frozen": frozen,
               "frozen view": frozen_view, "read-only view": lambda w: frozen(w[:]),
               "buffer": in_a_buffer}
 USES = {"linear": ((16, 16), lambda w: F.linear(draw(3, 16), w)),
@@ -155,7 +156,7 @@ def test_a_change_in_place_is_seen(kind, use_of):
     weight = CHANGEABLE[kind](draw(*shape))
     with use("numba"):
         before = call(weight)
-        owner = weight if kind == "laid out" else owner_of(weight)
+        owner = weight if kind == "packed" else owner_of(weight)
         owner *= 2
         owner.flags.writeable = weight.flags.writeable
         after = call(weight)
@@ -199,9 +200,9 @@ def test_of_spectra_the_last_size_is_kept():
 
 
 def test_a_pipeline_holds_its_weights_once(folder):
-    """All kernels of the tree are laid out, nothing is kept beside them, and all goes with it."""
+    """All kernels of the tree are packed, nothing is kept beside them, and all goes with it."""
     pipe = load(folder)
-    assert all(weights.is_laid_out(leaf.dense()) for leaf in kernels(pipe).values())
+    assert all(weights.is_packed(leaf.dense()) for leaf in kernels(pipe).values())
     for name, leaf in kernels(load(folder, "numpy")).items():
         np.testing.assert_array_equal(kernels(pipe)[name], leaf)
     picture(pipe)
@@ -215,11 +216,11 @@ def test_a_pipeline_holds_its_weights_once(folder):
 
 def test_the_layout_of_a_pipelines_weights_changes_no_bit(folder):
     pipe = load(folder)
-    laid_out = picture(pipe)
+    packed = picture(pipe)
     for part in (pipe.text_encoder, pipe.unet, pipe.vae):
         part.tree = in_checkpoint_order(part.tree)
-    assert not any(weights.is_laid_out(leaf) for leaf in kernels(pipe).values())
-    np.testing.assert_array_equal(picture(pipe), laid_out)
+    assert not any(weights.is_packed(leaf) for leaf in kernels(pipe).values())
+    np.testing.assert_array_equal(picture(pipe), packed)
 
 
 def in_checkpoint_order(tree):
@@ -232,7 +233,7 @@ def in_checkpoint_order(tree):
 
 
 def test_the_same_weights_serve_both_backends(folder):
-    """The numpy backend on a tree that was laid out for numba, and users' own calls with leaves."""
+    """The numpy backend on a tree that was packed for numba, and users' own calls with leaves."""
     pipe, plain = load(folder), load(folder, "numpy")
     wanted = picture(plain)
     for part in ("text_encoder", "unet", "vae"):
@@ -293,9 +294,9 @@ def test_the_copies_are_counted(pipe):
 
 
 @pytest.mark.parametrize("op, call", [
-    ("linear", lambda: F.linear(draw(8, 20).T, weights.lay_out(draw(3, 8)))),
+    ("linear", lambda: F.linear(draw(8, 20).T, weights.pack_weight(draw(3, 8)))),
     ("linear", lambda: F.linear(draw(4, 20, 8)[:, ::2].transpose(1, 0, 2),
-                                weights.lay_out(draw(3, 8)))),
+                                weights.pack_weight(draw(3, 8)))),
     ("linear", lambda: F.linear(draw(20, 8), draw(3, 8))),
     ("conv2d", lambda: F.conv2d(last(draw(1, 8, 5, 6)), draw(3, 8, 1, 1))),
     ("group_norm", lambda: F.group_norm(draw(1, 4, 5, 6), draw(4), draw(4), groups=2, eps=1e-5)),
@@ -305,7 +306,7 @@ def test_the_copies_are_counted(pipe):
     ("silu", lambda: F.silu(draw(20, 8)[:, ::2])),
     ("upsample_nearest", lambda: F.upsample_nearest(draw(1, 4, 5, 6), height=10, width=12)),
     ("layer_norm", lambda: F.layer_norm(draw(8, 20).T, draw(8), draw(8), eps=1e-5)),
-    ("conv2d", lambda: F.conv2d(draw(1, 4, 5, 6), weights.lay_out(draw(3, 4, 3, 3)))),
+    ("conv2d", lambda: F.conv2d(draw(1, 4, 5, 6), weights.pack_weight(draw(3, 4, 3, 3)))),
 ])
 def test_every_place_that_copies_counts(op, call):
     with use("numba"):
@@ -316,15 +317,15 @@ def test_a_leaf_is_copied_once_and_the_others_are_spoken_of(monkeypatch, caplog)
     monkeypatch.setattr(weights, "_logged", False)
     monkeypatch.setattr(weights, "LEAST", 4 * 64 * 64)
     x, plain, small = draw(3, 64), draw(64, 64), draw(63, 64)
-    leaf, laid_out = Weight(draw(64, 64)), weights.lay_out(plain)
+    leaf, packed = Weight(draw(64, 64)), weights.pack_weight(plain)
     with use("numba"), caplog.at_level(logging.WARNING, "refsd"):
         assert copies(lambda: [F.linear(x, leaf) for _ in range(3)]) == {"linear": 1}
-        assert copies(lambda: [F.linear(x, laid_out) for _ in range(3)]) == {}
+        assert copies(lambda: [F.linear(x, packed) for _ in range(3)]) == {}
         assert copies(lambda: [F.linear(x, small) for _ in range(3)]) == {"linear": 3}
         assert not caplog.messages
         assert copies(lambda: [F.linear(x, plain) for _ in range(3)]) == {"linear": 3}
     [message] = caplog.messages
-    assert "(64, 64)" in message and "refsd.numba_ops.weights.lay_out(weight)" in message
+    assert "(64, 64)" in message and "refsd.numba_ops.weights.pack_weight(weight)" in message
 
 
 def test_the_decoder_works_where_the_unet_did(pipe, monkeypatch):
@@ -350,7 +351,7 @@ def test_the_workspace_of_winograd_is_bounded():
         tracked.append([size * np.dtype(dtype).itemsize for size in sizes])
         return real(dtype, *sizes)
 
-    x, weight = last(draw(1, 512, 8, 8)), weights.lay_out(draw(512, 512, 3, 3))
+    x, weight = last(draw(1, 512, 8, 8)), weights.pack_weight(draw(512, 512, 3, 3))
     with pytest.MonkeyPatch.context() as patch, use("numba"):
         patch.setattr(conv_winograd, "workspace", workspace)
         F.conv2d(x, weight, padding=1, algorithm="winograd4")

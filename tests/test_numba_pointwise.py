@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from numba_agreement import KERNELS, agree
-from op_table import lay_out, normal
+from op_table import normal, with_layout
 from scipy.special import erf
 
 from refsd.numba_ops import vecmath
@@ -18,7 +18,7 @@ from refsd.numba_ops.simd import lanes, load, store
     (2, 5, 1, 1), (5, 1, 1), (1, 5, 1, 1), (1, 5, 4, 3), (3,), (2, 1, 1, 1), (1, 1, 4, 1),
     (2, 5, 4, 3), (1,), ()])
 def test_broadcasting(layout, other):
-    a = lay_out(normal((2, 5, 4, 3), 1), layout)
+    a = with_layout(normal((2, 5, 4, 3), 1), layout)
     b = normal(other, 2)
     y = agree("sub", (a, b), {})
     agree("sub", (b, a), {})

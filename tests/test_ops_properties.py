@@ -6,7 +6,7 @@ from agreement_cases import calls, laid_out
 from bounds import BOUNDS, PRECISIONS, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
-from op_table import LAYOUTS, OPS, arrays_in, lay_out, memory_of, normal
+from op_table import LAYOUTS, OPS, arrays_in, memory_of, normal, with_layout
 
 from refsd import functional as F
 from refsd import registry
@@ -55,7 +55,7 @@ def test_op(name, data):
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (0, 3), (2, 0, 3)])
 def test_layouts_keep_the_values(layout, shape):
     data = normal(shape, 1)
-    laid = lay_out(data, layout)
+    laid = with_layout(data, layout)
     if layout == "broadcast" and data.ndim and len(data):
         data = np.repeat(data[:1], len(data), axis=0)
     assert laid.shape == data.shape
@@ -64,7 +64,7 @@ def test_layouts_keep_the_values(layout, shape):
 
 def test_layouts_are_what_they_say():
     data = normal((2, 3, 4, 5), 1)
-    laid = {layout: lay_out(data, layout) for layout in LAYOUTS}
+    laid = {layout: with_layout(data, layout) for layout in LAYOUTS}
     assert laid["fortran"].flags.f_contiguous
     assert laid["channels_last"].strides == (4 * 4 * 5 * 3, 4, 4 * 5 * 3, 4 * 3)
     assert laid["strided"].strides[-1] == 8 and np.isnan(memory_of(laid["strided"])).any()

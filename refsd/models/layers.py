@@ -48,9 +48,9 @@ class Text:
             bias is None or isinstance(bias, Weight))
         if not lasting:
             return F.linear(self.states, weight, bias)
-        kept = self._made.get(weight)
+        kept = self._made.get(weight.identity)
         if kept is None or kept[0] is not bias:
-            kept = self._made[weight] = bias, F.linear(self.states, weight, bias)
+            kept = self._made[weight.identity] = bias, F.linear(self.states, weight, bias)
         return kept[1]
 
 

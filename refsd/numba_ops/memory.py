@@ -45,7 +45,7 @@ def flat(array: np.ndarray) -> np.ndarray:
 def layout_copies() -> int:
     """How many arrays have been copied so far for no other reason than how they lay in memory.
 
-    Activations, and weights that were not laid out (weights.py). The copy with zeros around it that
+    Activations, and weights that were not packed (weights.py). The copy with zeros around it that
     a convolution computes on is not one.
     """
     return _layout_copies
@@ -158,7 +158,7 @@ def fill_up(vector: np.ndarray | Weight | None, size: int, dtype: np.dtype) -> n
     return full
 
 
-def bounds(array: np.ndarray) -> tuple[int, int]:
+def address_range(array: np.ndarray) -> tuple[int, int]:
     """The addresses where the memory begins and ends that an array is a view of."""
     while isinstance(array.base, np.ndarray):
         array = array.base

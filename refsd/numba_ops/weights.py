@@ -1,7 +1,7 @@
-"""Weights as kernels read them: the outputs side by side in memory.
+"""Weights as kernels read them: output channels innermost in memory.
 
 A weight (O, I) or (O, I, kH, kW) is the right matrix of a product: its rows are (kH, kW, I), its
-columns the outputs. `lay_out` gives an array of the same shape and numbers whose memory is that
+columns the outputs. `pack_weight` gives an array of the same shape and values whose memory is that
 matrix, row after row. It is an ordinary NumPy array: who loads weights that way (a pipeline does)
 needs no second copy of them for the kernels. Of any other weight kernels make such a copy: of a
 leaf (refsd.leaf) once, of an array, which may be written to, in every call.
@@ -17,8 +17,8 @@ from numba import prange
 from refsd.leaf import Weight, seal
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import (
+    address_range,
     aligned_empty,
-    bounds,
     count_copy,
     flat,
     panel_width,
@@ -29,7 +29,7 @@ from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.transpose import transpose
 
 logger = logging.getLogger(__name__)
-_logged = False  # the one line on weights that are laid out anew in every call
+_logged = False  # the one line on weights that are repacked in every call
 
 
 def row_step(outputs: int, dtype: np.dtype) -> int:
@@ -41,7 +41,7 @@ def row_step(outputs: int, dtype: np.dtype) -> int:
     return (-(-outputs // width) | 1) * width
 
 
-def lay_out(weight: np.ndarray) -> np.ndarray:
+def pack_weight(weight: np.ndarray) -> np.ndarray:
     """The same weight (O, ...) with its outputs adjacent in memory, zeros filling up the rows.
 
     Changes of it in place take effect at once; of a read-only one it is sealed.
@@ -54,7 +54,7 @@ def lay_out(weight: np.ndarray) -> np.ndarray:
 
 
 def pack(weight: np.ndarray, room: Callable = aligned_empty) -> np.ndarray:
-    """The memory of a weight that is laid out, in what room(elements, dtype) gives."""
+    """The memory of a packed weight, in what room(elements, dtype) gives."""
     O, I, *taps = weight.shape
     size = math.prod((*taps, I)) * row_step(O, weight.dtype)
     # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
@@ -103,7 +103,7 @@ def _turn(weight, O, I, taps, step, out):
 
 
 def columns(weight: np.ndarray | Weight) -> tuple[np.ndarray, int]:
-    """The memory of a weight that is laid out, or of a copy that is, and its rows' step.
+    """The memory of a packed weight, or of a packed copy, and its rows' step.
 
     A copy is kept on a leaf, and counted; of an array the first large one is logged.
     """
@@ -115,19 +115,19 @@ def columns(weight: np.ndarray | Weight) -> tuple[np.ndarray, int]:
 
 def _columns(weight, room):
     global _logged
-    if is_laid_out(weight):
+    if is_packed(weight):
         return flat(weight)
     count_copy()
     if room is not _lasting and not _logged and weight.nbytes >= LEAST:
         _logged = True
         logger.warning(
-            "a weight %s is laid out for the kernels anew in every call, as are all others that "
-            "could be written to: refsd.numba_ops.weights.lay_out(weight) does it once",
+            "a weight %s is repacked for the kernels in every call, as are all others that could "
+            "be written to: refsd.numba_ops.weights.pack_weight(weight) does it once",
             weight.shape)
     return pack(weight, room)
 
 
-def is_laid_out(weight: np.ndarray) -> bool:
+def is_packed(weight: np.ndarray) -> bool:
     """Whether kernels can read the weight where it lies."""
     O, I, *taps = weight.shape
     step = row_step(O, weight.dtype)
@@ -135,18 +135,18 @@ def is_laid_out(weight: np.ndarray) -> bool:
     for n in reversed(taps):
         strides.insert(2, wanted)
         wanted *= n
-    start, (_, end) = weight.__array_interface__["data"][0], bounds(weight)
+    start, (_, end) = weight.__array_interface__["data"][0], address_range(weight)
     room = (math.prod((*taps, I)) * step + panel_width(weight.dtype)) * weight.itemsize
     return start % WIDTH == 0 and start + room <= end and all(
         n == 1 or s == t * weight.itemsize
         for n, s, t in zip(weight.shape, weight.strides, strides))
 
 
-def lay_out_all(tensors: dict[str, Weight]) -> None:
-    """Lay out all matrices and convolution kernels of a checkpoint in place, one after the other.
+def pack_all(tensors: dict[str, Weight]) -> None:
+    """Pack all matrices and convolution kernels of a checkpoint in place, one after the other.
 
     Tables of embeddings stay: their rows are looked up, not multiplied.
     """
     for name, weight in tensors.items():
         if len(weight.shape) in (2, 4) and "embeddings" not in name.split("."):
-            tensors[name] = Weight(lay_out(weight.dense()), weight.name)
+            tensors[name] = Weight(pack_weight(weight.dense()), weight.name)

@@ -8,6 +8,7 @@ import numpy as np
 from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
+from refsd.leaf import Weight
 from refsd.pipelines import identity
 from refsd.pipelines.loading import bundled_model
 from refsd.registry import ops, use
@@ -79,21 +80,21 @@ def weights(pack: Any, model: Any = None) -> Callable[[str], np.ndarray]:
     here. Its files are those of the pack by their SHA-256, or a ModelError says so. It is read at
     the first question.
     """
-    parts: dict[str, dict[str, np.ndarray]] = {}
+    parts: dict[str, dict[str, Weight]] = {}
 
     def read(reference: str) -> np.ndarray:
         if not parts:
             parts.update(_load(pack.manifest.model, model))
         part, _, path = reference.removeprefix(WEIGHT).partition(".")
         try:
-            return parts[part][path]
+            return parts[part][path].dense()
         except KeyError:
             raise ModelError(f"{reference[:200]!r} is not a weight of the model") from None
 
     return read
 
 
-def _load(recorded: Mapping[str, Any], model: Any) -> dict[str, dict[str, np.ndarray]]:
+def _load(recorded: Mapping[str, Any], model: Any) -> dict[str, dict[str, Weight]]:
     files, variant = recorded.get("files"), recorded.get("variant")
     name = recorded.get("name")
     if model is None and name != identity.BUNDLED and not identity.HUB_ID.fullmatch(str(name)):

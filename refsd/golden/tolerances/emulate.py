@@ -41,7 +41,7 @@ class Emulator:
         self._noise = self._random or np.random.Generator(np.random.SFC64(0))
         coarse = self.how.sums.u >= MATTERS * self.how.tensors.unit
         self._inside = coarse and (seed is not None or self.how.sums.u > 2.0**-24)
-        self._rounded: WeakKeyDictionary[Weight, np.ndarray] = WeakKeyDictionary()
+        self._rounded: WeakKeyDictionary[Any, np.ndarray] = WeakKeyDictionary()
 
     def __call__(self, op: str, inputs: dict, options: dict, inferred: Any) -> np.ndarray:
         """The op's result as the port would have it."""
@@ -75,9 +75,9 @@ class Emulator:
     def weight(self, name: str, leaf: Any) -> Any:
         """A weight as the port stores it: to nearest, always the same."""
         if isinstance(leaf, Weight):
-            if leaf not in self._rounded:
-                self._rounded[leaf] = self.weight(name, leaf.dense())
-            return self._rounded[leaf]
+            if leaf.identity not in self._rounded:
+                self._rounded[leaf.identity] = self.weight(name, leaf.dense())
+            return self._rounded[leaf.identity]
         if not isinstance(leaf, np.ndarray):
             return leaf
         matrix = name == "weight" and leaf.ndim > 1

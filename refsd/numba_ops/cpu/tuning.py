@@ -21,7 +21,7 @@ from refsd.errors import UsageError
 from refsd.leaf import Weight, seal
 from refsd.numba_ops.cache import cache_folder, exclusive
 from refsd.numba_ops.cpu.conv import conv2d
-from refsd.numba_ops.weights import lay_out
+from refsd.numba_ops.weights import pack_weight
 from refsd.ops.conv import conv2d as definition
 
 # How much a Winograd or FFT bracket exceeds conv(|x|, |w|) on average: docs/kernels-conv.md.
@@ -39,7 +39,7 @@ def measure(x: Any, weight: Any, options: dict[str, Any], algorithms: Iterable[s
     N, C, H, W = x.shape
     x = random.standard_normal((N, H, W, C)).astype("f4").transpose(0, 3, 1, 2)
     weight = (random.standard_normal(weight.shape) / math.sqrt(terms)).astype("f4")
-    weight = Weight(lay_out(seal(weight)))  # as a model's are: spectra of it are kept
+    weight = Weight(pack_weight(seal(weight)))  # as a model's are: spectra of it are kept
     truth = definition(x.astype("f8"), weight.astype("f8"), **options, algorithm="im2col")
 
     found = {}
