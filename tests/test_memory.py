@@ -12,7 +12,7 @@ from refsd.backends import BACKENDS
 from refsd.numba_ops import pool
 from refsd.numba_ops.cpu import conv_winograd
 from refsd.numba_ops.cpu.pixels import MOST_KC
-from refsd.numba_ops.memory import bounds, panel_width
+from refsd.numba_ops.memory import address_range, panel_width
 from refsd.numba_ops.simd import WIDTH
 from refsd.ops import attention, conv
 from refsd.pipelines import memory
