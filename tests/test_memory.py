@@ -74,7 +74,7 @@ def test_weights_are_counted_once(tmp_path, backend):
     else:  # rows of outputs are filled up to an odd number of panels
         leaves = [leaf for part in (pipe.text_encoder, pipe.unet, pipe.vae)
                   for leaf in flatten(part.tree).values()]
-        held = sum(end - start for start, end in map(bounds, leaves))
+        held = sum(end - start for start, end in map(address_range, leaves))
         surplus = len(leaves) * (WIDTH + 2 * panel_width("f4") * 4)  # alignment, the last row's
         assert wanted < counted <= held <= counted + surplus
     assert memory.estimate_bytes(pipe, 64, 64, 1) == (
