@@ -136,7 +136,7 @@ def test_without_any_temporary_folder_that_is_said(monkeypatch, tmp_path):
 
     monkeypatch.setattr("tempfile.gettempdir", none)
     with pytest.raises(ResourceError, match="The picture is lost: a temporary folder cannot be"):
-        output.save(b"x", output.Place(str(tmp_path / "none" / "x.png")), "The picture")
+        output.save(b"x", output.Target(str(tmp_path / "none" / "x.png")), "The picture")
 
 
 def test_a_warning_has_one_prefix_whichever_command_gives_it(monkeypatch, capfd):

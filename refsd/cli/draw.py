@@ -219,7 +219,7 @@ class Session:
             allow_nonfinite=options.allow_nonfinite, model=self.model,
             versions=drawing.versions(self.pipe.backend)))
 
-    def picture(self, seed: int, target: output.Place) -> dict[str, Any]:
+    def picture(self, seed: int, target: output.Target) -> dict[str, Any]:
         """Draw the picture of one seed, write it, and say so."""
         from refsd.cli import drawing, png
 
@@ -249,7 +249,7 @@ class Session:
 
         with self._timed("write"):
             data = arrays.encode(self.latents, path)
-            output.save(data, output.Place(path), "The file of latents")
+            output.save(data, output.Target(path), "The file of latents")
 
     def say_times(self) -> None:
         """Where the time went, in one line, and each step's with --verbose."""

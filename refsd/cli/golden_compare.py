@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refsd.cli.arguments import Parser, choice
-from refsd.cli.output import Place, save, try_out
+from refsd.cli.output import Target, save, try_out
 from refsd.cli.progress import Progress
 from refsd.cli.report import Warnings, note, one_line, result, result_json
 
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
                              on_tensor=progress.step)
     for path in files:
         page = _rendered(comparison, path.suffix.lower()).encode("utf-8", "backslashreplace")
-        save(page, Place(str(path)), "The report")
+        save(page, Target(str(path)), "The report")
         if not options.json:
             note(f"refsd: wrote {path}")
     if options.json:

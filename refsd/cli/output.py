@@ -12,14 +12,14 @@ from refsd.errors import ResourceError, UsageError
 STDOUT = "-"
 
 
-class Place(NamedTuple):
+class Target(NamedTuple):
     """A file to be written. One that was not named by the user (`fresh`) replaces no other."""
 
     path: str
     fresh: bool = False
 
 
-def plan(argument: str | None, seeds: list[int]) -> list[Place]:
+def plan(argument: str | None, seeds: list[int]) -> list[Target]:
     """A place for the picture of each seed, tried out: nothing else can be known to fail later.
 
     None: refsd-SEED.png here. A folder: the same there. `-`: stdout. A file: that one, with -2, -3
@@ -33,22 +33,22 @@ def plan(argument: str | None, seeds: list[int]) -> list[Place]:
     folder = argument if argument is not None and _means_folder(argument) else None
     if argument is None or folder is not None:
         names = [os.path.join(folder or "", f"refsd-{seed}.png") for seed in seeds]
-        places = [Place(name, fresh=True) for name in names]
+        targets = [Target(name, fresh=True) for name in names]
     else:
-        places = [Place(name) for name in _fill_in(argument, seeds)]
-    for place in places:
-        try_out(place.path, (".png",))
-    return places
+        targets = [Target(name) for name in _fill_in(argument, seeds)]
+    for target in targets:
+        try_out(target.path, (".png",))
+    return targets
 
 
-def _plan_stdout(seeds: list[int]) -> Place:
+def _plan_stdout(seeds: list[int]) -> Target:
     if len(seeds) > 1:
         raise UsageError(f"--output -: stdout takes one picture, not {len(seeds)}; name a file")
     if sys.stdout is None:
         raise ResourceError("--output -: stdout is closed")
     if sys.stdout.isatty():
         raise UsageError("--output -: stdout is a terminal; redirect it to a file or a program")
-    return Place(STDOUT)
+    return Target(STDOUT)
 
 
 def _means_folder(argument: str) -> bool:
@@ -103,53 +103,53 @@ def _in_place(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path)
 
 
-def save(data: bytes, place: Place, what: str) -> str:
-    """Write the bytes to their place; gives the path, which is a new one where `place.fresh`.
+def save(data: bytes, target: Target, what: str) -> str:
+    """Write the bytes to their target; gives the path, a new one where `target.fresh`.
 
     When that fails they are kept in the temporary folder, and the ResourceError says where.
     """
     try:
-        return _write(data, place)
+        return _write(data, target)
     except BrokenPipeError:
         raise
     except OSError as error:
-        why = f"{place.path}: cannot be written: {error.strerror}"
+        why = f"{target.path}: cannot be written: {error.strerror}"
     folder = "a temporary folder"
     try:
-        suffix = os.path.splitext(place.path)[1] or ".png"
+        suffix = os.path.splitext(target.path)[1] or ".png"
         folder = tempfile.gettempdir()  # may itself find none
-        kept = _write(data, Place(os.path.join(folder, f"refsd-kept{suffix}"), True))
+        kept = _write(data, Target(os.path.join(folder, f"refsd-kept{suffix}"), True))
     except OSError as error:
         raise ResourceError(f"{why}. {what} is lost: {folder} cannot be written to either "
                             f"({error.strerror})") from None
     raise ResourceError(f"{why}. {what} is kept as {kept}")
 
 
-def _write(data: bytes, place: Place) -> str:
-    if place.path == STDOUT:
+def _write(data: bytes, target: Target) -> str:
+    if target.path == STDOUT:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return STDOUT
-    if _in_place(place.path):
-        with open(place.path, "wb", buffering=0) as file:
+    if _in_place(target.path):
+        with open(target.path, "wb", buffering=0) as file:
             _write_all(file, data)
-        return place.path
+        return target.path
 
-    target = os.path.realpath(place.path)  # the file that a link names, not the link
-    with atomic.draft(target) as draft:
+    path = os.path.realpath(target.path)  # the file that a link names, not the link
+    with atomic.draft(path) as draft:
         with open(draft, "xb", 0) as file:
             _write_all(file, data)
             os.fsync(file.fileno())
-        if not place.fresh:
-            os.replace(draft, target)
-            return place.path
-        return _publish_fresh(draft, place.path)
+        if not target.fresh:
+            os.replace(draft, path)
+            return target.path
+        return _publish_fresh(draft, target.path)
 
 
 def _write_all(file, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest):]
+    unwritten = memoryview(data)
+    while unwritten:
+        unwritten = unwritten[file.write(unwritten):]
 
 
 def _publish_fresh(draft: Path, path: str) -> str:

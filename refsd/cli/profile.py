@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             traced = None if options.trace is None else trace(measured, about=about)
         if traced is not None:
             data = json.dumps(traced).encode()
-            output.save(data, output.Place(options.trace), "The trace")
+            output.save(data, output.Target(options.trace), "The trace")
         if options.json:
             result_json({**shown, "trace": options.trace, "warnings": warnings.said})
         else:
