@@ -88,14 +88,6 @@ def as_array(name: str, value: Any, dtype: Any = None) -> Any:
         return array.astype(dtype, copy=False)
 
 
-def as_integers(name: str, value: Any) -> Any:
-    """Whole numbers as a NumPy array of an integer type. Raises UsageError for others."""
-    array = as_array(name, value)
-    if array.dtype.kind not in "iu":
-        raise UsageError(f"{name} holds {array.dtype.name}; give integers")
-    return array
-
-
 def _readable(name, value):
     """`value` as NumPy can read it: what torch keeps for gradients or in types of its own."""
     if isinstance(value, (list, tuple)):

@@ -147,11 +147,11 @@ def use(backend: str, *, exact: bool = False) -> Iterator[None]:
     With `exact` they only add up the products of their formula: no Winograd, no FFT. That holds for
     every `use` further inside too, whatever it says.
     """
-    found = find_backend(backend)
+    chosen = find_backend(backend)
     if not isinstance(exact, bool):
         raise UsageError(f"exact is {exact!r}; give True or False")
-    importlib.import_module(found.module)
-    token, exactness = _active.set(found.name), _exact.set(exact or _exact.get())
+    importlib.import_module(chosen.module)
+    token, exactness = _active.set(chosen.name), _exact.set(exact or _exact.get())
     try:
         yield
     finally:

@@ -10,8 +10,9 @@ import numpy as np
 
 from refsd.golden.tolerances.bounds import error_model
 from refsd.golden.tolerances.bounds.conv import conv2d
-from refsd.golden.tolerances.precision import EXP, OTHERS, Precision, gamma
 from refsd.golden.tolerances.precision import PRECISIONS as ALL
+from refsd.golden.tolerances.precision import Precision, gamma
+from refsd.kinds import EXP, OTHERS
 from refsd.registry import ops
 
 BOUNDS = {name: error_model(name).worst for name in ops()}

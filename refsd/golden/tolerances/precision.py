@@ -7,9 +7,6 @@ import numpy as np
 
 from refsd.errors import UsageError
 from refsd.golden.tolerances.formats import FORMATS, Format, format_named
-from refsd.kinds import EXP, OTHERS
-
-__all__ = ["EXP", "OTHERS"]
 
 
 class Precision(NamedTuple):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from refsd.golden.tolerances.bounds.model import ErrorModel
-from refsd.golden.tolerances.precision import EXP, gamma, running_sum
+from refsd.golden.tolerances.precision import gamma, running_sum
+from refsd.kinds import EXP
 
 # Elements of the scores of one slice (a dozen such arrays live at once), and products for the
 # covariance of keys and values, beyond which its Cauchy-Schwarz bound is taken.

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.special import erf
 
 from refsd.golden.tolerances.bounds.model import ErrorModel
-from refsd.golden.tolerances.precision import EXP, OTHERS, gamma
-from refsd.kinds import Map, Movement
+from refsd.golden.tolerances.precision import gamma
+from refsd.kinds import EXP, OTHERS, Map, Movement
 from refsd.registry import Op, ops
 
 
