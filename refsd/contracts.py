@@ -18,7 +18,8 @@ from refsd.errors import UsageError
 from refsd.options import Option, is_number
 from refsd.shapes import Refusal, Tensor, bind, names, read, sizes_of, value
 
-FLOATS = ("float32", "float64")
+HALVES = ("bfloat16", "float16")
+FLOATS = (*HALVES, "float32", "float64")
 INTEGERS = {f"{kind}{8 * size}": size for kind in ("int", "uint") for size in (1, 2, 4, 8)}
 BYTES = {  # an element, by the dtype's name
     "bool": 1, **INTEGERS, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
@@ -125,7 +126,7 @@ class Contract:
         return arrays | {name: Spec((), str(next(iter(arrays.values())).dtype)) for name in scalars}
 
     def _dtype(self, arrays) -> str:
-        """The common dtype of all floats among the arrays: float32 or float64."""
+        """The common dtype of all floats among the arrays."""
         floats = {}
         for name, array in arrays.items():
             dtype, kind = str(array.dtype), self.tensor(name).kind
@@ -134,14 +135,14 @@ class Contract:
             takes = {"float": dtype in FLOATS, "int": dtype in INTEGERS,
                       "real": dtype in INTEGERS or "float" in dtype}
             if not takes[kind]:
-                sentences = {"float": f"{' or '.join(FLOATS)}: convert it first", "int": "integers",
-                         "real": "integers or floats"}
+                floats = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}: convert it first"
+                sentences = {"float": floats, "int": "integers", "real": "integers or floats"}
                 raise Refusal(self.name, f"{name} has dtype {dtype}, wanted {sentences[kind]}",
                               ("dtype", name.partition("[")[0]))
         if len(set(floats.values())) > 1:
             raise Refusal(self.name, "one dtype for all, got " + ", ".join(
                 f"{name} {dtype}" for name, dtype in floats.items()), ("one dtype",))
-        return next(iter(floats.values()), FLOATS[0])
+        return next(iter(floats.values()), "float32")
 
     def tensor(self, name: str) -> Tensor:
         """The declaration of an array; "arrays[0]" is one of "arrays"."""

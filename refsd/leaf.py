@@ -29,7 +29,7 @@ class _Seal:
 
 def seal(array: np.ndarray) -> np.ndarray:
     """The same memory, read-only for good. For who holds the only reference to it."""
-    return np.asarray(_Seal(array))
+    return np.asarray(_Seal(array)).view(array.dtype)  # the interface calls bfloat16 bytes
 
 
 def _is_sealed(array: Any) -> bool:

@@ -4,6 +4,9 @@ An *op* is a plain NumPy function that defines what is computed, with a *contrac
 that checks a call and infers its result. A *kernel* is another function with the same name and
 signature that computes the same on some backend. `dispatch` sends a call to the active backend.
 Nothing is silent: no fallback, no copy, no cast.
+
+An op of halves (bfloat16, float16) is the op of their float32 values, its result rounded once. That
+is the whole definition: no op knows of it, and a kernel only if it reads halves itself.
 """
 
 import functools
@@ -41,6 +44,7 @@ class Op(NamedTuple):
 _ops: dict[str, Op] = {}
 _kernels: dict[tuple[str, str], Callable] = {}
 _reads_leaves: set[Callable] = set()  # kernels that are given leaves as they are
+_reads_halves: set[Callable] = set()  # and those that are given halves
 _inferred: dict[tuple, Any] = {}  # what contracts inferred of calls that they accepted
 INFER_CACHE_SIZE = 2**14
 _PLAIN = frozenset((int, float, bool, str, tuple, list, type(None)))
@@ -72,10 +76,13 @@ def op(shapes: str, kind: Kind | None = None, /, *, examples: Sequence[tuple] = 
     return declare
 
 
-def kernel(backend: str, *, reads_leaves: bool = False) -> Callable[[Callable], Callable]:
+def kernel(backend: str, *, reads_leaves: bool = False,
+           reads_halves: bool = False) -> Callable[[Callable], Callable]:
     """Declare a function as the kernel of the op of its name on `backend`.
 
     One that reads leaves (refsd.leaf) is given weights in their own form, others the dense arrays.
+    One that reads halves is given them and gives a result of their dtype, which may differ from the
+    definition's inside its bound; around others `dispatch` widens and rounds.
     ImportError for a name that no op has, another signature, or a second kernel from elsewhere.
     """
 
@@ -88,6 +95,8 @@ def kernel(backend: str, *, reads_leaves: bool = False) -> Callable[[Callable], 
         _kernels[backend, name] = function
         if reads_leaves:
             _reads_leaves.add(function)
+        if reads_halves:
+            _reads_halves.add(function)
         return function
 
     return declare
@@ -223,8 +232,13 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
         raise UsageError(f"{name} has no kernel on the backend {backend!r}; "
                          f"it exists on: {', '.join(b for b, n in _kernels if n == name)}")
     arrays, values = args, options
-    if function not in _reads_leaves:
+    widen = inferred.dtype in contracts.HALVES and function not in _reads_halves
+    if widen or function not in _reads_leaves:
         arrays, values = map(to_dense, args), {key: to_dense(options[key]) for key in options}
+    if widen:
+        from refsd.half import through_float32
+
+        function = through_float32(function, inferred.dtype)
     listener = _listener.get()
     if listener is None:
         return function(*arrays, **values)

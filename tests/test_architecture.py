@@ -21,6 +21,7 @@ ALLOWED = {
     "rules": {"arguments", "errors"},
     "atomic": {"errors"},
     "kinds": set(),
+    "half": set(),
     "options": set(),
     "shapes": {"errors"},
     "contracts": {"errors", "options", "shapes"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "parallel": {"arguments", "cgroups", "errors"},
     # each declaration names its package, which it imports when it is used
     "backends": {"contracts", "errors", "numba_ops", "ops", "parallel", "registry"},
-    "registry": {"backends", "contracts", "errors", "kinds"},
+    "registry": {"backends", "contracts", "errors", "half", "kinds"},
     "ops": {"contracts", "kinds", "options", "registry"},
     "examples": {"contracts", "kinds", "registry"},
     "functional": {"ops", "registry"},
