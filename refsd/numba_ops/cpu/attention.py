@@ -18,6 +18,7 @@ sum run over the keys and never meet another lane's. Buffers, 1-D in memory:
 """
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -50,45 +51,73 @@ PANELS = 4
 LOG2_E = 1 / math.log(2)
 
 
+class Rows(NamedTuple):
+    """Rows of adjacent elements in flat memory, each `step` elements after the one before."""
+
+    data: np.ndarray
+    step: int
+
+
+class Mask(NamedTuple):
+    """A mask's flat memory (none: nothing), and its steps along N, heads, L and S."""
+
+    data: np.ndarray
+    steps: np.ndarray
+
+
+class Sizes(NamedTuple):
+    """Images, heads, queries, keys, and the widths of a head's queries and values."""
+
+    N: int
+    heads: int
+    L: int
+    S: int
+    d: int
+    e: int
+
+
 @kernel("numba")
 def attention(q, k, v, *, heads, mask=None, causal=False):
     (N, L, C), (_, S, D) = q.shape, v.shape
     y = empty((N, L, D), q.dtype)
     if y.size:
-        (q, _, q_step), (k, _, k_step), (v, _, v_step) = as_rows(q), as_rows(k), as_rows(v)
-        mask, mask_steps = _mask(mask, (N, heads, L, S), q.dtype)
         d, e, NR = C // heads, D // heads, panel_width(y.dtype)
         key_step, value_step = _odd_lines(d, y.itemsize), _round_up(e, TRANSPOSED_ROWS)
         keys = aligned_empty(N * heads * _round_up(S, ROWS) * key_step, y.dtype)
         values = aligned_empty(N * heads * S * value_step, y.dtype)
         buffer_size = (KEYS + PANELS * (d + value_step + 2)) * NR
         buffers = aligned_empty(numba.get_num_threads() * buffer_size, y.dtype)
-        _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S, d, e, causal,
-                   keys, key_step, values, value_step, buffers, buffer_size, flat(y))
+        _attention(_rows(q), _rows(k), _rows(v), _mask(mask, (N, heads, L, S), y.dtype), causal,
+                   Sizes(N, heads, L, S, d, e), Rows(keys, key_step), Rows(values, value_step),
+                   Rows(buffers, buffer_size), flat(y))
     return y
 
 
+def _rows(x):
+    data, _, step = as_rows(x)
+    return Rows(data, step)
+
+
 def _mask(mask, shape, dtype):
-    """The mask's memory (none: nothing) and its steps along the axes of `shape`."""
     if mask is None:
-        return np.empty(0, dtype), np.zeros(4, np.int64)
+        return Mask(np.empty(0, dtype), np.zeros(4, np.int64))
     mask = np.require(mask, None, "CA")
-    return flat(mask), np.array(np.broadcast_to(mask, shape).strides) // mask.itemsize
+    return Mask(flat(mask), np.array(np.broadcast_to(mask, shape).strides) // mask.itemsize)
 
 
 @jit(parallel=True)
-def _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S, d, e, causal,
-               keys, key_step, values, value_step, buffers, buffer_size, y):
+def _attention(q, k, v, mask, causal, sizes, keys, values, buffers, y):
     """Keys and values are packed by head; then a task is a few panels of queries of one head."""
-    NR = VECTORS * lanes(q)
-    key_size, value_size = keys.size // (N * heads), S * value_step
+    NR = VECTORS * lanes(y)
+    N, heads, L, S, d, e = sizes
+    key_size, value_size = keys.data.size // (N * heads), S * values.step
     for task in prange(N * heads):
         of = np.int64(task)
         n, head = of // heads, of % heads
-        _pack(pointer(k, n * S * k_step + head * d), k_step, S, d,
-              pointer(keys, of * key_size), key_step)
-        _pack(pointer(v, n * S * v_step + head * e), v_step, S, e,
-              pointer(values, of * value_size), value_step)
+        _pack(pointer(k.data, n * S * k.step + head * d), k.step, S, d,
+              pointer(keys.data, of * key_size), keys.step)
+        _pack(pointer(v.data, n * S * v.step + head * e), v.step, S, e,
+              pointer(values.data, of * value_size), values.step)
 
     panels = (L + NR - 1) // NR
     parts = (panels + PANELS - 1) // PANELS
@@ -96,41 +125,41 @@ def _attention(q, q_step, k, k_step, v, v_step, mask, mask_steps, N, heads, L, S
         of, part = np.int64(task) // parts, np.int64(task) % parts
         n, head = of // heads, of % heads
         first, count = part * PANELS * NR, min(PANELS, panels - part * PANELS)
-        scores = buffers[numba.get_thread_id() * buffer_size:][:buffer_size]
+        scores = buffers.data[numba.get_thread_id() * buffers.step:][:buffers.step]
         row_max, row_sum = scores[KEYS * NR:], scores[(KEYS + PANELS) * NR:]
         queries = scores[(KEYS + 2 * PANELS) * NR:]
         acc = queries[PANELS * d * NR:]
         row_max[:count * NR] = -np.inf
         row_sum[:count * NR] = 0
-        acc[:count * value_step * NR] = 0
+        acc[:count * values.step * NR] = 0
         for p in range(count):
             query = first + p * NR
-            _pack_queries(pointer(q, (n * L + query) * q_step + head * d), q_step,
+            _pack_queries(pointer(q.data, (n * L + query) * q.step + head * d), q.step,
                           min(NR, L - query), d, pointer(queries, p * d * NR))
 
         for key in range(0, S, KEYS):
             block = min(KEYS, S - key)
             for p in range(count):
                 query = first + p * NR
-                _score(pointer(keys, of * key_size + key * key_step), key_step, d,
+                _score(pointer(keys.data, of * key_size + key * keys.step), keys.step, d,
                        pointer(queries, p * d * NR), block, pointer(scores, 0))
-                if mask.size > 0:
-                    at = n * mask_steps[0] + head * mask_steps[1]
-                    at += query * mask_steps[2] + key * mask_steps[3]
-                    _add_mask(mask, at, mask_steps[2], mask_steps[3], min(NR, L - query), block,
-                              scores)
+                if mask.data.size > 0:
+                    at = n * mask.steps[0] + head * mask.steps[1]
+                    at += query * mask.steps[2] + key * mask.steps[3]
+                    _add_mask(mask, at, min(NR, L - query), block, scores)
                 if causal:
                     _causal_mask(pointer(scores, 0), block, key - query)
-                out = pointer(acc, p * value_step * NR)
+                out = pointer(acc, p * values.step * NR)
                 _online_softmax(pointer(scores, 0), block, pointer(row_max, p * NR),
-                                pointer(row_sum, p * NR), out, value_step)
-                _add_values(pointer(values, of * value_size + key * value_step), value_step, block,
-                            pointer(scores, 0), out)
+                                pointer(row_sum, p * NR), out, values.step)
+                _add_values(pointer(values.data, of * value_size + key * values.step), values.step,
+                            block, pointer(scores, 0), out)
 
         for p in range(count):
             query = first + p * NR
-            _finish(pointer(acc, p * value_step * NR), pointer(row_sum, p * NR), min(NR, L - query),
-                    e, pointer(y, ((n * L + query) * heads + head) * e), heads * e)
+            _finish(pointer(acc, p * values.step * NR), pointer(row_sum, p * NR),
+                    min(NR, L - query), e, pointer(y, ((n * L + query) * heads + head) * e),
+                    heads * e)
 
 
 @jit
@@ -175,11 +204,11 @@ def _add_values(values, step, count, weights, acc):
 
 
 @jit
-def _add_mask(mask, at, query_step, key_step, queries, count, scores):
+def _add_mask(mask, at, queries, count, scores):
     NR = VECTORS * lanes(scores)
     for query in range(queries):
         for key in range(count):
-            value = mask[at + query * query_step + key * key_step]
+            value = mask.data[at + query * mask.steps[2] + key * mask.steps[3]]
             scores[key * NR + query] += value * scores.dtype.type(LOG2_E)
 
 
