@@ -25,7 +25,8 @@ def parser():
     run.add_argument("--rounds", type=int, default=5, help="alternating rounds (5)")
     run.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
                      help="of every runner (all cores)")
-    run.add_argument("--out", type=Path, help="results file (benchmarks/results/CPU-THREADS.json)")
+    run.add_argument("--out", type=Path,
+                     help="results file (benchmarks/results/CPU-TARGET-THREADS.json)")
     run.add_argument("--cache", type=Path, default=ROOT / ".bench",
                      help="folder for the random model, 9 GB (.bench)")
     run.add_argument("--fresh", action="store_true", help="measure finished sections again")
@@ -57,7 +58,8 @@ def run(asked):
     def say(text):
         print(f"[{time.monotonic() - begun:6.1f} s] {text}", flush=True)
 
-    name = re.sub(r"[^a-z0-9]+", "-", f"{found['machine']['cpu']} {asked.threads} threads".lower())
+    of = found["machine"]
+    name = re.sub("[^a-z0-9]+", "-", f"{of['cpu']} {of['target']} {asked.threads} threads".lower())
     header = {"schema": SCHEMA, "threads": asked.threads, "rounds": asked.rounds} | found
     sections = asked.only or SECTIONS
     results = Results(asked.out or FOLDER / f"{name.strip('-')}.json", header,

@@ -23,6 +23,9 @@ TILE = {"winograd2": 2, "winograd4": 4}
 # types are above (products of float16s: 2^-11 sqrt(2 / 12) = 2e-4). A gate for "the same work in
 # the same precision"; what is held to derived bounds is refsd.
 PEER = 2.0**-13
+# A network in bfloat16, in units of its rounding, 2^-9: PyTorch's UNet is 7 off, OpenVINO's 17.
+UNIT = 2.0**-9
+HALF = 20 * UNIT
 
 
 class Sample(NamedTuple):

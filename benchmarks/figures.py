@@ -4,10 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.sections import LAST, NHWC, OPENVINO, REFSD, TORCH
+from benchmarks.sections import BFLOAT16, HALVES, LAST, NHWC, OPENVINO, REFSD, TORCH
 
 # A peer takes part in several forms; the faster one is the peer.
 PEERS = {"PyTorch": (TORCH, LAST), "OpenVINO": (OPENVINO, NHWC)}
+# The same in bfloat16. OpenVINO takes it by itself where the processor has it.
+HALF_PEERS = {"PyTorch": [name for name in HALVES if name.startswith("PyTorch")],
+              "OpenVINO": [name for name in HALVES if name.startswith("OpenVINO")]}
 KINDS = ("conv 3x3", "conv 1x1", "linear", "attention", "norms", "activations")
 
 
@@ -23,16 +26,27 @@ def spread(samples):
     return Spread(*(float(q) for q in np.percentile(samples, [25, 50, 75])))
 
 
-def ours(row):
+def ours(row, name=REFSD):
     """Our own times of a row, or None."""
-    samples = row.get("seconds", {}).get(REFSD)
+    samples = row.get("seconds", {}).get(name)
     return spread(samples) if samples else None
 
 
-def peer(row, name):
+def peer(row, name, forms=PEERS):
     """The times of a peer's fastest form, or None."""
-    found = [spread(row["seconds"][form]) for form in PEERS[name] if row["seconds"].get(form)]
+    found = [spread(row["seconds"][form]) for form in forms[name] if row["seconds"].get(form)]
     return min(found, key=lambda s: s.median, default=None)
+
+
+def half(row):
+    """A row in bfloat16: our time, and in units of our float32's and of each peer's best form's.
+
+    None where something is missing; {"refsd": ..., "float32": ratio, peer: ratio}.
+    """
+    own = ours(row, BFLOAT16)
+    others = {"float32": ours(row), **{name: peer(row, name, HALF_PEERS) for name in HALF_PEERS}}
+    return None if own is None else {"refsd": own, **{
+        name: other and own.median / other.median for name, other in others.items()}}
 
 
 def ratio(row, name):

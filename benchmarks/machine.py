@@ -15,11 +15,14 @@ PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "torch", "diffusers", "transf
 
 def fingerprint():
     """{"machine": ..., "versions": ..., "source": ...}"""
+    from llvmlite.binding import get_host_cpu_name
+
     from refsd.numba_ops.simd import WIDTH
 
-    return {
-        "machine": {"cpu": parallel.processor(), "cores": len(os.sched_getaffinity(0)),
-                    "caches": caches(), "simd_bytes": WIDTH, "memory_bytes": memory_bytes(),
+    return {  # some processors' own names say too little: "AMD EPYC" is Zen 4 and Zen 5
+        "machine": {"cpu": parallel.processor(), "target": get_host_cpu_name(),
+                    "cores": len(os.sched_getaffinity(0)), "caches": caches(), "simd_bytes": WIDTH,
+                    "memory_bytes": memory_bytes(),
                     "system": f"{platform.system()} {platform.machine()}"},
         "versions": {"refsd": __version__, "python": platform.python_version()} | {
             package: _version(package) for package in PACKAGES},

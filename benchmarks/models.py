@@ -20,6 +20,12 @@ COMPONENT = {"clip": "text_encoder", "unet": "unet", "decode": "vae", "encode": 
 PROMPT, STEPS, GUIDANCE, SEED = "a glossy red sphere left of a small blue cube", 20, 3.0, 7
 
 
+def precision_and_form(variant: str) -> tuple[str, str]:
+    """What a variant of a runner computes in, and how: "bfloat16 channels_last", "contiguous"."""
+    *precision, form = variant.split()
+    return "".join(precision) or "float32", form
+
+
 def make_model(folder: Path) -> Path:
     """Write the model unless it is there: 4.3 GB. model_index.json comes last."""
     if (folder / "model_index.json").is_file():

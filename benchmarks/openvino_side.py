@@ -1,5 +1,6 @@
-"""OpenVINO in a worker process: float32, latency hint.
+"""OpenVINO in a worker process: latency hint, float32 but where the variant is "own plain".
 
+That is the precision that it takes by itself, bfloat16 where the processor multiplies such numbers.
 Variant "nhwc": pictures (N, H, W, C); "convert": make the network's file and no more.
 """
 
@@ -31,7 +32,8 @@ def prepare(job, variant, threads):
         return (lambda: run().transpose(0, 3, 1, 2)) if nhwc else run
     inputs = models.inputs(job["kind"]).values()
     path = converted(job["kind"], job["folder"], Path(job["cache"]))
-    return None if variant == "convert" else compiled(path, threads)(*inputs)
+    precision = {"float32": "f32", "own": None}[models.precision_and_form(variant)[0]]
+    return None if variant == "convert" else compiled(path, threads, precision)(*inputs)
 
 
 def convert(module, inputs):
@@ -61,11 +63,12 @@ def save(model, path):
     draft.replace(path)
 
 
-def compiled(model, threads):
+def compiled(model, threads, precision="f32"):
     """Bind arrays -> a function that infers once; no copies in or out are timed."""
-    done = openvino.Core().compile_model(model, "CPU", {
-        "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY"})
+    hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    if precision is not None:
+        hints["INFERENCE_PRECISION_HINT"] = precision
+    done = openvino.Core().compile_model(model, "CPU", hints)
     request = done.create_infer_request()
 
     def bind(*arrays):

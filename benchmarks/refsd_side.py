@@ -1,4 +1,5 @@
-"""refsd in a worker process: variants "numba" and "numpy". It is also the referee of results."""
+"""refsd in a worker process: variants "numba", "numpy", "bfloat16 numba". It referees results too.
+"""
 
 import numpy as np
 
@@ -7,6 +8,7 @@ from benchmarks import agreement, models, peaks
 from benchmarks.calls import make_arrays
 from refsd import functional as F
 from refsd.backends import find_backend
+from refsd.half import to_float32, to_half
 from refsd.leaf import Weight
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
@@ -56,27 +58,30 @@ def channels_last(array):
 
 def _part(job, variant):
     """A whole network, its weights packed for the backend."""
-    part = job["kind"]
+    (dtype, backend), part = models.precision_and_form(variant), job["kind"]
     x, component = models.inputs(part), models.COMPONENT[part]
+    if dtype != "float32":
+        x = {name: to_half(array, dtype) if array.dtype.kind == "f" else array
+             for name, array in x.items()}
     if (component, variant) not in _loaded:
-        _loaded[component, variant] = load_folder(job["folder"], component)
-        find_backend(variant).place(_loaded[component, variant].tensors)
+        _loaded[component, variant] = load_folder(job["folder"], component, dtype=dtype)
+        find_backend(backend).place(_loaded[component, variant].tensors)
     found = _loaded[component, variant]
     if part == "clip":
         encoder = TextEncoder(found.tree["text_model"], CLIPTextConfig.from_json(found.config),
-                              variant)
+                              backend)
         return lambda: encoder(x["ids"]).last_hidden_state
     if part == "unet":
-        unet = UNet(found.tree, UNetConfig.from_json(found.config), variant)
+        unet = UNet(found.tree, UNetConfig.from_json(found.config), backend)
         return lambda: unet(x["sample"], x["timestep"], x["text"])
-    vae = VAE(found.tree, VAEConfig.from_json(found.config), variant)
+    vae = VAE(found.tree, VAEConfig.from_json(found.config), backend)
     if part == "decode":
         return lambda: vae.decode(x["latents"])
     return lambda: vae.encode(x["picture"]).mean
 
 
 def numpy(result):
-    return np.asarray(result)
+    return to_float32(np.asarray(result))
 
 
 def referee(job, own, others):

@@ -13,7 +13,13 @@ from benchmarks.workers import RunnerError, environment, start_workers, time_in_
 
 REFSD, NUMPY, TORCH, LAST, OPENVINO, NHWC = (
     "refsd", "refsd on NumPy", "PyTorch", "PyTorch channels-last", "OpenVINO", "OpenVINO NHWC")
-RUNNERS = {REFSD: ("refsd", "numba"), NUMPY: ("refsd", "numpy"),
+BFLOAT16 = "refsd bfloat16"
+HALVES = {BFLOAT16: ("refsd", "bfloat16 numba"),
+          "PyTorch bfloat16": ("torch", "bfloat16 contiguous"),
+          "PyTorch bfloat16 channels-last": ("torch", "bfloat16 channels_last"),
+          "PyTorch autocast": ("torch", "autocast contiguous"),
+          "OpenVINO by itself": ("openvino", "own plain")}
+RUNNERS = HALVES | {REFSD: ("refsd", "numba"), NUMPY: ("refsd", "numpy"),
                TORCH: ("torch", "contiguous"), LAST: ("torch", "channels_last"),
                OPENVINO: ("openvino", "plain"), NHWC: ("openvino", "nhwc")}
 ALONE = 4  # samples of what has no rival
@@ -78,18 +84,32 @@ def ops(run):
 
 def part(run, name, *, scale=()):
     """CLIP, a UNet step, a decode or an encode, with the same random weights on all sides."""
+    names = [REFSD, TORCH, OPENVINO, *([LAST] if name != "clip" else []), *scale]
+    run.results.begin(name)[name] = _network(run, name, names, agreement.PEER, once=scale)
+
+
+def half(run):
+    """The same parts in bfloat16, PyTorch's float32 result the truth of all."""
+    rows = run.results.begin("half")
+    for name in ("clip", "unet", "decode", "encode"):
+        if rows.get(name, {}).get("not_timed") != {}:
+            rows[name] = _network(run, name, [REFSD, TORCH, *HALVES], agreement.HALF, once=(TORCH,))
+            run.results.save()
+
+
+def _network(run, name, names, allowed, once):
+    """The row of a network."""
     models.make_model(Path(run.folder))
-    rows = run.results.begin(name)
     flops, size = calls.work(name)
-    job = {"kind": name, "folder": run.folder, "allowed": agreement.PEER,
+    job = {"kind": name, "folder": run.folder, "allowed": allowed,
            "cache": str(run.cache / "openvino")}
     with start_workers(["openvino"], run.threads, run.cache) as workers:
         # Converting takes as much memory again, so before the others load: kept for the next run.
         _told(run, workers.each({"openvino": {"do": "prepare", "job": job, "variant": "convert"}}))
     with start_workers(["refsd", "torch", "openvino"], run.threads, run.cache) as workers:
-        names = [REFSD, TORCH, OPENVINO, *([LAST] if name != "clip" else []), *scale]
-        rows[name] = {"flops": flops, "bytes": size} | compete(run, workers, job, names, once=scale)
-    run.say(f"  {name}: {summary(rows[name])}")
+        row = {"flops": flops, "bytes": size} | compete(run, workers, job, names, once=once)
+    run.say(f"  {name}: {summary(row)}")
+    return row
 
 
 def bundled(run):
@@ -128,7 +148,7 @@ def compete(run, workers, job, names, once=()):
 def _prepare(workers, job, names):
     """{name: why not}"""
     red = {}
-    for number in (0, 1):  # the first variant of every side at once, then the second
+    for number in range(len(names)):  # the first variant of every side at once, then the second
         asked = {}
         for side in workers.by_side:
             variants = [name for name in names if RUNNERS[name][0] == side]
@@ -227,6 +247,7 @@ SECTIONS = {
     "unet": lambda run: part(run, "unet", scale=(NUMPY,)),
     "decode": lambda run: part(run, "decode"),
     "encode": lambda run: part(run, "encode"),
+    "half": half,
     "bundled": bundled,
     "memory": memory,
     "start": start,

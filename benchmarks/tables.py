@@ -4,8 +4,9 @@ Every figure there is made here; nobody types one.
 """
 
 from benchmarks import ROOT, figures, targets
+from benchmarks.agreement import UNIT
 from benchmarks.results_file import FOLDER, load_all
-from benchmarks.sections import NUMPY, REFSD
+from benchmarks.sections import HALVES, NUMPY, REFSD
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 PARTS = {
@@ -28,8 +29,9 @@ def readme(all_results):
               "units of the other's: below 1 is faster.", "[docs/benchmarks.md]"
               "(docs/benchmarks.md) says how it is done and has every op and the spreads.", ""]
     for results in all_results:
-        blocks += [machine(results), "", *parts(results), "", *kinds(results), "",
-                   *processes(results), ""]
+        blocks += [machine(results), ""]
+        for made in (parts, halves, kinds, processes):
+            blocks += [*made(results), ""] if made(results) else []
     return "\n".join(blocks).rstrip()
 
 
@@ -40,6 +42,7 @@ def docs(all_results):
         blocks += [f"## {results['machine']['cpu']}, {results['threads']} threads", "",
                    machine(results), "", "### Goals", "", *goals(results), "",
                    "### Whole parts", "", *parts(results, spreads=True), "",
+                   *(["### In bfloat16", "", *halves(results), ""] if halves(results) else []),
                    "### Memory and start", "", *processes(results), "",
                    "### Sums over the ops", "", *kinds(results), "", "### Op by op", "",
                    *ops(results), ""]
@@ -77,6 +80,23 @@ def parts(results, spreads=False):
     own = ("refsd", "rate") if spreads else ("refsd",)
     return table(("work", *own, *figures.PEERS, *(f"ratio to {p}" for p in figures.PEERS),
                   "refsd on NumPy"), lines)
+
+
+def halves(results):
+    """The networks in bfloat16: times, ratios, and errors in units of its rounding."""
+    lines = []
+    for part, row in results["sections"].get("half", {}).get("rows", {}).items():
+        found = figures.half(row)
+        if found is None:
+            continue
+        errors = ", ".join(f"{name} {verdict['error'] / UNIT:.1f}"
+                           for name, verdict in row["agreement"].items() if name in HALVES)
+        lines.append((PARTS[part], seconds(found["refsd"].median),
+                      *("" if found[name] is None else f"{found[name]:.2f}"
+                        for name in ("float32", *figures.HALF_PEERS)), errors))
+    return table(("work in bfloat16", "refsd", "ratio to its float32",
+                  *(f"ratio to {p}" for p in figures.HALF_PEERS), "error, units of 2^-9"),
+                 lines) if lines else []
 
 
 def processes(results):

@@ -40,6 +40,17 @@ def _part(section, peer):
     return measure
 
 
+def _half(section, other):
+    """Our time of a part in bfloat16, in units of our own float32's or of a peer's."""
+
+    def measure(results):
+        row = _row(results, "half", section)
+        found = row and figures.half(row)
+        return (found[other], "") if found and found[other] else None
+
+    return measure
+
+
 def _worst(of_interest, value):
     """The smallest value among the ops of interest, and its name."""
 
@@ -91,6 +102,10 @@ GOALS = (
     Goal("VAE decode, time in units of PyTorch's", 0.33, True, "", _part("decode", "PyTorch")),
     Goal("VAE decode, time in units of OpenVINO's", 0.50, True, "", _part("decode", "OpenVINO")),
     Goal("CLIP, time in units of PyTorch's", 1.0, True, "", _part("clip", "PyTorch")),
+    Goal("UNet step in bfloat16, time in units of float32's", 1 / 1.5, True, "",
+         _half("unet", "float32")),
+    Goal("UNet step in bfloat16, time in units of PyTorch's", 0.60, True, "",
+         _half("unet", "PyTorch")),
     Goal("large linear layers, share of the FMA peak, the lowest", 0.80, False, "",
          _worst(_large_linear, figures.share)),
     Goal("3x3 convolutions from 64x64 up, times PyTorch's speed, the lowest", 2.0, False, "",

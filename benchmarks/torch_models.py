@@ -47,10 +47,11 @@ LOADED = {"clip": (Clip, CLIPTextModel, "text_encoder"),
 
 
 @cache
-def load(part, folder):
+def load(part, folder, dtype=torch.float32):
     """A part of the model in a folder."""
     wrapper, kind, component = LOADED[part]
-    return wrapper(kind.from_pretrained(f"{folder}/{component}").eval()).eval()
+    model = kind.from_pretrained(f"{folder}/{component}", torch_dtype=dtype)
+    return wrapper(model.eval()).eval()
 
 
 def bundled_pipeline():

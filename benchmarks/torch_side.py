@@ -1,4 +1,8 @@
-"""PyTorch and diffusers in a worker process: variants "contiguous" and "channels_last"."""
+"""PyTorch and diffusers in a worker process: "contiguous" and "channels_last", in a precision.
+
+"bfloat16 contiguous" has weights and activations in bfloat16, "autocast contiguous" float32 weights
+and PyTorch's choice of what is computed in bfloat16.
+"""
 
 import copy
 
@@ -13,7 +17,8 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 def prepare(job, variant, threads):
     """A function that does the job's work once and returns its result."""
     torch.set_num_threads(threads)
-    layout = LAYOUTS[variant]
+    precision, form = models.precision_and_form(variant)
+    layout = LAYOUTS[form]
     if job["kind"] == "bundled":
         pipe = torch_models.bundled_pipeline()
         pipe.unet.to(memory_format=layout)
@@ -25,28 +30,31 @@ def prepare(job, variant, threads):
     if job["kind"] == "op":
         module = torch_ops.Op(job["op"], make_arrays(job["inputs"]), job["options"])
         inputs = module.activations
-        if variant == "channels_last":
+        if form == "channels_last":
             module = copy.deepcopy(module).to(memory_format=layout)
     else:
-        module = torch_models.load(job["kind"], job["folder"])
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        module = torch_models.load(job["kind"], job["folder"], dtype)
         inputs = tuple(torch.from_numpy(a) for a in models.inputs(job["kind"]).values())
+        inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
     inputs = tuple(x.to(memory_format=layout) if x.dim() == 4 else x for x in inputs)
 
     @torch.inference_mode()
     def run():
-        return module(*inputs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            return module(*inputs)
 
     if job["kind"] != "op":
-        run.before = lambda: _to_layout(module, variant)
+        run.before = lambda: _to_layout(module, form)
     return run
 
 
-def _to_layout(module, variant):
+def _to_layout(module, form):
     """A whole network has one copy of its weights; they are packed before a turn, not timed."""
-    if getattr(module, "layout", "contiguous") != variant:
-        module.to(memory_format=LAYOUTS[variant])
-        module.layout = variant
+    if getattr(module, "layout", "contiguous") != form:
+        module.to(memory_format=LAYOUTS[form])
+        module.layout = form
 
 
 def numpy(result):
-    return result if not torch.is_tensor(result) else result.contiguous().numpy()
+    return result if not torch.is_tensor(result) else result.float().contiguous().numpy()

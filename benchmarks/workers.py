@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks import ROOT
+from benchmarks.models import precision_and_form
 
 # A sample lasts at least this long: short ops are called several times in a row.
 SAMPLE_SECONDS, MOST_CALLS = 0.025, 200
@@ -151,6 +152,10 @@ def _warm_up(workers, runner):
     return fastest
 
 
+def _precision(runner):
+    return precision_and_form(runner[1])[0]
+
+
 def time_in_rounds(workers, runners, rounds):
     """Seconds of every runner in alternating rounds: ({name: [...]}, {name: too slow}).
 
@@ -161,7 +166,8 @@ def time_in_rounds(workers, runners, rounds):
     warm = {name: _warm_up(workers, runner) for name, runner in runners.items()}
     cut_off = {}
     for name, (side, _) in runners.items():
-        siblings = [warm[other] for other, runner in runners.items() if runner[0] == side]
+        siblings = [warm[other] for other, runner in runners.items()
+                    if runner[0] == side and _precision(runner) == _precision(runners[name])]
         if warm[name] > CUTOFF * min(siblings):
             cut_off[name] = warm[name]
     racing = [name for name in runners if name not in cut_off]

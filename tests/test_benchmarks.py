@@ -188,6 +188,11 @@ RESULTS = HEADER | {"sections": {
             "op": "linear", "seconds": {}, "not_timed": {"refsd": "7 | 9 are outside"}}}},
     "unet": {"finished": True, "date": "2026-01-02 03:06 UTC", "rows": {"unet": {
         k: CONV[k] for k in ("flops", "bytes", "seconds", "not_timed")}}},
+    "half": {"finished": True, "date": "2026-01-02 03:06 UTC", "rows": {"unet": {
+        "flops": 2e9, "bytes": 10**6, "not_timed": {}, "agreement": {
+            "refsd": {"error": 1e-7}, "refsd bfloat16": {"error": 7 / 512}},
+        "seconds": {"refsd": [0.02], "refsd bfloat16": [0.01], "PyTorch bfloat16": [0.05],
+                    "PyTorch autocast": [0.04], "OpenVINO by itself": [0.02]}}}},
     "memory": {"finished": True, "date": "2026-01-02 03:07 UTC", "rows": {
         "refsd": {"bytes": 6_600_000_000, "prepared": 1_500_000_000}}},
 }}
@@ -204,6 +209,35 @@ def test_medians_quartiles_and_the_better_form_of_a_peer():
         {"refsd": 0.033, "PyTorch": 0.066, "OpenVINO": 0.045})
 
 
+def test_bfloat16_is_held_against_float32_and_the_best_form_of_each_peer():
+    row = RESULTS["sections"]["half"]["rows"]["unet"]
+    assert figures.half(row) == {"refsd": (0.01,) * 3, "float32": 0.5, "PyTorch": 0.25,
+                                 "OpenVINO": 0.5}
+    assert figures.half({"seconds": {}}) is None
+    partial = figures.half({"seconds": {"refsd bfloat16": [0.01]}})
+    assert partial == {"refsd": (0.01,) * 3} | dict.fromkeys(("float32", "PyTorch", "OpenVINO"))
+    assert "| 0.50 | 0.25 | 0.50 | refsd bfloat16 7.0 |" in "\n".join(tables.halves(RESULTS))
+    assert tables.halves(HEADER | {"sections": {}}) == []
+
+
+def test_a_slow_form_is_left_out_but_not_for_being_wider():
+    seconds = {"numba": 9, "bfloat16 numba": 3, "bfloat16 numpy": 5}
+
+    class Quiet:
+        def __init__(self):
+            self.by_side = {"refsd": self}
+
+        def settle(self):
+            pass
+
+        def ask(self, *runner, variant=None, times):
+            return {"seconds": seconds[variant or runner[0][1]]}
+
+    runners = {variant: ("refsd", variant) for variant in seconds}
+    times, slower = time_in_rounds(Quiet(), runners, 3)
+    assert slower == {"bfloat16 numpy": 5} and list(times) == ["numba", "bfloat16 numba"]
+
+
 def test_goals_are_met_or_missed_by_what_was_measured():
     found = {what: (measured, verdict) for what, _, measured, verdict in targets.verdicts(RESULTS)}
     assert found["UNet step, time in units of PyTorch's"] == ("0.50", "met, 17% below the limit")
@@ -212,6 +246,8 @@ def test_goals_are_met_or_missed_by_what_was_measured():
     assert measured.startswith("2.00") and verdict.startswith("met")
     assert found["peak memory of a picture by Stable Diffusion 1.5"] == (
         "6.60 GB (1.50 GB of it other forms of the weights)", "missed, 10% above the limit")
+    assert found["UNet step in bfloat16, time in units of float32's"][1].startswith("met")
+    assert found["UNet step in bfloat16, time in units of PyTorch's"][0] == "0.25"
     assert found["CLIP, time in units of PyTorch's"] == ("not measured", "open")
 
 
