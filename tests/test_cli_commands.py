@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 from refsd.__main__ import COMMANDS, main
 from refsd.cli import doctor
 from refsd.text import CLIPTokenizer
+from refsd.weights import write_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +257,20 @@ def test_every_command_has_help_and_refuses_what_it_does_not_know(capfd, name):
 def test_a_command_as_a_prompt(model, tmp_path, capfd):
     args = ["-p", "info", "-m", model, "--steps", "1", "-o", str(tmp_path / "x.png")]
     assert run(capfd, *args)[0] == 0
+
+
+def test_info_of_a_models_file(tmp_path, capfd):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {
+        "first_stage_model.decoder.mid.block_1.conv1.weight": np.zeros((4, 4, 3, 3), "f2"),
+        "first_stage_model.decoder.conv_in.bias": np.zeros(4, "f4")}, {"modelspec.title": "a\nb"})
+    code, out, err = run(capfd, "info", str(path))
+    assert code == 0 and not err
+    assert "Stable Diffusion 1.x: VAE\nF16          1 tensors            144 numbers" in out
+    assert out.endswith("modelspec.title: a\\nb\n")
+    found = json.loads(run(capfd, "info", str(path), "--json")[1])
+    assert found["types"]["F32"] == {"tensors": 1, "numbers": 4, "bytes": 16}
+    write_safetensors(path, {"lora_unet_x.weight": np.zeros(1, "f4")})
+    assert ": a LoRA, not a whole model\n" in run(capfd, "info", str(path))[1]
+    path.write_bytes(b"GGUF\1")
+    assert run(capfd, "info", str(path))[0] == 3

@@ -85,7 +85,6 @@ DAMAGED = {
     "12 newer pickle": (pickle.dumps({"a": 1}, protocol=5) + b"\0" * 100, "pickle"),
     "a web page": (b"<!DOCTYPE html><html>404", "a web page"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    "a GGUF file": (b"GGUF\3\0\0\0" + b"\0" * 64, "a GGUF file"),
     "an image": (b"\x89PNG\r\n\x1a\n" + b"\0" * 64, "not a safetensors file"),
 }
 

@@ -86,11 +86,12 @@ def add_picture(parser: Parser, *, seed: str = "; below 0: a new one (the defaul
 
     add = parser.add_argument_group("how").add_argument
     add("-m", "--model", metavar="MODEL",
-        help="a diffusers folder, a .safetensors file, or the id of a model in the local "
+        help="a diffusers folder, a .safetensors or .gguf file, or the id of a model in the local "
         "Hugging Face cache (default: the model in refsd)")
     add("--download", action="store_true", help="let a model id be fetched from huggingface.co")
     add("--variant", metavar="NAME", help="which weights of a folder to take, such as fp16")
-    add("--vae", metavar="PATH", help="another VAE: a folder, a .safetensors file, a model id")
+    add("--vae", metavar="PATH",
+        help="another VAE: a folder, a .safetensors or .gguf file, a model id")
     add("--text-encoder", metavar="PATH", help="another text encoder, likewise")
     add("--ema", action="store_true", help="the moving averages of a single file's UNet")
     add("--prediction", type=choice("epsilon", "v", "sample"), metavar="NAME",

@@ -1,10 +1,11 @@
-"""`refsd info PICTURE`: what a picture file says of how it was made."""
+"""`refsd info FILE`: what a picture says of how it was made, or what a model's file holds."""
 
 import argparse
 import json
 from dataclasses import asdict
 from typing import Any
 
+from refsd.cli import info_model
 from refsd.cli.arguments import Parser
 from refsd.cli.recipe import KEYWORD, parse_recipe
 from refsd.cli.report import Warnings, one_line, result, result_json
@@ -13,13 +14,15 @@ from refsd.errors import UsageError
 ABOUT = """\
 Show what a picture says of how it was made: refsd's recipe, the infotext that
 AUTOMATIC1111, Forge, SD.Next, stable-diffusion.cpp and refsd write, or what
-ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI and Draw Things say."""
+ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI and Draw Things say. Of a model's
+.safetensors or .gguf file: what it holds, in which types."""
 
 
 def parser() -> Parser:
     """The options of info."""
-    parser = Parser("refsd info PICTURE [--json]", ABOUT)
-    parser.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG or WebP file")
+    parser = Parser("refsd info FILE [--json]", ABOUT)
+    parser.add_argument("picture", metavar="FILE",
+                        help="a PNG, JPEG or WebP picture; a .safetensors or .gguf file")
     return parser.answering("everything as JSON")
 
 
@@ -28,6 +31,8 @@ def run(options: argparse.Namespace) -> int:
     from refsd.cli.metadata import find_description, find_infotext
     from refsd.cli.pictures import read_picture
 
+    if options.picture.lower().endswith(info_model.ENDINGS):
+        return info_model.show(options.picture, as_json=options.json)
     picture = read_picture(options.picture)
     with Warnings(show=not options.json) as warnings:
         for damage in dict.fromkeys(picture.damage):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
 from refsd.families import family_of_width
-from refsd.weights.header import FLOATS
+from refsd.weights.header import FLOATS, WEIGHTS
 from refsd.weights.tree import flatten
 from refsd.weights.validate import per_level, validate
 
@@ -250,7 +250,7 @@ def check(stored: Mapping[str, Stored], expected: Mapping[str, Shape], where: st
     extra = sorted(stored.keys() - expected.keys())
     missing = [name for name in expected if name not in stored]
     shapes = [n for n, shape in expected.items() if n in stored and stored[n].shape != shape]
-    dtypes = [n for n in expected if n in stored and stored[n].dtype not in FLOATS]
+    dtypes = [n for n in expected if n in stored and stored[n].dtype not in WEIGHTS]
     scales = [name for name in extra if SCALES.search(name)]
 
     problems = [

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it holds, and where.
+"""The header of a safetensors file: which tensors it holds, and where. GGUF's is in gguf.py.
 
 A file is 8 bytes with the length of the header (little-endian), the header, and the tensors. The
 header is a JSON object of name: {dtype, shape, data_offsets}, besides `__metadata__` of strings.
@@ -29,6 +29,13 @@ BYTES = {
     "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+# GGUF's types of blocks, which its package decodes; its other types have safetensors' names.
+BLOCKS = (
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
+    "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0",
+    "TQ2_0", "MXFP4", "NVFP4",
+)  # fmt: skip
+WEIGHTS = (*FLOATS, *BLOCKS)  # the types that weights may be of
 MAX_BYTES = (1 << 63) - 1  # of an array, for NumPy, which leaves out the sizes that are 0
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 PICKLE_REFUSED = (
@@ -45,6 +52,11 @@ class TensorInfo(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def count(self) -> int:
+        """Of its numbers."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -58,10 +70,10 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """The checked header of a safetensors file. No tensor is read.
+    """The checked header of a safetensors or GGUF file. No tensor is read.
 
-    Raises ModelError for what is no safetensors file, is damaged or cut short, or is a pickle;
-    a file with a pickle's name is not opened.
+    Raises ModelError for what is neither, is damaged or cut short, or is a pickle; a file with a
+    pickle's name is not opened.
     """
     if str(path).lower().endswith(PICKLES):
         raise ModelError(f"{path}: {PICKLE_REFUSED}")
@@ -72,6 +84,10 @@ def read_header(path: str | Path) -> Header:
 def _parse(file: BinaryIO, path: str | Path) -> Header:
     status = os.fstat(file.fileno())
     first = file.read(16)
+    if first.startswith(b"GGUF"):
+        from refsd.weights import gguf
+
+        return Header(str(path), *gguf.parse(file, status.st_size, str(path)), identity(status))
     length = int.from_bytes(first[:8], "little")
     if len(first) < 10 or length > min(MAX_HEADER, status.st_size - 8):
         raise ModelError(f"{path}: {_what_it_is(first, length, status.st_size)}")
@@ -84,7 +100,7 @@ def _parse(file: BinaryIO, path: str | Path) -> Header:
 
     metadata = _strings(found.pop("__metadata__", None), where)
     tensors = {name: _tensor(name, entry, where) for name, entry in found.items()}
-    _check_layout(tensors, status.st_size - 8 - length, path)
+    check_layout(tensors, status.st_size - 8 - length, path)
     return Header(str(path), tensors, metadata, 8 + length, identity(status))
 
 
@@ -99,8 +115,6 @@ def _what_it_is(first: bytes, length: int, size: int) -> str:
         return PICKLE_REFUSED
     if first.startswith(b"version https://"):
         return "a Git LFS pointer, not the file itself. Run git lfs pull"
-    if first.startswith(b"GGUF"):
-        return "a GGUF file. Only safetensors files are supported"
     if first.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "a web page, not a model. Download the file itself"
     if len(first) < 10 or first[8:9] not in (b"{", b" "):
@@ -155,12 +169,15 @@ def _sizes(found: object) -> bool:
     return isinstance(found, list) and all(type(n) is int and 0 <= n < 1 << 64 for n in found)
 
 
-def _check_layout(tensors: dict[str, TensorInfo], size: int, path: str | Path) -> None:
-    """The tensors follow each other without gap or overlap, and fill the file."""
+def check_layout(
+    tensors: dict[str, TensorInfo], size: int, path: str | Path, *, alignment: int = 1
+) -> None:
+    """The tensors follow each other, aligned, without gap or overlap, and fill `size` bytes."""
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1][2:]):
-        if tensor.start != end:
-            kind = "overlaps another" if tensor.start < end else "leaves a gap before it"
+        begin = end + -end % alignment
+        if tensor.start != begin:
+            kind = "overlaps another" if tensor.start < begin else "leaves a gap before it"
             raise ModelError(f"{path}: tensor {ascii(name)[:200]} {kind}. The file is damaged")
         end = tensor.stop
     if end > size:
@@ -168,5 +185,5 @@ def _check_layout(tensors: dict[str, TensorInfo], size: int, path: str | Path) -
             f"{path}: the tensors need {end:,} bytes, the file has {size:,} of them. "
             "Is the download incomplete? Fetch it again"
         )
-    if end < size:
+    if end + -end % alignment < size:
         raise ModelError(f"{path}: {size - end:,} bytes after the last tensor. The file is damaged")

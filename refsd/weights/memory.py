@@ -6,9 +6,9 @@ from pathlib import Path
 
 from refsd import cgroups
 from refsd.errors import ResourceError
-from refsd.weights.header import BYTES, FLOATS, TensorInfo
+from refsd.weights.header import BLOCKS, BYTES, WEIGHTS, TensorInfo
 
-WIDENED = ("BF16", "F8_E4M3", "F8_E5M2")  # read as float32, whatever dtype says
+WIDENED = ("BF16", "F8_E4M3", "F8_E5M2", *BLOCKS)  # read as float32, whatever dtype says
 
 
 def needed_bytes(tensors: Iterable[TensorInfo], dtype: str | None) -> int:
@@ -18,11 +18,9 @@ def needed_bytes(tensors: Iterable[TensorInfo], dtype: str | None) -> int:
 
 
 def _loaded_bytes(tensor: TensorInfo, dtype: str | None) -> int:
-    stored = tensor.stop - tensor.start
-    if tensor.dtype not in FLOATS or dtype is None:
-        wider = 4 if tensor.dtype in WIDENED else BYTES[tensor.dtype]
-        return stored // BYTES[tensor.dtype] * wider
-    return stored // BYTES[tensor.dtype] * {"float32": 4, "float64": 8}[dtype]
+    if tensor.dtype not in WEIGHTS or dtype is None:
+        return tensor.count * (4 if tensor.dtype in WIDENED else BYTES[tensor.dtype])
+    return tensor.count * {"float32": 4, "float64": 8}[dtype]
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:

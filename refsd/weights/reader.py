@@ -1,4 +1,4 @@
-"""Tensors out of a safetensors file: read, never mapped, one after the other."""
+"""Tensors out of a safetensors or GGUF file: read, never mapped, one after the other."""
 
 import logging
 import os
@@ -10,9 +10,9 @@ from typing import BinaryIO
 import numpy as np
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.weights import float8
+from refsd.weights import float8, gguf
 from refsd.weights.files import open_file
-from refsd.weights.header import FLOATS, Header, TensorInfo, identity, read_header
+from refsd.weights.header import BLOCKS, WEIGHTS, Header, TensorInfo, identity, read_header
 
 # bfloat16 and 8-bit floats are read as bits and widened; all else is what NumPy calls it.
 NUMPY = {
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 def read_safetensors(
     path: str | Path, *, dtype: str | None = None, names: Collection[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file by name, in the order in which they lie in it.
+    """The tensors of a safetensors or GGUF file by name, in the order in which they lie in it.
 
     dtype None keeps each tensor's own type, with bfloat16 and the 8-bit floats E4M3 and E5M2 as
-    float32, which holds their every value.
+    float32, which holds their every value, and GGUF's blocks as the float32 that they stand for.
     "float32" or "float64" converts the floating-point ones: exact, but for float64 to float32,
     which rounds. names limits what is read. Memory: the result, and one tensor to convert.
 
@@ -58,12 +58,13 @@ def read_tensors(
 
 
 def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: str | None):
-    if info.dtype not in NUMPY:
+    if info.dtype not in NUMPY and info.dtype not in BLOCKS:
         raise ModelError(
             f"{header.path}: tensor {ascii(name)[:200]} is {info.dtype}, which is not supported. "
             "Convert the file to float16; of the 8-bit floats F8_E4M3 and F8_E5M2 are read"
         )
-    array = np.empty(info.shape, NUMPY[info.dtype])
+    array = (np.empty(info.stop - info.start, np.uint8) if info.dtype in BLOCKS
+             else np.empty(info.shape, NUMPY[info.dtype]))
     file.seek(header.data + info.start)
     rest = memoryview(array.reshape(-1).view(np.uint8))
     while rest:
@@ -81,7 +82,9 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
         array = np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
     elif info.dtype in float8.TABLES:
         array = float8.widen(array, info.dtype)
-    if dtype is not None and info.dtype in FLOATS:
+    elif info.dtype in BLOCKS:
+        array = gguf.decode(array, info.dtype).reshape(info.shape)
+    if dtype is not None and info.dtype in WEIGHTS:
         array = array.astype(dtype, copy=False)
     return array
 
