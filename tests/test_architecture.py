@@ -34,7 +34,7 @@ ALLOWED = {
     "ops": {"contracts", "kinds", "options", "registry"},
     "examples": {"contracts", "kinds", "registry"},
     "functional": {"ops", "registry"},
-    "numba_ops": {"atomic", "contracts", "errors", "leaf", "ops", "parallel", "registry"},
+    "numba_ops": {"atomic", "contracts", "errors", "half", "leaf", "ops", "parallel", "registry"},
     "algorithms": {"backends", "contracts", "errors", "numba_ops", "ops", "registry"},
     "models": {"functional", "contracts", "leaf", "options"},
     "schedulers": {"arguments", "errors", "random", "rules"},

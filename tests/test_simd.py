@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import erf, expit
 
+from refsd.half import HALVES, to_float32, to_half
 from refsd.numba_ops import simd, vecmath
 from refsd.numba_ops.jit import jit
+from refsd.numba_ops.memory import flat
 from refsd.numba_ops.simd import lanes
 
 
@@ -38,6 +40,36 @@ def test_vectors_compute_what_numpy_computes_and_touch_nothing_else(dtype):
         # Terms of the sum: at most lanes of them, each rounding once.
         assert abs(reduce_add - x.astype("f8").sum()) <= 16 * np.finfo(dtype).eps * np.abs(x).sum()
         assert reduce_max == max([*y, 0] if n < lanes(a) else y)
+
+
+@jit
+def copy_all(a, out):
+    n = lanes(a)
+    for i in range(0, a.size - n + 1, n):
+        simd.store(out, i, simd.load(a, i))
+    i = a.size // n * n
+    simd.masked_store(out, i, simd.masked_load(a, i, a.size - i), a.size - i)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_halves_are_widened_and_rounded_as_arrays_are(dtype):
+    """Every half, what lies between two of them, and what is just beside that."""
+    every = np.arange(2**16, dtype="u2").view(HALVES[dtype])[:-1]
+    wide = np.empty(every.size, "f4")
+    copy_all(flat(every), wide)
+    np.testing.assert_array_equal(wide, to_float32(every))
+
+    finite = np.sort(wide[np.isfinite(wide)])
+    ties = finite[1:] / 2 + finite[:-1] / 2
+    x = np.concatenate([wide, ties, np.nextafter(ties, np.float32(np.inf)),
+                        np.nextafter(ties, np.float32(-np.inf)),
+                        np.float32([3.39e38, 3.4e38, -3.4e38, 65519, 65520, 1e-45, np.nan])])
+    result = np.empty(x.size + 1, every.dtype)
+    result[-1] = 7
+    copy_all(x, flat(result)[:-1])
+    expected, sure = to_half(x, dtype), ~np.isnan(x)
+    np.testing.assert_array_equal(result[:-1][sure].view("u2"), expected[sure].view("u2"))
+    assert np.isnan(result[:-1][~sure]).all() and result[-1] == 7
 
 
 def dtype_of(value, like):

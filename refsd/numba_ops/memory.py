@@ -7,12 +7,15 @@ from contextvars import ContextVar
 
 import numpy as np
 
+from refsd.half import HALVES
 from refsd.leaf import Weight
 from refsd.numba_ops import pool
 from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import VECTORS
 from refsd.registry import to_dense
 
+# Halves as Numba knows them: two bytes in a structure, whose field's name says which.
+STRUCTURES = {name: np.dtype([(name, np.uint16)], align=True) for name in HALVES}
 SMALL = 2**13  # elements of a result that may lie anywhere
 
 _layout_copies = 0
@@ -28,11 +31,22 @@ class _Memory:
         self.owner = owner
         self.__array_interface__ = {
             "data": (owner.__array_interface__["data"][0], False), "shape": shape,
-            "strides": strides, "typestr": owner.dtype.str, "version": 3}
+            "strides": strides, "typestr": owner.dtype.str, "descr": owner.dtype.descr,
+            "version": 3}
+
+
+def computed_dtype(dtype: np.dtype) -> np.dtype:
+    """What kernels compute in: float32 for halves, else the dtype itself."""
+    return np.dtype(np.float32) if np.dtype(dtype).itemsize == 2 else np.dtype(dtype)
 
 
 def flat(array: np.ndarray) -> np.ndarray:
-    """The memory from the first element to the last of an array with positive strides, as 1-D."""
+    """The memory from the first element to the last of an array with positive strides, as 1-D.
+
+    Of halves, the STRUCTURES that kernels take them as.
+    """
+    if array.itemsize == 2:
+        array = array.view(STRUCTURES[array.dtype.name])
     flags = array.flags
     if flags.c_contiguous and flags.writeable and flags.aligned:
         return array.reshape(-1)
@@ -151,8 +165,11 @@ def panel_width(dtype: np.dtype) -> int:
 
 
 def fill_up(vector: np.ndarray | Weight | None, size: int, dtype: np.dtype) -> np.ndarray:
-    """A bias as long as a panel that begins at any of its columns: zeros behind it."""
-    full = zeros((size + panel_width(dtype),), dtype)
+    """A bias as long as a panel that begins at any of its columns: zeros behind it.
+
+    In what kernels compute in: a bias is added before a result is rounded to dtype.
+    """
+    full = zeros((size + panel_width(dtype),), computed_dtype(dtype))
     if vector is not None:
         full[:size] = to_dense(vector)
     return full

@@ -14,13 +14,13 @@ from numba.extending import intrinsic
 
 from refsd.numba_ops.vector import (
     WIDTH,
+    Elements,
     Vector,
-    emit_masked_load,
-    emit_masked_store,
     emit_splat,
     first_lanes,
     lanes,
     same_size,
+    scratch,
     splat,
     splat_like,
 )
@@ -28,8 +28,8 @@ from refsd.numba_ops.vector import (
 __all__ = ["Vector", "WIDTH", "absolute", "bitcast", "copysign", "emit_splat", "fma",
            "lane_indices", "lanes", "libm_erf", "libm_exp", "libm_exp2", "libm_tanh", "load",
            "load_pair", "load_wide", "masked_load", "masked_store", "maximum", "minimum",
-           "pointer", "prefetch", "prefetch_line", "reduce_add", "reduce_max", "rint", "select",
-           "splat", "splat_like", "sqrt", "store", "store_rounded", "to_integer"]
+           "pointer", "prefetch", "prefetch_line", "reduce_add", "reduce_max", "rint", "scratch",
+           "select", "splat", "splat_like", "sqrt", "store", "store_rounded", "to_integer"]
 
 
 @intrinsic
@@ -53,9 +53,10 @@ def _data(context, builder, kind, value):
     return context.make_array(kind)(context, builder, value).data
 
 
-def _pointer(context, builder, kind, value, index, vector):
-    address = builder.gep(_data(context, builder, kind, value), [index])
-    return builder.bitcast(address, vector.llvm.as_pointer())
+def _elements(context, builder, kind, value, index, vector):
+    """How a vector of an array lies in memory, and the address of the one that begins at index."""
+    elements = Elements(kind.dtype, vector.count)
+    return elements, elements.address(builder, _data(context, builder, kind, value), index)
 
 
 @intrinsic
@@ -72,9 +73,8 @@ def load_pair(typing, a, i):
 
 def _load(a, vector):
     def emit(context, builder, signature, arguments):
-        value = builder.load(_pointer(context, builder, signature.args[0], *arguments, vector))
-        value.align = a.dtype.bitwidth // 8
-        return value
+        elements, address = _elements(context, builder, signature.args[0], *arguments, vector)
+        return elements.load(builder, address)
 
     return vector(a, types.intp), emit
 
@@ -86,8 +86,8 @@ def load_wide(typing, a, i):
     narrow = Vector(a.dtype, vector.count)
 
     def emit(context, builder, signature, arguments):
-        value = builder.load(_pointer(context, builder, signature.args[0], *arguments, narrow))
-        value.align = a.dtype.bitwidth // 8
+        elements, address = _elements(context, builder, signature.args[0], *arguments, narrow)
+        value = elements.load(builder, address)
         return value if a.dtype == types.float64 else builder.fpext(value, vector.llvm)
 
     return vector(a, types.intp), emit
@@ -102,8 +102,8 @@ def store_rounded(typing, a, i, x):
         array, index, value = arguments
         if a.dtype != types.float64:
             value = builder.fptrunc(value, narrow.llvm)
-        address = _pointer(context, builder, signature.args[0], array, index, narrow)
-        builder.store(value, address).align = a.dtype.bitwidth // 8
+        elements, address = _elements(context, builder, signature.args[0], array, index, narrow)
+        elements.store(builder, value, address)
         return context.get_dummy_value()
 
     return types.void(a, types.intp, x), emit
@@ -115,8 +115,8 @@ def store(typing, a, i, x):
 
     def emit(context, builder, signature, arguments):
         array, index, value = arguments
-        address = _pointer(context, builder, signature.args[0], array, index, x)
-        builder.store(value, address).align = a.dtype.bitwidth // 8
+        elements, address = _elements(context, builder, signature.args[0], array, index, x)
+        elements.store(builder, value, address)
         return context.get_dummy_value()
 
     return types.void(a, types.intp, x), emit
@@ -150,8 +150,8 @@ def masked_load(typing, a, i, n):
 
     def emit(context, builder, signature, arguments):
         array, index, count = arguments
-        address = _pointer(context, builder, signature.args[0], array, index, vector)
-        return emit_masked_load(builder, address, first_lanes(builder, count, vector.count), vector)
+        elements, address = _elements(context, builder, signature.args[0], array, index, vector)
+        return elements.load(builder, address, first_lanes(builder, count, vector.count))
 
     return vector(a, types.intp, types.intp), emit
 
@@ -162,8 +162,8 @@ def masked_store(typing, a, i, x, n):
 
     def emit(context, builder, signature, arguments):
         array, index, value, count = arguments
-        address = _pointer(context, builder, signature.args[0], array, index, x)
-        emit_masked_store(builder, value, address, first_lanes(builder, count, x.count), x)
+        elements, address = _elements(context, builder, signature.args[0], array, index, x)
+        elements.store(builder, value, address, first_lanes(builder, count, x.count))
         return context.get_dummy_value()
 
     return types.void(a, types.intp, x, types.intp), emit

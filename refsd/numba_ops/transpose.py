@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from refsd.numba_ops.vector import Vector, emit_masked_load, emit_masked_store, first_lanes
+from refsd.numba_ops.vector import Elements, Vector, first_lanes
 
 
 @intrinsic
@@ -23,8 +23,8 @@ def transpose_masked(typing, x, at, step, rows, columns, out, out_at, out_step):
 
 
 def _transpose(x, out, all_lanes):
-    vector = Vector(x.dtype)
-    n, number, whole = vector.count, ir.IntType(64), vector.llvm.as_pointer()
+    n, number = Vector(x.dtype).count, ir.IntType(64)
+    read, written = Elements(x.dtype, n), Elements(out.dtype, n)
 
     def emit(context, builder, signature, arguments):
         source, at, step, rows, columns, target, out_at, out_step = (
@@ -37,8 +37,8 @@ def _transpose(x, out, all_lanes):
         for i in range(n):
             row = ir.Constant(number, i)
             row = builder.select(builder.icmp_signed("<", row, rows), row, last)
-            address = builder.gep(source, [builder.add(at, builder.mul(row, step))])
-            wide.append(emit_masked_load(builder, builder.bitcast(address, whole), inside, vector))
+            address = read.address(builder, source, builder.add(at, builder.mul(row, step)))
+            wide.append(read.load(builder, address, inside))
 
         half = n // 2
         while half:
@@ -52,8 +52,8 @@ def _transpose(x, out, all_lanes):
             there = builder.icmp_signed("<", ir.Constant(number, j), columns)
             with builder.if_then(there, likely=True):
                 shift = builder.mul(out_step, ir.Constant(number, j))
-                address = builder.gep(target, [builder.add(out_at, shift)])
-                emit_masked_store(builder, value, builder.bitcast(address, whole), wanted, vector)
+                address = written.address(builder, target, builder.add(out_at, shift))
+                written.store(builder, value, address, wanted)
         return context.get_dummy_value()
 
     return types.void(x, *[types.intp] * 4, out, types.intp, types.intp), emit

@@ -1,14 +1,15 @@
 """The SIMD vector as a type that Numba knows: one LLVM vector, as wide as the machine's registers.
 
-float32 vectors have WIDTH / 4 lanes, float64 vectors WIDTH / 8. The width is 64 bytes with AVX-512,
-32 with AVX2, 16 otherwise (NEON, SSE); REFSD_SIMD_BYTES forces another, which LLVM then makes of
-what there is.
+float32 vectors have WIDTH / 4 lanes, float64 vectors WIDTH / 8. Halves are half as wide in memory,
+and float32 in registers. The width is 64 bytes with AVX-512, 32 with AVX2, 16 otherwise (NEON,
+SSE); REFSD_SIMD_BYTES forces another, which LLVM then makes of what there is.
 """
 
 import operator
 import os
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -39,11 +40,21 @@ _LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(),
          types.int32: ir.IntType(32), types.int64: ir.IntType(64), types.boolean: ir.IntType(1)}
 
 
+def half(dtype):
+    """"bfloat16" or "float16" for elements that memory.flat has made halves; None for others."""
+    return next(iter(dtype.fields)) if isinstance(dtype, types.Record) else None
+
+
+def computed(dtype):
+    """The type that elements have in registers: float32 of halves, else their own."""
+    return types.float32 if half(dtype) else dtype
+
+
 class Vector(types.Type):
     """`count` values of one dtype side by side; of booleans, as the result of a comparison."""
 
     def __init__(self, dtype, count=None):
-        self.dtype = dtype
+        self.dtype = dtype = computed(dtype)
         self.count = WIDTH * 8 // dtype.bitwidth if count is None else count
         super().__init__(name=f"Vector({dtype}, {self.count})")
 
@@ -72,7 +83,18 @@ def same_size(dtype):
 
 def lanes(a):
     """Elements of an array (or, in Python, a dtype) in one vector."""
-    return WIDTH // a.itemsize
+    return WIDTH // max(a.itemsize, 4)
+
+
+def scratch(size, like):
+    """An uninitialised 1-D array, in compiled code, of what like's elements are in registers."""
+    raise NotImplementedError
+
+
+@overload(scratch)
+def _scratch(size, like):
+    dtype = computed(like.dtype)
+    return lambda size, like: np.empty(size, dtype)
 
 
 @overload(lanes)
@@ -180,19 +202,82 @@ def first_lanes(builder, count, of):
     return builder.icmp_signed("<", indices, emit_splat(builder, count, of))
 
 
-def emit_masked_load(builder, address, mask, vector):
-    """LLVM code: the lanes of the mask, the others 0. Nothing else is touched."""
-    align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
-    kind = ir.FunctionType(vector.llvm, [address.type, align.type, mask.type, vector.llvm])
-    function = cgutils.get_or_insert_function(builder.module, kind,
-                                              f"llvm.masked.load.{vector.suffix}.p0")
-    return builder.call(function, [address, align, mask, ir.Constant(vector.llvm, None)])
+class Elements:
+    """Vectors of an array's elements in memory: LLVM code that loads, stores, widens and rounds."""
 
+    def __init__(self, dtype, count):
+        self.half = half(dtype)
+        self.size = 2 if self.half else dtype.bitwidth // 8  # bytes, and their alignment
+        self.memory = ir.VectorType(ir.IntType(16) if self.half else _LLVM[dtype], count)
+        self.registers = Vector(dtype, count).llvm
+        self.suffix = f"v{count}i16" if self.half else Vector(dtype, count).suffix
 
-def emit_masked_store(builder, value, address, mask, vector):
-    """LLVM code: store the lanes of the mask."""
-    align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
-    kind = ir.FunctionType(ir.VoidType(), [value.type, address.type, align.type, mask.type])
-    function = cgutils.get_or_insert_function(builder.module, kind,
-                                              f"llvm.masked.store.{vector.suffix}.p0")
-    builder.call(function, [value, address, align, mask])
+    def address(self, builder, data, index):
+        """Of the vector that begins at an element."""
+        return builder.bitcast(builder.gep(data, [index]), self.memory.as_pointer())
+
+    def beside(self, builder, address, j):
+        """The address of vector j from one on."""
+        first = builder.bitcast(address, self.memory.as_pointer())
+        return builder.gep(first, [ir.Constant(ir.IntType(64), j)])
+
+    def load_splat(self, builder, address):
+        """The element in every lane."""
+        one = builder.load(builder.bitcast(address, self.memory.element.as_pointer()))
+        one.align = self.size
+        return self._widened(builder, emit_splat(builder, one, self.memory.count))
+
+    def load(self, builder, address, mask=None):
+        """The vector; with a mask its lanes, the others 0, and nothing else is touched."""
+        if mask is None:
+            value = builder.load(address)
+            value.align = self.size
+        else:
+            align, none = ir.Constant(ir.IntType(32), self.size), ir.Constant(self.memory, None)
+            value = self._call(builder, "load", self.memory, [address, align, mask, none])
+        return self._widened(builder, value)
+
+    def store(self, builder, value, address, mask=None):
+        """The vector; with a mask its lanes."""
+        value = self._rounded(builder, value)
+        if mask is None:
+            builder.store(value, address).align = self.size
+        else:
+            align = ir.Constant(ir.IntType(32), self.size)
+            self._call(builder, "store", ir.VoidType(), [value, address, align, mask])
+
+    def _call(self, builder, what, result, arguments):
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        name = f"llvm.masked.{what}.{self.suffix}.p0"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+    def _widened(self, builder, value):
+        """Exact: a bfloat16 is the upper half of a float32."""
+        if self.half is None:
+            return value
+        if self.half == "float16":
+            narrow = ir.VectorType(ir.HalfType(), value.type.count)
+            return builder.fpext(builder.bitcast(value, narrow), self.registers)
+        wide = ir.VectorType(ir.IntType(32), value.type.count)
+        bits = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * wide.count))
+        return builder.bitcast(bits, self.registers)
+
+    def _rounded(self, builder, value):
+        """To nearest, ties to even. Not by vcvtneps2bf16, which takes subnormals for 0."""
+        if self.half is None:
+            return value
+        if self.half == "float16":
+            narrow = ir.VectorType(ir.HalfType(), value.type.count)
+            return builder.bitcast(builder.fptrunc(value, narrow), self.memory)
+        wide = ir.VectorType(ir.IntType(32), value.type.count)
+
+        def number(n):
+            return ir.Constant(wide, [n] * wide.count)
+
+        bits = builder.bitcast(value, wide)
+        upper = builder.lshr(bits, number(16))
+        odd = builder.and_(upper, number(1))
+        nearest = builder.lshr(builder.add(bits, builder.add(odd, number(0x7FFF))), number(16))
+        quiet = builder.or_(upper, number(0x40))  # rounding would make a NaN an infinity
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        return builder.trunc(builder.select(is_nan, quiet, nearest), self.memory)

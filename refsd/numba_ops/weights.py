@@ -24,7 +24,7 @@ from refsd.numba_ops.memory import (
     panel_width,
 )
 from refsd.numba_ops.pool import LEAST
-from refsd.numba_ops.simd import WIDTH, lanes, load, masked_store
+from refsd.numba_ops.simd import WIDTH, lanes, load, masked_store, scratch
 from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.transpose import transpose
 
@@ -60,7 +60,7 @@ def pack(weight: np.ndarray, room: Callable = aligned_empty) -> np.ndarray:
     # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
     memory = room(size + panel_width(weight.dtype), weight.dtype)
     if weight.flags.c_contiguous and weight.flags.aligned and weight.size:
-        _turn(flat(weight), O, I, math.prod(taps), row_step(O, weight.dtype), memory)
+        _turn(flat(weight), O, I, math.prod(taps), row_step(O, weight.dtype), flat(memory))
     else:
         _as_weight(memory, O, I, taps)[...] = weight
     memory[:size].reshape(-1, row_step(O, weight.dtype))[:, O:] = memory[size:] = 0
@@ -90,7 +90,7 @@ def _turn(weight, O, I, taps, step, out):
     size, K = lanes(out), I * taps
     width = VECTORS * size
     for panel in prange((O + width - 1) // width):
-        square = np.empty(size * size, out.dtype)  # row j: number k + j of `count` outputs
+        square = scratch(size * size, out)  # row j: number k + j of `count` outputs
         low = np.int64(panel) * width
         for k in range(0, K, size):
             wide = min(size, K - k)
@@ -124,7 +124,7 @@ def _columns(weight, room):
             "a weight %s is repacked for the kernels in every call, as are all others that could "
             "be written to: refsd.numba_ops.weights.pack_weight(weight) does it once",
             weight.shape)
-    return pack(weight, room)
+    return flat(pack(weight, room))
 
 
 def is_packed(weight: np.ndarray) -> bool:
