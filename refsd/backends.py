@@ -146,10 +146,11 @@ class NumbaBackend(Backend):
 
         import llvmlite.binding
 
+        from refsd.numba_ops.levels import BFLOAT16
         from refsd.numba_ops.simd import WIDTH
 
         return {**{name: version(name) for name in ("numba", "llvmlite")},
-                "vector width": f"{WIDTH} bytes",
+                "vector width": f"{WIDTH} bytes", "bfloat16 products": BFLOAT16,
                 "processor": llvmlite.binding.get_host_cpu_name()}
 
     def conv2d_choice(self, result: tuple, kernel: tuple, **options: Any) -> Any:

@@ -9,13 +9,19 @@ import math
 import bounds
 import numpy as np
 
+from refsd.golden.tolerances.bounds import error_model
+from refsd.golden.tolerances.precision import PRECISIONS
+from refsd.half import HALVES
 from refsd.numba_ops.cpu import conv, winograd_transforms
 from refsd.numba_ops.cpu.winograd_weights import kernel_4, kernel_6
+from refsd.numba_ops.levels import BFLOAT16
 from refsd.ops.conv import sides
 
 WINOGRAD = {"winograd2": 4, "winograd4": 6}
 DIMENSIONS = {"winograd2": (kernel_4, winograd_transforms.into_4, winograd_transforms.out_of_4),
               "winograd4": (kernel_6, winograd_transforms.into_6, winograd_transforms.out_of_6)}
+DOTS = ("linear", "matmul", "conv2d")  # ops that the level "dot" computes
+LEAST = 2.0**-126  # the smallest normal float32, and bfloat16
 ALONE = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": "auto"}
 
 
@@ -27,6 +33,26 @@ def worst(name, args, options, truth, precision):
     if chosen in WINOGRAD:
         return _winograd(args, options, truth, chosen, precision)
     return bounds.conv2d(args, options | {"algorithm": chosen}, truth, precision)
+
+
+def of_dtype(name, args, options, truth, dtype):
+    """The same for results of a dtype. Halves: the bound of float32, and one rounding of it all."""
+    if dtype not in HALVES:
+        return worst(name, args, options, truth, PRECISIONS[dtype])
+    sums, p = worst(name, args, options, truth, PRECISIONS["float32"]), PRECISIONS[dtype]
+    if dtype == "bfloat16" and BFLOAT16 == "dot":
+        sums = sums + _flushed(name, args, options, truth)
+    return sums + p.u * (abs(truth) + sums) + p.tiny
+
+
+def _flushed(name, args, options, truth):
+    """What AVX512-BF16 takes for 0: inputs below the normal, and so each of the sums on the way."""
+    if name not in DOTS:
+        return 0.0
+    lost = [np.where(abs(arg) < LEAST, abs(arg), 0) for arg in args[:2]]
+    inputs, _ = error_model(name).input_error(args[:2], options, truth, lost, 1.0)
+    terms = args[0].shape[-1] if name == "matmul" else math.prod(args[1].shape[1:])
+    return inputs + terms * LEAST
 
 
 def algorithm(args, options, result):

@@ -3,6 +3,7 @@
 Each check runs calls of agreement_cases.py through the registry.
 """
 
+import itertools
 import math
 
 import agreement_bounds
@@ -16,12 +17,13 @@ from numba_agreement import (
     DTYPES,
     OPS,
     agree,
+    halves_of,
     masked,
     run,
     same_bits,
     truth_of,
 )
-from op_table import LAYOUTS, arrays_in, normal, options_of
+from op_table import LAYOUTS, arrays_in, is_float, normal, options_of
 
 from refsd.kinds import Map, Pair
 
@@ -30,9 +32,9 @@ P = PRECISIONS["float32"]
 
 def cases(name):
     """Within the bound, in poisoned memory between guards; the inputs in another layout each."""
-    for dtype in DTYPES:
+    for dtype in (*DTYPES, *halves_of(name)):
         for i, hard in enumerate(calls(name)):
-            if dtype == "float32" or i % 3 == 0:
+            if dtype in ("float32", "bfloat16") or i % 3 == 0:
                 agree(name, *laid_out(hard, LAYOUTS[i % len(LAYOUTS)]).build(dtype), dtype)
 
 
@@ -49,11 +51,11 @@ def layouts(name):
 
 def not_numbers(name):
     """A NaN or an infinity spoils what it spoils in the reference, and not a bit elsewhere."""
-    for hard in _some(name, 9):
-        args, options = hard.build("float32")
+    for dtype, hard in itertools.product(("float32", *halves_of(name)[:1]), _some(name, 9)):
+        args, options = hard.build(dtype)
         clean, (clean_truth, _) = run(name, args, options).copy(), truth_of(name, args, options)
         for i, target in enumerate(arrays_in((args, options))):
-            if target.dtype.kind != "f" or target.size == 0:
+            if not is_float(target.dtype) or target.size == 0:
                 continue
             for bad in (math.nan, math.inf, -math.inf):
                 positions = normal((2,), i).view("u4") % target.size
@@ -100,7 +102,7 @@ def extremes(name):
         _any_numbers(name, 2 if isinstance(kind, Pair) else 1, options_of(OPS[name]))
     if isinstance(kind, Map) and kind.high < math.inf:
         return
-    for hard in _some(name, 5):
+    for dtype, hard in itertools.product(("float32", *halves_of(name)[:1]), _some(name, 5)):
         for power in (-140, -70, 20, 40, 60):
             args, options = _scaled(name, hard, 2.0**power)
             try:
@@ -108,7 +110,7 @@ def extremes(name):
                     OPS[name].definition(*args, **options)
             except FloatingPointError:
                 break
-            agree(name, args, options)
+            agree(name, args, options, dtype)
 
 
 def _scaled(name, hard, factor):
@@ -137,7 +139,8 @@ def _any_numbers(name, count, options):
 def bits(name):
     """The same for any number of threads, and for a image alone or with one or two others."""
     for whole, batched in batches(name):
-        _same_in_parts(name, *whole.build("float32"), batched)
+        for dtype in ("float32", *halves_of(name)[:1]):
+            _same_in_parts(name, *whole.build(dtype), batched)
 
 
 def _same_in_parts(name, args, options, batched):

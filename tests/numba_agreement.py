@@ -12,10 +12,11 @@ import agreement_bounds
 import numba
 import numpy as np
 from bounds import PRECISIONS, assert_within
-from op_table import arrays_in, memory_of
+from op_table import arrays_in, is_float, memory_of
 
 from refsd import functional as F
 from refsd import registry
+from refsd.half import HALVES
 
 OPS = registry.ops()
 with registry.use("numba"):
@@ -24,12 +25,15 @@ with registry.use("numba"):
 
 from refsd.numba_ops import memory  # noqa: E402  kernels need the ops to be declared first
 from refsd.numba_ops.cpu import layout  # noqa: E402
+from refsd.numba_ops.simd import WIDTH  # noqa: E402
 
 layout.ALONE = 0  # or NumPy would copy the small arrays of all cases: test_numba_layout.py
 
 # Narrower vectors are tested by running the tests again, in another process and float32 only.
 NARROW = "REFSD_SIMD_BYTES" in os.environ or "NUMBA_BOUNDSCHECK" in os.environ
 DTYPES = ("float32",) if NARROW else ("float32", "float64")
+# Of kernels that read halves. With 8 lanes their products are those of any processor: "widen".
+HALF = ("bfloat16", "float16") if not NARROW else ("bfloat16",) * (WIDTH == 32)
 BAND = 64
 
 
@@ -39,9 +43,18 @@ def run(name, args, options):
         return getattr(F, name)(*args, **options)
 
 
+@contextmanager
 def planted(name, kernel):
-    """Inside, `kernel` is what the CPU backend has for the op."""
-    return mock.patch.dict(registry._kernels, {("numba", name): kernel})
+    """Inside, `kernel` is what the CPU backend has for the op, and is given halves if it was."""
+    halves = registry._reads_halves | ({kernel} if halves_of(name) else set())
+    with mock.patch.dict(registry._kernels, {("numba", name): kernel}), \
+            mock.patch.object(registry, "_reads_halves", halves):
+        yield
+
+
+def halves_of(name):
+    """The dtypes of halves that the op's kernel reads itself, as far as they are tested here."""
+    return HALF if KERNELS[name] in registry._reads_halves else ()
 
 
 def agree(name, args, options, dtype="float32"):
@@ -58,17 +71,17 @@ def agree(name, args, options, dtype="float32"):
     assert [b.tobytes() for b in buffers] == before, f"{name} changed an input"
 
     truth, wide = truth_of(name, args, options)
-    bound = agreement_bounds.worst(name, *wide, truth, PRECISIONS[dtype])
+    bound = agreement_bounds.of_dtype(name, *wide, truth, dtype)
     if dtype == "float64":  # then the truth errs too
-        bound = bound + agreement_bounds.worst(name, wide[0], _plain(name, wide[1]), truth,
-                                               PRECISIONS[dtype])
+        bound = bound + agreement_bounds.of_dtype(name, wide[0], _plain(name, wide[1]), truth,
+                                                  dtype)
     assert_within(y, truth, bound, f"{name} {dtype} {_described(args)} {_described(options)}")
     return y
 
 
 def agree_on(name, call):
     """The same for a call of op_table, in every dtype."""
-    for dtype in DTYPES:
+    for dtype in (*DTYPES, *halves_of(name)):
         agree(name, *call.build(dtype), dtype)
 
 
@@ -88,9 +101,9 @@ def _cast(value, dtype):
     """Floats as dtype; arrays that have it already stay where they lie in memory."""
     if isinstance(value, list):
         return [_cast(v, dtype) for v in value]
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return value.astype(dtype, copy=False)
-    return dtype if isinstance(value, str) and value in PRECISIONS else value
+    if isinstance(value, np.ndarray) and is_float(value.dtype):
+        return value.astype(HALVES.get(dtype, dtype), copy=False)
+    return dtype if isinstance(value, str) and value in (*PRECISIONS, *HALVES) else value
 
 
 def _described(value):

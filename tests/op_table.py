@@ -12,6 +12,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from refsd import examples
+from refsd.half import HALVES, is_half
 from refsd.kinds import Map, Pair
 from refsd.options import Axes, Axis, Flag, Integer, Widths
 from refsd.registry import ops
@@ -40,7 +41,7 @@ class Call(NamedTuple):
             if not isinstance(value, Values):
                 return value
             data = value.data
-            data = data.astype(dtype) if data.dtype.kind == "f" else data
+            data = data.astype(HALVES.get(dtype, dtype)) if is_float(data.dtype) else data
             return with_layout(data, value.layout)
 
         options = {name: make(value) for name, value in self.options.items()}
@@ -86,7 +87,12 @@ def with_layout(data: np.ndarray, layout: str) -> np.ndarray:
 
 
 def _poison(data):
-    return np.nan if data.dtype.kind == "f" else np.iinfo(data.dtype).max
+    return np.nan if is_float(data.dtype) else np.iinfo(data.dtype).max
+
+
+def is_float(dtype):
+    """Also bfloat16, which NumPy does not count among them."""
+    return dtype.kind == "f" or is_half(dtype)
 
 
 def arrays_in(value):

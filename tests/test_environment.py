@@ -15,7 +15,7 @@ from refsd.__main__ import main
 from refsd.cli import doctor, output
 from refsd.cli.report import Warnings
 from refsd.errors import ResourceError, UsageError
-from refsd.numba_ops import cache, vector
+from refsd.numba_ops import cache, levels, vector
 
 READ = re.compile(r"""environ(?:\.\w+\(|\[)\s*["'](\w+)|\{([^}]*)\}\.isdisjoint\(os\.environ""")
 
@@ -97,6 +97,34 @@ def test_the_vector_width(monkeypatch, value, width):
         assert vector._width() == width
     else:  # the processor's, whatever this process was started with
         assert vector._width() in (16, 32, 64)
+
+
+@pytest.mark.parametrize("value", ["amx", "Dot", "0", " dot"])
+def test_a_level_of_bfloat16_products_that_is_none(monkeypatch, value):
+    monkeypatch.setenv("REFSD_BFLOAT16", value)
+    with pytest.raises(UsageError, match=f"REFSD_BFLOAT16 is '{value}'; give dot or widen, or"):
+        levels._choose()
+
+
+@pytest.mark.parametrize("features, width, chosen", [
+    ("+avx512f,+avx512bf16", 64, ("dot", "AVX512-BF16")),
+    ("+avx512f,-avx512bf16", 64, ("widen", "no AVX512-BF16 here")),
+    ("+avx512f,+avx512bf16", 32, ("widen", "vectors are of 32 bytes, AVX512-BF16 wants 64")),
+    ("", 64, ("widen", "no AVX512-BF16 here")),  # as NUMBA_CPU_NAME=generic has it
+])
+def test_the_level_of_bfloat16_products(monkeypatch, features, width, chosen):
+    monkeypatch.delenv("REFSD_BFLOAT16", raising=False)
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", features)
+    monkeypatch.setattr(levels, "WIDTH", width)
+    assert levels._choose() == chosen
+    monkeypatch.setenv("REFSD_BFLOAT16", "widen")
+    assert levels._choose() == ("widen", "REFSD_BFLOAT16 says so")
+    monkeypatch.setenv("REFSD_BFLOAT16", "dot")
+    if chosen[0] == "dot":
+        assert levels._choose() == ("dot", "REFSD_BFLOAT16 says so")
+    else:
+        with pytest.raises(UsageError, match=f"REFSD_BFLOAT16 is 'dot': {chosen[1]}; give widen"):
+            levels._choose()
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "abc", "4,2", "1.5", "1e3", "²"])

@@ -162,7 +162,7 @@ def test_its_own_folders_are_private_whatever_the_umask(tmp_path):
 
 @pytest.mark.parametrize("changes", [
     {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_OPT": "1"}, {"NUMBA_LOOP_VECTORIZE": "0"},
-    {"REFSD_SIMD_BYTES": "16"},
+    {"REFSD_SIMD_BYTES": "16"}, {"REFSD_BFLOAT16": "widen", "REFSD_SIMD_BYTES": "64"},
 ], ids=lambda changes: next(iter(changes)))
 def test_what_decides_the_machine_code_decides_the_folder(changes, tmp_path):
     program = "from refsd.numba_ops.cache import cache_folder; print(cache_folder().name)"

@@ -22,7 +22,8 @@ ALWAYS = {"refsd", "python", "numpy", "scipy", "tokenizers", "safetensors", "pil
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_versions_are_those_of_the_backend(backend):
     found = drawing.versions(backend)
-    own = {"numba": {"numba", "llvmlite", "vector width", "processor"}, "numpy": {"blas"}}
+    own = {"numba": {"numba", "llvmlite", "vector width", "bfloat16 products", "processor"},
+           "numpy": {"blas"}}
     assert found.keys() == ALWAYS | own[backend]
     assert all(found.values()) and {type(value) for value in found.values()} == {str}
     assert found["scipy"] == scipy.__version__

@@ -5,6 +5,7 @@ import numpy as np
 from wrong_kernels import LANES, copied, wrong
 
 from refsd import ops
+from refsd.half import is_half, to_float32, to_half
 
 
 @wrong("linear")
@@ -120,3 +121,81 @@ def a_query_that_sees_nothing_gives_nan(real):
         return y
 
     return attention
+
+
+def _of_bfloat16(make):
+    """Wrong for bfloat16 only."""
+    def made(real):
+        spoiled = make(real)
+
+        def linear(x, weight, bias=None):
+            return (spoiled if is_half(x.dtype) else real)(x, weight, bias)
+
+        return linear
+
+    made.__name__ = make.__name__
+    return made
+
+
+@wrong("linear")
+@_of_bfloat16
+def the_two_of_a_pair_are_swapped(real):
+    def linear(x, weight, bias=None):
+        K = x.shape[-1] // 2 * 2
+        order = [*(np.arange(K) ^ 1), *range(K, x.shape[-1])]
+        return real(x[..., order], weight, bias)
+
+    return linear
+
+
+@wrong("linear")
+@_of_bfloat16
+def the_half_of_the_last_pair_is_dropped(real):
+    def linear(x, weight, bias=None):
+        K = x.shape[-1] // 2 * 2
+        return real(x[..., :K], weight[:, :K], bias)
+
+    return linear
+
+
+@wrong("linear", "not_numbers")
+@_of_bfloat16
+def what_follows_an_odd_row_is_multiplied_by_zero(real):
+    def linear(x, weight, bias=None):
+        y, following = real(x, weight, bias), np.roll(x[..., :1], -1, axis=0)
+        with np.errstate(invalid="ignore"):
+            return y + following * x.dtype.type(0) if x.shape[-1] % 2 else y
+
+    return linear
+
+
+@wrong("linear")
+@_of_bfloat16
+def sums_on_the_way_are_rounded_to_halves(real):
+    def linear(x, weight, bias=None):
+        K = x.shape[-1] // 2
+        first = real(x[..., :K], weight[:, :K])
+        return to_half(to_float32(first) + real(to_float32(x[..., K:]),
+                                                to_float32(weight[:, K:]), bias), x.dtype)
+
+    return linear
+
+
+@wrong("linear")
+@_of_bfloat16
+def results_are_cut_off_to_halves(real):
+    def linear(x, weight, bias=None):
+        wide = real(*(None if a is None else to_float32(a) for a in (x, weight, bias)))
+        return (wide.view("u4") >> 16).astype("u2").view(x.dtype)
+
+    return linear
+
+
+@wrong("linear")
+@_of_bfloat16
+def a_bias_is_added_to_rounded_sums(real):
+    def linear(x, weight, bias=None):
+        y = real(x, weight)
+        return y if bias is None else y + bias
+
+    return linear

@@ -132,7 +132,7 @@ def backends() -> dict[str, Any]:
 def kernels() -> dict[str, Any]:
     """What the Numba backend compiles for, where it keeps that, and on what threads it runs."""
     try:
-        from refsd.numba_ops import cache, simd, threads
+        from refsd.numba_ops import cache, levels, simd, threads
 
         layer, count = threads.layer(), threads.count()
     except (ImportError, RefsdError) as problem:
@@ -141,6 +141,7 @@ def kernels() -> dict[str, Any]:
     files = list(folder.rglob("*.nbc")) if folder is not None else []
     size = sum(file.stat().st_size for file in files) / 2**20
     return {"vectors": f"{simd.WIDTH} bytes: {simd.WIDTH // 4} float32, {simd.WIDTH // 8} float64",
+            "bfloat16 products": f"{levels.BFLOAT16}: {levels.BFLOAT16_WHY}",
             "threading layer": layer, "threads": count,
             "cache (REFSD_CACHE)": "none: nothing is kept" if folder is None else str(folder),
             "compiled": f"{len(files)}, {size:.1f} MiB; refsd warmup compiles what drawing needs"}

@@ -2,8 +2,9 @@
 
 Numba's own cache is keyed by less than what decides the machine code, lies where others may write,
 and unpickles what it finds. Here the folder's name holds a hash of every source file of this
-package, the versions, the vector width and Numba's settings; the folder belongs to this user alone;
-and a cache problem never breaks a run: it costs one warning and a compilation.
+package, the versions, the vector width, the level of bfloat16 products and Numba's settings; the
+folder belongs to this user alone; and a cache problem never breaks a run: it costs one warning and
+a compilation.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ import llvmlite
 import numba
 from numba.core import caching
 
+from refsd.numba_ops.levels import BFLOAT16
 from refsd.numba_ops.simd import WIDTH
 
 # Numba's settings that change the machine code (the processor is in Numba's own keys).
@@ -69,7 +71,7 @@ def _fingerprint() -> str:
         digest.update(str(path.relative_to(here)).encode() + b"\0" + path.read_bytes() + b"\0")
     settings = [f"{name}={getattr(numba.config, name, None)}" for name in SETTINGS]
     for part in (numba.__version__, llvmlite.__version__, platform.python_version(), WIDTH,
-                 *settings):
+                 BFLOAT16, *settings):
         digest.update(f"{part}\0".encode())
     return digest.hexdigest()[:16]
 

@@ -9,7 +9,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refsd.numba_ops.simd import WIDTH, Vector, emit_splat, prefetch_line
+from refsd.numba_ops.levels import Widen, level_of
+from refsd.numba_ops.simd import WIDTH, prefetch_line
+from refsd.numba_ops.vector import Elements
 
 # 14 x 2 sums, two columns and one row value fill the 32 registers of AVX-512; 6 x 2 those of AVX2.
 ROWS, VECTORS = (14, 2) if WIDTH == 64 else (6, 2)
@@ -24,8 +26,8 @@ def tile(typing, a, at, step, segments, length, panel, panel_at, c):
     a: the left matrix's memory, 1-D; its ROWS rows lie `step` elements apart, and each is made of
     segments of `length` elements (a linear layer has one, a convolution one for each row of taps).
     panel: NR = VECTORS vectors of the right matrix for each k, packed one after the other.
-    c: 1-D, ROWS x NR, overwritten. Each sum is one chain of fused multiply-adds in the order of k,
-    so its bits depend on nothing but its own row and column.
+    c: 1-D, ROWS x NR, overwritten. Each sum is one chain in an order that k alone decides, made as
+    the level of their dtypes does (levels.py): its bits depend on its own row and column only.
     """
     kinds = [a, types.intp, types.intp, segments, types.intp, panel, types.intp, c]
     return _tile("a at step segments length panel panel_at out", kinds)
@@ -55,16 +57,16 @@ def tile_ahead(typing, a, at, step, segments, length, panel, panel_at, panel_ste
 
 @intrinsic
 def tile_onto(typing, a, at, step, length, panel, panel_at, panel_step, before, before_at,
-              before_step, out, out_at, out_step, next_a, next_panel, pace):
-    """As tile_ahead with one segment, but to where the sums belong, and onto what is anywhere:
+              before_step, c, next_a, next_panel, pace):
+    """As tile_ahead with one segment, but onto what is anywhere:
 
-    out[out_at + i out_step + :] = before[before_at + i before_step + :]
-                                 + sum_k a[at + i step + k] panel[panel_at + k panel_step + :]
+    c[i, :] = before[before_at + i before_step + :]
+              + sum_k a[at + i step + k] panel[panel_at + k panel_step + :]
     """
     kinds = [a, types.intp, types.intp, types.intp, panel, types.intp, types.intp, before,
-             types.intp, types.intp, out, *[types.intp] * 5]
+             types.intp, types.intp, c, *[types.intp] * 3]
     return _tile("a at step length panel panel_at panel_step before before_at before_step out "
-                 "out_at out_step next_a next_panel pace", kinds)
+                 "next_a next_panel pace", kinds)
 
 
 @intrinsic
@@ -80,9 +82,13 @@ def tile_transposed_a(typing, a, at, step, length, panel, c):
 def _tile(names, kinds, rows=ROWS):
     """The code of a tile of `rows` with the parameters `names`, whose types are `kinds`."""
     names = names.split()
-    array = kinds[0]
-    vector = Vector(array.dtype)
-    width = VECTORS * vector.count
+    dtypes = {name: kind.dtype for name, kind in zip(names, kinds) if hasattr(kind, "dtype")}
+    by = Widen if "transposed_step" in names else level_of
+    level = by(dtypes["a"], dtypes["panel"])
+    count = level.vector.count
+    memory = {name: Elements(dtype, count) for name, dtype in dtypes.items() if name != "segments"}
+    memory.setdefault("out", memory.get("before"))
+    width = VECTORS * count
 
     def emit(context, builder, signature, arguments):
         p = {name: context.make_array(kind)(context, builder, value).data
@@ -93,63 +99,71 @@ def _tile(names, kinds, rows=ROWS):
         p.setdefault("panel_at", ir.Constant(number, 0))
         p.setdefault("panel_step", ir.Constant(number, width))
         # LLVM keeps these in registers: nothing ever takes their address.
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(vector.llvm, None))
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(level.vector.llvm, None))
                 for _ in range(rows * VECTORS)]
         row_starts = [builder.mul(p.get("step", ir.Constant(number, 1)), ir.Constant(number, i))
                       for i in range(rows)]
 
         if "segments" in p:
-            count = context.make_array(signature.args[3])(context, builder, arguments[3]).shape
-            with cgutils.for_range(builder, builder.extract_value(count, 0)) as segment:
+            segments = context.make_array(signature.args[3])(context, builder, arguments[3]).shape
+            with cgutils.for_range(builder, builder.extract_value(segments, 0)) as segment:
                 offset = builder.load(builder.gep(p["segments"], [segment.index]))
                 left_at = builder.gep(p["a"], [builder.add(p["at"], offset)])
                 done = builder.mul(segment.index, p["length"])
-                _add_products(builder, vector, sums, p, left_at, done, row_starts)
+                _add_products(builder, level, sums, p, left_at, done, row_starts)
         else:
             left_at = builder.gep(p["a"], [p["at"]])
-            _add_products(builder, vector, sums, p, left_at, None, row_starts)
+            _add_products(builder, level, sums, p, left_at, None, row_starts)
 
+        for i in range(rows):
+            row = level.sums(builder, list(map(builder.load, sums[i * VECTORS:][:VECTORS])))
+            for total, value in zip(sums[i * VECTORS:], row):
+                builder.store(value, total)
         if "onto" in p:
             with builder.if_then(builder.icmp_signed("!=", p["onto"], ir.Constant(number, 0))):
-                _add(builder, vector, sums, p, "out", width)
+                _add(builder, memory["out"], sums, p, "out", width)
         if "before" in p:
-            _add(builder, vector, sums, p, "before", width)
+            _add(builder, memory["before"], sums, p, "before", width)
         for i, total in enumerate(sums):
             row = _row(builder, p, "out", i // VECTORS, width)
-            stored = builder.store(builder.load(total),
-                                   _vector_at(builder, vector, row, i % VECTORS))
-            stored.align = vector.dtype.bitwidth // 8
+            memory["out"].store(builder, builder.load(total),
+                                memory["out"].beside(builder, row, i % VECTORS))
         return context.get_dummy_value()
 
     return types.void(*kinds), emit
 
 
-def _add_products(builder, vector, sums, p, left_at, done, row_starts):
+def _add_products(builder, level, sums, p, left_at, done, row_starts):
     """Add `length` products from left_at on to the sums; `done` of the panel's rows were before."""
-    kind = ir.FunctionType(vector.llvm, [vector.llvm] * 3)
-    fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.{vector.suffix}")
     right_from = builder.gep(p["panel"], [p["panel_at"]])
-    with cgutils.for_range(builder, p["length"]) as loop:
-        k = builder.add(done, loop.index) if done else loop.index
-        right_at = builder.gep(right_from, [builder.mul(k, p["panel_step"])])
-        right = [_load(builder, vector, right_at, j) for j in range(VECTORS)]
+
+    def step(k, **last):
+        row = builder.add(done, k) if done else k
+        right_at = builder.gep(right_from, [builder.mul(row, p["panel_step"])])
+        right = level.right(builder, right_at, p["panel_step"], VECTORS, **last)
         if "pace" in p:
-            _prefetch(builder, k, p, VECTORS * vector.count)
-        transposed = "transposed_step" in p
-        left_k = builder.mul(loop.index, p["transposed_step"]) if transposed else loop.index
-        here = builder.gep(left_at, [left_k])
+            _prefetch(builder, row, p, VECTORS * level.vector.count)
+        here = builder.gep(left_at, [builder.mul(k, p["transposed_step"])
+                                     if "transposed_step" in p else k])
         for i, start in enumerate(row_starts):
-            left = emit_splat(builder, builder.load(builder.gep(here, [start])), vector.count)
-            for j in range(VECTORS):
-                total = sums[i * VECTORS + j]
-                builder.store(builder.call(fma, [left, right[j], builder.load(total)]), total)
+            left = level.left(builder, builder.gep(here, [start]), **last)
+            for total, value in zip(sums[i * VECTORS:], right):
+                builder.store(level.add(builder, left, value, builder.load(total)), total)
+
+    depth = ir.Constant(p["length"].type, level.depth)
+    with cgutils.for_range(builder, builder.udiv(p["length"], depth)) as loop:
+        step(builder.mul(loop.index, depth))
+    if level.depth > 1:
+        odd = builder.and_(p["length"], ir.Constant(depth.type, 1))
+        with builder.if_then(builder.trunc(odd, ir.IntType(1)), likely=False):
+            step(builder.sub(p["length"], odd), last=True)
 
 
-def _add(builder, vector, sums, p, name, width):
+def _add(builder, elements, sums, p, name, width):
     """Add what the array `name` holds to the sums."""
     for i, total in enumerate(sums):
         row = _row(builder, p, name, i // VECTORS, width)
-        old = _load(builder, vector, row, i % VECTORS)
+        old = elements.load(builder, elements.beside(builder, row, i % VECTORS))
         builder.store(builder.fadd(old, builder.load(total)), total)
 
 
@@ -169,16 +183,3 @@ def _prefetch(builder, k, p, width):
             (p["a"], p["next_a"], builder.mul(k, ir.Constant(k.type, ROWS))),
             (p["panel"], p["next_panel"], builder.add(builder.mul(row, p["panel_step"]), column))):
         prefetch_line(builder, builder.gep(data, [builder.add(start, further)]), level=2)
-
-
-def _vector_at(builder, vector, row, j):
-    """The address of vector j of a row."""
-    address = builder.bitcast(row, vector.llvm.as_pointer())
-    return builder.gep(address, [ir.Constant(ir.IntType(64), j)])
-
-
-def _load(builder, vector, row, j):
-    """Vector j of a row, aligned as its elements are."""
-    value = builder.load(_vector_at(builder, vector, row, j))
-    value.align = vector.dtype.bitwidth // 8
-    return value

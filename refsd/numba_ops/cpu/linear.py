@@ -11,8 +11,8 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import even_kc
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, empty, fill_up, panel_width, zeros
-from refsd.numba_ops.simd import lanes, load, masked_store, pointer
+from refsd.numba_ops.memory import as_rows, empty, fill_up, flat, panel_width, zeros
+from refsd.numba_ops.simd import lanes, load, masked_store, pointer, scratch, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_onto
 from refsd.numba_ops.weights import columns, pack, row_step
 from refsd.registry import kernel
@@ -23,7 +23,7 @@ MOST_TILES = 40
 DEPTH = 1280
 
 
-@kernel("numba", reads_leaves=True)
+@kernel("numba", reads_leaves=True, reads_halves=True)
 def linear(x, weight, bias=None):
     features = len(weight)
     y = empty((*x.shape[:-1], features), x.dtype)
@@ -31,14 +31,14 @@ def linear(x, weight, bias=None):
     return y
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def matmul(a, b):
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     y = empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     zeros = fill_up(None, b.shape[-1], y.dtype)
     for sums_at in np.ndindex(batch):
-        right = pack(b[sums_at].T)
+        right = flat(pack(b[sums_at].T))
         multiply_rows(a[sums_at], right, row_step(b.shape[-1], b.dtype), zeros, y[sums_at])
     return y
 
@@ -61,9 +61,10 @@ def multiply_rows(x, right, right_step, bias, y):
     # No result depends on these sizes: they keep the caches full and the threads busy.
     row_blocks, column_parts = _shares(tiles, panels, numba.get_num_threads())
     kc = even_kc(K)
+    kc += kc % 2  # "dot" takes two at a time
     slices = -(-K // DEPTH)
     slice_depth = -(-K // (slices * kc)) * kc
-    _multiply(rows, step, M, K, kc, slice_depth, right, right_step, bias, y.reshape(-1), N,
+    _multiply(rows, step, M, K, kc, slice_depth, right, right_step, bias, flat(y), N,
               row_blocks, column_parts)
 
 
@@ -88,7 +89,7 @@ def _multiply(a, step, rows, K, kc, slice_depth, right, right_step, bias, out, c
     for task in prange(row_blocks * column_parts):
         block, part = np.int64(task) // column_parts, np.int64(task) % column_parts
         low, high = block * tiles // row_blocks, (block + 1) * tiles // row_blocks
-        sums = np.empty((high - low) * ROWS * width, out.dtype)
+        sums = scratch((high - low) * ROWS * width, out)
         for p in range(part * count // column_parts, (part + 1) * count // column_parts):
             for k in range(0, K, slice_depth):
                 after = k + slice_depth if k + slice_depth < K else 0
@@ -102,11 +103,10 @@ def _add_slice(a, step, rows, low, high, first, last, K, kc, right, right_step, 
                next_slice, bias, sums, out, columns):
     """Add products first .. last - 1 to the sums of tiles low .. high - 1 and one panel.
 
-    The first KC block is added to the bias; with the last one a whole tile is written to out.
+    The first KC block is added to the bias; after the last one the sums are rounded to out.
     """
     width = VECTORS * lanes(sums)
     share = last - first
-    whole = rows >= ROWS and column + width <= columns
     for t in range(low, high):
         # The last tile starts early, over rows of the one before, and gives them the same values.
         start = max(0, min(t * ROWS, rows - ROWS))
@@ -118,15 +118,12 @@ def _add_slice(a, step, rows, low, high, first, last, K, kc, right, right_step, 
         if first == 0:
             before, before_at, before_step = pointer(bias, 0), column, 0
         for k in range(first, last, kc):
-            to, to_at, to_step = pointer(sums, 0), sums_at, width
-            if whole and k + kc >= K:
-                to, to_at, to_step = pointer(out, 0), start * columns + column, columns
             ahead = next_slice + (done + (k - first) * pace // width) * right_step
             tile_onto(a, start * step + k, step, min(kc, last - k), right,
                       column + k * right_step, right_step, before, before_at, before_step,
-                      to, to_at, to_step, next_rows + (k - first) * ROWS, ahead, pace)
-            before, before_at, before_step = to, to_at, to_step
-        if last == K and not whole:
+                      pointer(sums, sums_at), next_rows + (k - first) * ROWS, ahead, pace)
+            before, before_at, before_step = pointer(sums, 0), sums_at, width
+        if last == K:
             for i in range(min(ROWS, rows - start)):
                 _store_some(sums, sums_at + i * width, out, (start + i) * columns + column,
                             min(width, columns - column))
@@ -137,4 +134,7 @@ def _store_some(x, at, out, out_at, count):
     """out[out_at : out_at + count] = x[at : at + count]"""
     size = lanes(x)
     for j in range(0, count, size):
-        masked_store(out, out_at + j, load(x, at + j), min(size, count - j))
+        if count - j >= size:
+            store(out, out_at + j, load(x, at + j))
+        else:
+            masked_store(out, out_at + j, load(x, at + j), count - j)

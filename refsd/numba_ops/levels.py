@@ -1,0 +1,141 @@
+"""The levels of the micro-kernel: how it multiplies two matrices of one dtype on this processor.
+
+    widen   a fused multiply-add for each product; two-byte floats are widened to float32 before
+    dot     bfloat16 with AVX512-BF16: one instruction adds two exact products to each sum
+
+A level says how a step of the sum over k is made: `depth`, the rows of the panel that it takes,
+and LLVM code for its left values, its right vectors, and what adds their products to a sum.
+REFSD_BFLOAT16 forces a level; both are inside the bounds, and each has bits of its own.
+"""
+
+import os
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
+
+from refsd.errors import UsageError
+from refsd.numba_ops.vector import WIDTH, Elements, Vector, emit_splat, half
+
+
+def _choose():
+    """The level of bfloat16 products, and why."""
+    features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    missing = ""
+    if "+avx512bf16" not in features.split(","):
+        missing = "no AVX512-BF16 here"
+    elif WIDTH != 64:
+        missing = f"vectors are of {WIDTH} bytes, AVX512-BF16 wants 64"
+    forced = os.environ.get("REFSD_BFLOAT16")
+    if not forced:
+        return ("widen", missing) if missing else ("dot", "AVX512-BF16")
+    if forced not in ("dot", "widen"):
+        raise UsageError(f"REFSD_BFLOAT16 is {forced!r}; give dot or widen, or unset it")
+    if forced == "dot" and missing:
+        raise UsageError(f"REFSD_BFLOAT16 is 'dot': {missing}; give widen, or unset it")
+    return forced, "REFSD_BFLOAT16 says so"
+
+
+BFLOAT16, BFLOAT16_WHY = _choose()
+
+
+def level_of(left, right):
+    """The level for matrices of these Numba types of elements."""
+    dot = BFLOAT16 == "dot" and half(left) == half(right) == "bfloat16"
+    return Dot() if dot else Widen(left, right)
+
+
+class Widen:
+    """sum = fma(x, w, sum), on any processor and of any dtype."""
+
+    depth = 1
+
+    def __init__(self, left, right):
+        self.vector = Vector(left)
+        self._left, self._right = (Elements(dtype, self.vector.count) for dtype in (left, right))
+
+    def left(self, builder, address):
+        """The value there, in every lane."""
+        return self._left.load_splat(builder, address)
+
+    def right(self, builder, address, step, count):
+        """`count` vectors of a row of the panel."""
+        return [self._right.load(builder, self._right.beside(builder, address, j))
+                for j in range(count)]
+
+    def add(self, builder, x, w, total):
+        """x w + total"""
+        kind = ir.FunctionType(self.vector.llvm, [self.vector.llvm] * 3)
+        name = f"llvm.fma.{self.vector.suffix}"
+        fma = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(fma, [x, w, total])
+
+    def sums(self, builder, sums):
+        """A row of sums as they lie in memory."""
+        return sums
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self):
+        return "bfloat"
+
+    def __eq__(self, other):
+        return isinstance(other, _BFloat)
+
+    def __hash__(self):
+        return hash(_BFloat)
+
+
+class Dot:
+    """sum = fma(x_k, w_k, fma(x_k+1, w_k+1, sum)): vdpbf16ps, which takes subnormals for 0.
+
+    It wants w_k and w_k+1 side by side. Two rows of 32 outputs are interleaved in registers, within
+    each 128 bits, which costs nothing beside 28 such instructions: then lanes of a first sum are
+    outputs 0-3, 8-11, 16-19, 24-27, those of a second one the others, until `sums` sorts them.
+    """
+
+    depth = 2
+    vector = Vector(types.float32)
+
+    def left(self, builder, address, last=False):
+        """Two adjacent values, in every lane; the last alone with a 0."""
+        number = ir.IntType(16 if last else 32)
+        one = builder.load(builder.bitcast(address, number.as_pointer()))
+        one.align = 2
+        if last:
+            one = builder.zext(one, ir.IntType(32))
+        return emit_splat(builder, one, 16)
+
+    def right(self, builder, address, step, count, last=False):
+        """A pair of vectors of two rows of the panel, `step` apart; the last row alone with 0s."""
+        row = ir.VectorType(ir.IntType(16), 32)
+        rows = []
+        for at in (address, builder.gep(address, [step]))[:2 - last]:
+            rows.append(builder.load(builder.bitcast(at, row.as_pointer())))
+            rows[-1].align = 2
+        rows += [ir.Constant(row, None)] * last
+        lanes = np.arange(64).reshape(2, 4, 2, 4)  # row, 128 bits, half of them, value
+        return [_shuffle(builder, rows, order) for order in lanes.transpose(2, 1, 3, 0)]
+
+    def add(self, builder, x, w, total):
+        """The products of both pairs + total"""
+        pairs = ir.VectorType(_BFloat(), 32)
+        kind = ir.FunctionType(self.vector.llvm, [self.vector.llvm, pairs, pairs])
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        dot = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(dot, [total, builder.bitcast(x, pairs), builder.bitcast(w, pairs)])
+
+    def sums(self, builder, sums):
+        """A row of sums as they lie in memory."""
+        lanes = np.arange(32).reshape(2, 4, 4)  # sum, 128 bits, value
+        return [_shuffle(builder, sums, order) for order in lanes.swapaxes(0, 1).reshape(2, 16)]
+
+
+def _shuffle(builder, vectors, order):
+    """The lanes of two vectors, one behind the other, in that order."""
+    kind = ir.VectorType(ir.IntType(32), order.size)
+    return builder.shuffle_vector(*vectors, ir.Constant(kind, order.ravel().tolist()))
