@@ -38,7 +38,7 @@ ALLOWED = {
     "algorithms": {"backends", "contracts", "errors", "numba_ops", "ops", "registry"},
     "models": {"functional", "contracts", "leaf", "options"},
     "schedulers": {"arguments", "errors", "random", "rules"},
-    "random": {"arguments", "errors"},
+    "random": {"arguments", "errors", "half"},
     "families": set(),
     "weights": {"arguments", "atomic", "cgroups", "errors", "families", "leaf", "rules"},
     "text": {"errors", "weights"},

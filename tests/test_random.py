@@ -11,6 +11,7 @@ import pytest
 import refsd.random.box_muller as box_muller
 import refsd.random.philox as philox_module
 import refsd.random.torch_cpu as torch_cpu
+from refsd.half import HALVES, to_float32
 from refsd.random import PhiloxGenerator, TorchGenerator
 from refsd.random.arguments import to_dtype
 
@@ -80,7 +81,9 @@ def stream_sha256(stream):
     total = hashlib.sha256()
     for name, *arguments in stream["calls"]:
         options = {} if name == "randint" else {"dtype": stream["dtype"]}
-        total.update(getattr(generator, name)(*arguments, **options).tobytes())
+        numbers = getattr(generator, name)(*arguments, **options)
+        wide = to_float32(numbers) if stream["dtype"] == "bfloat16" else numbers
+        total.update(wide.tobytes())
     return total.hexdigest()
 
 
@@ -168,8 +171,8 @@ def pair_of_lanes(x, y, x_bits, y_bits, half_ulp):
 def halves_are_rounded_to_nearest_even():
     # Bit patterns of a float32 with both kinds of tie, and one step beside each.
     bits = np.array([0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0xBF818000, 0x7F7F7FFF])
-    rounded = to_dtype(bits.astype(np.uint32).view(np.float32), "bfloat16").view(np.uint32)
-    expected = [0x3F800000, 0x3F820000, 0x3F800000, 0x3F810000, 0xBF820000, 0x7F7F0000]
+    rounded = to_dtype(bits.astype(np.uint32).view(np.float32), "bfloat16").view(np.uint16)
+    expected = [0x3F80, 0x3F82, 0x3F80, 0x3F81, 0xBF82, 0x7F7F]
     assert [hex(word) for word in rounded] == [hex(word) for word in expected]
     # A float64 just above a tie of float16: through float32 it becomes the tie, and goes to even.
     assert to_dtype(np.array([1 + 2**-11 + 2**-40]), "float16") == 1
@@ -241,7 +244,7 @@ def unfused(a, b, c):
 def truncated(x, dtype):
     if dtype != "bfloat16":
         return to_dtype(x, dtype)
-    return (x.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(HALVES[dtype])
 
 
 def cosine_first(bits):

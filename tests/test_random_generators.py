@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from refsd.errors import UsageError
+from refsd.half import HALVES
 from refsd.random import PhiloxGenerator, TorchGenerator, draw_noise
 from refsd.random.arguments import to_dtype
+from refsd.random.by_name import GENERATORS
 from refsd.random.mt19937 import MersenneTwister
 
 
@@ -30,11 +32,11 @@ def test_full_blocks_do_not_depend_on_the_shape():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("kind", [TorchGenerator, PhiloxGenerator])
+@pytest.mark.parametrize("kind", GENERATORS.values())
 def test_halves_are_rounded_float32(kind, dtype):
-    single = kind(7).randn(4, 64)
+    single = kind(7).randn((4, 64))
     half = kind(7).randn((4, 64), dtype)
-    assert half.dtype == ("float16" if dtype == "float16" else "float32")
+    assert half.dtype == HALVES[dtype]
     np.testing.assert_array_equal(half, to_dtype(single, dtype))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from refsd.arguments import as_number, dtype_name, shown
 from refsd.errors import UsageError
+from refsd.half import is_half, to_half
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -59,15 +60,5 @@ def as_int(value):
 
 
 def to_dtype(x, dtype):
-    """x rounded to the dtype, ties to even; bfloat16 values come as a float32 array.
-
-    A float64 that becomes a half goes through float32, as torch's half types do.
-    """
-    if dtype == "float64":
-        return x.astype(np.float64)
-    x = x.astype(np.float32)
-    if dtype == "bfloat16":
-        bits = x.view(np.uint32)
-        last = (bits >> np.uint32(16)) & np.uint32(1)
-        return ((bits + (np.uint32(0x7FFF) + last)) & np.uint32(0xFFFF0000)).view(np.float32)
-    return x.astype(dtype)
+    """x rounded to the dtype, ties to even."""
+    return to_half(x, dtype) if is_half(dtype) else x.astype(dtype)

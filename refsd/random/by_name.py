@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from refsd.half import is_half
 from refsd.random import PhiloxGenerator, TorchGenerator
-from refsd.random.arguments import check_dtype, check_seed
+from refsd.random.arguments import check_dtype, check_seed, to_dtype
 
 
 class NumPyGenerator:
@@ -20,8 +21,13 @@ class NumPyGenerator:
         self._generator = np.random.Generator(np.random.Philox(self.seed))
 
     def randn(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
-        """Normal numbers of mean 0 and variance 1.   shape -> (shape) float32 or float64"""
-        return self._generator.standard_normal(shape, dtype=check_dtype("randn", dtype))
+        """Normal numbers of mean 0 and variance 1.   shape -> (shape) dtype
+
+        The half types are the rounded float32 numbers.
+        """
+        dtype = check_dtype("randn", dtype)
+        drawn = self._generator.standard_normal(shape, "float32" if is_half(dtype) else dtype)
+        return to_dtype(drawn, dtype)
 
 
 GENERATORS: dict[str, Any] = {

@@ -61,8 +61,8 @@ class PhiloxGenerator:
     def randn(self, *shape: int | tuple[int, ...], dtype: str = "float32") -> np.ndarray:
         """Normal numbers of mean 0 and variance 1.   shape -> (shape) dtype
 
-        dtype is float32, float64, float16 or bfloat16 (a float32 array of bfloat16 values); the
-        half types are the rounded float32 numbers. Raises UsageError for a bad shape or dtype.
+        dtype is float32, float64, float16 or bfloat16 (ml_dtypes'); the half types are the rounded
+        float32 numbers. Raises UsageError for a bad shape or dtype.
         Source: torch 2.13.0, ATen/native/cuda/DistributionTemplates.h; curand_normal.h of CUDA 12.
         """
         shape, dtype = check_shape_and_dtype("randn", shape, dtype)

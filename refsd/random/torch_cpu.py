@@ -53,10 +53,10 @@ class TorchGenerator:
     def randn(self, *shape: int | tuple[int, ...], dtype: str = "float32") -> np.ndarray:
         """Normal numbers of mean 0 and variance 1.   shape -> (shape) dtype
 
-        dtype is float32, float64, float16 or bfloat16; float64 numbers are other numbers, not the
-        same ones to more digits, and bfloat16 comes as a float32 array of bfloat16 values. A tensor
-        of 16 elements or more is filled in blocks, a smaller one in pairs whose second number is
-        kept for the next small tensor. Raises UsageError for a bad shape or dtype.
+        dtype is float32, float64, float16 or bfloat16 (ml_dtypes'); float64 numbers are other
+        numbers, not the same ones to more digits. A tensor of 16 elements or more is filled in
+        blocks, a smaller one in pairs whose second number is kept for the next small tensor.
+        Raises UsageError for a bad shape or dtype.
         Source: torch 2.13.0, ATen/native/cpu/DistributionTemplates.h, normal_fill, normal_kernel.
         """
         shape, dtype = check_shape_and_dtype("randn", shape, dtype)

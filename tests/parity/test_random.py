@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from refsd.half import HALVES, to_float32
 from refsd.random import TorchGenerator
 from refsd.random.box_muller import box_muller_float32
 from refsd.random.torch_cpu import _STATE
@@ -156,6 +157,9 @@ def untempered(y):
 def assert_same(method, size, dtype, theirs, ours):
     expected = as_numpy(torch_call([method, size], dtype, theirs))
     actual = getattr(ours, method)(size, dtype=dtype)
+    if dtype == "bfloat16":
+        assert actual.dtype == HALVES[dtype]
+        actual = to_float32(actual)
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     assert actual.tobytes() == expected.tobytes(), (method, size, dtype, ours.seed)
     assert_same_state(theirs, ours)
