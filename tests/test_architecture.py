@@ -45,7 +45,7 @@ ALLOWED = {
     "pipelines": {"arguments", "backends", "contracts", "errors", "families", "functional",
                   "models", "random", "registry", "rules", "schedulers", "text", "version",
                   "weights"},
-    "profiling": {"algorithms", "backends", "contracts", "leaf", "pipelines", "registry",
+    "profiling": {"algorithms", "backends", "contracts", "half", "leaf", "pipelines", "registry",
                   "weights"},
     # records, replays and judges whole generations: it stands above the pipelines
     "golden": {"algorithms", "arguments", "atomic", "contracts", "errors", "examples",

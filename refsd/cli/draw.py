@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from refsd.backends import BACKENDS, find_backend
-from refsd.cli import output, samplers, threads
+from refsd.cli import auditing, output, samplers, threads
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
@@ -59,6 +59,8 @@ def parser() -> Parser:
     add("-o", "--output", metavar="PATH",
         help="a .png file (an older one is replaced), a folder, or - for stdout; {seed} and "
         "{index} are filled in (default: a new file refsd-SEED.png)")
+    add("--audit", action="store_true",
+        help="show how near each op comes to the ends of float16 and bfloat16, and which overflows")
     add("--output-latents", metavar="FILE", help="also write the latents, .npy or .safetensors")
     add("--disable-image-metadata", action="store_true", help="write no texts into the PNG")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
@@ -144,13 +146,16 @@ def run(options: argparse.Namespace) -> int:
 
     with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
         session = Session(options, prompt, chatty)
-        written = [session.picture(seed, target) for seed, target in zip(seeds, targets)]
+        with auditing.auditing(options.audit, show=not options.json,
+                               to_stdout=options.output != output.STDOUT) as audit:
+            written = [session.picture(seed, target) for seed, target in zip(seeds, targets)]
         if options.output_latents is not None:
             session.save_latents(options.output_latents)
         if options.json:
             seconds = {name: round(value, 6) for name, value in session.seconds.items()}
             result_json({"images": written, "model": session.model["name"], "seconds": seconds,
-                         "step_seconds": session.step_seconds, "warnings": warnings.said})
+                         "step_seconds": session.step_seconds, "warnings": warnings.said,
+                         **({} if audit is None else {"audit": auditing.plain(audit)})})
         elif chatty:
             session.say_times()
     return 0
