@@ -17,6 +17,7 @@ from numba_agreement import (
     DTYPES,
     OPS,
     agree,
+    cast,
     halves_of,
     masked,
     run,
@@ -25,6 +26,7 @@ from numba_agreement import (
 )
 from op_table import LAYOUTS, arrays_in, is_float, normal, options_of
 
+from refsd.half import to_float32
 from refsd.kinds import Map, Pair
 
 P = PRECISIONS["float32"]
@@ -105,12 +107,17 @@ def extremes(name):
     for dtype, hard in itertools.product(("float32", *halves_of(name)[:1]), _some(name, 5)):
         for power in (-140, -70, 20, 40, 60):
             args, options = _scaled(name, hard, 2.0**power)
+            args, options = cast(list(args), dtype), {k: cast(v, dtype) for k, v in options.items()}
             try:
                 with np.errstate(over="raise", invalid="raise"):
-                    OPS[name].definition(*args, **options)
+                    OPS[name].definition(*to_float32(args), **_wide(options))
             except FloatingPointError:
-                break
+                continue
             agree(name, args, options, dtype)
+
+
+def _wide(options):
+    return {name: "float32" if name == "dtype" else to_float32(v) for name, v in options.items()}
 
 
 def _scaled(name, hard, factor):

@@ -34,6 +34,7 @@ NARROW = "REFSD_SIMD_BYTES" in os.environ or "NUMBA_BOUNDSCHECK" in os.environ
 DTYPES = ("float32",) if NARROW else ("float32", "float64")
 # Of kernels that read halves. With 8 lanes their products are those of any processor: "widen".
 HALF = ("bfloat16", "float16") if not NARROW else ("bfloat16",) * (WIDTH == 32)
+PRODUCTS = ("linear", "matmul", "conv2d", "attention")
 BAND = 64
 
 
@@ -53,14 +54,20 @@ def planted(name, kernel):
 
 
 def halves_of(name):
-    """The dtypes of halves that the op's kernel reads itself, as far as they are tested here."""
-    return HALF if KERNELS[name] in registry._reads_halves else ()
+    """The dtypes of halves that the op's kernel reads itself, as far as they are tested here.
+
+    Products of halves have code of their own. All others load and store them (test_simd.py: every
+    bit pattern of both), and compiling takes long: one dtype, one width.
+    """
+    if KERNELS[name] not in registry._reads_halves:
+        return ()
+    return HALF if name in PRODUCTS else HALF[:1] * (not NARROW)
 
 
 def agree(name, args, options, dtype="float32"):
     """Run the op as `dtype`; it must infer, touch and compute what the reference does."""
-    args = [_cast(a, dtype) for a in args]
-    options = {k: _cast(v, dtype) for k, v in options.items()}
+    args = [cast(a, dtype) for a in args]
+    options = {k: cast(v, dtype) for k, v in options.items()}
     buffers = [memory_of(a) for a in arrays_in((args, options))]
     before = [b.tobytes() for b in buffers]
     inferred = OPS[name].contract(*args, **options)
@@ -87,7 +94,7 @@ def agree_on(name, call):
 
 def truth_of(name, args, options):
     """The reference's result in float64, and the arguments in float64."""
-    wide = [_cast(a, "float64") for a in args], {k: _cast(v, "float64") for k, v in options.items()}
+    wide = [cast(a, "float64") for a in args], {k: cast(v, "float64") for k, v in options.items()}
     with np.errstate(all="ignore"):
         return OPS[name].definition(*wide[0], **_plain(name, wide[1])), wide
 
@@ -97,10 +104,10 @@ def _plain(name, options):
     return options | {"algorithm": "im2col"} if name == "conv2d" else options
 
 
-def _cast(value, dtype):
+def cast(value, dtype):
     """Floats as dtype; arrays that have it already stay where they lie in memory."""
     if isinstance(value, list):
-        return [_cast(v, dtype) for v in value]
+        return [cast(v, dtype) for v in value]
     if isinstance(value, np.ndarray) and is_float(value.dtype):
         return value.astype(HALVES.get(dtype, dtype), copy=False)
     return dtype if isinstance(value, str) and value in (*PRECISIONS, *HALVES) else value

@@ -20,6 +20,7 @@ from refsd.numba_ops.simd import (
     pointer,
     reduce_add,
     reduce_max,
+    scratch,
     select,
     splat_like,
     store,
@@ -53,27 +54,27 @@ _each_silu, _each_quick_gelu = each(_silu), each(_quick_gelu)
 _each_gelu, _each_gelu_tanh = each(_gelu), each(_gelu_tanh)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def silu(x):
     return _each_silu(x)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def quick_gelu(x):
     return _each_quick_gelu(x)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def gelu(x):
     return _each_gelu(x)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def gelu_tanh(x):
     return _each_gelu_tanh(x)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def geglu(x):
     K = x.shape[-1] // 2
     y = empty((*x.shape[:-1], K), x.dtype)
@@ -103,7 +104,7 @@ def _gate(hidden, gate, K, y):
         masked_store(y, i, masked_load(hidden, i, rest) * _gelu(masked_load(gate, i, rest)), rest)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def softmax(x, *, axis):
     rows = np.moveaxis(x, axis, -1)
     y = empty(rows.shape, x.dtype)
@@ -117,14 +118,14 @@ def softmax(x, *, axis):
 def _softmax(x, step, rows, K, y):
     tall = max(1, BLOCK // K)
     for task in prange((rows + tall - 1) // tall):
-        first = np.int64(task) * tall
+        first, powers = np.int64(task) * tall, scratch(K, x)
         for r in range(first, min(first + tall, rows)):
-            _softmax_row(pointer(x, r * step), K, pointer(y, r * K))
+            _softmax_row(pointer(x, r * step), K, powers, pointer(y, r * K))
 
 
 @jit
-def _softmax_row(x, K, y):
-    """y = e^(x - max) / sum e^(x - max); zeros where all of x is -inf"""
+def _softmax_row(x, K, powers, y):
+    """y = powers / sum powers, powers = e^(x - max); zeros where all of x is -inf"""
     size = lanes(x)
     last, rest = K - K % size, K % size
     # The last, shorter vector is filled up with -inf, whose e^ is 0.
@@ -141,13 +142,13 @@ def _softmax_row(x, K, y):
     sums = tail
     for i in range(0, last, size):
         e = vecmath.exp_below(load(x, i) - shift)
-        store(y, i, e)
+        store(powers, i, e)
         sums = sums + e
     # The largest term is e^0 = 1, so only a wholly masked row has a sum below 1.
     row_sum = reduce_add(sums)
     row_sum = splat_like(tail, 1.0 if row_sum < 1 else row_sum)
 
     for i in range(0, last, size):
-        store(y, i, load(y, i) / row_sum)
+        store(y, i, load(powers, i) / row_sum)
     if rest > 0:
         masked_store(y, last, tail / row_sum, rest)

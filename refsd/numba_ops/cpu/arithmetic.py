@@ -48,36 +48,36 @@ _add, _sub, _mul, _div = (pairwise(f) for f in (_sum, _difference, _product, _qu
 _each_exp, _each_sqrt, _each_clamp = each(_exp), each(_sqrt), each(_clamp)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def add(a, b):
     return _add(a, b)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def sub(a, b):
     return _sub(a, b)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def mul(a, b):
     return _mul(a, b)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def div(a, b):
     return _div(a, b)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def exp(x):
     return _each_exp(x)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def sqrt(x):
     return _each_sqrt(x)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def clamp(x, *, low, high):
     return _each_clamp(x, float(low), float(high))

@@ -14,14 +14,14 @@ from refsd.ops.embedding import require_rows
 from refsd.registry import kernel
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def embedding(ids, weight):
     require_rows("embedding", ids, len(weight))
     y = empty((*ids.shape, weight.shape[1]), weight.dtype)
     return _take(weight, ids.reshape(-1), y)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def gather(x, index):
     require_rows("gather", index, x.shape[1])
     N, L, D = x.shape

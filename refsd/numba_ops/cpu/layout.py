@@ -12,17 +12,17 @@ from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, pointer
 from refsd.registry import kernel
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def to_tokens(x):
     return as_tokens(x)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def to_image(x, *, height, width):
     return as_image(x, (x.shape[0], x.shape[-1], height, width))
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def concat(arrays, *, axis):
     first = arrays[0]
     axis %= first.ndim
@@ -35,12 +35,12 @@ def concat(arrays, *, axis):
     return y
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def slice(x, *, axis, start, stop):
     return _along(x, axis % x.ndim, start, stop)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def pad(x, *, widths):
     y = _empty([before + n + after for n, (before, after) in zip(x.shape, widths)], x)
     y[...] = 0
@@ -48,7 +48,7 @@ def pad(x, *, widths):
     return y
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def transpose(x, *, axes):
     return np.transpose(x, axes)
 

@@ -14,6 +14,7 @@ small. Arrays are 1-D in memory: x and y (N, P, C) or (rows, K).
 import numpy as np
 from numba import prange
 
+from refsd.half import to_float32
 from refsd.numba_ops.cpu.layout import as_image, as_tokens
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, empty, flat
@@ -27,6 +28,7 @@ from refsd.numba_ops.simd import (
     masked_store,
     pointer,
     reduce_add,
+    scratch,
     select,
     splat_like,
     store,
@@ -39,17 +41,19 @@ PIXELS = 2**15
 TOGETHER = 4
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def group_norm(x, weight, bias, *, groups, eps):
     pixels = as_tokens(x)
     y = empty(pixels.shape, x.dtype)
     if y.size:
-        _group_norm(flat(pixels), _flat(weight), _flat(bias), *pixels.shape, groups, float(eps),
+        # Single elements of these are read, which of halves no kernel can.
+        weight, bias = _flat(to_float32(weight)), _flat(to_float32(bias))
+        _group_norm(flat(pixels), weight, bias, *pixels.shape, groups, float(eps),
                     flat(y))
     return as_image(y, x.shape)
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def layer_norm(x, weight, bias, *, eps):
     y = empty(x.shape, x.dtype)
     if y.size:
@@ -59,7 +63,7 @@ def layer_norm(x, weight, bias, *, eps):
     return y
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def rms_norm(x, weight, *, eps):
     y = empty(x.shape, x.dtype)
     if y.size:
@@ -84,11 +88,11 @@ def _group_norm(x, weight, bias, N, P, C, groups, eps, y):
         first = block * tall
         _block_moments(x, (n * P + first) * C, min(tall, P - first), C, moments[n, :, block])
 
-    lines = np.empty((3, N * C), x.dtype)  # centre, scale and shift of each channel
+    lines = scratch(3 * N * C, x).reshape(3, N * C)  # centre, scale and shift of each channel
     for task in prange(N * groups):
         n, group = np.int64(task) // groups, np.int64(task) % groups
         mean, off, variance = _whole_moments(moments[n, group], tall, P)
-        centre = x.dtype.type(mean + off)
+        centre = lines.dtype.type(mean + off)
         rest = mean - centre + off
         for c in range(group * (C // groups), (group + 1) * (C // groups)):
             scale = weight[c] / np.sqrt(variance + eps)
@@ -109,11 +113,12 @@ def _group_norm(x, weight, bias, N, P, C, groups, eps, y):
 def _block_moments(x, at, count, C, moments):
     """For each group of channels in a block: a mean m, and the means of x - m and of its square."""
     width = C // len(moments)
-    sums, squares, means = np.zeros((3, C + lanes(x)), x.dtype)
+    sums, squares, means = scratch(3 * (C + lanes(x)), x).reshape(3, C + lanes(x))
+    sums[:], squares[:], means[:] = 0, 0, 0
     _add_pixels(pointer(x, at), count, C, pointer(sums, 0))
     for group in range(len(moments)):
         first = group * width
-        mean = x.dtype.type(_total(pointer(sums, first), width) / (count * width))
+        mean = means.dtype.type(_total(pointer(sums, first), width) / (count * width))
         for c in range(first, first + width):
             means[c] = mean
         moments[group, 0] = mean
@@ -187,7 +192,7 @@ def _layer_norm(x, step, rows, K, weight, bias, eps, y):
     """y = weight (x - mean) / sqrt(variance + eps) + bias, row by row"""
     tall = max(1, BLOCK // K)
     for task in prange((rows + tall - 1) // tall):
-        means, offs, scales = np.empty((3, TOGETHER), x.dtype)
+        means, offs, scales = scratch(3 * TOGETHER, x).reshape(3, TOGETHER)
         start = np.int64(task) * tall
         stop = min(start + tall, rows)
         for first in range(start, stop, TOGETHER):
@@ -248,7 +253,7 @@ def _rms_norm(x, step, rows, K, weight, eps, y):
     for task in prange((rows + tall - 1) // tall):
         first = np.int64(task) * tall
         for r in range(first, min(first + tall, rows)):
-            _, square = _deviations(pointer(x, r * step), K, x.dtype.type(0))
+            _, square = _deviations(pointer(x, r * step), K, 0)
             scale = 1 / np.sqrt(square + eps)
             for i in range(0, K - size + 1, size):
                 store(y, r * K + i, load(x, r * step + i) * scale * load(weight, i))

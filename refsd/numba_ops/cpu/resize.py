@@ -5,13 +5,13 @@ from numba import prange
 
 from refsd.numba_ops.cpu.layout import as_image, as_tokens, copy_run
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import empty, flat
+from refsd.numba_ops.memory import computed_dtype, empty, flat
 from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, pointer, store
 from refsd.ops.resize import source_pairs, source_pixels
 from refsd.registry import kernel
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def upsample_nearest(x, *, height, width):
     N, C, H, W = x.shape
     y = empty((N, height * width, C), x.dtype)
@@ -32,13 +32,13 @@ def _upsample_nearest(x, rows, columns, N, C, H, W, y):
             copy_run(pointer(x, pixel * C), C, pointer(y, ((n * height + i) * width + j) * C))
 
 
-@kernel("numba")
+@kernel("numba", reads_halves=True)
 def upsample_bilinear(x, *, height, width, align_corners):
     N, C, H, W = x.shape
     y = empty((N, height * width, C), x.dtype)
     if y.size:
-        top, bottom, down = source_pairs(H, height, align_corners, x.dtype)
-        left, right, across = source_pairs(W, width, align_corners, x.dtype)
+        top, bottom, down = source_pairs(H, height, align_corners, computed_dtype(x.dtype))
+        left, right, across = source_pairs(W, width, align_corners, computed_dtype(x.dtype))
         _upsample_bilinear(flat(as_tokens(x)), top, bottom, down, left, right, across, N, C, H, W,
                            flat(y))
     return as_image(y, (N, C, height, width))
