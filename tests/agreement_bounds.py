@@ -16,11 +16,12 @@ from refsd.numba_ops.cpu import conv, winograd_transforms
 from refsd.numba_ops.cpu.winograd_weights import kernel_4, kernel_6
 from refsd.numba_ops.levels import BFLOAT16
 from refsd.ops.conv import sides
+from refsd.registry import ops
 
 WINOGRAD = {"winograd2": 4, "winograd4": 6}
 DIMENSIONS = {"winograd2": (kernel_4, winograd_transforms.into_4, winograd_transforms.out_of_4),
               "winograd4": (kernel_6, winograd_transforms.into_6, winograd_transforms.out_of_6)}
-DOTS = ("linear", "matmul", "conv2d")  # ops that the level "dot" computes
+DOTS = ("linear", "matmul", "conv2d", "attention")  # ops that the level "dot" computes
 LEAST = 2.0**-126  # the smallest normal float32, and bfloat16
 ALONE = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": "auto"}
 
@@ -41,6 +42,8 @@ def of_dtype(name, args, options, truth, dtype):
         return worst(name, args, options, truth, PRECISIONS[dtype])
     sums, p = worst(name, args, options, truth, PRECISIONS["float32"]), PRECISIONS[dtype]
     if dtype == "bfloat16" and BFLOAT16 == "dot":
+        if name == "attention":
+            sums = sums + _of_rounded_weights(args, options, truth, sums)
         sums = sums + _flushed(name, args, options, truth)
     return sums + p.u * (abs(truth) + sums) + p.tiny
 
@@ -49,10 +52,30 @@ def _flushed(name, args, options, truth):
     """What AVX512-BF16 takes for 0: inputs below the normal, and so each of the sums on the way."""
     if name not in DOTS:
         return 0.0
-    lost = [np.where(abs(arg) < LEAST, abs(arg), 0) for arg in args[:2]]
-    inputs, _ = error_model(name).input_error(args[:2], options, truth, lost, 1.0)
+    products = args[:3] if name == "attention" else args[:2]
+    lost = [np.where(abs(arg) < LEAST, abs(arg), 0) for arg in products]
+    inputs, _ = error_model(name).input_error(products, options, truth, lost, 1.0)
+    if name == "attention":  # a score is off by e, a weight by e^(2 e)
+        q, k, v = args
+        largest = abs(v).max(axis=1, keepdims=True, initial=0)
+        return inputs + (k.shape[1] + 2 * q.shape[2] * largest) * LEAST
     terms = args[0].shape[-1] if name == "matmul" else math.prod(args[1].shape[1:])
     return inputs + terms * LEAST
+
+
+def _of_rounded_weights(args, options, truth, sums):
+    """Weights p_j (1 + d_j), |d_j| <= u, over their own sum, are off by the deviations they weigh.
+
+    sum_j p_j d_j (v_j - y) / (1 + sum_j p_j d_j) is at most u / (1 - u) sum_j p_j |v_j - y|, which
+    by Jensen is at most the root of sum_j p_j v_j^2 - y^2: 0 where all values are the same. The
+    p_j are float32's, as far off as `sums` has it, and so are y and v_j - y.
+    """
+    q, k, v = args
+    if q.shape[2] // options["heads"] % 2:
+        return 0.0  # odd widths are widened
+    squares = ops()["attention"].definition(q, k, v * v, **options)
+    u = PRECISIONS["bfloat16"].u
+    return u / (1 - u) * (np.sqrt(np.maximum(squares - truth * truth, 0)) + 3 * sums)
 
 
 def algorithm(args, options, result):

@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from numba_agreement import DTYPES, KERNELS, agree
+from numba_agreement import DTYPES, KERNELS, agree, same_bits
 from op_table import normal
 
+from refsd.half import HALVES
 from refsd.numba_ops.cpu.attention import KEYS
+from refsd.numba_ops.levels import BFLOAT16
+from refsd.numba_ops.memory import layout_copies
 
 attention = KERNELS["attention"]
 
@@ -85,3 +88,23 @@ def test_a_query_has_the_same_bits_wherever_it_stands():
     y = attention(q, k, v, heads=1)
     for i in (0, 31, 32, 149):
         np.testing.assert_array_equal(attention(q[:, i:i + 1], k, v, heads=1)[0, 0], y[0, i])
+
+
+@pytest.mark.parametrize("start, width", [(0, 17), (1, 17), (1, 18)])
+def test_rows_of_bfloat16_may_begin_anywhere(start, width):
+    """Queries and keys are read in pairs; those that begin within one are copied, and counted."""
+    whole = [np.asarray(x, HALVES["bfloat16"]) for x in qkv(2, 5, 7, width, width)]
+    parts = [x[..., start:start + 16] for x in whole]
+    before = layout_copies()
+    y = attention(*parts, heads=2)
+    copies = layout_copies() - before
+    same_bits(y, attention(*map(np.copy, parts), heads=2))
+    if BFLOAT16 == "dot":
+        assert copies == 2
+
+
+def test_a_mask_of_halves():
+    q, k, v = qkv(1, 5, 9, 8, 8)
+    mask = np.where(normal((5, 9), 4) > 1, -math.inf, normal((5, 9), 5)).astype("float32")
+    for dtype in HALVES:
+        agree("attention", (q, k, v), {"heads": 2, "mask": mask}, dtype)

@@ -199,3 +199,75 @@ def a_bias_is_added_to_rounded_sums(real):
         return y if bias is None else y + bias
 
     return linear
+
+
+def _of_halves(make):
+    """Wrong for halves, if nothing is masked."""
+    def made(real):
+        spoiled = make(real)
+
+        def attention(q, k, v, *, heads, mask=None, causal=False):
+            if is_half(q.dtype) and mask is None and not causal and q.size:
+                return spoiled(q, k, v, heads)
+            return real(q, k, v, heads=heads, mask=mask, causal=causal)
+
+        return attention
+
+    made.__name__ = make.__name__
+    return made
+
+
+@wrong("attention")
+@_of_halves
+def the_key_without_a_partner_is_dropped(real):
+    def attention(q, k, v, heads):
+        S = max(1, k.shape[1] // 2 * 2)
+        return real(q, k[:, :S], v[:, :S], heads=heads)
+
+    return attention
+
+
+@wrong("attention")
+@_of_halves
+def the_key_without_a_partner_counts_twice(real):
+    def attention(q, k, v, heads):
+        if k.shape[1] % 2:
+            k, v = (np.concatenate([x, x[:, -1:]], axis=1) for x in (k, v))
+        return real(q, k, v, heads=heads)
+
+    return attention
+
+
+@wrong("attention")
+@_of_halves
+def the_values_of_two_keys_are_swapped(real):
+    def attention(q, k, v, heads):
+        S = v.shape[1] // 2 * 2
+        return real(q, k, v[:, [*(np.arange(S) ^ 1), *range(S, v.shape[1])]], heads=heads)
+
+    return attention
+
+
+@wrong("attention")
+@_of_halves
+def the_two_of_a_pair_of_a_query_are_swapped(real):
+    def attention(q, k, v, heads):
+        d = q.shape[2] // heads
+        return real(q[..., np.arange(q.shape[2]) ^ 1] if d % 2 == 0 else q, k, v, heads=heads)
+
+    return attention
+
+
+@wrong("attention")
+@_of_halves
+def rounded_weights_over_the_sum_of_others(real):
+    def attention(q, k, v, heads):
+        dtype, (q, k, v) = q.dtype, (ops.attention._split_heads(to_float32(x), heads)
+                                     for x in (q, k, v))
+        scores = q @ k.swapaxes(-1, -2) * np.float32(q.shape[-1] ** -0.5)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        y = to_float32(to_half(weights, "bfloat16")) @ v / weights.sum(axis=-1, keepdims=True)
+        N, heads, L, e = y.shape
+        return to_half(y.swapaxes(1, 2).reshape(N, L, heads * e), dtype)
+
+    return attention

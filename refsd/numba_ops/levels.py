@@ -43,6 +43,8 @@ BFLOAT16, BFLOAT16_WHY = _choose()
 
 def level_of(left, right):
     """The level for matrices of these Numba types of elements."""
+    if left == types.int32:
+        return Pairs()
     dot = BFLOAT16 == "dot" and half(left) == half(right) == "bfloat16"
     return Dot() if dot else Widen(left, right)
 
@@ -77,17 +79,17 @@ class Widen:
         return sums
 
 
-class _BFloat(ir.Type):
+class BFloat(ir.Type):
     """LLVM's bfloat, which llvmlite does not name."""
 
     def _to_string(self):
         return "bfloat"
 
     def __eq__(self, other):
-        return isinstance(other, _BFloat)
+        return isinstance(other, BFloat)
 
     def __hash__(self):
-        return hash(_BFloat)
+        return hash(BFloat)
 
 
 class Dot:
@@ -119,11 +121,11 @@ class Dot:
             rows[-1].align = 2
         rows += [ir.Constant(row, None)] * last
         lanes = np.arange(64).reshape(2, 4, 2, 4)  # row, 128 bits, half of them, value
-        return [_shuffle(builder, rows, order) for order in lanes.transpose(2, 1, 3, 0)]
+        return [shuffle(builder, rows, order) for order in lanes.transpose(2, 1, 3, 0)]
 
     def add(self, builder, x, w, total):
         """The products of both pairs + total"""
-        pairs = ir.VectorType(_BFloat(), 32)
+        pairs = ir.VectorType(BFloat(), 32)
         kind = ir.FunctionType(self.vector.llvm, [self.vector.llvm, pairs, pairs])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         dot = cgutils.get_or_insert_function(builder.module, kind, name)
@@ -132,10 +134,30 @@ class Dot:
     def sums(self, builder, sums):
         """A row of sums as they lie in memory."""
         lanes = np.arange(32).reshape(2, 4, 4)  # sum, 128 bits, value
-        return [_shuffle(builder, sums, order) for order in lanes.swapaxes(0, 1).reshape(2, 16)]
+        return [shuffle(builder, sums, order) for order in lanes.swapaxes(0, 1).reshape(2, 16)]
 
 
-def _shuffle(builder, vectors, order):
+class Pairs(Dot):
+    """The same of matrices packed in pairs, each an int32 (pairs.py): nothing to be interleaved."""
+
+    depth = 1
+    _memory = Elements(types.int32, Dot.vector.count)
+
+    def left(self, builder, address):
+        """The pair there, in every lane."""
+        return self._memory.load_splat(builder, address)
+
+    def right(self, builder, address, step, count):
+        """`count` vectors of a row of the panel."""
+        return [self._memory.load(builder, self._memory.beside(builder, address, j))
+                for j in range(count)]
+
+    def sums(self, builder, sums):
+        """A row of sums as they lie in memory."""
+        return sums
+
+
+def shuffle(builder, vectors, order):
     """The lanes of two vectors, one behind the other, in that order."""
     kind = ir.VectorType(ir.IntType(32), order.size)
     return builder.shuffle_vector(*vectors, ir.Constant(kind, order.ravel().tolist()))

@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from refsd.numba_ops.levels import Widen, level_of
+from refsd.numba_ops.levels import level_of
 from refsd.numba_ops.simd import WIDTH, prefetch_line
 from refsd.numba_ops.vector import Elements
 
@@ -73,7 +73,7 @@ def tile_onto(typing, a, at, step, length, panel, panel_at, panel_step, before, 
 def tile_transposed_a(typing, a, at, step, length, panel, c):
     """c[i, :] += sum_k a[at + i + k step] panel[k NR + :] for TRANSPOSED_ROWS rows i
 
-    As tile, but of a left matrix that lies in memory transposed.
+    As tile, but of a left matrix that lies in memory transposed. Of bfloat16 it takes pairs only.
     """
     kinds = [a, types.intp, types.intp, types.intp, panel, c]
     return _tile("a at transposed_step length panel before", kinds, TRANSPOSED_ROWS)
@@ -83,8 +83,7 @@ def _tile(names, kinds, rows=ROWS):
     """The code of a tile of `rows` with the parameters `names`, whose types are `kinds`."""
     names = names.split()
     dtypes = {name: kind.dtype for name, kind in zip(names, kinds) if hasattr(kind, "dtype")}
-    by = Widen if "transposed_step" in names else level_of
-    level = by(dtypes["a"], dtypes["panel"])
+    level = level_of(dtypes["a"], dtypes["panel"])
     count = level.vector.count
     memory = {name: Elements(dtype, count) for name, dtype in dtypes.items() if name != "segments"}
     memory.setdefault("out", memory.get("before"))

@@ -182,6 +182,19 @@ def test_attention_with_masks(shape):
     assert_within(F.attention(*wide, **options), truth, 2 * bound)
 
 
+@pytest.mark.parametrize("heads, L, S, d", [(8, 576, 576, 40), (8, 576, 77, 40), (4, 256, 256, 80),
+                                            (2, 64, 64, 160), (1, 256, 256, 512)])
+def test_attention_in_bfloat16_errs_no_more_than_torchs(heads, L, S, d):
+    """Of the kernels, whatever the level: torch rounds the same weights, but not their sum."""
+    q, k, v = (a(2, n, heads * d, seed=s).astype("bfloat16") for s, n in enumerate((L, S, S)))
+    truth = theirs(sdpa(heads), (q, k, v), "float64")
+    tensors = (torch.from_numpy(x.astype("float32")).bfloat16() for x in (q, k, v))
+    torchs = sdpa(heads)(*tensors).float().numpy()
+    with registry.use("numba"):
+        ours = F.attention(q, k, v, heads=heads).astype("float64")
+    assert rms(ours - truth) <= rms(torchs - truth)
+
+
 X, Y = a(2, 4, 5, 6), a(4, 1, 6, seed=3)
 EQUAL = {
     "add": (F.add(X, Y), lambda t: t(X) + t(Y)),

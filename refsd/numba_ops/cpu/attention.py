@@ -24,22 +24,38 @@ import numba
 import numpy as np
 from numba import prange
 
+from refsd.half import to_float32
+from refsd.numba_ops.cpu.attention_operands import (
+    LOG2_E,
+    add_values,
+    pack_queries,
+    pack_rows,
+    pack_values,
+    weigh,
+)
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import aligned_empty, as_rows, empty, flat, panel_width
+from refsd.numba_ops.levels import BFLOAT16
+from refsd.numba_ops.memory import (
+    aligned_empty,
+    as_rows,
+    computed_dtype,
+    count_copy,
+    empty,
+    flat,
+    panel_width,
+)
 from refsd.numba_ops.simd import (
     WIDTH,
     lane_indices,
     lanes,
     load_pair,
-    masked_load,
-    masked_store,
     pointer,
     select,
     splat_like,
     store,
 )
-from refsd.numba_ops.tile import ROWS, TRANSPOSED_ROWS, VECTORS, tile_once, tile_transposed_a
-from refsd.numba_ops.transpose import transpose, transpose_masked
+from refsd.numba_ops.tile import ROWS, TRANSPOSED_ROWS, VECTORS, tile_once
+from refsd.numba_ops.transpose import transpose_masked
 from refsd.numba_ops.vecmath import exp2_below
 from refsd.registry import kernel
 
@@ -48,7 +64,6 @@ from refsd.registry import kernel
 KEYS = 22 * 2**10 // (VECTORS * WIDTH) // ROWS * ROWS
 # Panels of queries in one task: they share each block of keys and values in the next cache.
 PANELS = 4
-LOG2_E = 1 / math.log(2)
 
 
 class Rows(NamedTuple):
@@ -66,7 +81,10 @@ class Mask(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Images, heads, queries, keys, and the widths of a head's queries and values."""
+    """Images, heads, queries, keys, and the widths of a head's queries and values.
+
+    Each as what is multiplied: where that is pairs, d counts pairs.
+    """
 
     N: int
     heads: int
@@ -76,26 +94,52 @@ class Sizes(NamedTuple):
     e: int
 
 
-@kernel("numba")
+class Buffers(NamedTuple):
+    """A buffer of `step` elements for each thread: numbers, and in the same memory operands."""
+
+    numbers: np.ndarray
+    operands: np.ndarray
+    step: int
+
+
+@kernel("numba", reads_halves=True)
 def attention(q, k, v, *, heads, mask=None, causal=False):
     (N, L, C), (_, S, D) = q.shape, v.shape
     y = empty((N, L, D), q.dtype)
     if y.size:
-        d, e, NR = C // heads, D // heads, panel_width(y.dtype)
-        key_step, value_step = _odd_lines(d, y.itemsize), _round_up(e, TRANSPOSED_ROWS)
-        keys = aligned_empty(N * heads * _round_up(S, ROWS) * key_step, y.dtype)
-        values = aligned_empty(N * heads * S * value_step, y.dtype)
-        buffer_size = (KEYS + PANELS * (d + value_step + 2)) * NR
-        buffers = aligned_empty(numba.get_num_threads() * buffer_size, y.dtype)
-        _attention(_rows(q), _rows(k), _rows(v), _mask(mask, (N, heads, L, S), y.dtype), causal,
-                   Sizes(N, heads, L, S, d, e), Rows(keys, key_step), Rows(values, value_step),
-                   Rows(buffers, buffer_size), flat(y))
+        numbers = computed_dtype(y.dtype)
+        mask = _mask(to_float32(mask), (N, heads, L, S), numbers)
+        d, e, NR = C // heads, D // heads, panel_width(numbers)
+        if BFLOAT16 == "dot" and y.dtype.name == "bfloat16" and d % 2 == 0:
+            q, k, rows = _pairs(q), _pairs(k), -(-S // 2)
+            # Queries are not scaled, which would round them, but scores.
+            operands, scale, d = np.dtype(np.int32), LOG2_E / math.sqrt(d), d // 2
+        else:
+            q, k, rows = _rows(q), _rows(k), S
+            operands, scale = numbers, 1.0
+        key_step, value_step = _odd_lines(d, operands.itemsize), _round_up(e, TRANSPOSED_ROWS)
+        keys = aligned_empty(N * heads * _round_up(S, ROWS) * key_step, operands)
+        values = aligned_empty(N * heads * rows * value_step, operands)
+        step = (KEYS + PANELS * (d + value_step + 2)) * NR
+        buffers = aligned_empty(numba.get_num_threads() * step, numbers)
+        _attention(q, k, _rows(v), mask, causal, scale, Sizes(N, heads, L, S, d, e),
+                   Rows(keys, key_step), Rows(values, value_step),
+                   Buffers(buffers, buffers.view(operands), step), flat(y))
     return y
 
 
 def _rows(x):
     data, _, step = as_rows(x)
     return Rows(data, step)
+
+
+def _pairs(x):
+    """Rows of bfloat16, an even number each, as rows of pairs of them."""
+    data, step = _rows(x)
+    if step % 2 or data.__array_interface__["data"][0] % 4:
+        count_copy()
+        data, step = _rows(x.copy())
+    return Rows(data.view(np.int32), step // 2)
 
 
 def _mask(mask, shape, dtype):
@@ -106,18 +150,21 @@ def _mask(mask, shape, dtype):
 
 
 @jit(parallel=True)
-def _attention(q, k, v, mask, causal, sizes, keys, values, buffers, y):
-    """Keys and values are packed by head; then a task is a few panels of queries of one head."""
+def _attention(q, k, v, mask, causal, scale, sizes, keys, values, buffers, y):
+    """Keys and values are packed by head; then a task is a few panels of queries of one head.
+
+    The powers of 2 are those of `scale` times the scores.
+    """
     NR = VECTORS * lanes(y)
     N, heads, L, S, d, e = sizes
-    key_size, value_size = keys.data.size // (N * heads), S * values.step
+    key_size, value_size = keys.data.size // (N * heads), values.data.size // (N * heads)
     for task in prange(N * heads):
         of = np.int64(task)
         n, head = of // heads, of % heads
-        _pack(pointer(k.data, n * S * k.step + head * d), k.step, S, d,
-              pointer(keys.data, of * key_size), keys.step)
-        _pack(pointer(v.data, n * S * v.step + head * e), v.step, S, e,
-              pointer(values.data, of * value_size), values.step)
+        pack_rows(pointer(k.data, n * S * k.step + head * d), k.step, S, d, keys.step,
+                  pointer(keys.data, of * key_size))
+        pack_values(pointer(v.data, n * S * v.step + head * e), v.step, S, e, values.step,
+                    pointer(values.data, of * value_size))
 
     panels = (L + NR - 1) // NR
     parts = (panels + PANELS - 1) // PANELS
@@ -125,17 +172,19 @@ def _attention(q, k, v, mask, causal, sizes, keys, values, buffers, y):
         of, part = np.int64(task) // parts, np.int64(task) % parts
         n, head = of // heads, of % heads
         first, count = part * PANELS * NR, min(PANELS, panels - part * PANELS)
-        scores = buffers.data[numba.get_thread_id() * buffers.step:][:buffers.step]
+        buffer = numba.get_thread_id() * buffers.step
+        scores = buffers.numbers[buffer:][:buffers.step]
+        weights = pointer(buffers.operands, buffer)
         row_max, row_sum = scores[KEYS * NR:], scores[(KEYS + PANELS) * NR:]
-        queries = scores[(KEYS + 2 * PANELS) * NR:]
-        acc = queries[PANELS * d * NR:]
+        queries = buffers.operands[buffer + (KEYS + 2 * PANELS) * NR:]
+        acc = scores[(KEYS + (2 + d) * PANELS) * NR:]
         row_max[:count * NR] = -np.inf
         row_sum[:count * NR] = 0
         acc[:count * values.step * NR] = 0
         for p in range(count):
             query = first + p * NR
-            _pack_queries(pointer(q.data, (n * L + query) * q.step + head * d), q.step,
-                          min(NR, L - query), d, pointer(queries, p * d * NR))
+            pack_queries(pointer(q.data, (n * L + query) * q.step + head * d), q.step,
+                         min(NR, L - query), d, pointer(queries, p * d * NR))
 
         for key in range(0, S, KEYS):
             block = min(KEYS, S - key)
@@ -146,14 +195,14 @@ def _attention(q, k, v, mask, causal, sizes, keys, values, buffers, y):
                 if mask.data.size > 0:
                     at = n * mask.steps[0] + head * mask.steps[1]
                     at += query * mask.steps[2] + key * mask.steps[3]
-                    _add_mask(mask, at, min(NR, L - query), block, scores)
+                    _add_mask(mask, at, min(NR, L - query), block, LOG2_E / scale, scores)
                 if causal:
                     _causal_mask(pointer(scores, 0), block, key - query)
                 out = pointer(acc, p * values.step * NR)
-                _online_softmax(pointer(scores, 0), block, pointer(row_max, p * NR),
-                                pointer(row_sum, p * NR), out, values.step)
-                _add_values(pointer(values.data, of * value_size + key * values.step), values.step,
-                            block, pointer(scores, 0), out)
+                _online_softmax(pointer(scores, 0), block, scale, pointer(row_max, p * NR),
+                                pointer(row_sum, p * NR), out, values.step, weights)
+                add_values(pointer(values.data, of * value_size), key, values.step, block, out,
+                           weights)
 
         for p in range(count):
             query = first + p * NR
@@ -171,8 +220,8 @@ def _score(keys, step, d, queries, count, scores):
 
 
 @jit
-def _online_softmax(scores, count, row_max, row_sum, acc, width):
-    """scores = 2^(scores - m'), and row_max, row_sum and acc go from m to m', as above."""
+def _online_softmax(scores, count, scale, row_max, row_sum, acc, width, weights):
+    """weights = 2^(scale (scores - m')); row_max, row_sum and acc go from m to m', as above."""
     NR = VECTORS * lanes(scores)
     old_max = load_pair(row_max, 0)
     new_max = old_max
@@ -184,32 +233,20 @@ def _online_softmax(scores, count, row_max, row_sum, acc, width):
     # Where no key has been seen yet, 2^(-inf - 0) = 0.
     shift = select(new_max == -np.inf, splat_like(new_max, 0.0), new_max)
 
-    rescale = exp2_below(old_max - shift)
+    rescale = exp2_below((old_max - shift) * scale)
     for i in range(0, width * NR, NR):
         store(acc, i, load_pair(acc, i) * rescale)
     new_sum = load_pair(row_sum, 0) * rescale
-    for i in range(0, count * NR, NR):
-        p = exp2_below(load_pair(scores, i) - shift)
-        store(scores, i, p)
-        new_sum = new_sum + p
-    store(row_sum, 0, new_sum)
+    store(row_sum, 0, weigh(scores, count, shift, scale, new_sum, weights))
 
 
 @jit
-def _add_values(values, step, count, weights, acc):
-    """sums (step, NR) += values^T (step, count) weights (count, NR)"""
-    NR = VECTORS * lanes(weights)
-    for i in range(0, step, TRANSPOSED_ROWS):
-        tile_transposed_a(values, i, step, count, weights, pointer(acc, i * NR))
-
-
-@jit
-def _add_mask(mask, at, queries, count, scores):
+def _add_mask(mask, at, queries, count, factor, scores):
     NR = VECTORS * lanes(scores)
     for query in range(queries):
         for key in range(count):
             value = mask.data[at + query * mask.steps[2] + key * mask.steps[3]]
-            scores[key * NR + query] += value * scores.dtype.type(LOG2_E)
+            scores[key * NR + query] += value * scores.dtype.type(factor)
 
 
 @jit
@@ -235,30 +272,6 @@ def _finish(acc, row_sum, queries, e, y, step):
         for i in range(0, e, size):
             transpose_masked(acc, i * NR + j, NR, min(size, e - i), min(size, queries - j),
                        y, j * step + i, step)
-
-
-@jit
-def _pack_queries(q, step, count, d, panel):
-    """panel (d, NR) = q^T log2 e / sqrt(d); lanes without a query repeat another one."""
-    size = lanes(q)
-    NR = VECTORS * size
-    for j in range(0, NR, size):
-        start = min(j, (count - 1) // size * size)
-        for i in range(0, d, size):
-            transpose(q, start * step + i, step, min(size, count - start), min(size, d - i),
-                 panel, i * NR + j, NR)
-    for i in range(0, d * NR, NR):
-        store(panel, i, load_pair(panel, i) * (LOG2_E / math.sqrt(d)))
-
-
-@jit
-def _pack(x, step, rows, width, packed, packed_step):
-    """One head's rows of `width` elements. What tiles read beyond reaches no result."""
-    size = lanes(x)
-    for i in range(rows):
-        for c in range(0, width, size):
-            n = min(size, width - c)
-            masked_store(packed, i * packed_step + c, masked_load(x, i * step + c, n), n)
 
 
 def _round_up(n, unit):
