@@ -121,7 +121,7 @@ def test_wrong_shapes_and_types_are_named(tmp_path, unread):
             "quant_conv.bias is I32")  # fmt: skip
 
 
-def test_weights_in_8_bits_are_read_and_those_with_scales_refused(tmp_path):
+def test_weights_in_8_bits_are_read_and_those_with_many_scales_refused(tmp_path):
     """A model in fp8, each tensor its own codes; ComfyUI's scaled fp8 would need its scales."""
     path = write_folder(tmp_path) / "unet" / f"{STEM['unet']}.safetensors"
     shapes = {name: array.shape for name, array in tiny_tensors("unet").items()}
@@ -135,8 +135,8 @@ def test_weights_in_8_bits_are_read_and_those_with_scales_refused(tmp_path):
 
     end = int(ends[-1])
     for name in ("conv_in.scale_weight", "scaled_fp8", "conv_in.weight_scale"):
-        more = {**header, name: entry("F32", (), (end, end + 4))}
-        path.write_bytes(file_of(more, b"\x39" * end + bytes(4)))
+        more = {**header, name: entry("F32", (2,), (end, end + 8))}
+        path.write_bytes(file_of(more, b"\x39" * end + bytes(8)))
         refused(lambda: load_checkpoint(tmp_path), name, "does not apply", "F8_E4M3")
     integers = {n: {**info, "dtype": "I8"} for n, info in header.items()}
     path.write_bytes(file_of(integers, bytes(end)))

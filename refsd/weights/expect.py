@@ -26,7 +26,7 @@ from refsd.weights.validate import per_level, validate
 logger = logging.getLogger(__name__)
 MAX_PARAMETERS = 1 << 34
 # What ComfyUI, torchao and bitsandbytes store beside weights that mean something only with it.
-SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scale|comfy_quant|absmax|quant_map)$")
+SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scal\w+|comfy_quant|absmax|quant_map)$")
 # Of training, or of CLIP's other half: left out without a word, no picture depends on it.
 OF_TRAINING = re.compile(
     r"(^|\.)(loss\..*|model_ema\..*|logvar|logit_scale|text_projection(\.weight)?|vision_model\..*"

@@ -106,7 +106,7 @@ def _shards(
         _check_inside(index.parent / file, model)
         header = read_header(index.parent / file)
         listed = {name for name, shard in weight_map.items() if shard == file}
-        differing = sorted(listed ^ header.tensors.keys())
+        differing = sorted(listed ^ (header.tensors.keys() | header.applied))
         if differing:
             raise ModelError(
                 f"{index}: {file} and the index differ in {len(differing)} tensors, "

@@ -14,7 +14,7 @@ of layout, and the tests hold its verdict against the library's on damaged files
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -35,7 +35,8 @@ BLOCKS = (
     "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0",
     "TQ2_0", "MXFP4", "NVFP4",
 )  # fmt: skip
-WEIGHTS = (*FLOATS, *BLOCKS)  # the types that weights may be of
+SCALED = ("F8_E4M3_SCALED", "F8_E5M2_SCALED")  # ours: float8 times a scale (scaled.py)
+WEIGHTS = (*FLOATS, *BLOCKS, *SCALED)  # the types that weights may be of
 MAX_BYTES = (1 << 63) - 1  # of an array, for NumPy, which leaves out the sizes that are 0
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 PICKLE_REFUSED = (
@@ -45,12 +46,16 @@ PICKLE_REFUSED = (
 
 
 class TensorInfo(NamedTuple):
-    """One tensor: dtype as the format names it, shape, and its bytes' place after the header."""
+    """One tensor: dtype as the format names it, shape, and its bytes' place after the header.
+
+    scale: where the one number lies that the others are to be multiplied by.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     stop: int
+    scale: "TensorInfo | None" = None
 
     @property
     def count(self) -> int:
@@ -60,13 +65,17 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of one file, where their bytes begin, and which file it was."""
+    """The tensors of one file, where their bytes begin, and which file it was.
+
+    applied: the names of scales, and of what belongs to them, that are part of other tensors here.
+    """
 
     path: str
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     data: int
     identity: tuple
+    applied: frozenset[str] = frozenset()
 
 
 def read_header(path: str | Path) -> Header:
@@ -101,7 +110,19 @@ def _parse(file: BinaryIO, path: str | Path) -> Header:
     metadata = _strings(found.pop("__metadata__", None), where)
     tensors = {name: _tensor(name, entry, where) for name, entry in found.items()}
     check_layout(tensors, status.st_size - 8 - length, path)
-    return Header(str(path), tensors, metadata, 8 + length, identity(status))
+    return _applying_scales(file, Header(str(path), tensors, metadata, 8 + length,
+                                         identity(status)))
+
+
+def _applying_scales(file: BinaryIO, header: Header) -> Header:
+    from refsd.weights.scaled import with_scales
+
+    def read(info: TensorInfo) -> bytes:
+        file.seek(header.data + info.start)
+        return file.read(info.stop - info.start)
+
+    tensors = with_scales(header.tensors, header.metadata, read)
+    return replace(header, tensors=tensors, applied=frozenset(header.tensors.keys() - tensors))
 
 
 def identity(status: os.stat_result) -> tuple:
@@ -174,7 +195,7 @@ def check_layout(
 ) -> None:
     """The tensors follow each other, aligned, without gap or overlap, and fill `size` bytes."""
     end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1][2:]):
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1][2:4]):
         begin = end + -end % alignment
         if tensor.start != begin:
             kind = "overlaps another" if tensor.start < begin else "leaves a gap before it"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from refsd import cgroups
 from refsd.errors import ResourceError
-from refsd.weights.header import BLOCKS, BYTES, WEIGHTS, TensorInfo
+from refsd.weights.header import BLOCKS, BYTES, SCALED, WEIGHTS, TensorInfo
 
-WIDENED = ("BF16", "F8_E4M3", "F8_E5M2", *BLOCKS)  # read as float32, whatever dtype says
+WIDENED = ("BF16", "F8_E4M3", "F8_E5M2", *BLOCKS, *SCALED)  # read as float32, whatever dtype says
 
 
 def needed_bytes(tensors: Iterable[TensorInfo], dtype: str | None) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.weights import float8, gguf
 from refsd.weights.files import open_file
-from refsd.weights.header import BLOCKS, WEIGHTS, Header, TensorInfo, identity, read_header
+from refsd.weights.header import BLOCKS, SCALED, WEIGHTS, Header, TensorInfo, identity, read_header
 
 # bfloat16 and 8-bit floats are read as bits and widened; all else is what NumPy calls it.
 NUMPY = {
@@ -31,7 +31,8 @@ def read_safetensors(
     """The tensors of a safetensors or GGUF file by name, in the order in which they lie in it.
 
     dtype None keeps each tensor's own type, with bfloat16 and the 8-bit floats E4M3 and E5M2 as
-    float32, which holds their every value, and GGUF's blocks as the float32 that they stand for.
+    float32, which holds their every value, and GGUF's blocks, and float8 times a scale, as the
+    float32 that they stand for.
     "float32" or "float64" converts the floating-point ones: exact, but for float64 to float32,
     which rounds. names limits what is read. Memory: the result, and one tensor to convert.
 
@@ -58,6 +59,12 @@ def read_tensors(
 
 
 def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: str | None):
+    if info.dtype in SCALED:
+        plain = info._replace(dtype=info.dtype.removesuffix("_SCALED"), scale=None)
+        array = _read(file, header, name, plain, "float32")
+        with np.errstate(all="ignore"):  # what is not finite then is said as other weights' is
+            array *= _read(file, header, name, info.scale, "float32").item()
+        return array.astype(dtype or "float32", copy=False)
     if info.dtype not in NUMPY and info.dtype not in BLOCKS:
         raise ModelError(
             f"{header.path}: tensor {ascii(name)[:200]} is {info.dtype}, which is not supported. "
