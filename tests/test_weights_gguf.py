@@ -197,7 +197,9 @@ DAMAGED = {
     "an array of 2^62": (header(key_count=1, keys=key("a", 9, struct.pack("<IQ", 0, 1 << 62))),
                          "incomplete"),
     "an array of 2^62 texts": (header(key_count=1, keys=key("a", 9, struct.pack(
-        "<IQ", 8, 1 << 62))), "incomplete"),
+        "<IQ", 8, 1 << 62))), "at most 1,048,576"),
+    "an array of texts that end": (header(key_count=1, keys=key("a", 9, struct.pack(
+        "<IQ", 8, 2) + text("b"))), "incomplete"),
     "an array of arrays": (header(key_count=1, keys=key("a", 9, struct.pack("<IQ", 9, 1))),
                            "unknown type 9"),
     "an alignment of 24": (header(key_count=1, keys=ALIGNED), "a power of two"),

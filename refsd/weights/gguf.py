@@ -29,6 +29,7 @@ from refsd.weights.header import (
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # of one layout; 3 may be big-endian, which nobody writes
 MAX_COUNT = 1 << 16  # of tensors, and of keys
+MAX_TEXTS = 1 << 20  # of an array: a vocabulary's
 MAX_ALIGNMENT = 1 << 16
 SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd"))
 UINT32, STRING, ARRAY = 4, 8, 9
@@ -139,7 +140,10 @@ def _value(reader: _Reader, key: str, kind: int) -> Any:
                          f"{of}")
     count = reader.number("Q")
     if of == STRING:
-        for _ in range(count):  # each takes bytes, which end
+        if count > MAX_TEXTS:
+            raise ModelError(f"{reader.path}: the GGUF key {ascii(key)[:200]} claims {count:,} "
+                             f"texts, at most {MAX_TEXTS:,} are allowed")
+        for _ in range(count):
             reader.skip(reader.number("Q"))
     elif key.startswith(ORIGINAL_SHAPE) and count <= MAX_DIMENSIONS:
         return tuple(reader.number(SCALARS[of]) for _ in range(count))

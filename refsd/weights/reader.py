@@ -12,7 +12,7 @@ import numpy as np
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.weights import float8, gguf
 from refsd.weights.files import open_file
-from refsd.weights.header import BLOCKS, SCALED, WEIGHTS, Header, TensorInfo, identity, read_header
+from refsd.weights.header import BLOCKS, WEIGHTS, Header, TensorInfo, identity, read_header
 
 # bfloat16 and 8-bit floats are read as bits and widened; all else is what NumPy calls it.
 NUMPY = {
@@ -59,19 +59,14 @@ def read_tensors(
 
 
 def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: str | None):
-    if info.dtype in SCALED:
-        plain = info._replace(dtype=info.dtype.removesuffix("_SCALED"), scale=None)
-        array = _read(file, header, name, plain, "float32")
-        with np.errstate(all="ignore"):  # what is not finite then is said as other weights' is
-            array *= _read(file, header, name, info.scale, "float32").item()
-        return array.astype(dtype or "float32", copy=False)
-    if info.dtype not in NUMPY and info.dtype not in BLOCKS:
+    kind = info.dtype.removesuffix("_SCALED")
+    if kind not in NUMPY and kind not in BLOCKS:
         raise ModelError(
-            f"{header.path}: tensor {ascii(name)[:200]} is {info.dtype}, which is not supported. "
+            f"{header.path}: tensor {ascii(name)[:200]} is {kind}, which is not supported. "
             "Convert the file to float16; of the 8-bit floats F8_E4M3 and F8_E5M2 are read"
         )
-    array = (np.empty(info.stop - info.start, np.uint8) if info.dtype in BLOCKS
-             else np.empty(info.shape, NUMPY[info.dtype]))
+    array = (np.empty(info.stop - info.start, np.uint8) if kind in BLOCKS
+             else np.empty(info.shape, NUMPY[kind]))
     file.seek(header.data + info.start)
     rest = memoryview(array.reshape(-1).view(np.uint8))
     while rest:
@@ -85,12 +80,15 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
     if sys.byteorder == "big":
         array = array.astype(array.dtype.newbyteorder("="))
 
-    if info.dtype == "BF16":
+    if kind == "BF16":
         array = np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
-    elif info.dtype in float8.TABLES:
-        array = float8.widen(array, info.dtype)
-    elif info.dtype in BLOCKS:
-        array = gguf.decode(array, info.dtype).reshape(info.shape)
+    elif kind in float8.TABLES:
+        array = float8.widen(array, kind)
+    elif kind in BLOCKS:
+        array = gguf.decode(array, kind).reshape(info.shape)
+    if info.scale is not None:
+        with np.errstate(all="ignore"):  # what is not finite then is said as other weights' is
+            array *= _read(file, header, name, info.scale, "float32").item()
     if dtype is not None and info.dtype in WEIGHTS:
         array = array.astype(dtype, copy=False)
     return array

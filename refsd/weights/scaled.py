@@ -22,6 +22,7 @@ OF_INPUTS = (".scale_input", ".input_scale")
 FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 METADATA = "_quantization_metadata"
 MAX_NOTE = 4096  # bytes of a comfy_quant
+PREFIX_LEVELS = 4  # text_encoders.clip_l.transformer. has three
 
 
 def with_scales(
@@ -77,8 +78,8 @@ def _layers(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _endings(layer: str) -> Iterator[str]:
-    """a.b.c, b.c, c: the metadata may leave out what stands before all names."""
-    while layer:
+    """a.b.c, b.c: the metadata may leave out what stands before all names, a few levels."""
+    for _ in range(PREFIX_LEVELS + 1):
         yield layer
         layer = layer.partition(".")[2]
 
