@@ -116,7 +116,7 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
         raise ValueError(f"weight {self.name} is read-only: put a changed copy in its place")
 
     def __len__(self) -> int:
-        return len(self.dense())
+        return len(self._array)
 
     def __reduce__(self) -> tuple:
         return type(self), (self.dense(), self.name)

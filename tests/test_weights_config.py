@@ -50,7 +50,7 @@ BAD_CONFIGS = [
 
 @pytest.mark.parametrize("component, option, value", BAD_CONFIGS)
 def test_bad_configs_are_refused_by_option(tmp_path, monkeypatch, component, option, value):
-    monkeypatch.setattr(checkpoint, "read_tensors", lambda *a, **k: pytest.fail("tensors read"))
+    monkeypatch.setattr(checkpoint, "iter_tensors", lambda *a, **k: pytest.fail("tensors read"))
     write_folder(tmp_path)
     file = tmp_path / component / "config.json"
     file.write_text(json.dumps({**TINY[component], option: value}))

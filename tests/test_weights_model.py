@@ -15,7 +15,8 @@ from refsd.weights import (
     memory,
     write_safetensors,
 )
-from refsd.weights.expect import SHAPES, Stored, check, unet_shapes
+from refsd.weights.expect import SHAPES, unet_shapes
+from refsd.weights.found import Stored, check
 from refsd.weights.validate import validate
 
 

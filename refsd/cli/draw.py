@@ -14,7 +14,7 @@ from refsd.cli import auditing, output, samplers, threads
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
-from refsd.cli.recipe import DTYPES, RNGS, Recipe
+from refsd.cli.recipe import DTYPES, FORMS, RNGS, Recipe
 from refsd.cli.report import Warnings, note, result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import MAX_PICTURES, check_integer, check_numbers
@@ -124,6 +124,9 @@ def add_arithmetic(parser: Parser) -> None:
         help=f"auto, {', '.join(BACKENDS)} (auto: the fastest that is there)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help="float32 or float64, the arithmetic's type (float32)")
+    add("--weights", type=choice(*FORMS), metavar="NAME",
+        help="how the weights are held, if smaller: float32, bfloat16, float16, int8, as-is (as "
+        "--dtype; those of refsd quantize as int8)")
     add("-t", "--threads", type=integer, metavar="N", help="threads of the kernels (all)")
     add("--exact", action="store_true",
         help="convolutions as sums of products only, without Winograd and FFT: slower")
@@ -206,7 +209,8 @@ class Session:
             parts = {"vae": options.vae, "text_encoder": options.text_encoder}
             self.pipe = StableDiffusionPipeline.from_pretrained(
                 options.model, backend=options.backend, dtype=options.dtype,
-                download=options.download, variant=options.variant, exact=options.exact,
+                weights=options.weights, download=options.download, variant=options.variant,
+                exact=options.exact,
                 scheduler=partial(samplers.of_model, options.sampler), ema=options.ema,
                 prediction_type=options.prediction, **parts)
             self.calls = drawing.calls(self.pipe, options.steps)
@@ -221,7 +225,7 @@ class Session:
             rng=options.rng, scheduler=self.pipe.scheduler.config.plain(),
             backend=self.pipe.backend, dtype=options.dtype,
             threads=threads.in_use(self.pipe.backend), exact=options.exact,
-            tuned=drawing.tuned_choices() if options.tuned else {},
+            tuned=drawing.tuned_choices() if options.tuned else {}, weights=options.weights,
             allow_nonfinite=options.allow_nonfinite, model=self.model,
             versions=drawing.versions(self.pipe.backend)))
 

@@ -15,6 +15,7 @@ KEYWORD = "refsd"  # of the PNG's text chunk
 SCHEMA = 1
 RNGS = ("torch-cpu", "cuda", "numpy")
 DTYPES = ("float32", "float64")
+FORMS = ("float32", "bfloat16", "float16", "int8", "as-is")  # as in refsd.weights, without NumPy
 A1111_RNG = {"torch-cpu": {"RNG": "CPU"}, "cuda": {"RNG": "NV"}, "numpy": {"Noise": "NumPy"}}
 
 
@@ -23,7 +24,8 @@ class Recipe:
     """The resolved request, the model, and the versions; `pixels` is the SHA-256 of the picture.
 
     Sizes in pixels; `clip_skip` as in diffusers; `scheduler` is the full resolved configuration;
-    `model` holds the name and the SHA-256 of each file of weights; `threads` are the backend's.
+    `model` holds the name and the SHA-256 of each file of weights; `weights` is the form in which
+    they were held, if asked for; `threads` are the backend's.
     """
 
     prompt: str
@@ -44,6 +46,7 @@ class Recipe:
     allow_nonfinite: bool
     exact: bool = False
     tuned: dict[str, str] = field(default_factory=dict)
+    weights: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     pixels: str = ""
@@ -86,6 +89,7 @@ RULES = NUMBERS | {
     "prompt": TEXT, "negative_prompt": TEXT, "backend": TEXT, "pixels": TEXT,
     "clip_skip": optional(NUMBERS["clip_skip"]),
     "rng": only(*RNGS), "dtype": only(*DTYPES),
+    "weights": optional(only(*FORMS)),
     "allow_nonfinite": boolean, "exact": boolean,
     "scheduler": table(anything, "an object"),
     "tuned": STRINGS, "versions": STRINGS,
@@ -109,7 +113,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     if not isinstance(found, dict):
         raise UsageError(f"{where} is a JSON {type(found).__name__}, expected an object")
     check_schema(found.get("schema"), SCHEMA, where, "the picture", error=UsageError)
-    for key, value in (("exact", False), ("tuned", {})):
+    for key, value in (("exact", False), ("tuned", {}), ("weights", None)):
         found.setdefault(key, value)  # in no picture drawn before there was a choice
     check(found, RULES, where, error=UsageError)
     return Recipe(**found)

@@ -117,7 +117,7 @@ def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty
     parts = _parts(recipe, options)
     pipe = StableDiffusionPipeline.from_pretrained(
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
-        download=options.download, exact=recipe.exact,
+        weights=recipe.weights, download=options.download, exact=recipe.exact,
         scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts)
     used = identity.of(model, variant=variant, parts=parts)
     _require_same_files(recipe.model.get("files", {}), used["files"])

@@ -30,7 +30,8 @@ def bundled_model() -> Path:
     return Path(str(resources.files("refsd"))) / "data" / "model"
 
 
-def load_components(path: str | Path | None, *, backend: str, dtype: str, download: bool,
+def load_components(path: str | Path | None, *, backend: str, dtype: str,
+                    weights: str | None = None, download: bool,
                     variant: str | None, ema: bool, force: bool, exact: bool = False,
                     hub: dict[str, Any] | None = None, scheduler: Any = None, vae: Any = None,
                     text_encoder: Any = None, prediction_type: str | None = None) -> dict[str, Any]:
@@ -55,8 +56,8 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str, downlo
     replaced = {part: None if part in objects else resolve(
         value, download=download, variant=variant, parts=(part,), **(hub or {}))
         for part, value in given.items()}
-    parts = load_checkpoint(place, dtype=dtype, variant=variant, ema=ema, force=force,
-                            replaced=replaced)
+    parts = load_checkpoint(place, dtype=dtype, weights=weights, variant=variant, ema=ema,
+                            force=force, replaced=replaced)
     for part in parts.values():
         find_backend(backend).place(part.tensors)
     find_backend(backend).release()  # the memory that weights lay in before

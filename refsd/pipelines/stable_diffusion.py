@@ -41,8 +41,8 @@ CALL_ARGUMENTS = (
     "negative_prompt_embeds", "output_type", "return_dict", "clip_skip", "guidance_rescale",
     "callback_on_step_end", "callback_on_step_end_tensor_inputs",
 )
-LOAD_ARGUMENTS = ("path", "backend", "dtype", "download", "variant", "ema", "force", "exact",
-                  "torch_dtype", "local_files_only", "scheduler", "vae", "text_encoder",
+LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "ema", "force",
+                  "exact", "torch_dtype", "local_files_only", "scheduler", "vae", "text_encoder",
                   "prediction_type", "cache_dir", "revision", "token")
 
 
@@ -83,9 +83,10 @@ class StableDiffusionPipeline:
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
-                        dtype: Any = "float32", download: bool = False, variant: str | None = None,
-                        ema: bool = False, force: bool = False, exact: bool = False,
-                        scheduler: Any = None, vae: Any = None, text_encoder: Any = None,
+                        dtype: Any = "float32", weights: str | None = None,
+                        download: bool = False, variant: str | None = None, ema: bool = False,
+                        force: bool = False, exact: bool = False, scheduler: Any = None,
+                        vae: Any = None, text_encoder: Any = None,
                         prediction_type: str | None = None, torch_dtype: Any = None,
                         local_files_only: bool | None = None,
                         **others: Any) -> "StableDiffusionPipeline":
@@ -93,8 +94,10 @@ class StableDiffusionPipeline:
 
         `download` (local_files_only=False) lets a hub id be fetched; nothing else touches the
         network. `variant` ("fp16") and `ema` choose among copies of the weights; dtype
-        (torch_dtype) is the arithmetic's, float32 or float64; `force` loads what may not fit into
-        memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
+        (torch_dtype) is the arithmetic's, float32 or float64; `weights` the form in which matrices
+        and kernels are held meanwhile ("float32", "bfloat16", "float16", "int8", "as-is": as in the
+        file); `force` loads what may not fit into memory; `exact` keeps convolutions to sums of
+        products: no Winograd, no FFT.
         `scheduler` replaces the model's, which is then not read: a scheduler, or a class or
         function that makes one of the model's options. `vae` and `text_encoder` replace the model's
         by those of a path (a folder, a .safetensors file) or another pipeline; `prediction_type`
@@ -110,10 +113,10 @@ class StableDiffusionPipeline:
             local_files_only=local_files_only)
         from_diffusers.check_scheduler(scheduler, "scheduler")
         backend = choose_backend(backend)
-        parts = load_components(path, backend=backend, dtype=dtype, download=download,
-                                variant=variant, ema=ema, force=force, exact=exact, hub=hub,
-                                scheduler=scheduler, vae=vae, text_encoder=text_encoder,
-                                prediction_type=prediction_type)
+        parts = load_components(path, backend=backend, dtype=dtype, weights=weights,
+                                download=download, variant=variant, ema=ema, force=force,
+                                exact=exact, hub=hub, scheduler=scheduler, vae=vae,
+                                text_encoder=text_encoder, prediction_type=prediction_type)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained

@@ -1,6 +1,6 @@
 """A whole model, from a diffusers folder or a single file: checked first, then read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,13 @@ import numpy as np
 from refsd.errors import ModelError, UsageError
 from refsd.families import COMPONENTS
 from refsd.leaf import Weight, seal
+from refsd.quantized import Quantized
 from refsd.weights.folder import check_variants
+from refsd.weights.forms import check_form, hold, read_as
 from refsd.weights.memory import check_memory, needed_bytes
 from refsd.weights.model_index import remark
-from refsd.weights.plan import Plan, own_config, plan_file, plan_folder, plan_replacement
-from refsd.weights.reader import read_tensors, warn_nonfinite
+from refsd.weights.plan import Plan, Source, own_config, plan_file, plan_folder, plan_replacement
+from refsd.weights.reader import iter_tensors, read_tensors, warn_nonfinite
 from refsd.weights.tree import to_tree
 
 
@@ -41,6 +43,7 @@ def load_checkpoint(
     path: str | Path,
     *,
     dtype: str | None = "float32",
+    weights: str | None = None,
     variant: str | None = None,
     ema: bool = False,
     force: bool = False,
@@ -49,7 +52,9 @@ def load_checkpoint(
 ) -> dict[str, Component]:
     """The text_encoder, unet and vae of a diffusers folder or a single file.
 
-    dtype: see `read_safetensors`. variant picks a folder's files ("fp16") in the parts that have
+    dtype: see `read_safetensors`. weights is the form in which matrices, tables and kernels are
+    held, while they read as dtype: one of refsd.weights.forms.FORMS; None is dtype, and int8 for
+    those that are int8 in the file. variant picks a folder's files ("fp16") in the parts that have
     it; ema the moving averages of a single file; configs are for single files of another size than
     their family's. force skips the question whether it fits into memory. replaced gives components
     another path, or None to leave them out: the model's own are then not looked at.
@@ -79,7 +84,7 @@ def load_checkpoint(
             like = (configs or {}).get(name) or own_config(path, name)
             plans[name] = plan_replacement(other, name, variant=variant, like=like)
     check_together({name: plan.config for name, plan in plans.items()}, str(path))
-    return load(plans, dtype=dtype, force=force)
+    return load(plans, dtype=dtype, weights=weights, force=force)
 
 
 def load_folder(
@@ -87,6 +92,7 @@ def load_folder(
     component: str,
     *,
     dtype: str | None = "float32",
+    weights: str | None = None,
     variant: str | None = None,
     force: bool = False,
 ) -> Component:
@@ -95,7 +101,7 @@ def load_folder(
         raise UsageError(f"component: got {component!r}, expected one of {', '.join(COMPONENTS)}")
     plan = plan_folder(Path(path), component, variant=variant)
     check_variants({component: plan.variant}, variant, str(path))
-    return load({component: plan}, dtype=dtype, force=force)[component]
+    return load({component: plan}, dtype=dtype, weights=weights, force=force)[component]
 
 
 def check_together(configs: Mapping[str, Mapping], where: str) -> None:
@@ -118,23 +124,43 @@ def check_together(configs: Mapping[str, Mapping], where: str) -> None:
         )
 
 
-def load(plans: Mapping[str, Plan], *, dtype: str | None, force: bool) -> dict[str, Component]:
+def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = None,
+         force: bool) -> dict[str, Component]:
     """Read what was planned, after a look at the memory; NaN weights are logged."""
+    check_form(weights, dtype)
     everything = {(id(header), location.name): header.tensors[location.name]
-                  for plan in plans.values() for header, location in plan.sources.values()}
+                  for plan in plans.values() for header, location, _ in plan.sources.values()}
     source = next(iter(plans.values())).source
-    check_memory(needed_bytes(everything.values(), dtype), source, force=force)
+    check_memory(needed_bytes(everything.values(), dtype, weights), source, force=force)
 
     components = {}
     for component, plan in plans.items():
-        tensors: dict[str, np.ndarray] = {}
-        for header in {id(header): header for header, _ in plan.sources.values()}.values():
-            here = {name: location for name, (h, location) in plan.sources.items() if h is header}
-            stored = read_tensors(header, dtype=dtype, names={at.name for at in here.values()})
-            tensors |= {name: location.take(stored[location.name])
-                        for name, location in here.items()}
-        leaves = {name: Weight(seal(tensors[name].reshape(shape)), f"{component}.{name}")
-                  for name, shape in plan.shapes.items()}
+        leaves = dict(iter_leaves(component, plan, dtype=dtype, weights=weights))
+        leaves = {name: leaves[name] for name in plan.shapes}
         warn_nonfinite(leaves, plan.source)
         components[component] = Component(plan.config, leaves, plan.source)
     return components
+
+
+def iter_leaves(component: str, plan: Plan, *, dtype: str | None, weights: str | None = None,
+                names: Collection[str] | None = None) -> Iterator[tuple[str, Weight]]:
+    """The tensors, or those of these names, as leaves: one after the other as files hold them."""
+    sources = plan.sources if names is None else {name: plan.sources[name] for name in names}
+    for header in {id(source.header): source.header for source in sources.values()}.values():
+        here: dict[str, list[str]] = {}
+        for name, source in sources.items():
+            if source.header is header:
+                here.setdefault(source.location.name, []).append(name)
+        for stored, array in iter_tensors(header, dtype=read_as(weights, dtype), names=here):
+            for name in here[stored]:
+                part = sources[name].location.take(array).reshape(plan.shapes[name])
+                if (scale := sources[name].scale) is not None:
+                    part = _quantized(part, scale, dtype)
+                yield name, hold(part, f"{component}.{name}", form=weights,
+                                 stored=header.tensors[stored].dtype, dtype=dtype)
+            del array, part  # before the next one is read
+
+
+def _quantized(values: np.ndarray, scale: Source, dtype: str | None) -> Quantized:
+    factors = read_tensors(scale.header, names=[scale.location.name])[scale.location.name]
+    return Quantized(seal(values), factors.reshape(-1), dtype or "float32")

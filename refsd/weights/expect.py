@@ -1,4 +1,4 @@
-"""Every tensor that a model must have, from its config alone, and the check of what was found.
+"""Every tensor that a model must have, from its config alone.
 
 The shapes are written as the trees that refsd.models takes apart, so the two can be read side by
 side. Planning a model on Specs cannot make them: models take their structure from what is present
@@ -10,28 +10,15 @@ diffusers 0.42.1 and transformers 5.23.0; the text encoder's carry the prefix "t
 published checkpoints.
 """
 
-import difflib
-import logging
 import math
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from refsd.errors import ModelError
-from refsd.families import family_of_width
-from refsd.weights.header import FLOATS, WEIGHTS
 from refsd.weights.tree import flatten
 from refsd.weights.validate import per_level, validate
 
-logger = logging.getLogger(__name__)
 MAX_PARAMETERS = 1 << 34
-# What ComfyUI, torchao and bitsandbytes store beside weights that mean something only with it.
-SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scal\w+|comfy_quant|absmax|quant_map)$")
-# Of training, or of CLIP's other half: left out without a word, no picture depends on it.
-OF_TRAINING = re.compile(
-    r"(^|\.)(loss\..*|model_ema\..*|logvar|logit_scale|text_projection(\.weight)?|vision_model\..*"
-    r"|visual_projection\..*)$"
-)
 
 Shape = tuple[int, ...]
 
@@ -232,69 +219,3 @@ def _flat(component: str, tree: dict[str, Any]) -> dict[str, Shape]:
         raise ModelError(f"the config of the {component}: {total:,} parameters, at most "
                          f"{MAX_PARAMETERS:,} are allowed")
     return shapes
-
-
-class Stored(NamedTuple):
-    """What a file says of one tensor."""
-
-    dtype: str
-    shape: Shape
-
-
-def check(stored: Mapping[str, Stored], expected: Mapping[str, Shape], where: str) -> None:
-    """ModelError unless every expected tensor is there with its shape and a float dtype.
-
-    The message names up to five missing, wrongly shaped and wrongly typed tensors each, the
-    missing ones with the nearest name there. Tensors that were not expected are logged.
-    """
-    extra = sorted(stored.keys() - expected.keys())
-    missing = [name for name in expected if name not in stored]
-    shapes = [n for n, shape in expected.items() if n in stored and stored[n].shape != shape]
-    dtypes = [n for n in expected if n in stored and stored[n].dtype not in WEIGHTS]
-    scales = [name for name in extra if SCALES.search(name)]
-
-    problems = [
-        _listed("missing", missing, lambda name: name + _nearest(name, extra)),
-        _listed("of another shape", shapes,
-                lambda name: f"{name} is {stored[name].shape}, expected {expected[name]}"),
-        _listed("of a type that is not read", dtypes,
-                lambda name: f"{name} is {stored[name].dtype}"),
-        _listed("with scales of quantized weights, which refsd does not apply", scales, _short),
-    ]  # fmt: skip
-    problems = [problem for problem in problems if problem]
-    if problems:
-        hint = _family_hint(stored, expected, shapes)
-        if dtypes or scales:
-            hint += f". Save the weights as one of {', '.join(FLOATS)}, without scales"
-        raise ModelError(f"{where}: {'; '.join(problems)}{hint}")
-    extra = [name for name in extra if not OF_TRAINING.search(name)]
-    if extra:
-        logger.warning("%s: ignoring %s", where, _listed("unexpected", extra, _short))
-
-
-def _listed(kind: str, names: list[str], show) -> str:
-    """"2 tensors missing: a, b"; an empty string for none."""
-    if not names:
-        return ""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    noun = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {noun} {kind}: {', '.join(show(name) for name in names[:5])}{more}"
-
-
-def _short(name: str) -> str:
-    return ascii(name)[1:-1][:200]
-
-
-def _nearest(name: str, extra: list[str]) -> str:
-    near = difflib.get_close_matches(name, extra[:1000], n=1, cutoff=0.8)
-    return f" (nearest: {_short(near[0])})" if near else ""
-
-
-def _family_hint(stored, expected, wrong: list[str]) -> str:
-    for name in wrong:
-        if name.endswith("attn2.to_k.weight") and len(stored[name].shape) == 2:
-            theirs, ours = stored[name].shape[1], expected[name][1]
-            if theirs != ours and (family := family_of_width(theirs)):
-                return (f". The text width is {theirs}, not {ours}: "
-                        f"these look like weights of {family}")
-    return ""

@@ -6,15 +6,26 @@ from pathlib import Path
 
 from refsd import cgroups
 from refsd.errors import ResourceError
+from refsd.weights.forms import item_bytes
 from refsd.weights.header import BLOCKS, BYTES, SCALED, WEIGHTS, TensorInfo
 
 WIDENED = ("BF16", "F8_E4M3", "F8_E5M2", *BLOCKS, *SCALED)  # read as float32, whatever dtype says
 
 
-def needed_bytes(tensors: Iterable[TensorInfo], dtype: str | None) -> int:
-    """The memory that tensors take once loaded as dtype, and the largest one once more."""
-    sizes = [_loaded_bytes(tensor, dtype) for tensor in tensors]
-    return sum(sizes) + max(sizes, default=0)
+def needed_bytes(
+    tensors: Iterable[TensorInfo], dtype: str | None, form: str | None = None
+) -> int:
+    """The memory that tensors take once loaded as dtype, and the largest one once more.
+
+    form: as `weights=` of load_checkpoint. Then a tensor is read whole before it takes it.
+    """
+    sizes, largest = [0], 0
+    for tensor in tensors:
+        wide = _loaded_bytes(tensor, dtype)
+        small = form is not None and dtype is not None and len(tensor.shape) >= 2
+        sizes.append(tensor.count * item_bytes(form, tensor.dtype, dtype) if small else wide)
+        largest = max(largest, 2 * wide if small else wide)
+    return sum(sizes) + largest
 
 
 def _loaded_bytes(tensor: TensorInfo, dtype: str | None) -> int:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import COMPONENTS, FAMILIES, Location, other_family, recognise, text_widths
-from refsd.weights.expect import SHAPES, Shape, Stored, check
+from refsd.weights.expect import SHAPES, Shape
 from refsd.weights.files import read_foreign_object
 from refsd.weights.folder import component_weights
-from refsd.weights.header import Header, read_header
+from refsd.weights.found import Stored, check
+from refsd.weights.header import Header, TensorInfo, read_header
 from refsd.weights.ldm import from_ldm
 from refsd.weights.model_index import part_class
 from refsd.weights.names import canonical_names, without_kernel
@@ -23,10 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """Where a tensor is read from: a file and a location in it."""
+    """Where a tensor is read from: a file and a location in it; of int8 values their scale too."""
 
     header: Header
     location: Location
+    scale: "Source | None" = None
+
+    @property
+    def info(self) -> TensorInfo:
+        """What the file says of the tensor."""
+        return self.header.tensors[self.location.name]
 
 
 @dataclass(frozen=True)
@@ -173,9 +180,20 @@ def _plan_part(
 
 def _checked(component: str, config: dict, sources: Mapping[str, Source], source: str) -> Plan:
     shapes = SHAPES[component](config)
+    sources = _with_scales(sources, shapes)
     stored = {}
-    for name, (header, location) in sources.items():
-        info = header.tensors[location.name]
-        stored[name] = Stored(info.dtype, without_kernel(name, location.shape(info.shape)))
+    for name, (_, location, scale) in sources.items():
+        info = sources[name].info
+        stored[name] = Stored(info.dtype, without_kernel(name, location.shape(info.shape)),
+                              None if scale is None else scale.info)
     check(stored, shapes, source)
     return Plan(config, shapes, {name: sources[name] for name in shapes}, source)
+
+
+def _with_scales(sources: Mapping[str, Source], shapes: Mapping[str, Shape]) -> dict[str, Source]:
+    """The sources, each int8 tensor's NAME_scale at the tensor: the layout of `refsd quantize`."""
+    found = dict(sources)
+    for name in shapes:
+        if name in found and found[name].info.dtype == "I8" and name + "_scale" in found:
+            found[name] = found[name]._replace(scale=found.pop(name + "_scale"))
+    return found

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,6 +46,13 @@ def read_tensors(
     header: Header, *, dtype: str | None = None, names: Collection[str] | None = None
 ) -> dict[str, np.ndarray]:
     """`read_safetensors` of a file whose header was read before; it must not have changed."""
+    return dict(iter_tensors(header, dtype=dtype, names=names))
+
+
+def iter_tensors(
+    header: Header, *, dtype: str | None = None, names: Collection[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The same, name and tensor, one after the other: who keeps none holds one at a time."""
     if dtype not in WORKING:
         raise UsageError(f"dtype: got {dtype!r}, expected None, 'float32' or 'float64'")
     wanted = header.tensors if names is None else {n: header.tensors[n] for n in names}
@@ -53,9 +60,9 @@ def read_tensors(
 
     with open_file(header.path) as file:
         _check_unchanged(header, file)
-        found = {name: _read(file, header, name, info, dtype) for name, info in in_order}
+        for name, info in in_order:
+            yield name, _read(file, header, name, info, dtype)
         _check_unchanged(header, file)
-    return found
 
 
 def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: str | None):

@@ -9,8 +9,9 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.families import COMPONENTS
 from refsd.golden.porting.export import Files, chosen
+from refsd.weights.checkpoint import iter_leaves
 from refsd.weights.plan import Plan, plan_file, plan_folder
-from refsd.weights.reader import nonfinite, read_tensors
+from refsd.weights.reader import nonfinite
 
 DTYPES = ("float32", "float16")
 
@@ -44,11 +45,10 @@ def export_weights(model: Path, folder: str | Path, kind: str, *, layout: str = 
 
 
 def _tensors(part: str, plan: Plan, wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-    for name, shape in plan.shapes.items():
+    for name in plan.shapes:
         if f"{part}.{name}" in wanted:
-            header, location = plan.sources[name]
-            stored = read_tensors(header, dtype="float32", names=[location.name])[location.name]
-            yield f"{part}.{name}", location.take(stored).reshape(shape)
+            for _, leaf in iter_leaves(part, plan, dtype="float32", names=[name]):
+                yield f"{part}.{name}", leaf.dense()
 
 
 def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:

@@ -11,12 +11,16 @@ from refsd.numba_ops.memory import as_rows, empty, flat, zeros
 from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import pointer
 from refsd.ops.embedding import require_rows
-from refsd.registry import kernel
+from refsd.quantized import Quantized
+from refsd.registry import kernel, to_dense
 
 
-@kernel("numba", reads_halves=True)
+@kernel("numba", reads_leaves=True, reads_halves=True)
 def embedding(ids, weight):
     require_rows("embedding", ids, len(weight))
+    if isinstance(weight, Quantized):
+        return weight.rows(ids)
+    weight = to_dense(weight)
     y = empty((*ids.shape, weight.shape[1]), weight.dtype)
     return _take(weight, ids.reshape(-1), y)
 

@@ -1,0 +1,93 @@
+"""Weights that take less memory than the arrays that they stand for."""
+
+from typing import Any
+
+import numpy as np
+
+from refsd.half import HALVES, is_half, to_half
+from refsd.leaf import Weight
+
+MOST = 127  # of int8, symmetric: -128 is not used
+LEAST_SCALE = 2.0**-100  # far from float32's denormals
+
+
+class Quantized(Weight):
+    """A weight held as `values` of a smaller type, which reads as an array of `dtype`.
+
+    With a scale for each output channel (its first axis) it stands for values * scale, rounded
+    once; without, for the values themselves. Nothing else that is made of them is kept.
+    """
+
+    __slots__ = ("_dtype", "_scale")
+
+    def __init__(self, values: Any, scale: Any = None, dtype: Any = "float32",
+                 name: str | None = None):
+        super().__init__(values, name)
+        self._dtype = np.dtype(HALVES.get(str(dtype), dtype))
+        self._scale = None if scale is None else Weight(scale)
+        if scale is not None and self._scale.shape != self.shape[:1]:
+            raise ValueError(f"weight {name}: scale has shape {self._scale.shape}, expected one "
+                             f"number for each of the outputs of {self.shape}")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What it reads as."""
+        return self._dtype
+
+    @property
+    def values(self) -> np.ndarray:
+        """As they are held, read-only."""
+        return self._array.view()
+
+    @property
+    def scale(self) -> np.ndarray | None:
+        """One for each output channel, float32."""
+        return None if self._scale is None else self._scale.dense()
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + (0 if self._scale is None else self._scale.nbytes)
+
+    def dense(self) -> np.ndarray:
+        """values * scale, read-only; a new array every time."""
+        return self.rows(slice(None))
+
+    def rows(self, which: Any) -> np.ndarray:
+        """dense()[which], of which no more than these rows is made."""
+        wide = self._array[which].astype("float64" if self._dtype == np.float64 else "float32")
+        if self._scale is not None:
+            scale = self._scale[which]
+            wide *= scale.reshape(scale.shape + (1,) * (wide.ndim - scale.ndim))
+        if is_half(self._dtype):
+            wide = to_half(wide, self._dtype)
+        wide.flags.writeable = False
+        return wide
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.values, self.scale, self._dtype, self.name)
+
+    def __repr__(self) -> str:
+        return f"<weight {self.name} {self._array.dtype} as {self.dtype} {self.shape}>"
+
+
+def can_quantize(array: np.ndarray) -> bool:
+    """Whether int8 can stand for an array: nothing is infinite, NaN, or beyond 2^127."""
+    return array.ndim >= 2 and array.size > 0 and bool(_largest(array).max() < 2.0**127)
+
+
+def quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(values int8, scale float32) with |array - values * scale| <= scale / 2, a scale an output.
+
+    The scale is the channel's largest magnitude over 127, rounded up to 16 significant bits: then
+    the product with an integer of 7 bits is a float32, and nothing rounds but the values.
+    """
+    bits = np.maximum(_largest(array) / np.float32(MOST), np.float32(LEAST_SCALE)).view(np.uint32)
+    scale = ((bits + np.uint32(0xFF)) & ~np.uint32(0xFF)).view(np.float32)
+    values = np.divide(array, scale.reshape(-1, *[1] * (array.ndim - 1)), dtype=np.float32)
+    return np.rint(values, out=values).astype(np.int8), scale
+
+
+def _largest(array):
+    """The largest magnitude of each output channel, float32; NaN if there is one"""
+    rows = array.reshape(len(array), -1)
+    return np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float32)

@@ -1,0 +1,69 @@
+"""The forms in which a model's weights are held: `weights=` of whatever loads one."""
+
+import numpy as np
+
+from refsd.errors import UsageError
+from refsd.half import HALVES, is_half, to_half
+from refsd.leaf import Weight, seal
+from refsd.quantized import Quantized, can_quantize, quantize
+
+FORMS = ("float32", "bfloat16", "float16", "int8", "as-is")
+# The smallest of our forms that holds all values of a type in a file.
+AS_IS = {"F8_E4M3": "float16", "F8_E5M2": "float16", "F16": "float16", "BF16": "bfloat16",
+         "F32": "float32", "I8": "int8"}  # fmt: skip
+
+
+def check_form(form: str | None, dtype: str | None) -> None:
+    """UsageError for a word that is no form, or one whose values `dtype` does not hold."""
+    if form is not None and form not in FORMS:
+        raise UsageError(f"weights: got {form!r}, expected one of {', '.join(FORMS)}")
+    if form in HALVES and is_half(dtype) and form != dtype:
+        raise UsageError(f"weights: {form} is not held by {dtype}, in which the model computes; "
+                         f"give {dtype}, int8 or as-is")
+    if form is not None and dtype is None:
+        raise UsageError(f"weights: {form} needs a dtype, as which the weights read")
+
+
+def read_as(form: str | None, dtype: str | None) -> str | None:
+    """The dtype in which to read tensors that will be held so; None: each in its own."""
+    return None if form in (*HALVES, "as-is") else dtype
+
+
+def item_bytes(form: str | None, stored: str, dtype: str) -> int:
+    """Bytes of a number of a large tensor once it is held."""
+    held = _held(form, stored)
+    return 1 if held == "int8" else min(_size(held or dtype), _size(dtype))
+
+
+def hold(array: np.ndarray | Quantized, name: str, *, form: str | None, stored: str,
+         dtype: str | None) -> Weight:
+    """An array that was read as `read_as` says, as a leaf that reads as `dtype`.
+
+    Matrices, tables and kernels take the form; vectors (biases, norms) are plain, as is what int8
+    cannot stand for. stored: its type in the file.
+    """
+    held = _held(form, stored)
+    if isinstance(array, Quantized):
+        if held == "int8":
+            return Quantized(array.values, array.scale, dtype or "float32", name)
+        array = array.dense()
+    if array.ndim >= 2 and held == "int8" and can_quantize(array):
+        values, scale = quantize(array)
+        return Quantized(seal(values), scale, dtype, name)
+    if array.ndim >= 2 and held not in (None, "int8") and _size(held) < _size(dtype):
+        return Quantized(seal(_as(array, held)), None, dtype, name)
+    return Weight(seal(array if dtype is None else _as(array, dtype)), name)
+
+
+def _held(form, stored):
+    if form == "as-is":
+        return AS_IS.get(stored)
+    return "int8" if form is None and stored == "I8" else form
+
+
+def _size(dtype):
+    return np.dtype(HALVES.get(dtype, dtype)).itemsize
+
+
+def _as(array, dtype):
+    return to_half(array, dtype) if is_half(dtype) else array.astype(dtype, copy=False)
