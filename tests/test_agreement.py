@@ -31,24 +31,22 @@ OTHERS = {
     "8 lanes": ({"REFSD_SIMD_BYTES": "32", "NUMBA_NUM_THREADS": "4"},
                 "cases or not_numbers or bits or wrong"),
     "4 lanes": ({"REFSD_SIMD_BYTES": "16", "NUMBA_NUM_THREADS": "4"}, "cases or extremes or bits"),
-    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, "cases or bounds_are_checked"),
+    # Little is optimised: checked indices are as right or wrong, and are compiled sooner.
+    "bounds": ({"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1"}, "cases or bounds_are_checked"),
     "threads": ({"NUMBA_NUM_THREADS": "4"}, "bits"),
 }
 IN_OTHER = "REFSD_AGREEMENT" in os.environ
 
 
 @pytest.fixture(scope="module", autouse=not IN_OTHER)
-def others(request, tmp_path_factory):
+def others(request):
     """The other processes at work, one after the other; results by name."""
     wanted = {item.callspec.params["other"] for item in request.session.items
               if item.nodeid.startswith(request.node.nodeid)
               and getattr(item, "originalname", "") == "test_in_another_process"}
-    folder = tmp_path_factory.mktemp("cache")
 
     def work(name):
         environment, tests = OTHERS[name]
-        if name == "bounds":  # the cache does not tell kernels with checks from those without
-            environment = environment | {"REFSD_CACHE": str(folder)}
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__,
              "-k", tests], env=os.environ | environment | {"REFSD_AGREEMENT": name},

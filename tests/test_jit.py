@@ -1,6 +1,7 @@
 """The decorator and the cache of compiled kernels: what is kept, and what goes wrong around it."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -67,6 +68,18 @@ def _calls_twice(x):
     return _twice(x) + 1
 
 
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The empty folder in which this process keeps kernels from now on."""
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def fresh(kernel):
+    """A kernel as another process has it: nothing in memory."""
+    return Kernel(kernel.py_func, kernel.parallel, kernel.flags)
+
+
 def test_compiled_code_calls_another_part_than_python(monkeypatch):
     for kernel in (_twice, _calls_twice):  # an earlier run may have left them in the cache
         monkeypatch.setattr(kernel.entry, "_cache", NullCache())
@@ -103,19 +116,30 @@ def test_a_second_process_compiles_nothing(full):
     assert call(full[0]) == (0, full[1], "")
 
 
-@pytest.mark.parametrize("ending", ["nbi", "nbc"])
-@pytest.mark.parametrize("damage", [b"", b"garbage", None], ids=["empty", "garbage", "cut short"])
-def test_a_damaged_cache_is_made_anew(copied, ending, damage):
+def test_a_damaged_file_in_the_cache_is_said_once(copied):
     folder, results = copied
-    files = sorted(folder.rglob(f"*.{ending}"))
+    files = sorted(folder.rglob("*.nbc"))
     assert len(files) == 2
     for file in files:
-        whole = file.read_bytes()
-        file.write_bytes(whole[:len(whole) // 2] if damage is None else damage)
+        file.write_bytes(b"garbage")
     count, again, said = call(folder)
     assert (count, again) == (2, results)
     assert said.count("was damaged") == 1 and "Traceback" not in said
     assert call(folder) == (0, results, "")
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", [b"", b"garbage", None], ids=["empty", "garbage", "cut short"])
+def test_a_damaged_cache_is_made_anew(kept, ending, damage):
+    assert fresh(_twice)(2.5) == 5.0
+    file, = kept.rglob(f"*.{ending}")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:len(whole) // 2] if damage is None else damage)
+    before = compilations.count
+    with pytest.warns(UserWarning, match="was damaged"):
+        assert fresh(_twice)(2.5) == 5.0
+    assert fresh(_twice)(2.5) == 5.0
+    assert compilations.count == before + 1
 
 
 def test_a_full_disk_costs_a_warning(full, tmp_path):
@@ -125,65 +149,84 @@ def test_a_full_disk_costs_a_warning(full, tmp_path):
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
-@pytest.mark.parametrize("where", ["/proc/refsd", "/dev/null/refsd"])
-def test_without_a_place_to_write_nothing_is_kept(full, where):
-    count, results, said = call(where)
+def test_without_a_place_to_write_nothing_is_kept(full):
+    count, results, said = call("/proc/refsd")
     assert (count, results) == (2, full[1])
     assert said.count("are not kept") == 1
 
 
-def test_without_a_home_nothing_is_kept(full):
-    count, results, said = call("", HOME="/proc/nobody")
-    assert (count, results) == (2, full[1])
-    assert said.count("are not kept") == 1
+@pytest.mark.parametrize("where, home", [("/proc/refsd", "/"), ("/dev/null/refsd", "/"),
+                                         ("", "/proc/nobody")])
+def test_without_a_place_to_write_or_a_home_there_is_no_folder(monkeypatch, where, home):
+    monkeypatch.setenv("REFSD_CACHE", where)
+    monkeypatch.setenv("HOME", home)
+    with pytest.warns(UserWarning, match="are not kept"):
+        assert cache.cache_folder.__wrapped__() is None
+
+
+def test_kernels_that_others_may_have_planted_are_not_loaded(copied):
+    folder, results = copied
+    next(folder.glob("kernels/*")).chmod(0o777)
+    count, again, said = call(folder)
+    assert (count, again) == (2, results) and "others may write" in said
 
 
 @pytest.mark.parametrize("part", ["", "kernels", "kernels/*"], ids=["root", "kernels", "folder"])
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
-def test_a_folder_where_others_may_write_is_refused(copied, part, mode):
-    folder, results = copied
-    place = next(folder.glob(part)) if part else folder
+def test_a_folder_where_others_may_write_is_refused(tmp_path, monkeypatch, part, mode):
+    monkeypatch.setenv("REFSD_CACHE", str(tmp_path))
+    tmp_path.chmod(0o700)
+    assert cache.cache_folder.__wrapped__() is not None
+    place = next(tmp_path.glob(part)) if part else tmp_path
     place.chmod(mode)
-    count, again, said = call(folder)
-    assert (count, again) == (2, results), "it loaded kernels that others may have planted"
-    assert str(place) in said and "others may write" in said
+    with pytest.warns(UserWarning, match=f"{place}: it belongs to another .* others may write"):
+        assert cache.cache_folder.__wrapped__() is None
 
 
-def test_its_own_folders_are_private_whatever_the_umask(tmp_path):
+def test_its_own_folders_are_private_whatever_the_umask(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFSD_CACHE", str(tmp_path / "a" / "cache"))
     before = os.umask(0)
     try:
-        call(tmp_path / "a" / "cache")
+        folder = cache.cache_folder.__wrapped__()
     finally:
         os.umask(before)
-    for place in (tmp_path / "a" / "cache", *(tmp_path / "a" / "cache").rglob("*/")):
-        if place.is_dir() and place.name != "strict":
-            assert stat.S_IMODE(place.stat().st_mode) == 0o700, place
+    for place in (folder, folder.parent, tmp_path / "a" / "cache"):
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700, place
 
 
-@pytest.mark.parametrize("changes", [
-    {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_OPT": "1"}, {"NUMBA_LOOP_VECTORIZE": "0"},
-    {"REFSD_SIMD_BYTES": "16"}, {"REFSD_BFLOAT16": "widen", "REFSD_SIMD_BYTES": "64"},
-], ids=lambda changes: next(iter(changes)))
-def test_what_decides_the_machine_code_decides_the_folder(changes, tmp_path):
-    program = "from refsd.numba_ops.cache import cache_folder; print(cache_folder().name)"
-    names = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                            check=True, env=environment(REFSD_CACHE=str(tmp_path), **more)).stdout
-             for more in ({}, {"NUMBA_NUM_THREADS": "1"}, changes)]
-    assert names[0] == names[1] != names[2]
+def test_what_decides_the_machine_code_decides_the_folder():
+    program = """
+import os, numba
+from refsd.numba_ops.cache import BFLOAT16, WIDTH, _fingerprint
+print(f"{BFLOAT16},{WIDTH}")
+for name, value in [("NUM_THREADS", "1"), ("BOUNDSCHECK", "1"), ("OPT", "1"),
+                    ("LOOP_VECTORIZE", "0")]:
+    print(_fingerprint())
+    os.environ["NUMBA_" + name] = value
+    numba.config.reload_config()
+print(_fingerprint())
+"""
+    processors = {}  # not all have another level than "widen"
+    for changes in ({}, {"REFSD_SIMD_BYTES": "16"},
+                    {"REFSD_BFLOAT16": "widen", "REFSD_SIMD_BYTES": "64"}):
+        processor, *names = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True,
+            env=environment(**changes)).stdout.split()
+        assert names[0] == names[1] and len(set(names)) == 4
+        processors[processor] = set(names)
+    assert len(set.union(*processors.values())) == 4 * len(processors) > 4
 
 
-def test_the_sources_decide_the_folder(tmp_path):
+def test_the_sources_decide_the_folder(tmp_path, monkeypatch):
     """An edited helper in another file than the kernel's must not leave old code in use."""
-    source = tmp_path / "refsd"
-    subprocess.run(["cp", "-r", str(ROOT / "refsd"), str(source)], check=True)
-    program = "from refsd.numba_ops.cache import cache_folder; print(cache_folder().name)"
+    source = tmp_path / "numba_ops"
+    shutil.copytree(ROOT / "refsd" / "numba_ops", source)
+    monkeypatch.setattr(cache, "__file__", str(source / "cache.py"))
     names = []
     for edit in ("", "# another line\n", ""):
-        with open(source / "numba_ops" / "vecmath.py", "a") as file:
+        with open(source / "vecmath.py", "a") as file:
             file.write(edit)
-        env = environment(REFSD_CACHE=str(tmp_path / "cache")) | {"PYTHONPATH": str(tmp_path)}
-        names.append(subprocess.run([sys.executable, "-c", program], capture_output=True,
-                                    text=True, check=True, env=env, cwd=tmp_path).stdout)
+        names.append(cache._fingerprint())
     assert names[0] != names[1] == names[2]
 
 
@@ -215,8 +258,8 @@ def test_old_folders_are_removed(tmp_path, monkeypatch):
     assert left == {found.name, "notes", *(f"{number:016x}" for number in (0, 2, 3, 4))}
 
 
-def test_two_processes_number_their_files_apart(tmp_path):
-    """Four workers at once, cold: all right, and together they leave a whole cache."""
+def test_processes_that_start_at_once_share_the_work(tmp_path):
+    """Four workers at once, cold: each kernel is compiled once, and the cache is whole."""
     env = environment(REFSD_CACHE=str(tmp_path / "cache"))
     workers = [subprocess.Popen([sys.executable, "-c", PROGRAM], env=env, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
@@ -224,6 +267,7 @@ def test_two_processes_number_their_files_apart(tmp_path):
     assert [worker.returncode for worker in workers] == [0] * 4, said
     assert len({tuple(out.split()[1:]) for out, _ in said}) == 1
     assert all(err == "" for _, err in said)
+    assert sum(int(out.split()[0]) for out, _ in said) == 2
     assert call(tmp_path / "cache")[0] == 0
 
 
@@ -243,6 +287,27 @@ with cache.exclusive("test", on_wait=lambda: print("waits", flush=True)):
         with cache.exclusive("another"):
             assert child.poll() is None
     assert child.communicate(timeout=60)[0] == "in\n"
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    reading, writing = os.pipe()
+    with cache.exclusive("test"):
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent lets go
+            os._exit(0)
+    waits = []
+    try:
+        with cache.exclusive("test", on_wait=lambda: waits.append(os.close(writing))):
+            pass
+    finally:
+        if not waits:
+            os.close(writing)
+        os.close(reading)
+        os.waitpid(child, 0)
+    assert not waits
 
 
 def test_kernels_that_python_calls_give_nothing_back():

@@ -113,6 +113,8 @@ def exclusive(name: str, on_wait: Callable[[], None] | None = None) -> Iterator[
         yield
     finally:
         if lock is not None:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a forked child may hold the file open
             os.close(lock)
 
 

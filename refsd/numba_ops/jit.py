@@ -1,12 +1,14 @@
 """The one decorator that compiles refsd's kernels.
 
 A kernel is compiled at its first call from Python, visibly, or taken from the cache (cache.py). Two
-Python threads may call kernels at once: they run one after the other (threads.py).
+Python threads may call kernels at once: they run one after the other (threads.py). Of two processes
+that need the same kernel one compiles it.
 """
 
 import functools
 import gc
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +20,7 @@ from numba.core import event, types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import typeof_impl
 
-from refsd.numba_ops.cache import cache_for
+from refsd.numba_ops.cache import cache_for, exclusive
 from refsd.numba_ops.threads import layer, one_at_a_time
 
 # Never fastmath=True: it lets the compiler assume that there are no NaNs, and delete the checks.
@@ -67,8 +69,25 @@ class Kernel:
         how = dict.fromkeys(UNWANTED, False) if self.parallel else False
         entry = self._compiler(parallel=how, nogil=True)
         entry._cache = cache_for(self.py_func, self.flags)
+        entry.compile = functools.partial(self._compile_once, entry.compile)
         _entries.add(entry)
         return entry
+
+    def _compile_once(self, compile: Callable, kinds: Any) -> Any:
+        """Load it, or compile it while other processes that want the same wait, to load it.
+
+        No entry is compiled within another's compilation, so nobody waits with a lock in hand.
+        """
+        if not compilations.allowed:
+            return compile(kinds)
+        try:
+            with compilations.forbidden():
+                return compile(kinds)
+        except _NotCompiled:
+            pass
+        key = f"{self.__module__} {self.__qualname__} {self.flags} {kinds}"
+        with exclusive(f"compiling-{zlib.crc32(key.encode()) % 64}"):
+            return compile(kinds)
 
     @cached_property
     def inner(self) -> Any:
