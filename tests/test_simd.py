@@ -11,7 +11,9 @@ from scipy.special import erf, expit
 from refsd.half import HALVES, to_float32, to_half
 from refsd.numba_ops import simd, vecmath
 from refsd.numba_ops.jit import jit
+from refsd.numba_ops.levels import BFLOAT16
 from refsd.numba_ops.memory import flat
+from refsd.numba_ops.pairs import add_pairs, pair_up
 from refsd.numba_ops.simd import lanes
 
 
@@ -70,6 +72,33 @@ def test_halves_are_widened_and_rounded_as_arrays_are(dtype):
     expected, sure = to_half(x, dtype), ~np.isnan(x)
     np.testing.assert_array_equal(result[:-1][sure].view("u2"), expected[sure].view("u2"))
     assert np.isnan(result[:-1][~sure]).all() and result[-1] == 7
+
+
+@jit
+def pair_all(a, b, pairs, sums):
+    n = 2 * lanes(a)
+    for i in range(0, a.size, n):
+        both = pair_up(simd.load_pair(a, i), simd.load_pair(b, i))
+        simd.store(pairs, i, both)
+        simd.store(sums, i, add_pairs(simd.load_pair(sums, i), both))
+
+
+@pytest.mark.skipif(BFLOAT16 != "dot", reason="pairs are for the level dot")
+def test_pairs_are_rounded_as_arrays_are_but_for_what_is_below_the_normal_numbers():
+    every = to_float32(np.arange(2**16, dtype="u2").view(HALVES["bfloat16"]))
+    finite = every[np.isfinite(every) & (abs(every) >= 2.0**-126)]
+    low = np.concatenate([finite, finite * np.float32(1 + 2.0**-9), finite * np.float32(1.002)])
+    low = np.resize(low[abs(low) < 2.0**100], 2**17)
+    high = np.resize([1, -2.0**-140, 3 + 2.0**-8, 3 + 3 * 2.0**-7], low.size).astype("float32")
+    pairs, sums = np.empty(low.size, "i4"), np.full(low.size, 7, "float32")
+    pair_all(low, high, pairs, sums)
+
+    rounded = to_half(np.stack([low, high], axis=-1), "bfloat16")
+    rounded[1::4, 1] = -0.0  # a subnormal number
+    np.testing.assert_array_equal(pairs.view("u2").reshape(-1, 2), rounded.view("u2"))
+    first, second = np.float64(rounded).T
+    two_roundings = 2 * 2.0**-24 * (7 + abs(first) + abs(second))
+    assert (abs(sums - (7 + first + second)) <= two_roundings).all()
 
 
 def dtype_of(value, like):
