@@ -55,6 +55,16 @@ def test_ops_are_gathered_by_layer_the_worst_first():
     assert describe(audit, "bfloat16") == "bfloat16: nothing overflows"
 
 
+def test_a_weight_is_looked_at_once(monkeypatch):
+    seen = []
+    monkeypatch.setattr("refsd.profiling.audit.extent", lambda a: seen.append(a.shape) or extent(a))
+    weight = Weight(np.ones((4, 3), "f4"), "unet.a.weight")
+    with refsd.watch(Audit()):
+        for _ in range(3):
+            F.linear(np.ones((1, 3), "f4"), weight, None)
+    assert seen.count((4, 3)) == 1 and seen.count((1, 3)) == seen.count((1, 4)) == 3
+
+
 def test_a_weight_that_is_too_large_itself_is_named():
     audit = Audit()
     with refsd.watch(audit):
