@@ -182,3 +182,18 @@ def test_ggufs_tensors_have_no_scales(tmp_path):
     path = write_gguf(tmp_path / "x.gguf", {"a.weight": np.ones(2, "f4"),
                                             "a.weight_scale": np.ones(1, "f4")})
     assert read_safetensors(path).keys() == {"a.weight", "a.weight_scale"}
+
+
+@pytest.mark.parametrize("form", ["as-is", "bfloat16", "int8"])
+def test_scaled_and_quantized_weights_take_other_forms(tmp_path, form):
+    """As is, a product with a scale is float32: no half holds it. int8 is made of what it is."""
+    path = write(tmp_path / "x.safetensors", scaled(whole())[0])
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2.weight"
+    plain = load_checkpoint(path, configs=TINY)["unet"].tensors[name]
+    other = load_checkpoint(path, configs=TINY, weights=form)["unet"].tensors[name]
+    bound = {"as-is": 0, "bfloat16": 2.0**-8, "int8": 1 / 254}[form]  # half of a step
+    assert np.abs(other - plain).max() <= bound * np.abs(plain).max() and other.dtype == "f4"
+    assert (other.nbytes < plain.nbytes) == (form != "as-is")
+    stored = {"a.weight": (np.zeros((2, 34), "u1"), "Q8_0")}
+    quantized = write_gguf(tmp_path / "x.gguf", stored)
+    assert memory.needed_bytes(read_header(quantized).tensors.values(), "float32", form) > 0
