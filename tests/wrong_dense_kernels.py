@@ -123,22 +123,22 @@ def a_query_that_sees_nothing_gives_nan(real):
     return attention
 
 
-def _of_bfloat16(make):
-    """Wrong for bfloat16 only."""
+def _of_halves(make):
+    """Wrong for halves only."""
     def made(real):
         spoiled = make(real)
 
-        def linear(x, weight, bias=None):
-            return (spoiled if is_half(x.dtype) else real)(x, weight, bias)
+        def kernel(x, *others, **options):
+            return (spoiled if is_half(x.dtype) else real)(x, *others, **options)
 
-        return linear
+        return kernel
 
     made.__name__ = make.__name__
     return made
 
 
 @wrong("linear")
-@_of_bfloat16
+@_of_halves
 def the_two_of_a_pair_are_swapped(real):
     def linear(x, weight, bias=None):
         K = x.shape[-1] // 2 * 2
@@ -149,7 +149,7 @@ def the_two_of_a_pair_are_swapped(real):
 
 
 @wrong("linear")
-@_of_bfloat16
+@_of_halves
 def the_half_of_the_last_pair_is_dropped(real):
     def linear(x, weight, bias=None):
         K = x.shape[-1] // 2 * 2
@@ -159,7 +159,7 @@ def the_half_of_the_last_pair_is_dropped(real):
 
 
 @wrong("linear", "not_numbers")
-@_of_bfloat16
+@_of_halves
 def what_follows_an_odd_row_is_multiplied_by_zero(real):
     def linear(x, weight, bias=None):
         y, following = real(x, weight, bias), np.roll(x[..., :1], -1, axis=0)
@@ -170,7 +170,7 @@ def what_follows_an_odd_row_is_multiplied_by_zero(real):
 
 
 @wrong("linear")
-@_of_bfloat16
+@_of_halves
 def sums_on_the_way_are_rounded_to_halves(real):
     def linear(x, weight, bias=None):
         K = x.shape[-1] // 2
@@ -182,7 +182,7 @@ def sums_on_the_way_are_rounded_to_halves(real):
 
 
 @wrong("linear")
-@_of_bfloat16
+@_of_halves
 def results_are_cut_off_to_halves(real):
     def linear(x, weight, bias=None):
         wide = real(*(None if a is None else to_float32(a) for a in (x, weight, bias)))
@@ -192,7 +192,7 @@ def results_are_cut_off_to_halves(real):
 
 
 @wrong("linear")
-@_of_bfloat16
+@_of_halves
 def a_bias_is_added_to_rounded_sums(real):
     def linear(x, weight, bias=None):
         y = real(x, weight)
@@ -201,7 +201,7 @@ def a_bias_is_added_to_rounded_sums(real):
     return linear
 
 
-def _of_halves(make):
+def _of_unmasked_halves(make):
     """Wrong for halves, if nothing is masked."""
     def made(real):
         spoiled = make(real)
@@ -218,7 +218,7 @@ def _of_halves(make):
 
 
 @wrong("attention")
-@_of_halves
+@_of_unmasked_halves
 def the_key_without_a_partner_is_dropped(real):
     def attention(q, k, v, heads):
         S = max(1, k.shape[1] // 2 * 2)
@@ -228,7 +228,7 @@ def the_key_without_a_partner_is_dropped(real):
 
 
 @wrong("attention")
-@_of_halves
+@_of_unmasked_halves
 def the_key_without_a_partner_counts_twice(real):
     def attention(q, k, v, heads):
         if k.shape[1] % 2:
@@ -239,7 +239,7 @@ def the_key_without_a_partner_counts_twice(real):
 
 
 @wrong("attention")
-@_of_halves
+@_of_unmasked_halves
 def the_values_of_two_keys_are_swapped(real):
     def attention(q, k, v, heads):
         S = v.shape[1] // 2 * 2
@@ -249,7 +249,7 @@ def the_values_of_two_keys_are_swapped(real):
 
 
 @wrong("attention")
-@_of_halves
+@_of_unmasked_halves
 def the_two_of_a_pair_of_a_query_are_swapped(real):
     def attention(q, k, v, heads):
         d = q.shape[2] // heads
@@ -259,7 +259,7 @@ def the_two_of_a_pair_of_a_query_are_swapped(real):
 
 
 @wrong("attention")
-@_of_halves
+@_of_unmasked_halves
 def rounded_weights_over_the_sum_of_others(real):
     def attention(q, k, v, heads):
         dtype, (q, k, v) = q.dtype, (ops.attention._split_heads(to_float32(x), heads)
@@ -271,3 +271,37 @@ def rounded_weights_over_the_sum_of_others(real):
         return to_half(y.swapaxes(1, 2).reshape(N, L, heads * e), dtype)
 
     return attention
+
+
+@wrong("conv2d")
+@_of_halves
+def the_half_of_the_last_pair_of_channels_is_dropped(real):
+    def conv2d(x, weight, bias=None, **options):
+        weight = weight.copy()
+        weight[:, weight.shape[1] // 2 * 2:] = 0
+        return real(x, weight, bias, **options)
+
+    return conv2d
+
+
+@wrong("conv2d")
+@_of_halves
+def taps_are_added_up_in_halves(real):
+    def conv2d(x, weight, bias=None, **options):
+        first, others = weight.copy(), weight.copy()
+        first[..., 1:], others[..., :1] = 0, 0
+        return real(x, first, None, **options) + real(x, others, bias, **options)
+
+    return conv2d
+
+
+@wrong("conv2d", "bits")
+@_of_halves
+def an_image_alone_is_widened(real):
+    def conv2d(x, weight, bias=None, **options):
+        if len(x) > 1:
+            return real(x, weight, bias, **options)
+        wide = (None if a is None else to_float32(a)[..., ::-1] for a in (x, weight))
+        return to_half(real(*wide, bias, **options)[..., ::-1], x.dtype)
+
+    return conv2d

@@ -31,8 +31,7 @@ class _Memory:
         self.owner = owner
         self.__array_interface__ = {
             "data": (owner.__array_interface__["data"][0], False), "shape": shape,
-            "strides": strides, "typestr": owner.dtype.str, "descr": owner.dtype.descr,
-            "version": 3}
+            "strides": strides, "typestr": owner.dtype.str, "version": 3}
 
 
 def computed_dtype(dtype: np.dtype) -> np.dtype:
@@ -53,7 +52,8 @@ def flat(array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         return np.empty(0, array.dtype)
     extent = 1 + sum((n - 1) * (s // array.itemsize) for n, s in zip(array.shape, array.strides))
-    return np.asarray(_Memory(array, (extent,), (array.itemsize,)))
+    memory = np.asarray(_Memory(array, (extent,), (array.itemsize,)))
+    return memory.view(array.dtype)  # the interface calls structures bytes
 
 
 def layout_copies() -> int:

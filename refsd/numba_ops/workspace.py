@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from refsd.numba_ops.memory import allocate
+from refsd.numba_ops.memory import allocate, flat
 from refsd.numba_ops.simd import WIDTH
 
 # A gap keeps arrays of one workspace from multiples of 4096 bytes, which share few cache sets.
@@ -14,12 +14,12 @@ GAP = 5 * WIDTH
 
 @contextmanager
 def workspace(dtype: np.dtype, *sizes: int) -> Iterator[list[np.ndarray]]:
-    """Within the block: uninitialised, aligned 1-D arrays of so many elements each."""
+    """Within the block: uninitialised, aligned 1-D arrays of so many elements each, as by flat."""
     dtype = np.dtype(dtype)
     rooms = [-(-size * dtype.itemsize // WIDTH) * WIDTH + GAP for size in sizes]
     raw, start = allocate(sum(rooms)), 0
     arrays = []
     for size, room in zip(sizes, rooms):
-        arrays.append(raw[start:start + size * dtype.itemsize].view(dtype))
+        arrays.append(flat(raw[start:start + size * dtype.itemsize].view(dtype)))
         start += room
     yield arrays

@@ -28,7 +28,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 _tuned: ContextVar[Mapping[str, str]] = ContextVar("refsd_conv2d_tuned", default=NOTHING)
 
 
-@kernel("numba", reads_leaves=True)
+@kernel("numba", reads_leaves=True, reads_halves=True)
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
     (N, _, H, W), (O, _, kh, kw) = x.shape, weight.shape
     (sh, sw), (dh, dw), pad = pair(stride), pair(dilation), sides(padding)

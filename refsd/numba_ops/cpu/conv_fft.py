@@ -15,6 +15,7 @@ from numba import prange
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import irfft2, next_fast_len, rfft2
 
+from refsd.half import is_half, to_float32, to_half
 from refsd.leaf import Weight
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT
 from refsd.numba_ops.jit import jit
@@ -41,16 +42,20 @@ def fft(x, weight, bias, y, stride, padding, dilation, groups):
     ours = [slice(g * O // groups, (g + 1) * O // groups) for g in range(groups)]
 
     def pack(array):
-        return [_pack_spectra(array[outputs], size, dilation) for outputs in ours]
+        return [_pack_spectra(to_float32(array[outputs]), size, dilation) for outputs in ours]
 
     kept = isinstance(weight, Weight)
     spectra = weight.prepared("fft", (size, dilation, groups), pack) if kept else pack(weight)
+    sums = empty(y.shape, np.float32) if is_half(y.dtype) else y
     for g, (outputs, panels) in enumerate(zip(ours, spectra)):
         for n in range(N):
-            dense = _image(x[n, g * I:(g + 1) * I], padding, panels, size, reach, O // groups)
-            y[n, :, :, outputs] = dense[::stride[0], ::stride[1]]
+            image = to_float32(x[n, g * I:(g + 1) * I])
+            dense = _image(image, padding, panels, size, reach, O // groups)
+            sums[n, :, :, outputs] = dense[::stride[0], ::stride[1]]
     if bias is not None:
-        y += to_dense(bias)
+        sums += to_float32(to_dense(bias))
+    if is_half(y.dtype):
+        y[...] = to_half(sums, y.dtype)
 
 
 def tile_size(extent, reach):

@@ -21,7 +21,7 @@ from numba import prange
 from refsd.numba_ops.cpu.pixels import MOST_KC, as_pixels
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import fill_up, flat, panel_width
-from refsd.numba_ops.simd import fma, lanes, load, masked_load, masked_store, store
+from refsd.numba_ops.simd import fma, lanes, load, masked_load, masked_store, scratch, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
@@ -153,7 +153,7 @@ def _multiply(a, image, step, run, pitch, channels, segments, length, kc_segment
         high = min(low + tall, N * tiles)
         group = panel // each
         column = group * (O // groups) + panel % each * width
-        sums = np.empty((high - low) * ROWS * width, out.dtype)
+        sums = scratch((high - low) * ROWS * width, out)
         for first in range(0, segments.size, kc_segments):
             part = segments[first:first + kc_segments]
             rows = part.size * length

@@ -10,8 +10,18 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import as_pixels
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import fill_up, flat, zeros
-from refsd.numba_ops.simd import fma, lanes, load, masked_load, pointer, reduce_add, splat_like
+from refsd.numba_ops.memory import computed_dtype, fill_up, flat, zeros
+from refsd.numba_ops.simd import (
+    fma,
+    lanes,
+    load,
+    masked_load,
+    masked_store,
+    pointer,
+    reduce_add,
+    scratch,
+    splat_like,
+)
 
 MOST_OUTPUTS = 8
 PIXELS, OUTPUTS = 4, 4  # whose sums are made at once: 16 chains, in registers
@@ -27,11 +37,11 @@ def narrow(x, weight, bias, y, stride, padding, dilation):
     (N, C, H, W), (O, _, kh, kw), vector = x.shape, weight.shape, lanes(x.dtype)
     memory, *steps = as_pixels(x)
     step = -(-C // vector) * vector
-    kernels = zeros((-(-O // OUTPUTS) * OUTPUTS, kh, kw, step), x.dtype)
+    kernels = zeros((-(-O // OUTPUTS) * OUTPUTS, kh, kw, step), computed_dtype(x.dtype))
     kernels[:O, ..., :C] = weight.transpose(0, 2, 3, 1)
     _narrow(memory, (N, C, H, W), tuple(steps), (padding[0][0], padding[1][0]), stride, dilation,
-            (kh, kw), flat(kernels), step, fill_up(bias, O, x.dtype), zeros((step,), x.dtype),
-            flat(y), y.shape)
+            (kh, kw), flat(kernels), step, fill_up(bias, O, x.dtype),
+            flat(zeros((step,), x.dtype)), flat(y), y.shape)
 
 
 @jit(parallel=True)
@@ -39,17 +49,21 @@ def _narrow(x, shape, steps, corner, stride, dilation, kernel, weights, step, bi
             result):
     """y (N, H', W', O) of x (N, H, W, C); a task is a line of outputs."""
     N, Ho, Wo, O = result
+    size = lanes(out)
     for task in prange(N * Ho):
         n, i = np.int64(task) // Ho, np.int64(task) % Ho
+        totals = scratch(OUTPUTS + size, out)
         for j in range(0, Wo, PIXELS):
             for o in range(0, O, OUTPUTS):
                 sums = _sums(x, n * steps[0], shape, steps, i * stride[0] - corner[0],
                              j * stride[1] - corner[1], stride[1], dilation, kernel, weights, o,
                              step, zeros)
                 for p in range(min(PIXELS, Wo - j)):
-                    for q in range(min(OUTPUTS, O - o)):
-                        at = ((n * Ho + i) * Wo + j + p) * O + o + q
-                        out[at] = sums[p][q] + bias[o + q]
+                    for q in range(OUTPUTS):
+                        totals[q] = sums[p][q] + bias[o + q]
+                    at, count = ((n * Ho + i) * Wo + j + p) * O + o, min(OUTPUTS, O - o)
+                    for q in range(0, count, size):
+                        masked_store(out, at + q, load(totals, q), count - q)
 
 
 @jit

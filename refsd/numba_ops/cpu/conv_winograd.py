@@ -22,8 +22,8 @@ from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, as_pixels, whole_kc
 from refsd.numba_ops.cpu.winograd_transforms import transform_pixels, transform_sums
 from refsd.numba_ops.cpu.winograd_weights import transform_channels, transform_weights
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import fill_up, flat, panel_width
-from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, store
+from refsd.numba_ops.memory import computed_dtype, fill_up, flat, panel_width
+from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, scratch, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
@@ -56,14 +56,15 @@ def _one_group(x, right, column, bias, y, size, padding):
     # No result depends on these sizes: they keep the caches full and the threads busy.
     block = ROWS * min(MOST_MR_TILES, mr_tiles, max(1, mr_tiles * count // (2 * threads)))
     channels = -(-C // kc) * kc
-    fitting = L3_BLOCK_BYTES // (positions * channels * x.itemsize * block)
+    dtype = computed_dtype(x.dtype)
+    fitting = L3_BLOCK_BYTES // (positions * channels * dtype.itemsize * block)
     l3_tiles = block * min(-(-tiles // block), max(1, fitting, 2 * threads // count))
     # If one block holds all tiles, its tasks transform the weights for themselves, a KC block at a
     # time: they never leave the second-level cache. Else all are transformed before.
     shared = tiles > block
     made = count * positions * (C + 1) if shared else threads * positions * (kc + 1)
     bias = fill_up(bias, O, x.dtype)
-    with workspace(x.dtype, positions * l3_tiles * channels, threads * positions * block * width,
+    with workspace(dtype, positions * l3_tiles * channels, threads * positions * block * width,
                    made * width) as (spectra, sums, panels):
         if shared:
             transform_weights(*right, C, column, count, size, panels)
@@ -109,8 +110,8 @@ def _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here,
                       l3_tiles, kc):
     """B^T d B of tiles low .. low + ROWS - 1 of an L3 block; zeros past its `here` tiles."""
     C, positions = shape[1], size * size
-    half = np.empty(positions * lanes(x), x.dtype)
-    padded = np.empty(positions * (C + lanes(x)), x.dtype)
+    half = scratch(positions * lanes(x), x)
+    padded = scratch(positions * (C + lanes(x)), x)
     for k in range(low, low + ROWS):
         if k < here:
             n, i, j = _position(first + k, down, across)
@@ -170,7 +171,14 @@ def _transform_tile(x, shape, steps, n, i, j, size, padded, half, out, tile, l3_
                     have = min(lanes(x), C - c) if inside else 0
                     store(padded, (a * size + b) * step + c,
                           masked_load(x, first + a * row + b * pixel + c, have))
-        x, first, row, pixel = padded, 0, size * step, step
+        _transform_copy(padded, 0, size * step, step, C, size, half, out, tile, l3_tiles, kc)
+    else:
+        _transform_copy(x, first, row, pixel, C, size, half, out, tile, l3_tiles, kc)
+
+
+@jit
+def _transform_copy(x, first, row, pixel, C, size, half, out, tile, l3_tiles, kc):
+    """The same of a tile all of whose pixels are there, KC block by KC block"""
     for c in range(0, C, kc):
         transform_pixels(x, first + c, row, pixel, min(kc, C - c), size, half, out,
                          c * size * size * l3_tiles + tile * kc, l3_tiles * kc)
@@ -179,8 +187,8 @@ def _transform_tile(x, shape, steps, n, i, j, size, padded, half, out, tile, l3_
 @jit
 def _finish_block(sums, block, size, down, across, low, high, bias, column, out, result, pixel):
     """Tiles low .. high - 1 of all images, from the sums of one panel"""
-    half = np.empty(size * size * lanes(out), out.dtype)
-    edge = np.empty(size * size * lanes(out), out.dtype)
+    half = scratch(size * size * lanes(out), out)
+    edge = scratch(size * size * lanes(out), out)
     width = VECTORS * lanes(out)
     for k in range(low, high):
         n, i, j = _position(k, down, across)
@@ -200,14 +208,14 @@ def _finish_tile(m, at, plane, size, half, edge, bias, column, out, n, i, j, res
         if have <= 0:
             return
         start = ((n * Ho + i) * Wo + j) * pixel + o
-        whole = i + reach <= Ho and j + reach <= Wo and have == count
-        to, first, down, right = out, start, Wo * pixel, pixel
-        if not whole:
-            to, first, down, right = edge, 0, reach * count, count
-        transform_sums(m, at + vector * count, plane, size, half, load(bias, o), to, first, down,
-                       right)
-        if not whole:
+        total = load(bias, o)
+        if i + reach <= Ho and j + reach <= Wo and have == count:
+            transform_sums(m, at + vector * count, plane, size, half, total, out, start,
+                           Wo * pixel, pixel)
+        else:
+            transform_sums(m, at + vector * count, plane, size, half, total, edge, 0,
+                           reach * count, count)
             for a in range(min(reach, Ho - i)):
                 for b in range(min(reach, Wo - j)):
                     masked_store(out, start + (a * Wo + b) * pixel,
-                                 load(edge, a * down + b * right), have)
+                                 load(edge, (a * reach + b) * count), have)
