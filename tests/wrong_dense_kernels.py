@@ -262,6 +262,8 @@ def the_two_of_a_pair_of_a_query_are_swapped(real):
 @_of_unmasked_halves
 def rounded_weights_over_the_sum_of_others(real):
     def attention(q, k, v, heads):
+        if q.shape[2] // heads % 2:
+            return real(q, k, v, heads=heads)
         dtype, (q, k, v) = q.dtype, (ops.attention._split_heads(to_float32(x), heads)
                                      for x in (q, k, v))
         scores = q @ k.swapaxes(-1, -2) * np.float32(q.shape[-1] ** -0.5)
