@@ -9,7 +9,7 @@ import traceback
 from refsd.cli import actions, interrupt, report
 
 COMMANDS = ("info", "repro", "tokenize", "doctor", "ops", "profile", "tune",
-            "warmup", "golden", "export", "port")
+            "warmup", "golden", "export", "port", "quantize")
 BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 

@@ -45,9 +45,9 @@ ALLOWED = {
     "weights": {"arguments", "atomic", "cgroups", "errors", "families", "half", "leaf", "quantized",
                 "rules"},
     "text": {"errors", "weights"},
-    "pipelines": {"arguments", "backends", "contracts", "errors", "families", "functional",
-                  "models", "random", "registry", "rules", "schedulers", "text", "version",
-                  "weights"},
+    "pipelines": {"arguments", "atomic", "backends", "contracts", "errors", "families",
+                  "functional", "leaf", "models", "quantized", "random", "registry", "rules",
+                  "schedulers", "text", "version", "weights"},
     "profiling": {"algorithms", "backends", "contracts", "half", "leaf", "pipelines", "registry",
                   "weights"},
     # records, replays and judges whole generations: it stands above the pipelines

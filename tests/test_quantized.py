@@ -1,6 +1,7 @@
 """Weights in int8 and in two bytes: what they stand for, how ops read them, loading, quantize."""
 
 import copy
+import json
 import pickle
 import weakref
 
@@ -11,6 +12,7 @@ from weights_samples import refused
 
 import refsd
 from refsd import functional as F
+from refsd.__main__ import main
 from refsd.cli import recipe
 from refsd.errors import UsageError
 from refsd.half import HALVES
@@ -18,7 +20,7 @@ from refsd.numba_ops.memory import layout_copies
 from refsd.numba_ops.weights import pack_all
 from refsd.quantized import Quantized, quantize
 from refsd.registry import use
-from refsd.weights import checkpoint, load_checkpoint
+from refsd.weights import checkpoint, load_checkpoint, read_safetensors, write_safetensors
 from refsd.weights.forms import FORMS, hold
 from refsd.weights.header import read_header
 from refsd.weights.memory import needed_bytes
@@ -238,3 +240,63 @@ def test_the_memory_that_is_asked_for_follows_the_form(folder):
     most = 2 * max(t.stop - t.start for t in tensors)
     for form, size in (("int8", 1), ("bfloat16", 2), ("float32", 4)):
         assert needed_bytes(tensors, "float32", form) == large * size + small + most
+
+
+# -- refsd quantize
+
+
+@pytest.fixture(scope="module")
+def small(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("small") / "model"
+    assert main(["quantize", "-m", str(folder), "-o", str(out), "--steps", "1", "--worst", "2",
+                 "--keep", "unet.conv_out.*", "--json"]) == 0
+    return out
+
+
+def test_a_quantized_folder_is_read_back_to_the_bit(folder, small):
+    plain, held = load_checkpoint(folder), load_checkpoint(small)
+    for part, component in held.items():
+        for name, leaf in component.tensors.items():
+            wanted = plain[part].tensors[name].dense()
+            if wanted.ndim >= 2 and name != "conv_out.weight":
+                values, scale = quantize(wanted)
+                np.testing.assert_array_equal(leaf.values, values)
+                np.testing.assert_array_equal(leaf.scale, scale)
+                assert leaf.name == f"{part}.{name}"
+            else:
+                assert type(leaf) is not Quantized
+                np.testing.assert_array_equal(leaf.dense(), wanted)
+    expanded = load_checkpoint(small, weights="float32")["unet"].tensors["conv_in.weight"]
+    assert type(expanded) is not Quantized
+    np.testing.assert_array_equal(expanded, held["unet"].tensors["conv_in.weight"].dense())
+
+
+def test_the_report_has_each_layers_error_and_the_latents(folder, small):
+    report = json.loads((small / "quantize.json").read_text())
+    layers = {layer["name"]: layer for layer in report["layers"]}
+    kept = [name for name, layer in layers.items() if layer["kept"]]
+    assert kept == ["unet.conv_out.weight"] and "vae.decoder.conv_in.weight" in layers
+    assert sum(layer["latents"] is not None for layer in report["layers"]) == 2
+    # the calibration run again, with the folder's weights
+    wanted, found = (load(path, "numba")("a photo", num_inference_steps=1, generator=0,
+                                         output_type="latent").images for path in (folder, small))
+    error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+    assert report["latents"] == pytest.approx(float(error), rel=1e-6) and error > 0
+    assert all(0 < layer["own"] < 0.05 for layer in report["layers"])
+
+
+def test_scales_that_do_not_belong_are_refused(small, tmp_path):
+    import shutil
+
+    name = "conv_in.weight"
+    for change, words in [(lambda t: t.pop(name + "_scale"), f"{name} is I8"),
+                          (lambda t: t.update({name + "_scale": t[name + "_scale"].reshape(-1)}),
+                           "with a scale F32"),
+                          (lambda t: t.update({name: t[name].astype("f4")}), "_scale")]:
+        folder = tmp_path / words.split()[-1]
+        shutil.copytree(small, folder)
+        file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        tensors = read_safetensors(file)
+        change(tensors)
+        write_safetensors(file, tensors)
+        refused(lambda folder=folder: load_checkpoint(folder), words)
