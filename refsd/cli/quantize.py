@@ -4,6 +4,7 @@ import argparse
 
 from refsd.cli.arguments import Parser, choice, integer
 from refsd.cli.report import Warnings, answer
+from refsd.errors import UsageError
 
 ABOUT = """\
 Write a model's folder with int8 weights, a scale for each output channel, and
@@ -18,7 +19,7 @@ def parser() -> Parser:
     """The options of quantize."""
     parser = Parser("refsd quantize -o FOLDER [options]", ABOUT)
     add = parser.add_argument
-    add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
+    add("-o", "--output", metavar="FOLDER", help="a new or an empty folder")
     add("-m", "--model", metavar="MODEL", help="a folder or a hub id (the bundled model)")
     add("--weights", type=choice("int8"), metavar="NAME", default="int8", help="int8 (int8)")
     add("--keep", metavar="PATTERN", action="append", default=[],
@@ -32,6 +33,8 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Write and measure."""
+    if options.output is None:
+        raise UsageError("there is no folder to write. Give a new one with -o")
     from refsd.pipelines import quantize
     from refsd.pipelines.loading import bundled_model
     from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
