@@ -40,6 +40,8 @@ def of_dtype(name, args, options, truth, dtype):
     """The same for results of a dtype. Halves: the bound of float32, and one rounding of it all."""
     if dtype not in HALVES:
         return worst(name, args, options, truth, PRECISIONS[dtype])
+    if name == "conv2d":
+        options = options | {"algorithm": algorithm(args, options, truth.shape, half=True)}
     sums, p = worst(name, args, options, truth, PRECISIONS["float32"]), PRECISIONS[dtype]
     if dtype == "bfloat16" and BFLOAT16 == "dot":
         if name == "attention":
@@ -78,14 +80,15 @@ def _of_rounded_weights(args, options, truth, sums):
     return u / (1 - u) * (np.sqrt(np.maximum(squares - truth * truth, 0)) + 3 * sums)
 
 
-def algorithm(args, options, result):
+def algorithm(args, options, result, half=False):
     """The algorithm of conv2d that the CPU backend takes for a result (N, O, H', W')."""
     options = ALONE | options
     N, O, Ho, Wo = result
     stride, dilation = (tuple(np.broadcast_to(options[k], 2).tolist())
                         for k in ("stride", "dilation"))
     return conv.choose((N, Ho, Wo, O), args[1].shape, stride=stride, dilation=dilation,
-                       groups=options["groups"], algorithm=options["algorithm"]).algorithm
+                       groups=options["groups"], algorithm=options["algorithm"],
+                       half=half).algorithm
 
 
 def matrices(name):

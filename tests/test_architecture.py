@@ -37,7 +37,7 @@ ALLOWED = {
     "functional": {"ops", "registry"},
     "numba_ops": {"atomic", "contracts", "errors", "half", "leaf", "ops", "parallel", "quantized",
                   "registry"},
-    "algorithms": {"backends", "contracts", "errors", "numba_ops", "ops", "registry"},
+    "algorithms": {"backends", "contracts", "errors", "half", "numba_ops", "ops", "registry"},
     "models": {"functional", "contracts", "leaf", "options"},
     "schedulers": {"arguments", "errors", "random", "rules"},
     "random": {"arguments", "errors", "half"},

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from refsd.contracts import Spec
+from refsd.half import is_half
 from refsd.numba_ops.cpu.conv_fft import fft
 from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
 from refsd.numba_ops.cpu.conv_narrow import is_narrow, narrow
@@ -37,7 +38,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     y = empty((N, Ho, Wo, O), x.dtype)
 
     name = choose_here(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
-                       algorithm=algorithm).algorithm
+                       algorithm=algorithm, half=is_half(x.dtype)).algorithm
     if name in ("winograd2", "winograd4"):
         winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups)
     elif name == "fft":
@@ -53,12 +54,13 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
 
 
 def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tuple = (1, 1),
-           groups: int = 1, algorithm: str = "auto", exact: bool = False,
+           groups: int = 1, algorithm: str = "auto", exact: bool = False, half: bool = False,
            tuned: Mapping[str, str] = NOTHING) -> Choice:
     """The algorithm for an output (N, H', W', O) and a kernel (O, I, kH, kW), and why.
 
-    `exact`: sums of products and nothing else. `tuned`: those that were measured, by
-    shape_key(). It does not look at N: an image has the same bits alone and in a batch. What the
+    `exact`: sums of products and nothing else. `half`: of halves, which `refsd tune` does not
+    measure, and whose rounding hides what Winograd errs more. `tuned`: those that were measured,
+    by shape_key(). It does not look at N: an image has the same bits alone and in a batch. What the
     rules rest on is measured in docs/kernels-conv.md.
     """
     (_, Ho, Wo, O), (_, I, kh, kw) = result, kernel
@@ -66,7 +68,7 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
         return Choice(algorithm, "it was asked for")
     if exact:
         return Choice("im2col", "exact: sums of products and nothing else")
-    known = tuned and tuned.get(shape_key(result, kernel, stride, dilation, groups))
+    known = tuned and not half and tuned.get(shape_key(result, kernel, stride, dilation, groups))
     if known:
         conv2d_algorithm(Spec(kernel, ""), stride=stride, dilation=dilation, algorithm=known)
         return Choice(known, "it was measured to be the fastest here")
@@ -78,7 +80,7 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
     if min(I, O) < 16:
         return Choice("im2col", f"{I} -> {O} channels: below 16 the transforms cost what they save")
 
-    if Ho * Wo >= 24 * 24:
+    if Ho * Wo >= (12 * 12 if half else 24 * 24):
         return Choice("winograd4", "36 multiplications instead of 144 for 4 x 4 outputs")
     if Ho * Wo >= 8 * 8:
         return Choice("winograd2", "16 multiplications instead of 36 for 2 x 2 outputs; below "
