@@ -73,8 +73,9 @@ def test_no_layout_makes_a_kernel_compile_again():
     """Strides, order, alignment and read-only memory are no part of a kernel's types."""
     for name in OPS:
         CHECKS["layouts"](name)
-    for entry in jit_module._entries:  # one for each dtype
-        assert len(entry.signatures) <= len(DTYPES + HALF), (entry.py_func, entry.signatures)
+    for entry in jit_module._entries:  # one for each dtype; attention's bfloat16 in pairs, and not
+        most = len(DTYPES + HALF) + (entry.py_func.__name__ == "_attention")
+        assert len(entry.signatures) <= most, (entry.py_func, entry.signatures)
 
 
 @pytest.mark.parametrize("check, name", [(c, name) for c in ONLY for name in ONLY[c]])
