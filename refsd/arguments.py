@@ -14,7 +14,7 @@ from typing import Any
 
 from refsd.errors import UsageError
 
-WIDE = ("float32", "float64")
+FLOATS = ("bfloat16", "float16", "float32", "float64")
 # How NumPy can read another library's array. One without them is a backend's own, and stays.
 READABLE = ("__array__", "__array_interface__", "__buffer__", "__dlpack__")
 # torch's types that NumPy lacks; float32 holds every value of theirs.
@@ -58,7 +58,7 @@ def is_array(value: Any) -> bool:
 
 
 def as_array(name: str, value: Any, dtype: Any = None) -> Any:
-    """Real numbers as a NumPy array of `dtype`; None leaves float32, float64 and integers as such.
+    """Real numbers as a NumPy array of `dtype`; None leaves integers and FLOATS as such.
 
     Takes arrays in any order of bytes and axes, tensors of torch (detached, on the CPU) and of all
     that NumPy can read, and lists. What already is the array that is wanted is returned itself, and
@@ -67,7 +67,9 @@ def as_array(name: str, value: Any, dtype: Any = None) -> Any:
     """
     import numpy as np
 
-    right = str(getattr(value, "dtype", "")) in ([str(dtype)] if dtype else WIDE)
+    from refsd.half import HALVES, is_half, to_half
+
+    right = str(getattr(value, "dtype", "")) in ([str(dtype)] if dtype else FLOATS)
     if right and (type(value) is np.ndarray or not any(hasattr(value, way) for way in READABLE)):
         return value
     try:
@@ -81,11 +83,14 @@ def as_array(name: str, value: Any, dtype: Any = None) -> Any:
     if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
         raise UsageError(f"{name} holds {array.dtype.name} (a {type(value).__name__} of shape "
                          f"{array.shape}); give an array of numbers")
+    own = dtype_name(getattr(value, "dtype", array.dtype))  # torch's bfloat16 came as float32
     if dtype is None:
         whole, native = array.dtype.kind in "iu", array.dtype.newbyteorder("=")
-        dtype = native if whole or array.dtype.name in WIDE else np.dtype("float32")
-    with np.errstate(over="ignore"):  # what is too large is infinite, and said by require_finite
-        return array.astype(dtype, copy=False)
+        dtype = native if whole else own if own in FLOATS else "float32"
+    if is_half(dtype) and own != str(dtype):
+        return to_half(array, dtype)  # what is too large is infinite, and said by require_finite
+    with np.errstate(over="ignore"):
+        return array.astype(HALVES.get(str(dtype), dtype), copy=False)
 
 
 def _readable(name, value):

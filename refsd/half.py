@@ -4,6 +4,7 @@ A bfloat16 is the upper half of a float32. NumPy has float16; ml_dtypes brings b
 one place that widens and rounds arrays of either.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,5 +48,17 @@ def through_float32(function: Callable, dtype: Any) -> Callable:
             options["dtype"] = "float32"
         options = {name: to_float32(value) for name, value in options.items()}
         return to_half(function(*map(to_float32, arrays), **options), dtype)
+
+    return rounded
+
+
+def in_float32(function: Callable) -> Callable:
+    """function(array, ...) of arithmetic, which of a half is that of float32, rounded once."""
+
+    @functools.wraps(function)
+    def rounded(first, *others):
+        if not is_half(getattr(first, "dtype", "")):
+            return function(first, *others)
+        return through_float32(function, first.dtype)(first, *others)
 
     return rounded

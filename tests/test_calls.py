@@ -14,6 +14,7 @@ import refsd.schedulers
 from refsd.arguments import as_array, as_integer, as_number, dtype_name
 from refsd.errors import UsageError
 from refsd.golden.recording.request import Request
+from refsd.half import HALVES, to_float32, to_half
 from refsd.pipelines import from_diffusers
 from refsd.pipelines.components import VAE, TextEncoder, UNet, as_generators
 from refsd.pipelines.prompts import literal
@@ -116,14 +117,26 @@ SCHEDULER_NUMBERS = [
 ]  # fmt: skip
 
 
-def stepped(name, options, timesteps, x, scalar=lambda n: n, steps=4):
+class Halving(TorchGenerator):
+    """Noise of a half as float32."""
+
+    def __init__(self, seed, dtype):
+        super().__init__(seed)
+        self.dtype = dtype
+
+    def randn(self, shape, dtype):
+        assert dtype == "float32"
+        return to_float32(super().randn(shape, self.dtype))
+
+
+def stepped(name, options, timesteps, x, scalar=lambda n: n, steps=4, dtype=None):
     scheduler = getattr(refsd.schedulers, f"{name}Scheduler")()
     scheduler.set_timesteps(scalar(steps), **{k: scalar(v) for k, v in timesteps.items()})
     t = scheduler.timesteps[0].item()
     seen = scheduler.scale_model_input(x, t)
     options = {k: scalar(v) for k, v in options.items()}
     if name not in ("PNDM", "DPMSolverMultistep"):
-        options["generator"] = TorchGenerator(1)
+        options["generator"] = TorchGenerator(1) if dtype is None else Halving(1, dtype)
     found = scheduler.step(x, scalar(t) if name not in ("EulerDiscrete", "EulerAncestralDiscrete")
                            else np.float32(t), x, **options).prev_sample
     return seen, found, scheduler.add_noise(x, x, np.atleast_1d(t))
@@ -137,15 +150,25 @@ def test_every_number_and_array_of_a_scheduler(name, options, timesteps):
         found = stepped(name, options, timesteps, x, scalar)
         assert all(np.array_equal(a, b) and a.dtype == np.float32
                    for a, b in zip(found, expected)), scalar
-    for kind, given in arrays_of(x):
+    for kind, given in (*arrays_of(x), ("tensor", Tensor(x, "torch.float32"))):
+        if getattr(given, "dtype", "") == "torch.bfloat16":
+            given = Tensor(to_float32(to_half(x, "bfloat16")))
+            assert all(a.dtype == HALVES["bfloat16"]
+                       for a in stepped(name, options, timesteps, given))
+            continue
         found = stepped(name, options, timesteps, given)
         if kind in ("float64", "lists"):  # computed in float64, so other roundings
             assert found[1].dtype == np.float64
         else:
             assert all(np.array_equal(a, b) for a, b in zip(found, expected)), kind
             assert found[1].dtype == np.float32
-    half = stepped(name, options, timesteps, x.astype("float16"))
-    assert all(array.dtype == np.float32 for array in half[1:])
+    for dtype, kind in HALVES.items():
+        half = to_half(x, dtype)
+        found = stepped(name, options, timesteps, half)
+        assert all(array.dtype == kind for array in found)
+        wide = stepped(name, options, timesteps, to_float32(half), dtype=dtype)
+        for a, b in zip(found, wide):  # as of float32 with the half's noise, rounded once
+            np.testing.assert_array_equal(to_float32(a), to_float32(to_half(b, dtype)))
 
 
 class Tensor:
@@ -466,8 +489,9 @@ def test_unknown_keywords_are_suggested():
     with pytest.raises(UsageError, match="exclude each other"):
         StableDiffusionPipeline.from_pretrained(download=True, local_files_only=True)
     for name in ("dtype", "torch_dtype"):
-        with pytest.raises(UsageError, match=f'{name} is .*leave it out.*variant="fp16"'):
-            StableDiffusionPipeline.from_pretrained(**{name: np.float16})
+        with pytest.raises(UsageError, match=f"{name} is 'fp16'; did you mean float16. give one "
+                                             "of bfloat16, float16, float32, float64"):
+            StableDiffusionPipeline.from_pretrained(**{name: "fp16"})
 
 
 def test_methods_of_diffusers(pipe, caplog, monkeypatch):

@@ -132,6 +132,8 @@ def test_size_and_dtype(draw):
     draw("-s", 3, "-o", "b.png", "-W", 64, "-H", 40, "--dtype", "float64", "-t", 1)
     assert pixels("a.png").shape == pixels("b.png").shape == (40, 64, 3)
     assert recipe("b.png")["dtype"] == "float64"
+    draw("-s", 3, "-o", "c.png", "--dtype", "bfloat16", "--backend", "numpy")
+    assert recipe("c.png")["dtype"] == "bfloat16"
     assert recipe("b.png")["threads"] == 1
 
 

@@ -69,7 +69,7 @@ BAD_NUMBERS = [
     ("--seed", "18446744073709551616", {"generator": 2**64}, ["seed", "18446744073709551616"]),
     ("--seed", "1.5", {"generator": 1.5}, ["seed", "1.5"]),
     ("--seed", "", {"generator": ""}, ["seed", "''"]),
-    ("--dtype", "float16", None, ["dtype", "float16", "did you mean float64"]),
+    ("--dtype", "float8", None, ["dtype", "float8", "did you mean"]),
     ("--rng", "torch", None, ["rng", "torch", "did you mean torch-cpu"]),
     ("--backend", "abacus", None, ["backend", "abacus", "numpy"]),
     ("--sampler", "eulr", None, ["sampler", "eulr", "did you mean euler"]),

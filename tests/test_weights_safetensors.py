@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from weights_samples import GOOD, entry, file_of, refused
 
 from refsd.errors import ResourceError, UsageError
+from refsd.half import HALVES, to_float32, to_half
 from refsd.weights import memory, read_safetensors, write_safetensors
-from refsd.weights.header import TensorInfo, read_header
+from refsd.weights.header import BYTES, TensorInfo, read_header
+from refsd.weights.reader import warn_nonfinite
 
 
 def test_a_good_file_is_read_as_it_lies(tmp_path):
@@ -83,7 +85,31 @@ def test_conversion_leaves_integers_alone(tmp_path):
     path.write_bytes(GOOD)
     found = read_safetensors(path, dtype="float64")
     assert [found[n].dtype for n in "abc"] == [np.float64, np.float64, np.int64]
-    refused(lambda: read_safetensors(path, dtype="float16"), "float16", error=UsageError)
+    refused(lambda: read_safetensors(path, dtype="float8"), "float8", error=UsageError)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("stored", ["BF16", "F16", "F32", "F64", "F8_E5M2"])
+def test_halves_stay_or_are_rounded_once(tmp_path, dtype, stored, caplog):
+    """Those stored in the type keep their bits, NaNs too; the others are their float32, rounded."""
+    size = BYTES[stored]
+    body = np.arange(1 << 16, dtype="<u2").tobytes()
+    path, shape = tmp_path / "x.safetensors", (len(body) // size,)
+    path.write_bytes(file_of({"w": entry(stored, shape, (0, len(body)))}, body))
+
+    found = read_safetensors(path, dtype=dtype)["w"]
+
+    assert found.dtype == HALVES[dtype] and found.shape == shape
+    if (stored, dtype) in (("BF16", "bfloat16"), ("F16", "float16")):
+        assert found.tobytes() == body
+    wide = read_safetensors(path)["w"]
+    np.testing.assert_array_equal(to_float32(found), to_float32(to_half(wide, dtype)))
+    warn_nonfinite({"w": found[np.isfinite(to_float32(found))], "h": np.ones(2, found.dtype)}, "x")
+    assert not caplog.messages
+    warn_nonfinite({"w": found, "v": np.array([1, np.inf], found.dtype)}, "x")
+    assert caplog.messages == ["x: NaN or infinite weights in w, v"]
+    assert memory.needed_bytes([
+        TensorInfo(stored, (3,), 0, 3 * size)], dtype) == 2 * 3 * 2
 
 
 arrays = st.dictionaries(

@@ -123,7 +123,7 @@ def add_arithmetic(parser: Parser) -> None:
     add("--backend", metavar="NAME", default="auto",
         help=f"auto, {', '.join(BACKENDS)} (auto: the fastest that is there)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
-        help="float32 or float64, the arithmetic's type (float32)")
+        help=f"{', '.join(DTYPES)}: of the weights and the arithmetic (float32)")
     add("--weights", type=choice(*FORMS), metavar="NAME",
         help="how the weights are held, if smaller: float32, bfloat16, float16, int8, as-is (as "
         "--dtype; those of refsd quantize as int8)")

@@ -40,7 +40,7 @@ def parser() -> Parser:
     add("--dilation", type=_numbers(1, 2), metavar="N", default=1, help=pair)
     add("--groups", type=_numbers(1), metavar="N", default=1, help="groups of channels (1)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
-        help="float32 or float64 (float32)")
+        help=f"{', '.join(DTYPES)} (float32)")
     add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     add("--exact", action="store_true", help="as it is chosen with refsd --exact")
     return parser.answering()

@@ -14,7 +14,7 @@ from refsd.version import __version__
 KEYWORD = "refsd"  # of the PNG's text chunk
 SCHEMA = 1
 RNGS = ("torch-cpu", "cuda", "numpy")
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMS = ("float32", "bfloat16", "float16", "int8", "as-is")  # as in refsd.weights, without NumPy
 A1111_RNG = {"torch-cpu": {"RNG": "CPU"}, "cuda": {"RNG": "NV"}, "numpy": {"Noise": "NumPy"}}
 
@@ -64,7 +64,8 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """What A1111's line says of it, under A1111's names and with its meanings.
 
-        A1111's "Eta" is that of ancestral samplers; its RNG has no word for NumPy's noise.
+        A1111's "Eta" is that of ancestral samplers; its RNG has no word for NumPy's noise, and it
+        does not say the precision.
         """
         sampler, schedule = samplers.label(self.scheduler)
         return {
@@ -79,6 +80,7 @@ class Recipe:
             **({"Clip skip": self.clip_skip + 1} if self.clip_skip else {}),
             **({"Eta DDIM": f"{self.eta:g}"} if self.eta else {}),
             **A1111_RNG[self.rng],
+            **({"Precision": self.dtype} if self.dtype != "float32" else {}),
             "Version": f"refsd {__version__}",
         }
 

@@ -18,7 +18,7 @@ def parser() -> Parser:
     parser = Parser("refsd warmup [options]", ABOUT)
     add = parser.add_argument
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
-        help="float32 or float64, the arithmetic's type (float32)")
+        help=f"{', '.join(DTYPES)}: of the weights and the arithmetic (float32)")
     return parser.answering(quiet="no progress")
 
 

@@ -13,6 +13,7 @@ from refsd import functional as F
 from refsd.arguments import as_array, as_number, is_array, shown
 from refsd.backends import find_backend
 from refsd.errors import UsageError
+from refsd.half import to_float32
 from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.models.layers import Text
@@ -84,7 +85,7 @@ class UNet:
         """
         answered = answer("unet", others)
         sample = shaped("unet: sample", sample, ("N", self.in_channels, "h", "w"), self.dtype)
-        steps = as_array("unet: timestep", timestep)
+        steps = to_float32(as_array("unet: timestep", timestep))
         if steps.size == 1:
             steps = np.full(sample.shape[0], steps.item(), steps.dtype)
         if steps.shape != (sample.shape[0],):

@@ -7,7 +7,7 @@ a line where somebody may hope for more; everything else is answered by name wit
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refsd.arguments import dtype_name, refuse_unknown, shown
+from refsd.arguments import FLOATS, dtype_name, refuse_unknown, shown
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_flag
 
@@ -33,7 +33,7 @@ LOADING: dict[str, tuple[tuple, str]] = {
     "max_memory": ((None,), "refsd checks the memory itself; force=True goes on all the same"),
     "offload_folder": ((None,), "refsd does not offload: leave it out"),
     "offload_state_dict": ((ANY,), ""),
-    "quantization_config": ((None,), "refsd computes in float32 or float64: leave it out"),
+    "quantization_config": ((None,), "for smaller weights write dtype=\"bfloat16\""),
     "force_download": ((None, False), "write download=True; what is complete is not fetched again"),
     "resume_download": ((ANY,), ""),
     "proxies": ((None,), "set the environment variable HTTPS_PROXY"),
@@ -115,7 +115,7 @@ ALREADY = {
 # Methods that would change something, and what to do instead.
 INSTEAD = {
     "cuda": NO_CUDA,
-    "half": "refsd computes in float32 or float64: leave it out",
+    "half": "load it with from_pretrained(dtype=\"float16\")",
     "load_lora_weights": NO_LORA,
     "load_ip_adapter": NO_LORA,
     "load_attn_procs": NO_LORA,
@@ -162,14 +162,13 @@ def answer(function: str, others: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 
 def check_dtype(name: str, value: Any) -> str:
-    """float32 or float64 from a name, NumPy's or torch's dtype; halves are told what to write."""
+    """The name of one of FLOATS, from its name or NumPy's, ml_dtypes' or torch's dtype."""
     found = dtype_name(value)
-    if found in ("float32", "float64"):
+    if found in FLOATS:
         return found
-    halves = {"float16", "bfloat16", "half", "fp16", "bf16"}
-    hint = (": leave it out. Weights stored in half precision are read all the same, and "
-            "variant=\"fp16\" takes the files of that name" if found in halves else "")
-    raise UsageError(f"{name} is {shown(value)}; refsd computes in float32 or float64{hint}")
+    meant = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(found)
+    hint = f"did you mean {meant}? " if meant else ""
+    raise UsageError(f"{name} is {shown(value)}; {hint}give one of {', '.join(FLOATS)}")
 
 
 def check_device(pipe: Any, *wanted: Any, device: Any = None, dtype: Any = None,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.arguments import as_array
 from refsd.errors import UsageError
 from refsd.pipelines import stages
 from refsd.pipelines.request import check_prompts
@@ -108,4 +109,5 @@ def _encode(pipe, name, texts, clip_skip):
         for syntax, meaning in literal(text):
             pipe.remark(f"{syntax!r}: {meaning}", meaning)
     ids = stages.tokenize(pipe.tokenizer, texts)
-    return stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
+    vectors = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
+    return as_array(name, vectors, pipe.unet.dtype)  # an encoder of another pipeline has its own

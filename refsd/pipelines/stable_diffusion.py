@@ -94,10 +94,10 @@ class StableDiffusionPipeline:
 
         `download` (local_files_only=False) lets a hub id be fetched; nothing else touches the
         network. `variant` ("fp16") and `ema` choose among copies of the weights; dtype
-        (torch_dtype) is the arithmetic's, float32 or float64; `weights` the form in which matrices
-        and kernels are held meanwhile ("float32", "bfloat16", "float16", "int8", "as-is": as in the
-        file); `force` loads what may not fit into memory; `exact` keeps convolutions to sums of
-        products: no Winograd, no FFT.
+        (torch_dtype) is the arithmetic's, and that of latents and weights: float32, float64,
+        bfloat16 or float16; `weights` the form in which matrices and kernels are held meanwhile
+        ("float32", "bfloat16", "float16", "int8", "as-is": as in the file); `force` loads what may
+        not fit into memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
         `scheduler` replaces the model's, which is then not read: a scheduler, or a class or
         function that makes one of the model's options. `vae` and `text_encoder` replace the model's
         by those of a path (a folder, a .safetensors file) or another pipeline; `prediction_type`
@@ -248,7 +248,7 @@ class StableDiffusionPipeline:
         latents = shaped("latents", latents, shape, self.unet.dtype)
         if self.check_finite:
             require_finite("latents", latents)
-        return latents * float(self.scheduler.init_noise_sigma)
+        return stages.scaled(latents, float(self.scheduler.init_noise_sigma))
 
     def _remark_idle(self, scale, avoided, numbers):
         asked = avoided is not None and not (isinstance(avoided, str) and avoided == "")

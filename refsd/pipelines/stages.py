@@ -3,7 +3,8 @@
     tokenize -> encode_text -> make_schedule -> denoise -> decode
 
 `denoise` is a generator: whoever calls it owns the progress bar, the previews and the stopping.
-The arithmetic between network calls uses plain operators, so any backend's arrays serve.
+The arithmetic between network calls uses plain operators, so any backend's arrays serve; of halves
+it is done in float32 and rounded once.
 """
 
 import inspect
@@ -14,6 +15,7 @@ import numpy as np
 
 from refsd import functional as F
 from refsd.errors import ModelError, UsageError
+from refsd.half import in_float32, to_float32
 from refsd.models.layers import Text
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.pipelines.tensors import not_finite
@@ -69,7 +71,13 @@ def make_schedule(scheduler: Any, steps: int | None, *, timesteps: Any = None,
 
 def initial_latents(scheduler: Any, shape: tuple[int, ...], dtype: str, generator: Any) -> Any:
     """Noise at the schedule's start.   -> (B, 4, h, w)   make_schedule comes first"""
-    return draw_noise(shape, dtype, generator) * float(scheduler.init_noise_sigma)
+    return scaled(draw_noise(shape, dtype, generator), float(scheduler.init_noise_sigma))
+
+
+@in_float32
+def scaled(x: Any, factor: float) -> Any:
+    """factor x.   any shape -> the same"""
+    return x * factor
 
 
 def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
@@ -95,7 +103,7 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
             both = unet(F.concat([x, x], axis=0), timestep, text, timestep_cond=condition)
             half = latents.shape[0]
             away, towards = both[:half], both[half:]
-            predicted = away + guidance_scale * (towards - away)
+            predicted = guided(away, towards, guidance_scale)
             if guidance_rescale > 0:
                 predicted = rescale(predicted, towards, guidance_rescale)
         latents = scheduler.step(predicted, timestep, latents, **noise).prev_sample
@@ -131,6 +139,13 @@ def guidance_condition(unet: UNet, guidance_scale: float, batch: int) -> Any:
                                 dtype=unet.dtype)
 
 
+@in_float32
+def guided(away: Any, towards: Any, scale: float) -> Any:
+    """From one prediction to the other, and beyond.   (B, 4, h, w) twice -> the same"""
+    return away + scale * (towards - away)
+
+
+@in_float32
 def rescale(guided: Any, text: Any, share: float) -> Any:
     """`share` of the way to the guided prediction with the text prediction's deviation.
 
@@ -142,9 +157,15 @@ def rescale(guided: Any, text: Any, share: float) -> Any:
 
 
 def decode(vae: VAE, latents: Any) -> np.ndarray:
-    """Stage 5: the images.   (B, 4, h, w) -> (B, H, W, 3) float in [0, 1]"""
-    images = vae.decode(latents / vae.config.scaling_factor)
-    return np.clip(np.asarray(images) * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+    """Stage 5: the images.   (B, 4, h, w) -> (B, H, W, 3) in [0, 1], float32 also of halves"""
+    images = to_float32(np.asarray(vae.decode(unscaled(latents, vae.config.scaling_factor))))
+    return np.clip(images * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+
+
+@in_float32
+def unscaled(latents: Any, factor: float) -> Any:
+    """Latents of the diffusion as those of the VAE.   (B, 4, h, w) -> the same"""
+    return latents / factor
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:

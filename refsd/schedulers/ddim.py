@@ -14,7 +14,6 @@ import numpy as np
 
 from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
-from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
 from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import spaced_timesteps
@@ -93,7 +92,7 @@ class DDIMScheduler(DiffusionScheduler):
             if variance_noise is not None and generator is not None:
                 raise UsageError("step got both generator and variance_noise; give one")
             if variance_noise is None:
-                variance_noise = draw_noise(sample.shape, sample.dtype, generator)
+                variance_noise = self._draw(sample, generator)
             variance_noise = as_array("step: variance_noise", variance_noise, sample.dtype)
             x_s = x_s + float(sigma) * variance_noise
         return Step(x_s, x0)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
 from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import exp32, log32, spaced_timesteps
@@ -77,7 +76,7 @@ class DDPMScheduler(DiffusionScheduler):
         x_s = float(x0_weight) * x0 + float(x_weight) * sample
 
         if t > 0:
-            z = draw_noise(sample.shape, sample.dtype, generator)
+            z = self._draw(sample, generator)
             x_s = x_s + float(self._deviation(alpha_bar_t, alpha_bar_s, beta)) * z
         return Step(x_s, x0)
 

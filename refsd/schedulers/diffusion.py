@@ -9,6 +9,7 @@ import numpy as np
 
 from refsd.arguments import as_array, as_integer, shown
 from refsd.errors import UsageError
+from refsd.half import to_float32
 from refsd.schedulers import noise_schedule
 from refsd.schedulers.scheduler import Scheduler, one_each, per_sample
 
@@ -58,7 +59,7 @@ class DiffusionScheduler(Scheduler):
 
     def _custom_timesteps(self, timesteps):
         """A caller's own timesteps: descending, from T - 1 at the most to 0 at the least."""
-        values = as_array("timesteps", timesteps)
+        values = to_float32(as_array("timesteps", timesteps))
         most = self.config.num_train_timesteps - 1
         good = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iuf"
         if not good or not (np.diff(values) < 0).all() or not 0 <= values[-1] <= values[0] <= most:

@@ -17,7 +17,6 @@ import numpy as np
 
 from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
-from refsd.random import draw_noise
 from refsd.schedulers import noise_schedule
 from refsd.schedulers.config import BETAS
 from refsd.schedulers.scheduler import Step, only_one
@@ -123,7 +122,7 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         sigma_hat = sigma * (gamma + 1)
         x = sample
         if gamma > 0:
-            noise = draw_noise(x.shape, x.dtype, generator) * s_noise
+            noise = self._draw(x, generator) * s_noise
             x = x + noise * float(np.sqrt(np.square(sigma_hat) - np.square(sigma)))
 
         x0 = self._to_x0(model_output, x, sigma, sigma_hat)

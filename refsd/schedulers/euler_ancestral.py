@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS
 from refsd.schedulers.noise_schedule import interpolate
 from refsd.schedulers.scheduler import Step
@@ -56,6 +55,6 @@ class EulerAncestralDiscreteScheduler(SigmaSpaceScheduler):
         x0 = self._to_x0(model_output, sample, sigma, sigma)
         slope = (sample - x0) / float(sigma)
         x_next = sample + slope * float(sigma_down - sigma)
-        x_next = x_next + draw_noise(sample.shape, sample.dtype, generator) * float(sigma_up)
+        x_next = x_next + self._draw(sample, generator) * float(sigma_up)
         self.step_index += 1
         return Step(x_next, x0)

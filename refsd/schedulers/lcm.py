@@ -16,7 +16,6 @@ import numpy as np
 
 from refsd.arguments import as_integer, as_number, shown
 from refsd.errors import UsageError
-from refsd.random import draw_noise
 from refsd.schedulers.config import BETAS, CLIPPING
 from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.prediction import keep_in_range, to_x0
@@ -117,7 +116,7 @@ class LCMScheduler(DiffusionScheduler):
 
         x_s = f
         if i != self.num_inference_steps - 1:
-            z = draw_noise(sample.shape, sample.dtype, generator)
+            z = self._draw(sample, generator)
             x_s = float(np.sqrt(alpha_bar_s)) * f + float(np.sqrt(1 - alpha_bar_s)) * z
         self.step_index += 1
         return Step(x_s, f)

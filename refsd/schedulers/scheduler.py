@@ -2,7 +2,8 @@
 
 A sampler's file holds its update formula; this one holds none. Scalars are float32, as
 in torch, and become Python floats where they meet an array, so that any array type with + - * /
-serves. What callers hand in is converted at the door (refsd.arguments).
+serves. What callers hand in is converted at the door (refsd.arguments). A step of halves is that of
+their float32 values, its results rounded once; only noise is drawn in the half itself.
 """
 
 import functools
@@ -12,8 +13,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from refsd.arguments import WIDE, as_array, as_integer, as_number, shown
+from refsd.arguments import FLOATS, as_array, as_integer, as_number, shown
 from refsd.errors import ModelError, UsageError
+from refsd.half import is_half, to_float32, to_half
+from refsd.random import draw_noise
 from refsd.schedulers import SCHEDULERS
 from refsd.schedulers.config import Config, resolve
 
@@ -39,9 +42,10 @@ class Scheduler:
     init_noise_sigma = 1.0  # the standard deviation that the first sample is to have
 
     def __init_subclass__(cls) -> None:
-        for name in ("set_timesteps", "step"):
+        wrappers = {"set_timesteps": _on_the_cpu, "step": _in_halves, "add_noise": _in_halves}
+        for name, wrap in wrappers.items():
             if name in vars(cls):
-                setattr(cls, name, _as_called_in_diffusers(vars(cls)[name]))
+                setattr(cls, name, wrap(vars(cls)[name]))
 
     def __init__(self, **options: Any) -> None:
         self.config = resolve(type(self).__name__, self.DEFAULTS, self.CHOICES, options)
@@ -154,16 +158,18 @@ class Scheduler:
         return [here] * len(timesteps)
 
     def _noisy(self, original, noise):
-        """add_noise's two arrays, in the dtype of the first."""
+        """add_noise's two arrays, in the dtype of the first; halves in float32."""
         original = as_array("add_noise: original", original)
-        dtype = original.dtype if str(original.dtype) in WIDE else "float32"
-        noise = as_array("add_noise: noise", noise, dtype)
+        dtype = original.dtype if str(original.dtype) in FLOATS else "float32"
+        self._half = str(dtype) if is_half(dtype) else None
+        original = to_float32(as_array("add_noise: original", original, dtype))
+        noise = to_float32(as_array("add_noise: noise", noise, dtype))
         missing = len(original.shape) - len(noise.shape)
         if missing < 0 or any(n not in (1, m) for n, m in zip(noise.shape,
                                                               original.shape[missing:])):
             raise UsageError(f"add_noise: noise has shape {tuple(noise.shape)}; give "
                              f"{tuple(original.shape)}, that of original")
-        return as_array("add_noise: original", original, dtype), noise
+        return original, noise
 
     def alpha_bars_of_step(self, timestep: int) -> tuple[float, float] | None:
         """alpha_bar before and after a step along the noise: sqrt(after) x0 + sqrt(1 - after) eps.
@@ -183,7 +189,10 @@ class Scheduler:
         return number
 
     def _pair(self, model_output, sample):
-        """A step's two arrays in one dtype: float64 if either is, else float32, halves too."""
+        """A step's two arrays in one dtype: float64 if either is, else float32.
+
+        Where both are of one half, `_half` names it: that of the results.
+        """
         if self.num_inference_steps is None:
             raise UsageError(f"{type(self).__name__}: call set_timesteps before step")
         arrays = {"model_output": model_output, "sample": sample}
@@ -192,8 +201,14 @@ class Scheduler:
             raise UsageError(
                 f"step: model_output has shape {x.shape}, sample {y.shape}; give two of one shape"
             )
-        dtype = "float64" if "float64" in (str(x.dtype), str(y.dtype)) else "float32"
+        kinds = {str(x.dtype), str(y.dtype)}
+        self._half = str(x.dtype) if len(kinds) == 1 and is_half(x.dtype) else None
+        dtype = "float64" if "float64" in kinds else "float32"
         return as_array("step: model_output", x, dtype), as_array("step: sample", y, dtype)
+
+    def _draw(self, sample, generator):
+        """Noise for a step's sample, as the model's dtype has it."""
+        return to_float32(draw_noise(sample.shape, self._half or sample.dtype, generator))
 
 
 def only_one(**arguments: Any) -> str:
@@ -207,7 +222,7 @@ def only_one(**arguments: Any) -> str:
 
 def one_each(timesteps, samples):
     """The timesteps as an array: one for all of the samples, or one for each."""
-    array = np.atleast_1d(as_array("timesteps", timesteps))
+    array = np.atleast_1d(to_float32(as_array("timesteps", timesteps)))
     count = samples.shape[0] if samples.shape else 1
     if array.shape not in ((1,), (count,)):
         raise UsageError(f"timesteps is {shown(timesteps)}; give one, or one for each of the "
@@ -215,22 +230,38 @@ def one_each(timesteps, samples):
     return array
 
 
-def _as_called_in_diffusers(method):
-    """set_timesteps and step with two more arguments, which code for diffusers passes.
-
-    `device` can only be the CPU; with and without `return_dict` a Step is a tuple that has names.
-    """
+def _on_the_cpu(method):
+    """set_timesteps with `device`, which code for diffusers passes: it can only be the CPU."""
 
     @functools.wraps(method)
     def called(self, *args, **options):
         device = options.pop("device", None)
-        if method.__name__ == "set_timesteps" and len(args) == 2:
+        if len(args) == 2:
             args, device = args[:1], args[1]
         if device is not None and not str(device).startswith("cpu"):
             raise UsageError(f"device is {shown(device)}; refsd computes on the CPU: leave it out")
+        return method(self, *args, **options)
+
+    return called
+
+
+def _in_halves(method):
+    """step and add_noise with results in the half of their arrays, if they are of one.
+
+    `return_dict`, which code for diffusers passes, is of no matter: a Step is a tuple with names.
+    """
+
+    @functools.wraps(method)
+    def called(self, *args, **options):
         if method.__name__ == "step":
             options.pop("return_dict", None)
-        return method(self, *args, **options)
+        self._half = None
+        found = method(self, *args, **options)
+        if self._half is None:
+            return found
+        if not isinstance(found, tuple):
+            return to_half(found, self._half)
+        return Step(*(x if x is None else to_half(x, self._half) for x in found))
 
     return called
 

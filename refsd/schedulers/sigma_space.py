@@ -11,9 +11,15 @@ import numpy as np
 
 from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
+from refsd.half import in_float32
 from refsd.schedulers import noise_schedule
 from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.scheduler import per_sample
+
+
+@in_float32
+def _divided(x, number):
+    return x / number
 
 
 class SigmaSpaceScheduler(DiffusionScheduler):
@@ -38,7 +44,8 @@ class SigmaSpaceScheduler(DiffusionScheduler):
     def scale_model_input(self, sample: Any, timestep: float) -> Any:
         """sample / sqrt(sigma^2 + 1), with the sigma of `timestep`."""
         sigma = self.sigmas[self._enter(timestep)]
-        return as_array("scale_model_input: sample", sample) / float(np.sqrt(np.square(sigma) + 1))
+        sample = as_array("scale_model_input: sample", sample)
+        return _divided(sample, float(np.sqrt(np.square(sigma) + 1)))
 
     def add_noise(self, original: Any, noise: Any, timesteps: Any) -> Any:
         """original + sigma noise.   (N, ...) -> (N, ...)

@@ -31,7 +31,7 @@ def needed_bytes(
 def _loaded_bytes(tensor: TensorInfo, dtype: str | None) -> int:
     if tensor.dtype not in WEIGHTS or dtype is None:
         return tensor.count * (4 if tensor.dtype in WIDENED else BYTES[tensor.dtype])
-    return tensor.count * {"float32": 4, "float64": 8}[dtype]
+    return tensor.count * {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}[dtype]
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.half import HALVES, is_half, to_half
 from refsd.weights import float8, gguf
 from refsd.weights.files import open_file
 from refsd.weights.header import BLOCKS, WEIGHTS, Header, TensorInfo, identity, read_header
@@ -20,7 +21,8 @@ NUMPY = {
     "I16": "<i2", "U16": "<u2", "F16": "<f2", "BF16": "<u2", "I32": "<i4", "U32": "<u4",
     "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
 }  # fmt: skip
-WORKING = (None, "float32", "float64")
+WORKING = (None, "float32", "float64", *HALVES)
+INFINITE = {"float16": 0x7C00, "bfloat16": 0x7F80}  # the bits of +inf; those of NaN are more
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +34,10 @@ def read_safetensors(
 
     dtype None keeps each tensor's own type, with bfloat16 and the 8-bit floats E4M3 and E5M2 as
     float32, which holds their every value, and GGUF's blocks, and float8 times a scale, as the
-    float32 that they stand for.
-    "float32" or "float64" converts the floating-point ones: exact, but for float64 to float32,
-    which rounds. names limits what is read. Memory: the result, and one tensor to convert.
+    float32 that they stand for. A name of a float type converts the floating-point ones: "float64"
+    and "float32", exact but for float64 to float32; "bfloat16" and "float16", rounded as refsd.half
+    does, unless they are stored so. names limits what is read. Memory: the result, and one tensor
+    to convert.
 
     Raises ModelError for a damaged file, one that changes while it is read, a pickle, or another
     type; ResourceError for a failing disk. A file that shrinks meanwhile is an error like others.
@@ -54,7 +57,7 @@ def iter_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The same, name and tensor, one after the other: who keeps none holds one at a time."""
     if dtype not in WORKING:
-        raise UsageError(f"dtype: got {dtype!r}, expected None, 'float32' or 'float64'")
+        raise UsageError(f"dtype: got {dtype!r}, expected one of {WORKING}")
     wanted = header.tensors if names is None else {n: header.tensors[n] for n in names}
     in_order = sorted(wanted.items(), key=lambda item: item[1].start)
 
@@ -87,6 +90,8 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
     if sys.byteorder == "big":
         array = array.astype(array.dtype.newbyteorder("="))
 
+    if kind == "BF16" and dtype == "bfloat16" and info.scale is None:
+        return array.view(HALVES[dtype])
     if kind == "BF16":
         array = np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
     elif kind in float8.TABLES:
@@ -96,9 +101,9 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
     if info.scale is not None:
         with np.errstate(all="ignore"):  # what is not finite then is said as other weights' is
             array *= _read(file, header, name, info.scale, "float32").item()
-    if dtype is not None and info.dtype in WEIGHTS:
-        array = array.astype(dtype, copy=False)
-    return array
+    if dtype in (None, array.dtype.name) or info.dtype not in WEIGHTS:
+        return array
+    return to_half(array, dtype) if is_half(dtype) else array.astype(dtype)
 
 
 CHANGED = "It changed while it was read. Try again when nothing writes to it"
@@ -116,10 +121,12 @@ def _check_unchanged(header: Header, file: BinaryIO) -> None:
 
 def nonfinite(array: np.ndarray) -> bool:
     """Whether a floating-point array holds a NaN or an infinity."""
-    if array.dtype.kind != "f" or not array.size:
+    if not array.size:
         return False
-    if array.dtype == np.float16:  # NumPy compares halves one by one, their bits many at once
-        return bool((array.view(np.uint16) & 0x7FFF).max() >= 0x7C00)
+    if is_half(array.dtype):  # NumPy compares halves one by one, their bits many at once
+        return bool((array.view(np.uint16) & 0x7FFF).max() >= INFINITE[array.dtype.name])
+    if array.dtype.kind != "f":
+        return False
     with np.errstate(all="ignore"):
         return not (np.isfinite(array.max()) and np.isfinite(array.min()))
 
