@@ -1,4 +1,4 @@
-# make image | test | parity | parity-full | bench | golden | lint | train: each sets up all it needs.
+# make image | test | parity | parity-full | bench | notebooks | golden | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
 SEED ?= 2
@@ -7,9 +7,10 @@ VENV := .venv
 PARITY := .venv-parity
 PARITY_TESTS := tests/parity
 BENCH := .venv-bench
+NOTEBOOKS := .venv-notebooks
 BENCH_OPTIONS ?=
 
-.PHONY: help image test parity parity-full bench golden lint train clean
+.PHONY: help image test parity parity-full bench notebooks golden lint train clean
 
 help:
 	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
@@ -17,6 +18,7 @@ help:
 	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
 	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
 	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 20 minutes, 20 GB of memory, 9 GB of disk"
+	@echo "make notebooks    execute the notebooks anew, pictures and all: minutes"
 	@echo "make golden       record the committed golden packs anew"
 	@echo "make lint         ruff"
 	@echo "make train        make the bundled model anew: hours"
@@ -43,6 +45,12 @@ $(BENCH)/ready: setup.cfg pyproject.toml
 	$(BENCH)/bin/python -m pip install --quiet -e ".[bench]"
 	touch $@
 
+$(NOTEBOOKS)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(NOTEBOOKS)
+	$(NOTEBOOKS)/bin/python -m pip install --quiet --upgrade pip
+	$(NOTEBOOKS)/bin/python -m pip install --quiet -e ".[notebooks]"
+	touch $@
+
 image: $(VENV)/ready
 	$(VENV)/bin/python -m refsd "$(PROMPT)" -s $(SEED) -o image.png
 
@@ -61,6 +69,11 @@ bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m benchmarks run $(BENCH_OPTIONS); code=$$?; \
 	$(BENCH)/bin/python -m benchmarks table && exit $$code
 
+# From an empty cache of kernels: what a newcomer's machine does.
+notebooks: $(NOTEBOOKS)/ready
+	cache=`mktemp -d`; REFSD_CACHE=$$cache $(NOTEBOOKS)/bin/python notebooks/run.py; code=$$?; \
+	rm -rf $$cache; exit $$code
+
 # The packs that are committed; tests/test_golden_drift.py says when they no longer hold.
 golden: $(VENV)/ready
 	rm -rf golden/ops golden/bundled
@@ -71,10 +84,10 @@ golden: $(VENV)/ready
 		--steps 4 -W 64 -H 64 -s 2
 
 lint: $(PARITY)/ready
-	$(PARITY)/bin/ruff check refsd tests training benchmarks examples
+	$(PARITY)/bin/ruff check refsd tests training benchmarks examples notebooks
 
 train: $(PARITY)/ready
 	$(PARITY)/bin/python -m training
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BENCH) .bench build *.egg-info
+	rm -rf $(VENV) $(PARITY) $(BENCH) $(NOTEBOOKS) .bench build *.egg-info
