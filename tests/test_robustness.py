@@ -8,10 +8,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import chaos
 import pytest
+
+from refsd.cli import interrupt
 
 HEAVY = ("numpy", "numba", "scipy", "PIL", "tokenizers", "safetensors", "huggingface_hub", "tqdm")
 
@@ -120,6 +123,38 @@ def test_the_second_signal_does_not_wait_for_the_op(model, tmp_path):
     assert b"Traceback" not in err
     assert seconds < 10
     assert list(tmp_path.iterdir()) == []
+
+
+# Ctrl-C within a callback of C code, where Python drops exceptions, as Numba's compiler has them.
+LOST_SIGNAL = """
+    import ctypes, os, signal, sys, time
+    from refsd.__main__ import main
+    from refsd.pipelines import components
+
+    def work(*args, **options):
+        ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))()
+        while True:
+            time.sleep(0.01)
+
+    components.unet.unet = work
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_in_a_callback_stops_too(model, tmp_path):
+    process = in_python(LOST_SIGNAL, "a red cat", "-m", model, "-o", tmp_path / "x.png")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert one_line(err) == "refsd: error: stopped by SIGINT"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_signal_is_told_at_the_end():
+    with pytest.raises(interrupt.Stopped), interrupt.stoppable():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    with interrupt.stoppable():
+        pass
 
 
 # Killed by the second signal while a file is being written: the draft goes too.
