@@ -1,22 +1,22 @@
 """`python -m refsd PROMPT` and `refsd COMMAND`: choose the command, and answer for its errors."""
 
-import importlib
 import os
 import signal
 import sys
 import traceback
 
 from refsd.cli import actions, interrupt, report
+from refsd.cli.commands import COMMANDS, find
 
-COMMANDS = ("info", "repro", "tokenize", "doctor", "ops", "profile", "tune",
-            "warmup", "golden", "export", "port", "quantize")
+HELP = ("--help", "-h")  # as the first word; after a command it is that command's own
 BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; gives the exit code. docs/cli.md lists the codes."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    name = argv.pop(0) if argv and argv[0] in COMMANDS else "draw"
+    name = argv.pop(0) if argv and argv[0] in (*COMMANDS, *HELP) else "draw"
+    name = "help" if name in HELP else name
     try:
         code = _answer(name, argv)
     except BrokenPipeError:  # whoever read our output has left
@@ -47,8 +47,7 @@ def _answer(name: str, argv: list[str]) -> int:
 def _run(name: str, argv: list[str]) -> int:
     if argv and argv[0] in actions.FAMILIES.get(name, ()):  # one file an action
         name = f"{name}_{argv.pop(0)}"
-    command = actions.Family(name) if name in actions.FAMILIES else importlib.import_module(
-        f"refsd.cli.{name}")
+    command = find(name)
     try:
         code = command.run(command.parser().parse_args(argv))
     except SystemExit as done:  # argparse, after --help and --version

@@ -1,15 +1,20 @@
 """info, repro, tokenize and doctor."""
 
+import ast
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from PIL import Image, PngImagePlugin
 
-from refsd.__main__ import COMMANDS, main
-from refsd.cli import doctor
+import refsd.cli
+from refsd.__main__ import main
+from refsd.cli import actions, doctor
+from refsd.cli.commands import COMMANDS
 from refsd.text import CLIPTokenizer
 from refsd.weights import write_safetensors
 
@@ -252,6 +257,30 @@ def test_every_command_has_help_and_refuses_what_it_does_not_know(capfd, name):
     assert code == 0 and out.startswith(f"usage: refsd {name}")
     code, _, err = run(capfd, name, "x", "--jso")
     assert code == 2 and "did you mean --json?" in err and f"refsd {name} --help" in err
+
+
+def test_every_command_is_on_one_screen_of_help(capfd):
+    """What is a command is read from the sources: a file with parser() and run()."""
+    code, page, err = run(capfd, "--help")
+    assert (code, err) == (0, "") and page == run(capfd, "help")[1] == run(capfd, "-h")[1]
+    lines = page.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 88
+    files = {path.stem: {node.name for node in ast.parse(path.read_text()).body
+                         if isinstance(node, ast.FunctionDef)}
+             for path in Path(refsd.cli.__file__).parent.glob("*.py")}
+    found = {name for name, functions in files.items() if {"parser", "run"} <= functions}
+    acts = {f"{name}_{act}" for name, all_of in actions.FAMILIES.items() for act in all_of}
+    assert found - acts == set(COMMANDS) - set(actions.FAMILIES) and acts <= found
+    for name in COMMANDS:
+        [at] = [i for i, line in enumerate(lines) if re.match(rf"  {name}\b", line)]
+        if name in actions.FAMILIES:
+            assert lines[at + 1].strip() == ", ".join(actions.FAMILIES[name])
+
+
+def test_help_of_a_command(capfd):
+    assert run(capfd, "help", "info")[1] == run(capfd, "info", "--help")[1]
+    code, _, err = run(capfd, "help", "inf")
+    assert code == 2 and "did you mean info?" in err
 
 
 def test_a_command_as_a_prompt(model, tmp_path, capfd):

@@ -25,21 +25,12 @@ CFG_SCALE = 7.0  # sd-cli's
 BUNDLED_CFG_SCALE = 3.0  # where the bundled model was measured to draw best: its model card
 
 ABOUT = """\
-Draw a picture of a text. Without --model the small model that comes with refsd
-draws little still lifes of 128 x 128 pixels:
+Draw a picture of a text (refsd PROMPT does the same). Without --model the small
+model that comes with refsd draws little still lifes of 128 x 128 pixels:
 
     python -m refsd "a glossy red sphere left of a small blue cube"
 
-Other commands, as the first word (a prompt that is one of them goes after -p;
-refsd is short for python -m refsd):
-
-    refsd info PICTURE       what a PNG says of how it was made
-    refsd repro PICTURE      draw it again, and compare
-    refsd tokenize TEXT      the tokens that a prompt becomes
-    refsd doctor             versions, processor, memory, self-checks
-    refsd warmup             compile the kernels now, not with the first picture
-    refsd ops                the operations, and how each is computed
-    refsd profile            where the time of a generation goes"""
+Other commands: refsd --help."""
 
 MORE = """\
 Picture i of a batch has the seed SEED + i and can be drawn alone. Every PNG holds
@@ -49,7 +40,7 @@ request, 3 bad model, 4 the machine said no (disk, memory), 130 interrupted."""
 
 def parser() -> Parser:
     """The options of drawing."""
-    parser = Parser("refsd PROMPT [options]", ABOUT, epilog=MORE)
+    parser = Parser("refsd draw PROMPT [options]", ABOUT, epilog=MORE)
     parser.add_argument("--version", action="version", version=f"refsd {__version__}",
                        help="show the version and stop")
     add_request(parser)

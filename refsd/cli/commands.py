@@ -1,0 +1,40 @@
+"""All commands, by who needs them: what may be the first word, and what `refsd --help` shows."""
+
+import importlib
+from typing import Any
+
+from refsd.cli import actions
+
+# A group's title -> its commands: what stands behind each, and what it is for.
+GROUPS = {
+    "draw": {
+        "draw": ("PROMPT", "pictures of a text; draw may be left out, as above"),
+        "repro": ("PICTURE", "draw a picture again from its recipe, and compare"),
+        "quantize": ("-o FOLDER", "write a model with int8 weights, and what that costs"),
+    },
+    "look inside": {
+        "info": ("FILE", "how a picture was made, or what a model's file holds"),
+        "tokenize": ("TEXT", "the tokens that a prompt becomes"),
+        "ops": ("", "the operations, and how each is computed"),
+        "profile": ("", "where the time of a picture goes"),
+    },
+    "port to another machine": {
+        "golden": ("ACTION", "reference tensors with the tolerance that each deserves"),
+        "export": ("ACTION", "parts of a model as plain files"),
+        "port": ("ACTION", "bring it up elsewhere, in the order that works"),
+    },
+    "this machine": {
+        "doctor": ("", "versions, processor, memory, caches, self-checks"),
+        "warmup": ("", "compile the kernels now, not with the first picture"),
+        "tune": ("", "measure which algorithm each convolution is to take"),
+        "help": ("[COMMAND]", "this page, or the options of a command"),
+    },
+}
+COMMANDS = tuple(name for group in GROUPS.values() for name in group)
+
+
+def find(name: str) -> Any:
+    """What answers to a command, or to FAMILY_ACTION: a module with parser() and run()."""
+    if name in actions.FAMILIES:
+        return actions.Family(name)
+    return importlib.import_module(f"refsd.cli.{name}")

@@ -1,0 +1,60 @@
+"""`refsd --help`: all commands on one screen, and the options that a first visit needs."""
+
+import argparse
+
+from refsd.cli import actions
+from refsd.cli.arguments import Parser
+from refsd.cli.commands import COMMANDS, GROUPS, find
+from refsd.cli.report import result
+from refsd.cli.samplers import SAMPLERS
+from refsd.pipelines.request import check_choice
+
+BEGINNING = """\
+usage: refsd PROMPT [options]
+       refsd COMMAND [options]
+
+    refsd "a glossy red sphere left of a small blue cube"
+
+draws this with the small model that comes with refsd (python -m refsd is the same).
+A prompt that is one of the words below goes after -p.
+"""
+COLUMN = 22
+
+
+def parser() -> Parser:
+    """The options of help."""
+    parser = Parser("refsd help [COMMAND]", "Show all commands, or the options of one.")
+    parser.add_argument("command", metavar="COMMAND", nargs="?",
+                        help="the command whose options are wanted")
+    return parser.answering("any error as JSON on stdout")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show it, on stdout."""
+    if options.command is None:
+        result(overview())
+    else:
+        check_choice("help: COMMAND", options.command, COMMANDS)
+        result(find(options.command).parser().format_help().rstrip("\n"))
+    return 0
+
+
+def overview() -> str:
+    """The page of all commands: at most 40 lines of 88 characters."""
+    lines = [BEGINNING]
+    for title, group in GROUPS.items():
+        lines.append(f"{title}:")
+        for name, (rest, about) in group.items():
+            lines.append(_row(f"{name} {rest}", about))
+            if name in actions.FAMILIES:
+                lines.append(_row("", ", ".join(actions.FAMILIES[name])))
+    lines += ["options of drawing (refsd draw --help has them all):",
+              _row("-m MODEL", "a folder, a .safetensors or .gguf file, a Hugging Face id"),
+              _row("-o FILE, -s SEED", "where to, and which of all pictures"),
+              _row("-W N, -H N, --steps N", "its size in pixels, and the denoising steps"),
+              _row("--sampler NAME", ", ".join(SAMPLERS))]
+    return "\n".join(lines)
+
+
+def _row(name: str, about: str) -> str:
+    return f"  {name:<{COLUMN}} {about}".rstrip()
