@@ -15,7 +15,8 @@ ELSEWHERE = {
     "--num-images": "--batch-count", "--batch-size": "--batch-count", "--neg": "--negative-prompt",
     "--plms": "--sampler pndm", "--scheduler": "--sampler", "--size": "--width and --height",
     "--ckpt": "--model", "--outdir": "--output", "--precision": "--dtype", "--device": "--backend",
-    "-V": "--version",
+    "-V": "--version", "--preview-interval": "--preview", "--preview-every": "--preview",
+    "--preview-method": "--preview-vae",
 }
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from refsd.backends import BACKENDS, find_backend
-from refsd.cli import auditing, output, samplers, threads
+from refsd.cli import auditing, output, preview, samplers, threads
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
@@ -52,6 +52,11 @@ def parser() -> Parser:
         "{index} are filled in (default: a new file refsd-SEED.png)")
     add("--audit", action="store_true",
         help="show how near each op comes to the ends of float16 and bfloat16, and which overflows")
+    add("--preview", type=integer, metavar="N",
+        help="every N steps the picture so far: in NAME.preview.png beside the output, and on a "
+        "terminal that shows pictures (kitty, iTerm2, sixel) or colours")
+    add("--preview-vae", action="store_true",
+        help="previews decoded by the VAE, as sharp as the picture and as slow")
     add("--output-latents", metavar="FILE", help="also write the latents, .npy or .safetensors")
     add("--disable-image-metadata", action="store_true", help="write no texts into the PNG")
     add("--json", action="store_true", help="the answer (and any error) as JSON on stdout")
@@ -133,13 +138,14 @@ def run(options: argparse.Namespace) -> int:
     if options.output_latents is not None:
         output.try_out(options.output_latents, (".npy", ".safetensors"))
     chatty = not (options.quiet or options.json)
+    screen = preview.check(options, targets)
     if not chatty:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     else:
         note(f"refsd: seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else ""))
 
     with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
-        session = Session(options, prompt, chatty)
+        session = Session(options, prompt, chatty, screen)
         with auditing.auditing(options.audit, show=not options.json,
                                to_stdout=options.output != output.STDOUT) as audit:
             written = [session.picture(seed, target) for seed, target in zip(seeds, targets)]
@@ -185,12 +191,12 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
 class Session:
     """A loaded model, the recipe that all pictures of this run share, and the clock."""
 
-    def __init__(self, options: argparse.Namespace, prompt: str, chatty: bool):
+    def __init__(self, options: argparse.Namespace, prompt: str, chatty: bool, screen: Any = None):
         from refsd.cli import drawing
         from refsd.pipelines import identity
         from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
-        self.options, self.chatty = options, chatty
+        self.options, self.chatty, self.screen = options, chatty, screen
         self.seconds: dict[str, float] = {}
         self.step_seconds: list[float] = []
         self.latents: list[Any] = []
@@ -205,6 +211,7 @@ class Session:
                 scheduler=partial(samplers.of_model, options.sampler), ema=options.ema,
                 prediction_type=options.prediction, **parts)
             self.calls = drawing.calls(self.pipe, options.steps)
+            preview.require_colours(options, self.pipe, self.calls)
             self.model = identity.of(options.model, variant=options.variant, parts=parts,
                                      ema=options.ema, hashes=not options.disable_image_metadata)
         self.recipe = drawing.effective(self.pipe, Recipe(
@@ -226,7 +233,12 @@ class Session:
 
         recipe = replace(self.recipe, seed=seed)
         with Progress(self.calls, f"seed {seed}", show=self.chatty) as progress:
-            drawn = drawing.draw(self.pipe, recipe, progress.step)
+            so_far = None if self.options.preview is None else preview.Preview(
+                self.options, self.screen, target, progress)
+            drawn = drawing.draw(self.pipe, recipe, so_far or progress.step)
+        if so_far is not None:
+            drawn.seconds["steps"] -= so_far.seconds
+            drawn.seconds["preview"] = so_far.seconds
         for name, value in drawn.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0) + value
         self.step_seconds += [round(seconds, 6) for seconds in drawn.step_seconds]
@@ -237,6 +249,8 @@ class Session:
             texts = {} if self.options.disable_image_metadata else recipe.texts()
             path = output.save(png.encode_png(drawn.pixels, texts), target,
                                f"The picture of seed {seed}")
+        if so_far is not None:
+            so_far.finish(drawn.pixels)
         if not self.options.json and path == output.STDOUT:
             note(f"refsd: written to stdout (seed {seed})")
         elif not self.options.json:

@@ -52,6 +52,7 @@ def overview() -> str:
               _row("-m MODEL", "a folder, a .safetensors or .gguf file, a Hugging Face id"),
               _row("-o FILE, -s SEED", "where to, and which of all pictures"),
               _row("-W N, -H N, --steps N", "its size in pixels, and the denoising steps"),
+              _row("--preview N", "the picture so far, every N steps, on the terminal too"),
               _row("--sampler NAME", ", ".join(SAMPLERS))]
     return "\n".join(lines)
 

@@ -85,7 +85,7 @@ def try_out(path: str, suffixes: tuple[str, ...]) -> None:
         raise ResourceError(f"{path}: the folder {folder} does not exist. Make it first")
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise ResourceError(f"{path}: exists and is read-only. Give another name")
-    if _in_place(path):
+    if in_place(path):
         return
     if os.path.splitext(path)[1].lower() not in suffixes:
         raise UsageError(f"{path}: the name of a file is to end in {' or '.join(suffixes)}; a "
@@ -98,7 +98,7 @@ def try_out(path: str, suffixes: tuple[str, ...]) -> None:
                             "-o") from None
 
 
-def _in_place(path: str) -> bool:
+def in_place(path: str) -> bool:
     """Whether the path is something like /dev/null, which must not be replaced by a file."""
     return os.path.exists(path) and not os.path.isfile(path)
 
@@ -130,7 +130,7 @@ def _write(data: bytes, target: Target) -> str:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return STDOUT
-    if _in_place(target.path):
+    if in_place(target.path):
         with open(target.path, "wb", buffering=0) as file:
             _write_all(file, data)
         return target.path

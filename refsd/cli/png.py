@@ -8,7 +8,7 @@ from refsd.cli.pictures import Picture, read_picture
 
 
 def encode_png(pixels: Any, texts: Mapping[str, str]) -> bytes:
-    """The bytes of a PNG.   pixels (H, W, 3) uint8, texts by keyword
+    """The bytes of a PNG.   pixels (H, W, 3) uint8 or a PIL image, texts by keyword
 
     Texts are tEXt, or iTXt where they are not ASCII: there everybody reads the same letters.
     """
@@ -18,7 +18,8 @@ def encode_png(pixels: Any, texts: Mapping[str, str]) -> bytes:
     for keyword, text in texts.items():
         (chunks.add_text if text.isascii() else chunks.add_itxt)(keyword, text)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", pnginfo=chunks)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, format="PNG", pnginfo=chunks)
     return file.getvalue()
 
 

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from refsd.cli import report
@@ -33,6 +35,15 @@ class Progress:
             self.last_line = now
             left = (now - self.started) / self.done * (self.total - self.done)
             report.note(f"refsd: {self.label}: step {self.done} of {self.total}, {left:.0f} s left")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Without the bar within the block, where something else is written to the terminal."""
+        if self.bar is not None:
+            self.bar.clear()
+        yield
+        if self.bar is not None:
+            self.bar.refresh()
 
     def __enter__(self) -> "Progress":
         return self

@@ -9,6 +9,7 @@ from refsd.pipelines.request import check_number
 from refsd.pipelines.tensors import require_finite, shaped
 
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+GIVEN = (*TENSORS, "denoised")  # the last is x0 as seen from here; it is only to be looked at
 
 
 class StepCallback:
@@ -27,8 +28,8 @@ class StepCallback:
             names = [names]
         if names is not None and not isinstance(names, Iterable):
             raise UsageError(f"callback_on_step_end_tensor_inputs is {shown(names)}; give a list "
-                             f"of {', '.join(TENSORS)}")
-        refuse_unknown("callback_on_step_end_tensor_inputs", names or (), TENSORS)
+                             f"of {', '.join(GIVEN)}")
+        refuse_unknown("callback_on_step_end_tensor_inputs", names or (), GIVEN)
         self.pipe, self.function, self.names = pipe, function, tuple(names or ())
         self.positive, self.negative, self.scale = None, None, None
 
@@ -42,6 +43,8 @@ class StepCallback:
             return {}
         current = {"latents": step.latents, "prompt_embeds": self.positive,
                    "negative_prompt_embeds": self.negative}
+        if "denoised" in self.names:
+            current["denoised"] = step.denoised()
         scale = self.pipe._guidance_scale
         returned = self.function(self.pipe, step.index, step.timestep,
                              {name: current[name] for name in self.names})
@@ -61,12 +64,12 @@ class StepCallback:
         if not isinstance(returned, Mapping):
             raise UsageError(f"callback_on_step_end returned a {type(returned).__name__}; return a "
                              "dict of replaced tensors, or None")
-        refuse_unknown("what callback_on_step_end returned", returned, TENSORS, "tensor")
+        replaced = {name: value for name, value in returned.items()
+                    if name not in current or value is not current[name]}
+        refuse_unknown("what callback_on_step_end returned", replaced, TENSORS, "tensor")
         changed = {}
-        for name, value in returned.items():
+        for name, value in replaced.items():
             old = current[name]
-            if value is old:
-                continue
             if old is None:
                 self.pipe.remark(f"{name} from callback_on_step_end changes nothing: there is no "
                                  "guidance")

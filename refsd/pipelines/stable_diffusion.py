@@ -233,6 +233,15 @@ class StableDiffusionPipeline:
 
         return [Image.fromarray(image) for image in stages.to_bytes(images)]
 
+    def preview(self, latents: Any, *, vae: bool = False) -> list[Any]:
+        """Latents of the diffusion as PIL images: at once, by a linear map, or decoded by the VAE.
+
+        For callbacks, whose "denoised" shows more than their "latents". UsageError: no map known.
+        """
+        from refsd.pipelines.preview import pictures
+
+        return pictures(self, latents, vae=check_flag("vae", vae))
+
     def _side(self, name, value, latents):
         """The size requested, else that of the caller's latents, else the model's own."""
         if value is None and latents is not None and len(latents.shape) == 4:
@@ -267,7 +276,8 @@ class StableDiffusionPipeline:
             latents = step.latents
             self._check(f"denoise, step {step.index + 1}", latents)
             seconds.append(time.perf_counter() - begun)
-            begun, changed = time.perf_counter(), callback(step)
+            changed = callback(step)
+            begun = time.perf_counter()
             latents = changed.get("latents", latents)
             if self._interrupt:
                 return latents, seconds

@@ -8,7 +8,8 @@ it is done in float32 and rounded once.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,18 +22,21 @@ from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.pipelines.tensors import not_finite
 from refsd.random import draw_noise
 from refsd.schedulers import SCHEDULERS
+from refsd.schedulers.prediction import to_x0
 
 
 class DenoisingStep(NamedTuple):
     """One step is done: its index, the training step it left, and the latents it arrived at.
 
     A step is one of the schedule's timesteps and one prediction of the model, as in diffusers'
-    callbacks; a sampler may make more of them than num_inference_steps (PNDM: n + 1).
+    callbacks; a sampler may make more of them than num_inference_steps (PNDM: n + 1). `denoised()`
+    is x0 as the model sees it from here, which is what a preview shows.
     """
 
     index: int
     timestep: Any
     latents: Any
+    denoised: Callable[[], Any]
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> np.ndarray:
@@ -106,15 +110,32 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
             predicted = guided(away, towards, guidance_scale)
             if guidance_rescale > 0:
                 predicted = rescale(predicted, towards, guidance_rescale)
-        latents = scheduler.step(predicted, timestep, latents, **noise).prev_sample
+        stepped = scheduler.step(predicted, timestep, latents, **noise)
+        latents = stepped.prev_sample
 
-        changed = yield DenoisingStep(index, timestep, latents)
+        denoised = partial(x0_of_step, scheduler, stepped, predicted, timestep, x)
+        changed = yield DenoisingStep(index, timestep, latents, denoised)
         if changed:
             latents = changed.get("latents", latents)
             guidance_scale = changed.get("guidance_scale", guidance_scale)
             prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
             negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
             text = _text(prompt_embeds, negative_prompt_embeds)
+
+
+def x0_of_step(scheduler: Any, stepped: Any, predicted: Any, timestep: Any, x: Any) -> Any:
+    """x0 as a step has it; of a sampler that does not say (PNDM), by its definition at x.
+
+    A scheduler without alphas_cumprod gives none: then the latents as they are.
+    """
+    x0, alpha_bars = getattr(stepped, "pred_original_sample", None), getattr(
+        scheduler, "alphas_cumprod", None)
+    if x0 is not None:
+        return x0
+    if alpha_bars is None:
+        return stepped.prev_sample
+    return to_x0(scheduler.config.prediction_type, to_float32(predicted), to_float32(x),
+                 alpha_bars[int(timestep)])
 
 
 def _text(positive: Any, negative: Any) -> Text:
