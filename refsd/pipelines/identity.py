@@ -8,11 +8,10 @@ from typing import Any
 
 from refsd.errors import ResourceError
 from refsd.families import COMPONENTS
-from refsd.pipelines.loading import bundled_model
+from refsd.pipelines.loading import BUNDLED, bundled_model
 from refsd.weights import resolve
 from refsd.weights.folder import component_headers, component_weights
 
-BUNDLED = "refsd bundled model"
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 

@@ -22,6 +22,7 @@ from refsd.weights.model_index import part_class
 
 logger = logging.getLogger(__name__)
 
+BUNDLED = "refsd bundled model"  # the name of the one that ships
 CLIP_ROWS = 49408
 
 
@@ -46,7 +47,7 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
     given = {part: value for part, value in (("vae", vae), ("text_encoder", text_encoder))
              if value is not None}
     if path is None:
-        place, name = bundled_model(), "refsd bundled model"
+        place, name = bundled_model(), BUNDLED
     else:
         own = [part for part in COMPONENTS if part not in given]
         place = resolve(path, download=download, variant=variant, parts=own, **(hub or {}))

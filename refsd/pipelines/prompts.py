@@ -10,6 +10,7 @@ import numpy as np
 from refsd.arguments import as_array
 from refsd.errors import UsageError
 from refsd.pipelines import stages
+from refsd.pipelines.loading import BUNDLED
 from refsd.pipelines.request import check_prompts
 from refsd.pipelines.tensors import require_finite, shaped
 
@@ -102,12 +103,20 @@ def _repeated(array, copies):
     return copied
 
 
+def _unseen(text):
+    from refsd.text import words
+
+    return words.remark(text)
+
+
 def _encode(pipe, name, texts, clip_skip):
     for text in texts:
         if line := dropped(pipe.tokenizer, text, name):
             logger.warning("%s", line)
         for syntax, meaning in literal(text):
             pipe.remark(f"{syntax!r}: {meaning}", meaning)
+        if pipe.name == BUNDLED and (line := _unseen(text)):
+            pipe.remark(line)
     ids = stages.tokenize(pipe.tokenizer, texts)
     vectors = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
     return as_array(name, vectors, pipe.unet.dtype)  # an encoder of another pipeline has its own
