@@ -1,4 +1,4 @@
-# make image | test | parity | parity-full | bench | notebooks | golden | lint | train: each sets up all it needs.
+# make image | test | parity | parity-full | bench | notebooks | docs | golden | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
 SEED ?= 2
@@ -8,9 +8,10 @@ PARITY := .venv-parity
 PARITY_TESTS := tests/parity
 BENCH := .venv-bench
 NOTEBOOKS := .venv-notebooks
+DOCS := .venv-docs
 BENCH_OPTIONS ?=
 
-.PHONY: help image test parity parity-full bench notebooks golden lint train clean
+.PHONY: help image test parity parity-full bench notebooks docs golden lint train clean
 
 help:
 	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
@@ -19,6 +20,7 @@ help:
 	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
 	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 20 minutes, 20 GB of memory, 9 GB of disk"
 	@echo "make notebooks    execute the notebooks anew, pictures and all: minutes"
+	@echo "make docs         the pages of docs/, the notebooks, and a page for every op: build/docs/index.html"
 	@echo "make golden       record the committed golden packs anew"
 	@echo "make lint         ruff"
 	@echo "make train        make the bundled model anew: hours"
@@ -51,6 +53,12 @@ $(NOTEBOOKS)/ready: setup.cfg pyproject.toml
 	$(NOTEBOOKS)/bin/python -m pip install --quiet -e ".[notebooks]"
 	touch $@
 
+$(DOCS)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
 image: $(VENV)/ready
 	$(VENV)/bin/python -m refsd "$(PROMPT)" -s $(SEED) -o image.png
 
@@ -74,6 +82,12 @@ notebooks: $(NOTEBOOKS)/ready
 	cache=`mktemp -d`; REFSD_CACHE=$$cache $(NOTEBOOKS)/bin/python notebooks/run.py; code=$$?; \
 	rm -rf $$cache; exit $$code
 
+# Warnings are errors: a link that leads nowhere, a formula that cannot be set, a page in no contents.
+docs: $(DOCS)/ready
+	$(DOCS)/bin/python docs/site/pages.py build/docs-source
+	$(DOCS)/bin/python -m sphinx -c docs/site -n -W --keep-going -q build/docs-source build/docs
+	@echo "build/docs/index.html"
+
 # The packs that are committed; tests/test_golden_drift.py says when they no longer hold.
 golden: $(VENV)/ready
 	rm -rf golden/ops golden/bundled
@@ -84,10 +98,10 @@ golden: $(VENV)/ready
 		--steps 4 -W 64 -H 64 -s 2
 
 lint: $(PARITY)/ready
-	$(PARITY)/bin/ruff check refsd tests training benchmarks examples notebooks
+	$(PARITY)/bin/ruff check refsd tests training benchmarks examples notebooks docs
 
 train: $(PARITY)/ready
 	$(PARITY)/bin/python -m training
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BENCH) $(NOTEBOOKS) .bench build *.egg-info
+	rm -rf $(VENV) $(PARITY) $(BENCH) $(NOTEBOOKS) $(DOCS) .bench build *.egg-info

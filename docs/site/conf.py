@@ -1,0 +1,58 @@
+"""Sphinx's settings: `sphinx-build -c docs/site SOURCES build/docs`."""
+
+import sys
+from pathlib import Path
+
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from refsd.version import __version__
+
+project, author, release = "refsd", "the refsd authors", __version__
+html_title = f"refsd {release}"
+copyright = "the refsd authors, MIT licence"
+extensions = ["myst_nb"]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "html_image"]
+myst_heading_anchors = 4
+nb_execution_mode = "off"  # the outputs that are stored in the notebooks are shown
+html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["refsd.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_math_renderer = "mathml"
+suppress_warnings = ["mystnb.unknown_mime_type"]
+logger = logging.getLogger(__name__)
+
+
+def mathml(node, display):
+    """TeX as MathML, which browsers draw themselves: no script, and nothing to fetch."""
+    tex = node.astext()
+    try:
+        return tex2mathml(tex, as_block=display)
+    except MathError as error:
+        logger.warning("formula %r: %s", tex, error, location=node)
+        return tex
+
+
+def inline(self, node):
+    """A formula within a line."""
+    from docutils import nodes
+
+    self.body.append(mathml(node, False))
+    raise nodes.SkipNode
+
+
+def displayed(self, node):
+    """A formula by itself."""
+    from docutils import nodes
+
+    self.body.append(f'<div class="math">{mathml(node, True)}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app):
+    """Take formulas into our own hands."""
+    app.add_html_math_renderer("mathml", (inline, None), (displayed, None))

@@ -1,0 +1,157 @@
+"""Make the sources of the documentation: `python docs/site/pages.py FOLDER`, before sphinx-build.
+
+The folder has the repository's layout, so that links between pages are the same in both. Pages are
+copied; ops/, api/ and commands.md are made from the package, index.md from docs/index.md.
+"""
+
+import io
+import posixpath
+import re
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import api_pages
+import op_pages
+from markup import block, code, escaped, table
+from sources import ROOT
+
+from refsd import __main__ as command_line
+from refsd.cli.actions import FAMILIES
+from refsd.registry import ops
+
+# What is read as a page, and what pages show or link to.
+PAGES = ("README.md", "docs/*.md", "notebooks/*.md", "notebooks/*.ipynb", "golden/*.md",
+         "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+SHOWN = (".md", ".ipynb", ".png", ".webp", ".gif", ".svg")
+LINK = re.compile(r"(?<!!)\[([^\]\[]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+FAMILY_TITLES = {
+    "linear": "Matrix products", "conv": "Convolution", "attention": "Attention",
+    "norm": "Normalisations", "activation": "Non-linearities", "embedding": "Positions and tokens",
+    "resize": "Resizing", "layout": "Moving data", "arithmetic": "Arithmetic",
+}
+# The table of contents: which pages stand under which door.
+DOORS = {
+    "Draw": ("docs/cli", "commands", "docs/python", "docs/weights", "docs/memory",
+             "docs/profiling", "docs/benchmarks"),
+    "Understand": ("notebooks/README", "ops/index", "docs/noise", "docs/schedules",
+                   "docs/tokenizer", "docs/checkpoints", "docs/kernels-conv", "docs/tolerances"),
+    "Port": ("docs/porting", "docs/golden-make", "docs/golden-compare", "docs/golden-bisect",
+             "golden/README"),
+    "Work on it": ("The README <README>", "api/index", "CONTRIBUTING", "SECURITY", "CHANGELOG"),
+}
+
+
+def sources() -> dict[str, str | Path]:
+    """Every file of the folder: its text, or the file that it is a copy of."""
+    files: dict[str, str | Path] = {}
+    for pattern in PAGES:
+        for path in sorted(ROOT.glob(pattern)):
+            name = path.relative_to(ROOT).as_posix()
+            files[name] = path if path.suffix != ".md" else with_links(
+                path.read_text(encoding="utf-8"), name)
+    pictures = ROOT.glob("docs/pictures/*")
+    files |= {path.relative_to(ROOT).as_posix(): path for path in pictures}
+    index = files.pop("docs/index.md")
+    files["notebooks/README.md"] += toctree(
+        path.stem for path in sorted(ROOT.glob("notebooks/*.ipynb")))
+    files |= {"index.md": front_page(index), "commands.md": commands(), "ops/index.md": op_index()}
+    files |= {f"ops/{op.name}.md": op_pages.page(op) for op in ops().values()}
+    files |= {f"api/{name}.md": text for name, text in api_pages.pages().items()}
+    return files
+
+
+def with_links(text: str, page: str) -> str:
+    """A page whose links to files that are no pages are their names: there is nothing to open."""
+
+    def shown(link):
+        words, target = link[1], link[2]
+        if "://" in target or target.startswith("mailto:") or target.endswith(SHOWN):
+            return link[0]
+        name = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+        if not (ROOT / name).exists():
+            return link[0]  # which fails the build
+        return words if name in words else f"{words} ({code(name)})"
+
+    return LINK.sub(shown, text)
+
+
+def front_page(text: str) -> str:
+    """docs/index.md one folder higher, with all ops and the table of contents."""
+
+    def moved(link):
+        if "://" in link[2]:
+            return link[0]
+        target = posixpath.normpath(posixpath.join("docs", link[2]))
+        return f"[{link[1]}]({target}{link[3] or ''})"
+
+    parts = [LINK.sub(moved, text), "## Every op\n", table(("", ""), [
+        (f"[{title}](ops/index.md#{title.lower().replace(' ', '-')})",
+         " ".join(f"[`{op.name}`](ops/{op.name}.md)" for op in members))
+        for title, members in families()])]
+    return "\n".join(parts) + "".join(toctree(pages, door) for door, pages in DOORS.items())
+
+
+def toctree(pages, caption: str = "") -> str:
+    """A part of the table of contents; it is shown at the side only."""
+    head = [":hidden:", *([f":caption: {caption}"] if caption else []), ""]
+    return "\n```{toctree}\n" + "\n".join([*head, *pages]) + "\n```\n"
+
+
+def families():
+    """Title and ops of each family, in the order of refsd.functional."""
+    by_title: dict[str, list] = {}
+    for family, title in FAMILY_TITLES.items():
+        by_title[title] = [op for op in ops().values() if op.family == family]
+    for op in ops().values():  # of a family that has no title yet
+        if op.family not in FAMILY_TITLES:
+            by_title.setdefault(op.family.capitalize(), []).append(op)
+    return by_title.items()
+
+
+def op_index() -> str:
+    """The ops by family, one line each."""
+    parts = ["# Ops\n", f"The {len(ops())} ops that Stable Diffusion is made of here, "
+             "`from refsd import F`. Each page has the formula, what a call may be and what it "
+             "costs, the definition and the kernel side by side, and how far a result may lie from "
+             "the exact one. `refsd ops show NAME` says it in a terminal.\n"]
+    for title, members in families():
+        parts += [f"## {title}\n", table(("op", ""), [
+            (f"[`{op.name}`]({op.name}.md)", code(op_pages.first_line(op))) for op in members])]
+    return "\n".join(parts) + toctree(op.name for _, members in families() for op in members)
+
+
+def commands() -> str:
+    """Every command's --help."""
+    parts = ["# Commands\n", "What `--help` says, command by command. "
+             "[The command line](docs/cli.md) explains.\n",
+             "## refsd\n", block(_help([]), "text")]
+    for name in command_line.COMMANDS:
+        for words in [[name], *([name, action] for action in FAMILIES.get(name, ()))]:
+            parts += [f"## refsd {escaped(' '.join(words))}\n", block(_help(words), "text")]
+    return "\n".join(parts)
+
+
+def _help(words):
+    said = io.StringIO()
+    with redirect_stdout(said):
+        command_line.main([*words, "--help"])
+    return said.getvalue()
+
+
+def write(folder: Path) -> None:
+    """Make the folder hold these files and no others; what has not changed keeps its time."""
+    files = sources()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+    for name, content in files.items():
+        path = folder / name
+        data = content.encode("utf-8") if isinstance(content, str) else content.read_bytes()
+        if not path.exists() or path.read_bytes() != data:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
