@@ -1,8 +1,11 @@
 """refsd, the reference Stable Diffusion.
 
-    import refsd
-    pipe = refsd.StableDiffusionPipeline.from_pretrained()
-    image = pipe("a red sphere left of a blue cube", guidance_scale=3, generator=7).images[0]
+    >>> import refsd
+    >>> pipe = refsd.StableDiffusionPipeline.from_pretrained()
+    >>> image = pipe("a red sphere left of a blue cube", num_inference_steps=20, guidance_scale=3,
+    ...              generator=7).images[0]
+    >>> image.size
+    (128, 128)
 
 `refsd.F` holds the ops, `refsd.use(backend)` chooses who computes them, `refsd.threads(n)` on how
 many threads, `refsd.watch` listens.

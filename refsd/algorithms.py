@@ -48,6 +48,11 @@ def explain_conv2d(x: Any, weight: Any, *, backend: str = "auto", exact: bool = 
     """How F.conv2d(x, weight, **options) would be computed; x and weight may be contracts.Spec.
 
     Raises UsageError for shapes and options that the op refuses.
+
+    >>> from refsd.contracts import Spec
+    >>> x, weight = Spec((1, 64, 64, 64), "float32"), Spec((64, 64, 15, 15), "float32")
+    >>> explain_conv2d(x, weight, backend="numpy", padding=7).algorithm
+    'fft'
     """
     with use(backend, exact=exact):
         algorithm, why, result = _choice(x, weight, **options)

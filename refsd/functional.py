@@ -1,4 +1,11 @@
-"""F: every op of refsd, one line each. The docstrings are those of the definitions."""
+"""F: every op of refsd, one line each. The docstrings are those of the definitions.
+
+    >>> import numpy as np
+    >>> from refsd import F, use, watch
+    >>> with use("numpy"), watch(lambda op, inputs, options, output: print(op, *inputs, options)):
+    ...     y = F.softmax(np.ones((2, 3)), axis=-1)
+    softmax x {'axis': -1}
+"""
 
 from refsd.ops import (
     activation,

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import api_pages
 import op_pages
-from markup import block, code, escaped, table
+from markup import block, code, escaped, from_docstring, table
 from sources import ROOT
 
 from refsd import __main__ as command_line
+from refsd import functional
 from refsd.cli.actions import FAMILIES
 from refsd.registry import ops
 
@@ -114,7 +115,8 @@ def op_index() -> str:
     parts = ["# Ops\n", f"The {len(ops())} ops that Stable Diffusion is made of here, "
              "`from refsd import F`. Each page has the formula, what a call may be and what it "
              "costs, the definition and the kernel side by side, and how far a result may lie from "
-             "the exact one. `refsd ops show NAME` says it in a terminal.\n"]
+             "the exact one. `refsd ops show NAME` says it in a terminal.\n",
+             from_docstring(functional.__doc__.partition("\n")[2])]
     for title, members in families():
         parts += [f"## {title}\n", table(("op", ""), [
             (f"[`{op.name}`]({op.name}.md)", code(op_pages.first_line(op))) for op in members])]

@@ -17,13 +17,21 @@ from refsd.registry import op
 # e^-|x|, 1 + z (2 of z's, as z is at most 1, and its own), the quotient, the product.
 @op("x (...) -> (...)", Map(roundings=EXP + 5, curvature=1, scale=4), flops="4 * size")
 def silu(x):
-    """x sigmoid(x), the swish of Ramachandran et al. 2017.   any shape -> the same"""
+    """x sigmoid(x), the swish of Ramachandran et al. 2017.   any shape -> the same
+
+    >>> silu(np.array([0.0, 100.0]))  # the sigmoid is 1/2 and 1
+    array([  0., 100.])
+    """
     return x * _sigmoid(x)
 
 
 @op("x (...) -> (...)", Map(curvature=1, scale=4), flops="5 * size")
 def quick_gelu(x):
-    """x sigmoid(1.702 x), CLIP's approximation of GELU.   any shape -> the same"""
+    """x sigmoid(1.702 x), CLIP's approximation of GELU.   any shape -> the same
+
+    >>> quick_gelu(np.array([1.0])).round(4)  # Phi(1) is 0.8413
+    array([0.8458])
+    """
     return x * _sigmoid(1.702 * x)
 
 
@@ -35,19 +43,31 @@ def _sigmoid(x):
 
 @op("x (...) -> (...)", Map(curvature=1, scale=2), flops="5 * size")
 def gelu(x):
-    """x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, Hendrycks and Gimpel 2016.   any shape -> the same"""
+    """x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, Hendrycks and Gimpel 2016.   any shape -> the same
+
+    >>> gelu(np.array([1.0])).round(4)  # Phi(1)
+    array([0.8413])
+    """
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
 @op("x (...) -> (...)", Map(curvature=1, scale=2), flops="9 * size")
 def gelu_tanh(x):
-    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, GELU by tanh.   any shape -> same"""
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, GELU by tanh.   any shape -> same
+
+    >>> gelu_tanh(np.array([1.0])).round(4)  # Phi(1) is 0.8413
+    array([0.8412])
+    """
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 @op("x (... 2*K) -> (... K)", flops="6 * size", examples=[call((2, 3, 8))])
 def geglu(x):
-    """h gelu(g) where x = [h | g].   (..., 2 K) -> (..., K)   Shazeer 2020; the gate is second"""
+    """h gelu(g) where x = [h | g].   (..., 2 K) -> (..., K)   Shazeer 2020; the gate is second
+
+    >>> geglu(np.array([7.0, 100.0]))  # 7 gelu(100)
+    array([700.])
+    """
     hidden, gate = np.split(x, 2, axis=-1)
     return hidden * gelu(gate)
 
@@ -59,6 +79,9 @@ def softmax(x, *, axis):
     """e^(x - max) / sum e^(x - max) along an axis.   any shape -> the same
 
     A row that is -inf everywhere (all keys masked) gives zeros, where the formula says 0 / 0.
+
+    >>> softmax(np.log([1.0, 2.0, 5.0]), axis=0).round(6)
+    array([0.125, 0.25 , 0.625])
     """
     largest = x.max(axis=axis, keepdims=True)
     e = np.exp(x - np.where(np.isneginf(largest), 0, largest))

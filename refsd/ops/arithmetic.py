@@ -12,7 +12,12 @@ PAIR = "a (...), b|number (...) -> (...)"
 
 @op(PAIR, Pair(), flops="size")
 def add(a, b):
-    """a + b, broadcast"""
+    """a + b, broadcast
+
+    >>> add(np.array([[1.0], [2.0]]), np.array([10.0, 20.0]))
+    array([[11., 21.],
+           [12., 22.]])
+    """
     return a + b
 
 
@@ -30,7 +35,11 @@ def mul(a, b):
 
 @op(PAIR, Pair(divides=True), flops="size")
 def div(a, b):
-    """a / b, broadcast"""
+    """a / b, broadcast
+
+    >>> div(np.array([1.0, 3.0]), 2)
+    array([0.5, 1.5])
+    """
     return a / b
 
 
@@ -50,5 +59,9 @@ def sqrt(x):
     rules={"low <= high": "low {low} is above high {high}"},
     examples=[call((2, 3, 4), low=-1.5, high=0.3)])
 def clamp(x, *, low, high):
-    """min(max(x, low), high); NaN stays NaN.   any shape -> the same"""
+    """min(max(x, low), high); NaN stays NaN.   any shape -> the same
+
+    >>> clamp(np.array([-2.0, 0.5, 2.0]), low=-1, high=1)
+    array([-1. ,  0.5,  1. ])
+    """
     return np.clip(x, low, high)

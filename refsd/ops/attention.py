@@ -29,6 +29,14 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
     q (N, L, C), k (N, S, C), v (N, S, D), mask broadcast to (N, heads, L, S) -> (N, L, D).
     `causal` lets query i see the keys 0..i only. A query that sees no key gives zeros. Works in
     slices of queries, so that the scores never take more than SLICE_BYTES (or one query's worth).
+
+    >>> alike, values = np.ones((1, 2, 4)), np.array([[[1.0], [3.0]]])
+    >>> attention(alike, alike, values, heads=1)  # every key weighs the same: the mean
+    array([[[2.],
+            [2.]]])
+    >>> attention(alike, alike, values, heads=1, causal=True)  # query 0 sees key 0 only
+    array([[[1.],
+            [2.]]])
     """
     (N, L, C), (_, S, D) = q.shape, v.shape
     q, k, v = (_split_heads(t, heads) for t in (q, k, v))

@@ -61,6 +61,11 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     H' = floor((H + top + bottom - d (kH - 1) - 1) / s) + 1. Outside x there are zeros. stride s
     and dilation d: a number or (vertical, horizontal); padding: a number, (vertical, horizontal),
     or ((top, bottom), (left, right)). Group g of the outputs sees group g of the inputs only.
+
+    >>> conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 3, 3)), padding=1)  # pixels in reach
+    array([[[[4., 6., 4.],
+             [6., 9., 6.],
+             [4., 6., 4.]]]])
     """
     choice = conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm,
                               exact=exact_wanted())

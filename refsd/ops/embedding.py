@@ -16,6 +16,10 @@ def embedding(ids, weight):
     """weight[ids].   ids (...), integers below the vocabulary; weight (V, K) -> (..., K)
 
     Raises IndexError for an id outside 0 .. V - 1.
+
+    >>> embedding(np.array([2, 0]), np.array([[0.0, 1.0], [10.0, 11.0], [20.0, 21.0]]))
+    array([[20., 21.],
+           [ 0.,  1.]])
     """
     require_rows("embedding", ids, len(weight))
     return weight[ids]
@@ -27,6 +31,9 @@ def gather(x, index):
     """x[n, index[n]].   x (N, L, D), index (N,) -> (N, D)
 
     Raises IndexError for an index outside 0 .. L - 1.
+
+    >>> gather(np.array([[[1.0], [2.0], [3.0]]]), np.array([2]))
+    array([[3.]])
     """
     require_rows("gather", index, x.shape[1])
     return x[np.arange(len(x)), index]
@@ -53,6 +60,10 @@ def timestep_embedding(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
     Every checkpoint was trained on frequencies and angles rounded to float32, so that rounding
     (up to 3e-5 at t = 999) is part of the definition, whatever the dtype of the result.
     Source: Ho et al. 2020 after Vaswani et al. 2017.
+
+    >>> timestep_embedding(np.array([0]), dim=4, flip_sin_to_cos=True, freq_shift=0,
+    ...                    dtype="float32")  # cos 0, sin 0
+    array([[1., 1., 0., 0.]], dtype=float32)
     """
     half = dim // 2
     exponents = np.arange(half, dtype="float32") * np.float32(-math.log(10000))
@@ -76,6 +87,11 @@ def rope(x, positions, *, base, interleaved):
 
     (a, b) -> (a cos - b sin, a sin + b cos). `interleaved` pairs features 2i and 2i + 1 (Su et al.
     2021); otherwise i and i + D/2 (GPT-NeoX, Llama as published on the hub).
+
+    >>> rope(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), base=10000,
+    ...      interleaved=True).round(4)  # by no angle, and by 1: cos 1, sin 1
+    array([[1.    , 0.    ],
+           [0.5403, 0.8415]])
     """
     half = x.shape[-1] // 2
     angles = positions[:, None] * float(base) ** (-np.arange(half) / half)

@@ -17,6 +17,10 @@ def to_tokens(x):
     """One token a pixel, row by row.   (N, C, H, W) -> (N, H W, C)
 
     The result may be a view of x.
+
+    >>> to_tokens(np.array([[[[1.0, 2.0]], [[10.0, 20.0]]]]))  # two channels, two pixels
+    array([[[ 1., 10.],
+            [ 2., 20.]]])
     """
     N, C, H, W = x.shape
     return x.reshape(N, C, H * W).swapaxes(1, 2)
@@ -29,6 +33,11 @@ def to_image(x, *, height, width):
     """The inverse of to_tokens.   (N, H W, C) -> (N, C, H, W); (N, C) is one pixel an image
 
     The result may be a view of x.
+
+    >>> to_image(np.array([[[1.0, 10.0], [2.0, 20.0]]]), height=1, width=2)
+    array([[[[ 1.,  2.]],
+    <BLANKLINE>
+            [[10., 20.]]]])
     """
     N, C = x.shape[0], x.shape[-1]
     return x.reshape(N, height * width, C).swapaxes(1, 2).reshape(N, C, height, width)
@@ -49,7 +58,11 @@ def _joined(arrays, axis):
 @op("arrays[] (... A ...) -> (y...)", Movement(), axis=Axis("arrays"), infer=_joined,
     examples=[call([(2, 3, 4), (2, 2, 4)], axis=1)])
 def concat(arrays, *, axis):
-    """Arrays one after the other.   [(..., A, ...), (..., B, ...)] -> (..., A + B, ...)"""
+    """Arrays one after the other.   [(..., A, ...), (..., B, ...)] -> (..., A + B, ...)
+
+    >>> concat([np.array([1.0]), np.array([2.0, 3.0])], axis=0)
+    array([1., 2., 3.])
+    """
     return np.concatenate(arrays, axis=axis)
 
 
@@ -66,6 +79,9 @@ def slice(x, *, axis, start, stop):
     """x[..., start:stop, ...] along an axis.   (..., A, ...) -> (..., stop - start, ...)
 
     The result may be a view of x.
+
+    >>> slice(np.array([10.0, 11.0, 12.0, 13.0]), axis=0, start=1, stop=3)
+    array([11., 12.])
     """
     return x[(np.s_[:],) * (axis % x.ndim) + (np.s_[start:stop],)]
 
@@ -77,7 +93,11 @@ def _padded(x, widths):
 @op("x (...) -> (y...)", Movement(), widths=Widths("x"), infer=_padded,
     examples=[call((1, 2, 3, 3), widths=((0, 0), (0, 0), (0, 1), (0, 1)))])
 def pad(x, *, widths):
-    """Zeros around x: widths[a] = (before, after) for axis a.   (A, ...) -> (b + A + a, ...)"""
+    """Zeros around x: widths[a] = (before, after) for axis a.   (A, ...) -> (b + A + a, ...)
+
+    >>> pad(np.array([1.0, 2.0]), widths=[(1, 2)])
+    array([0., 1., 2., 0., 0.])
+    """
     return np.pad(x, widths)
 
 
@@ -91,5 +111,9 @@ def transpose(x, *, axes):
     """y's axis i is x's axis axes[i].   (A, B, ...) -> the same sizes in that order
 
     The result may be a view of x.
+
+    >>> transpose(np.array([[1.0, 2.0], [3.0, 4.0]]), axes=(1, 0))
+    array([[1., 3.],
+           [2., 4.]])
     """
     return np.transpose(x, axes)

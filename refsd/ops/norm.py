@@ -27,6 +27,11 @@ def group_norm(x, weight, bias, *, groups, eps):
     """weight (x - mean) / sqrt(var + eps) + bias over each image's groups of C / groups channels.
 
     x (N, C, ...), weight and bias (C,) -> (N, C, ...).   Wu and He 2018.
+
+    >>> x = np.array([[[1.0, 3.0], [10.0, 30.0]]])  # two channels
+    >>> group_norm(x, np.ones(2), np.zeros(2), groups=2, eps=1e-9).round(4)
+    array([[[-1.,  1.],
+            [-1.,  1.]]])
     """
     grouped = x.reshape(len(x), groups, math.prod(x.shape[1:]) // groups)
     normal = _standardize(grouped, eps).reshape(x.shape)
@@ -40,6 +45,11 @@ def layer_norm(x, weight, bias, *, eps):
     """weight (x - mean) / sqrt(var + eps) + bias over the last axis.   (..., K) -> (..., K)
 
     weight and bias are (K,).   Ba, Kiros and Hinton 2016.
+
+    >>> layer_norm(np.array([1.0, 3.0]), np.ones(2), np.zeros(2), eps=1e-9).round(4)
+    array([-1.,  1.])
+    >>> layer_norm(np.array([1.0, 3.0]), np.ones(2), np.zeros(2), eps=3).round(4)  # sqrt(1 + 3)
+    array([-0.5,  0.5])
     """
     return _standardize(x, eps) * weight + bias
 
@@ -60,5 +70,8 @@ def rms_norm(x, weight, *, eps):
     """weight x / sqrt(mean(x^2) + eps) over the last axis.   (..., K) -> (..., K)
 
     weight is (K,).   Zhang and Sennrich 2019.
+
+    >>> rms_norm(np.array([1.0, 7.0]), np.ones(2), eps=1e-9).round(4)  # sqrt(50 / 2) = 5
+    array([0.2, 1.4])
     """
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight

@@ -16,6 +16,9 @@ def upsample_nearest(x, *, height, width):
     """y[i, j] = x[floor(i H / height), floor(j W / width)].   (N, C, H, W) -> (N, C, height, width)
 
     The ratio and its product with i are float32, as in torch: for odd ratios that decides pixels.
+
+    >>> upsample_nearest(np.array([[[[1.0, 2.0]]]]), height=1, width=4)
+    array([[[[1., 1., 2., 2.]]]])
     """
     rows, columns = source_pixels(x.shape[2], height), source_pixels(x.shape[3], width)
     return x[:, :, rows[:, None], columns]
@@ -38,6 +41,12 @@ def upsample_bilinear(x, *, height, width, align_corners):
     `align_corners` maps the centres of the corner pixels onto each other: source = i (H - 1) /
     (height - 1). Without it the images' edges meet: source = (i + 1/2) H / height - 1/2, at least
     0 (the half-pixel rule of torch and OpenCV).
+
+    >>> row = np.array([[[[0.0, 4.0]]]])
+    >>> upsample_bilinear(row, height=1, width=3, align_corners=True)
+    array([[[[0., 2., 4.]]]])
+    >>> upsample_bilinear(row, height=1, width=4, align_corners=False)
+    array([[[[0., 1., 3., 4.]]]])
     """
     top, bottom, down = source_pairs(x.shape[2], height, align_corners, x.dtype)
     left, right, across = source_pairs(x.shape[3], width, align_corners, x.dtype)

@@ -63,8 +63,9 @@ class StableDiffusionOutput:
 class StableDiffusionPipeline:
     """Text to image with a Stable Diffusion checkpoint of a family that refsd.families has.
 
-        pipe = StableDiffusionPipeline.from_pretrained("path/to/model")
-        image = pipe("a red fox", generator=7).images[0]
+    >>> pipe = StableDiffusionPipeline.from_pretrained(backend="numpy")
+    >>> pipe("a red cube", 32, 32, num_inference_steps=2, generator=7).images[0].size
+    (32, 32)
 
     The parts work alone: tokenizer, text_encoder, unet, vae, scheduler; the scheduler may be
     replaced. `from_pretrained` without a path gives the small model that ships with refsd.

@@ -26,6 +26,9 @@ class PhiloxGenerator:
     An A100 has 108 x 2048, an H100 132 x 2048, an RTX 3090 82 x 1536.
 
     The seed is an int from -2^63 to 2^64 - 1. Raises UsageError for anything else.
+
+    >>> PhiloxGenerator(42).randn(2).round(4)
+    array([0.194 , 2.1614], dtype=float32)
     """
 
     def __init__(

@@ -1,10 +1,14 @@
 """The samplers of Stable Diffusion under diffusers' names, one file each; NumPy only.
 
-    scheduler = refsd.schedulers.from_config(json.loads(text_of_scheduler_config))
-    scheduler.set_timesteps(20)
-    for t in scheduler.timesteps:
-        eps = model(scheduler.scale_model_input(x, t), t)
-        x = scheduler.step(eps, t, x).prev_sample
+    >>> scheduler = from_config({"_class_name": "DDIMScheduler", "num_train_timesteps": 1000})
+    >>> scheduler.set_timesteps(4)
+    >>> scheduler.timesteps
+    array([750, 500, 250,   0])
+    >>> import numpy as np
+    >>> x, model = np.ones((1, 4, 8, 8), "float32"), lambda x, t: 0 * x  # predicts the noise
+    >>> for t in scheduler.timesteps:
+    ...     eps = model(scheduler.scale_model_input(x, t), t)
+    ...     x = scheduler.step(eps, t, x).prev_sample
 
 Timesteps, sigmas and alphas_cumprod have the bits of diffusers 0.42.1 on torch 2.13.0;
 docs/schedules.md says what that takes and where the two part.

@@ -32,9 +32,13 @@ class CLIPTokenizer:
     runs to one space, lower case, then byte pair encoding of each word. There is no ftfy repair
     and no HTML unescaping, unlike OpenAI's original; docs/tokenizer.md lists the differences.
 
-        tok = CLIPTokenizer.clip()
-        tok("a photo of an astronaut")        # int64 (1, 77)
-        tok.truncated("a very long prompt")   # the text that did not fit, or ""
+    >>> tok = CLIPTokenizer.clip()
+    >>> tok("a photo of an astronaut").shape
+    (1, 77)
+    >>> tok("a photo of an astronaut")[0, :8]
+    array([49406,   320,  1125,   539,   550, 18376, 49407, 49407])
+    >>> tok.truncated("red" + " red" * 76)  # what does not fit
+    'red red'
     """
 
     def __init__(self, vocabulary: Vocabulary):

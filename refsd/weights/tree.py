@@ -14,6 +14,9 @@ def to_tree(tensors: Mapping[str, Any]) -> dict[str, Any]:
     A level whose keys are 0, 1, .. n-1 becomes a list. Another level of numbers stays a dict, as
     the feed-forward's `net` with its 0 and 2 (1 is a dropout). Raises ModelError when one name is
     both a tensor and a level.
+
+    >>> to_tree({"conv.weight": 1, "conv.bias": 2, "down.0.proj": 3, "down.1.proj": 4})
+    {'conv': {'weight': 1, 'bias': 2}, 'down': [{'proj': 3}, {'proj': 4}]}
     """
     root: dict[str, Any] = {}
     for name, value in tensors.items():

@@ -55,7 +55,7 @@ def describe(op: Op) -> dict[str, Any]:
                 for name in as_options}
     return {
         "signature": f"{op.name}{op.signature}", "formula": formula,
-        "description": description.strip(),
+        "description": description.partition(">>>")[0].strip(),
         "inputs": {name: tensor for name, tensor in inputs.items() if name not in as_options},
         "options": {name: options[name] for name in parameters if name in options},
         "output": {"shape": list(contract.result), "dtype": _result_dtype(op)},
