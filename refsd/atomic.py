@@ -46,7 +46,8 @@ def writing(path: str | Path) -> Iterator[None]:
     except ResourceError:
         raise
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise ResourceError(f"{path}: cannot be written: {error.strerror or error}. Give another "
+                            "place") from None
 
 
 def empty_folder(path: str | Path) -> Path:

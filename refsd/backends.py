@@ -207,9 +207,9 @@ def find_backend(name: str = "auto") -> Backend:
     if name == "auto":
         return next(backend for backend in BACKENDS.values() if _is_available(backend))
     if name not in BACKENDS:
-        raise UsageError(f"backend {name!r} is not one of: auto, {', '.join(BACKENDS)}")
+        raise UsageError(f"backend {name!r} is not one of: auto, {', '.join(BACKENDS)}; give one")
     if why := BACKENDS[name].unavailable():
-        raise UsageError(f"backend {name!r} is not available here: {why}")
+        raise UsageError(f"backend {name!r} is not available here: {why}. Take another, or auto")
     return BACKENDS[name]
 
 

@@ -210,6 +210,6 @@ def itemsize(dtype: Any) -> int:
     """Bytes an element ("int64" -> 8). UsageError for a dtype without a known, whole number."""
     size = BYTES.get(str(dtype))
     if size is None:
-        raise UsageError(f"dtype {dtype} has no known number of bytes; known are: "
+        raise UsageError(f"dtype {dtype} has no known number of bytes; give one of "
                          f"{', '.join(BYTES)}")
     return size

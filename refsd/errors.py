@@ -23,3 +23,8 @@ class ResourceError(RefsdError, OSError):
     """The machine said no: a path that cannot be written, too little memory, a missing device."""
 
     exit_code = 4
+
+
+def damaged(what: str) -> ModelError:
+    """The error of a file that is not as its kind is written: cut off, altered, or made wrongly."""
+    return ModelError(f"{what}. Fetch the file again, or have it written anew")

@@ -230,7 +230,7 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
     function = _kernels.get((backend, name))
     if function is None:
         raise UsageError(f"{name} has no kernel on the backend {backend!r}; "
-                         f"it exists on: {', '.join(b for b, n in _kernels if n == name)}")
+                         f"take one of: {', '.join(b for b, n in _kernels if n == name)}")
     arrays, values = args, options
     widen = inferred.dtype in contracts.HALVES and function not in _reads_halves
     if widen or function not in _reads_leaves:

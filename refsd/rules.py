@@ -20,7 +20,7 @@ def check(values: Any, rules: Mapping[str, Rule], where: str, *, optional: Colle
         raise error(f"{where}: got {shown(values, 120)}, expected an object")
     for key in rules:
         if key not in values and key not in optional:
-            raise error(f"{where}: missing key {key!r}")
+            raise error(f"{where}: missing key {key!r}; write it")
     for key, value in values.items():
         if key not in rules:
             raise error(f"{where}: unknown key {shown(key, 120)}, expected {', '.join(rules)}")

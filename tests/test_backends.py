@@ -97,7 +97,7 @@ def test_the_command_line_takes_and_shows_it(counting, model, tmp_path, capfd):
     assert main(["ops", "--json"]) == 0
     listed = json.loads(capfd.readouterr().out)
     assert all(list(op["kernels"]) == ["numba", "numpy", "counting"] for op in listed)
-    assert main(["--help"]) == 0
+    assert main(["draw", "--help"]) == 0
     assert "auto, numba, numpy, counting" in capfd.readouterr().out
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["backends"] == {
@@ -116,7 +116,7 @@ def test_one_that_is_not_available_is_refused_and_auto_says_why(counting, caplog
     with pytest.raises(UsageError) as caught, refsd.use("device"):
         pass
     assert str(caught.value) == (
-        "backend 'device' is not available here: there is no such device")
+        "backend 'device' is not available here: there is no such device. Take another, or auto")
     with caplog.at_level(logging.WARNING, "refsd"):
         assert [choose_backend() for _ in range(2)] == ["numba", "numba"]
     assert caplog.messages == ["backend device is not available here: there is no such device"]

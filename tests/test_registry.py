@@ -188,7 +188,7 @@ def test_an_unknown_backend_is_refused(name):
     with pytest.raises(UsageError) as caught, refsd.use(name):
         pass
     known = ", ".join(BACKENDS)
-    assert str(caught.value) == f"backend {name!r} is not one of: auto, {known}"
+    assert str(caught.value) == f"backend {name!r} is not one of: auto, {known}; give one"
     assert registry.active_backend() == "numpy"
 
 
@@ -202,7 +202,7 @@ def test_auto_is_the_first_backend():
 def test_a_missing_kernel_raises_and_says_where_there_is_one(other):
     with refsd.use("other"), pytest.raises(UsageError) as caught:
         F.gelu(x())
-    message, _, names = str(caught.value).partition("; it exists on: ")
+    message, _, names = str(caught.value).partition("; take one of: ")
     assert message == "gelu has no kernel on the backend 'other'"
     assert "numpy" in names.split(", ") and "other" not in names
 

@@ -164,7 +164,8 @@ def run(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     """Everything that can be refused before a model is read; the prompt and the seeds."""
     if options.words is not None and options.prompt is not None:
-        raise UsageError(f"the prompt is given twice, as {options.words!r} and with --prompt")
+        raise UsageError(f"the prompt is given twice, as {options.words!r} and with --prompt; "
+                         "give it once")
     prompt = options.words if options.prompt is None else options.prompt
     if prompt is None:
         raise UsageError("there is no prompt. Give one in quotes, or see refsd --help")

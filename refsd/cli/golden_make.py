@@ -127,13 +127,13 @@ def _check(options):
         check_integer("--spread (0 for none)", options.spread, 2, 1000)
     options.spread_formats = _formats(options.spread_formats)
     if options.attention and options.level != 4:
-        raise UsageError("--attention is for --level 4")
+        raise UsageError("--attention is for --level 4: give both, or leave it out")
     draw.check(options)
     if options.family is not None:
         from refsd.golden.recording.cases import families
 
         if not options.ops:
-            raise UsageError("--family is for --ops")
+            raise UsageError("--family is for --ops: give both, or leave it out")
         check_choice("--family", options.family, families())
     if options.op is not None:
         from refsd.golden.recording.pipeline_ops import PIPELINE_OPS

@@ -45,7 +45,7 @@ def _plan_stdout(seeds: list[int]) -> Target:
     if len(seeds) > 1:
         raise UsageError(f"--output -: stdout takes one picture, not {len(seeds)}; name a file")
     if sys.stdout is None:
-        raise ResourceError("--output -: stdout is closed")
+        raise ResourceError("--output -: stdout is closed; name a file with -o")
     if sys.stdout.isatty():
         raise UsageError("--output -: stdout is a terminal; redirect it to a file or a program")
     return Target(STDOUT)
@@ -71,13 +71,14 @@ def try_out(path: str, suffixes: tuple[str, ...]) -> None:
     Devices and pipes are only checked for permission, and are written to in place.
     """
     if "\0" in path:
-        raise UsageError(f"{path!r}: not a file name")
+        raise UsageError(f"{path!r}: not a file name; give one")
     try:
         os.lstat(path)
     except FileNotFoundError:
         pass
     except OSError as error:  # a name too long, a file where a folder should be
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}. Give another "
+                            "name") from None
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path):
         raise ResourceError(f"{path}: is a folder; name a file in it")
@@ -121,7 +122,7 @@ def save(data: bytes, target: Target, what: str) -> str:
         kept = _write(data, Target(os.path.join(folder, f"refsd-kept{suffix}"), True))
     except OSError as error:
         raise ResourceError(f"{why}. {what} is lost: {folder} cannot be written to either "
-                            f"({error.strerror})") from None
+                            f"({error.strerror}). Free some place and draw again") from None
     raise ResourceError(f"{why}. {what} is kept as {kept}")
 
 

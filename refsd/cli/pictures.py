@@ -58,9 +58,8 @@ def read_picture(path: str, formats: tuple[str, ...] = FORMATS) -> Picture:
     data = read_bytes(path, limit=MAX_FILE, error=UsageError)
     kind = _format(data)
     if kind not in formats:
-        what = "not a PNG picture. Only PNG files" if formats == ("PNG",) else \
-            "not a PNG, JPEG or WebP picture. Only those"
-        raise UsageError(f"{path}: {what} can be read")
+        what = "PNG" if formats == ("PNG",) else "PNG, JPEG or WebP"
+        raise UsageError(f"{path}: not a {what} picture. Give one")
     return _png(path, data) if kind == "PNG" else _other(path, data, kind)
 
 

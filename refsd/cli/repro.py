@@ -70,10 +70,12 @@ def _recipe(picture: Any, options: argparse.Namespace) -> Recipe:
         raise UsageError(
             f"{options.picture}: " + ("it has an infotext but no refsd recipe, so it was made by "
                                       "another program. refsd info shows what it says" if other
-                                      else "it does not say how it was made"))
+                                      else "it does not say how it was made. Give one that refsd "
+                                           "drew with its texts"))
     if (picture.height, picture.width) != (recipe.height, recipe.width):
         raise UsageError(f"{options.picture}: {picture.width} x {picture.height} pixels, its "
-                         f"recipe says {recipe.width} x {recipe.height}: it was cropped or scaled")
+                         f"recipe says {recipe.width} x {recipe.height}: it was cropped or scaled. "
+                         "Give the picture as it was drawn")
     return replace(recipe, backend=choose_backend(options.backend or recipe.backend),
                    threads=options.threads or recipe.threads)
 

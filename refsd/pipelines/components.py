@@ -93,9 +93,10 @@ class UNet:
                              f"each of the {sample.shape[0]} samples")
         if (timestep_cond is None) != (self.time_cond_dim is None):
             raise UsageError("unet: timestep_cond is "
-                             + ("missing; this model is distilled and expects "
+                             + ("missing; this model is distilled: give "
                                 f"(N, {self.time_cond_dim})" if timestep_cond is None else
-                                "given, but this model has no time_embedding.cond_proj"))
+                                "given, but this model has no time_embedding.cond_proj: "
+                                "leave it out"))
         if timestep_cond is not None:
             timestep_cond = shaped("unet: timestep_cond", timestep_cond,
                                    (len(steps), self.time_cond_dim), self.dtype)

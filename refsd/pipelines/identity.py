@@ -70,4 +70,5 @@ def sha256(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ResourceError(f"{path}: cannot be read: {error.strerror}. See who may read "
+                            "it") from None

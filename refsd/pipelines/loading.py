@@ -122,7 +122,8 @@ def load_tokenizer(place: Path, rows: int) -> CLIPTokenizer:
         return CLIPTokenizer.from_folder(place / "tokenizer")
     if rows != CLIP_ROWS:
         raise ModelError(f"{place}: no tokenizer folder, and with {rows} embeddings the text "
-                         f"encoder is not CLIP's ({CLIP_ROWS}): the vocabulary cannot be known")
+                         f"encoder is not CLIP's ({CLIP_ROWS}): the vocabulary cannot be known. "
+                         "Put the tokenizer folder of the model there")
     pad = recognise(read_header(place).tensors).pad if place.is_file() else None
     return CLIPTokenizer.clip() if pad is None else CLIPTokenizer.clip(pad=pad)
 

@@ -197,4 +197,5 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
 def require_finite(array: Any, stage: str) -> None:
     """Stop with the stage's name at the first NaN or infinity."""
     if problem := not_finite(array):
-        raise ModelError(f"{stage}: {problem}. The weights are damaged or the inputs overflow")
+        raise ModelError(f"{stage}: {problem}. The weights are damaged or the inputs overflow; see "
+                         "refsd info for the former, and try float32 for the latter")

@@ -126,7 +126,8 @@ class TorchGenerator:
         words = fields["words"]
         consistent = fields["seeded"] == 1 and (fresh or (1 <= used <= 624 and left == 625 - used))
         if not consistent or words.max() >= 2**32 or fields["has_float"]:
-            raise UsageError("set_state: these bytes are not the state of a torch CPU generator")
+            raise UsageError("set_state: these bytes are not the state of a torch CPU generator; "
+                         "give what get_state gave")
         self._seed = int(fields["seed"])
         self._engine.resume(words, used, fresh)
         self._cached = float(fields["normal"]) if fields["has_normal"] else None

@@ -102,7 +102,7 @@ def resolve(name, defaults, choices, options) -> Config:
     rules = RULES | {key: only(*allowed) for key, allowed in choices.items()}
     for key, value in options.items():
         if wanted := rules.get(key, boolean)(value):
-            raise UsageError(f"{name}: {key} is {shown(value)}; refsd takes {wanted}")
+            raise UsageError(f"{name}: {key} is {shown(value)}; give {wanted}")
 
     if values.get("trained_betas") is not None:
         values["trained_betas"] = [float(beta) for beta in values["trained_betas"]]

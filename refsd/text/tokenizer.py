@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refsd.errors import ModelError, UsageError
+from refsd.errors import ModelError, UsageError, damaged
 from refsd.text.vocabulary import EOS, Vocabulary, clip_vocabulary, read_vocabulary
 
 # A word is a special token, an English contraction, a run of letters, one digit, or a run of
@@ -93,12 +93,12 @@ class CLIPTokenizer:
         if largest >= rows:
             raise ModelError(
                 f"tokenizer: ids go up to {largest}, the text encoder has {rows} embeddings "
-                f"({self.vocabulary.source}). Tokenizer and text encoder are of different models"
+                f"({self.vocabulary.source}). Give those of one model"
             )
         if self.model_max_length > positions:
             raise ModelError(
                 f"tokenizer: model_max_length is {self.model_max_length}, the text encoder has "
-                f"{positions} positions ({self.vocabulary.source})"
+                f"{positions} positions ({self.vocabulary.source}). Give those of one model"
             )
 
     def _encode(self, prompt: str):
@@ -116,7 +116,8 @@ class CLIPTokenizer:
     def _id(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)
         if number is None:
-            raise ModelError(f"{self.vocabulary.source}: no token {token[:80]!r} in the vocabulary")
+            raise damaged(f"{self.vocabulary.source}: no token {token[:80]!r} in the "
+                          "vocabulary")
         return number
 
 
@@ -126,7 +127,7 @@ def _build(vocabulary: Vocabulary):
 
     unknown = vocabulary.named["unk_token"]["content"]
     if unknown not in vocabulary.tokens:
-        raise ModelError(f"{vocabulary.source}: the unknown token {unknown[:80]!r} is not in it")
+        raise damaged(f"{vocabulary.source}: the unknown token {unknown[:80]!r} is not in it")
     try:
         model = models.BPE(
             vocab=vocabulary.tokens,
@@ -137,7 +138,7 @@ def _build(vocabulary: Vocabulary):
         )
     except Exception as error:  # the library raises nothing narrower
         reason = " ".join(str(error).split())
-        raise ModelError(f"{vocabulary.source}: not a usable vocabulary: {reason}") from None
+        raise damaged(f"{vocabulary.source}: not a usable vocabulary: {reason}") from None
     tokenizer = Tokenizer(model)
 
     tokenizer.normalizer = normalizers.Sequence(
@@ -153,7 +154,7 @@ def _build(vocabulary: Vocabulary):
     for i, token in vocabulary.added.items():
         tokenizer.add_tokens([AddedToken(**token)])
         if tokenizer.token_to_id(token["content"]) != i:
-            raise ModelError(
+            raise damaged(
                 f"{vocabulary.source}: added token {token['content'][:80]!r} claims id {i}, "
                 f"its place is {tokenizer.token_to_id(token['content'])}"
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from refsd.errors import ModelError
+from refsd.errors import ModelError, damaged
 from refsd.weights.files import read_foreign, read_text
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -140,7 +140,7 @@ def _pair(parts: list, path: Path, where: int) -> tuple[str, str]:
 
 def _check_tokens(tokens: object, path: Path) -> None:
     if not isinstance(tokens, dict) or not tokens:
-        raise ModelError(f"{path}: the vocabulary is not a JSON object of token: id")
+        raise damaged(f"{path}: the vocabulary is not a JSON object of token: id")
     for token, i in tokens.items():
         if type(i) is not int or not 0 <= i < MAX_TOKENS:
             raise ModelError(
@@ -148,7 +148,7 @@ def _check_tokens(tokens: object, path: Path) -> None:
                 f"expected an integer from 0 to {MAX_TOKENS - 1}"
             )
     if len(set(tokens.values())) != len(tokens):
-        raise ModelError(f"{path}: two tokens share one id")
+        raise damaged(f"{path}: two tokens share one id")
 
 
 def _special(value: object, path: str | Path = "") -> dict:
@@ -161,14 +161,15 @@ def _special(value: object, path: str | Path = "") -> dict:
     flags = {name: value[name] for name in FLAGS if name in value}
     for name, flag in flags.items():
         if type(flag) is not bool:
-            raise ModelError(f"{path}: special token {content!r}: {name} is not true or false")
+            raise ModelError(f"{path}: special token {content!r}: {name} is not true or false, "
+                             "expected one of them")
     special = flags.get("special", False)
     return {"content": content, "normalized": not special, **flags}
 
 
 def _added_tokens(added: object, named: dict[str, dict], folder: Path) -> dict[int, dict]:
     if not isinstance(added, dict):
-        raise ModelError(f"{folder}: added_tokens_decoder is not a JSON object of id: token")
+        raise damaged(f"{folder}: added_tokens_decoder is not a JSON object of id: token")
     special = {token["content"] for token in named.values()}
     found = {}
     for i, token in added.items():

@@ -67,17 +67,18 @@ def load_checkpoint(
     own = [name for name in COMPONENTS if name not in replaced]
     if path.is_dir():
         if ema or configs:
-            raise UsageError(f"{path}: ema and configs are for single files, this is a folder (its "
-                             "plain weights are the averages where it was trained with some)")
+            raise UsageError(f"{path}: ema and configs are for single files, this is a folder: "
+                             "leave them out (its plain weights are the averages where it was "
+                             "trained with some)")
         remark(path)
         plans = {name: plan_folder(path, name, variant=variant) for name in own}
         check_variants({name: plan.variant for name, plan in plans.items()}, variant, str(path))
     elif path.is_file():
         if variant is not None:
-            raise UsageError(f"{path}: variant is for folders, this is a single file")
+            raise UsageError(f"{path}: variant is for folders, this is a single file; leave it out")
         plans = plan_file(path, ema=ema, configs=configs, components=own)
     else:
-        raise UsageError(f"{str(path)[:200]}: no such file or folder")
+        raise UsageError(f"{str(path)[:200]}: no such file or folder. Give one that there is")
 
     for name, other in replaced.items():
         if other is not None:
@@ -113,14 +114,14 @@ def check_together(configs: Mapping[str, Mapping], where: str) -> None:
         raise ModelError(
             f"{where}: the UNet takes {unet['in_channels']} channels and gives "
             f"{unet['out_channels']}, the VAE's latents have {latent}{kind}. "
-            "Only text-to-image models are supported"
+            "Give a text-to-image model"
         )
     widths = unet["cross_attention_dim"]
     widths = set(widths) if isinstance(widths, (list, tuple)) else {widths}
     if text is not None and widths != {text["hidden_size"]}:
         raise ModelError(
             f"{where}: the UNet reads text of width {', '.join(map(str, sorted(widths)))}, "
-            f"the text encoder gives {text['hidden_size']}. They are of different models"
+            f"the text encoder gives {text['hidden_size']}. Give parts of one model"
         )
 
 

@@ -65,7 +65,7 @@ def choose(
                 return Choice(shards, file, one)
             incomplete = incomplete or (
                 f"{file} lists {missing[0][:200]}, and there is no such file. "
-                "Is the download complete?"
+                "Is the download complete? Fetch it again"
             )
     raise ModelError(f"{where}: {incomplete or _why_nothing(component, names, others)}")
 
@@ -107,4 +107,4 @@ def _why_nothing(component: str, names: Collection[str], others: list) -> str:
             "checkpoints are refused because loading one can run any code. Convert it to "
             f".safetensors (docs/checkpoints.md says how){part}"
         )
-    return f"no {wanted}. Is the download complete?"
+    return f"no {wanted}. Is the download complete? Fetch it again"

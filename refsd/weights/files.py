@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from refsd.errors import ModelError, RefsdError, ResourceError, UsageError
+from refsd.errors import ModelError, RefsdError, ResourceError, UsageError, damaged
 
 MAX_CONFIG = 1 << 20
 
@@ -28,12 +28,13 @@ def open_file(path: str | Path, *, error: type[RefsdError] = ModelError) -> Bina
     except IsADirectoryError:
         raise error(f"{path}: a folder, expected a file") from None
     except OSError as why:
-        raise ResourceError(f"{path}: cannot be read: {why.strerror}") from None
+        raise ResourceError(f"{path}: cannot be read: {why.strerror}. See who may read "
+                            "it") from None
     except ValueError:  # a NUL in the name
-        raise UsageError(f"{str(path)[:200]!r}: not a file name") from None
+        raise UsageError(f"{str(path)[:200]!r}: not a file name; give one") from None
     if not os.path.isfile(file.fileno()):
         file.close()
-        raise error(f"{path}: not an ordinary file")
+        raise error(f"{path}: not an ordinary file; give one")
     return file
 
 
@@ -54,7 +55,8 @@ def read_bytes(path: str | Path, *, limit: int, error: type[RefsdError] = ModelE
                 part := file.read(wanted)):
             found += part
     if len(found) > limit:
-        raise error(f"{path}: grew beyond {limit:,} bytes while it was read")
+        raise error(f"{path}: grew beyond {limit:,} bytes while it was read; try again when "
+                    "nothing writes to it")
     return found
 
 
@@ -67,7 +69,7 @@ def _decoded(data: bytes, where: str | Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ModelError(f"{where}: not UTF-8 text (byte {error.start})") from None
+        raise damaged(f"{where}: not UTF-8 text (byte {error.start})") from None
 
 
 def parse_json(text: str, where: str | Path) -> object:
@@ -80,9 +82,9 @@ def _loaded(text, where, **strict):
     try:
         return json.loads(text, **strict)
     except RecursionError:
-        raise ModelError(f"{where}: JSON nested too deeply") from None
+        raise damaged(f"{where}: JSON nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, an integer of too many digits, the two below
-        raise ModelError(f"{where}: not valid JSON: {' '.join(str(error).split())}") from None
+        raise damaged(f"{where}: not valid JSON: {' '.join(str(error).split())}") from None
 
 
 def read_json(path: str | Path, *, limit: int = MAX_CONFIG) -> object:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from refsd.errors import ModelError, ResourceError
+from refsd.errors import ModelError, ResourceError, damaged
 from refsd.weights.choice import choose
 from refsd.weights.files import read_foreign_object
 from refsd.weights.header import Header, read_header
@@ -76,16 +76,18 @@ def _files(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir() if path.is_file())
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{folder}: no such folder. Is the model complete?") from None
+        raise ModelError(f"{folder}: no such folder. Is the model complete? Fetch it "
+                         "again") from None
     except OSError as error:
-        raise ResourceError(f"{folder}: cannot be read: {error.strerror}") from None
+        raise ResourceError(f"{folder}: cannot be read: {error.strerror}. See who may read "
+                            "it") from None
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
     """tensor -> file of an index, each a plain name; ModelError for anything else."""
     weight_map = read_foreign_object(index, limit=MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{index}: no weight_map of tensor: file")
+        raise damaged(f"{index}: no weight_map of tensor: file")
     for name, file in weight_map.items():
         if not _plain_name(file):
             raise ModelError(
@@ -133,10 +135,11 @@ def _check_inside(path: Path, model: Path) -> None:
     try:
         real, root = path.resolve(), model.resolve()
     except (OSError, RuntimeError):
-        raise ModelError(f"{path}: a link that leads nowhere") from None
+        raise ModelError(f"{path}: a link that leads nowhere. Fetch the file again") from None
     allowed = [root]
     for snapshot in (root, root.parent):  # the whole model, or one component of it
         if snapshot.parent.name == "snapshots":
             allowed.append(snapshot.parent.parent / "blobs")
     if not any(real.is_relative_to(parent) for parent in allowed):
-        raise ModelError(f"{path}: a link out of the model's folder is not followed")
+        raise ModelError(f"{path}: a link out of the model's folder is not followed. Copy the "
+                         "file there")

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refsd.errors import ModelError, ResourceError
+from refsd.errors import ModelError, ResourceError, damaged
 from refsd.weights.header import (
     MAX_DIMENSIONS,
     MAX_HEADER,
@@ -48,14 +48,16 @@ class _Reader:
             raise ModelError(f"{self.path}: the GGUF header goes beyond the end of the file "
                              f"({self._size:,} bytes). Is the download incomplete? Fetch it again")
         if self.at + count > MAX_HEADER:
-            raise ModelError(f"{self.path}: the GGUF header has more than {MAX_HEADER:,} bytes")
+            raise ModelError(f"{self.path}: the GGUF header has more than {MAX_HEADER:,} bytes. "
+                             "Convert the model to .safetensors")
         self.at += count
 
     def take(self, count: int) -> bytes:
         self._claim(count)
         found = self._file.read(count)
         if len(found) < count:
-            raise ModelError(f"{self.path}: ended inside its header. It changed while it was read")
+            raise damaged(f"{self.path}: ended inside its header. It changed while it was "
+                          "read")
         return found
 
     def skip(self, count: int) -> None:
@@ -70,7 +72,8 @@ class _Reader:
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
-            raise ModelError(f"{self.path}: the GGUF header's {data[:80]!r} is not UTF-8") from None
+            raise damaged(f"{self.path}: the GGUF header's {data[:80]!r} is not "
+                          "UTF-8") from None
 
     def count(self, what: str) -> int:
         found = self.number("Q")
@@ -103,7 +106,7 @@ def parse(
         for _ in range(count):
             name, info = _tensor(reader, package, metadata)
             if name in tensors:
-                raise ModelError(f"{path}: two tensors are named {ascii(name)[:200]}")
+                raise damaged(f"{path}: two tensors are named {ascii(name)[:200]}")
             tensors[name] = info
     finally:
         buffered.detach()  # the file stays open
@@ -119,7 +122,7 @@ def _metadata(reader: _Reader, count: int) -> dict[str, Any]:
     for _ in range(count):
         key, kind = reader.string(), reader.number("I")
         if key in found:
-            raise ModelError(f"{reader.path}: the GGUF key {ascii(key)[:200]} appears twice")
+            raise damaged(f"{reader.path}: the GGUF key {ascii(key)[:200]} appears twice")
         found[key] = _value(reader, key, kind)
         if key == "general.alignment" and (kind != UINT32 or found[key] not in (
                 1 << power for power in range(MAX_ALIGNMENT.bit_length()))):
@@ -136,8 +139,8 @@ def _value(reader: _Reader, key: str, kind: int) -> Any:
         return reader.string()
     of = reader.number("I") if kind == ARRAY else kind
     if of not in SCALARS and of != STRING or kind != ARRAY:
-        raise ModelError(f"{reader.path}: the GGUF key {ascii(key)[:200]} is of the unknown type "
-                         f"{of}")
+        raise damaged(f"{reader.path}: the GGUF key {ascii(key)[:200]} is of the unknown type "
+                      f"{of}")
     count = reader.number("Q")
     if of == STRING:
         if count > MAX_TEXTS:
@@ -156,22 +159,22 @@ def _tensor(reader: _Reader, package: Any, metadata: dict) -> tuple[str, TensorI
     name = reader.string()
     shown, rank = ascii(name)[:200], reader.number("I")
     if rank > MAX_DIMENSIONS:
-        raise ModelError(f"{reader.path}: tensor {shown} has {rank} dimensions")
+        raise damaged(f"{reader.path}: tensor {shown} has {rank} dimensions")
     sizes = [reader.number("Q") for _ in range(rank)]
     code, start = reader.number("I"), reader.number("Q")
     try:
         kind = package.GGMLQuantizationType(code)
     except ValueError:
-        raise ModelError(f"{reader.path}: tensor {shown} is of the unknown type {code}") from None
+        raise damaged(f"{reader.path}: tensor {shown} is of the unknown type {code}") from None
     block, bytes_ = package.GGML_QUANT_SIZES[kind]
     shape, count = tuple(reversed(sizes)), math.prod(sizes)
     if not is_possible(shape, 8) or count % block or (sizes and sizes[0] % block):
-        raise ModelError(f"{reader.path}: tensor {shown} has the shape {str(shape)[:80]}, which no "
-                         f"{kind.name} can have")
+        raise damaged(f"{reader.path}: tensor {shown} has the shape {str(shape)[:80]}, which no "
+                      f"{kind.name} can have")
     original = metadata.get(ORIGINAL_SHAPE + name)
     if original is not None and (math.prod(original) != count or min(original, default=1) < 0):
-        raise ModelError(f"{reader.path}: tensor {shown} has the shape {str(shape)[:80]}, and "
-                         f"{ORIGINAL_SHAPE} says {str(original)[:80]}")
+        raise damaged(f"{reader.path}: tensor {shown} has the shape {str(shape)[:80]}, and "
+                      f"{ORIGINAL_SHAPE} says {str(original)[:80]}")
     info = TensorInfo(kind.name, original or shape, start, start + count // block * bytes_)
     return name, info
 

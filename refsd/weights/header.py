@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from refsd.errors import ModelError
+from refsd.errors import ModelError, damaged
 from refsd.weights.files import open_file, parse_object
 
 MAX_HEADER = 100_000_000  # the library's limit
@@ -139,7 +139,7 @@ def _what_it_is(first: bytes, length: int, size: int) -> str:
     if first.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "a web page, not a model. Download the file itself"
     if len(first) < 10 or first[8:9] not in (b"{", b" "):
-        return f"not a safetensors file ({size:,} bytes)"
+        return f"not a safetensors file ({size:,} bytes). Give one"
     if length > MAX_HEADER:
         return f"the header claims {length:,} bytes, at most {MAX_HEADER:,} are allowed"
     return (
@@ -152,7 +152,7 @@ def _strings(found: object, where: str) -> dict[str, str]:
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(type(value) is str for value in found.values()):
-        raise ModelError(f"{where}: __metadata__ is not an object of strings")
+        raise damaged(f"{where}: __metadata__ is not an object of strings")
     return found
 
 
@@ -163,21 +163,21 @@ def _tensor(name: str, entry: object, where: str) -> TensorInfo:
         raise ModelError(f"{where}: tensor {shown} needs exactly dtype, shape, data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in BYTES:
-        raise ModelError(f"{where}: tensor {shown} has the unknown dtype {ascii(dtype)[:40]}")
+        raise damaged(f"{where}: tensor {shown} has the unknown dtype {ascii(dtype)[:40]}")
     if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
-        raise ModelError(f"{where}: tensor {shown} has the shape {ascii(shape)[:80]}")
+        raise damaged(f"{where}: tensor {shown} has the shape {ascii(shape)[:80]}")
     if not _sizes(offsets) or len(offsets) != 2:
-        raise ModelError(f"{where}: tensor {shown} has the offsets {ascii(offsets)[:80]}")
+        raise damaged(f"{where}: tensor {shown} has the offsets {ascii(offsets)[:80]}")
 
     start, stop = offsets
     if stop - start != math.prod(shape) * BYTES[dtype]:
-        raise ModelError(
+        raise damaged(
             f"{where}: tensor {shown} is {dtype} {ascii(shape)[:80]} "
             f"and cannot lie in bytes {str(start)[:24]} to {str(stop)[:24]}"
         )
     if not is_possible(shape, BYTES[dtype]):
-        raise ModelError(f"{where}: tensor {shown} has the shape {ascii(shape)[:80]}, which no "
-                         "array can have")
+        raise damaged(f"{where}: tensor {shown} has the shape {ascii(shape)[:80]}, which no "
+                      "array can have")
     return TensorInfo(dtype, tuple(shape), start, stop)
 
 
@@ -199,7 +199,7 @@ def check_layout(
         begin = end + -end % alignment
         if tensor.start != begin:
             kind = "overlaps another" if tensor.start < begin else "leaves a gap before it"
-            raise ModelError(f"{path}: tensor {ascii(name)[:200]} {kind}. The file is damaged")
+            raise damaged(f"{path}: tensor {ascii(name)[:200]} {kind}")
         end = tensor.stop
     if end > size:
         raise ModelError(
@@ -207,4 +207,4 @@ def check_layout(
             "Is the download incomplete? Fetch it again"
         )
     if end + -end % alignment < size:
-        raise ModelError(f"{path}: {size - end:,} bytes after the last tensor. The file is damaged")
+        raise damaged(f"{path}: {size - end:,} bytes after the last tensor")

@@ -43,7 +43,8 @@ def to_ldm(
     today = {canonical(component, name): array for name, array in tensors.items()}
     locations = ldm_locations(component, config or family.configs[component], family)
     if missing := [name for name in locations if name not in today]:
-        raise ModelError(f"{len(missing)} tensors of the {component} missing, first {missing[0]!r}")
+        raise ModelError(f"{len(missing)} tensors of the {component} missing, first "
+                         f"{missing[0]!r}. Fetch it again")
     parts: dict[str, list[np.ndarray]] = {}
     for name, location in sorted(locations.items(), key=lambda item: item[1].part):
         array = today[name].T if location.transposed else today[name]

@@ -48,7 +48,8 @@ def resolve(
         validate_repo_id(text)
     except HFValidationError:
         raise UsageError(
-            f"model: {shown} is neither an existing path nor a hub id such as 'owner/name'"
+            f"model: {shown} is neither an existing path nor a hub id; give one, such as "
+            "'owner/name'"
         ) from None
     check_variant(variant)
     # Never a pickle, and of the root only what describes it: the single files are whole models.
@@ -90,7 +91,8 @@ def weights_of(
 def _no_part(part: str, names: Collection[str]) -> str:
     single = sorted(n for n in names if "/" not in n and n.endswith(".safetensors"))
     why = f"the repository has no folder {part}, so it is no diffusers model"
-    return f"{why}. It holds {', '.join(single[:3])}: fetch it, give its path" if single else why
+    return f"{why}. It holds {', '.join(single[:3])}: fetch it, give its path" if single else (
+        f"{why}. Give another id")
 
 
 def _exists(text: str) -> bool:
@@ -129,13 +131,18 @@ def _snapshot(text: str, shown: str, download: bool, hub: dict, patterns: list[s
         )
     except LocalEntryNotFoundError as error:
         if download:
-            raise ResourceError(f"model {shown}: {_cause(error)}") from None
+            raise ResourceError(
+                f"model {shown}: {_cause(error)}. Try again, or fetch it by other means and give "
+                "its path"
+            ) from None
         raise ModelError(
             f"model {shown}: no such path, and not in the local hub cache. "
             "Download it with download=True (--download)"
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise ResourceError(f"model {shown}: cannot be had: {_cause(error)}") from None
+        raise ResourceError(
+            f"model {shown}: cannot be had: {_cause(error)}. Try again, or give the path of a copy"
+        ) from None
 
 
 def _cause(error: BaseException) -> str:

@@ -35,7 +35,8 @@ def canonical_names(component: str, names: Iterable[str], where: str) -> dict[st
     for name in names:
         new = canonical(component, name)
         if new in found:
-            raise ModelError(f"{where}: {ascii(name)[:200]} and {found[new]!r} are the same tensor")
+            raise ModelError(f"{where}: {ascii(name)[:200]} and {found[new]!r} are the same "
+                             "tensor. Leave one out")
         if new is not None:
             found[new] = name
     return found

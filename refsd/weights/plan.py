@@ -102,10 +102,11 @@ def plan_file(
     widths = text_widths(tensors) - {configs["text_encoder"]["hidden_size"]}
     if kind := other_family(tensors, widths):
         known = " and ".join(family.name for family in FAMILIES)
-        raise ModelError(f"{path}: this is {kind}. Only whole {known} checkpoints are supported")
+        raise ModelError(f"{path}: this is {kind}. Give a whole {known} checkpoint")
     averages = any(name.startswith(f"{outer}model_ema.") for name in header.tensors)
     if ema and not averages:
-        raise UsageError(f"{path}: ema asked for, but the file has no moving averages (model_ema)")
+        raise UsageError(f"{path}: ema asked for, but the file has no moving averages "
+                         "(model_ema); leave it out")
     if averages and not ema and "unet" in components:
         logger.warning("%s: it holds moving averages of the UNet too, which are not taken: ask for "
                        "them with ema=True (--ema)", path)  # fmt: skip
@@ -130,7 +131,8 @@ def plan_replacement(
             return plan_folder(path, component, variant=variant)
         return _plan_component(path, component, variant, path)
     if not path.is_file():
-        raise UsageError(f"{component}: {str(path)[:200]}: no such file or folder")
+        raise UsageError(f"{component}: {str(path)[:200]}: no such file or folder. Give one that "
+                         "there is")
     header = read_header(path)
     held = contents(header)
     if component not in held.parts:

@@ -83,7 +83,8 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
         try:
             count = file.readinto(rest)
         except OSError as error:
-            raise ResourceError(f"{header.path}: reading failed: {error.strerror}") from None
+            raise ResourceError(f"{header.path}: reading failed: {error.strerror}. See whether "
+                                "the disk is well") from None
         if not count:
             raise ModelError(f"{header.path}: ended inside tensor {ascii(name)[:200]}. {CHANGED}")
         rest = rest[count:]

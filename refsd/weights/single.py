@@ -98,7 +98,7 @@ def evidence(header: Header) -> Evidence:
     names = {name.removeprefix(outer) for name in header.tensors}
     if edm := sorted(names & {"edm_mean", "edm_std", "edm_vpred.sigma_max"}):
         raise ModelError(f"{header.path}: trained with EDM's noise (its tensor {edm[0]}), which "
-                         "refsd does not compute")
+                         "refsd does not compute; give another model")
     said = header.metadata
     unet = parts.get("unet")
     guided = unet and f"{unet.prefix}time_embed.cond_proj.weight" in header.tensors

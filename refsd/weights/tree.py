@@ -22,14 +22,15 @@ def to_tree(tensors: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in tensors.items():
         *levels, last = name.split(".")
         if len(levels) > MAX_DEPTH:
-            raise ModelError(f"tensor {name[:80]!r}... has more than {MAX_DEPTH} levels")
+            raise ModelError(f"tensor {name[:80]!r}... has more than {MAX_DEPTH} levels; "
+                             "rename it")
         node = root
         for level in levels:
             node = node.setdefault(level, {})
             if not isinstance(node, dict):
-                raise ModelError(f"tensor {name!r} lies below another tensor")
+                raise ModelError(f"tensor {name!r} lies below another tensor; rename one")
         if last in node:
-            raise ModelError(f"tensor {name!r} is also the beginning of another name")
+            raise ModelError(f"tensor {name!r} is also the beginning of another name; rename one")
         node[last] = value
     return _lists(root)
 

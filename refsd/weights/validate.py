@@ -223,7 +223,8 @@ def _check_fit(component: str, config: dict[str, Any], where: str) -> None:
             value = config.get(name)
             if isinstance(value, (list, tuple)) and len(value) != levels:
                 raise ModelError(
-                    f"{where}: {name} has {len(value)} entries, block_out_channels has {levels}"
+                    f"{where}: {name} has {len(value)} entries, expected {levels}, as "
+                    "block_out_channels has"
                 )
         divisions = {"norm_num_groups": (math.gcd(*widths), config["norm_num_groups"])}
         if component == "unet":
@@ -232,4 +233,4 @@ def _check_fit(component: str, config: dict[str, Any], where: str) -> None:
             divisions["attention_head_dim"] = wrong[0] if wrong else (1, 1)
     for name, (whole, part) in divisions.items():
         if whole % part:
-            raise ModelError(f"{where}: {name} is {part}, which does not divide the width {whole}")
+            raise ModelError(f"{where}: {name} is {part}, expected a divisor of the width {whole}")

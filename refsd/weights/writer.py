@@ -26,14 +26,16 @@ def write_safetensors(
     arrays = {name: array.reshape(np.shape(tensors[name])) for name, array in arrays.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-            raise UsageError(f"{path}: tensor {name!r} is {array.dtype}, which safetensors lacks")
+            raise UsageError(f"{path}: tensor {name!r} is {array.dtype}, which safetensors lacks. "
+                             "Save it as float32")
 
     with replacing(path) as draft:
         try:
             save_file(arrays, draft, metadata=dict(metadata) if metadata else None)
         except SafetensorError as error:
             reason = " ".join(str(error).split()).replace(str(draft), str(path))
-            raise ResourceError(f"{path}: cannot be written: {reason}") from None
+            raise ResourceError(f"{path}: cannot be written: {reason}. Give another "
+                                "place") from None
         os.chmod(draft, 0o666 & ~_umask())
 
 

@@ -83,7 +83,7 @@ def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32"
     for wanted in formats.all():
         if wanted.block and wanted.name != "int8":
             raise UsageError(f"format is {wanted.name}, in which neighbours share an exponent; "
-                             "bisect knows bounds of formats without, and of int8 weights")
+                             "bisect has no bounds for that: take another, or int8 weights")
     entries = select(pack, only)
     each = 1 - (1 - confidence) / len(entries)
     judge = LocalErrorJudge(pack, candidate, formats, model, each)

@@ -241,7 +241,7 @@ def _file(path: Path, name: str, listing: Listing, dtype: str | None) -> None:
     single = end == ".npy" or end in RAW
     with listing.noting(path, name if single else None):
         if path.is_symlink() and not path.exists():
-            raise ModelError(f"{path}: a link to what is not there")
+            raise ModelError(f"{path}: a link to what is not there. Copy the file there")
         if end == ".npy":
             listing.add(name, npy(path))
         elif end == ".npz":
@@ -256,5 +256,6 @@ def _raw(path: Path, end: str, dtype: str | None) -> Dump:
     kind = dtype_name(end if end in SHORT or end in DTYPES else dtype or "float32")
     size, item = size_of(path), np.dtype(DTYPES[kind]).itemsize
     if size % item:
-        raise ModelError(f"{path}: {size:,} bytes are not a whole number of {kind}")
+        raise ModelError(f"{path}: {size:,} bytes are not a whole number of {kind}. Write it "
+                         "again, or name its dtype")
     return Dump(str(path), "", 0, None, kind, size)

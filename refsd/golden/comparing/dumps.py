@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.errors import ModelError, ResourceError, UsageError, damaged
 from refsd.weights import float8
 from refsd.weights.files import open_file
 from refsd.weights.header import is_possible
@@ -115,7 +115,7 @@ def dtype_name(text: str) -> str:
     if text[:1] in "<|=" and text[1:] in {kind.lstrip("<") for kind in DTYPES.values()}:
         name = np.dtype(text).name
     if name not in DTYPES:
-        raise UsageError(f"dtype {text[:40]!r} is not one of: {', '.join(DTYPES)}")
+        raise UsageError(f"dtype {text[:40]!r} is not one of: {', '.join(DTYPES)}; give one")
     return name
 
 
@@ -130,7 +130,7 @@ def open_archive(file: BinaryIO, path: str | Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{path}: not a readable .npz archive: {error}") from None
+        raise damaged(f"{path}: not a readable .npz archive: {error}") from None
 
 
 def open_member(archive: zipfile.ZipFile, member: Any, where: str) -> Any:
@@ -138,7 +138,7 @@ def open_member(archive: zipfile.ZipFile, member: Any, where: str) -> Any:
     try:
         return archive.open(member)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"{where} cannot be read: {str(error)[:200]}") from None
+        raise damaged(f"{where} cannot be read: {str(error)[:200]}") from None
 
 
 class Reader:
@@ -197,11 +197,12 @@ def _fill(file: Any, array: np.ndarray, where: str) -> None:
         while rest and (count := file.readinto(rest)):
             rest = rest[count:]
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ModelError(f"{where}: damaged: {str(error)[:200]}") from None
+        raise damaged(f"{where}: damaged: {str(error)[:200]}") from None
     except OSError as error:
-        raise ResourceError(f"{where}: reading failed: {error.strerror}") from None
+        raise ResourceError(f"{where}: reading failed: {error.strerror}. See whether the disk is "
+                            "well") from None
     if rest:
-        raise ModelError(f"{where}: ended early. It changed while it was read, or is damaged")
+        raise damaged(f"{where}: ended early: it changed while it was read, or is damaged")
 
 
 def npy(path: Path) -> Dump:
@@ -209,7 +210,7 @@ def npy(path: Path) -> Dump:
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
-            raise ModelError(f"{path}: not a readable .npy file: it is empty")
+            raise damaged(f"{path}: not a readable .npy file: it is empty")
         return _header(file, Dump(str(path), "", 0, (), "", size))
 
 
@@ -250,21 +251,21 @@ def _header(file: Any, dump: Dump) -> Dump:
         shape, fortran, dtype = read(file)
     except (ValueError, OSError, EOFError, RecursionError, zlib.error, zipfile.BadZipFile,
             NotImplementedError) as error:
-        raise ModelError(f"{where}: not a readable .npy file: "
-                         f"{' '.join(str(error).split())[:200]}") from None
+        raise damaged(f"{where}: not a readable .npy file: "
+                      f"{' '.join(str(error).split())[:200]}") from None
     if dtype.hasobject:
         raise ModelError(f"{where}: holds pickled Python objects, and loading those can run any "
                          "code. Save plain numbers")
     name = _name_of(dtype)
     if name is None:
-        raise ModelError(f"{where}: holds {ascii(str(dtype))[1:-1][:80]}; plain numbers are "
-                         "compared: float16, bfloat16, float32, float64 or integers")
+        raise ModelError(f"{where}: holds {ascii(str(dtype))[1:-1][:80]}; save plain "
+                         "numbers: float16, bfloat16, float32, float64 or integers")
     offset = file.tell()
     rest = dump.bytes - offset
     if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != rest or (
             not is_possible(shape, dtype.itemsize)):
         raise ModelError(f"{where}: the header claims {ascii(shape)[:80]} of {name}, which are not "
-                         f"the {rest:,} bytes that follow. The file is damaged")
+                         f"the {rest:,} bytes that follow. Fetch or write it again")
     return dump._replace(offset=offset, shape=tuple(shape), dtype=name, bytes=rest,
                          fortran=fortran, big=dtype.str[0] == ">")
 

@@ -70,7 +70,7 @@ def indexed(path: Path, listing: Listing, prefix: str = "") -> set[str]:
 def _raw(index: Path, name: str, entry: Any) -> Dump:
     where = f"{index}: tensor {shown(name)}"
     if isinstance(entry, Twice):
-        raise ModelError(f"{where} is there twice")
+        raise ModelError(f"{where} is there twice. Leave one out")
     entry = entry if isinstance(entry, dict) else {}
     file, shape, dtype = (entry.get(key) for key in ("file", "shape", "dtype"))
     offset, kept = entry.get("offset") or 0, entry.get("layout")
@@ -80,7 +80,8 @@ def _raw(index: Path, name: str, entry: Any) -> Dump:
                          "are not 0 and NCHW, offset and layout")
     dtype, path = _dtype(where, dtype), Path(file.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in file:
-        raise ModelError(f"{where} lies outside the index's folder: {shown(file)}")
+        raise ModelError(f"{where} lies outside the index's folder: {shown(file)}. Copy it "
+                         "there")
     room, item = _size(where, index.parent / path) - offset, np.dtype(DTYPES[dtype]).itemsize
     said = tuple(shape)
     logical = said if kept is None else layout(kept).physical(said)
@@ -88,9 +89,10 @@ def _raw(index: Path, name: str, entry: Any) -> Dump:
     fits = next((one for one in (logical, said) if math.prod(one) * item <= room), None)
     if fits is None:
         raise ModelError(f"{where} takes bytes {offset:,} to {offset + math.prod(logical) * item:,}"
-                         f", {file} has {room + offset:,}")
+                         f", {file} has {room + offset:,}. Write the file whole, or mend the index")
     if not is_possible(fits, item):
-        raise ModelError(f"{where} has the shape {ascii(fits)[:80]}, which no array can have")
+        raise ModelError(f"{where} has the shape {ascii(fits)[:80]}, which no array can have; "
+                         "write the right one")
     return Dump(str(index.parent / path), "", offset, fits, dtype, math.prod(fits) * item, kept,
                 said=None if kept is None else said, room=room)
 
@@ -99,7 +101,8 @@ def _size(where: str, path: Path) -> int:
     try:
         return size_of(path)
     except ModelError:
-        raise ModelError(f"{where} lies in {path}, which is no file") from None
+        raise ModelError(f"{where} lies in {path}, which is no file. Write it, or leave it "
+                         "out") from None
 
 
 def _dtype(where: str, text: str) -> str:
@@ -169,9 +172,9 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Dump:
     if not good or start > stop or not is_possible(shape, BYTES.get(dtype, 1)) or (
             dtype in BYTES and stop - start != math.prod(shape) * BYTES[dtype]):
         why = "is there twice" if isinstance(entry, Twice) else f"cannot be {ascii(known)[:200]}"
-        raise ModelError(f"{path}: tensor {shown(name)} {why}")
+        raise ModelError(f"{path}: tensor {shown(name)} {why}. Have the file written anew")
     if data + stop > size:
         raise ModelError(f"{path}: tensor {shown(name)} takes bytes {data + start:,} to "
-                         f"{data + stop:,}, the file has {size:,}. Is it complete?")
+                         f"{data + stop:,}, the file has {size:,}. Is it complete? Fetch it again")
     return Dump(str(path), "", data + start, tuple(shape), SAFETENSORS.get(dtype, dtype),
                 stop - start)

@@ -45,7 +45,8 @@ def from_layout(data: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarr
     physical = found.physical(tuple(shape))
     if data.size != math.prod(physical):
         raise UsageError(f"layout {name}: {data.size:,} elements, but {tuple(shape)} takes "
-                         f"{' x '.join(map(str, physical))} = {math.prod(physical):,}")
+                         f"{' x '.join(map(str, physical))} = {math.prod(physical):,}; give that "
+                         "many")
     return found.back(data.reshape(physical), tuple(shape))
 
 
@@ -54,7 +55,8 @@ def layout(name: str) -> Layout:
     try:
         return LAYOUTS[name.upper()]
     except KeyError:
-        raise UsageError(f"layout {name[:40]!r} is not one of: {', '.join(LAYOUTS)}") from None
+        raise UsageError(f"layout {name[:40]!r} is not one of: {', '.join(LAYOUTS)}; give "
+                         "one") from None
 
 
 def ceiling(n: int, multiple: int) -> int:

@@ -70,7 +70,7 @@ def measure(golden: np.ndarray, candidate: np.ndarray, *, format: str = "float32
     """
     if golden.shape != candidate.shape:
         raise UsageError(f"compare: the candidate is {candidate.shape}, the golden tensor "
-                         f"{golden.shape}")
+                         f"{golden.shape}; give two of one shape")
     shape, golden, candidate = golden.shape, golden.reshape(-1), candidate.reshape(-1)
     tally = _Tally(format, shape)
     with np.errstate(all="ignore"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from refsd.atomic import empty_folder, replacing
-from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.errors import ModelError, ResourceError, UsageError, damaged
 from refsd.golden.packs.manifest import MAX_MANIFEST, read_manifest
 from refsd.golden.packs.rules import is_file_name, shown
 from refsd.golden.packs.writer import MANIFEST, SUMS
@@ -109,19 +109,21 @@ def unpack(file: str | Path, folder: str | Path) -> None:
         try:
             _write_members(members, file, folder)
         except damage as error:
-            raise ModelError(f"{file}: bundle altered: the archive is damaged ({error})") from None
+            raise damaged(f"{file}: bundle altered: the archive is damaged "
+                          f"({error})") from None
         except OSError as error:
             raise ResourceError(f"{folder}: {file} cannot be unpacked there: "
-                                f"{error.strerror or error}") from None
+                                f"{error.strerror or error}. Give another place") from None
 
 
 def _write_members(members: Iterator[Member], file: Path, folder: Path) -> None:
     seen: set[str] = set()
     for name, size, source in members:
         if name.lower() in seen:
-            raise ModelError(f"{file}: {shown(name)} appears twice in the archive")
+            raise damaged(f"{file}: {shown(name)} appears twice in the archive")
         if len(seen) == MAX_FILES:
-            raise ModelError(f"{file}: more than {MAX_FILES:,} files in the archive")
+            raise ModelError(f"{file}: more than {MAX_FILES:,} files in the archive. "
+                             "Unpack it yourself if you trust it")
         seen.add(name.lower())  # some systems take Name and name for the same
         with open(folder / name, "xb") as target:
             while size:
@@ -138,8 +140,8 @@ def _plain_name(path: str, root: list[str], file: Path) -> str:
     parts = path.removeprefix("./").split("/")
     root.append("/".join(parts[:-1]))
     if len(parts) > 2 or not all(map(is_file_name, parts)) or root[-1] != root[0]:
-        raise ModelError(f"{file}: {shown(path)} in the archive is not a plain file name. A pack "
-                         "is a flat folder")
+        raise ModelError(f"{file}: {shown(path)} in the archive is not a plain file name; "
+                         "expected the files of one flat folder")
     return parts[-1]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refsd.contracts import itemsize
-from refsd.errors import ModelError
+from refsd.errors import ModelError, damaged
 from refsd.golden.packs.rules import ENTRY_RULES, MANIFEST_RULES, SCHEMA, shown
 from refsd.rules import check, check_schema
 from refsd.weights.files import parse_object
@@ -126,20 +126,20 @@ def _check_whole(manifest: Manifest, where: str) -> None:
     for index, entry in enumerate(manifest.tensors):
         here = f"{where}: tensor {shown(entry.name)}"
         if entry.name in seen:
-            raise ModelError(f"{here} appears twice")
+            raise damaged(f"{here} appears twice")
         seen.add(entry.name)
         if entry.index != index:
-            raise ModelError(f"{here} has index {entry.index} and is number {index}")
+            raise damaged(f"{here} has index {entry.index} and is number {index}")
         if entry.shard not in manifest.files:
-            raise ModelError(f"{here} is in {entry.shard}, which is not one of the files")
+            raise damaged(f"{here} is in {entry.shard}, which is not one of the files")
         for name in entry.sources:
             if name not in names:
-                raise ModelError(f"{here} has the input {shown(name)}, which is not in the pack")
+                raise damaged(f"{here} has the input {shown(name)}, which is not in the pack")
     for kind in ("checkpoints", "invariants"):
         for mark in getattr(manifest, kind):
             if mark["tensor"] is not None and mark["tensor"] not in names:
-                raise ModelError(f"{where}: {kind} name the tensor {shown(mark['tensor'])}, which "
-                                 "is not in the pack")
+                raise damaged(f"{where}: {kind} name the tensor {shown(mark['tensor'])}, which "
+                              "is not in the pack")
 
 
 def references(value: Any) -> Iterator[str]:

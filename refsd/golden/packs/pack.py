@@ -80,7 +80,8 @@ class Pack:
         if os.path.lexists(self.folder / JOURNAL):
             raise ModelError(f"{self.path}: the recording was interrupted. Resume it first")
         if not os.path.lexists(self.folder / MANIFEST):
-            raise ModelError(f"{self.path}: no golden pack: there is no {MANIFEST} in it")
+            raise ModelError(f"{self.path}: no golden pack: there is no {MANIFEST} in it. Give "
+                             "the folder of one")
         self._check_ordinary(MANIFEST)
         data = read_bytes(self.folder / MANIFEST, limit=MAX_MANIFEST)
         if not os.path.lexists(self.folder / SUMS):
@@ -108,7 +109,8 @@ class Pack:
         except FileNotFoundError:
             raise self._altered(name, "is missing") from None
         except OSError as error:
-            raise ResourceError(f"{self.folder / name}: {error.strerror}") from None
+            raise ResourceError(f"{self.folder / name}: {error.strerror}. See who may "
+                                "read it") from None
         if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"{self.path}: {name} is not an ordinary file. A pack has no links; "
                              "copy the files themselves")

@@ -67,7 +67,8 @@ class Writer:
                 discard_drafts(self.folder)
             there = sorted(path.name for path in self.folder.iterdir())
         except OSError as error:
-            raise ResourceError(f"{self.folder}: cannot be a folder: {error.strerror}") from None
+            raise ResourceError(f"{self.folder}: cannot be a folder: {error.strerror}. Give "
+                                "another place") from None
         head = {**self._about, "schema": SCHEMA, "shard_bytes": self._shard_bytes}
         if resume and journal.JOURNAL in there:
             self._take_over(journal.read(self.folder, head))
@@ -108,7 +109,8 @@ class Writer:
         if name in self._held:
             return self._again(name, array)
         if self._finished is not None:
-            raise UsageError(f"golden pack: {shown(name)} is added to a pack that is finished")
+            raise UsageError(f"golden pack: {shown(name)} is added to a pack that is "
+                             "finished; make another one")
         if self._arrays and self._filled + array.nbytes > self._shard_bytes:
             self._save()
             self._rows.append(self._row)
@@ -123,7 +125,7 @@ class Writer:
         missing = next((ref for ref in entry.sources if ref not in self._held), None)
         if missing is not None:
             raise UsageError(f"golden pack: {name} has the input {shown(missing)}, which is to be "
-                             "added before it")
+                             "added before it: add that first")
         self._arrays[name] = array
         self._filled += array.nbytes
         self._row.tensors.append(entry)
@@ -134,11 +136,11 @@ class Writer:
     def _again(self, name: str, array: np.ndarray) -> Entry:
         held = self._held[name]
         if name not in self._resumed:
-            raise UsageError(f"golden pack: {name} is added twice")
+            raise UsageError(f"golden pack: {name} is added twice; give it another name")
         if (held.sha256, held.shape, held.dtype) != (
                 sha256(array), array.shape, array.dtype.name):
             raise UsageError(f"golden pack: {name} was recorded with other values before the "
-                             "interruption. Begin anew in another folder")
+                             "interruption. Make another pack in a new folder")
         return held
 
     def _note(self, entry: Entry) -> None:
@@ -163,7 +165,8 @@ class Writer:
         """Keep a mark, unless it was kept before the recording was interrupted."""
         _as_usage(lambda: check(mark, rules, f"golden pack: {kind}"))
         if mark["tensor"] is not None and mark["tensor"] not in self._held:
-            raise UsageError(f"golden pack: {kind}: there is no tensor {shown(mark['tensor'])} yet")
+            raise UsageError(f"golden pack: {kind}: there is no tensor {shown(mark['tensor'])} "
+                             "yet. Record it first")
         if not any(mark in getattr(row, kind) for row in [*self._rows, self._row]):
             getattr(self._row, kind).append(mark)
             self._unsaved = True

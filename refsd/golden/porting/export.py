@@ -47,7 +47,7 @@ class Files:
     def add(self, name: str, array: np.ndarray, **about: Any) -> None:
         """Write one tensor in the layout; what else is said of it goes into the list."""
         if name in self.tensors:
-            raise UsageError(f"{name}: there are two tensors of that name")
+            raise UsageError(f"{name}: there are two tensors of that name; rename one")
         stored = to_layout(array, self.layout)
         if stored.dtype.byteorder == ">":
             stored = stored.astype(stored.dtype.newbyteorder("<"))
@@ -165,7 +165,7 @@ def chosen(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(f"--only {pattern!r} fits no name; the first there is: "
-                             f"{names[0] if names else 'none'}")
+                             f"{names[0] if names else 'none'}. Give a pattern of names")
     return [name for name in names
             if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
 

@@ -28,8 +28,8 @@ def export_onnx(pack: Pack, folder: str | Path, *, read_weight: Callable[[str], 
     as_proto = _encoder()
     wanted = [name for name in chosen(pack.entries, only) if pack.entries[name].op in ops()]
     if not wanted:
-        raise UsageError(f"{pack.path}: no op is recorded in it under these names; ONNX cases are "
-                         "made of packs of level 3, and of packs of ops")
+        raise UsageError(f"{pack.path}: no op is recorded in it under these names; give a pack "
+                         "of level 3, or of ops")
     folder = empty_folder(folder)
     for name in wanted:
         entry = pack.entries[name]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.errors import ModelError, ResourceError, UsageError, damaged
 from refsd.golden.porting.port import SCHEMA, kind_of
 from refsd.golden.recording.names import is_alone
 from refsd.rules import anything, check, check_schema, each, integer, number, optional, record, text
@@ -133,11 +133,12 @@ def _junit(path: Path) -> Iterable[tuple[str, str]]:
     """The contract tests of a JUnit file with their outcomes; other tests are not ours."""
     data = read_bytes(path, limit=LIMIT)
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # entities can blow a small file up
-        raise ModelError(f"{path}: JUnit files have no DOCTYPE. This one is not read")
+        raise ModelError(f"{path}: JUnit files have no DOCTYPE, and one with it is not read. "
+                         "Remove it")
     try:
         root = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
-        raise ModelError(f"{path}: not readable XML: {error}") from None
+        raise damaged(f"{path}: not readable XML: {error}") from None
     for case in root.iter("testcase"):
         name = case.get("name", "")
         if TEST.fullmatch(name):
@@ -157,8 +158,8 @@ def _compared(path: Path) -> Iterable[tuple[str, tuple[Any, str]]]:
     rows = rows if isinstance(rows, list) else []
     for row in rows:
         if not isinstance(row, dict) or any(rule(row.get(key)) for key, rule in VERDICT.items()):
-            raise ModelError(f"{path}: not what refsd golden compare --report or bisect --json "
-                             f"writes: {json.dumps(row)[:80]}")
+            raise damaged(f"{path}: not what refsd golden compare --report or bisect --json "
+                          f"writes: {json.dumps(row)[:80]}")
     fused = {name for row in rows if row["status"] in GOOD for name in row.get("computed") or ()}
     for row in rows:
         outcome = "passed" if row["status"] in GOOD else (

@@ -30,7 +30,7 @@ def export_weights(model: Path, folder: str | Path, kind: str, *, layout: str = 
         raise UsageError(f"--dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
     wrong = [part for part in parts if part not in COMPONENTS]
     if wrong:
-        raise UsageError(f"--part {wrong[0]!r} is not one of: {', '.join(COMPONENTS)}")
+        raise UsageError(f"--part {wrong[0]!r} is not one of: {', '.join(COMPONENTS)}; give one")
     if model.is_dir():
         plans = {part: plan_folder(model, part, variant=variant) for part in parts}
     else:

@@ -245,4 +245,5 @@ def _require_storable(array, name):
     largest = float(np.max(np.abs(array), initial=0.0))
     if largest > float(np.finfo(np.float32).max):
         raise ModelError(f"{name}: {largest:.3g} is beyond float32's numbers, in which packs are "
-                         "written. A port in float32 would overflow here")
+                         "written: a port in float32 would overflow here. Give other inputs or "
+                         "weights")

@@ -89,7 +89,8 @@ def weights(pack: Any, model: Any = None) -> Callable[[str], np.ndarray]:
         try:
             return parts[part][path].dense()
         except KeyError:
-            raise ModelError(f"{reference[:200]!r} is not a weight of the model") from None
+            raise ModelError(f"{reference[:200]!r} is not a weight of the model. Give the one that "
+                             "was recorded, with -m") from None
 
     return read
 
@@ -104,7 +105,8 @@ def _load(recorded: Mapping[str, Any], model: Any) -> dict[str, dict[str, Weight
     hashes = identity.of(model, variant=variant)["files"]
     if not isinstance(files, dict) or sorted(files.values()) != sorted(hashes.values()):
         raise ModelError("the model is not the one that the pack was made with: the SHA-256 of its "
-                         f"weights ({', '.join(hashes)}) differ from the pack's")
+                         f"weights ({', '.join(hashes)}) differ from the pack's. Give the right "
+                         "one")
     path = bundled_model() if model is None else resolve(model, variant=variant)
     return {part: component.tensors
             for part, component in load_checkpoint(path, variant=variant).items()}

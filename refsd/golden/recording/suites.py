@@ -62,7 +62,7 @@ def read_suite(path: str | Path) -> Suite:
         names.add(name)
         run = {**defaults, **run, "name": name}
         if "prompt" not in run:
-            raise UsageError(f"{where} has no prompt")
+            raise UsageError(f"{where} has no prompt; write one")
         runs.append(run)
     return Suite(suite.get("title", ""), suite.get("model"), suite.get("level", 1), runs)
 

@@ -64,7 +64,7 @@ def bound(op: str, inputs: Any, options: dict[str, Any], truth: np.ndarray, *,
     the bound 0: a port must have them too. Raises UsageError for what does not exist.
     """
     if error_model(op) is None:
-        raise UsageError(f"there is no bound for {op!r}; ops: "
+        raise UsageError(f"there is no bound for {op!r}; give one of "
                          f"{', '.join(name for name in ops() if error_model(name))}")
     how = arithmetic_of(format, accumulate)
     if not 0 < confidence < 1:
