@@ -2,11 +2,13 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numba_agreement import DTYPES, KERNELS, agree, same_bits
 from op_table import normal
 
+import refsd
 from refsd.half import HALVES
 from refsd.numba_ops.cpu.attention import KEYS
 from refsd.numba_ops.levels import BFLOAT16
@@ -101,6 +103,41 @@ def test_rows_of_bfloat16_may_begin_anywhere(start, width):
     same_bits(y, attention(*map(np.copy, parts), heads=2))
     if BFLOAT16 == "dot":
         assert copies == 2
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", (*DTYPES, *HALVES))
+@pytest.mark.parametrize("d", [8, 7])
+def test_the_lowest_number_hides_a_key_and_no_row(d, dtype, backend):
+    """As transformers masks: finfo(dtype).min, which finite scores vanish beside; two are -inf.
+
+    A row of nothing else weighs all of its keys the same, but for float16, whose -65504 leaves
+    float32's scores some digits.
+    """
+    dtype = HALVES.get(dtype, np.dtype(dtype))
+    lowest, highest = (float(n) for n in (ml_dtypes.finfo(dtype).min, ml_dtypes.finfo(dtype).max))
+    q, k, v = (x.astype(dtype) for x in qkv(2, 40, KEYS + 9, 2 * d, 2 * d))
+    mask = np.zeros((40, KEYS + 9))
+    mask[0, 3:] = mask[1] = mask[2, 5:] = mask[5, 1:4] = mask[6, :KEYS] = lowest
+    mask[2, 7:9] = mask[3] = mask[5, 5] = mask[7, :KEYS] = -np.inf
+    mask[7, KEYS:] = lowest
+    mask[8, 6] = highest
+    infinite = np.where(mask < 0, -np.inf, mask)
+    infinite[8] = np.where(np.arange(KEYS + 9) == 6, 0, -np.inf)
+    with refsd.use(backend):
+        y, expected = (refsd.F.attention(q, k, v, heads=2, mask=m.astype(dtype))
+                       for m in (mask, infinite))
+        same = refsd.F.attention(0 * q, k, v, heads=2, mask=np.where(
+            np.isinf(mask), mask, 0).astype(dtype))
+    assert not y[:, 3].any()
+    rows = [0, 2, 3, 4, 5, 6, 8, *range(9, 40)]
+    if dtype != np.float16:
+        same_bits(y[:, [1, 7]], same[:, [1, 7]])
+    else:
+        rows.remove(8)  # 65504 more than the others is no more than that
+    same_bits(y[:, rows], expected[:, rows])
+    if backend == "numba":
+        agree("attention", (q, k, v), {"heads": 2, "mask": mask.astype(dtype)}, dtype.name)
 
 
 def test_a_mask_of_halves():

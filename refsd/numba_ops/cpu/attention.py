@@ -17,7 +17,6 @@ sum run over the keys and never meet another lane's. Buffers, 1-D in memory:
     acc (PANELS, value_step, NR)
 """
 
-import math
 from typing import NamedTuple
 
 import numba
@@ -26,11 +25,12 @@ from numba import prange
 
 from refsd.half import to_float32
 from refsd.numba_ops.cpu.attention_operands import (
-    LOG2_E,
     add_values,
     pack_queries,
     pack_rows,
     pack_values,
+    scale_queries,
+    scale_scores,
     weigh,
 )
 from refsd.numba_ops.jit import jit
@@ -112,17 +112,16 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
         d, e, NR = C // heads, D // heads, panel_width(numbers)
         if BFLOAT16 == "dot" and y.dtype.name == "bfloat16" and d % 2 == 0:
             q, k, rows = _pairs(q), _pairs(k), -(-S // 2)
-            # Queries are not scaled, which would round them, but scores.
-            operands, scale, d = np.dtype(np.int32), LOG2_E / math.sqrt(d), d // 2
+            operands, factors, d = np.dtype(np.int32), scale_scores(d, mask.data.size > 0), d // 2
         else:
             q, k, rows = _rows(q), _rows(k), S
-            operands, scale = numbers, 1.0
+            operands, factors = numbers, scale_queries(d, mask.data.size > 0)
         key_step, value_step = _odd_lines(d, operands.itemsize), _round_up(e, TRANSPOSED_ROWS)
         keys = aligned_empty(N * heads * _round_up(S, ROWS) * key_step, operands)
         values = aligned_empty(N * heads * rows * value_step, operands)
         step = (KEYS + PANELS * (d + value_step + 2)) * NR
         buffers = aligned_empty(numba.get_num_threads() * step, numbers)
-        _attention(q, k, _rows(v), mask, causal, scale, Sizes(N, heads, L, S, d, e),
+        _attention(q, k, _rows(v), mask, causal, factors, Sizes(N, heads, L, S, d, e),
                    Rows(keys, key_step), Rows(values, value_step),
                    Buffers(buffers, buffers.view(operands), step), flat(y))
     return y
@@ -150,11 +149,8 @@ def _mask(mask, shape, dtype):
 
 
 @jit(parallel=True)
-def _attention(q, k, v, mask, causal, scale, sizes, keys, values, buffers, y):
-    """Keys and values are packed by head; then a task is a few panels of queries of one head.
-
-    The powers of 2 are those of `scale` times the scores.
-    """
+def _attention(q, k, v, mask, causal, factors, sizes, keys, values, buffers, y):
+    """Keys and values are packed by head; then a task is a few panels of queries of one head."""
     NR = VECTORS * lanes(y)
     N, heads, L, S, d, e = sizes
     key_size, value_size = keys.data.size // (N * heads), values.data.size // (N * heads)
@@ -184,7 +180,7 @@ def _attention(q, k, v, mask, causal, scale, sizes, keys, values, buffers, y):
         for p in range(count):
             query = first + p * NR
             pack_queries(pointer(q.data, (n * L + query) * q.step + head * d), q.step,
-                         min(NR, L - query), d, pointer(queries, p * d * NR))
+                         min(NR, L - query), d, factors.queries, pointer(queries, p * d * NR))
 
         for key in range(0, S, KEYS):
             block = min(KEYS, S - key)
@@ -195,12 +191,13 @@ def _attention(q, k, v, mask, causal, scale, sizes, keys, values, buffers, y):
                 if mask.data.size > 0:
                     at = n * mask.steps[0] + head * mask.steps[1]
                     at += query * mask.steps[2] + key * mask.steps[3]
-                    _add_mask(mask, at, min(NR, L - query), block, LOG2_E / scale, scores)
+                    _add_mask(mask, at, min(NR, L - query), block, factors.masked, scores)
                 if causal:
                     _causal_mask(pointer(scores, 0), block, key - query)
                 out = pointer(acc, p * values.step * NR)
-                _online_softmax(pointer(scores, 0), block, scale, pointer(row_max, p * NR),
-                                pointer(row_sum, p * NR), out, values.step, weights)
+                _online_softmax(pointer(scores, 0), block, factors.powers,
+                                pointer(row_max, p * NR), pointer(row_sum, p * NR), out,
+                                values.step, weights)
                 add_values(pointer(values.data, of * value_size), key, values.step, block, out,
                            weights)
 
@@ -242,11 +239,13 @@ def _online_softmax(scores, count, scale, row_max, row_sum, acc, width, weights)
 
 @jit
 def _add_mask(mask, at, queries, count, factor, scores):
+    """scores = factor scores + mask"""
     NR = VECTORS * lanes(scores)
     for query in range(queries):
         for key in range(count):
             value = mask.data[at + query * mask.steps[2] + key * mask.steps[3]]
-            scores[key * NR + query] += value * scores.dtype.type(factor)
+            score = scores[key * NR + query] * scores.dtype.type(factor)
+            scores[key * NR + query] = score + value
 
 
 @jit

@@ -10,6 +10,7 @@ tile of pairs is a tile of numbers, half as deep.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import types
@@ -31,6 +32,30 @@ from refsd.numba_ops.transpose import transpose
 from refsd.numba_ops.vecmath import exp2_below
 
 LOG2_E = 1 / math.log(2)
+
+
+class Factors(NamedTuple):
+    """What queries are multiplied by, scores before a mask is added, and scores in powers of 2.
+
+    A mask is added as it is, and log2 e comes after the largest score was subtracted: the lowest
+    finite number, which hides a key, times log2 e would be infinite.
+    """
+
+    queries: float
+    masked: float
+    powers: float
+
+
+def scale_queries(d, masked):
+    """1 / sqrt(d) in the queries, and log2 e too where nothing is masked."""
+    root = math.sqrt(d)
+    return Factors(1 / root, 1.0, LOG2_E) if masked else Factors(LOG2_E / root, 1.0, 1.0)
+
+
+def scale_scores(d, masked):
+    """The same of queries that are pairs, which scaling would round."""
+    root = math.sqrt(d)
+    return Factors(1.0, 1 / root, LOG2_E) if masked else Factors(1.0, 1.0, LOG2_E / root)
 
 
 @jit
@@ -58,17 +83,17 @@ def _pack_pairs_of_rows(x, step, rows, width, packed_step, packed):
 
 
 @jit
-def _pack_queries(q, step, count, d, panel):
-    """panel (d, NR) = q^T log2 e / sqrt(d)"""
-    _transpose_queries(q, step, count, d, panel)
+def _pack_queries(q, step, count, d, factor, panel):
+    """panel (d, NR) = factor q^T"""
+    _transpose_queries(q, step, count, d, factor, panel)
     NR = VECTORS * lanes(panel)
     for i in range(0, d * NR, NR):
-        store(panel, i, load_pair(panel, i) * (LOG2_E / math.sqrt(d)))
+        store(panel, i, load_pair(panel, i) * factor)
 
 
 @jit
-def _transpose_queries(q, step, count, d, panel):
-    """panel (d, NR) = q^T; lanes without a query repeat another one."""
+def _transpose_queries(q, step, count, d, factor, panel):
+    """panel (d, NR) = q^T; lanes without a query repeat another one. factor is 1."""
     size = lanes(q)
     NR = VECTORS * size
     for j in range(0, NR, size):
@@ -80,10 +105,13 @@ def _transpose_queries(q, step, count, d, panel):
 
 @jit
 def _weigh(scores, count, shift, scale, total, weights):
-    """weights = 2^(scores - shift), which are added to the total. scale is 1."""
+    """weights = 2^(scale (scores - shift)), which are added to the total."""
     NR = VECTORS * lanes(scores)
     for i in range(0, count * NR, NR):
-        p = exp2_below(load_pair(scores, i) - shift)
+        s = load_pair(scores, i) - shift
+        if scale != 1.0:
+            s = s * scale
+        p = exp2_below(s)
         store(weights, i, p)
         total = total + p
     return total
