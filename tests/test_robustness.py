@@ -150,9 +150,8 @@ def test_a_signal_in_a_callback_stops_too(model, tmp_path):
 
 
 def test_a_lost_signal_is_told_at_the_end():
-    with pytest.raises(interrupt.Stopped), interrupt.stoppable():
-        with suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(interrupt.Stopped), interrupt.stoppable(), suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
     with interrupt.stoppable():
         pass
 
