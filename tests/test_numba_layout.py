@@ -5,7 +5,9 @@ import pytest
 from numba_agreement import KERNELS, agree
 from op_table import LAYOUTS, normal, with_layout
 
-from refsd.numba_ops.cpu import layout
+from refsd.half import HALVES
+from refsd.numba_ops.cpu import conv_gemm, layout
+from refsd.numba_ops.weights import pack_weight
 
 
 def channels_last(*shape, seed=1):
@@ -65,15 +67,29 @@ def test_pictures_have_their_channels_last():
         assert has_channels_last(y)
 
 
-def test_nothing_but_copies():
-    """Bits stay as they are, those of NaNs and of -0 too."""
-    x = np.arange(2 * 20 * 4 * 4, dtype="uint32") * 13421773
-    x = np.moveaxis(x.view("float32").reshape(2, 4, 4, 20), -1, 1)
-    both = KERNELS["concat"]([x, x], axis=1)
-    for y in (both[:, :20], both[:, 20:], KERNELS["upsample_nearest"](x, height=4, width=4),
-              KERNELS["pad"](x, widths=((0, 0),) * 4),
-              KERNELS["to_image"](KERNELS["to_tokens"](x), height=4, width=4)):
-        np.testing.assert_array_equal(y.view("uint32"), x.view("uint32"))
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+def test_nothing_but_copies(dtype):
+    """Bits stay as they are, those of NaNs and of -0 too; of halves all."""
+    bits = "u4" if dtype == "float32" else "u2"
+    x = np.arange(2**16, dtype=bits) * np.array(13421773).astype(bits)  # odd: all 2^16 of u2
+    x = np.moveaxis(x.view(HALVES.get(dtype, dtype)).reshape(2, 16, 16, 128), -1, 1)
+    both, matrix = KERNELS["concat"]([x, x], axis=1), np.ascontiguousarray(x).reshape(256, 256)
+    for y in (both[:, :128], both[:, 128:], KERNELS["upsample_nearest"](x, height=16, width=16),
+              KERNELS["pad"](x, widths=((0, 0),) * 4), padded_for_a_convolution(x),
+              KERNELS["to_image"](KERNELS["to_tokens"](x), height=16, width=16)):
+        np.testing.assert_array_equal(y.view(bits), x.view(bits))
+    for y in (pack_weight(matrix), KERNELS["embedding"](np.arange(256), matrix)):
+        np.testing.assert_array_equal(y.view(bits), matrix.view(bits))
+
+
+def padded_for_a_convolution(x):
+    """What is inside of the zeros that implicit GEMM puts around a picture, (N, C, H, W)"""
+    N, C, H, W = x.shape
+    ones, padding = (1, 1), ((1, 1), (1, 1))
+    plan = conv_gemm._plan(C, (8, C, 3, 3), (N, H, W, 8), ones, padding, ones, x.itemsize)
+    with conv_gemm._padded_copy(x, plan, ones, padding) as (copy, image):
+        pixels = copy[:N * image].view(x.dtype).reshape(N, H + 2, W + 1, plan.step).copy()
+    return np.moveaxis(pixels[:, 1:-1, 1:, :C], -1, 1)
 
 
 @pytest.mark.parametrize("size, by_kernel", [(7, []), (8, [8])])

@@ -14,8 +14,9 @@ from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import VECTORS
 from refsd.registry import to_dense
 
-# Halves as Numba knows them: two bytes in a structure, whose field's name says which.
-STRUCTURES = {name: np.dtype([(name, np.uint16)], align=True) for name in HALVES}
+# Halves as Numba knows them: two bytes in a structure, whose field's name says which; "bits"
+# are moved as they are.
+STRUCTURES = {name: np.dtype([(name, np.uint16)], align=True) for name in (*HALVES, "bits")}
 SMALL = 2**13  # elements of a result that may lie anywhere
 
 _layout_copies = 0
@@ -54,6 +55,12 @@ def flat(array: np.ndarray) -> np.ndarray:
     extent = 1 + sum((n - 1) * (s // array.itemsize) for n, s in zip(array.shape, array.strides))
     memory = np.asarray(_Memory(array, (extent,), (array.itemsize,)))
     return memory.view(array.dtype)  # the interface calls structures bytes
+
+
+def as_bits(memory: np.ndarray) -> np.ndarray:
+    """Flat memory for kernels that only move it: of halves their bits, neither widened nor rounded.
+    """
+    return memory.view(STRUCTURES["bits"]) if memory.itemsize == 2 else memory
 
 
 def layout_copies() -> int:

@@ -41,7 +41,7 @@ _LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(),
 
 
 def half(dtype):
-    """"bfloat16" or "float16" for elements that memory.flat has made halves; None for others."""
+    """"bfloat16", "float16" or "bits" for elements that memory.py has made so; None for others."""
     return next(iter(dtype.fields)) if isinstance(dtype, types.Record) else None
 
 
@@ -259,7 +259,9 @@ class Elements:
             narrow = ir.VectorType(ir.HalfType(), value.type.count)
             return builder.fpext(builder.bitcast(value, narrow), self.registers)
         wide = ir.VectorType(ir.IntType(32), value.type.count)
-        bits = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * wide.count))
+        bits = builder.zext(value, wide)
+        if self.half == "bfloat16":
+            bits = builder.shl(bits, ir.Constant(wide, [16] * wide.count))
         return builder.bitcast(bits, self.registers)
 
     def _rounded(self, builder, value):
@@ -275,6 +277,8 @@ class Elements:
             return ir.Constant(wide, [n] * wide.count)
 
         bits = builder.bitcast(value, wide)
+        if self.half == "bits":
+            return builder.trunc(bits, self.memory)
         upper = builder.lshr(bits, number(16))
         odd = builder.and_(upper, number(1))
         nearest = builder.lshr(builder.add(bits, builder.add(odd, number(0x7FFF))), number(16))

@@ -21,6 +21,7 @@ from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import (
     address_range,
     aligned_empty,
+    as_bits,
     count_copy,
     flat,
     panel_width,
@@ -63,7 +64,8 @@ def pack(weight: np.ndarray, room: Callable = aligned_empty) -> np.ndarray:
     # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
     memory = room(size + panel_width(weight.dtype), weight.dtype)
     if weight.flags.c_contiguous and weight.flags.aligned and weight.size:
-        _turn(flat(weight), O, I, math.prod(taps), row_step(O, weight.dtype), flat(memory))
+        _turn(as_bits(flat(weight)), O, I, math.prod(taps), row_step(O, weight.dtype),
+              as_bits(flat(memory)))
     else:
         _as_weight(memory, O, I, taps)[...] = weight
     memory[:size].reshape(-1, row_step(O, weight.dtype))[:, O:] = memory[size:] = 0

@@ -20,7 +20,7 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import MOST_KC, as_pixels
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import fill_up, flat, panel_width
+from refsd.numba_ops.memory import as_bits, fill_up, flat, panel_width
 from refsd.numba_ops.simd import fma, lanes, load, masked_load, masked_store, scratch, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
 from refsd.numba_ops.weights import columns
@@ -91,8 +91,8 @@ def _padded_copy(x, plan, stride, padding):
     size = len(plan.phases) * plan.lines * plan.pitch * plan.step
     # Behind the last image: the left zeros of a next line, and rows for the last tile.
     with workspace(x.dtype, N * size + (left + ROWS) * plan.step) as (copy,):
-        _sort_pixels(memory, (image, row, pixel), (N, C, H, W), (top, left), stride, plan.phases,
-                     plan.lines, plan.pitch, plan.step, copy)
+        _sort_pixels(as_bits(memory), (image, row, pixel), (N, C, H, W), (top, left), stride,
+                     plan.phases, plan.lines, plan.pitch, plan.step, as_bits(copy))
         yield copy, size
 
 

@@ -7,7 +7,7 @@ from numba import prange
 
 from refsd.numba_ops.cpu.layout import copy_run
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_rows, empty, flat, zeros
+from refsd.numba_ops.memory import as_bits, as_rows, empty, flat, zeros
 from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import pointer
 from refsd.ops.embedding import require_rows
@@ -36,7 +36,7 @@ def _take(x, index, y):
     """y[i] = row index[i] of x, whose rows are its last axis"""
     if y.size:
         memory, _, step = as_rows(x)
-        _copy_rows(memory, step, index.astype(np.int64), x.shape[-1], flat(y))
+        _copy_rows(as_bits(memory), step, index.astype(np.int64), x.shape[-1], as_bits(flat(y)))
     return y
 
 

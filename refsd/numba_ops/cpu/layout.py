@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import dense, empty, flat
+from refsd.numba_ops.memory import as_bits, dense, empty, flat
 from refsd.numba_ops.pointwise import ALONE, BLOCK
 from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, pointer, store
 from refsd.registry import kernel
@@ -106,8 +106,8 @@ def copy_into(x, window):
         window[...] = x
         return
     counts, from_steps, to_steps = np.array(axes[:-1], np.int64).reshape(-1, 3).T.copy()
-    _copy(flat(x), from_steps // x.itemsize, counts, axes[-1][0],
-          flat(window), to_steps // x.itemsize)
+    _copy(as_bits(flat(x)), from_steps // x.itemsize, counts, axes[-1][0],
+          as_bits(flat(window)), to_steps // x.itemsize)
 
 
 @jit(parallel=True)

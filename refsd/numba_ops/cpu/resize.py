@@ -5,7 +5,7 @@ from numba import prange
 
 from refsd.numba_ops.cpu.layout import as_image, as_tokens, copy_run
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import computed_dtype, empty, flat
+from refsd.numba_ops.memory import as_bits, computed_dtype, empty, flat
 from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, pointer, store
 from refsd.ops.resize import source_pairs, source_pixels
 from refsd.registry import kernel
@@ -17,7 +17,8 @@ def upsample_nearest(x, *, height, width):
     y = empty((N, height * width, C), x.dtype)
     if y.size:
         rows, columns = source_pixels(H, height), source_pixels(W, width)
-        _upsample_nearest(flat(as_tokens(x)), rows, columns, N, C, H, W, flat(y))
+        _upsample_nearest(as_bits(flat(as_tokens(x))), rows, columns, N, C, H, W,
+                          as_bits(flat(y)))
     return as_image(y, (N, C, height, width))
 
 
