@@ -1,11 +1,14 @@
 """The decorator and the cache of compiled kernels: what is kept, and what goes wrong around it."""
 
+import logging
 import os
 import shutil
 import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numba
 import numpy as np
@@ -266,7 +269,8 @@ def test_processes_that_start_at_once_share_the_work(tmp_path):
     said = [worker.communicate(timeout=200) for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * 4, said
     assert len({tuple(out.split()[1:]) for out, _ in said}) == 1
-    assert all(err == "" for _, err in said)
+    assert all(line.startswith("waiting for another process")  # on a busy machine
+               for _, err in said for line in err.splitlines()), said
     assert sum(int(out.split()[0]) for out, _ in said) == 2
     assert call(tmp_path / "cache")[0] == 0
 
@@ -287,6 +291,28 @@ with cache.exclusive("test", on_wait=lambda: print("waits", flush=True)):
         with cache.exclusive("another"):
             assert child.poll() is None
     assert child.communicate(timeout=60)[0] == "in\n"
+
+
+@pytest.mark.parametrize("patience, said", [(0.05, ["waiting for another process, which compiles "
+                                                     "the kernel same"]), (60, [])])
+def test_a_long_wait_for_a_kernel_is_told(tmp_path, monkeypatch, caplog, patience, said):
+    """Another process compiles it, and takes some seconds, or does not."""
+    @jit
+    def same(x):
+        return x
+
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("refsd.numba_ops.jit.PATIENCE", patience)
+    with ThreadPoolExecutor() as workers, ExitStack() as others:
+        for number in range(64):  # whichever is its
+            others.enter_context(cache.exclusive(f"compiling-{number}"))
+        result = workers.submit(same, 7)
+        time.sleep(0.3)
+        assert not result.done()
+        others.close()
+        assert result.result(timeout=60) == 7
+    assert [record.getMessage() for record in caplog.records
+            if record.levelno >= logging.WARNING] == said
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path, monkeypatch):

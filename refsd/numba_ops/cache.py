@@ -95,10 +95,12 @@ def _warn(message: str) -> None:
 
 
 @contextmanager
-def exclusive(name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Within the block no other process is in a block of this name; on_wait() before a wait.
+def exclusive(name: str, on_wait: Callable[[], None] | None = None, *,
+              after: float = 0) -> Iterator[None]:
+    """Within the block no other process is in a block of this name.
 
-    Without a cache, or a system that can lock files, nothing happens. A process that dies lets go.
+    on_wait() where that takes longer than `after` seconds. Without a cache, or a system that can
+    lock files, nothing happens. A process that dies lets go.
     """
     folder = cache_folder()
     try:
@@ -109,7 +111,7 @@ def exclusive(name: str, on_wait: Callable[[], None] | None = None) -> Iterator[
         lock = None
     try:
         if lock is not None:
-            _take(fcntl, lock, on_wait)
+            _take(fcntl, lock, on_wait, after)
         yield
     finally:
         if lock is not None:
@@ -118,15 +120,18 @@ def exclusive(name: str, on_wait: Callable[[], None] | None = None) -> Iterator[
             os.close(lock)
 
 
-def _take(fcntl, lock, on_wait):
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if on_wait is not None:
-            on_wait()
+def _take(fcntl, lock, on_wait, after):
+    until = time.monotonic() + after
+    with suppress(OSError):  # some network file systems cannot; Numba still replaces files at once
+        while on_wait is not None:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    on_wait()
+                    break
+                time.sleep(0.02)
         fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:  # some network file systems cannot; Numba still replaces files in one step
-        pass
 
 
 def cache_for(function, flags: tuple) -> caching._Cache:

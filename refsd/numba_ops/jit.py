@@ -28,6 +28,8 @@ FAST = ("contract", "reassoc", "arcp", "nsz")
 # What Numba is not to look for in parallel kernels, besides prange: it takes long to compile.
 UNWANTED = ("comprehension", "reduction", "inplace_binop", "setitem", "stencil", "fusion")
 
+PATIENCE = 10  # seconds of waiting for another process, after which we say so
+
 logger = logging.getLogger("refsd.compiling")
 
 
@@ -86,8 +88,13 @@ class Kernel:
         except _NotCompiled:
             pass
         key = f"{self.__module__} {self.__qualname__} {self.flags} {kinds}"
-        with exclusive(f"compiling-{zlib.crc32(key.encode()) % 64}"):
+        lock = f"compiling-{zlib.crc32(key.encode()) % 64}"
+        with exclusive(lock, self._say_waiting, after=PATIENCE):
             return compile(kinds)
+
+    def _say_waiting(self) -> None:
+        logging.getLogger(__name__).warning(
+            "waiting for another process, which compiles the kernel %s", self.__name__)
 
     @cached_property
     def inner(self) -> Any:
