@@ -93,19 +93,22 @@ def _spoils_tiles(got, truth, bad, what):
 SPECIALS = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-38, -1e-38, 3e38, -3e38,
                      88.7, 88.8, 89, -87.4, -103.9, -104.1, -87.5, 1e4, -1e4, 0.5, 5.6, -5.7, 1,
                      -1], "float32")
+# Of the numbers that ops are tried with, as powers of 2. Products of float16 are then subnormal.
+POWERS = {"float32": (-140, -70, 20, 40, 60), "bfloat16": (-140, -70, -65, 20, 40, 60),
+          "float16": (-10,)}
 # The scale of these arguments alone may change: a score of 10^18 leaves no bound to speak of.
 SCALED = {"attention": (2,), "softmax": ()}
 
 
 def extremes(name):
-    """Numbers as large as the reference can take in float32, and below the normal ones."""
+    """Numbers as large as the reference can take in float32, and below the normal ones of each."""
     kind = OPS[name].kind
     if isinstance(kind, (Map, Pair)):
         _any_numbers(name, 2 if isinstance(kind, Pair) else 1, options_of(OPS[name]))
     if isinstance(kind, Map) and kind.high < math.inf:
         return
-    for dtype, hard in itertools.product(("float32", *halves_of(name)[:1]), _some(name, 5)):
-        for power in (-140, -70, 20, 40, 60):
+    for dtype, hard in itertools.product(("float32", *halves_of(name)), _some(name, 5)):
+        for power in POWERS[dtype]:
             args, options = _scaled(name, hard, 2.0**power)
             args, options = cast(list(args), dtype), {k: cast(v, dtype) for k, v in options.items()}
             try:

@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import pytest
 import wrong_dense_kernels  # noqa: F401  declares more of them
+import wrong_half_kernels  # noqa: F401  and more
 from agreement_checks import CHECKS, ONLY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from op_table import OPS as CALLS
 from wrong_kernels import WRONG
 
 from refsd.numba_ops import jit as jit_module
+from refsd.numba_ops import levels
 from refsd.numba_ops.jit import jit
 
 # The other processes: what is set in their environment, and which tests they run.
@@ -96,6 +98,17 @@ def test_a_wrong_kernel_is_rejected(title):
         pytest.skip("one processor: the process with 8 lanes does it with four threads")
     with planted(op, make(KERNELS[op])), pytest.raises(AssertionError):
         CHECKS[check](op)
+
+
+@pytest.mark.skipif(IN_OTHER, reason="with 8 lanes it is widen, with others float32 alone")
+@pytest.mark.parametrize("level, why_not", [
+    ("dot", "" if levels.BFLOAT16 == "dot" else levels.BFLOAT16_WHY),
+    ("amx", "there is none for AMX tiles: it could not be tested so far")])
+def test_levels_of_bfloat16(level, why_not):
+    """What else than widen has passed the above here, and what has not, and why."""
+    if why_not:
+        pytest.skip(f"level {level}: {why_not}")
+    assert "bfloat16" in HALF
 
 
 @jit(parallel=True)
