@@ -49,6 +49,12 @@ def half(row):
         name: other and own.median / other.median for name, other in others.items()}}
 
 
+def int8(row, name):
+    """Our median with int8 weights, and in units of our float32's; None where one is missing."""
+    found, wide = ours(row, name), ours(row)
+    return (found.median, found.median / wide.median) if found and wide else None
+
+
 def ratio(row, name):
     """Our time in units of a peer's: below 1 is faster. None where one is missing."""
     own, their = ours(row), peer(row, name)

@@ -1,6 +1,6 @@
 """The most memory of drawing with Stable Diffusion 1.5: CLIP, two steps, decode at 512 x 512.
 
-    python -m benchmarks.memory refsd|torch FOLDER THREADS
+    python -m benchmarks.memory refsd|refsd-bfloat16|refsd-int8|torch FOLDER THREADS
 
 prints: side, peak, other forms of the weights, in bytes.
 """
@@ -10,16 +10,20 @@ import sys
 from benchmarks import models
 from benchmarks.child import peak_bytes
 
-SIDES = ("refsd", "torch")
+OURS = {"refsd": {}, "refsd-bfloat16": {"dtype": "bfloat16"}, "refsd-int8": {"weights": "int8"}}
+SIDES = (*OURS, "torch")
 PICTURE_STEPS = 2
 
 
-def refsd(folder):
-    """Our own; also the bytes of what is kept beside the weights, which the peak includes."""
+def refsd(folder, **form):
+    """Our own in a dtype or with weights of a form.
+
+    Also the bytes of what is kept beside the weights, which the peak includes.
+    """
     import refsd
     from refsd.weights import flatten
 
-    pipe = refsd.StableDiffusionPipeline.from_pretrained(folder, backend="numba")
+    pipe = refsd.StableDiffusionPipeline.from_pretrained(folder, backend="numba", **form)
     ids = models.inputs("clip")["ids"]
     text = pipe.text_encoder(ids).last_hidden_state
     pipe(prompt_embeds=text[:1], negative_prompt_embeds=text[1:], generator=models.SEED,
@@ -56,5 +60,5 @@ def torch(folder):
 
 if __name__ == "__main__":
     side, folder = sys.argv[1:3]
-    prepared = {"refsd": refsd, "torch": torch}[side](folder)
+    prepared = refsd(folder, **OURS[side]) if side in OURS else torch(folder)
     print(side, peak_bytes(), prepared)

@@ -19,9 +19,16 @@ HALVES = {BFLOAT16: ("refsd", "bfloat16 numba"),
           "PyTorch bfloat16 channels-last": ("torch", "bfloat16 channels_last"),
           "PyTorch autocast": ("torch", "autocast contiguous"),
           "OpenVINO by itself": ("openvino", "own plain")}
-RUNNERS = HALVES | {REFSD: ("refsd", "numba"), NUMPY: ("refsd", "numpy"),
-               TORCH: ("torch", "contiguous"), LAST: ("torch", "channels_last"),
-               OPENVINO: ("openvino", "plain"), NHWC: ("openvino", "nhwc")}
+# What int8 weights stand for, as arrays: the truth of those that read int8 itself.
+DENSE = "refsd on what int8 stands for"
+INT8 = {"refsd int8": ("refsd", "int8 numba"),
+        "refsd bfloat16 and int8": ("refsd", "bfloat16 int8 numba")}
+HELD_TO = {"refsd int8": (DENSE, agreement.PEER),
+           "refsd bfloat16 and int8": (DENSE, agreement.HALF)}
+RUNNERS = HALVES | INT8 | {
+    DENSE: ("refsd", "int8 dense numba"), REFSD: ("refsd", "numba"), NUMPY: ("refsd", "numpy"),
+    TORCH: ("torch", "contiguous"), LAST: ("torch", "channels_last"),
+    OPENVINO: ("openvino", "plain"), NHWC: ("openvino", "nhwc")}
 ALONE = 4  # samples of what has no rival
 # Pictures are one if they differ by less than half a grey level in the root mean square.
 SAME_PICTURE = 0.5 / 255
@@ -89,11 +96,15 @@ def part(run, name, *, scale=()):
 
 
 def half(run):
-    """The same parts in bfloat16, PyTorch's float32 result the truth of all."""
+    """The same parts in bfloat16 and with int8 weights.
+
+    PyTorch's float32 result is the truth, of int8 weights that of the weights they stand for.
+    """
     rows = run.results.begin("half")
     for name in ("clip", "unet", "decode", "encode"):
         if rows.get(name, {}).get("not_timed") != {}:
-            rows[name] = _network(run, name, [REFSD, TORCH, *HALVES], agreement.HALF, once=(TORCH,))
+            rows[name] = _network(run, name, [REFSD, TORCH, DENSE, *HALVES, *INT8], agreement.HALF,
+                                  once=(TORCH,))
             run.results.save()
 
 
@@ -101,7 +112,7 @@ def _network(run, name, names, allowed, once):
     """The row of a network."""
     models.make_model(Path(run.folder))
     flops, size = calls.work(name)
-    job = {"kind": name, "folder": run.folder, "allowed": allowed,
+    job = {"kind": name, "folder": run.folder, "allowed": allowed, "held_to": HELD_TO,
            "cache": str(run.cache / "openvino")}
     with start_workers(["openvino"], run.threads, run.cache) as workers:
         # Converting takes as much memory again, so before the others load: kept for the next run.
@@ -125,7 +136,8 @@ def bundled(run):
 def compete(run, workers, job, names, once=()):
     """Prepare a job on all sides, let the referee judge, race those that are right.
 
-    Those named in `once` are there for scale: they run for the referee and no more.
+    Those named in `once` are there for scale: they run for the referee and no more. The time of
+    DENSE, which is loaded for its one run, is no time of a network.
     """
     red = _prepare(workers, job, names)
     with tempfile.TemporaryDirectory(dir=run.cache) as folder:
@@ -138,7 +150,7 @@ def compete(run, workers, job, names, once=()):
 
     row = {"agreement": agreed, "not_timed": red, "seconds": {}, "slower": {}}
     if REFSD not in red:
-        racing = {name: RUNNERS[name] for name in names if name not in {*red, *once}}
+        racing = {name: RUNNERS[name] for name in names if name not in {*red, *once, DENSE}}
         row["seconds"], row["slower"] = time_in_rounds(workers, racing, run.rounds)
         row["seconds"] |= {name: [first[name]] for name in once if name not in red}
     workers.each({side: {"do": "drop"} for side in workers.by_side})

@@ -6,7 +6,7 @@ Every figure there is made here; nobody types one.
 from benchmarks import ROOT, figures, targets
 from benchmarks.agreement import UNIT
 from benchmarks.results_file import FOLDER, load_all
-from benchmarks.sections import HALVES, NUMPY, REFSD
+from benchmarks.sections import HALVES, INT8, NUMPY, REFSD
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 PARTS = {
@@ -18,6 +18,8 @@ PARTS = {
 }
 STARTS = {"cold": "command to PNG, bundled model, no kernel compiled before",
           "warm": "command to PNG, bundled model", "imports": "imports of that"}
+FORMS = {"refsd": "float32", "refsd-bfloat16": "bfloat16",
+         "refsd-int8": "int8 weights"}
 OF = {"unet": "one UNet step", "decode": "one VAE decode"}
 
 
@@ -83,20 +85,28 @@ def parts(results, spreads=False):
 
 
 def halves(results):
-    """The networks in bfloat16: times, ratios, and errors in units of its rounding."""
+    """The networks in bfloat16 and with int8 weights: times, ratios, errors in bfloat16's units."""
     lines = []
     for part, row in results["sections"].get("half", {}).get("rows", {}).items():
         found = figures.half(row)
         if found is None:
             continue
         errors = ", ".join(f"{name} {verdict['error'] / UNIT:.1f}"
-                           for name, verdict in row["agreement"].items() if name in HALVES)
+                           for name, verdict in row["agreement"].items()
+                           if name in (*HALVES, *INT8))
         lines.append((PARTS[part], seconds(found["refsd"].median),
                       *("" if found[name] is None else f"{found[name]:.2f}"
-                        for name in ("float32", *figures.HALF_PEERS)), errors))
+                        for name in ("float32", *figures.HALF_PEERS)),
+                      *(_int8(row, name) for name in INT8), errors))
     return table(("work in bfloat16", "refsd", "ratio to its float32",
-                  *(f"ratio to {p}" for p in figures.HALF_PEERS), "error, units of 2^-9"),
+                  *(f"ratio to {p}" for p in figures.HALF_PEERS),
+                  *(f"{name}, ratio to float32" for name in INT8), "error, units of 2^-9"),
                  lines) if lines else []
+
+
+def _int8(row, name):
+    found = figures.int8(row, name)
+    return "" if found is None else f"{seconds(found[0])}, {found[1]:.2f}"
 
 
 def processes(results):
@@ -104,12 +114,12 @@ def processes(results):
     sections = results["sections"]
     memory, start = (sections.get(name, {}).get("rows", {}) for name in ("memory", "start"))
     lines = []
-    if memory:
-        held = memory.get("refsd", {}).get("prepared")
-        lines.append(("peak memory, Stable Diffusion 1.5, float32, 512 x 512",
-                      _gigabytes(memory, "refsd") + ("" if held is None else
-                                                     f", other forms of weights {held / 1e9:.2f}"),
-                      _gigabytes(memory, "torch")))
+    for side, form in FORMS.items():
+        if side in memory:
+            held = memory[side]["prepared"] / 1e9
+            lines.append((f"peak memory, Stable Diffusion 1.5, {form}, 512 x 512",
+                          f"{_gigabytes(memory, side)}, other forms of weights {held:.2f}",
+                          _gigabytes(memory, "torch") if side == "refsd" else ""))
     for name, what in STARTS.items():
         if name in start:
             lines.append((what, _spread(figures.ours(start[name])), ""))

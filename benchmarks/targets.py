@@ -71,11 +71,15 @@ def _seconds(name):
     return measure
 
 
-def _memory(results):
-    row = _row(results, "memory", "refsd")
-    if row is None:
-        return None
-    return row["bytes"] / 1e9, f"{row['prepared'] / 1e9:.2f} GB of it other forms of the weights"
+def _memory(side):
+    def measure(results):
+        row = _row(results, "memory", side)
+        if row is None:
+            return None
+        other = f"{row['prepared'] / 1e9:.2f} GB of it other forms of the weights"
+        return row["bytes"] / 1e9, other
+
+    return measure
 
 
 def _large_linear(row):
@@ -112,7 +116,9 @@ GOALS = (
          _worst(_wide_conv, _times_pytorch)),
     Goal("self-attention of 4096 tokens, times PyTorch's speed, the lowest", 1.7, False, "",
          _worst(_long_attention, _times_pytorch)),
-    Goal("peak memory of a picture by Stable Diffusion 1.5", 6.0, True, " GB", _memory),
+    Goal("peak memory of a picture by Stable Diffusion 1.5", 6.0, True, " GB", _memory("refsd")),
+    Goal("the same in bfloat16", 3.2, True, " GB", _memory("refsd-bfloat16")),
+    Goal("the same with int8 weights", 2.4, True, " GB", _memory("refsd-int8")),
     Goal("first picture of the bundled model, no kernel compiled before", 60, True, " s",
          _seconds("cold")),
     Goal("`python -m refsd PROMPT` to PNG, 20 steps", 4.0, True, " s", _seconds("warm")),

@@ -11,6 +11,7 @@ from benchmarks import __main__ as command
 from benchmarks import agreement, calls, figures, machine, results_file, sections, tables, targets
 from benchmarks.workers import RunnerError, start_workers, time_in_rounds
 from refsd.contracts import Spec
+from refsd.leaf import Weight
 from refsd.registry import ops
 
 ROOT = Path(__file__).parent.parent
@@ -190,11 +191,14 @@ RESULTS = HEADER | {"sections": {
         k: CONV[k] for k in ("flops", "bytes", "seconds", "not_timed")}}},
     "half": {"finished": True, "date": "2026-01-02 03:06 UTC", "rows": {"unet": {
         "flops": 2e9, "bytes": 10**6, "not_timed": {}, "agreement": {
-            "refsd": {"error": 1e-7}, "refsd bfloat16": {"error": 7 / 512}},
-        "seconds": {"refsd": [0.02], "refsd bfloat16": [0.01], "PyTorch bfloat16": [0.05],
-                    "PyTorch autocast": [0.04], "OpenVINO by itself": [0.02]}}}},
+            "refsd": {"error": 1e-7}, "refsd bfloat16": {"error": 7 / 512},
+            "refsd int8": {"error": 1e-7}},
+        "seconds": {"refsd": [0.02], "refsd bfloat16": [0.01], "refsd int8": [0.018],
+                    "PyTorch bfloat16": [0.05], "PyTorch autocast": [0.04],
+                    "OpenVINO by itself": [0.02]}}}},
     "memory": {"finished": True, "date": "2026-01-02 03:07 UTC", "rows": {
-        "refsd": {"bytes": 6_600_000_000, "prepared": 1_500_000_000}}},
+        "refsd": {"bytes": 6_600_000_000, "prepared": 1_500_000_000},
+        "refsd-int8": {"bytes": 2_040_000_000, "prepared": 0}}},
 }}
 
 
@@ -216,8 +220,41 @@ def test_bfloat16_is_held_against_float32_and_the_best_form_of_each_peer():
     assert figures.half({"seconds": {}}) is None
     partial = figures.half({"seconds": {"refsd bfloat16": [0.01]}})
     assert partial == {"refsd": (0.01,) * 3} | dict.fromkeys(("float32", "PyTorch", "OpenVINO"))
-    assert "| 0.50 | 0.25 | 0.50 | refsd bfloat16 7.0 |" in "\n".join(tables.halves(RESULTS))
+    assert ("| 0.50 | 0.25 | 0.50 | 18 ms, 0.90 |  | refsd bfloat16 7.0, refsd int8 0.0 |"
+            in "\n".join(tables.halves(RESULTS)))
     assert tables.halves(HEADER | {"sections": {}}) == []
+
+
+def test_int8_is_held_to_what_it_stands_for_before_it_is_timed(tmp_path):
+    from benchmarks import refsd_side
+
+    truth, files = np.linspace(-1, 1, 90, dtype="float32"), {}
+    dense = truth * np.float32(1.03)  # what rounding to int8 costs is no error of a kernel
+    for name, result in {"truth": truth, sections.DENSE: dense, "refsd int8": dense,
+                         "refsd bfloat16 and int8": dense * np.float32(1.01)}.items():
+        files[name] = str(tmp_path / f"{name}.npy")
+        np.save(files[name], result)
+    job = {"kind": "unet", "allowed": agreement.HALF, "held_to": sections.HELD_TO}
+    found = refsd_side.referee(job, truth, files)
+    assert list(found) == ["refsd", sections.DENSE, *sections.INT8]
+    assert found["refsd int8"] == {"error": 0} and 0.009 < found[
+        "refsd bfloat16 and int8"]["error"] < 0.011
+    np.save(files["refsd int8"], dense * np.float32(1.001))
+    assert "differs by" in refsd_side.referee(job, truth, files)["refsd int8"]["red"]
+    del files[sections.DENSE]
+    assert "no result of" in refsd_side.referee(job, truth, files)["refsd int8"]["red"]
+
+
+def test_dense_weights_are_those_that_int8_stands_for(tiny_model):
+    from benchmarks import refsd_side
+
+    job = {"kind": "unet", "folder": tiny_model}
+    dense, int8, both = (refsd_side._load(job, variant).tensors for variant in (
+        "int8 dense numba", "int8 numba", "bfloat16 int8 numba"))
+    weight = int8["conv_in.weight"]
+    assert (weight.values.dtype, both["conv_in.weight"].dtype.name) == ("int8", "bfloat16")
+    assert type(dense["conv_in.weight"]) is Weight
+    np.testing.assert_array_equal(dense["conv_in.weight"], weight.dense())
 
 
 def test_a_slow_form_is_left_out_but_not_for_being_wider():
@@ -246,6 +283,8 @@ def test_goals_are_met_or_missed_by_what_was_measured():
     assert measured.startswith("2.00") and verdict.startswith("met")
     assert found["peak memory of a picture by Stable Diffusion 1.5"] == (
         "6.60 GB (1.50 GB of it other forms of the weights)", "missed, 10% above the limit")
+    assert found["the same in bfloat16"] == ("not measured", "open")
+    assert found["the same with int8 weights"][1] == "met, 15% below the limit"
     assert found["UNet step in bfloat16, time in units of float32's"][1].startswith("met")
     assert found["UNet step in bfloat16, time in units of PyTorch's"][0] == "0.25"
     assert found["CLIP, time in units of PyTorch's"] == ("not measured", "open")
@@ -264,7 +303,7 @@ def pages(folder):
 
 @pytest.mark.parametrize("page, figure, other", [
     ("README.md", "11 ms", "10 ms"), ("README.md", "0.50", "0.49"),
-    ("README.md", "6.60 GB", "5.60 GB"),
+    ("README.md", "6.60 GB", "5.60 GB"), ("README.md", "2.04 GB", "2.05 GB"),
     ("docs/benchmarks.md", "winograd4 0.012", "winograd4 0.011"),
     ("docs/benchmarks.md", "7 \\| 9 are outside", "8 \\| 9 are outside"),
 ])
