@@ -84,8 +84,9 @@ notebooks: $(NOTEBOOKS)/ready
 
 # Warnings are errors: a link that leads nowhere, a formula that cannot be set, a page in no contents.
 docs: $(DOCS)/ready
-	$(DOCS)/bin/python docs/site/pages.py build/docs-source
-	$(DOCS)/bin/python -m sphinx -c docs/site -n -W --keep-going -q build/docs-source build/docs
+	rm -rf build/docs
+	$(DOCS)/bin/python docs/site/pages.py
+	$(DOCS)/bin/python -m sphinx -c docs/site -E -n -W --keep-going -q build/docs-source build/docs
 	@echo "build/docs/index.html"
 
 # The packs that are committed; tests/test_golden_drift.py says when they no longer hold.

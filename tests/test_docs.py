@@ -14,6 +14,7 @@ from refsd.options import Flag
 ROOT = Path(refsd.__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "site"))
 
+import api_pages  # noqa: E402
 import formulas  # noqa: E402
 import markup  # noqa: E402
 import op_pages  # noqa: E402
@@ -37,7 +38,7 @@ def test_every_op_has_a_page(op, files):
     headings = re.findall(r"(?m)^## (.*)$", page)
     assert [title for title in headings if title in SECTIONS] == list(SECTIONS)
     assert ("Options" in headings) == bool(op.contract.options)
-    assert formulas.FORMULAS[op.name] in page and op_pages.first_line(op) in page
+    assert formulas.FORMULAS[op.name] in page and op_pages.formula(op) in page
     assert page.count(f"\ndef {op.name}(") >= 2  # the definition and a kernel at least
     for rule in op.contract.rules:
         assert f"`{rule}`" in page
@@ -137,12 +138,37 @@ def test_examples_and_code_in_docstrings_are_blocks():
         "* first\n* second\n")
 
 
-def test_only_what_changed_is_written(tmp_path, monkeypatch):
-    (tmp_path / "ops").mkdir()
-    (tmp_path / "ops" / "old.md").write_text("gone")
-    (tmp_path / "kept.md").write_text("same")
-    before = (tmp_path / "kept.md").stat().st_mtime_ns
-    monkeypatch.setattr(pages, "sources", lambda: {"kept.md": "same", "ops/new.md": "new"})
-    pages.write(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*.md")) == ["kept.md", "new.md"]
-    assert (tmp_path / "kept.md").stat().st_mtime_ns == before
+def test_the_folder_is_made_anew(tmp_path, monkeypatch):
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"png")
+    folder = tmp_path / "made"
+    for files in {"old.md": "old"}, {"ops/new.md": "new", "picture.png": picture}:
+        monkeypatch.setattr(pages, "sources", lambda files=files: files)
+        pages.write(folder)
+    made = {path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*.*")}
+    assert made == {"ops/new.md": b"new", "picture.png": b"png"}
+
+
+def test_every_command_is_on_the_page_of_commands(files):
+    """And none of them answers --help with an error."""
+    page = files["commands.md"]
+    headings = re.findall(r"(?m)^## (.*)\n\n```text\nusage: refsd", page)
+    assert headings == [" ".join(words) for words in pages.names()]
+    assert {"refsd", "refsd info", "refsd golden bisect"} <= set(headings)
+
+
+def test_a_command_without_help_is_an_error(monkeypatch):
+    monkeypatch.setattr(pages.command_line, "main", lambda argv: 2)
+    with pytest.raises(SystemExit, match="refsd --help failed"):
+        pages.commands()
+
+
+def test_every_public_module_has_a_page(files):
+    for module in api_pages.MODULES:
+        page = files[f"api/{module}.md"]
+        for name in api_pages.exported(module):
+            assert f"\n## {markup.escaped(name)}\n" in page
+    call = files["api/refsd.md"].partition("\\_\\_call\\_\\_\n")[2]
+    assert call.partition("```python\n")[2].startswith(
+        "StableDiffusionPipeline.__call__(\n    prompt: str | list[str] | None = None,\n")

@@ -7,7 +7,7 @@ FORMULAS = {
     "linear": r"y_{\ldots,o} = \sum_{k} x_{\ldots,k}\, W_{o,k} + b_o, \qquad"
               r" y = x W^{\mathsf T} + b",
     "matmul": r"y_{\ldots,i,j} = \sum_{k} a_{\ldots,i,k}\, b_{\ldots,k,j}",
-    "conv2d": r"y_{n,o,i,j} = b_o + \sum_{c}\sum_{u}\sum_{v} w_{o,c,u,v}\;"
+    "conv2d": r"y_{n,o,i,j} = b_o + \sum_{c,u,v} w_{o,c,u,v}\;"
               r" x_{n,\;c,\;i s + u d - \mathrm{top},\;j s + v d - \mathrm{left}}",
     "attention": r"y = \operatorname{softmax}\left(\frac{q k^{\mathsf T}}{\sqrt d}"
                  r" + \mathrm{mask}\right) v, \qquad d = \frac{C}{\mathrm{heads}},"

@@ -17,7 +17,8 @@ def escaped(text: str) -> str:
 
 def code(text: object) -> str:
     """A value as code that may stand in a table."""
-    return f"`{text}`".replace("|", r"\|")
+    mark = "``" if "`" in str(text) else "`"
+    return f"{mark}{text}{mark}".replace("|", r"\|")
 
 
 def block(source: str, language: str = "python") -> str:

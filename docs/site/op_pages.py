@@ -30,9 +30,9 @@ CONVOLUTIONS = [
 FORMATS = ("float32", "float16", "bfloat16")
 
 
-def first_line(op: Op) -> str:
-    """The formula of the docstring, or the sentence."""
-    return inspect.getdoc(op.definition).partition("\n")[0]
+def formula(op: Op) -> str:
+    """What the docstring begins with, without the shapes after it."""
+    return inspect.getdoc(op.definition).partition("\n")[0].partition("   ")[0]
 
 
 def page(op: Op) -> str:
@@ -53,11 +53,11 @@ def _contents(sections):
 def _head(op):
     text = inspect.getdoc(op.definition)
     line, _, rest = text.partition("\n")
-    formula = FORMULAS.get(op.name)
+    tex = FORMULAS.get(op.name)
     return "\n".join([
         f"# {op.name}\n",
         block(f"F.{op.name}{op.signature}"),
-        f"$$\n{formula}\n$$\n" if formula else "",
+        f"$$\n{tex}\n$$\n" if tex else "",
         block(line, "text"),
         from_docstring(rest)])
 

@@ -1,4 +1,4 @@
-"""Make the sources of the documentation: `python docs/site/pages.py FOLDER`, before sphinx-build.
+"""Make build/docs-source, what Sphinx is given: `python docs/site/pages.py`.
 
 The folder has the repository's layout, so that links between pages are the same in both. Pages are
 copied; ops/, api/ and commands.md are made from the package, index.md from docs/index.md.
@@ -7,7 +7,7 @@ copied; ops/, api/ and commands.md are made from the package, index.md from docs
 import io
 import posixpath
 import re
-import sys
+import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -49,8 +49,7 @@ def sources() -> dict[str, str | Path]:
     for pattern in PAGES:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
-            files[name] = path if path.suffix != ".md" else with_links(
-                path.read_text(encoding="utf-8"), name)
+            files[name] = with_links(path.read_text(encoding="utf-8"), name)
     pictures = ROOT.glob("docs/pictures/*")
     files |= {path.relative_to(ROOT).as_posix(): path for path in pictures}
     index = files.pop("docs/index.md")
@@ -86,11 +85,22 @@ def front_page(text: str) -> str:
         target = posixpath.normpath(posixpath.join("docs", link[2]))
         return f"[{link[1]}]({target}{link[3] or ''})"
 
-    parts = [LINK.sub(moved, text), "## Every op\n", table(("", ""), [
-        (f"[{title}](ops/index.md#{title.lower().replace(' ', '-')})",
-         " ".join(f"[`{op.name}`](ops/{op.name}.md)" for op in members))
-        for title, members in families()])]
+    parts = [
+        LINK.sub(moved, text),
+        "## Every op\n", table(("", ""), [
+            (f"[{title}](ops/index.md#{slug(title)})",
+             " ".join(f"[`{op.name}`](ops/{op.name}.md)" for op in members))
+            for title, members in families()]),
+        "## Every command\n", " · ".join(
+            f"[{code(name)}](commands.md#{slug(name)})" for name in map(" ".join, names())) + "\n",
+        "## Every public module\n", " · ".join(
+            f"[{code(module)}](api/{module}.md)" for module in api_pages.MODULES) + "\n"]
     return "\n".join(parts) + "".join(toctree(pages, door) for door, pages in DOORS.items())
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading."""
+    return heading.lower().replace(" ", "-")
 
 
 def toctree(pages, caption: str = "") -> str:
@@ -119,41 +129,44 @@ def op_index() -> str:
              from_docstring(functional.__doc__.partition("\n")[2])]
     for title, members in families():
         parts += [f"## {title}\n", table(("op", ""), [
-            (f"[`{op.name}`]({op.name}.md)", code(op_pages.first_line(op))) for op in members])]
+            (f"[`{op.name}`]({op.name}.md)", code(op_pages.formula(op))) for op in members])]
     return "\n".join(parts) + toctree(op.name for _, members in families() for op in members)
+
+
+def names() -> list[list[str]]:
+    """The words of every command: refsd alone, refsd info, refsd golden, refsd golden make."""
+    found = [["refsd"]]
+    for name in command_line.COMMANDS:
+        found += [["refsd", name], *(["refsd", name, action] for action in FAMILIES.get(name, ()))]
+    return found
 
 
 def commands() -> str:
     """Every command's --help."""
     parts = ["# Commands\n", "What `--help` says, command by command. "
-             "[The command line](docs/cli.md) explains.\n",
-             "## refsd\n", block(_help([]), "text")]
-    for name in command_line.COMMANDS:
-        for words in [[name], *([name, action] for action in FAMILIES.get(name, ()))]:
-            parts += [f"## refsd {escaped(' '.join(words))}\n", block(_help(words), "text")]
+             "[The command line](docs/cli.md) explains.\n"]
+    for words in names():
+        parts += [f"## {escaped(' '.join(words))}\n", block(_help(words), "text")]
     return "\n".join(parts)
 
 
 def _help(words):
     said = io.StringIO()
     with redirect_stdout(said):
-        command_line.main([*words, "--help"])
+        if command_line.main([*words[1:], "--help"]):
+            raise SystemExit(f"{' '.join(words)} --help failed")
     return said.getvalue()
 
 
 def write(folder: Path) -> None:
-    """Make the folder hold these files and no others; what has not changed keeps its time."""
-    files = sources()
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_file() and path.relative_to(folder).as_posix() not in files:
-            path.unlink()
-    for name, content in files.items():
+    """Make the folder anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in sources().items():
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         data = content.encode("utf-8") if isinstance(content, str) else content.read_bytes()
-        if not path.exists() or path.read_bytes() != data:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        path.write_bytes(data)
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(ROOT / "build" / "docs-source")
