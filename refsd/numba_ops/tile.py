@@ -15,6 +15,8 @@ from refsd.numba_ops.vector import Elements
 
 # 14 x 2 sums, two columns and one row value fill the 32 registers of AVX-512; 6 x 2 those of AVX2.
 ROWS, VECTORS = (14, 2) if WIDTH == 64 else (6, 2)
+# The fewest of a tile whose rows can be chosen: each number is code of its own to compile.
+LEAST_ROWS = 3 * ROWS // 4
 # Rows of a tile whose left matrix is transposed: they divide the head widths 40, 80 and 160.
 TRANSPOSED_ROWS = 10 if WIDTH == 64 else 5
 
@@ -40,19 +42,25 @@ def tile_once(typing, a, at, step, length, panel, c):
     return _tile("a at step length panel out", kinds)
 
 
-@intrinsic
-def tile_ahead(typing, a, at, step, segments, length, panel, panel_at, panel_step, c, onto, next_a,
-               next_panel, pace):
-    """As tile, with rows of the panel panel_step apart, and meanwhile prefetch what comes next.
+def rows_of_tiles(count):
+    """The rows of each of the fewest tiles that share `count` rows evenly, for tile_ahead."""
+    return max(LEAST_ROWS, -(-count // -(-count // ROWS)))
 
-    With `onto` c += the sums: a long k in blocks, added up, has a fraction of the rounding error of
-    one chain. After k steps k ROWS elements from a[next_a] on have been prefetched, and k pace
-    elements of the panel whose first row begins at panel[next_panel].
+
+@intrinsic
+def tile_ahead(typing, rows, a, at, step, segments, length, panel, panel_at, panel_step, c, onto,
+               next_a, next_panel, pace):
+    """As tile, of LEAST_ROWS to ROWS rows, and meanwhile prefetch what comes next.
+
+    Rows of the panel are panel_step apart. With `onto` c += the sums: a long k in blocks, added up,
+    has a fraction of the rounding error of one chain. After k steps k ROWS elements from a[next_a]
+    on have been prefetched, and k pace elements of the panel whose first row begins at
+    panel[next_panel].
     """
-    kinds = [a, types.intp, types.intp, segments, types.intp, panel, types.intp, types.intp, c,
+    kinds = [types.intp, a, types.intp, types.intp, segments, types.intp, panel, types.intp, types.intp, c,
              types.intp, types.intp, types.intp, types.intp]
-    return _tile("a at step segments length panel panel_at panel_step out onto next_a next_panel "
-                 "pace", kinds)
+    return _tile("rows a at step segments length panel panel_at panel_step out onto next_a "
+                 "next_panel pace", kinds)
 
 
 @intrinsic
@@ -87,7 +95,6 @@ def _tile(names, kinds, rows=ROWS):
     count = level.vector.count
     memory = {name: Elements(dtype, count) for name, dtype in dtypes.items() if name != "segments"}
     memory.setdefault("out", memory.get("before"))
-    width = VECTORS * count
 
     def emit(context, builder, signature, arguments):
         p = {name: context.make_array(kind)(context, builder, value).data
@@ -96,40 +103,54 @@ def _tile(names, kinds, rows=ROWS):
         number = p["at"].type
         p.setdefault("out", p.get("before"))
         p.setdefault("panel_at", ir.Constant(number, 0))
-        p.setdefault("panel_step", ir.Constant(number, width))
-        # LLVM keeps these in registers: nothing ever takes their address.
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(level.vector.llvm, None))
-                for _ in range(rows * VECTORS)]
-        row_starts = [builder.mul(p.get("step", ir.Constant(number, 1)), ir.Constant(number, i))
-                      for i in range(rows)]
-
+        p.setdefault("panel_step", ir.Constant(number, VECTORS * count))
         if "segments" in p:
-            segments = context.make_array(signature.args[3])(context, builder, arguments[3]).shape
-            with cgutils.for_range(builder, builder.extract_value(segments, 0)) as segment:
-                offset = builder.load(builder.gep(p["segments"], [segment.index]))
-                left_at = builder.gep(p["a"], [builder.add(p["at"], offset)])
-                done = builder.mul(segment.index, p["length"])
-                _add_products(builder, level, sums, p, left_at, done, row_starts)
-        else:
-            left_at = builder.gep(p["a"], [p["at"]])
-            _add_products(builder, level, sums, p, left_at, None, row_starts)
-
-        for i in range(rows):
-            row = level.sums(builder, list(map(builder.load, sums[i * VECTORS:][:VECTORS])))
-            for total, value in zip(sums[i * VECTORS:], row):
-                builder.store(value, total)
-        if "onto" in p:
-            with builder.if_then(builder.icmp_signed("!=", p["onto"], ir.Constant(number, 0))):
-                _add(builder, memory["out"], sums, p, "out", width)
-        if "before" in p:
-            _add(builder, memory["before"], sums, p, "before", width)
-        for i, total in enumerate(sums):
-            row = _row(builder, p, "out", i // VECTORS, width)
-            memory["out"].store(builder, builder.load(total),
-                                memory["out"].beside(builder, row, i % VECTORS))
+            at = names.index("segments")
+            segments = context.make_array(kinds[at])(context, builder, arguments[at])
+            p["segment_count"] = builder.extract_value(segments.shape, 0)
+        if "rows" not in p:
+            _emit_rows(builder, level, memory, p, rows)
+            return context.get_dummy_value()
+        for some in range(LEAST_ROWS, ROWS + 1):
+            with builder.if_then(builder.icmp_signed("==", p["rows"], ir.Constant(number, some))):
+                _emit_rows(builder, level, memory, p, some)
         return context.get_dummy_value()
 
     return types.void(*kinds), emit
+
+
+def _emit_rows(builder, level, memory, p, rows):
+    """The same for the parameters' values p."""
+    number, width = p["at"].type, VECTORS * level.vector.count
+    # LLVM keeps these in registers: nothing ever takes their address.
+    sums = [cgutils.alloca_once_value(builder, ir.Constant(level.vector.llvm, None))
+            for _ in range(rows * VECTORS)]
+    row_starts = [builder.mul(p.get("step", ir.Constant(number, 1)), ir.Constant(number, i))
+                  for i in range(rows)]
+
+    if "segments" in p:
+        with cgutils.for_range(builder, p["segment_count"]) as segment:
+            offset = builder.load(builder.gep(p["segments"], [segment.index]))
+            left_at = builder.gep(p["a"], [builder.add(p["at"], offset)])
+            done = builder.mul(segment.index, p["length"])
+            _add_products(builder, level, sums, p, left_at, done, row_starts)
+    else:
+        left_at = builder.gep(p["a"], [p["at"]])
+        _add_products(builder, level, sums, p, left_at, None, row_starts)
+
+    for i in range(rows):
+        row = level.sums(builder, list(map(builder.load, sums[i * VECTORS:][:VECTORS])))
+        for total, value in zip(sums[i * VECTORS:], row):
+            builder.store(value, total)
+    if "onto" in p:
+        with builder.if_then(builder.icmp_signed("!=", p["onto"], ir.Constant(number, 0))):
+            _add(builder, memory["out"], sums, p, "out", width)
+    if "before" in p:
+        _add(builder, memory["before"], sums, p, "before", width)
+    for i, total in enumerate(sums):
+        row = _row(builder, p, "out", i // VECTORS, width)
+        memory["out"].store(builder, builder.load(total),
+                            memory["out"].beside(builder, row, i % VECTORS))
 
 
 def _add_products(builder, level, sums, p, left_at, done, row_starts):

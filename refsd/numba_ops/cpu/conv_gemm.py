@@ -22,7 +22,7 @@ from refsd.numba_ops.cpu.pixels import MOST_KC, as_pixels
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_bits, fill_up, flat, panel_width
 from refsd.numba_ops.simd import fma, lanes, load, masked_load, masked_store, scratch, store
-from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
+from refsd.numba_ops.tile import ROWS, VECTORS, rows_of_tiles, tile_ahead
 from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
 
@@ -53,11 +53,12 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
             return
         segments, length = _segments(plan, I, kw, stride, dilation, groups)
         # No result depends on this size: it keeps the caches full and the threads busy.
-        tiles, count = N * -(-plan.run // ROWS), groups * -(-O // groups // panel_width(x.dtype))
-        tall = max(1, min(MOST_TILES, BLOCK // (ROWS * plan.step),
+        height = rows_of_tiles(plan.run)
+        tiles, count = N * -(-plan.run // height), groups * -(-O // groups // panel_width(x.dtype))
+        tall = max(1, min(MOST_TILES, BLOCK // (height * plan.step),
                           tiles * count // (2 * numba.get_num_threads())))
         tall = -(-tiles // -(-tiles // tall))
-        _multiply(copy, image, plan.step, plan.run, plan.pitch, I, segments, length,
+        _multiply(copy, image, plan.step, plan.run, height, plan.pitch, I, segments, length,
                   max(1, MOST_KC // length), *right, biases, flat(y), y.shape, groups, tall)
 
 
@@ -138,7 +139,7 @@ def _segments(plan, I, kw, stride, dilation, groups):
 
 
 @jit(parallel=True)
-def _multiply(a, image, step, run, pitch, channels, segments, length, kc_segments, right,
+def _multiply(a, image, step, run, height, pitch, channels, segments, length, kc_segments, right,
               right_step, biases, out, result, groups, tall):
     """A task is a block of `tall` tiles by one panel, summed in KC blocks of kc_segments segments.
 
@@ -146,48 +147,48 @@ def _multiply(a, image, step, run, pitch, channels, segments, length, kc_segment
     """
     N, _, _, O = result
     width = VECTORS * lanes(out)
-    tiles = (run + ROWS - 1) // ROWS
+    tiles = (run + height - 1) // height
     blocks, each = (N * tiles + tall - 1) // tall, (O // groups + width - 1) // width
     for task in prange(blocks * groups * each):
         panel, low = np.int64(task) % (groups * each), np.int64(task) // (groups * each) * tall
         high = min(low + tall, N * tiles)
         group = panel // each
         column = group * (O // groups) + panel % each * width
-        sums = scratch((high - low) * ROWS * width, out)
+        sums = scratch((high - low) * height * width, out)
         for first in range(0, segments.size, kc_segments):
             part = segments[first:first + kc_segments]
             rows = part.size * length
             at = first * length * right_step + column
             after = segments[(first + kc_segments) % segments.size]
             for t in range(low, high):
-                c = sums[(t - low) * ROWS * width:][:ROWS * width]
-                left = _left(t, tiles, run, image, step) + group * channels
-                following = _left(t + 1, tiles, run, image, step) + part[0]
+                c = sums[(t - low) * height * width:][:height * width]
+                left = _left(t, tiles, height, run, image, step) + group * channels
+                following = _left(t + 1, tiles, height, run, image, step) + part[0]
                 if t + 1 == high:
-                    following = _left(low, tiles, run, image, step) + after
+                    following = _left(low, tiles, height, run, image, step) + after
                 # The panel's next KC block lies behind this one: each tile prefetches its share.
                 ahead = at + (rows + (t - low) * rows // (high - low)) * right_step
-                tile_ahead(a, left, step, part, length, right, at, right_step, c, first,
+                tile_ahead(height, a, left, step, part, length, right, at, right_step, c, first,
                            following + group * channels, ahead, width // (high - low) + 1)
         room = (group + 1) * (O // groups) - column
         for t in range(low, high):
-            _finish(sums[(t - low) * ROWS * width:], t, tiles, run, pitch, biases, out, result,
+            _finish(sums[(t - low) * height * width:], t, tiles, height, run, pitch, biases, out, result,
                     column, room)
 
 
 @jit
-def _left(tile, tiles, run, image, step):
+def _left(tile, tiles, height, run, image, step):
     """Where a tile begins; the last of an image starts early, over rows of the one before."""
-    return tile // tiles * image + max(0, min(tile % tiles * ROWS, run - ROWS)) * step
+    return tile // tiles * image + max(0, min(tile % tiles * height, run - height)) * step
 
 
 @jit
-def _finish(sums, tile, tiles, run, pitch, biases, out, result, column, room):
+def _finish(sums, tile, tiles, height, run, pitch, biases, out, result, column, room):
     """Write the rows of a tile that belong to an output pixel, plus bias, to y"""
     _, Ho, Wo, O = result
     size, n = lanes(out), tile // tiles
-    start = max(0, min(tile % tiles * ROWS, run - ROWS))
-    for r in range(tile % tiles * ROWS - start, min(ROWS, run - start)):
+    start = max(0, min(tile % tiles * height, run - height))
+    for r in range(tile % tiles * height - start, min(height, run - start)):
         i, j = (start + r) // pitch, (start + r) % pitch
         at = ((n * Ho + i) * Wo + j) * O + column
         for v in range(VECTORS if j < Wo else 0):

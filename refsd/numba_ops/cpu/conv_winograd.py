@@ -6,7 +6,7 @@ multiplications a channel instead of 36 (144). The symbols are those of Lavin an
 arXiv:1509.09308: d tile, g kernel, m the products that A^T m A turns into outputs; `spectra` are
 B^T d B. docs/kernels-conv.md derives the error and shows the measurements.
 
-An MR tile is ROWS Winograd tiles times NR outputs, a KC block kc channels, an L3 block `l3_tiles`
+An MR tile is `height` Winograd tiles times NR outputs, a KC block kc channels, an L3 block `l3_tiles`
 tiles. Buffers, 1-D in memory, s counting the size^2 positions:
 
     spectra (KC blocks, s, l3_tiles, kc)          sums (threads, s, block, NR)
@@ -24,7 +24,7 @@ from refsd.numba_ops.cpu.winograd_weights import transform_channels, transform_w
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import computed_dtype, fill_up, flat, panel_width
 from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, scratch, store
-from refsd.numba_ops.tile import ROWS, VECTORS, tile_ahead
+from refsd.numba_ops.tile import VECTORS, rows_of_tiles, tile_ahead
 from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
 
@@ -52,9 +52,10 @@ def _one_group(x, right, column, bias, y, size, padding):
     positions, kc = size * size, whole_kc(C, lanes(x.dtype))
     tiles = N * -(-Ho // (size - 2)) * -(-Wo // (size - 2))
     threads, width = numba.get_num_threads(), panel_width(x.dtype)
-    mr_tiles, count = -(-tiles // ROWS), -(-O // width)
+    height = rows_of_tiles(tiles)
+    mr_tiles, count = -(-tiles // height), -(-O // width)
     # No result depends on these sizes: they keep the caches full and the threads busy.
-    block = ROWS * min(MOST_MR_TILES, mr_tiles, max(1, mr_tiles * count // (2 * threads)))
+    block = height * min(MOST_MR_TILES, mr_tiles, max(1, mr_tiles * count // (2 * threads)))
     channels = -(-C // kc) * kc
     dtype = computed_dtype(x.dtype)
     fitting = L3_BLOCK_BYTES // (positions * channels * dtype.itemsize * block)
@@ -70,21 +71,21 @@ def _one_group(x, right, column, bias, y, size, padding):
             transform_weights(*right, C, column, count, size, panels)
         _compute(memory, (N, C, H, W), tuple(steps), corner, size, *right, column, shared, panels,
                  count, kc, bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
-                 l3_tiles, sums, block, ONE_SEGMENT)
+                 l3_tiles, sums, block, height, ONE_SEGMENT)
 
 
 @jit(parallel=True)
 def _compute(x, shape, steps, corner, size, weight, weight_step, column, shared, panels, count,
-             kc, bias, out, result, pixel, spectra, l3_tiles, sums, block, one):
+             kc, bias, out, result, pixel, spectra, l3_tiles, sums, block, height, one):
     """L3 block after L3 block of tiles: transform all of them, then multiply and transform back."""
     down, across = (result[0] + size - 3) // (size - 2), (result[1] + size - 3) // (size - 2)
     tiles, width, C = shape[0] * down * across, VECTORS * lanes(out), shape[1]
     rows = (C if shared else kc) + 1
     for first in range(0, tiles, l3_tiles):
         here = min(l3_tiles, tiles - first)
-        for mr_tile in prange((here + ROWS - 1) // ROWS):
+        for mr_tile in prange((here + height - 1) // height):
             _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here,
-                              np.int64(mr_tile) * ROWS, spectra, l3_tiles, kc)
+                              np.int64(mr_tile) * height, height, spectra, l3_tiles, kc)
         blocks = (here + block - 1) // block
         for task in prange(blocks * count):
             panel, low = np.int64(task) // blocks, np.int64(task) % blocks * block
@@ -100,19 +101,19 @@ def _compute(x, shape, steps, corner, size, weight, weight_step, column, shared,
                     transform_channels(weight, weight_step, C, column + panel * width, k,
                                        min(kc, C - k), size, panels, start, rows * width)
                 _multiply(spectra, low, high, l3_tiles, panels, start, rows * width, size * size, k,
-                          min(k + part, C), kc, one, mine, block)
+                          min(k + part, C), kc, one, mine, block, height)
             _finish_block(mine, block, size, down, across, first + low, first + high, bias,
                           panel * width, out, result, pixel)
 
 
 @jit
-def _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here, low, spectra,
-                      l3_tiles, kc):
-    """B^T d B of tiles low .. low + ROWS - 1 of an L3 block; zeros past its `here` tiles."""
+def _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here, low, height,
+                       spectra, l3_tiles, kc):
+    """B^T d B of tiles low .. low + height - 1 of an L3 block; zeros past its `here` tiles."""
     C, positions = shape[1], size * size
     half = scratch(positions * lanes(x), x)
     padded = scratch(positions * (C + lanes(x)), x)
-    for k in range(low, low + ROWS):
+    for k in range(low, low + height):
         if k < here:
             n, i, j = _position(first + k, down, across)
             i, j = i * (size - 2) + corner[0], j * (size - 2) + corner[1]
@@ -131,26 +132,26 @@ def _position(tile, down, across):
 
 @jit
 def _multiply(spectra, low, high, l3_tiles, panels, at, panel_plane, positions, first, end, kc, one,
-              sums, block):
+              sums, block, height):
     """For each position s in a tile: sums[s] (tiles, NR) = spectra[s] (tiles, C) panel[s] (C, NR)
 
     for channels first to end - 1, whose panels begin at `at`; added to what is there from the
     second KC block on.
     """
     width = VECTORS * lanes(sums)
-    mr_tiles = (high - low + ROWS - 1) // ROWS
+    mr_tiles = (high - low + height - 1) // height
     for s in range(positions):
         panel = at + s * panel_plane
         for b in range(mr_tiles):
-            c = sums[(s * block + b * ROWS) * width:][:ROWS * width]
-            left = s * l3_tiles + low + b * ROWS
+            c = sums[(s * block + b * height) * width:][:height * width]
+            left = s * l3_tiles + low + b * height
             # Prefetch the next rows, and this MR tile's share of the next panel.
-            following = left + ROWS if b + 1 < mr_tiles else (s + 1) * l3_tiles + low
+            following = left + height if b + 1 < mr_tiles else (s + 1) * l3_tiles + low
             next_panel = panel + panel_plane + (end - first) * b // mr_tiles * width
             pace = width // mr_tiles + 1
             for k in range(first, end, kc):
                 origin, done = k * positions * l3_tiles, k - first
-                tile_ahead(spectra, origin + left * kc, kc, one, min(kc, end - k), panels,
+                tile_ahead(height, spectra, origin + left * kc, kc, one, min(kc, end - k), panels,
                            panel + done * width, width, c, k, origin + following * kc,
                            next_panel + done * pace, pace)
 
