@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from refsd.backends import find_backend
 from refsd.contracts import Output, itemsize
 from refsd.errors import UsageError
-from refsd.half import is_half
 from refsd.ops.conv import conv2d_algorithm, pair, sides
 from refsd.registry import active_backend, exact_wanted, ops, use
 
@@ -75,7 +74,7 @@ def _choice(x, weight, **options):
     N, O, Ho, Wo = result.shape
     choice = find_backend(active_backend()).conv2d_choice(
         (N, Ho, Wo, O), tuple(weight.shape), stride=stride, dilation=dilation,
-        groups=options.get("groups", 1), algorithm=algorithm, half=is_half(x.dtype))
+        groups=options.get("groups", 1), algorithm=algorithm, dtype=x.dtype)
     return choice.algorithm, choice.why, result
 
 

@@ -83,7 +83,7 @@ class Backend:
         return {"blas": ", ".join(sorted(names)) or "unknown"}
 
     def conv2d_choice(self, result: tuple, kernel: tuple, *, stride: tuple, dilation: tuple,
-                      groups: int, algorithm: str, half: bool) -> Any:
+                      groups: int, algorithm: str, dtype: Any) -> Any:
         """The ops.conv.Choice for a result (N, H', W', O) and a kernel (O, I, kH, kW)."""
         from refsd.ops.conv import conv2d_algorithm
         from refsd.registry import exact_wanted

@@ -26,13 +26,13 @@ LEAST = 2.0**-126  # the smallest normal float32, and bfloat16
 ALONE = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": "auto"}
 
 
-def worst(name, args, options, truth, precision):
-    """The largest error that each element may have."""
+def worst(name, args, options, truth, precision, of_weights=2):
+    """The largest error that each element may have. of_weights: roundings of G g G^T."""
     if name != "conv2d":
         return bounds.BOUNDS[name](args, options, truth, precision)
     chosen = algorithm(args, options, truth.shape)
     if chosen in WINOGRAD:
-        return _winograd(args, options, truth, chosen, precision)
+        return _winograd(args, options, truth, chosen, precision, of_weights)
     return bounds.conv2d(args, options | {"algorithm": chosen}, truth, precision)
 
 
@@ -41,8 +41,11 @@ def of_dtype(name, args, options, truth, dtype):
     if dtype not in HALVES:
         return worst(name, args, options, truth, PRECISIONS[dtype])
     if name == "conv2d":
-        options = options | {"algorithm": algorithm(args, options, truth.shape, half=True)}
-    sums, p = worst(name, args, options, truth, PRECISIONS["float32"]), PRECISIONS[dtype]
+        options = options | {"algorithm": algorithm(args, options, truth.shape, dtype)}
+    # Weights are transformed in float32, each direction with five roundings: a product, two sums,
+    # a product by a rounded constant.
+    sums = worst(name, args, options, truth, PRECISIONS["float32"], of_weights=10)
+    p = PRECISIONS[dtype]
     if dtype == "bfloat16" and BFLOAT16 == "dot":
         if name == "attention":
             sums = sums + _of_rounded_weights(args, options, truth, sums)
@@ -80,7 +83,7 @@ def _of_rounded_weights(args, options, truth, sums):
     return u / (1 - u) * (np.sqrt(np.maximum(squares - truth * truth, 0)) + 3 * sums)
 
 
-def algorithm(args, options, result, half=False):
+def algorithm(args, options, result, dtype="float32"):
     """The algorithm of conv2d that the CPU backend takes for a result (N, O, H', W')."""
     options = ALONE | options
     N, O, Ho, Wo = result
@@ -88,7 +91,7 @@ def algorithm(args, options, result, half=False):
                         for k in ("stride", "dilation"))
     return conv.choose((N, Ho, Wo, O), args[1].shape, stride=stride, dilation=dilation,
                        groups=options["groups"], algorithm=options["algorithm"],
-                       half=half).algorithm
+                       dtype=dtype).algorithm
 
 
 def matrices(name):
@@ -99,7 +102,7 @@ def matrices(name):
     return [matrix(f, n) for f, n in zip(DIMENSIONS[name], (3, WINOGRAD[name], WINOGRAD[name]))]
 
 
-def _winograd(args, options, truth, name, precision):
+def _winograd(args, options, truth, name, precision, of_weights=2):
     """The transforms on absolute values, times the roundings on one path: docs/kernels-conv.md"""
     x, weight, bias = (*args, None)[:3]
     G, B, A = (abs(m) for m in matrices(name))
@@ -119,12 +122,12 @@ def _winograd(args, options, truth, name, precision):
     size = size.reshape(N, O, down * m, across * m)[:, :, :Ho, :Wo]
     if bias is not None:
         size = size + abs(bias)[:, None, None]
-    return bounds.gamma(_roundings(I), precision) * size
+    return bounds.gamma(_roundings(I, of_weights), precision) * size
 
 
-def _roundings(channels):
-    """2 of G g G^T, 4 in each direction there and back, the chain of products, the bias."""
-    return 2 + 8 + channels + 1 + 8 + 1
+def _roundings(channels, of_weights=2):
+    """Of G g G^T, 4 in each direction there and back, the chain of products, the bias."""
+    return of_weights + 8 + channels + 1 + 8 + 1
 
 
 def typical(name, args, options, truth, precision):

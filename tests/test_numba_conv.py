@@ -8,7 +8,9 @@ from numba_agreement import agree
 
 from refsd.numba_ops.cpu import conv, conv_gemm, conv_narrow, conv_winograd, winograd_transforms
 from refsd.numba_ops.cpu.winograd_weights import S, T
+from refsd.numba_ops.levels import BFLOAT16
 from refsd.numba_ops.memory import flat
+from refsd.numba_ops.tile import LEAST_ROWS, ROWS, rows_of_tiles
 from refsd.registry import use
 
 
@@ -92,14 +94,23 @@ def test_flat_memory_of_a_broadcast_picture():
     assert flat(x.transpose(0, 2, 3, 1)).size == 1
 
 
+def test_tiles_share_rows_evenly():
+    for count in range(1, 10 * ROWS):
+        rows, tiles = rows_of_tiles(count), -(-count // ROWS)
+        assert LEAST_ROWS <= rows <= ROWS and tiles * rows >= count
+        assert rows == LEAST_ROWS or tiles * (rows - 1) < count
+
+
 @pytest.mark.parametrize(("result", "kernel", "options", "name"), [
     ((2, 64, 64, 320), (320, 320, 3, 3), {}, "winograd4"),
     ((2, 32, 32, 640), (640, 1920, 3, 3), {}, "winograd4"),
     ((2, 16, 16, 1280), (1280, 1280, 3, 3), {}, "winograd2"),
-    ((2, 16, 16, 1280), (1280, 1280, 3, 3), {"half": True}, "winograd4"),
-    ((2, 16, 16, 1280), (1280, 1280, 3, 3), {"half": True, "exact": True}, "im2col"),
+    ((2, 16, 16, 1280), (1280, 1280, 3, 3), {"dtype": "bfloat16"}, "winograd4"),
+    ((2, 16, 16, 1280), (1280, 1280, 3, 3), {"dtype": "float16", "exact": True}, "im2col"),
     ((2, 8, 8, 1280), (1280, 1280, 3, 3), {}, "winograd2"),
-    ((2, 8, 8, 1280), (1280, 1280, 3, 3), {"half": True}, "winograd2"),
+    ((2, 8, 8, 1280), (1280, 1280, 3, 3), {"dtype": "float16"}, "winograd2"),
+    ((2, 8, 8, 1280), (1280, 1280, 3, 3), {"dtype": "bfloat16"},
+     "im2col" if BFLOAT16 == "dot" else "winograd2"),
     ((2, 7, 9, 1280), (1280, 1280, 3, 3), {}, "im2col"),
     ((1, 512, 512, 3), (3, 128, 3, 3), {}, "im2col"),
     ((2, 32, 32, 320), (320, 320, 3, 3), {"stride": (2, 2)}, "im2col"),

@@ -24,6 +24,7 @@ from refsd.numba_ops.vector import (
     splat,
     splat_like,
 )
+from refsd.numba_ops.wide import wide_vector
 
 __all__ = ["Vector", "WIDTH", "absolute", "bitcast", "copysign", "emit_splat", "fma",
            "lane_indices", "lanes", "libm_erf", "libm_exp", "libm_exp2", "libm_tanh", "load",
@@ -81,26 +82,26 @@ def _load(a, vector):
 
 @intrinsic
 def load_wide(typing, a, i):
-    """A pair of vectors of float64 from the values at a[i :], be they float32 or float64."""
-    vector = Vector(types.float64, 2 * Vector(types.float64).count)
+    """A pair of vectors of float64 (of halves: float32) from the values at a[i :]."""
+    vector = wide_vector(a)
     narrow = Vector(a.dtype, vector.count)
 
     def emit(context, builder, signature, arguments):
         elements, address = _elements(context, builder, signature.args[0], *arguments, narrow)
         value = elements.load(builder, address)
-        return value if a.dtype == types.float64 else builder.fpext(value, vector.llvm)
+        return builder.fpext(value, vector.llvm) if a.dtype == types.float32 else value
 
     return vector(a, types.intp), emit
 
 
 @intrinsic
 def store_rounded(typing, a, i, x):
-    """a[i : i + lanes] = x, float64 lanes, rounded to a's dtype"""
+    """a[i : i + lanes] = x, rounded to a's dtype"""
     narrow = Vector(a.dtype, x.count)
 
     def emit(context, builder, signature, arguments):
         array, index, value = arguments
-        if a.dtype != types.float64:
+        if a.dtype != x.dtype:
             value = builder.fptrunc(value, narrow.llvm)
         elements, address = _elements(context, builder, signature.args[0], array, index, narrow)
         elements.store(builder, value, address)

@@ -57,8 +57,8 @@ def tile_ahead(typing, rows, a, at, step, segments, length, panel, panel_at, pan
     on have been prefetched, and k pace elements of the panel whose first row begins at
     panel[next_panel].
     """
-    kinds = [types.intp, a, types.intp, types.intp, segments, types.intp, panel, types.intp, types.intp, c,
-             types.intp, types.intp, types.intp, types.intp]
+    kinds = [types.intp, a, types.intp, types.intp, segments, types.intp, panel, types.intp,
+             types.intp, c, *[types.intp] * 4]
     return _tile("rows a at step segments length panel panel_at panel_step out onto next_a "
                  "next_panel pace", kinds)
 

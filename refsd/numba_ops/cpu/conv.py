@@ -20,6 +20,7 @@ from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
 from refsd.numba_ops.cpu.conv_narrow import is_narrow, narrow
 from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import multiply_rows
+from refsd.numba_ops.levels import BFLOAT16
 from refsd.numba_ops.memory import empty, fill_up
 from refsd.numba_ops.weights import columns
 from refsd.ops.conv import Choice, conv2d_algorithm, pair, sides
@@ -38,7 +39,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     y = empty((N, Ho, Wo, O), x.dtype)
 
     name = choose_here(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
-                       algorithm=algorithm, half=is_half(x.dtype)).algorithm
+                       algorithm=algorithm, dtype=x.dtype).algorithm
     if name in ("winograd2", "winograd4"):
         winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups)
     elif name == "fft":
@@ -54,13 +55,13 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
 
 
 def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tuple = (1, 1),
-           groups: int = 1, algorithm: str = "auto", exact: bool = False, half: bool = False,
-           tuned: Mapping[str, str] = NOTHING) -> Choice:
+           groups: int = 1, algorithm: str = "auto", exact: bool = False,
+           dtype: Any = "float32", tuned: Mapping[str, str] = NOTHING) -> Choice:
     """The algorithm for an output (N, H', W', O) and a kernel (O, I, kH, kW), and why.
 
-    `exact`: sums of products and nothing else. `half`: of halves, which `refsd tune` does not
-    measure, and whose rounding hides what Winograd errs more. `tuned`: those that were measured,
-    by shape_key(). It does not look at N: an image has the same bits alone and in a batch. What the
+    `exact`: sums of products and nothing else. `dtype`: of halves, which `refsd tune` does not
+    measure, the rounding hides what Winograd errs more. `tuned`: those that were measured, by
+    shape_key(). It does not look at N: an image has the same bits alone and in a batch. What the
     rules rest on is measured in docs/kernels-conv.md.
     """
     (_, Ho, Wo, O), (_, I, kh, kw) = result, kernel
@@ -68,6 +69,7 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
         return Choice(algorithm, "it was asked for")
     if exact:
         return Choice("im2col", "exact: sums of products and nothing else")
+    half = is_half(dtype)
     known = tuned and not half and tuned.get(shape_key(result, kernel, stride, dilation, groups))
     if known:
         conv2d_algorithm(Spec(kernel, ""), stride=stride, dilation=dilation, algorithm=known)
@@ -82,6 +84,9 @@ def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tu
 
     if Ho * Wo >= (12 * 12 if half else 24 * 24):
         return Choice("winograd4", "36 multiplications instead of 144 for 4 x 4 outputs")
+    if BFLOAT16 == "dot" and str(dtype) == "bfloat16":
+        return Choice("im2col", "two products of bfloat16 an instruction; below 12 x 12 outputs "
+                      "transforming the weights costs what Winograd saves")
     if Ho * Wo >= 8 * 8:
         return Choice("winograd2", "16 multiplications instead of 36 for 2 x 2 outputs; below "
                       "24 x 24 outputs winograd4 saves little more, and errs more")

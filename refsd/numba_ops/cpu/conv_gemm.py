@@ -172,8 +172,8 @@ def _multiply(a, image, step, run, height, pitch, channels, segments, length, kc
                            following + group * channels, ahead, width // (high - low) + 1)
         room = (group + 1) * (O // groups) - column
         for t in range(low, high):
-            _finish(sums[(t - low) * height * width:], t, tiles, height, run, pitch, biases, out, result,
-                    column, room)
+            _finish(sums[(t - low) * height * width:], t, tiles, height, run, pitch, biases, out,
+                    result, column, room)
 
 
 @jit

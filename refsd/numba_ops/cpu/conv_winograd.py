@@ -6,8 +6,8 @@ multiplications a channel instead of 36 (144). The symbols are those of Lavin an
 arXiv:1509.09308: d tile, g kernel, m the products that A^T m A turns into outputs; `spectra` are
 B^T d B. docs/kernels-conv.md derives the error and shows the measurements.
 
-An MR tile is `height` Winograd tiles times NR outputs, a KC block kc channels, an L3 block `l3_tiles`
-tiles. Buffers, 1-D in memory, s counting the size^2 positions:
+An MR tile is `height` Winograd tiles times NR outputs, a KC block kc channels, an L3 block
+`l3_tiles` tiles. Buffers, 1-D in memory, s counting the size^2 positions:
 
     spectra (KC blocks, s, l3_tiles, kc)          sums (threads, s, block, NR)
     panels (panels, s, C + 1, NR) of the whole layer, or (threads, s, kc + 1, NR)

@@ -1,5 +1,7 @@
 """Weights of a Winograd convolution: G g G^T of every kernel, in float64, rounded once, packed.
 
+Those of halves are made in float32, of which their rounding leaves no trace.
+
     F(2, 3): G  1    0    0          F(4, 3): G  1/p2q2    0      0       s = 2 p2 (p2 - q2)
                 1/2  1/2  1/2                     1/s     p/s   p2/s      t = 2 q2 (q2 - p2)
                 1/2 -1/2  1/2                     1/s    -p/s   p2/s
@@ -12,17 +14,24 @@ it goes. docs/memory.md says why. S, T, P, Q are s, t, p, q; PP is p2, QQ is q2.
 """
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 
 from refsd.numba_ops.cpu.winograd_transforms import PP, QQ, P, Q
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.simd import lanes, load_wide, pointer, prefetch, store_rounded
+from refsd.numba_ops.simd import (
+    lanes,
+    load_pair,
+    load_wide,
+    pointer,
+    prefetch,
+    store_rounded,
+)
 from refsd.numba_ops.tile import VECTORS
-from refsd.numba_ops.vector import Vector
+from refsd.numba_ops.wide import wide_lanes, wide_scratch
 
 S, T = 2 * PP * (PP - QQ), 2 * QQ * (QQ - PP)
-# Input channels of one task, those prefetched, and lanes of a pair of vectors of float64.
-CHANNELS, AHEAD, WIDE = 64, 8, 2 * Vector(types.float64).count
+# Input channels of one task, and those prefetched.
+CHANNELS, AHEAD = 64, 8
 
 
 @jit
@@ -60,26 +69,27 @@ def transform_weights(weight, step, C, column, panels, size, out):
 def transform_channels(weight, step, C, column, first, count, size, out, at, plane):
     """`count` input channels of a panel: position s of channel first + i at at + s plane + i NR"""
     width = VECTORS * lanes(out)
-    half = np.empty(3 * size * WIDE)
+    wide = wide_lanes(weight)
+    half = wide_scratch(3 * size * wide, weight)
     for i in range(count):
-        for lane in range(0, width, WIDE):
+        for lane in range(0, width, wide):
             source = (first + i) * step + column + lane
             for tap in range(9):  # rows lie too far apart for the hardware to follow
                 prefetch(weight, source + (tap * C + AHEAD) * step)
-            _transform_kernels(pointer(weight, source), C * step, size, pointer(half, 0),
+            _transform_kernels(pointer(weight, source), C * step, size, pointer(half, 0), wide,
                                pointer(out, at + i * width + lane), plane)
 
 
 @jit
-def _transform_kernels(weight, tap, size, half, out, plane):
+def _transform_kernels(weight, tap, size, half, wide, out, plane):
     """G g G^T of as many kernels as a vector has lanes, their taps and results this far apart"""
     for v in range(3):
         _widen(load_wide(weight, v * tap), load_wide(weight, (3 + v) * tap),
-               load_wide(weight, (6 + v) * tap), size, half, v * WIDE, 3 * WIDE)
+               load_wide(weight, (6 + v) * tap), size, half, v * wide, 3 * wide)
     for u in range(size):
-        at = 3 * u * WIDE
-        _widen(load_wide(half, at), load_wide(half, at + WIDE),
-               load_wide(half, at + 2 * WIDE), size, out, u * size * plane, plane)
+        at = 3 * u * wide
+        _widen(load_pair(half, at), load_pair(half, at + wide), load_pair(half, at + 2 * wide),
+               size, out, u * size * plane, plane)
 
 
 @jit
