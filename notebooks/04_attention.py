@@ -246,9 +246,9 @@ plt.show()
 
 # %% [markdown]
 # The start token, which means nothing: CLIP is causal, so the first token has seen only itself,
-# and says the same in every prompt. A softmax must give its shares to someone, and most heads of
-# most patches have nothing to ask; trained networks put such shares where they do no harm, here on
-# the start and the padding.
+# and says the same in every prompt. A softmax must give all of its shares to someone, and where a
+# head finds nothing to ask in a patch, a trained network lets it ask where that does no harm, here
+# mostly the start and the padding.
 #
 # So look at where the small shares of the words come from. The first row is the picture so far;
 # below it the final picture is lit in proportion to what each patch takes of the word.

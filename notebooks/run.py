@@ -23,7 +23,8 @@ def execute(source: Path) -> None:
     """Run one notebook; raises nbclient's CellExecutionError where a cell fails."""
     notebook = jupytext.read(source)
     client = NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False,
-                            store_widget_state=False, resources={"metadata": {"path": str(FOLDER)}})
+                            store_widget_state=False, coalesce_streams=True,
+                            resources={"metadata": {"path": str(FOLDER)}})
     client.execute()
     clean(notebook)
     nbformat.write(notebook, source.with_suffix(".ipynb"))
