@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from docutils.utils.math import MathError
-from docutils.utils.math.latex2mathml import tex2mathml
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -29,27 +29,21 @@ logger = logging.getLogger(__name__)
 
 def mathml(node, display):
     """TeX as MathML, which browsers draw themselves: no script, and nothing to fetch."""
-    tex = node.astext()
-    try:
-        return tex2mathml(tex, as_block=display)
-    except MathError as error:
-        logger.warning("formula %r: %s", tex, error, location=node)
-        return tex
+    found = convert(node.astext(), display=display)
+    if "\\" in found:  # what it does not know it leaves as it is
+        logger.warning("formula %r: a command that is not known", node.astext(), location=node)
+    return found
 
 
 def inline(self, node):
     """A formula within a line."""
-    from docutils import nodes
-
-    self.body.append(mathml(node, False))
+    self.body.append(mathml(node, "inline"))
     raise nodes.SkipNode
 
 
 def displayed(self, node):
     """A formula by itself."""
-    from docutils import nodes
-
-    self.body.append(f'<div class="math">{mathml(node, True)}</div>')
+    self.body.append(f'<div class="math">{mathml(node, "block")}</div>')
     raise nodes.SkipNode
 
 

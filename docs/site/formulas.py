@@ -34,7 +34,7 @@ FORMULAS = {
     "gather": r"y_{n,d} = x_{n,\,\mathrm{index}_n,\,d}",
     "timestep_embedding": r"y_n = \left[\,\sin(t_n w) \mid \cos(t_n w)\,\right], \qquad"
                           r" w_i = 10000^{-i / (\mathrm{dim}/2 - \mathrm{freq\_shift})}",
-    "rope": r"(a, b) \mapsto (a\cos\varphi - b\sin\varphi,\; a\sin\varphi + b\cos\varphi),"
+    "rope": r"(a, b) \mapsto (a\,\cos\varphi - b\,\sin\varphi,\; a\,\sin\varphi + b\,\cos\varphi),"
             r" \qquad \varphi = \mathrm{position}\cdot\mathrm{base}^{-2 i / D}",
 
     "upsample_nearest": r"y_{i,j} = x_{\operatorname{floor}(i H / \mathrm{height}),\;"
