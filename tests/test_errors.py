@@ -58,7 +58,7 @@ def test_there_are_messages():
     assert len(list(raised())) > 300
 
 
-@pytest.mark.parametrize("place, tree, call", raised(), ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize("place, tree, call", list(raised()), ids=lambda value: str(value)[:60])
 def test_a_message_says_what_to_do(place, tree, call):
     said = " ".join(words(call, tree))
     assert DO.search(said) or handed_on(call), f"{place}: say what to do: {ast.unparse(call)}"

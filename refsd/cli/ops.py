@@ -107,8 +107,8 @@ def _show(options: argparse.Namespace) -> None:
 
 def _why(options: argparse.Namespace) -> None:
     if options.op != "conv2d":
-        raise UsageError(f"ops why: {options.op} has one algorithm on each backend; ask about "
-                         "conv2d, which has a choice")
+        raise UsageError(f"ops why: {options.op} has one algorithm on each backend; only conv2d "
+                         "has a choice: ask about that")
     from refsd.algorithms import explain_conv2d
     from refsd.contracts import Spec
 
