@@ -190,3 +190,5 @@ def test_a_tuned_picture_says_so_and_needs_no_file_again(model, kept, tmp_path, 
     for more in (["--exact"], ["--backend", "numpy"]):
         code, _, err = run(capfd, *args, "--tuned", *more)
         assert code == 2 and "--tuned is for the backend numba without --exact" in err
+    code, _, err = run(capfd, *args, "--tuned", "--dtype", "bfloat16")
+    assert code == 2 and "--tuned is not for bfloat16, which refsd tune does not measure" in err

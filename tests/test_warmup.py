@@ -50,12 +50,16 @@ def test_another_models_too(monkeypatch, kernels, tmp_path):
     assert planned(monkeypatch, tmp_path / "model") <= kernels
 
 
-def test_nothing_is_planned_that_no_generation_needs(monkeypatch, kernels):
-    used = planned(monkeypatch) | planned(monkeypatch, exact=True)
-    assert used == kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_planned_is_what_a_generation_needs(monkeypatch, dtype):
+    options = {"dtype": dtype}
+    used = planned(monkeypatch, **options) | planned(monkeypatch, **options, exact=True)
+    assert used == set(warmup.plan(dtype))
 
 
-def test_kernels_are_few(kernels):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_kernels_are_few(dtype):
+    kernels = warmup.plan(dtype)
     assert 10 < len(kernels) <= MOST_KERNELS
     assert len({kernel for kernel, _ in kernels}) == len(kernels), "one is compiled for two types"
 
@@ -65,17 +69,19 @@ def test_float64_has_its_own(kernels):
     assert len(double) == len(kernels) and not set(double) & kernels
 
 
-def test_after_a_warmup_nothing_is_compiled(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_after_a_warmup_nothing_is_compiled(dtype):
     """In a process of its own, in both modes, down to the picture."""
-    program = """
+    program = f"""
 import refsd
 from refsd.numba_ops import jit
 for exact in (False, True):
-    pipe = refsd.StableDiffusionPipeline.from_pretrained(backend="numba", exact=exact)
+    pipe = refsd.StableDiffusionPipeline.from_pretrained(
+        backend="numba", exact=exact, dtype="{dtype}")
     pipe("a red sphere", num_inference_steps=1, generator=1, output_type="np")
 print(jit.compilations.count)
 """
-    assert main(["warmup", "-q"]) == 0
+    assert main(["warmup", "-q", "--dtype", dtype]) == 0
     done = subprocess.run([sys.executable, "-c", program], env=environment(), check=True,
                           capture_output=True, text=True)
     assert done.stdout == "0\n"

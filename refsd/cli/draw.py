@@ -16,6 +16,7 @@ from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
 from refsd.cli.recipe import DTYPES, FORMS, RNGS, Recipe
 from refsd.cli.report import Warnings, note, result, result_json
+from refsd.contracts import HALVES
 from refsd.errors import UsageError
 from refsd.pipelines.request import MAX_PICTURES, check_integer, check_numbers
 from refsd.registry import make_ready
@@ -176,6 +177,9 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     backend = find_backend(options.backend)
     if options.tuned and (options.exact or not backend.tunable):
         raise UsageError("--tuned is for the backend numba without --exact: leave it out")
+    if options.tuned and options.dtype in HALVES:
+        raise UsageError(f"--tuned is not for {options.dtype}, which refsd tune does not measure: "
+                         "leave it out")
     count = check_integer("--batch-count", options.batch_count, 1, MAX_PICTURES)
     if options.seed < 0:
         import secrets

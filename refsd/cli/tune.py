@@ -10,9 +10,10 @@ from refsd.cli.report import Warnings, result, result_json
 from refsd.pipelines.request import check_integer
 
 ABOUT = """\
-Measure every algorithm that a model's convolutions could take, at one size, and
-keep the fastest in the cache folder, for these kernels, this processor and this
-number of threads. Only refsd --tuned reads it: pictures then differ by roundings."""
+Measure every algorithm that a model's convolutions could take in float32, at one
+size, and keep the fastest in the cache folder, for these kernels, this processor
+and this number of threads. Only refsd --tuned reads it: pictures then differ by
+roundings. Convolutions of bfloat16 and float16 keep to the rule."""
 SPECTRA = 384 * 1024  # bytes of weights, which FFT keeps, for each output pixel: no more
 WORTH = 0.95  # of the rule's time: less than 5 % would be decided by noise
 
