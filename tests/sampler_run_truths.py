@@ -1,10 +1,9 @@
-"""Truths about many steps: quadratures exact on polynomials, convergence orders, draws of noise.
+"""Truths about many steps: quadratures exact on polynomials, what a step depends on, draws.
 
 Each is a function of a `schedulers` package, so that test_schedulers.py can run it on copies with
 one planted mistake. Samples are float64, so that only the coefficients round.
 """
 
-import itertools
 import math
 
 import numpy as np
@@ -107,67 +106,6 @@ def first_order_dpm_solver_is_ddim(schedulers):
         assert abs(x - y).item() < (i + 1) * 6 * 2 * EPS * 14
 
 
-def error_of(scheduler, space):
-    """How far a run ends from the exact solution, for data with mean 0.8 and deviation 0.5.
-
-    The exact predictor is eps = sigma (x - mean) / (s^2 + sigma^2) in x = x0 + sigma eps, and the
-    exact path x - mean ~ sqrt(s^2 + sigma^2).
-    """
-    mean, s = 0.8, 0.5
-    if space == "sigma":
-        ratios = scheduler.sigmas.astype(np.float64)
-    else:
-        alpha_bar = scheduler.alphas_cumprod.astype(np.float64)
-        table = np.sqrt((1 - alpha_bar) / alpha_bar)
-        ratios = table[scheduler.timesteps] if space == "timestep" else scheduler.sigmas
-        ratios = ratios.astype(np.float64)
-    scale = np.ones_like(ratios) if space == "sigma" else np.sqrt(ratios**2 + 1)
-
-    x = 3.0
-    exact = mean + (x - mean) * math.sqrt((s**2 + ratios[-1] ** 2) / (s**2 + ratios[0] ** 2))
-    x = one(x / scale[0])
-    for i, t in enumerate(scheduler.timesteps[: len(ratios) - 1]):
-        eps = ratios[i] * (x * scale[i] - mean) / (s**2 + ratios[i] ** 2)
-        x = scheduler.step(eps, t, x).prev_sample
-    return abs(x.item() * scale[-1] - exact)
-
-
-def samplers_converge_at_their_order(schedulers):
-    """Twice the steps, half the error at order 1, a quarter at order 2.
-
-    solver_order 3 is of order 2 as well, with a third of the error (see dpm_solver.py).
-    """
-    euler = []
-    for steps in (50, 100, 200):
-        scheduler = make(schedulers, "EulerDiscreteScheduler")
-        scheduler.set_timesteps(sigmas=np.geomspace(10, 0.1, steps + 1).tolist())
-        euler.append(error_of(scheduler, "sigma"))
-    orders = {"euler": (euler, 1)}
-    for label, order, config in (
-        ("dpm 1", 1, {"solver_order": 1}),
-        ("dpm 2m", 2, {}),
-        ("dpm 2m heun", 2, {"solver_type": "heun"}),
-        ("dpm 3m", 2, {"solver_order": 3}),
-    ):
-        errors = []
-        for steps in (25, 50, 100):
-            scheduler = make(
-                schedulers,
-                "DPMSolverMultistepScheduler",
-                steps,
-                use_exponential_sigmas=True,
-                final_sigmas_type="sigma_min",
-                lower_order_final=False,
-                **SD | config,
-            )
-            errors.append(error_of(scheduler, "variance"))
-        orders[label] = (errors, order)
-    for label, (errors, order) in orders.items():
-        for coarse, fine in itertools.pairwise(errors):
-            measured = math.log2(coarse / fine)
-            assert abs(measured - order) < 0.35, f"{label}: order {measured:.2f}, {errors}"
-
-
 def dpm_solver_ends_at_lower_order(schedulers):
     """Its order at each step shows in how many past outputs the step depends on."""
 
@@ -250,7 +188,6 @@ TRUTHS = [
     pndm_integrates_polynomials,
     dpm_solver_integrates_polynomials,
     first_order_dpm_solver_is_ddim,
-    samplers_converge_at_their_order,
     dpm_solver_ends_at_lower_order,
     noise_is_drawn_in_diffusers_order,
 ]

@@ -1,7 +1,7 @@
 """The samplers against what is not themselves, and mistakes planted in them, which must be noticed.
 
-The truths are in schedule_truths.py, sampler_step_truths.py and sampler_run_truths.py; what the
-samplers do with bad input is in test_scheduler_refusals.py.
+The truths are in schedule_truths.py, sampler_step_truths.py, sampler_run_truths.py and
+sampler_gaussian_truths.py; what the samplers do with bad input is in test_scheduler_refusals.py.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sampler_gaussian_truths
 import sampler_run_truths
 import sampler_step_truths
 import schedule_truths
@@ -19,7 +20,8 @@ from scheduler_samples import EPS, SD, Noise, make, run
 
 import refsd.schedulers
 
-TRUTHS = schedule_truths.TRUTHS + sampler_step_truths.TRUTHS + sampler_run_truths.TRUTHS
+TRUTHS = (schedule_truths.TRUTHS + sampler_step_truths.TRUTHS + sampler_run_truths.TRUTHS
+          + sampler_gaussian_truths.TRUTHS)
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=lambda function: function.__name__)

@@ -1,0 +1,189 @@
+"""Truths on Gaussian data, of which everything is known: the predictor, the path, the distribution.
+
+For data N(MEAN, S^2) and x = x0 + sigma eps the best guess of the noise is
+sigma (x - MEAN) / (S^2 + sigma^2), the exact path of the probability-flow ODE
+x - MEAN ~ sqrt(S^2 + sigma^2), and x is N(MEAN, S^2 + sigma^2). Each truth is a function of a
+`schedulers` package, so that test_schedulers.py can run it on copies with one planted mistake.
+"""
+
+import itertools
+import math
+
+import numpy as np
+from scheduler_samples import EPS, SD, make, one
+
+MEAN, S = 0.8, 0.5
+
+
+def best_guess(x, sigma):
+    return sigma * (x - MEAN) / (S**2 + sigma**2)
+
+
+def deviation(sigma):
+    return math.sqrt(S**2 + sigma**2)
+
+
+def sigma_table(scheduler):
+    """sigma of each training step in float64."""
+    alpha_bar = scheduler.alphas_cumprod.astype(np.float64)
+    return np.sqrt((1 - alpha_bar) / alpha_bar)
+
+
+def visited(scheduler, space):
+    """The sigmas of a run, and what x = x0 + sigma eps is divided by in the sampler's units."""
+    sigmas = (sigma_table(scheduler)[scheduler.timesteps] if space == "timestep"
+              else scheduler.sigmas.astype(np.float64))
+    return sigmas, np.ones_like(sigmas) if space == "sigma" else np.sqrt(sigmas**2 + 1)
+
+
+def error_of(scheduler, space, start=3.0, until=None):
+    """How far a run ends from the exact path through its start, in x0 + sigma eps.
+
+    `until` is the index of the timestep it stops at, else the last of the sigmas.
+    """
+    sigmas, scale = visited(scheduler, space)
+    until = len(sigmas) - 1 if until is None else until
+    exact = MEAN + (start - MEAN) * deviation(sigmas[until]) / deviation(sigmas[0])
+    x = one(start / scale[0])
+    for i, t in enumerate(scheduler.timesteps[:until]):
+        x = scheduler.step(best_guess(x * scale[i], sigmas[i]), t, x).prev_sample
+    return abs(x.item() * scale[until] - exact)
+
+
+def has_order(label, errors, order, slack=0.35):
+    """Twice the steps, half the error at order 1, a quarter at order 2."""
+    for coarse, fine in itertools.pairwise(errors):
+        measured = math.log2(coarse / fine)
+        assert abs(measured - order) < slack, f"{label}: order {measured:.2f}, {errors}"
+
+
+def samplers_converge_at_their_order(schedulers):
+    """DDIM and Euler are of order 1, PNDM and DPM++ of 2.
+
+    PNDM blends as if e were smooth in t but moves in sigma, which leaves order 2 of four outputs
+    (Liu et al. 2022, theorem 3.1). solver_order 3 is of order 2 as well, with a third of the error
+    (see dpm_solver.py).
+    """
+    euler = []
+    for steps in (50, 100, 200):
+        scheduler = make(schedulers, "EulerDiscreteScheduler")
+        scheduler.set_timesteps(sigmas=np.geomspace(10, 0.1, steps + 1).tolist())
+        euler.append(error_of(scheduler, "sigma"))
+    has_order("euler", euler, 1)
+    for label, order, config in (
+        ("dpm 1", 1, {"solver_order": 1}),
+        ("dpm 2m", 2, {}),
+        ("dpm 2m heun", 2, {"solver_type": "heun"}),
+        ("dpm 3m", 2, {"solver_order": 3}),
+    ):
+        ends = {"final_sigmas_type": "sigma_min", "lower_order_final": False, **SD}
+        runs = [make(schedulers, "DPMSolverMultistepScheduler", steps, use_exponential_sigmas=True,
+                     **ends | config) for steps in (25, 50, 100)]
+        has_order(label, [error_of(run, "variance") for run in runs], order)
+    for label, order, name, config in (
+        ("ddim", 1, "DDIMScheduler", {}),
+        ("plms", 2, "PNDMScheduler", {"skip_prk_steps": True}),
+        ("pndm", 2, "PNDMScheduler", {}),
+    ):
+        for few in (50, 125):  # whose multiples hit 200, and halves of them are whole timesteps
+            runs = [make(schedulers, name, steps, **SD | config) for steps in (few, 2 * few)]
+            errors = [error_of(run, "timestep", 10.0, run.timesteps.tolist().index(200))
+                      for run in runs]
+            has_order(label, errors, order)
+
+
+class Probe:
+    """A generator whose noise is that of one of three samples: at 0, at 1, and at 0 with noise."""
+
+    def randn(self, shape, dtype):
+        return np.array([[0.0, 0.0, 1.0]], dtype)
+
+
+def distribution_of(scheduler, space, predictor=best_guess, until=None, **options):
+    """Mean and deviation at a run's end of samples that begin as exact ones.   -> two floats
+
+    A step is x -> a x + b + c z, as everything here is linear: three samples find a, b and c.
+    """
+    sigmas, scale = visited(scheduler, space)
+    mean, variance = MEAN / scale[0], (deviation(sigmas[0]) / scale[0]) ** 2
+    x = np.array([[0.0, 1.0, 0.0]])
+    for i, t in enumerate(scheduler.timesteps[:until]):
+        out = predictor(x * scale[i], sigmas[i])
+        step = scheduler.step(out, t, x, generator=Probe(), **options).prev_sample
+        b, ab, bc = step[0].tolist()
+        mean, variance = (ab - b) * mean + b, (ab - b) ** 2 * variance + (bc - b) ** 2
+    return mean, math.sqrt(variance)
+
+
+def noisy_samplers_converge_in_distribution(schedulers):
+    """Twice the steps, half the error of the deviation: order 1, whatever noise was drawn."""
+    for label, name, space, config, options in (
+        ("ddpm", "DDPMScheduler", "timestep", {}, {}),
+        ("ddpm, fixed_large", "DDPMScheduler", "timestep", {"variance_type": "fixed_large"}, {}),
+        ("ddim, eta 1", "DDIMScheduler", "timestep", {}, {"eta": 1.0}),
+        ("ddim, eta 0.5", "DDIMScheduler", "timestep", {}, {"eta": 0.5}),
+        ("euler a", "EulerAncestralDiscreteScheduler", "sigma", {"timestep_spacing": "leading"},
+         {}),
+    ):
+        errors = []
+        for steps in (50, 100, 200):
+            scheduler = make(schedulers, name, steps, **SD | config)
+            until = scheduler.timesteps.tolist().index(200)
+            sigmas, scale = visited(scheduler, space)
+            _, spread = distribution_of(scheduler, space, until=until, **options)
+            errors.append(abs(spread * scale[until] - deviation(sigmas[until])))
+        has_order(label, errors, 1)
+
+
+def lcm_of_a_consistency_function_is_exact(schedulers):
+    """f(x, sigma), the end of the path through x, gives the data's distribution in any steps.
+
+    c_skip adds 1/4 / (k^2 + 1/4) of x_t, c_out lacks half of that; k is 10 t, t 19 or more.
+    """
+
+    def consistency(x, sigma):
+        return MEAN + (x - MEAN) * S / deviation(sigma)
+
+    for steps in (1, 2, 4, 25):
+        scheduler = make(schedulers, "LCMScheduler", steps, prediction_type="sample", **SD)
+        k = 10.0 * scheduler.timesteps[-1]
+        mean, spread = distribution_of(scheduler, "timestep", consistency)
+        slack = 0.25 / k**2 * (MEAN + S + 1) + 16 * EPS
+        assert abs(mean - MEAN) < slack and abs(spread - S) < slack, steps
+
+
+def ddim_can_be_walked_back(schedulers):
+    """Up to the noise by DDIM's formula, and down again by its steps, from a sample of the data.
+
+    With the noise that the way down will see, the two cancel; with the noise predicted where the
+    way up stands (DDIM inversion), the round trip's error is of order 1.
+    """
+    for cancels in (True, False):
+        errors = []
+        for steps in (50, 100, 200):
+            scheduler = make(schedulers, "DDIMScheduler", steps, **SD)
+            sigmas, scale = visited(scheduler, "timestep")
+            until = scheduler.timesteps.tolist().index(200)
+            x = 1.3
+            for i in reversed(range(until)):
+                eps = 0.3 * sigmas[i] if cancels else best_guess(x, sigmas[i + 1])
+                x += (sigmas[i] - sigmas[i + 1]) * eps
+            x = one(x / scale[0])
+            for i, t in enumerate(scheduler.timesteps[:until]):
+                eps = one(0.3 * sigmas[i]) if cancels else best_guess(x * scale[i], sigmas[i])
+                x = scheduler.step(eps, t, x).prev_sample
+            errors.append(abs(x.item() * scale[until] - 1.3))
+        if cancels:
+            # In x0 + sigma eps a step rounds some eight coefficients of its terms, x and sigma eps,
+            # of up to 1.3 + 0.3 sigma^2, and passes on what earlier steps were off by.
+            assert max(errors) < 8 * EPS * (1.3 + 0.3 * sigmas**2).sum(), errors
+        else:
+            has_order("round trip", errors, 1)
+
+
+TRUTHS = [
+    samplers_converge_at_their_order,
+    noisy_samplers_converge_in_distribution,
+    lcm_of_a_consistency_function_is_exact,
+    ddim_can_be_walked_back,
+]
