@@ -50,6 +50,7 @@ ALLOWED = {
                   "rules", "schedulers", "text", "version", "weights"},
     "profiling": {"algorithms", "backends", "contracts", "half", "leaf", "pipelines", "registry",
                   "weights"},
+    "notebook": {"errors", "pipelines"},
     # records, replays and judges whole generations: it stands above the pipelines
     "golden": {"algorithms", "arguments", "atomic", "contracts", "errors", "examples",
                "families", "functional", "kinds", "leaf", "models", "ops", "parallel",
