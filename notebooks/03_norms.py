@@ -113,7 +113,8 @@ for ((kind, eps), found), style in zip(sorted(deviations.items()), ("-", "--", "
               label=rf"{kind} ($\varepsilon = {LABELS[eps]}$)")
 for eps, label in LABELS.items():
     axis.axvline(np.sqrt(eps), color="0.6", linewidth=0.8)
-    axis.text(np.sqrt(eps), axis.get_ylim()[1], rf"$\sqrt{{{label}}}$", ha="center", va="bottom")
+    axis.text(np.sqrt(eps), axis.get_ylim()[1], rf"$\sqrt{{{label}}}$", fontsize=7,
+              ha="center", va="bottom")
 axis.set(xscale="log", xlabel=r"standard deviation $\sigma$ of a group that a norm is given",
          ylabel="groups (%)")
 axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -166,9 +167,9 @@ show([np.clip(1000 * abs(drawn[name] - right), 0, 1) for name in "ABC"],
 # A picture is where all errors end up, added together and rounded to bytes. A *golden pack* has
 # what is on the way: the tensors of a run in float64, under the checkpoint's names, each with what
 # a right port in float32 may differ by there. That was measured: the run is repeated with other
-# roundings, and the tolerance is what they spread (docs/tolerances.md). One pack lies in the
-# repository, of 4 steps at 64 x 64. We follow its recipe with three values of $\varepsilon$,
-# record all tensors, and compare each with the golden one.
+# roundings, and the tolerance is what they spread ([docs/tolerances.md](../docs/tolerances.md)).
+# One pack lies in the repository, of 4 steps at 64 x 64. We follow its recipe with three values of
+# $\varepsilon$, record all tensors, and compare each with the golden one.
 
 # %%
 FOLDER, GOLDEN = Path(mkdtemp()), Path("..", "golden", "bundled")
@@ -320,6 +321,8 @@ show([right, gelu, np.clip(20 * abs(gelu - right), 0, 1)],
 #   wants.
 #
 # **Read next:** [4. Attention](04_attention.ipynb), and [8. Porting](08_porting.ipynb), where
-# `bisect` finds the mistakes of a port. In the repository: `refsd/ops/norm.py` beside
-# `refsd/numba_ops/cpu/norm.py`, and docs/tolerances.md. Papers: Wu and He 2018, *Group
-# Normalization*; Hendrycks and Gimpel 2016, *Gaussian Error Linear Units*.
+# `bisect` finds the mistakes of a port. In the repository:
+# [refsd/ops/norm.py](../refsd/ops/norm.py) beside
+# [refsd/numba_ops/cpu/norm.py](../refsd/numba_ops/cpu/norm.py), and
+# [docs/tolerances.md](../docs/tolerances.md). Papers: Wu and He 2018, *Group Normalization*;
+# Hendrycks and Gimpel 2016, *Gaussian Error Linear Units*.

@@ -294,7 +294,8 @@ plt.show()
 #
 # **Read next:** [5. Noise and schedulers](05_noise_and_schedulers.ipynb), on what the steps do; in
 # [7. A fast kernel](07_a_fast_kernel.ipynb) an op becomes fast. In the repository:
-# `refsd/ops/attention.py` beside `refsd/numba_ops/cpu/attention.py`, whose first lines are the
-# formulas above. Papers: Vaswani et al. 2017, *Attention Is All You Need*; Milakov and Gimelshein
-# 2018, *Online normalizer calculation for softmax*; Dao et al. 2022, *FlashAttention*; Hertz et
-# al. 2022, *Prompt-to-Prompt*, which draws with such maps.
+# [refsd/ops/attention.py](../refsd/ops/attention.py) beside
+# [refsd/numba_ops/cpu/attention.py](../refsd/numba_ops/cpu/attention.py), whose first lines are
+# the formulas above. Papers: Vaswani et al. 2017, *Attention Is All You Need*; Milakov and
+# Gimelshein 2018, *Online normalizer calculation for softmax*; Dao et al. 2022, *FlashAttention*;
+# Hertz et al. 2022, *Prompt-to-Prompt*, which draws with such maps.

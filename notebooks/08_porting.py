@@ -297,6 +297,8 @@ refsd("golden bisect pack both.npz --layout NHWC --format bf16")
 # With your own port begin with `refsd port new "my chip"`: it writes the order of work, tests for
 # every op, and keeps count of what is proven.
 #
-# **Read next:** docs/porting.md, docs/golden-bisect.md (inputs that were not dumped, fused ops,
-# whole blocks), docs/tolerances.md, golden/README.md (the format, with readers in C and Python).
-# The notebook on norms, [3](03_norms.ipynb), shows the same from inside refsd.
+# **Read next:** [docs/porting.md](../docs/porting.md),
+# [docs/golden-bisect.md](../docs/golden-bisect.md) (inputs that were not dumped, fused ops, whole
+# blocks), [docs/tolerances.md](../docs/tolerances.md), [golden/README.md](../golden/README.md)
+# (the format, with readers in C and Python). The notebook on norms, [3](03_norms.ipynb), shows the
+# same from inside refsd.
