@@ -15,7 +15,7 @@ class Quantized(Weight):
     """A weight held as `values` of a smaller type, which reads as an array of `dtype`.
 
     With a scale for each output channel (its first axis) it stands for values * scale, rounded
-    once; without, for the values themselves. Nothing else that is made of them is kept.
+    once; without, for the values themselves. No wider array that is made of them is kept.
     """
 
     __slots__ = ("_dtype", "_scale")

@@ -11,23 +11,28 @@ import numba
 import numpy as np
 import pytest
 from agreement_cases import calls, laid_out
-from agreement_tables import FAIR, REFUSALS, WEIGHTED, batches
+from agreement_tables import FAIR, REFUSALS, SMALL, WEIGHTED, batches
 from bounds import PRECISIONS, assert_within, rms
 from numba_agreement import (
     DTYPES,
+    KERNELS,
     OPS,
     agree,
     cast,
     halves_of,
     masked,
+    poisoned,
     run,
     same_bits,
     truth_of,
 )
 from op_table import LAYOUTS, arrays_in, is_float, normal, options_of
 
-from refsd.half import to_float32
+from refsd import registry
+from refsd.half import HALVES, to_float32
 from refsd.kinds import Map, Pair
+from refsd.numba_ops.weights import pack_all
+from refsd.quantized import Quantized
 
 P = PRECISIONS["float32"]
 
@@ -205,6 +210,32 @@ def changed_weights(name):
         agree(name, args, options)
 
 
+def small_weights(name):
+    """Weights in int8 and in two bytes: the bits of the array that they stand for, which agrees."""
+    few = (*calls(name)[::2], *(whole for whole, _ in batches(name)), *SMALL.get(name, tuple)())
+    for dtype in (*DTYPES, *halves_of(name)):
+        for i, hard in enumerate(few):
+            if dtype not in ("float32", "bfloat16") and i % 3:
+                continue
+            (x, weight, *bias), options = hard.build(dtype)
+            leaf = leaf_of(weight, ("int8", "bfloat16", "int8", "float16")[i % 4], dtype)
+            expected = agree(name, (x, leaf.dense(), *bias), options, dtype)
+            tensors = {"layer.weight": leaf}
+            if i % 3:
+                pack_all(tensors)
+            with masked(1 + i % numba.config.NUMBA_NUM_THREADS), poisoned():
+                got = run(name, (x, *tensors.values(), *bias), options)
+            same_bits(got, expected, f"{name} {dtype} {leaf} {options}")
+
+
+def leaf_of(array, form, dtype):
+    """A leaf that reads as dtype, of values like the array's; scales have all of float32's bits."""
+    if form != "int8":
+        return Quantized(array.astype(HALVES[form]), None, dtype)
+    values = np.clip(np.rint(40 * array.astype("f4")), -128, 127).astype(np.int8)
+    return Quantized(values, (1 + np.arange(len(array), dtype="f4")) / np.float32(730), dtype)
+
+
 def refusals(name):
     """What depends on the data is refused in the same words (shapes: test_contracts.py)."""
     for args, options in REFUSALS[name]:
@@ -219,6 +250,8 @@ def refusals(name):
 
 
 CHECKS = {check.__name__: check for check in
-          (cases, layouts, not_numbers, extremes, bits, fair_errors, changed_weights, refusals)}
+          (cases, layouts, not_numbers, extremes, bits, fair_errors, changed_weights, small_weights,
+           refusals)}
 # Those that are for some ops only.
-ONLY = {"fair_errors": FAIR, "changed_weights": WEIGHTED, "refusals": REFUSALS}
+ONLY = {"fair_errors": FAIR, "changed_weights": WEIGHTED, "refusals": REFUSALS,
+        "small_weights": [name for name in OPS if KERNELS[name] in registry._reads_leaves]}

@@ -106,6 +106,9 @@ WEIGHTED = {
     "conv2d": _weighted_conv2d,
 }
 
+# op: calls for small weights: more rows than a panel's slice, and more tiles than a task
+SMALL = {"linear": lambda: [call(_n(601, 2600), _n(70, 2600, seed=2), _n(70))]}
+
 # op: calls that its data make the op refuse
 REFUSALS = {
     "embedding": [((np.array([0, 3, -1]), normal((4, 3), 1)), {}),

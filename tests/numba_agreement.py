@@ -46,10 +46,13 @@ def run(name, args, options):
 
 @contextmanager
 def planted(name, kernel):
-    """Inside, `kernel` is what the CPU backend has for the op, and is given halves if it was."""
+    """Inside, `kernel` is the CPU backend's of the op, given halves and leaves if that was."""
     halves = registry._reads_halves | ({kernel} if halves_of(name) else set())
+    leaves = registry._reads_leaves
+    leaves = leaves | ({kernel} if KERNELS[name] in leaves else set())
     with mock.patch.dict(registry._kernels, {("numba", name): kernel}), \
-            mock.patch.object(registry, "_reads_halves", halves):
+            mock.patch.object(registry, "_reads_halves", halves), \
+            mock.patch.object(registry, "_reads_leaves", leaves):
         yield
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import wrong_dense_kernels  # noqa: F401  declares more of them
 import wrong_half_kernels  # noqa: F401  and more
+import wrong_leaf_kernels  # noqa: F401
 from agreement_checks import CHECKS, ONLY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,11 +32,12 @@ from refsd.numba_ops.jit import jit
 # The other processes: what is set in their environment, and which tests they run.
 OTHERS = {
     "8 lanes": ({"REFSD_SIMD_BYTES": "32", "NUMBA_NUM_THREADS": "4"},
-                "cases or not_numbers or bits or wrong"),
-    "4 lanes": ({"REFSD_SIMD_BYTES": "16", "NUMBA_NUM_THREADS": "4"}, "cases or extremes or bits"),
+                "cases or not_numbers or bits or small_weights or wrong"),
+    "4 lanes": ({"REFSD_SIMD_BYTES": "16", "NUMBA_NUM_THREADS": "4"},
+                "cases or extremes or bits or small_weights"),
     # Little is optimised: checked indices are as right or wrong, and are compiled sooner.
     "bounds": ({"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1"}, "cases or bounds_are_checked"),
-    "threads": ({"NUMBA_NUM_THREADS": "4"}, "bits"),
+    "threads": ({"NUMBA_NUM_THREADS": "4"}, "bits or small_weights"),
 }
 IN_OTHER = "REFSD_AGREEMENT" in os.environ
 

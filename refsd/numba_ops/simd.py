@@ -128,7 +128,7 @@ def prefetch(typing, a, i):
     """Prefetch the cache line of a[i]. No harm if there is no such element."""
 
     def emit(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        data = _data(context, builder, signature.args[0], arguments[0])
         prefetch_line(builder, builder.gep(data, [arguments[1]]), level=1)
         return context.get_dummy_value()
 

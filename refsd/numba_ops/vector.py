@@ -1,8 +1,8 @@
 """The SIMD vector as a type that Numba knows: one LLVM vector, as wide as the machine's registers.
 
 float32 vectors have WIDTH / 4 lanes, float64 vectors WIDTH / 8. Halves are half as wide in memory,
-and float32 in registers. The width is 64 bytes with AVX-512, 32 with AVX2, 16 otherwise (NEON,
-SSE); REFSD_SIMD_BYTES forces another, which LLVM then makes of what there is.
+int8 a quarter, and both float32 in registers. The width is 64 bytes with AVX-512, 32 with AVX2, 16
+otherwise (NEON, SSE); REFSD_SIMD_BYTES forces another, which LLVM then makes of what there is.
 """
 
 import operator
@@ -36,7 +36,7 @@ def _width():
 
 
 WIDTH = _width()
-_LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(),
+_LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int8: ir.IntType(8),
          types.int32: ir.IntType(32), types.int64: ir.IntType(64), types.boolean: ir.IntType(1)}
 
 
@@ -46,8 +46,8 @@ def half(dtype):
 
 
 def computed(dtype):
-    """The type that elements have in registers: float32 of halves, else their own."""
-    return types.float32 if half(dtype) else dtype
+    """The type that elements have in registers: float32 of halves and int8, else their own."""
+    return types.float32 if half(dtype) or dtype == types.int8 else dtype
 
 
 class Vector(types.Type):
@@ -210,7 +210,9 @@ class Elements:
         self.size = 2 if self.half else dtype.bitwidth // 8  # bytes, and their alignment
         self.memory = ir.VectorType(ir.IntType(16) if self.half else _LLVM[dtype], count)
         self.registers = Vector(dtype, count).llvm
-        self.suffix = f"v{count}i16" if self.half else Vector(dtype, count).suffix
+        self.is_int8 = dtype == types.int8  # which is loaded, never stored
+        self.suffix = (f"v{count}i{8 * self.size}" if self.half or self.is_int8
+                       else Vector(dtype, count).suffix)
 
     def address(self, builder, data, index):
         """Of the vector that begins at an element."""
@@ -253,6 +255,8 @@ class Elements:
 
     def _widened(self, builder, value):
         """Exact: a bfloat16 is the upper half of a float32."""
+        if self.is_int8:
+            return builder.sitofp(value, self.registers)
         if self.half is None:
             return value
         if self.half == "float16":

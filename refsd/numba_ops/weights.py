@@ -5,7 +5,7 @@ columns the outputs. `pack_weight` gives an array of the same shape and values w
 matrix, row after row. It is an ordinary NumPy array: who loads weights that way (a pipeline does)
 needs no second copy of them for the kernels. Of any other weight kernels make such a copy: of a
 leaf (refsd.leaf) once, of an array, which may be written to, in every call. Quantized leaves
-(refsd.quantized) hold their values so, without gaps, and are widened in every call.
+(refsd.quantized) hold their values so, without gaps: panels.py says how they are read.
 """
 
 import logging
@@ -15,7 +15,6 @@ from collections.abc import Callable
 import numpy as np
 from numba import prange
 
-from refsd.half import is_half
 from refsd.leaf import Weight, seal
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import (
@@ -27,7 +26,7 @@ from refsd.numba_ops.memory import (
     panel_width,
 )
 from refsd.numba_ops.pool import LEAST
-from refsd.numba_ops.simd import WIDTH, lanes, load, masked_load, masked_store, scratch, store
+from refsd.numba_ops.simd import WIDTH, lanes, load, masked_store, scratch
 from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.transpose import transpose
 from refsd.quantized import Quantized
@@ -110,11 +109,12 @@ def _turn(weight, O, I, taps, step, out):
 def columns(weight: np.ndarray | Weight) -> tuple[np.ndarray, int]:
     """The memory of a packed weight, or of a packed copy, and its rows' step.
 
-    A copy is kept on a leaf, and counted; of an array the first large one is logged.
+    A copy is kept on a leaf, and counted; of an array the first large one is logged. Of a quantized
+    leaf nothing is kept: kernels that call this compute little with it.
     """
     step = row_step(weight.shape[0], weight.dtype)
     if isinstance(weight, Quantized):
-        return _widened(weight, step), step
+        return _columns(weight.dense(), aligned_empty), step
     if isinstance(weight, Weight):
         return weight.prepared("columns", (), lambda array: _columns(array, _lasting)), step
     return _columns(weight, aligned_empty), step
@@ -149,53 +149,9 @@ def is_packed(weight: np.ndarray) -> bool:
         for n, s, t in zip(weight.shape, weight.strides, strides))
 
 
-def _widened(weight, step):
-    """The packed memory of what a quantized leaf stands for, in memory that is free after the call.
-
-    A whole layer at once: a panel at a time, in each task, would save the largest layer's float32
-    weights at the peak, and widen them again for each block of rows. docs/memory.md has figures.
-    """
-    rows = outputs_innermost(weight.values)
-    small = rows.dtype == np.int8 if weight.scale is not None else is_half(rows.dtype)
-    if not small or weight.dtype != np.float32 or not rows.flags.c_contiguous or not rows.size:
-        return _columns(weight.dense(), aligned_empty)
-    O = rows.shape[-1]
-    memory = aligned_empty(rows.size // O * step + panel_width(weight.dtype), weight.dtype)
-    if weight.scale is None:
-        _widen_halves(flat(rows), O, step, memory)
-    else:
-        _widen(flat(rows), flat(weight.scale), O, step, memory)
-    return memory
-
-
 def outputs_innermost(weight):
     """(O, I, *taps) -> (*taps, I, O)"""
     return np.moveaxis(weight, (0, 1), (-1, -2))
-
-
-@jit(parallel=True)
-def _widen(values, scale, O, step, out):
-    """out[r step + o] = values[r O + o] scale[o] for every row r, and zeros up to the next"""
-    rows = values.size // O
-    for task in prange(rows):
-        r = np.int64(task)
-        row, wide = values[r * O:(r + 1) * O], out[r * step:(r + 1) * step]
-        for o in range(O):
-            wide[o] = row[o] * scale[o]
-        wide[O:] = 0
-    out[rows * step:] = 0
-
-
-@jit(parallel=True)
-def _widen_halves(values, O, step, out):
-    """out[r step + o] = values[r O + o] for every row r, and zeros up to the next"""
-    rows, size = values.size // O, lanes(out)
-    for task in prange(rows):
-        r = np.int64(task)
-        for o in range(0, step, size):
-            have = max(0, min(size, O - o))
-            store(out, r * step + o, masked_load(values, r * O + o, have))
-    out[rows * step:] = 0
 
 
 def pack_all(tensors: dict[str, Weight]) -> None:

@@ -22,7 +22,7 @@ from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import multiply_rows
 from refsd.numba_ops.levels import BFLOAT16
 from refsd.numba_ops.memory import empty, fill_up
-from refsd.numba_ops.weights import columns
+from refsd.numba_ops.panels import right_matrix
 from refsd.ops.conv import Choice, conv2d_algorithm, pair, sides
 from refsd.registry import exact_wanted, kernel
 
@@ -45,7 +45,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
     elif name == "fft":
         fft(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
     elif (kh, kw, sh, sw, groups) == (1, 1, 1, 1, 1) and not np.any(pad):
-        multiply_rows(x.transpose(0, 2, 3, 1), *columns(weight), fill_up(bias, O, x.dtype),
+        multiply_rows(x.transpose(0, 2, 3, 1), right_matrix(weight), fill_up(bias, O, x.dtype),
                       y.reshape(-1, O))
     elif is_narrow(weight.shape, groups, x.dtype):
         narrow(x, weight, bias, y, (sh, sw), pad, (dh, dw))

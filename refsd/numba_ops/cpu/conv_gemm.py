@@ -21,6 +21,7 @@ from numba import prange
 from refsd.numba_ops.cpu.pixels import MOST_KC, as_pixels
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_bits, fill_up, flat, panel_width
+from refsd.numba_ops.panels import is_small, panel_of, right_matrix, room_of_thread, rooms_for
 from refsd.numba_ops.simd import fma, lanes, load, masked_load, masked_store, scratch, store
 from refsd.numba_ops.tile import ROWS, VECTORS, rows_of_tiles, tile_ahead
 from refsd.numba_ops.weights import columns
@@ -45,11 +46,11 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
     """y = w * x + bias.   x (N, C, H, W), y (N, H', W', O)"""
     (N, C, _, _), (O, I, _, kw) = x.shape, weight.shape
     plan = _plan(C, weight.shape, y.shape, stride, padding, dilation, x.itemsize)
-    right, biases = columns(weight), fill_up(bias, O, x.dtype)
+    biases = fill_up(bias, O, x.dtype)
     with _padded_copy(x, plan, stride, padding) as (copy, image):
         if I == 1 and O == C:
-            _depthwise(copy, image, plan.pitch * plan.step, plan.step, plan.taps, *right, biases,
-                       flat(y), y.shape)
+            _depthwise(copy, image, plan.pitch * plan.step, plan.step, plan.taps, *columns(weight),
+                       biases, flat(y), y.shape)
             return
         segments, length = _segments(plan, I, kw, stride, dilation, groups)
         # No result depends on this size: it keeps the caches full and the threads busy.
@@ -58,8 +59,10 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
         tall = max(1, min(MOST_TILES, BLOCK // (height * plan.step),
                           tiles * count // (2 * numba.get_num_threads())))
         tall = -(-tiles // -(-tiles // tall))
+        right, kc_segments = right_matrix(weight), max(1, MOST_KC // length)
         _multiply(copy, image, plan.step, plan.run, height, plan.pitch, I, segments, length,
-                  max(1, MOST_KC // length), *right, biases, flat(y), y.shape, groups, tall)
+                  kc_segments, right, rooms_for(right, kc_segments * length, x.dtype), biases,
+                  flat(y), y.shape, groups, tall)
 
 
 def _plan(C, kernel, result, stride, padding, dilation, itemsize):
@@ -140,7 +143,7 @@ def _segments(plan, I, kw, stride, dilation, groups):
 
 @jit(parallel=True)
 def _multiply(a, image, step, run, height, pitch, channels, segments, length, kc_segments, right,
-              right_step, biases, out, result, groups, tall):
+              rooms, biases, out, result, groups, tall):
     """A task is a block of `tall` tiles by one panel, summed in KC blocks of kc_segments segments.
 
     So the part of the panel in use is small enough to stay in the first-level cache.
@@ -155,10 +158,11 @@ def _multiply(a, image, step, run, height, pitch, channels, segments, length, kc
         group = panel // each
         column = group * (O // groups) + panel % each * width
         sums = scratch((high - low) * height * width, out)
+        mine = room_of_thread(rooms, kc_segments * length)
         for first in range(0, segments.size, kc_segments):
             part = segments[first:first + kc_segments]
             rows = part.size * length
-            at = first * length * right_step + column
+            block, right_step = panel_of(right, first * length, rows, column, mine)
             after = segments[(first + kc_segments) % segments.size]
             for t in range(low, high):
                 c = sums[(t - low) * height * width:][:height * width]
@@ -167,8 +171,10 @@ def _multiply(a, image, step, run, height, pitch, channels, segments, length, kc
                 if t + 1 == high:
                     following = _left(low, tiles, height, run, image, step) + after
                 # The panel's next KC block lies behind this one: each tile prefetches its share.
-                ahead = at + (rows + (t - low) * rows // (high - low)) * right_step
-                tile_ahead(height, a, left, step, part, length, right, at, right_step, c, first,
+                ahead = (t - low) * rows // (high - low) * right_step
+                if not is_small(right):
+                    ahead += rows * right_step
+                tile_ahead(height, a, left, step, part, length, block, 0, right_step, c, first,
                            following + group * channels, ahead, width // (high - low) + 1)
         room = (group + 1) * (O // groups) - column
         for t in range(low, high):

@@ -20,12 +20,12 @@ from numba import prange
 
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, as_pixels, whole_kc
 from refsd.numba_ops.cpu.winograd_transforms import transform_pixels, transform_sums
-from refsd.numba_ops.cpu.winograd_weights import transform_channels, transform_weights
+from refsd.numba_ops.cpu.winograd_weights import FEW, transform_channels, transform_weights
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import computed_dtype, fill_up, flat, panel_width
+from refsd.numba_ops.panels import right_matrix, rooms_for
 from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, scratch, store
 from refsd.numba_ops.tile import VECTORS, rows_of_tiles, tile_ahead
-from refsd.numba_ops.weights import columns
 from refsd.numba_ops.workspace import workspace
 
 # One task multiplies up to so many MR tiles by one panel of weights: its 36 x 140 x 32 sums stay in
@@ -38,14 +38,15 @@ L3_BLOCK_BYTES = 2**23
 def winograd(x, weight, bias, y, size, padding, groups):
     """y = w * x + bias from tiles of size x size.   x (N, C, H, W), y (N, H', W', O)"""
     features, channels = weight.shape[0] // groups, weight.shape[1]
-    right = columns(weight)
+    right = right_matrix(weight)
+    rooms = rooms_for(right, 9 * FEW, x.dtype)
     for g in range(groups):
         ours, theirs = (slice(g * n, (g + 1) * n) for n in (features, channels))
-        _one_group(x[:, theirs], right, ours.start, None if bias is None else bias[ours],
+        _one_group(x[:, theirs], right, rooms, ours.start, None if bias is None else bias[ours],
                    y[..., ours], size, padding)
 
 
-def _one_group(x, right, column, bias, y, size, padding):
+def _one_group(x, right, rooms, column, bias, y, size, padding):
     (N, C, H, W), (_, Ho, Wo, O) = x.shape, y.shape
     memory, *steps = as_pixels(x)
     corner = (-padding[0][0], -padding[1][0])
@@ -68,15 +69,15 @@ def _one_group(x, right, column, bias, y, size, padding):
     with workspace(dtype, positions * l3_tiles * channels, threads * positions * block * width,
                    made * width) as (spectra, sums, panels):
         if shared:
-            transform_weights(*right, C, column, count, size, panels)
-        _compute(memory, (N, C, H, W), tuple(steps), corner, size, *right, column, shared, panels,
-                 count, kc, bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
+            transform_weights(right, C, column, count, size, rooms, panels)
+        _compute(memory, (N, C, H, W), tuple(steps), corner, size, right, rooms, column, shared,
+                 panels, count, kc, bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
                  l3_tiles, sums, block, height, ONE_SEGMENT)
 
 
 @jit(parallel=True)
-def _compute(x, shape, steps, corner, size, weight, weight_step, column, shared, panels, count,
-             kc, bias, out, result, pixel, spectra, l3_tiles, sums, block, height, one):
+def _compute(x, shape, steps, corner, size, right, rooms, column, shared, panels, count, kc, bias,
+             out, result, pixel, spectra, l3_tiles, sums, block, height, one):
     """L3 block after L3 block of tiles: transform all of them, then multiply and transform back."""
     down, across = (result[0] + size - 3) // (size - 2), (result[1] + size - 3) // (size - 2)
     tiles, width, C = shape[0] * down * across, VECTORS * lanes(out), shape[1]
@@ -98,8 +99,8 @@ def _compute(x, shape, steps, corner, size, weight, weight_step, column, shared,
             for k in range(0, C, part):
                 start = at * size * size * rows * width
                 if not shared:
-                    transform_channels(weight, weight_step, C, column + panel * width, k,
-                                       min(kc, C - k), size, panels, start, rows * width)
+                    transform_channels(right, C, column + panel * width, k, min(kc, C - k), size,
+                                       rooms, panels, start, rows * width)
                 _multiply(spectra, low, high, l3_tiles, panels, start, rows * width, size * size, k,
                           min(k + part, C), kc, one, mine, block, height)
             _finish_block(mine, block, size, down, across, first + low, first + high, bias,

@@ -1,6 +1,6 @@
 """Matrix products out (M, N) = a (M, K) B (K, N) + bias, blocked as in BLIS (Van Zee and van de
 Geijn 2015): an MR x NR tile of sums in registers (tile.py), K in blocks of kc, B packed with its
-output channels innermost (weights.py), NR of them a panel.
+output channels innermost (weights.py), NR of them a panel (panels.py).
 """
 
 import math
@@ -12,9 +12,17 @@ from numba import prange
 from refsd.numba_ops.cpu.pixels import even_kc
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, empty, fill_up, flat, panel_width, zeros
+from refsd.numba_ops.panels import (
+    is_small,
+    own_matrix,
+    panel_of,
+    right_matrix,
+    room_of_thread,
+    rooms_for,
+)
 from refsd.numba_ops.simd import lanes, load, masked_store, pointer, scratch, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_onto
-from refsd.numba_ops.weights import columns, pack, row_step
+from refsd.numba_ops.weights import pack, row_step
 from refsd.registry import kernel
 
 # Tiles of a task: a panel is read from memory once for all of them.
@@ -27,7 +35,8 @@ DEPTH = 1280
 def linear(x, weight, bias=None):
     features = len(weight)
     y = empty((*x.shape[:-1], features), x.dtype)
-    multiply_rows(x, *columns(weight), fill_up(bias, features, x.dtype), y.reshape(-1, features))
+    multiply_rows(x, right_matrix(weight), fill_up(bias, features, x.dtype),
+                  y.reshape(-1, features))
     return y
 
 
@@ -38,13 +47,13 @@ def matmul(a, b):
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     zeros = fill_up(None, b.shape[-1], y.dtype)
     for sums_at in np.ndindex(batch):
-        right = flat(pack(b[sums_at].T))
-        multiply_rows(a[sums_at], right, row_step(b.shape[-1], b.dtype), zeros, y[sums_at])
+        right = own_matrix(flat(pack(b[sums_at].T)), row_step(b.shape[-1], b.dtype))
+        multiply_rows(a[sums_at], right, zeros, y[sums_at])
     return y
 
 
-def multiply_rows(x, right, right_step, bias, y):
-    """y = x B + bias, rows of B right_step apart in memory.   x (..., K), y (M, N) in C order"""
+def multiply_rows(x, right, bias, y):
+    """y = x B + bias, B a right matrix (panels.py).   x (..., K), y (M, N) in C order"""
     M, N = y.shape
     K = x.shape[-1]
     if y.size == 0:
@@ -64,8 +73,9 @@ def multiply_rows(x, right, right_step, bias, y):
     kc += kc % 2  # "dot" takes two at a time
     slices = -(-K // DEPTH)
     slice_depth = -(-K // (slices * kc)) * kc
-    _multiply(rows, step, M, K, kc, slice_depth, right, right_step, bias, flat(y), N,
-              row_blocks, column_parts)
+    rooms = rooms_for(right, slice_depth, x.dtype)
+    _multiply(rows, step, M, K, kc, slice_depth, right, rooms, bias, flat(y), N, row_blocks,
+              column_parts)
 
 
 def _shares(tiles, panels, threads):
@@ -75,7 +85,7 @@ def _shares(tiles, panels, threads):
 
 
 @jit(parallel=True)
-def _multiply(a, step, rows, K, kc, slice_depth, right, right_step, bias, out, columns, row_blocks,
+def _multiply(a, step, rows, K, kc, slice_depth, right, rooms, bias, out, columns, row_blocks,
               column_parts):
     """out (rows, columns) = a B + bias. A task is a block of MR tiles by a part of the panels.
 
@@ -90,12 +100,16 @@ def _multiply(a, step, rows, K, kc, slice_depth, right, right_step, bias, out, c
         block, part = np.int64(task) // column_parts, np.int64(task) % column_parts
         low, high = block * tiles // row_blocks, (block + 1) * tiles // row_blocks
         sums = scratch((high - low) * ROWS * width, out)
+        room = room_of_thread(rooms, slice_depth)
         for p in range(part * count // column_parts, (part + 1) * count // column_parts):
             for k in range(0, K, slice_depth):
-                after = k + slice_depth if k + slice_depth < K else 0
-                next_slice = (p if after else p + 1) * width + after * right_step
-                _add_slice(a, step, rows, low, high, k, min(k + slice_depth, K), K, kc, right,
-                           right_step, p * width, next_slice, bias, sums, out, columns)
+                last = min(k + slice_depth, K)
+                here, right_step = panel_of(right, k, last - k, p * width, room)
+                next_slice = slice_depth * right_step if last < K else width - k * right_step
+                if is_small(right):
+                    next_slice = 0  # nothing else is in the room
+                _add_slice(a, step, rows, low, high, k, last, K, kc, here, right_step, p * width,
+                           next_slice, bias, sums, out, columns)
 
 
 @jit
@@ -103,7 +117,8 @@ def _add_slice(a, step, rows, low, high, first, last, K, kc, right, right_step, 
                next_slice, bias, sums, out, columns):
     """Add products first .. last - 1 to the sums of tiles low .. high - 1 and one panel.
 
-    The first KC block is added to the bias; after the last one the sums are rounded to out.
+    right: the panel from row `first` on; the next slice's lies next_slice further on. The first KC
+    block is added to the bias; after the last one the sums are rounded to out.
     """
     width = VECTORS * lanes(sums)
     share = last - first
@@ -120,7 +135,7 @@ def _add_slice(a, step, rows, low, high, first, last, K, kc, right, right_step, 
         for k in range(first, last, kc):
             ahead = next_slice + (done + (k - first) * pace // width) * right_step
             tile_onto(a, start * step + k, step, min(kc, last - k), right,
-                      column + k * right_step, right_step, before, before_at, before_step,
+                      (k - first) * right_step, right_step, before, before_at, before_step,
                       pointer(sums, sums_at), next_rows + (k - first) * ROWS, ahead, pace)
             before, before_at, before_step = pointer(sums, 0), sums_at, width
         if last == K:

@@ -18,6 +18,7 @@ from numba import prange
 
 from refsd.numba_ops.cpu.winograd_transforms import PP, QQ, P, Q
 from refsd.numba_ops.jit import jit
+from refsd.numba_ops.panels import is_small, pack_panel, panel_of, room_of_thread
 from refsd.numba_ops.simd import (
     lanes,
     load_pair,
@@ -30,8 +31,8 @@ from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.wide import wide_lanes, wide_scratch
 
 S, T = 2 * PP * (PP - QQ), 2 * QQ * (QQ - PP)
-# Input channels of one task, and those prefetched.
-CHANNELS, AHEAD = 64, 8
+# Input channels of one task, of a room, and those prefetched.
+CHANNELS, FEW, AHEAD = 64, 16, 8
 
 
 @jit
@@ -50,34 +51,50 @@ def kernel_6(g0, g1, g2):
 
 
 @jit(parallel=True)
-def transform_weights(weight, step, C, column, panels, size, out):
+def transform_weights(right, C, column, panels, size, rooms, out):
     """Panels of the outputs from `column` on, each (size^2, C + 1, NR).
 
-    weight: 3 x 3 x C rows `step` apart of adjacent outputs (weights.py). The row too many keeps the
-    size^2 positions that are written together in different sets of the cache.
+    right: 3 x 3 x C rows (panels.py). The row too many keeps the size^2 positions that are written
+    together in different sets of the cache.
     """
     width = VECTORS * lanes(out)
     parts = (C + CHANNELS - 1) // CHANNELS
     for task in prange(panels * parts):
         panel, first = np.int64(task) // parts, np.int64(task) % parts * CHANNELS
-        transform_channels(weight, step, C, column + panel * width, first,
-                           min(CHANNELS, C - first), size, out,
-                           (panel * size * size * (C + 1) + first) * width, (C + 1) * width)
+        transform_channels(right, C, column + panel * width, first, min(CHANNELS, C - first), size,
+                           rooms, out, (panel * size * size * (C + 1) + first) * width,
+                           (C + 1) * width)
 
 
 @jit
-def transform_channels(weight, step, C, column, first, count, size, out, at, plane):
+def transform_channels(right, C, column, first, count, size, rooms, out, at, plane):
     """`count` input channels of a panel: position s of channel first + i at at + s plane + i NR"""
     width = VECTORS * lanes(out)
-    wide = wide_lanes(weight)
-    half = wide_scratch(3 * size * wide, weight)
-    for i in range(count):
-        for lane in range(0, width, wide):
-            source = (first + i) * step + column + lane
-            for tap in range(9):  # rows lie too far apart for the hardware to follow
-                prefetch(weight, source + (tap * C + AHEAD) * step)
-            _transform_kernels(pointer(weight, source), C * step, size, pointer(half, 0), wide,
-                               pointer(out, at + i * width + lane), plane)
+    wide = wide_lanes(rooms)
+    half = wide_scratch(3 * size * wide, rooms)
+    room = room_of_thread(rooms, 9 * FEW)
+    for few in range(0, count, FEW):
+        here = min(FEW, count - few)
+        weight, step, tap = _taps(right, C, column, first + few, here, room)
+        for i in range(here):
+            for lane in range(0, width, wide):
+                source = i * step + lane
+                for t in range(9):  # rows lie too far apart for the hardware to follow
+                    prefetch(weight, source + t * tap + AHEAD * step)
+                _transform_kernels(pointer(weight, source), tap, size, pointer(half, 0), wide,
+                                   pointer(out, at + (few + i) * width + lane), plane)
+
+
+@jit
+def _taps(right, C, column, first, count, room):
+    """Where `count` channels of a panel begin, the step from one to the next, and between taps"""
+    weight, step = panel_of(right, first, count, column, room)
+    if not is_small(right):
+        return weight, step, C * step
+    tap = count * step
+    for t in range(1, 9):
+        pack_panel(right, t * C + first, count, column, pointer(room, t * tap))
+    return weight, step, tap
 
 
 @jit
