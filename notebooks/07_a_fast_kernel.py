@@ -117,7 +117,7 @@ def roof(threads):
         memory[:] = 1
         return memory.reshape(threads, size)
 
-    out, n, times = np.zeros((threads, 16), "f4"), WIDTH // 4, few(1_000_000, 1000)
+    out, n, times = np.zeros((threads, 16), "f4"), WIDTH // 4, few(250_000, 1000)
     x, near, far = np.ones(64, "f4"), ones(4096), ones(few(2**25, 2**16) // threads)
     run = {"fma": (lambda: multiply_add(x, times, out), 24 * n * times * threads),
            "cache": (lambda: read(near, few(10_000, 10), out), few(10_000, 10) * near.nbytes),
