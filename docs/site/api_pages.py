@@ -12,6 +12,7 @@ from markup import block, escaped, from_docstring, table
 MODULES = {
     "refsd": None,
     "refsd.pipelines.stable_diffusion": ("StableDiffusionOutput",),
+    "refsd.notebook": ("playground",),
     "refsd.random": None,
     "refsd.schedulers": None,
     "refsd.text": None,

@@ -17,6 +17,7 @@ extensions = ["myst_nb"]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "html_image"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # the outputs that are stored in the notebooks are shown
+smartquotes = False  # quotes and dashes belong to commands and values
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["refsd.css"]
