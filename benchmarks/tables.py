@@ -24,15 +24,16 @@ OF = {"unet": "one UNet step", "decode": "one VAE decode"}
 
 
 def readme(all_results):
-    """The section of README.md: the whole parts, and the kinds of ops."""
+    """The section of README.md: the whole parts, how near they are, and a process as a whole."""
     blocks = ["## How fast it is", "",
               "`make bench` measures refsd, PyTorch with diffusers, and OpenVINO in turns, in "
               "float32, and checks every", "result before it is timed. A ratio is refsd's time in "
               "units of the other's: below 1 is faster.", "[docs/benchmarks.md]"
-              "(docs/benchmarks.md) says how it is done and has every op and the spreads.", ""]
+              "(docs/benchmarks.md) says how it is done, and has the sums over kinds of ops, every "
+              "op, and the spreads.", ""]
     for results in all_results:
         blocks += [machine(results), ""]
-        for made in (parts, halves, kinds, processes):
+        for made in (parts, exactness, halves, processes):
             blocks += [*made(results), ""] if made(results) else []
     return "\n".join(blocks).rstrip()
 
@@ -101,6 +102,24 @@ def halves(results):
     return table(("work in bfloat16", "refsd", "ratio to its float32",
                   *(f"ratio to {p}" for p in figures.HALF_PEERS),
                   *(f"{name}, ratio to float32" for name in INT8), "error, units of 2^-9"),
+                 lines) if lines else []
+
+
+def exactness(results):
+    """How far the results lie from PyTorch's, as they were before they were timed; and the ops."""
+    lines = []
+    for part, what in PARTS.items():
+        row = results["sections"].get(part, {}).get("rows", {}).get(part, {})
+        found = {name: verdict["error"] for name, verdict in row.get("agreement", {}).items()}
+        if REFSD in found:
+            lines.append((what, *(f"{found[name]:.1e}" if name in found else ""
+                                  for name in (REFSD, "OpenVINO"))))
+    rows = results["sections"].get("ops", {}).get("rows", {}).values()
+    shares = [row["agreement"][REFSD]["share_of_bound"] for row in rows if figures.ours(row)]
+    if shares:
+        lines.append((f"the {len(shares)} ops, error in units of the derived bound, at most",
+                      f"{max(shares):.2g}", ""))
+    return table(("distance from PyTorch, of the result's size", "refsd", "OpenVINO"),
                  lines) if lines else []
 
 
