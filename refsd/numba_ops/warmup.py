@@ -66,7 +66,8 @@ def _plan(dtype):
 
 def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple, dict]]:
     """(op, inputs, options) that lead to every kernel of a generation."""
-    image, channels = np.zeros((1, 16, 8, 8), dtype), np.zeros(16, dtype)
+    # Winograd's in any dtype, of more tiles than one block
+    image, channels = np.zeros((1, 16, 20, 20), dtype), np.zeros(16, dtype)
     tokens, matrix = np.zeros((1, 64, 16), dtype), np.zeros((16, 16), dtype)
     kernel = np.zeros((16, 16, 3, 3), dtype)
     norm = {"eps": 1e-5}
@@ -85,6 +86,6 @@ def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple, dict]]:
     yield "conv2d", (image, kernel[:4], channels[:4]), {"padding": 1}
     yield "group_norm", (image, channels, channels), {"groups": 4, **norm}
     yield "geglu", (tokens,), {}
-    yield "upsample_nearest", (image,), {"height": 16, "width": 16}
+    yield "upsample_nearest", (image,), {"height": 40, "width": 40}
     large = np.zeros((1, 16, ALONE // 16), dtype)  # smaller ones no kernel copies
     yield "concat", ([large, large],), {"axis": 1}
