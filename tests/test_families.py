@@ -110,6 +110,17 @@ def test_a_file_is_recognised_by_its_names_or_the_width_of_its_text(name, shape,
     assert recognise({name: TensorInfo("F32", shape, 0, 0)}) is family
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_no_other_family_takes_its_files(family):
+    """A file of all its tensors is recognised as its own."""
+    found = {}
+    for component, config in family.configs.items():
+        shapes = SHAPES[component](config)
+        for name, location in ldm_locations(component, config, family).items():
+            found[location.name] = TensorInfo("F32", shapes[name], 0, 0)
+    assert recognise(found) is family
+
+
 MARKERS = {
     "nothing": ({}, None, "v_prediction", "its family alone (Stable Diffusion 2.x)"),
     "the base model's step": ({"global_step": np.int64(875_000)}, None, "epsilon", "global_step"),

@@ -1,6 +1,7 @@
 """`refsd --help`: all commands on one screen, and the options that a first visit needs."""
 
 import argparse
+import textwrap
 
 from refsd.cli import actions
 from refsd.cli.arguments import Parser
@@ -18,7 +19,7 @@ usage: refsd PROMPT [options]
 draws this with the small model that comes with refsd (python -m refsd is the same).
 A prompt that is one of the words below goes after -p.
 """
-COLUMN = 22
+COLUMN, WIDTH = 22, 88
 
 
 def parser() -> Parser:
@@ -47,14 +48,19 @@ def overview() -> str:
         for name, (rest, about) in group.items():
             lines.append(_row(f"{name} {rest}", about))
             if name in actions.FAMILIES:
-                lines.append(_row("", ", ".join(actions.FAMILIES[name])))
+                lines += _rows("", ", ".join(actions.FAMILIES[name]))
     lines += ["options of drawing (refsd draw --help has them all):",
               _row("-m MODEL", "a folder, a .safetensors or .gguf file, a Hugging Face id"),
               _row("-o FILE, -s SEED", "where to, and which of all pictures"),
               _row("-W N, -H N, --steps N", "its size in pixels, and the denoising steps"),
               _row("--preview N", "the picture so far, every N steps, on the terminal too"),
-              _row("--sampler NAME", ", ".join(SAMPLERS))]
+              *_rows("--sampler NAME", ", ".join(SAMPLERS))]
     return "\n".join(lines)
+
+
+def _rows(name: str, about: str) -> list[str]:
+    first, *rest = textwrap.wrap(about, WIDTH - COLUMN - 3)
+    return [_row(name, first), *(_row("", line) for line in rest)]
 
 
 def _row(name: str, about: str) -> str:
