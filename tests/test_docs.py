@@ -92,9 +92,11 @@ def test_the_models_are_searched_for_ops():
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_in_a_page_leads_to_a_file(page):
-    for link in pages.LINK.finditer(page.read_text(encoding="utf-8")):
-        if "://" not in link[2]:
-            assert (page.parent / link[2]).exists(), f"{page.name}: [{link[1]}]({link[2]})"
+    text = page.read_text(encoding="utf-8")
+    links = [link[2] for link in pages.LINK.finditer(text)]
+    links += re.findall(r'(?:href|src)="([^"#]+)', text)
+    for link in links:
+        assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_every_page_stands_behind_a_door(files):
@@ -113,6 +115,11 @@ def test_every_page_stands_behind_a_door(files):
     ("[the ops](../refsd/ops)", "the ops (`refsd/ops`)"),
     ("[gone](../refsd/gone.py)", "[gone](../refsd/gone.py)"),  # Sphinx says so
     ("[below](#ports)", "[below](#ports)"),
+    ("[doors](index.md#port)", "[doors](../index.md#port)"),
+    ('<a href="../notebooks/04.ipynb"><img src="a.png"></a>',
+     '<a href="../notebooks/04.html"><img src="a.png"></a>'),
+    ('<a href="cli.md#models">', '<a href="cli.html#models">'),
+    ('<a href="https://example.org/x.md">', '<a href="https://example.org/x.md">'),
 ])
 def test_links_to_sources_are_names(link, shown):
     assert pages.with_links(f"see {link}.", "docs/page.md") == f"see {shown}."

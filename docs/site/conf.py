@@ -7,8 +7,9 @@ from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.util import logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from refsd.version import __version__
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from refsd.version import __version__  # noqa: E402
 
 project, author, release = "refsd", "the refsd authors", __version__
 html_title = f"refsd {release}"
@@ -20,6 +21,7 @@ nb_execution_mode = "off"  # the outputs that are stored in the notebooks are sh
 smartquotes = False  # quotes and dashes belong to commands and values
 html_theme = "furo"
 html_static_path = ["static"]
+html_extra_path = [str(ROOT / "build" / "docs-source" / "extra")]
 html_css_files = ["refsd.css"]
 html_show_sourcelink = False
 html_copy_source = False

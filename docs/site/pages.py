@@ -25,7 +25,9 @@ from refsd.registry import ops
 PAGES = ("README.md", "docs/*.md", "notebooks/*.md", "notebooks/*.ipynb", "golden/*.md",
          "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 SHOWN = (".md", ".ipynb", ".png", ".webp", ".gif", ".svg")
+EXTRA = "extra"  # a folder that is copied as it is, for what HTML in pages names
 LINK = re.compile(r"(?<!!)\[([^\]\[]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+HREF = re.compile(r'(?<=href=")([^":#]+)\.(md|ipynb)(?=[#"])')
 FAMILY_TITLES = {
     "linear": "Matrix products", "conv": "Convolution", "attention": "Attention",
     "norm": "Normalisations", "activation": "Non-linearities", "embedding": "Positions and tokens",
@@ -50,8 +52,9 @@ def sources() -> dict[str, str | Path]:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             files[name] = with_links(path.read_text(encoding="utf-8"), name)
-    pictures = ROOT.glob("docs/pictures/*")
-    files |= {path.relative_to(ROOT).as_posix(): path for path in pictures}
+    for path in ROOT.glob("docs/pictures/*"):
+        name = path.relative_to(ROOT).as_posix()
+        files |= {name: path, f"{EXTRA}/{name}": path} if name.endswith(SHOWN) else {}
     index = files.pop("docs/index.md")
     files["notebooks/README.md"] += toctree(
         path.stem for path in sorted(ROOT.glob("notebooks/*.ipynb")))
@@ -62,18 +65,24 @@ def sources() -> dict[str, str | Path]:
 
 
 def with_links(text: str, page: str) -> str:
-    """A page whose links to files that are no pages are their names: there is nothing to open."""
+    """A page whose links lead to pages here; to other files there is nothing to open, but a name.
+
+    docs/index.md is the front page. Links that are written in HTML nobody else makes lead to HTML.
+    """
+    here = posixpath.dirname(page)
 
     def shown(link):
         words, target = link[1], link[2]
+        name = posixpath.normpath(posixpath.join(here, target))
+        if name == "docs/index.md":
+            return f"[{words}]({posixpath.relpath('index.md', here)}{link[3] or ''})"
         if "://" in target or target.startswith("mailto:") or target.endswith(SHOWN):
             return link[0]
-        name = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
         if not (ROOT / name).exists():
             return link[0]  # which fails the build
         return words if name in words else f"{words} ({code(name)})"
 
-    return LINK.sub(shown, text)
+    return HREF.sub(r"\1.html", LINK.sub(shown, text))
 
 
 def front_page(text: str) -> str:
