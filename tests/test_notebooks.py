@@ -20,6 +20,10 @@ PLACES = re.compile(r"(?<![\w.])/(home|root|tmp|work|usr|Users|opt|var)/|[A-Z]:\
                     rf"\b{re.escape(platform.node() or chr(0))}\b")
 
 
+def test_all_eight_are_there():
+    assert [path.name[:2] for path in SOURCES] == [f"{number:02}" for number in range(1, 9)]
+
+
 @pytest.fixture(params=SOURCES, ids=lambda path: path.stem)
 def source(request):
     return request.param
