@@ -24,7 +24,7 @@ import sources  # noqa: E402
 SECTIONS = ("Shapes", "Errors", "Definition and kernel", "Contract and cost", "Error bound",
             "Where it is used")
 WRITTEN = sorted(path for pattern in pages.PAGES for path in ROOT.glob(pattern)
-                 if path.suffix == ".md" and path.parent.name != "notebooks")
+                 if path.suffix == ".md")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_an_op_of_ones_own_has_a_page(own_ops):
 
     page = op_pages.page(registry.ops()["total"])
     assert "| `signed` | required | True or False |" in page and "$$" not in page
-    assert "## Error bound" not in page
+    assert "## Error bound" not in page and "## Errors" not in page
 
 
 def test_a_page_of_a_map_without_options(own_ops):
@@ -123,6 +123,11 @@ def test_every_page_stands_behind_a_door(files):
 ])
 def test_links_to_sources_are_names(link, shown):
     assert pages.with_links(f"see {link}.", "docs/page.md") == f"see {shown}."
+
+
+def test_pictures_that_html_names_are_copied(files):
+    named = re.findall(r'src="([^"]+)"', (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert named and {f"{pages.EXTRA}/{name}" for name in named} <= files.keys()
 
 
 def test_the_front_page_lies_one_folder_higher():
