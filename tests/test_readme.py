@@ -29,7 +29,15 @@ def test_the_strip_is_an_animation_of_less_than_600_kb():
 
 def test_its_commands_are_those_of_the_makefile():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?\bmake ([\w-]+)", (ROOT / "README.md").read_text())) <= targets
+    named = re.findall(r"(?:^|`)make ([\w-]+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert {"image", "test"} <= set(named) <= targets
+
+
+def test_every_notebook_is_linked_with_a_picture():
+    """python docs/pictures/thumbnails.py makes both."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f'href="notebooks/{path.name}"><img src="docs/pictures/{path.stem}.png"' in text
 
 
 def test_its_lines_of_python_draw(tmp_path, monkeypatch):
