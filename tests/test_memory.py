@@ -64,6 +64,23 @@ def test_the_unet_alone(pipe, batch, side):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_int8_adds_the_array_of_a_layer_on_numpy_alone(backend):
+    make_ready(backend, "float32")
+    x, measured, estimated = np.zeros((2, 4, 8, 8), np.float32), [], []
+    for form in (None, "int8"):
+        pipe = StableDiffusionPipeline.from_pretrained(backend=backend, weights=form)
+        text = np.zeros((2, 16, pipe.text_encoder.tree["final_layer_norm"]["weight"].size), "f4")
+        pipe.unet(x, 500, text)
+        measured.append(peak(lambda: pipe.unet(x, 500, text)))  # noqa: B023
+        estimated.append(memory.unet_bytes(pipe.unet, 8 * 8, 2, 4))
+    added, wanted = measured[1] - measured[0], estimated[1] - estimated[0]
+    if backend == "numpy":  # a kernel from 192 to 64 channels, where the peak is
+        assert wanted == 4 * 192 * 64 * 9 and 1 / 1.5 < wanted / added < 1.5, (wanted, added)
+    else:
+        assert wanted == 0 and added < 2**17, (wanted, added)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_are_counted_once(tmp_path, backend):
     pipe = StableDiffusionPipeline.from_pretrained(tiny.write_model(tmp_path / "m"),
                                                    backend=backend)

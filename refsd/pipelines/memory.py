@@ -5,8 +5,9 @@
 The two peaks follow from a backend's `MemoryModel`. At one resolution, with S the bytes of the
 widest activation there (a residual block's input), a block holds a few such arrays at once, what
 its convolutions work in, and in transformers the feed-forward's 8 C wide hidden layer and what is
-made of it. The skips of the UNet are held from the way down. `tests/test_memory.py` compares with
-what is measured; docs/memory.md has the figures of Stable Diffusion 1.5.
+made of it. Of weights smaller than float32 NumPy makes a layer's array: the largest of the level.
+The skips of the UNet are held from the way down. `tests/test_memory.py` compares with what is
+measured; docs/memory.md has the figures of Stable Diffusion 1.5.
 """
 
 import math
@@ -35,7 +36,23 @@ def weight_bytes(pipe: Any) -> int:
 def _held(leaf):
     if hasattr(leaf, "nbytes"):
         return leaf.nbytes
-    return math.prod(leaf.shape) * itemsize(leaf.dtype)  # a shape without memory
+    return _read(leaf)  # a shape without memory
+
+
+def _read(leaf):
+    """The bytes of the array that a leaf stands for."""
+    return math.prod(leaf.shape) * itemsize(leaf.dtype)
+
+
+def _wide(leaf):
+    """The same in what is computed with: at least float32."""
+    return math.prod(leaf.shape) * max(4, itemsize(leaf.dtype))
+
+
+def _made(leaf):
+    """What NumPy makes of a leaf: dense() of a quantized one, and of halves float32."""
+    dense = _read(leaf) if _held(leaf) < _read(leaf) else 0
+    return dense + (_wide(leaf) if _read(leaf) < _wide(leaf) else 0)
 
 
 def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
@@ -75,7 +92,7 @@ def _block(block: dict, plane: float, scores: float, model: MemoryModel) -> floa
     """The peak of one level's residual blocks and transformers; `plane` is one channel's bytes."""
     def convolving(activation, copies):
         return (copies * activation + min(model.workspace, model.unrolled * activation)
-                + min(model.transformed, 4 * max(_held(r["conv1"]["weight"]) for r in resnets)))
+                + min(model.transformed, 4 * max(_wide(r["conv1"]["weight"]) for r in resnets)))
 
     resnets = block["resnets"]
     activation = plane * max(_widest(resnets, 0), _widest(resnets, 1))
@@ -87,7 +104,7 @@ def _block(block: dict, plane: float, scores: float, model: MemoryModel) -> floa
             channels = attention["proj_in"]["weight"].shape[0]
             peak = max(peak, model.feed_forward * channels * plane,
                        model.at_once * activation + 3 * scores)
-    return peak
+    return peak + model.dense * max(map(_made, flatten(block).values()))
 
 
 def _widest(resnets: Iterable[dict], axis: int) -> int:
