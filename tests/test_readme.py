@@ -29,7 +29,8 @@ def test_the_strip_is_an_animation_of_less_than_600_kb():
 
 def test_its_commands_are_those_of_the_makefile():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"(?:^|`)make ([\w-]+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    text = (ROOT / "README.md").read_text("utf-8")
+    named = re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)
     assert {"image", "test"} <= set(named) <= targets
 
 
