@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -135,6 +136,12 @@ def test_a_callback_may_look_at_x0(pipe):
     assert np.array_equal(looked, pipe("a", **draw).images)
     with pytest.raises(UsageError, match="has no tensor 'denoised'; it takes latents"):
         pipe("a", callback_on_step_end=lambda *a: {"denoised": a[3]["latents"]}, **draw)
+
+
+def test_what_a_callback_takes_is_no_steps_time(pipe):
+    found = pipe("a", num_inference_steps=2, generator=3, output_type="latent",
+                 callback_on_step_end=lambda *_: time.sleep(0.1))
+    assert sum(found.step_seconds) <= found.seconds["denoise"] - 0.2
 
 
 def test_previews_stand_beside_the_picture_until_it_is_there(draw, written, tmp_path):
