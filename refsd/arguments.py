@@ -15,6 +15,7 @@ from typing import Any
 from refsd.errors import UsageError
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
+ARITHMETICS = (*FLOATS, "int8")  # what a model can compute in; int8: float32 with products of int8
 # How NumPy can read another library's array. One without them is a backend's own, and stays.
 READABLE = ("__array__", "__array_interface__", "__buffer__", "__dlpack__")
 # torch's types that NumPy lacks; float32 holds every value of theirs.

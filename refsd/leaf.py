@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refsd.registry import to_dense
+from refsd.dense import to_dense
 
 
 class _Seal:

@@ -70,6 +70,16 @@ class Quantized(Weight):
         return f"<weight {self.name} {self._array.dtype} as {self.dtype} {self.shape}>"
 
 
+class W8A8(Quantized):
+    """An int8 weight whose op takes int8 activations: the op on `meet(x)` and on `dense()`."""
+
+    __slots__ = ()
+
+    def meet(self, x: np.ndarray) -> np.ndarray:
+        """x as the op takes it: each token, or pixel, is rounded like a channel of a weight."""
+        return round_tokens(x, -1 if len(self.shape) == 2 else 1)
+
+
 def can_quantize(array: np.ndarray) -> bool:
     """Whether int8 can stand for an array: nothing is infinite, NaN, or beyond 2^127."""
     return array.ndim >= 2 and array.size > 0 and bool(_largest(array).max() < 2.0**127)
@@ -81,10 +91,26 @@ def quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The scale is the channel's largest magnitude over 127, rounded up to 16 significant bits: then
     the product with an integer of 7 bits is a float32, and nothing rounds but the values.
     """
-    bits = np.maximum(_largest(array) / np.float32(MOST), np.float32(LEAST_SCALE)).view(np.uint32)
-    scale = ((bits + np.uint32(0xFF)) & ~np.uint32(0xFF)).view(np.float32)
+    scale = _scale(_largest(array))
     values = np.divide(array, scale.reshape(-1, *[1] * (array.ndim - 1)), dtype=np.float32)
     return np.rint(values, out=values).astype(np.int8), scale
+
+
+def round_tokens(x: np.ndarray, axis: int) -> np.ndarray:
+    """x with the numbers along an axis as 127 steps to each side of 0, by the rule of `quantize`.
+
+    Where they hold NaN, an infinity or 2^127 they are NaN.
+    """
+    largest = np.abs(x).max(axis=axis, keepdims=True, initial=0).astype(np.float32)
+    scale = np.where(largest < 2.0**127, _scale(largest), np.float32(np.nan))
+    with np.errstate(invalid="ignore"):
+        return np.rint(np.divide(x, scale, dtype=np.float32)).astype(x.dtype) * scale
+
+
+def _scale(largest):
+    """largest / 127, not too small, rounded up to 16 significant bits.   float32"""
+    bits = np.maximum(largest / np.float32(MOST), np.float32(LEAST_SCALE)).view(np.uint32)
+    return ((bits + np.uint32(0xFF)) & ~np.uint32(0xFF)).view(np.float32)
 
 
 def _largest(array):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from refsd import contracts
 from refsd.backends import BACKENDS, find_backend
+from refsd.dense import dense_call
 from refsd.errors import UsageError
 from refsd.kinds import Kind, Map, Pair
 
@@ -217,7 +218,8 @@ def trace(answer: Callable[..., Any]) -> Iterator[None]:
 def dispatch(name: str, args: tuple, options: dict) -> Any:
     """Check a call against the op's contract, run it on the active backend, call the listener.
 
-    An op on a leaf is the op on its dense array; listeners and tracers are given the leaf.
+    An op on a leaf is the op on its dense array, and on x as the leaf takes it; listeners and
+    tracers are given the leaf, and x as it is.
     """
     backend = _active.get()
     for key, value in options.items():
@@ -234,7 +236,7 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
     arrays, values = args, options
     widen = inferred.dtype in contracts.HALVES and function not in _reads_halves
     if widen or function not in _reads_leaves:
-        arrays, values = map(to_dense, args), {key: to_dense(options[key]) for key in options}
+        arrays, values = dense_call(_ops[name].signature, args, options)
     if widen:
         from refsd.half import through_float32
 
@@ -247,14 +249,6 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
     ended = time.perf_counter_ns()
     listener(name, *_named(_ops[name].signature, args, options), output, begun, ended)
     return output
-
-
-def to_dense(value: Any) -> Any:
-    """The dense array of a leaf (refsd.leaf), also in a list or a tuple; all else as it is."""
-    if type(value) in (list, tuple):
-        return type(value)(map(to_dense, value))
-    dense = getattr(value, "dense", None)
-    return value if dense is None else dense()
 
 
 def _infer(name: str, args: tuple, options: dict) -> Any:

@@ -27,7 +27,9 @@ def test_every_variable_that_is_read_is_in_the_table():
     for path in (ROOT / "refsd").rglob("*.py"):
         for one, several in READ.findall(path.read_text()):
             found |= {one} if one else set(re.findall(r'"(\w+)"', several))
-    assert {"REFSD_CACHE", "REFSD_SIMD_BYTES", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} <= found
+        found |= set(re.findall(r'"(REFSD_[A-Z0-9_]+)"', path.read_text()))
+    assert {"REFSD_CACHE", "REFSD_SIMD_BYTES", "REFSD_BFLOAT16", "REFSD_INT8", "GOMP_SPINCOUNT",
+            "OMP_WAIT_POLICY"} <= found
     assert [name for name in sorted(found) if f"`{name}`" not in table] == []
 
 
@@ -125,6 +127,25 @@ def test_the_level_of_bfloat16_products(monkeypatch, features, width, chosen):
     else:
         with pytest.raises(UsageError, match=f"REFSD_BFLOAT16 is 'dot': {chosen[1]}; give widen"):
             levels._choose()
+
+
+@pytest.mark.parametrize("forced, features, chosen", [
+    ("", "+avx512f,+avx512vnni", ("vnni", "AVX512-VNNI")),
+    ("", "+avx512f,+avx512bf16", ("float32", "no AVX512-VNNI here")),
+    ("float32", "+avx512vnni", ("float32", "REFSD_INT8 says so")),
+    ("vnni", "+avx512f", "REFSD_INT8 is 'vnni': no AVX512-VNNI here; give float32, or unset it"),
+    ("amx", "+avx512vnni", "REFSD_INT8 is 'amx'; give vnni or float32, or unset it"),
+])
+def test_the_level_of_int8_products(monkeypatch, forced, features, chosen):
+    monkeypatch.setenv("REFSD_INT8", forced)
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", features)
+    monkeypatch.setattr(levels, "WIDTH", 64)
+    arguments = "REFSD_INT8", "vnni", "float32", "AVX512-VNNI"
+    if isinstance(chosen, tuple):
+        assert levels._choose(*arguments) == chosen
+    else:
+        with pytest.raises(UsageError, match=chosen):
+            levels._choose(*arguments)
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "abc", "4,2", "1.5", "1e3", "²"])

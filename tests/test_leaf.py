@@ -13,10 +13,11 @@ import tiny
 import refsd
 from refsd import functional as F
 from refsd.contracts import Output
+from refsd.dense import to_dense
 from refsd.golden.recording.plan import planned_tree
 from refsd.leaf import Weight, layer_of, seal
 from refsd.numba_ops import weights
-from refsd.registry import ops, to_dense, trace, use, watch
+from refsd.registry import ops, trace, use, watch
 from refsd.weights import flatten, load_checkpoint, read_safetensors, write_safetensors
 
 PARTS = ("text_encoder", "unet", "vae")

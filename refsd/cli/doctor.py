@@ -142,6 +142,7 @@ def kernels() -> dict[str, Any]:
     size = sum(file.stat().st_size for file in files) / 2**20
     return {"vectors": f"{simd.WIDTH} bytes: {simd.WIDTH // 4} float32, {simd.WIDTH // 8} float64",
             "bfloat16 products": f"{levels.BFLOAT16}: {levels.BFLOAT16_WHY}",
+            "int8 products": f"{levels.INT8}: {levels.INT8_WHY}",
             "threading layer": layer, "threads": count,
             "cache (REFSD_CACHE)": "none: nothing is kept" if folder is None else str(folder),
             "compiled": f"{len(files)}, {size:.1f} MiB; refsd warmup compiles what drawing needs"}

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from refsd.arguments import FLOATS
 from refsd.backends import BACKENDS, choose_backend
 from refsd.cli.arguments import Parser, choice
-from refsd.cli.recipe import DTYPES
 from refsd.cli.report import result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_choice
@@ -39,8 +39,8 @@ def parser() -> Parser:
         help=f"{pair}, or top x bottom x left x right")
     add("--dilation", type=_numbers(1, 2), metavar="N", default=1, help=pair)
     add("--groups", type=_numbers(1), metavar="N", default=1, help="groups of channels (1)")
-    add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
-        help=f"{', '.join(DTYPES)} (float32)")
+    add("--dtype", type=choice(*FLOATS), metavar="NAME", default="float32",
+        help=f"{', '.join(FLOATS)} (float32)")
     add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     add("--exact", action="store_true", help="as it is chosen with refsd --exact")
     return parser.answering()

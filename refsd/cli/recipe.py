@@ -14,7 +14,7 @@ from refsd.version import __version__
 KEYWORD = "refsd"  # of the PNG's text chunk
 SCHEMA = 1
 RNGS = ("torch-cpu", "cuda", "numpy")
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = ("float32", "float64", "bfloat16", "float16", "int8")
 FORMS = ("float32", "bfloat16", "float16", "int8", "as-is")  # as in refsd.weights, without NumPy
 A1111_RNG = {"torch-cpu": {"RNG": "CPU"}, "cuda": {"RNG": "NV"}, "numpy": {"Noise": "NumPy"}}
 

@@ -2,10 +2,12 @@
 
     widen   a fused multiply-add for each product; two-byte floats are widened to float32 before
     dot     bfloat16 with AVX512-BF16: one instruction adds two exact products to each sum
+    vnni    int8 with AVX512-VNNI: one instruction adds four, exact in int32 (cpu/linear_int8.py)
 
 A level says how a step of the sum over k is made: `depth`, the rows of the panel that it takes,
 and LLVM code for its left values, its right vectors, and what adds their products to a sum.
-REFSD_BFLOAT16 forces a level; both are inside the bounds, and each has bits of its own.
+REFSD_BFLOAT16 forces a level; both are inside the bounds, and each has bits of its own. REFSD_INT8
+forces one of int8, of which all have the same bits.
 """
 
 import os
@@ -20,31 +22,34 @@ from refsd.errors import UsageError
 from refsd.numba_ops.vector import WIDTH, Elements, Vector, emit_splat, half
 
 
-def _choose():
-    """The level of bfloat16 products, and why."""
+def _choose(variable="REFSD_BFLOAT16", fast="dot", slow="widen", needs="AVX512-BF16"):
+    """The level of products of a type, and why."""
     features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
     missing = ""
-    if "+avx512bf16" not in features.split(","):
-        missing = "no AVX512-BF16 here"
+    if "+" + needs.lower().replace("-", "") not in features.split(","):
+        missing = f"no {needs} here"
     elif WIDTH != 64:
-        missing = f"vectors are of {WIDTH} bytes, AVX512-BF16 wants 64"
-    forced = os.environ.get("REFSD_BFLOAT16")
+        missing = f"vectors are of {WIDTH} bytes, {needs} wants 64"
+    forced = os.environ.get(variable)
     if not forced:
-        return ("widen", missing) if missing else ("dot", "AVX512-BF16")
-    if forced not in ("dot", "widen"):
-        raise UsageError(f"REFSD_BFLOAT16 is {forced!r}; give dot or widen, or unset it")
-    if forced == "dot" and missing:
-        raise UsageError(f"REFSD_BFLOAT16 is 'dot': {missing}; give widen, or unset it")
-    return forced, "REFSD_BFLOAT16 says so"
+        return (slow, missing) if missing else (fast, needs)
+    if forced not in (fast, slow):
+        raise UsageError(f"{variable} is {forced!r}; give {fast} or {slow}, or unset it")
+    if forced == fast and missing:
+        raise UsageError(f"{variable} is {fast!r}: {missing}; give {slow}, or unset it")
+    return forced, f"{variable} says so"
 
 
 BFLOAT16, BFLOAT16_WHY = _choose()
+INT8, INT8_WHY = _choose("REFSD_INT8", "vnni", "float32", "AVX512-VNNI")
 
 
 def level_of(left, right):
     """The level for matrices of these Numba types of elements."""
     if left == types.int32:
         return Pairs()
+    if left == types.uint32:
+        return Quads()
     dot = BFLOAT16 == "dot" and half(left) == half(right) == "bfloat16"
     return Dot() if dot else Widen(left, right)
 
@@ -155,6 +160,22 @@ class Pairs(Dot):
     def sums(self, builder, sums):
         """A row of sums as they lie in memory."""
         return sums
+
+
+class Quads(Pairs):
+    """Four int8 by four in a lane, summed in int32: vpdpbusd, exact.
+
+    It takes one side as unsigned: the panel's, whose bytes are its values + 128 (linear_int8.py).
+    """
+
+    vector = Vector(types.int32)
+
+    def add(self, builder, x, w, total):
+        """The four products + total"""
+        kind = ir.FunctionType(self.vector.llvm, [self.vector.llvm] * 3)
+        name = "llvm.x86.avx512.vpdpbusd.512"
+        dot = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(dot, [total, w, x])
 
 
 def shuffle(builder, vectors, order):

@@ -7,12 +7,12 @@ from contextvars import ContextVar
 
 import numpy as np
 
+from refsd.dense import to_dense
 from refsd.half import HALVES
 from refsd.leaf import Weight
 from refsd.numba_ops import pool
 from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import VECTORS
-from refsd.registry import to_dense
 
 # Halves as Numba knows them: two bytes in a structure, whose field's name says which; "bits"
 # are moved as they are.

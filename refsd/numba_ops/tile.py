@@ -93,7 +93,7 @@ def _tile(names, kinds, rows=ROWS):
     dtypes = {name: kind.dtype for name, kind in zip(names, kinds) if hasattr(kind, "dtype")}
     level = level_of(dtypes["a"], dtypes["panel"])
     count = level.vector.count
-    memory = {name: Elements(dtype, count) for name, dtype in dtypes.items() if name != "segments"}
+    memory = {name: Elements(dtypes[name], count) for name in dtypes.keys() & {"out", "before"}}
     memory.setdefault("out", memory.get("before"))
 
     def emit(context, builder, signature, arguments):

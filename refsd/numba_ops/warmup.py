@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from refsd.half import HALVES
 from refsd.numba_ops.cache import exclusive
 from refsd.numba_ops.jit import Kernel, compilations, logger, missing, planned
 from refsd.numba_ops.pointwise import ALONE
+from refsd.quantized import W8A8
 from refsd.registry import dispatch, use
 
 _lock = threading.Lock()
@@ -59,13 +61,19 @@ def _plan(dtype):
     with planned() as found:
         for exact in (False, True):
             with use("numba", exact=exact):
-                for name, inputs, options in calls(np.dtype(dtype)):
+                for name, inputs, options in calls(dtype):
                     dispatch(name, inputs, options)
     return list(found)
 
 
-def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple, dict]]:
+def calls(dtype: str) -> Iterator[tuple[str, tuple, dict]]:
     """(op, inputs, options) that lead to every kernel of a generation."""
+    if dtype == "int8":
+        yield from calls("float32")
+        tokens, matrix = np.zeros((1, 64, 16), "float32"), np.zeros((16, 16), "int8")
+        yield "linear", (tokens, W8A8(matrix, np.ones(16, "float32"))), {}
+        return
+    dtype = HALVES.get(dtype, dtype)
     # Winograd's in any dtype, of more tiles than one block
     image, channels = np.zeros((1, 16, 20, 20), dtype), np.zeros(16, dtype)
     tokens, matrix = np.zeros((1, 64, 16), dtype), np.zeros((16, 16), dtype)

@@ -165,6 +165,6 @@ def pack_all(tensors: dict[str, Weight]) -> None:
         if isinstance(weight, Quantized):
             rows = np.ascontiguousarray(outputs_innermost(weight.values))
             values = np.moveaxis(seal(rows), (-1, -2), (0, 1))
-            tensors[name] = Quantized(values, weight.scale, weight.dtype, weight.name)
+            tensors[name] = type(weight)(values, weight.scale, weight.dtype, weight.name)
         else:
             tensors[name] = Weight(pack_weight(weight.dense()), weight.name)

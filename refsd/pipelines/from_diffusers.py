@@ -7,7 +7,7 @@ a line where somebody may hope for more; everything else is answered by name wit
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refsd.arguments import FLOATS, dtype_name, refuse_unknown, shown
+from refsd.arguments import ARITHMETICS, dtype_name, refuse_unknown, shown
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_flag
 
@@ -162,13 +162,13 @@ def answer(function: str, others: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 
 def check_dtype(name: str, value: Any) -> str:
-    """The name of one of FLOATS, from its name or NumPy's, ml_dtypes' or torch's dtype."""
+    """The name of one of ARITHMETICS, from its name or NumPy's, ml_dtypes' or torch's dtype."""
     found = dtype_name(value)
-    if found in FLOATS:
+    if found in ARITHMETICS:
         return found
     meant = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(found)
     hint = f"did you mean {meant}? " if meant else ""
-    raise UsageError(f"{name} is {shown(value)}; {hint}give one of {', '.join(FLOATS)}")
+    raise UsageError(f"{name} is {shown(value)}; {hint}give one of {', '.join(ARITHMETICS)}")
 
 
 def check_device(pipe: Any, *wanted: Any, device: Any = None, dtype: Any = None,

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from refsd.arguments import FLOATS, shown
+from refsd.arguments import ARITHMETICS, shown
 from refsd.backends import find_backend
 from refsd.errors import ModelError, UsageError
 from refsd.families import COMPONENTS, recognise
@@ -42,8 +42,8 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
     `prediction_type` as in `load_scheduler`; `vae` and `text_encoder` are paths, hub ids or such
     networks, and replace the model's. Raises ModelError, ResourceError, UsageError.
     """
-    if dtype not in FLOATS:
-        raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(FLOATS)}")
+    if dtype not in ARITHMETICS:
+        raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(ARITHMETICS)}")
     given = {part: value for part, value in (("vae", vae), ("text_encoder", text_encoder))
              if value is not None}
     if path is None:

@@ -96,7 +96,8 @@ class StableDiffusionPipeline:
         `download` (local_files_only=False) lets a hub id be fetched; nothing else touches the
         network. `variant` ("fp16") and `ema` choose among copies of the weights; dtype
         (torch_dtype) is the arithmetic's, and that of latents and weights: float32, float64,
-        bfloat16 or float16; `weights` the form in which matrices and kernels are held meanwhile
+        bfloat16 or float16, or int8 (float32 whose linear layers multiply int8 by int8);
+        `weights` is the form in which matrices and kernels are held meanwhile
         ("float32", "bfloat16", "float16", "int8", "as-is": as in the file); `force` loads what may
         not fit into memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
         `scheduler` replaces the model's, which is then not read: a scheduler, or a class or

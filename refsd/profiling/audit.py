@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from refsd.dense import to_dense
 from refsd.half import HALVES, to_float32
 from refsd.leaf import layer_of
-from refsd.registry import to_dense
 
 
 class Format(NamedTuple):

@@ -13,7 +13,7 @@ from refsd.families import COMPONENTS
 from refsd.leaf import Weight, seal
 from refsd.quantized import Quantized
 from refsd.weights.folder import check_variants
-from refsd.weights.forms import check_form, hold, read_as
+from refsd.weights.forms import check_form, hold, meant, read_as
 from refsd.weights.memory import check_memory, needed_bytes
 from refsd.weights.model_index import remark
 from refsd.weights.plan import Plan, Source, own_config, plan_file, plan_folder, plan_replacement
@@ -52,12 +52,14 @@ def load_checkpoint(
 ) -> dict[str, Component]:
     """The text_encoder, unet and vae of a diffusers folder or a single file.
 
-    dtype: see `read_safetensors`. weights is the form in which matrices, tables and kernels are
-    held, while they read as dtype: one of refsd.weights.forms.FORMS; None is dtype, and int8 for
-    those that are int8 in the file. variant picks a folder's files ("fp16") in the parts that have
-    it; ema the moving averages of a single file; configs are for single files of another size than
-    their family's. force skips the question whether it fits into memory. replaced gives components
-    another path, or None to leave them out: the model's own are then not looked at.
+    dtype: see `read_safetensors`; int8 is float32 of which linear layers, and 1 x 1 convolutions
+    like them, multiply int8 activations by int8 weights (refsd.quantized.W8A8). weights is the form
+    in which matrices, tables and kernels are held, while they read as dtype: one of FORMS of
+    refsd.weights.forms; None is dtype, and int8 for those that are int8 in the file. variant picks
+    a folder's files ("fp16") in the parts that have it; ema the moving averages of a single file;
+    configs are for single files of another size than their family's. force skips the question
+    whether it fits into memory. replaced gives components another path, or None to leave them out:
+    the model's own are then not looked at.
 
     Every name, shape, type and config is checked before the first tensor is read. Raises
     ModelError for what is wrong with the files, ResourceError for too little memory, UsageError
@@ -129,6 +131,7 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = 
          force: bool) -> dict[str, Component]:
     """Read what was planned, after a look at the memory; NaN weights are logged."""
     check_form(weights, dtype)
+    weights, dtype = meant(weights, dtype)
     everything = {(id(header), location.name): header.tensors[location.name]
                   for plan in plans.values() for header, location, _ in plan.sources.values()}
     source = next(iter(plans.values())).source

@@ -5,7 +5,7 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.half import HALVES, is_half, to_half
 from refsd.leaf import Weight, seal
-from refsd.quantized import Quantized, can_quantize, quantize
+from refsd.quantized import W8A8, Quantized, can_quantize, quantize
 
 FORMS = ("float32", "bfloat16", "float16", "int8", "as-is")
 # The smallest of our forms that holds all values of a type in a file.
@@ -17,11 +17,18 @@ def check_form(form: str | None, dtype: str | None) -> None:
     """UsageError for a word that is no form, or one whose values `dtype` does not hold."""
     if form is not None and form not in FORMS:
         raise UsageError(f"weights: got {form!r}, expected one of {', '.join(FORMS)}")
+    if dtype == "int8" and form not in (None, "int8"):
+        raise UsageError(f"weights: {form} is not what dtype int8 multiplies; give int8 or nothing")
     if form in HALVES and is_half(dtype) and form != dtype:
         raise UsageError(f"weights: {form} is not held by {dtype}, in which the model computes; "
                          f"give {dtype}, int8 or as-is")
     if form is not None and dtype is None:
         raise UsageError(f"weights: {form} needs a dtype, as which the weights read")
+
+
+def meant(form: str | None, dtype: str | None) -> tuple[str | None, str | None]:
+    """The form and the dtype; of dtype int8, float32 whose products are of int8 (W8A8)."""
+    return ("w8a8", "float32") if dtype == "int8" else (form, dtype)
 
 
 def read_as(form: str | None, dtype: str | None) -> str | None:
@@ -43,19 +50,32 @@ def hold(array: np.ndarray | Quantized, name: str, *, form: str | None, stored: 
     cannot stand for. stored: its type in the file.
     """
     held = _held(form, stored)
+    kind = W8A8 if form == "w8a8" and _is_product(array.shape, name) else Quantized
     if isinstance(array, Quantized):
         if held == "int8":
-            return Quantized(array.values, array.scale, dtype or "float32", name)
+            return kind(array.values, array.scale, dtype or "float32", name)
         array = array.dense()
     if array.ndim >= 2 and held == "int8" and can_quantize(array):
         values, scale = quantize(array)
-        return Quantized(seal(values), scale, dtype, name)
+        return kind(seal(values), scale, dtype, name)
     if array.ndim >= 2 and held not in (None, "int8") and _size(held) < _size(dtype):
         return Quantized(seal(_as(array, held)), None, dtype, name)
     return Weight(seal(array if dtype is None else _as(array, dtype)), name)
 
 
+def _is_product(shape, name):
+    """Whether a weight is a linear layer's, and no table, or a 1 x 1 kernel that acts like one.
+
+    Not where the number of channels changes: then it is a shortcut, and what it errs is in all that
+    follows.
+    """
+    linear = len(shape) == 2 and "embeddings" not in name.split(".")
+    return linear or shape[2:] == (1, 1) and shape[0] == shape[1]
+
+
 def _held(form, stored):
+    if form == "w8a8":
+        return "int8"
     if form == "as-is":
         return AS_IS.get(stored)
     return "int8" if form is None and stored == "I8" else form

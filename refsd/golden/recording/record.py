@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refsd.dense import to_dense
 from refsd.errors import ModelError
 from refsd.golden.recording import invariants
 from refsd.golden.recording.names import Namer, block_of, full
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.leaf import Weight, layer_of
 from refsd.pipelines.stages import require_finite
-from refsd.registry import to_dense
 
 PERCENT = (0, 25, 50, 75, 100)  # of a run's steps: where its latents are marked
 BLOCK = "block"  # in place of an op: made by several, or by some that are not in the pack

@@ -15,11 +15,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from refsd.dense import to_dense
 from refsd.golden.tolerances.bounds import WEIGHTS, error_model, moves_data
 from refsd.golden.tolerances.formats import round_to
 from refsd.golden.tolerances.precision import arithmetic_of, running_sum
 from refsd.leaf import Weight
-from refsd.registry import ops, to_dense
+from refsd.registry import ops
 
 # Roundings inside an op count where their unit is at least this part of the format's: together
 # they are some ten units, the square of a hundredth of which is nothing beside the result's.

@@ -19,11 +19,11 @@ from refsd.numba_ops.cpu.conv_fft import fft
 from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
 from refsd.numba_ops.cpu.conv_narrow import is_narrow, narrow
 from refsd.numba_ops.cpu.conv_winograd import winograd
-from refsd.numba_ops.cpu.linear import multiply_rows
+from refsd.numba_ops.cpu.linear import product
 from refsd.numba_ops.levels import BFLOAT16
-from refsd.numba_ops.memory import empty, fill_up
-from refsd.numba_ops.panels import right_matrix
+from refsd.numba_ops.memory import empty
 from refsd.ops.conv import Choice, conv2d_algorithm, pair, sides
+from refsd.quantized import W8A8
 from refsd.registry import exact_wanted, kernel
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -40,13 +40,15 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
 
     name = choose_here(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
                        algorithm=algorithm, dtype=x.dtype).algorithm
+    plain = (kh, kw, sh, sw, groups) == (1, 1, 1, 1, 1) and not np.any(pad)
+    if isinstance(weight, W8A8) and not plain:
+        x = weight.meet(x)
     if name in ("winograd2", "winograd4"):
         winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups)
     elif name == "fft":
         fft(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
-    elif (kh, kw, sh, sw, groups) == (1, 1, 1, 1, 1) and not np.any(pad):
-        multiply_rows(x.transpose(0, 2, 3, 1), right_matrix(weight), fill_up(bias, O, x.dtype),
-                      y.reshape(-1, O))
+    elif plain:
+        product(x.transpose(0, 2, 3, 1), weight, bias, y.reshape(-1, O))
     elif is_narrow(weight.shape, groups, x.dtype):
         narrow(x, weight, bias, y, (sh, sw), pad, (dh, dw))
     else:

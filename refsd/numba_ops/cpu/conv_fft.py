@@ -15,6 +15,7 @@ from numba import prange
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import irfft2, next_fast_len, rfft2
 
+from refsd.dense import to_dense
 from refsd.half import is_half, to_float32, to_half
 from refsd.leaf import Weight
 from refsd.numba_ops.cpu.pixels import ONE_SEGMENT
@@ -27,7 +28,6 @@ from refsd.numba_ops.memory import (
 )
 from refsd.numba_ops.simd import lanes, load, masked_store, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile
-from refsd.registry import to_dense
 
 # The transformed tiles of one slice of tile rows.
 SLICE_BYTES = 32 * 2**20

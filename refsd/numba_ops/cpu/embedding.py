@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numba import prange
 
+from refsd.dense import to_dense
 from refsd.numba_ops.cpu.layout import copy_run
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_bits, as_rows, empty, flat, zeros
@@ -12,7 +13,7 @@ from refsd.numba_ops.pointwise import BLOCK
 from refsd.numba_ops.simd import pointer
 from refsd.ops.embedding import require_rows
 from refsd.quantized import Quantized
-from refsd.registry import kernel, to_dense
+from refsd.registry import kernel
 
 
 @kernel("numba", reads_leaves=True, reads_halves=True)

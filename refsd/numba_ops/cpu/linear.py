@@ -9,6 +9,7 @@ import numba
 import numpy as np
 from numba import prange
 
+from refsd.numba_ops.cpu.linear_int8 import multiply_tokens
 from refsd.numba_ops.cpu.pixels import even_kc
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, empty, fill_up, flat, panel_width, zeros
@@ -23,6 +24,7 @@ from refsd.numba_ops.panels import (
 from refsd.numba_ops.simd import lanes, load, masked_store, pointer, scratch, store
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_onto
 from refsd.numba_ops.weights import pack, row_step
+from refsd.quantized import W8A8, round_tokens
 from refsd.registry import kernel
 
 # Tiles of a task: a panel is read from memory once for all of them.
@@ -35,9 +37,17 @@ DEPTH = 1280
 def linear(x, weight, bias=None):
     features = len(weight)
     y = empty((*x.shape[:-1], features), x.dtype)
-    multiply_rows(x, right_matrix(weight), fill_up(bias, features, x.dtype),
-                  y.reshape(-1, features))
+    product(x, weight, bias, y.reshape(-1, features))
     return y
+
+
+def product(x, weight, bias, y):
+    """y = x W^T + bias.   x (..., K), weight (N, K) or (N, K, 1, 1), y (M, N)"""
+    if isinstance(weight, W8A8) and x.dtype == np.float32:
+        multiply_tokens(x, weight, bias, y)
+    else:
+        x = round_tokens(x, -1) if isinstance(weight, W8A8) else x
+        multiply_rows(x, right_matrix(weight), fill_up(bias, len(weight), x.dtype), y)
 
 
 @kernel("numba", reads_halves=True)
@@ -68,7 +78,7 @@ def multiply_rows(x, right, bias, y):
     rows, _, step = as_rows(x)
     tiles, panels = -(-M // ROWS), -(-N // panel_width(x.dtype))
     # No result depends on these sizes: they keep the caches full and the threads busy.
-    row_blocks, column_parts = _shares(tiles, panels, numba.get_num_threads())
+    row_blocks, column_parts = shares(tiles, panels, numba.get_num_threads())
     kc = even_kc(K)
     kc += kc % 2  # "dot" takes two at a time
     slices = -(-K // DEPTH)
@@ -78,7 +88,7 @@ def multiply_rows(x, right, bias, y):
               column_parts)
 
 
-def _shares(tiles, panels, threads):
+def shares(tiles, panels, threads):
     """How many blocks of rows and parts of columns make the tasks: a multiple of the threads."""
     row_blocks = max(-(-tiles // MOST_TILES), min(tiles, -(-threads // panels)))
     return row_blocks, min(panels, threads // math.gcd(row_blocks, threads))

@@ -1,0 +1,150 @@
+"""Products of int8 tokens and int8 weights, exact in int32: W8A8 (refsd.quantized).
+
+    y[i, o] = sum_k x[i, k] w[o, k] (scale of token i) (scale of output o) + bias[o]
+
+Two levels, of the same bits, for sums of integers are exact and what follows is the same:
+
+    vnni     four products an instruction and lane (levels.Quads)
+    float32  the kernels of float32, which are exact for integers while sums stay below 2^24
+"""
+
+import numba
+import numpy as np
+from numba import prange
+
+from refsd.numba_ops.jit import jit
+from refsd.numba_ops.levels import INT8
+from refsd.numba_ops.memory import aligned_empty, as_rows, fill_up, flat, panel_width
+from refsd.numba_ops.panels import right_matrix
+from refsd.numba_ops.quads import store_quads, to_real
+from refsd.numba_ops.simd import (
+    absolute,
+    bitcast,
+    lanes,
+    load,
+    masked_load,
+    masked_store,
+    maximum,
+    reduce_max,
+    scratch,
+    splat,
+    store,
+)
+from refsd.numba_ops.tile import ROWS, VECTORS, tile_once
+from refsd.quantized import LEAST_SCALE, MOST
+
+EXACT = 1024  # at most so many products of 127 x 127 are below 2^24
+
+
+def multiply_tokens(x, weight, bias, y):
+    """y = x W^T + bias of int8.   x (..., K) float32, weight a W8A8 (N, K, ...), y (M, N)"""
+    from refsd.numba_ops.cpu.linear import shares
+
+    (M, N), K = y.shape, x.shape[-1]
+    if y.size == 0:
+        return
+    rows, _, step = as_rows(x)
+    deep = -(-K // 4) * 4
+    tokens = aligned_empty(max(M, ROWS) * deep, np.int8)  # a tile reads ROWS of them
+    scales, sums = aligned_empty(M, np.float32), aligned_empty(M, np.int32)
+    _round(rows, step, M, K, tokens, deep, scales, sums)
+    values = right_matrix(weight)[0].view(np.int8)  # (K, N)
+    biases, scale = fill_up(bias, N, np.float32), fill_up(weight.scale, N, np.float32)
+    if INT8 == "vnni":
+        tiles, panels = -(-M // ROWS), -(-N // panel_width(np.float32))
+        row_blocks, column_parts = shares(tiles, panels, numba.get_num_threads())
+        _multiply(tokens.view(np.uint32), M, deep // 4, scales, sums, values, K, scale,
+                  biases, flat(y), N, row_blocks, column_parts)
+    else:
+        products = _products(tokens.reshape(-1, deep)[:M, :K], values.reshape(K, N))
+        np.multiply(products, scales[:, np.newaxis] * scale[:N], out=y)
+        y += biases[:N]
+
+
+def _products(tokens, values):
+    """tokens values, whole numbers rounded once.   (M, K), (K, N) int8 -> (M, N) float32"""
+    from refsd.numba_ops.cpu.linear import matmul
+
+    total = np.zeros((len(tokens), values.shape[1]), np.int32)
+    for k in range(0, len(values), EXACT):
+        left, right = tokens[:, k:k + EXACT], values[k:k + EXACT]
+        total += matmul(left.astype(np.float32), right.astype(np.float32)).astype(np.int32)
+    return total.astype(np.float32)
+
+
+@jit(parallel=True)
+def _round(x, step, rows, K, tokens, deep, scales, sums):
+    """Each token's scale, its values, 0s behind them, and 128 times their sum."""
+    size = lanes(x)
+    for task in prange(rows):
+        i = np.int64(task)
+        most = splat(np.float32(0))
+        for k in range(0, K, size):
+            most = maximum(most, absolute(masked_load(x, i * step + k, min(size, K - k))))
+        largest = reduce_max(most)
+        bits = bitcast(splat(max(largest / np.float32(MOST), np.float32(LEAST_SCALE)))) + 0xFF
+        scale = reduce_max(bitcast(bits & ~0xFF))
+        good = largest < np.float32(2.0**127)
+        scales[i] = scale if good else np.float32(np.nan)
+        total = np.int32(0)
+        for k in range(K if good else 0):
+            value = np.int32(np.rint(x[i * step + k] / scale))
+            tokens[i * deep + k] = value
+            total += value
+        tokens[i * deep + (K if good else 0):(i + 1) * deep] = 0
+        sums[i] = 128 * total
+
+
+@jit(parallel=True)
+def _multiply(tokens, rows, depth, scales, sums, values, K, scale, bias, out, columns, row_blocks,
+              column_parts):
+    """out (rows, columns). A task is a block of tiles by a part of the panels, as in linear.py."""
+    width = VECTORS * lanes(out)
+    count = (columns + width - 1) // width
+    tiles = (rows + ROWS - 1) // ROWS
+    for task in prange(row_blocks * column_parts):
+        block, part = np.int64(task) // column_parts, np.int64(task) % column_parts
+        low, high = block * tiles // row_blocks, (block + 1) * tiles // row_blocks
+        panel, products = scratch(depth * width, tokens), scratch(ROWS * width, sums)
+        for p in range(part * count // column_parts, (part + 1) * count // column_parts):
+            _pack(values, K, columns, p * width, panel)
+            for t in range(low, high):
+                # The last tile starts early, over rows of the one before.
+                start = max(0, min(t * ROWS, rows - ROWS))
+                tile_once(tokens, start * depth, depth, depth, panel, products)
+                for i in range(min(ROWS, rows - start)):
+                    _finish_row(products, i * width, sums[start + i], scales[start + i], scale,
+                                bias, p * width, out, (start + i) * columns + p * width,
+                                min(width, columns - p * width))
+
+
+@jit
+def _pack(values, K, columns, column, panel):
+    """The panel of the values + 128 from a column on, four rows in a lane.
+
+    Behind the last row it may hold anything: there tokens are 0. So it may behind the last column:
+    what is summed there is not stored.
+    """
+    width = VECTORS * lanes(panel)
+    for k in range(0, K, 4):
+        if k + 4 <= K and column + width <= columns:
+            store_quads(panel, k // 4, values, k * columns + column, columns)
+        else:
+            for o in range(min(width, columns - column)):
+                quad = 0
+                for n in range(min(4, K - k)):
+                    quad |= (values[(k + n) * columns + column + o] + 128) << 8 * n
+                panel[k // 4 * width + o] = quad
+
+
+@jit
+def _finish_row(products, at, sum128, token_scale, scale, bias, column, out, out_at, count):
+    """out[out_at : out_at + count] = (products - sum128) scales + bias"""
+    size = lanes(out)
+    for j in range(0, count, size):
+        total = to_real(load(products, at + j) - sum128)
+        value = total * (load(scale, column + j) * token_scale) + load(bias, column + j)
+        if count - j >= size:
+            store(out, out_at + j, value)
+        else:
+            masked_store(out, out_at + j, value, count - j)
