@@ -30,8 +30,12 @@ def source(request):
 
 
 def test_it_runs(source):
-    """As a plain script, in a process of its own, where the notebook runs: in its folder."""
-    environment = os.environ | {"REFSD_NOTEBOOKS": "fast", "MPLBACKEND": "Agg"}
+    """As a plain script, in a process of its own, where the notebook runs: in its folder.
+
+    On one thread: beside other tests, two would mostly wait for each other.
+    """
+    environment = os.environ | {"REFSD_NOTEBOOKS": "fast", "MPLBACKEND": "Agg",
+                                "NUMBA_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", source.name], cwd=FOLDER,
                           env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
