@@ -1,6 +1,7 @@
 """Weights in int8 and in two bytes: what they stand for, how ops read them, loading, quantize."""
 
 import copy
+import gc
 import json
 import pickle
 import weakref
@@ -17,6 +18,7 @@ from refsd.cli import recipe
 from refsd.errors import UsageError
 from refsd.half import HALVES
 from refsd.numba_ops.memory import layout_copies
+from refsd.numba_ops.panels import right_matrix
 from refsd.numba_ops.weights import pack_all
 from refsd.quantized import Quantized, quantize
 from refsd.registry import use
@@ -131,6 +133,16 @@ def test_an_op_on_a_leaf_is_the_op_on_what_it_stands_for_bit_by_bit(shape, form)
             np.testing.assert_array_equal(call(packed), wanted)
             assert backend == "numpy" or layout_copies() == before
     assert packed.prepared_bytes == 0
+
+
+def test_what_kernels_know_of_a_leaf_goes_with_it():
+    leaf = leaf_of(draw(5, 7), "int8")
+    first = right_matrix(leaf)[0]
+    assert right_matrix(leaf)[0] is first and leaf.prepared_bytes == 35
+    memory = weakref.ref(first)
+    del leaf, first
+    gc.collect()
+    assert memory() is None
 
 
 def test_rows_of_a_table_are_looked_up_alone(monkeypatch):

@@ -8,6 +8,9 @@ A right matrix is (memory, step, form, scale): bytes whose rows lie `step` eleme
 their elements are, and a factor for each output, which is 1 for halves.
 """
 
+import functools
+from weakref import WeakKeyDictionary
+
 import numba
 import numpy as np
 from numba import types
@@ -27,6 +30,7 @@ OWN, INT8, BFLOAT16, FLOAT16 = range(4)  # forms of elements; OWN is the dtype c
 _INT8, _BFLOAT16, _FLOAT16 = np.dtype(np.int8), STRUCTURES["bfloat16"], STRUCTURES["float16"]
 AHEAD = 8  # rows that are prefetched: they lie too far apart for the hardware to follow
 _NO_SCALE = np.empty(0, np.float32)
+_known: WeakKeyDictionary = WeakKeyDictionary()  # identity of a small leaf: its matrix
 
 
 def right_matrix(weight: np.ndarray | Weight) -> tuple[np.ndarray, int, int, np.ndarray]:
@@ -34,6 +38,13 @@ def right_matrix(weight: np.ndarray | Weight) -> tuple[np.ndarray, int, int, np.
     form = _form(weight)
     if form == OWN:
         return own_matrix(*columns(weight))
+    known = _known.get(weight.identity)
+    if known is None:
+        known = _known[weight.identity] = _small_matrix(weight, form)
+    return known
+
+
+def _small_matrix(weight, form):
     rows = outputs_innermost(weight.values)
     if not rows.flags.c_contiguous:
         rows = weight.prepared("columns", (), lambda _: _copied(rows))
@@ -64,8 +75,14 @@ def _form(weight):
 
 def rooms_for(right: tuple, rows: int, dtype: np.dtype) -> np.ndarray:
     """For each thread, room for so many rows of a panel, if it is to be packed."""
-    count = numba.get_num_threads() if right[2] != OWN else 0
-    return flat(aligned_empty(count * rows * panel_width(dtype), dtype))
+    if right[2] == OWN:
+        return _no_rooms(dtype)
+    return flat(aligned_empty(numba.get_num_threads() * rows * panel_width(dtype), dtype))
+
+
+@functools.cache
+def _no_rooms(dtype):
+    return flat(np.empty(0, dtype))
 
 
 @jit
