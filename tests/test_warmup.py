@@ -18,6 +18,7 @@ from refsd.__main__ import main
 from refsd.cli import compiling
 from refsd.cli.compiling import Compiling
 from refsd.numba_ops import jit, warmup
+from refsd.numba_ops.levels import INT8
 from refsd.pipelines import stable_diffusion
 
 # Each costs a second or two at the first start. More need a reason.
@@ -55,6 +56,14 @@ def test_what_is_planned_is_what_a_generation_needs(monkeypatch, dtype):
     options = {"dtype": dtype}
     used = planned(monkeypatch, **options) | planned(monkeypatch, **options, exact=True)
     assert used == set(warmup.plan(dtype))
+
+
+def test_int8_is_float32_and_its_own_products(monkeypatch, kernels):
+    """Of float32's, all but what packs matrices: a weight with NaN would need that too."""
+    used, wanted = planned(monkeypatch, dtype="int8"), set(warmup.plan("int8"))
+    assert used <= wanted and kernels < wanted
+    assert {kernel.__name__ for kernel, _ in used - kernels} == {
+        "_round"} | ({"_multiply"} if INT8 == "vnni" else set())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
