@@ -114,7 +114,7 @@ for ((kind, eps), found), style in zip(sorted(deviations.items()), ("-", "--", "
 for eps, label in LABELS.items():
     axis.axvline(np.sqrt(eps), color="0.6", linewidth=0.8)
     axis.text(np.sqrt(eps), axis.get_ylim()[1], rf"$\sqrt{{{label}}}$", fontsize=7,
-              ha="center", va="bottom")
+              ha="right" if eps == min(LABELS) else "left", va="bottom")
 axis.set(xscale="log", xlabel=r"standard deviation $\sigma$ of a group that a norm is given",
          ylabel="groups (%)")
 axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
