@@ -103,7 +103,7 @@ def test_why_under_options(capfd, options, algorithm, word):
     (["show"], "OP is missing"),
     (["show", "conv3d"], "did you mean conv2d?"),
     (["show", "conv2d", "1x1"], "'1x1' is one too many"),
-    (["why", "linear", "1x1", "1x1"], "ask about conv2d, which has a choice"),
+    (["why", "linear", "1x1", "1x1"], "only conv2d has a choice: ask about that"),
     (["why", "conv2d", "1x1x8x8"], "KERNEL is missing"),
     (["why", "conv2d", "1x1x8x", "1x1x3x3"], "PICTURE is '1x1x8x'; give a shape"),
     (["why", "conv2d", "1x1x8x8", "1x2x3x3"], "conv2d: weight has shape (1, 2, 3, 3), wanted"),

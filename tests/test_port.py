@@ -127,7 +127,7 @@ def commands(text):
 
 
 @pytest.mark.parametrize("page", ["port", "docs/porting.md", "docs/golden-bisect.md",
-                                  "docs/golden-compare.md", "docs/golden-make.md", "README.md",
+                                  "docs/golden-compare.md", "docs/golden-make.md",
                                   "golden/README.md"])
 def test_the_pages_commands_have_such_options(folder, page):
     path = folder / "README.md" if page == "port" else ROOT / page
