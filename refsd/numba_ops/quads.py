@@ -1,10 +1,8 @@
-"""Four int8 in the lanes of an int32 vector, as AVX512-VNNI multiplies them, and their sums."""
+"""Four int8 in the lanes of an int32 vector, as AVX512-VNNI multiplies them."""
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-
-from refsd.numba_ops.vector import Vector, same_size
 
 WIDE = 32  # outputs of a panel
 
@@ -40,14 +38,3 @@ def store_quads(typing, panel, at, values, i, step):
         return context.get_dummy_value()
 
     return types.void(panel, types.intp, values, types.intp, types.intp), emit
-
-
-@intrinsic
-def to_real(typing, x):
-    """Integer lanes as floating-point numbers of the same size, rounded to nearest."""
-    result = Vector(same_size(x.dtype), x.count)
-
-    def emit(context, builder, signature, arguments):
-        return builder.sitofp(arguments[0], result.llvm)
-
-    return result(x), emit

@@ -30,7 +30,8 @@ __all__ = ["Vector", "WIDTH", "absolute", "bitcast", "copysign", "emit_splat", "
            "lane_indices", "lanes", "libm_erf", "libm_exp", "libm_exp2", "libm_tanh", "load",
            "load_pair", "load_wide", "masked_load", "masked_store", "maximum", "minimum",
            "pointer", "prefetch", "prefetch_line", "reduce_add", "reduce_max", "rint", "scratch",
-           "select", "splat", "splat_like", "sqrt", "store", "store_rounded", "to_integer"]
+           "select", "splat", "splat_like", "sqrt", "store", "store_rounded", "to_integer",
+           "to_real"]
 
 
 @intrinsic
@@ -245,26 +246,24 @@ def select(typing, condition, x, y):
     return x(condition, x, x), emit
 
 
-@intrinsic
-def bitcast(typing, x):
-    """The bits of floating-point lanes as integers, or the other way round."""
-    result = Vector(same_size(x.dtype), x.count)
+def _conversion(name, instruction, doc):
+    """Floating-point lanes as integers of the same size, or the other way round."""
 
-    def emit(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], result.llvm)
+    def convert(typing, x):
+        result = Vector(same_size(x.dtype), x.count)
 
-    return result(x), emit
+        def emit(context, builder, signature, arguments):
+            return getattr(builder, instruction)(arguments[0], result.llvm)
+
+        return result(x), emit
+
+    convert.__name__, convert.__doc__ = name, doc
+    return intrinsic(convert)
 
 
-@intrinsic
-def to_integer(typing, x):
-    """Floating-point lanes, whole already and in range, as integers of the same size."""
-    result = Vector(same_size(x.dtype), x.count)
-
-    def emit(context, builder, signature, arguments):
-        return builder.fptosi(arguments[0], result.llvm)
-
-    return result(x), emit
+bitcast = _conversion("bitcast", "bitcast", "The bits of floats as integers, or back.")
+to_integer = _conversion("to_integer", "fptosi", "Floats, whole already and in range, as integers.")
+to_real = _conversion("to_real", "sitofp", "Integers as floats, rounded to nearest.")
 
 
 def _reduction(name, doc, combine):

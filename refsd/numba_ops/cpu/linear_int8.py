@@ -16,7 +16,7 @@ from refsd.numba_ops.jit import jit
 from refsd.numba_ops.levels import INT8
 from refsd.numba_ops.memory import aligned_empty, as_rows, fill_up, flat, panel_width
 from refsd.numba_ops.panels import right_matrix
-from refsd.numba_ops.quads import store_quads, to_real
+from refsd.numba_ops.quads import store_quads
 from refsd.numba_ops.simd import (
     absolute,
     bitcast,
@@ -29,6 +29,7 @@ from refsd.numba_ops.simd import (
     scratch,
     splat,
     store,
+    to_real,
 )
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_once
 from refsd.quantized import LEAST_SCALE, MOST
