@@ -538,7 +538,7 @@ plt.show()
 # %% [markdown]
 # ## Read next
 #
-# * `refsd/numba_ops/tile.py` and `cpu/linear.py`: the tile, and the blocking around it; `simd.py`:
+# * `refsd/numba_ops/tile.py` and `cpu/blocked.py`: the tile, and the blocking around it; `simd.py`:
 #   how Numba learns a vector type.
 # * [Convolution on the CPU](../docs/kernels-conv.md): the same tile under a convolution, where
 #   its rows come from a picture.

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numba import prange
 
+from refsd.numba_ops.cpu.blocked import multiply, shares
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.levels import INT8
 from refsd.numba_ops.memory import aligned_empty, as_rows, fill_up, flat, panel_width
@@ -39,8 +40,6 @@ EXACT = 1024  # at most so many products of 127 x 127 are below 2^24
 
 def multiply_tokens(x, weight, bias, y):
     """y = x W^T + bias of int8.   x (..., K) float32, weight a W8A8 (N, K, ...), y (M, N)"""
-    from refsd.numba_ops.cpu.linear import shares
-
     (M, N), K = y.shape, x.shape[-1]
     if y.size == 0:
         return
@@ -64,12 +63,12 @@ def multiply_tokens(x, weight, bias, y):
 
 def _products(tokens, values):
     """tokens values, whole numbers rounded once.   (M, K), (K, N) int8 -> (M, N) float32"""
-    from refsd.numba_ops.cpu.linear import matmul
-
     total = np.zeros((len(tokens), values.shape[1]), np.int32)
+    products = np.empty(total.shape, np.float32)
     for k in range(0, len(values), EXACT):
         left, right = tokens[:, k:k + EXACT], values[k:k + EXACT]
-        total += matmul(left.astype(np.float32), right.astype(np.float32)).astype(np.int32)
+        multiply(left.astype(np.float32), right.astype(np.float32), products)
+        total += products.astype(np.int32)
     return total.astype(np.float32)
 
 
@@ -99,7 +98,7 @@ def _round(x, step, rows, K, tokens, deep, scales, sums):
 @jit(parallel=True)
 def _multiply(tokens, rows, depth, scales, sums, values, K, scale, bias, out, columns, row_blocks,
               column_parts):
-    """out (rows, columns). A task is a block of tiles by a part of the panels, as in linear.py."""
+    """out (rows, columns). A task is a block of tiles by a part of the panels, as in blocked.py."""
     width = VECTORS * lanes(out)
     count = (columns + width - 1) // width
     tiles = (rows + ROWS - 1) // ROWS
