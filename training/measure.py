@@ -3,23 +3,11 @@
 import numpy as np
 import torch
 
-from training.captions import describe
 from training.fidelity import judge
-from training.pictures import HELD_OUT, held_out
+from training.pictures import PROMPTS_FROM, held_out, prompts
 from training.raytrace import render
 from training.scenes import sample_scene
 from training.vae import psnr
-
-FIRST = HELD_OUT + 1_000_000
-
-
-def prompts(count, solids):
-    """Captions of `count` held-out scenes of so many solids; two solids always with a relation."""
-    out = []
-    for seed in range(FIRST + 100_000 * solids, FIRST + 100_000 * solids + count):
-        rng = np.random.default_rng([2236, seed])
-        out.append(describe(sample_scene(seed, count=solids), rng, plain=solids == 2))
-    return out
 
 
 def draw(pipe, texts, *, guidance, steps=20, first=0, batch=20):
@@ -49,7 +37,8 @@ def check_of_the_check(count=200):
     """The same figures on ray-traced pictures of the prompts: what the check itself gets right."""
     out = {}
     for solids in (1, 2, 3):
-        scenes = [sample_scene(FIRST + 100_000 * solids + i, count=solids) for i in range(count)]
+        scenes = [sample_scene(PROMPTS_FROM + 100_000 * solids + i, count=solids)
+                  for i in range(count)]
         captions = prompts(count, solids)
         out[solids] = share([judge(render(s), c) for s, c in zip(scenes, captions, strict=True)])
     return out
@@ -68,7 +57,7 @@ def measure(pipe, *, guidance, counts=None):
 
 def coder(pipe):
     """The autoencoder's mean PSNR in dB over 64 held-out pictures."""
-    return psnr(pipe.vae, held_out(64, first=FIRST))
+    return psnr(pipe.vae, held_out(64, first=PROMPTS_FROM))
 
 
 def report(figures):

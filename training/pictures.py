@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from training.captions import describe
 from training.raytrace import SIZE, render
 from training.scenes import sample_scene
 
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
+PROMPTS_FROM = HELD_OUT + 1_000_000  # those of scenes that prompts describe
 CHUNK = 500
 
 
@@ -27,6 +29,15 @@ def open_pictures(folder):
 def held_out(count, *, first=HELD_OUT):
     """(count, 128, 128, 3) uint8: pictures that no training step has seen."""
     return np.stack([render(sample_scene(first + i)) for i in range(count)])
+
+
+def prompts(count, solids):
+    """Captions of `count` held-out scenes of so many solids; two solids always with a relation."""
+    out = []
+    for seed in range(PROMPTS_FROM + 100_000 * solids, PROMPTS_FROM + 100_000 * solids + count):
+        rng = np.random.default_rng([2236, seed])
+        out.append(describe(sample_scene(seed, count=solids), rng, plain=solids == 2))
+    return out
 
 
 def draw_pictures(folder, count):
