@@ -25,38 +25,21 @@ help:
 	@echo "make lint         ruff"
 	@echo "make train        make the bundled model anew: hours"
 
-$(VENV)/ready: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet -e ".[test]"
-	touch $@
+# An environment with the extra that a target needs. torch 2.13.0 comes first and alone where it is
+# wanted, so that nothing else pulls a build with CUDA, and parity and bench have the same one.
+TORCH :=
+$(VENV)/ready: EXTRA := test
+$(PARITY)/ready: EXTRA := dev
+$(BENCH)/ready: EXTRA := bench
+$(NOTEBOOKS)/ready: EXTRA := notebooks
+$(DOCS)/ready: EXTRA := docs
+$(PARITY)/ready $(BENCH)/ready: TORCH := torch==2.13.0
 
-# torch 2.13.0 comes first and alone, so that nothing else pulls a build with CUDA.
-$(PARITY)/ready: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(PARITY)
-	$(PARITY)/bin/python -m pip install --quiet --upgrade pip
-	$(PARITY)/bin/python -m pip install --quiet torch==2.13.0
-	$(PARITY)/bin/python -m pip install --quiet -e ".[dev]"
-	touch $@
-
-# The same order here: the peers get the build of torch that parity compares with.
-$(BENCH)/ready: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --upgrade pip
-	$(BENCH)/bin/python -m pip install --quiet torch==2.13.0
-	$(BENCH)/bin/python -m pip install --quiet -e ".[bench]"
-	touch $@
-
-$(NOTEBOOKS)/ready: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(NOTEBOOKS)
-	$(NOTEBOOKS)/bin/python -m pip install --quiet --upgrade pip
-	$(NOTEBOOKS)/bin/python -m pip install --quiet -e ".[notebooks]"
-	touch $@
-
-$(DOCS)/ready: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
-	$(DOCS)/bin/python -m pip install --quiet -e ".[docs]"
+$(VENV)/ready $(PARITY)/ready $(BENCH)/ready $(NOTEBOOKS)/ready $(DOCS)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(if $(TORCH),$(@D)/bin/python -m pip install --quiet $(TORCH))
+	$(@D)/bin/python -m pip install --quiet -e ".[$(EXTRA)]"
 	touch $@
 
 image: $(VENV)/ready
