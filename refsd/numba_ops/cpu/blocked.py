@@ -61,6 +61,14 @@ def shares(tiles, panels, threads):
     return row_blocks, min(panels, threads // math.gcd(row_blocks, threads))
 
 
+@jit
+def share_of(task, tiles, panels, row_blocks, column_parts):
+    """The first tile and the one after the last of a task, and the same of its panels."""
+    block, part = np.int64(task) // column_parts, np.int64(task) % column_parts
+    return (block * tiles // row_blocks, (block + 1) * tiles // row_blocks,
+            part * panels // column_parts, (part + 1) * panels // column_parts)
+
+
 @jit(parallel=True)
 def _multiply(a, step, rows, K, kc, slice_depth, right, rooms, bias, out, columns, row_blocks,
               column_parts):
@@ -74,11 +82,10 @@ def _multiply(a, step, rows, K, kc, slice_depth, right, rooms, bias, out, column
     count = (columns + width - 1) // width
     tiles = (rows + ROWS - 1) // ROWS
     for task in prange(row_blocks * column_parts):
-        block, part = np.int64(task) // column_parts, np.int64(task) % column_parts
-        low, high = block * tiles // row_blocks, (block + 1) * tiles // row_blocks
+        low, high, first, end = share_of(task, tiles, count, row_blocks, column_parts)
         sums = scratch((high - low) * ROWS * width, out)
         room = room_of_thread(rooms, slice_depth)
-        for p in range(part * count // column_parts, (part + 1) * count // column_parts):
+        for p in range(first, end):
             for k in range(0, K, slice_depth):
                 last = min(k + slice_depth, K)
                 here, right_step = panel_of(right, k, last - k, p * width, room)

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.blocked import multiply, shares
+from refsd.numba_ops.cpu.blocked import multiply, share_of, shares
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.levels import INT8
 from refsd.numba_ops.memory import aligned_empty, as_rows, fill_up, flat, panel_width
@@ -103,10 +103,9 @@ def _multiply(tokens, rows, depth, scales, sums, values, K, scale, bias, out, co
     count = (columns + width - 1) // width
     tiles = (rows + ROWS - 1) // ROWS
     for task in prange(row_blocks * column_parts):
-        block, part = np.int64(task) // column_parts, np.int64(task) % column_parts
-        low, high = block * tiles // row_blocks, (block + 1) * tiles // row_blocks
+        low, high, first, end = share_of(task, tiles, count, row_blocks, column_parts)
         panel, products = scratch(depth * width, tokens), scratch(ROWS * width, sums)
-        for p in range(part * count // column_parts, (part + 1) * count // column_parts):
+        for p in range(first, end):
             _pack(values, K, columns, p * width, panel)
             for t in range(low, high):
                 # The last tile starts early, over rows of the one before.
