@@ -1,4 +1,4 @@
-# make image | test | parity | parity-full | bench | notebooks | docs | golden | lint | train: each sets up all it needs.
+# make image | test | cuda | parity | parity-full | bench | notebooks | docs | golden | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
 SEED ?= 2
@@ -9,13 +9,15 @@ PARITY_TESTS := tests/parity
 BENCH := .venv-bench
 NOTEBOOKS := .venv-notebooks
 DOCS := .venv-docs
+CUDA := .venv-cuda
 BENCH_OPTIONS ?=
 
-.PHONY: help image test parity parity-full bench notebooks docs golden lint train clean
+.PHONY: help image test cuda parity parity-full bench notebooks docs golden lint train clean
 
 help:
 	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
 	@echo "make test         the tests, without torch"
+	@echo "make cuda         the GPU's kernels without a GPU: in lockstep, and through its compiler"
 	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
 	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
 	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 20 minutes, 20 GB of memory, 9 GB of disk"
@@ -33,9 +35,10 @@ $(PARITY)/ready: EXTRA := dev
 $(BENCH)/ready: EXTRA := bench
 $(NOTEBOOKS)/ready: EXTRA := notebooks
 $(DOCS)/ready: EXTRA := docs
+$(CUDA)/ready: EXTRA := cuda-compile
 $(PARITY)/ready $(BENCH)/ready: TORCH := torch==2.13.0
 
-$(VENV)/ready $(PARITY)/ready $(BENCH)/ready $(NOTEBOOKS)/ready $(DOCS)/ready: setup.cfg pyproject.toml
+$(VENV)/ready $(PARITY)/ready $(BENCH)/ready $(NOTEBOOKS)/ready $(DOCS)/ready $(CUDA)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
 	$(if $(TORCH),$(@D)/bin/python -m pip install --quiet $(TORCH))
@@ -48,6 +51,10 @@ image: $(VENV)/ready
 # Two processes: most of the time one of them waits for a compiler or for a process of its own.
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile tests
+
+# The kernels of the GPU without one: in lockstep, through its compiler, on a driver that pretends.
+cuda: $(CUDA)/ready
+	$(CUDA)/bin/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile tests/cuda
 
 parity: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m "not full" $(PARITY_TESTS)
@@ -88,4 +95,4 @@ train: $(PARITY)/ready
 	$(PARITY)/bin/python -m training
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BENCH) $(NOTEBOOKS) $(DOCS) .bench build *.egg-info
+	rm -rf $(VENV) $(PARITY) $(BENCH) $(NOTEBOOKS) $(DOCS) $(CUDA) .bench build *.egg-info

@@ -5,6 +5,7 @@ makes it known everywhere. A backend's package is imported where it is used, not
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -180,10 +181,22 @@ class NumbaBackend(Backend):
         return conv2d_policy(tuned=choices)
 
 
+class CudaBackend(Backend):
+    """refsd.numba_ops.cuda."""
+
+    def unavailable(self) -> str:
+        """A GPU has to be there, or Python in its place."""
+        if os.environ.get("REFSD_CUDA") == "lockstep":
+            known = find_spec("greenlet")
+            return "" if known else "greenlet is not installed: pip install greenlet"
+        return "kernels run in lockstep so far: set REFSD_CUDA=lockstep"
+
+
 # Fastest first: "auto" takes the first that is available.
 BACKENDS: dict[str, Backend] = {
     "numba": NumbaBackend("numba", "refsd.numba_ops.cpu", NUMBA_MEMORY, tunable=True),
     "numpy": Backend("numpy", "refsd.ops", NUMPY_MEMORY),
+    "cuda": CudaBackend("cuda", "refsd.numba_ops.cuda", device="cuda"),
 }
 _logged: set[str] = set()  # backends that "auto" has passed over
 

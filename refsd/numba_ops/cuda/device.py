@@ -1,0 +1,65 @@
+"""The device that arrays lie on and kernels run on: a GPU, or Python in lockstep.
+
+`current()` is the one of this process. REFSD_CUDA=lockstep takes the latter, which needs neither a
+GPU nor a CUDA package and is as slow as one thinks: it is for tests, and for who wants to see.
+"""
+
+import functools
+import os
+from typing import Any, Protocol
+
+LOCKSTEP = "lockstep"
+
+
+class Block:
+    """Memory of a device. It is given back when nobody has it any more."""
+
+    __slots__ = ("address", "nbytes", "memory", "device", "__weakref__")
+
+    def __init__(self, device: Any, address: int, nbytes: int, memory: Any = None):
+        self.device, self.address, self.nbytes, self.memory = device, address, nbytes, memory
+
+    def __del__(self):
+        self.device.free(self)
+
+
+class Device(Protocol):
+    """What arrays and kernels need of a device. Its work is done in the order it was asked for."""
+
+    name: str
+    capability: int  # 80 for 8.0
+
+    def allocate(self, nbytes: int) -> Block:
+        """So many bytes, of any content."""
+
+    def free(self, block: Block) -> None:
+        """Take memory back; work that was asked for may still use it."""
+
+    def upload(self, host: Any, block: Block, offset: int) -> None:
+        """A C-contiguous NumPy array's bytes into a block, from a byte on."""
+
+    def download(self, block: Block, offset: int, host: Any) -> None:
+        """The bytes of a block into a C-contiguous NumPy array, after all work."""
+
+    def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
+        """A variant of a kernel on a grid of blocks. Arguments: DeviceArrays and numbers."""
+
+    def synchronize(self) -> None:
+        """Wait until all work is done."""
+
+
+@functools.cache
+def current() -> Device:
+    """The device of this process."""
+    if os.environ.get("REFSD_CUDA") == LOCKSTEP:
+        from refsd.numba_ops.cuda.simulated import Simulated
+
+        return Simulated()
+    from refsd.numba_ops.cuda.driver import Driver
+
+    return Driver()
+
+
+def launch(factory: Any, constants: tuple, grid: tuple, *arguments: Any) -> None:
+    """A variant of a kernel on a grid of blocks of the current device."""
+    current().launch(factory, constants, grid, arguments)

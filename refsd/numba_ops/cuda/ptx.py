@@ -1,0 +1,238 @@
+"""PTX instructions that Numba does not emit by itself, as intrinsics. Their meaning: meaning.py."""
+
+import math
+
+from llvmlite import ir
+from numba import types
+from numba.cuda.extending import intrinsic
+
+I16, I32, I64 = (ir.IntType(n) for n in (16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+SHARED, GLOBAL = 3, 1
+
+
+def _element(context, builder, kind, array, index):
+    """A pointer to array[index] of a one-dimensional contiguous array."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.gep(data, [builder.zext(index, I64)])
+
+
+def _shared_address(builder, pointer):
+    """The 32-bit address within shared memory."""
+    inside = builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, SHARED))
+    return builder.ptrtoint(inside, I32)
+
+
+def _asm(builder, result, text, constraints, operands, effects=False):
+    kind = ir.FunctionType(result, [v.type for v in operands])
+    return builder.asm(kind, text, constraints, operands, effects)
+
+
+@intrinsic
+def load4(typingctx, array, index):
+    """Sixteen bytes of neighbours in one load.   index a multiple of 16 / itemsize"""
+    count = 16 // (array.dtype.bitwidth // 8)
+
+    def emit(context, builder, signature, arguments):
+        place = _element(context, builder, array, *arguments)
+        vector = ir.VectorType(place.type.pointee, count)
+        value = builder.load(builder.bitcast(place, vector.as_pointer()), align=16)
+        return context.make_tuple(builder, signature.return_type, [
+            builder.extract_element(value, ir.Constant(I32, i)) for i in range(count)])
+    return types.UniTuple(array.dtype, count)(array, types.uint32), emit
+
+
+@intrinsic
+def store4(typingctx, array, index, values):
+    """Sixteen bytes of neighbours in one store."""
+    count = 16 // (array.dtype.bitwidth // 8)
+
+    def emit(context, builder, signature, arguments):
+        place = _element(context, builder, array, *arguments[:2])
+        vector = ir.VectorType(place.type.pointee, count)
+        value = ir.Constant(vector, ir.Undefined)
+        for i in range(count):
+            value = builder.insert_element(value, builder.extract_value(arguments[2], i),
+                                           ir.Constant(I32, i))
+        builder.store(value, builder.bitcast(place, vector.as_pointer()), align=16)
+        return context.get_dummy_value()
+    return types.void(array, types.uint32, types.UniTuple(array.dtype, count)), emit
+
+
+@intrinsic
+def store_pair(typingctx, array, index, pair):
+    """Two neighbouring halves, packed, in one store.   index even"""
+    def emit(context, builder, signature, arguments):
+        place = _element(context, builder, array, *arguments[:2])
+        builder.store(arguments[2], builder.bitcast(place, I32.as_pointer()), align=4)
+        return context.get_dummy_value()
+    return types.void(array, types.uint32, types.uint32), emit
+
+
+@intrinsic
+def bits_of(typingctx, x):
+    """The bits of a float32, as uint32."""
+    def emit(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], I32)
+    return types.uint32(types.float32), emit
+
+
+@intrinsic
+def float_of(typingctx, bits):
+    """The float32 of these bits."""
+    def emit(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], F32)
+    return types.float32(types.uint32), emit
+
+
+@intrinsic
+def pack_f16(typingctx, low, high):
+    """Two float32 as float16 in one register, rounded to nearest, ties to even."""
+    def emit(context, builder, signature, arguments):
+        halves = [_asm(builder, I16, "cvt.rn.f16.f32 $0, $1;", "=h,f", [v]) for v in arguments]
+        low, high = (builder.zext(h, I32) for h in halves)
+        return builder.or_(low, builder.shl(high, ir.Constant(I32, 16)))
+    return types.uint32(types.float32, types.float32), emit
+
+
+@intrinsic
+def pack_bf16(typingctx, low, high):
+    """Two float32 as bfloat16 in one register. Ampere and later."""
+    def emit(context, builder, signature, arguments):
+        low, high = arguments
+        return _asm(builder, I32, "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f", [high, low])
+    return types.uint32(types.float32, types.float32), emit
+
+
+@intrinsic
+def exp2(typingctx, x):
+    """2^x of the special-function unit: 2 ulp, 0 for tiny results.   float32"""
+    def emit(context, builder, signature, arguments):
+        return _asm(builder, F32, "ex2.approx.ftz.f32 $0, $1;", "=f,f", arguments)
+    return types.float32(types.float32), emit
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a b + c, rounded once."""
+    def emit(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+    return c(c, c, c), emit
+
+
+def _mma(kind):
+    @intrinsic
+    def mma(typingctx, a, b, c):
+        """c + A B of one warp: A 16 x 16 (4 words), B 16 x 8 (2 words), C 16 x 8 (4 float32)."""
+        def emit(context, builder, signature, arguments):
+            d = _asm(builder, ir.LiteralStructType([F32] * 4),
+                     f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{$0,$1,$2,$3}}, "
+                     "{$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+                     "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", _parts(builder, arguments))
+            return _tuple(context, builder, signature, d)
+        return _MMA, emit
+    return mma
+
+
+_MMA = types.UniTuple(types.float32, 4)(
+    types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2),
+    types.UniTuple(types.float32, 4))
+
+
+def _parts(builder, fragments):
+    return [builder.extract_value(f, i) for f, n in zip(fragments, (4, 2, 4)) for i in range(n)]
+
+
+def _tuple(context, builder, signature, struct):
+    count = signature.return_type.count
+    return context.make_tuple(builder, signature.return_type,
+                              [builder.extract_value(struct, i) for i in range(count)])
+
+
+mma_f16, mma_bf16 = _mma("f16"), _mma("bf16")
+
+
+@intrinsic
+def mma_f16_turing(typingctx, a, b, c):
+    """The same of two instructions, for each half of the 16 products: Turing has m16n8k8 only."""
+    def emit(context, builder, signature, arguments):
+        parts = _parts(builder, arguments)
+        sums = parts[6:]
+        for half in range(2):
+            d = _asm(builder, ir.LiteralStructType([F32] * 4),
+                     "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5}, "
+                     "{$6}, {$7,$8,$9,$10};", "=f,=f,=f,=f,r,r,r,f,f,f,f",
+                     [parts[2 * half], parts[2 * half + 1], parts[4 + half], *sums])
+            sums = [builder.extract_value(d, i) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, sums)
+    return _MMA, emit
+
+
+def _ldmatrix(transposed):
+    @intrinsic
+    def ldmatrix(typingctx, array, index):
+        """Four 8 x 8 matrices of halves; thread i says where row i % 8 of matrix i / 8 is."""
+        def emit(context, builder, signature, arguments):
+            place = _element(context, builder, array, *arguments)
+            r = _asm(builder, ir.LiteralStructType([I32] * 4),
+                     f"ldmatrix.sync.aligned.m8n8.x4{transposed}.shared.b16 {{$0,$1,$2,$3}}, [$4];",
+                     "=r,=r,=r,=r,r,~{memory}", [_shared_address(builder, place)], True)
+            return _tuple(context, builder, signature, r)
+        return types.UniTuple(types.uint32, 4)(array, types.uint32), emit
+    return ldmatrix
+
+
+ldmatrix, ldmatrix_t = _ldmatrix(""), _ldmatrix(".trans")
+
+
+@intrinsic
+def copy16(typingctx, to, to_index, source, index, wanted):
+    """cp.async of 16 bytes into shared memory; unless `wanted`, zeros, and nothing is read."""
+    def emit(context, builder, signature, arguments):
+        to_array, to_at, from_array, from_at, wanted = arguments
+        place = _shared_address(builder, _element(context, builder, to, to_array, to_at))
+        origin = _element(context, builder, source, from_array, from_at)
+        origin = builder.addrspacecast(origin, ir.PointerType(origin.type.pointee, GLOBAL))
+        size = builder.select(wanted, ir.Constant(I32, 16), ir.Constant(I32, 0))
+        _asm(builder, ir.VoidType(), "cp.async.cg.shared.global [$0], [$1], 16, $2;",
+             "r,l,r,~{memory}", [place, builder.ptrtoint(origin, I64), size], True)
+        return context.get_dummy_value()
+    return types.void(to, types.uint32, source, types.uint32, types.boolean), emit
+
+
+@intrinsic
+def copy16_turing(typingctx, to, to_index, source, index, wanted):
+    """The same through registers: they have arrived."""
+    def emit(context, builder, signature, arguments):
+        to_array, to_at, from_array, from_at, wanted = arguments
+        vector = ir.VectorType(I32, 4)
+        place = _element(context, builder, to, to_array, to_at)
+        place = builder.addrspacecast(place, ir.PointerType(place.type.pointee, SHARED))
+        origin = _element(context, builder, source, from_array, from_at)
+        before = builder.block
+        with builder.if_then(wanted):
+            value = builder.load(builder.bitcast(origin, vector.as_pointer()), align=16)
+            inside = builder.block
+        either = builder.phi(vector)
+        either.add_incoming(value, inside)
+        either.add_incoming(ir.Constant(vector, [0] * 4), before)
+        builder.store(either, builder.bitcast(place, ir.PointerType(vector, SHARED)), align=16)
+        return context.get_dummy_value()
+    return types.void(to, types.uint32, source, types.uint32, types.boolean), emit
+
+
+def _plain(text):
+    @intrinsic
+    def instruction(typingctx):
+        def emit(context, builder, signature, arguments):
+            _asm(builder, ir.VoidType(), text, "~{memory}", [], True)
+            return context.get_dummy_value()
+        return types.void(), emit
+    return instruction
+
+
+commit = _plain("cp.async.commit_group;")
+wait0, wait1, wait2 = (_plain(f"cp.async.wait_group {n};") for n in range(3))
+nothing = _plain("")
+
+exp, tanh, erf, sin, cos, sqrt = (math.exp, math.tanh, math.erf, math.sin, math.cos, math.sqrt)

@@ -1,0 +1,42 @@
+"""The ops on a device against the reference, as numba_agreement.py has it for the CPU."""
+
+import agreement_bounds
+import numpy as np
+from bounds import assert_within
+from numba_agreement import OPS, cast, truth_of
+
+from refsd import functional as F
+from refsd import registry
+from refsd.numba_ops.cuda.array import CHANNELS_LAST, to_device
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def run(name, args, options, images=CHANNELS_LAST):
+    """The op on the device: arrays go there, the result comes back. images: their axes' order."""
+    def moved(value):
+        if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) for v in value):
+            return [moved(v) for v in value]
+        if not isinstance(value, np.ndarray):
+            return value
+        return to_device(value, images if value.ndim == 4 else None)
+
+    with registry.use("cuda"):
+        return getattr(F, name)(*map(moved, args), **{k: moved(v) for k, v in
+                                                      options.items()}).numpy()
+
+
+def agree(name, args, options, dtype="float32", images=CHANNELS_LAST):
+    """Within the bound of the reference in float64; shape and dtype are what the contract says."""
+    args = [cast(a, dtype) for a in args]
+    options = {k: cast(v, dtype) for k, v in options.items()}
+    inferred = OPS[name].contract(*args, **options)
+    y = run(name, args, options, images)
+    assert (y.shape, str(y.dtype)) == (inferred.shape, inferred.dtype), name
+    truth, wide = truth_of(name, args, options)
+    bound = agreement_bounds.of_dtype(name, *wide, truth, dtype)
+    if dtype == "float64":  # then the truth errs too
+        bound = bound * 2
+    shapes = [getattr(a, "shape", a) for a in args]
+    assert_within(y, truth, bound, f"{name} {dtype} {shapes} {options}")
+    return y
