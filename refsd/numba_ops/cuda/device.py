@@ -6,9 +6,12 @@ GPU nor a CUDA package and is as slow as one thinks: it is for tests, and for wh
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 LOCKSTEP = "lockstep"
+_instead: list["Device"] = []
 
 
 class Block:
@@ -51,6 +54,8 @@ class Device(Protocol):
 @functools.cache
 def current() -> Device:
     """The device of this process."""
+    if _instead:
+        return _instead[-1]
     if os.environ.get("REFSD_CUDA") == LOCKSTEP:
         from refsd.numba_ops.cuda.simulated import Simulated
 
@@ -58,6 +63,18 @@ def current() -> Device:
     from refsd.numba_ops.cuda.driver import Driver
 
     return Driver()
+
+
+@contextmanager
+def on(device: Device) -> Iterator[Device]:
+    """Within the block `current()` is this device: one that only counts, say."""
+    _instead.append(device)
+    current.cache_clear()
+    try:
+        yield device
+    finally:
+        _instead.pop()
+        current.cache_clear()
 
 
 def launch(factory: Any, constants: tuple, grid: tuple, *arguments: Any) -> None:
