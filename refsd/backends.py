@@ -237,6 +237,11 @@ def _is_available(backend: Backend) -> bool:
     return not why
 
 
+def available_backends() -> list[str]:
+    """The names of those that something can be computed with here, the fastest first."""
+    return [name for name, backend in BACKENDS.items() if not backend.unavailable()]
+
+
 def choose_backend(name: str = "auto") -> str:
     """The name of what find_backend finds."""
     return find_backend(name).name

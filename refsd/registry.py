@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from refsd import contracts
-from refsd.backends import BACKENDS, find_backend
+from refsd.backends import BACKENDS, available_backends, find_backend
 from refsd.dense import dense_call
 from refsd.errors import UsageError
 from refsd.kinds import Kind, Map, Pair
@@ -139,9 +139,8 @@ def ops() -> dict[str, Op]:
 
 def kernels(name: str) -> dict[str, Callable]:
     """The functions that compute an op, by available backend; the definition is numpy's."""
-    for backend in BACKENDS.values():
-        if not backend.unavailable():
-            importlib.import_module(backend.module)
+    for backend in available_backends():
+        importlib.import_module(BACKENDS[backend].module)
     return {backend: _kernels[backend, name] for backend in BACKENDS if (backend, name) in _kernels}
 
 

@@ -10,7 +10,6 @@ import refsd
 from refsd import functional as F
 from refsd import registry
 from refsd.__main__ import main
-from refsd.backends import BACKENDS
 from refsd.cli.png import read_png
 from refsd.cli.recipe import parse_recipe
 from refsd.numba_ops import warmup
@@ -94,7 +93,7 @@ def test_use_decides_for_all_that_is_inside(chosen, backend, side, usual):
 
 def test_an_algorithm_that_is_asked_for_by_name_is_taken(chosen):
     x, weight = np.ones((1, 16, 20, 20), "f4"), np.ones((16, 16, 3, 3), "f4")
-    for backend in BACKENDS:
+    for backend in ("numba", "numpy"):
         with refsd.use(backend, exact=True):
             F.conv2d(x, weight, algorithm="winograd2")
     assert [name for _, name in chosen] == ["winograd2"] * 2

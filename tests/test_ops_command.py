@@ -11,7 +11,7 @@ import scipy.fft
 import refsd
 from refsd import algorithms, registry
 from refsd.__main__ import main
-from refsd.backends import BACKENDS
+from refsd.backends import available_backends
 from refsd.contracts import Spec
 from refsd.leaf import Weight
 from refsd.numba_ops import memory
@@ -40,7 +40,7 @@ def test_the_list_has_every_op_on_every_backend(capfd):
     assert [op["name"] for op in report] == list(registry.ops())
     for op in report:
         definition = registry.ops()[op["name"]].definition
-        assert list(op["kernels"]) == list(BACKENDS)
+        assert list(op["kernels"]) == available_backends()
         assert definition.__doc__.startswith(op["summary"]) and op["summary"]
         for where in op["kernels"].values():
             file, line = where.split(":")
@@ -173,7 +173,7 @@ def test_the_multiplications_are_those_of_the_definitions(monkeypatch, x, weight
     for module in (scipy.fft, conv_tiled):  # wherever the definition takes it from
         monkeypatch.setattr(module, "rfft2", lambda a, **size: transform(
             np.asarray(a), **size).view(Counting), raising=False)
-    for backend in BACKENDS:
+    for backend in ("numba", "numpy"):
         report = algorithms.explain_conv2d(x, weight, backend=backend, **options)
         for cost in report.costs:
             if cost.multiplications is not None:
