@@ -1,0 +1,166 @@
+"""What can be known of a kernel without a GPU: its registers, its memory, its instructions.
+
+    python tests/cuda/gate.py                 every variant for every capability, as a table
+    python tests/cuda/gate.py linear --write  those of linear.py; what is found becomes what is held
+
+PTX by libNVVM, machine code by nvJitLink, its text by nvdisasm, all of them from wheels: the extra
+`cuda-compile`. gate.json is what test_gate.py holds the kernels to; where two changes of it meet,
+take either and write it anew.
+"""
+
+import argparse
+import collections
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from refsd.numba_ops import cuda  # noqa: F401  declares the factories
+from refsd.numba_ops.cuda.plan import FACTORIES, Factory, Plan
+
+TABLE = Path(__file__).with_name("gate.json")
+# Compute capabilities, and whose PTX is assembled for them.
+TARGETS = {"75": "75", "80": "80", "86": "80", "89": "80", "90": "90", "90a": "90a"}
+# Memory of one multiprocessor that a block may have, in bytes.
+SHARED = {"75": 64 << 10, "80": 163 << 10, "86": 99 << 10, "89": 99 << 10, "90": 227 << 10,
+          "90a": 227 << 10}
+OF_THE_SYSTEM = {"90": 1024, "90a": 1024}  # of a block that has any
+REGISTERS = 1 << 16
+COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128", "LDS.128", "STS.128",
+           "SHFL", "BAR", "MUFU", "FFMA", "DFMA", "LDL", "STL")
+
+
+class Report(NamedTuple):
+    """A variant for one capability. shared: static and dynamic together; counts: of instructions"""
+
+    registers: int
+    stack: int
+    spilled: int
+    shared: int
+    float64: bool
+    counts: dict[str, int]
+
+
+def variants(words: list[str] | None = None) -> list[tuple[Factory, tuple]]:
+    """All of all factories, or of those whose name begins with one of the words."""
+    return [(factory, constants) for name, factory in sorted(FACTORIES.items())
+            if not words or name.startswith(tuple(words)) for constants in factory.each]
+
+
+def targets_of(factory: Factory) -> list[str]:
+    """The capabilities that a factory is for."""
+    if factory.only:
+        return [f"{factory.since}{factory.only}"]
+    return [t for t in TARGETS if t.isdigit() and int(t) >= factory.since]
+
+
+def inspect(factory: Factory, constants: tuple, target: str) -> Report:
+    """Compile and assemble one variant, and read what became of it."""
+    plan, ptx = _ptx(factory, constants, TARGETS[target])
+    cubin, log = _assembled(ptx, target)
+    number = lambda pattern: int((re.search(pattern, log) or (0, 0))[1])  # noqa: E731
+    return Report(number(r"Used (\d+) registers"), number(r"(\d+) bytes stack frame"),
+                  number(r"(\d+) bytes spill stores"),
+                  max(0, number(r"(\d+) bytes smem") - OF_THE_SYSTEM.get(target, 0)) + plan.shared, ".f64" in ptx, _counts(cubin))
+
+
+_kept: dict[tuple, tuple[Plan, str]] = {}
+
+
+def _ptx(factory, constants, target):
+    from refsd.numba_ops.cuda import front
+
+    key = factory.name, constants, target
+    if key not in _kept:
+        plan = factory(front, *constants)
+        capability = (int(target[0]), int(target[1]), *target[2:])
+        _kept[key] = plan, front.compile_ptx(plan.kernel, plan.signature, capability,
+                                             (plan.threads, plan.blocks))
+    return _kept[key]
+
+
+def _assembled(ptx, target):
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(
+        arch=f"sm_{target}", ptxas_options=["-v"]))
+    return bytes(linker.link("cubin").code), linker.get_info_log()
+
+
+def _counts(cubin):
+    from cuda import pathfinder
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([pathfinder.find_nvidia_binary_utility("nvdisasm"), "-c", file.name],
+                              capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.M)
+    counts = collections.Counter(
+        {name: sum(_is(name, x) for x in found) for name in COUNTED})
+    return {name: count for name, count in counts.items() if count}
+
+
+def _is(name, instruction):
+    if name in ("LDG.E.128", "STG.E.128"):
+        return instruction.startswith(name[:5]) and ".128" in instruction
+    if name in ("LDS.128", "STS.128"):
+        return instruction.startswith(name[:3]) and ".128" in instruction
+    return instruction == name or instruction.startswith(f"{name}.")
+
+
+def key_of(factory: Factory, constants: tuple) -> str:
+    """How the table names a variant."""
+    return f"{factory.name}({', '.join(map(str, constants))})"
+
+
+def faults(plan_threads: int, blocks: int, target: str, report: Report, float64: bool) -> list[str]:
+    """What no kernel may do, whatever the table says."""
+    found = []
+    if report.spilled or report.counts.get("LDL") or report.counts.get("STL"):
+        found.append(f"spills {report.spilled} bytes, {report.counts.get('LDL', 0)} loads")
+    if report.registers * plan_threads * blocks > REGISTERS:
+        found.append(f"{report.registers} registers of {plan_threads} threads, {blocks} blocks, "
+                     f"are more than {REGISTERS}")
+    if report.shared > SHARED[target]:
+        found.append(f"{report.shared} bytes of shared memory, {SHARED[target]} are there")
+    if report.float64 and not float64:
+        found.append("float64 arithmetic where none belongs")
+    return found
+
+
+def main() -> None:
+    """The command above."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="families, or factories: linear, norm.layer_norm")
+    parser.add_argument("--write", action="store_true", help="keep what is found in gate.json")
+    parser.add_argument("--targets", help="such as 80,90a")
+    options = parser.parse_args()
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    known = {key_of(*variant) for variant in variants()}
+    for factory, constants in variants(options.names):
+        rows = table[key_of(factory, constants)] = {}
+        for target in targets_of(factory):
+            if options.targets and target not in options.targets.split(","):
+                continue
+            report = inspect(factory, constants, target)
+            plan = _ptx(factory, constants, TARGETS[target])[0]
+            rows[target] = {"registers": report.registers, "shared": report.shared,
+                            **report.counts}
+            bad = faults(plan.threads, plan.blocks, target, report, "float64" in constants)
+            print(f"{key_of(factory, constants):56} sm_{target:3} {report.registers:3} registers "
+                  f"{report.shared:6} shared "
+                  + " ".join(f"{k}:{v}" for k, v in report.counts.items())
+                  + "".join(f"  WRONG: {fault}" for fault in bad), flush=True)
+    if options.write:
+        kept = {key: table[key] for key in sorted(table) if key in known}
+        lines = (f"{json.dumps(key)}: {{\n" + ",\n".join(
+            f"  {json.dumps(t)}: {json.dumps(row)}" for t, row in rows.items()) + "}"
+            for key, rows in kept.items())
+        TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
