@@ -63,7 +63,8 @@ def inspect(factory: Factory, constants: tuple, target: str) -> Report:
     number = lambda pattern: int((re.search(pattern, log) or (0, 0))[1])  # noqa: E731
     return Report(number(r"Used (\d+) registers"), number(r"(\d+) bytes stack frame"),
                   number(r"(\d+) bytes spill stores"),
-                  max(0, number(r"(\d+) bytes smem") - OF_THE_SYSTEM.get(target, 0)) + plan.shared, ".f64" in ptx, _counts(cubin))
+                  max(0, number(r"(\d+) bytes smem") - OF_THE_SYSTEM.get(target, 0))
+                  + plan.shared, ".f64" in ptx, _counts(cubin))
 
 
 _kept: dict[tuple, tuple[Plan, str]] = {}
