@@ -55,7 +55,7 @@ class DeviceArray:
         """Whether memory has the elements without gaps, axes in this order, the outermost first."""
         step = 1
         for axis in reversed(range(self.ndim) if order is None else order):
-            if self.shape[axis] != 1 and self.strides[axis] != step:
+            if self.size and self.shape[axis] != 1 and self.strides[axis] != step:
                 return False
             step *= self.shape[axis]
         return True
