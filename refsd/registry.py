@@ -139,9 +139,11 @@ def ops() -> dict[str, Op]:
 
 def kernels(name: str) -> dict[str, Callable]:
     """The functions that compute an op, by available backend; the definition is numpy's."""
-    for backend in available_backends():
+    available = available_backends()
+    for backend in available:
         importlib.import_module(BACKENDS[backend].module)
-    return {backend: _kernels[backend, name] for backend in BACKENDS if (backend, name) in _kernels}
+    return {backend: _kernels[backend, name] for backend in available
+            if (backend, name) in _kernels}
 
 
 def make_ready(backend: str, dtype: str) -> None:
