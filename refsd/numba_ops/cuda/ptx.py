@@ -70,6 +70,20 @@ def store_pair(typingctx, array, index, pair):
 
 
 @intrinsic
+def store_pairs(typingctx, array, index, low, high):
+    """Four neighbouring halves, two of them packed in each word, in one store.   index % 4 = 0"""
+    def emit(context, builder, signature, arguments):
+        place = _element(context, builder, array, *arguments[:2])
+        vector = ir.VectorType(I32, 2)
+        value = ir.Constant(vector, ir.Undefined)
+        for i, word in enumerate(arguments[2:]):
+            value = builder.insert_element(value, word, ir.Constant(I32, i))
+        builder.store(value, builder.bitcast(place, vector.as_pointer()), align=8)
+        return context.get_dummy_value()
+    return types.void(array, types.uint32, types.uint32, types.uint32), emit
+
+
+@intrinsic
 def bits_of(typingctx, x):
     """The bits of a float32, as uint32."""
     def emit(context, builder, signature, arguments):
