@@ -10,30 +10,50 @@ def number(gpu: Any, dtype: str) -> Any:
     return getattr(gpu, COMPUTED.get(dtype, "float32"))
 
 
-def reader(gpu: Any, dtype: str) -> Any:
-    """read(array, i): the element, as the number that is computed with."""
+def widener(gpu: Any, dtype: str) -> Any:
+    """widen(element): what memory holds, as the number that is computed with."""
     kind, uint32, float_of = number(gpu, dtype), gpu.uint32, gpu.float_of
 
+    def widen(element):
+        return kind(element)
+
+    def widen_bfloat16(element):
+        return float_of(uint32(element) << uint32(16))
+
+    return gpu.device(widen_bfloat16 if dtype == "bfloat16" else widen)
+
+
+def narrower(gpu: Any, dtype: str) -> Any:
+    """narrow(value): what memory holds of a number, rounded to nearest, ties to even."""
+    uint16, uint32, bits_of = gpu.uint16, gpu.uint32, gpu.bits_of
+    kind = getattr(gpu, "uint16" if dtype == "bfloat16" else dtype)
+
+    def narrow(value):
+        return kind(value)
+
+    def narrow_bfloat16(value):
+        bits = bits_of(value)
+        rounded = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
+        return uint16(rounded) if value == value else uint16(0x7FFF)
+
+    return gpu.device(narrow_bfloat16 if dtype == "bfloat16" else narrow)
+
+
+def reader(gpu: Any, dtype: str) -> Any:
+    """read(array, i): the element, as the number that is computed with."""
+    widen = widener(gpu, dtype)
+
     def read(array, i):
-        return kind(array[i])
+        return widen(array[i])
 
-    def read_bfloat16(array, i):
-        return float_of(uint32(array[i]) << uint32(16))
-
-    return gpu.device(read_bfloat16 if dtype == "bfloat16" else read)
+    return gpu.device(read)
 
 
 def writer(gpu: Any, dtype: str) -> Any:
     """write(array, i, value): the element becomes the value, rounded to nearest, ties to even."""
-    uint16, uint32, bits_of = gpu.uint16, gpu.uint32, gpu.bits_of
-    kind = getattr(gpu, "uint16" if dtype == "bfloat16" else dtype)
+    narrow = narrower(gpu, dtype)
 
     def write(array, i, value):
-        array[i] = kind(value)
+        array[i] = narrow(value)
 
-    def write_bfloat16(array, i, value):
-        bits = bits_of(value)
-        rounded = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
-        array[i] = uint16(rounded) if value == value else uint16(0x7FFF)
-
-    return gpu.device(write_bfloat16 if dtype == "bfloat16" else write)
+    return gpu.device(write)
