@@ -2,9 +2,11 @@
 
 What front.py has for the compiler stands here by its meaning, under the same names. Threads run one
 after the other, forwards or backwards (`order`), and one warp runs ahead as far as barriers allow,
-so that a missing barrier shows. Memory of a block and of a thread begins as NaN.
+so that a missing barrier shows. Memory of a block and of a thread begins as NaN; guarded.py says
+what else is looked after.
 """
 
+import math
 import sys
 import warnings
 from types import SimpleNamespace
@@ -12,14 +14,36 @@ from typing import Any
 
 import greenlet
 import numpy as np
-from numpy import float16, float32, float64, int8, int32, int64, uint8, uint16, uint32  # noqa: F401
+from numpy import float16, float32, float64  # noqa: F401
 
+from refsd.numba_ops.cuda import guarded, meaning
+from refsd.numba_ops.cuda.guarded import THREADS, Guarded, Touched, Written
 from refsd.numba_ops.cuda.meaning import *  # noqa: F403  the intrinsics
 from refsd.numba_ops.cuda.meaning import current
 
 WARP = 32
-order = 1  # -1: the last thread of a block runs first
+order = 1  # -1: the last block runs first, and of each the last thread
 _ELEMENTS = {"bfloat16": np.dtype(np.uint16)}
+_OURS = (__file__, meaning.__file__, guarded.__file__)
+
+
+def _integer(name):
+    """The type of that name: so many bits when asked for, but 64 in a sum or product of two.
+
+    That is what Numba does: (x << 16) >> 16 does not clear the upper half of a uint32 there.
+    """
+    narrow = getattr(np, name)
+    wide, bits = (np.uint64 if name[0] == "u" else np.int64), 8 * narrow().itemsize
+    low = 0 if name[0] == "u" else 1 << bits - 1
+
+    def make(cls, value):
+        return wide((int(value) + low & (1 << bits) - 1) - low)
+
+    return type(name, (), {"__new__": make, "dtype": np.dtype(narrow)})
+
+
+uint8, uint16, uint32, int8, int32, int64 = map(_integer, (
+    "uint8", "uint16", "uint32", "int8", "int32", "int64"))
 
 
 def array(dtype: str) -> np.dtype:
@@ -47,143 +71,177 @@ class Thread(greenlet.greenlet):
 
     def __init__(self, kernel, block, index):
         super().__init__(kernel)
-        self.block, self.index, self.waits, self.place, self.answer = block, index, None, None, None
+        self.block, self.index, self.waits, self.place = block, index, None, None
         self.threadIdx, self.blockIdx = (np.int32(index), np.int32(0), np.int32(0)), block.point
         self.blockDim, self.gridDim = block.size, block.grid
-        self.value, self.copies, self.groups = None, [], []
+        self.value, self.copies, self.groups, self.synced = None, [], [], 0
 
     def wait(self, group: str, value: Any = None) -> list:
         """Until all threads of the group are here; the values of all, by thread."""
-        frame = sys._getframe(1)
-        while frame.f_code.co_filename.endswith(("lockstep.py", "meaning.py")):
+        frame, place = sys._getframe(1), []
+        while frame is not None:  # a device function may be called from many lines
+            if frame.f_code.co_filename not in _OURS:
+                place.append(frame.f_lineno)
             frame = frame.f_back
-        self.waits, self.place, self.value = group, frame.f_lineno, value
+        self.waits, self.place, self.value = group, place, value
         return self.parent.switch()
 
 
 class Block:
     """The threads of one block, and the memory that they share."""
 
-    def __init__(self, kernel, point, grid, threads, shared, arguments):
+    def __init__(self, kernel, point, grid, threads, shared, arguments, time):
         self.point = tuple(map(np.int32, point))
         self.grid, self.size = tuple(map(np.int32, grid)), (np.int32(threads), np.int32(1),
                                                             np.int32(1))
-        self.dynamic = np.full(shared, 0xFF, np.uint8)
-        self.allocations: dict[Any, np.ndarray] = {}
+        # Barriers are counted; `since` is the last one of all threads.
+        self.time, self.born, self.since = time, time * THREADS, time * THREADS
+        self.dynamic = memory(shared, np.uint8, 1024), Touched(shared)
+        self.allocations: dict[Any, Guarded] = {}
         self.products: Any = None
         self.threads = [Thread(kernel, self, i) for i in range(threads)]
+        self.groups = {kind: [self.threads[i:i + size] for i in range(0, threads, size)]
+                       for kind, size in (("warp", WARP), ("warpgroup", 4 * WARP),
+                                          ("block", threads))}
         self.arguments = arguments
 
     def run(self) -> None:
-        """Until all threads have ended."""
-        for thread in self.threads[::order]:
-            thread.switch(*self.arguments)
-        while group := self._released():
-            for thread in group[::order]:
-                thread.waits = None
-                thread.switch(thread.answer)
+        """Until all threads have ended: each warp as far as it can go without the others."""
+        for warp in self.groups["warp"][::order]:
+            for thread in warp[::order]:
+                thread.switch(*self.arguments)
+            self._go_on(warp, "warp")
+        while any(not thread.dead for thread in self.threads):
+            met = [group for group in self.groups["warpgroup"] if _all_wait(group, "warpgroup")]
+            group, kind = (met[::order][0], "warpgroup") if met else (self.threads, "block")
+            self._release(group, kind)
+            for warp in self.groups["warp"][::order]:
+                self._go_on(warp, "warp")
 
-    def _released(self) -> list[Thread]:
-        """The next to run: a warp that need not wait for others, else all, from their barrier."""
-        live = [thread for thread in self.threads if not thread.dead]
-        if not live:
-            return []
-        ready = [*self._together(live, "warp", WARP), *self._together(live, "warpgroup", 4 * WARP)]
-        group = ready[0 if order > 0 else -1] if ready else live
-        if not ready and any(thread.waits != "block" for thread in live):
-            raise RuntimeError("threads of a warp diverge: " + ", ".join(sorted(
-                {f"line {t.place} waits for the {t.waits}" for t in live})))
-        if not ready and len(live) < len(self.threads):
-            raise RuntimeError(f"threads have ended, others wait in line {live[0].place}")
-        if len({thread.place for thread in group}) > 1:
-            raise RuntimeError("one barrier is waited for in lines " + ", ".join(
-                sorted({str(t.place) for t in group})))
+    def _go_on(self, group: list[Thread], kind: str) -> None:
+        while any(thread.waits == kind and not thread.dead for thread in group):
+            self._release(group, kind)
+
+    def _release(self, group: list[Thread], kind: str) -> None:
+        """All threads of a group stand at one barrier of this kind, or RuntimeError: go on."""
+        places = {(t.waits, *t.place) for t in group if not t.dead}
+        if len(places) > 1 or not _all_wait(group, kind):
+            ended = [t.index for t in group if t.dead]
+            raise RuntimeError(
+                f"threads diverge at a barrier of the {kind}: " + ", ".join(
+                    [f"some wait for the {waits} in line {' from '.join(map(str, lines))}"
+                     for waits, *lines in sorted(places)] + ["some have ended"] * bool(ended)))
+        if kind == "warp" and len(group) < WARP:
+            raise RuntimeError(f"a warp of {len(group)} threads, wanted {WARP}")
         values = [thread.value for thread in group]
+        self.time += 1
+        if kind == "block":
+            self.since = self.time * THREADS
         for thread in group:
-            thread.answer = values
-        return group
+            thread.waits = None
+        for thread in group[::order]:
+            thread.switch(values)
 
-    @staticmethod
-    def _together(live: list[Thread], kind: str, count: int) -> list[list[Thread]]:
-        groups: dict[int, list[Thread]] = {}
-        for thread in live:
-            groups.setdefault(thread.index // count, []).append(thread)
-        return [group for group in groups.values() if all(t.waits == kind for t in group)]
+
+def _all_wait(group, kind):
+    return all(thread.waits == kind and not thread.dead for thread in group)
 
 
 def run(plan: Any, grid: tuple[int, ...], arguments: list) -> None:
     """Every block of a grid, one after the other. Arrays are one-dimensional NumPy arrays."""
-    grid = (*grid, 1, 1)[:3]
+    grid, time = (*grid, 1, 1)[:3], 1
     checked = [_argument(kind, value) for kind, value in zip(plan.signature, arguments,
                                                              strict=True)]
+    points = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # unsigned numbers wrap around
-        for z in range(grid[2]):
-            for y in range(grid[1]):
-                for x in range(grid[0]):
-                    Block(plan.kernel, (x, y, z), grid, plan.threads, plan.shared, checked).run()
+        warnings.simplefilter("ignore", RuntimeWarning)  # numbers overflow, and wrap around
+        for point in points[::order]:
+            block = Block(plan.kernel, point, grid, plan.threads, plan.shared, checked, time)
+            block.run()
+            time = block.time + 1
 
 
 def _argument(kind: Any, value: Any) -> Any:
     """What a kernel is given, which is what its signature says."""
-    if isinstance(kind, np.dtype):
-        if value.dtype != kind or value.ndim != 1 or not value.flags.c_contiguous:
-            raise TypeError(f"an argument is {value.dtype} {value.shape}, the kernel's signature "
-                            f"says a one-dimensional array of {kind}")
-        return value.view(Guarded)
-    return kind(value)
+    if not isinstance(kind, np.dtype):
+        number = kind(value)
+        if isinstance(number, np.integer) and number != value:
+            raise OverflowError(f"an argument is {value}, the kernel's signature says "
+                                f"{kind.__name__}")
+        return number
+    if value.dtype != kind or value.ndim != 1 or not value.flags.c_contiguous:
+        raise TypeError(f"an argument is {value.dtype} {value.shape}, the kernel's signature "
+                        f"says a one-dimensional array of {kind}")
+    return Guarded(value, touched=Written())
 
 
-class Guarded(np.ndarray):
-    """Memory that knows its end: a negative index is an error and not the last element."""
-
-    def __getitem__(self, index):
-        if isinstance(index, (int, np.integer)) and index < 0:
-            raise IndexError(f"index {index} is below 0")
-        return super().__getitem__(index)
-
-    def __setitem__(self, index, value):
-        if isinstance(index, (int, np.integer)) and index < 0:
-            raise IndexError(f"index {index} is below 0")
-        super().__setitem__(index, value)
-
-
-def _born(shape: Any, dtype: Any) -> np.ndarray:
+def memory(count: int, dtype: Any, alignment: int) -> np.ndarray:
     """Nothing is zero by itself: all bits are set, which is NaN."""
-    memory = np.empty(shape, dtype)
-    memory.view(np.uint8).fill(0xFF)
-    return memory.view(Guarded)
+    nbytes = count * np.dtype(dtype).itemsize
+    data = np.full(nbytes + alignment, 0xFF, np.uint8)
+    first = -data.ctypes.data % alignment
+    return data[first:first + nbytes].view(dtype)
 
 
-def _shared(shape: Any, dtype: Any, alignment: int | None = None) -> np.ndarray:
-    """One array for each line of a kernel that asks for it; of shape 0: the dynamic memory."""
+def _dtype(kind):
+    ours = getattr(kind, "dtype", None)
+    return ours if isinstance(ours, np.dtype) else np.dtype(kind)
+
+
+def _born(shape, kind, alignment):
+    shape, dtype = shape if isinstance(shape, tuple) else (shape,), _dtype(kind)
+    alignment = alignment or dtype.itemsize  # all that the compiler promises
+    return Guarded(memory(math.prod(shape), dtype, alignment), shape, alignment)
+
+
+def _shared(shape: Any, dtype: Any, alignment: int | None = None) -> Guarded:
+    """One array for each call in the source; of shape 0: the dynamic memory."""
     block, frame = current().block, sys._getframe(1)
-    if shape == 0:
-        return block.dynamic.view(dtype).view(Guarded)
-    key = frame.f_code, frame.f_lineno
+    key = frame.f_code, frame.f_lasti
     if key not in block.allocations:
-        block.allocations[key] = _born(shape, dtype)
+        if shape == 0:
+            data, touched = block.dynamic
+            raw = data.view(_dtype(dtype))
+            block.allocations[key] = Guarded(raw, None, 1024, touched.of(raw.itemsize))
+        else:
+            array = block.allocations[key] = _born(shape, dtype, alignment)
+            array.touched = Touched(array.size)
     return block.allocations[key]
+
+
+def _local(shape: Any, dtype: Any, alignment: int | None = None) -> Guarded:
+    """Each thread's own."""
+    return _born(shape, dtype, alignment)
 
 
 def _shuffle(pick):
     def shuffle(mask, value, lane):
         me = current()
+        if mask & 0xFFFFFFFF != 0xFFFFFFFF:
+            raise ValueError(f"a shuffle of some lanes, mask {mask:#x}: wanted all, 0xFFFFFFFF")
+        if not isinstance(value, np.generic):
+            raise TypeError(f"a shuffle of a {type(value).__name__}, wanted a number of the GPU's")
         values = me.wait("warp", value)
         source = pick(me.index % WARP, int(lane))
-        return values[source] if 0 <= source < len(values) else value
+        return values[source] if 0 <= source < WARP else value
     return shuffle
+
+
+def _syncwarp(mask=0xFFFFFFFF):
+    me = current()
+    me.wait("warp")
+    me.synced = me.block.time * THREADS
 
 
 cuda = SimpleNamespace(
     threadIdx=_Indices("threadIdx"), blockIdx=_Indices("blockIdx"),
     blockDim=_Indices("blockDim"), gridDim=_Indices("gridDim"),
     syncthreads=lambda: current().wait("block") and None,
-    syncwarp=lambda mask=-1: current().wait("warp") and None,
+    syncwarp=_syncwarp,
     shfl_sync=_shuffle(lambda me, lane: lane % WARP),
     shfl_xor_sync=_shuffle(lambda me, lane: me ^ lane),
     shfl_down_sync=_shuffle(lambda me, lane: me + lane),
     shfl_up_sync=_shuffle(lambda me, lane: me - lane),
     shared=SimpleNamespace(array=_shared),
-    local=SimpleNamespace(array=lambda shape, dtype, alignment=None: _born(shape, dtype)),
+    local=SimpleNamespace(array=_local),
 )

@@ -21,7 +21,7 @@ class Simulated:
 
     def allocate(self, nbytes: int) -> Block:
         """Memory full of NaN."""
-        memory = np.full(nbytes, 0xFF, np.uint8)
+        memory = lockstep.memory(nbytes, np.uint8, 256)
         return Block(self, memory.ctypes.data, nbytes, memory)
 
     def free(self, block: Block) -> None:
