@@ -37,7 +37,7 @@ ALLOWED = {
     "examples": {"contracts", "kinds", "registry"},
     "functional": {"ops", "registry"},
     "numba_ops": {"atomic", "contracts", "dense", "errors", "half", "leaf", "ops", "parallel",
-                  "quantized", "registry"},
+                  "quantized", "registry", "rules"},
     "algorithms": {"backends", "contracts", "errors", "half", "numba_ops", "ops", "registry"},
     "models": {"functional", "contracts", "leaf", "options"},
     "schedulers": {"arguments", "errors", "half", "random", "rules"},
@@ -108,6 +108,19 @@ def test_nobody_needs_torch_and_only_numba_ops_numba(path):
     roots = {module.split(".")[0] for module, _ in imports(path)}
     assert not roots & NEVER
     assert "numba" not in roots or part(path) == "numba_ops"
+
+
+def test_numba_is_imported_after_its_settings_were_looked_at():
+    """cpu/ does it once, for the folder."""
+    folder = PACKAGE / "numba_ops"
+    for path in [*folder.glob("*.py"), folder / "cpu" / "__init__.py",
+                 *(folder / "cuda").glob("*.py")]:
+        names = [module for module, _ in imports(path)]
+        numba = [i for i, name in enumerate(names) if name.split(".")[0] == "numba"]
+        if (numba or path.parent.name == "cpu") and path.name != "settings.py":
+            first = names.index("refsd.numba_ops.settings")
+            assert first < min(numba, default=len(names)), named(path)
+            assert path.parent.name != "cpu" or first == 0
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")), ids=named)

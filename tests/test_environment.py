@@ -10,12 +10,12 @@ import numba
 import pytest
 from chaos import ROOT, environment
 
-from refsd import numba_ops, parallel
+from refsd import parallel
 from refsd.__main__ import main
 from refsd.cli import doctor, output
 from refsd.cli.report import Warnings
 from refsd.errors import ResourceError, UsageError
-from refsd.numba_ops import cache, levels, vector
+from refsd.numba_ops import cache, levels, settings, vector
 
 READ = re.compile(r"""environ(?:\.\w+\(|\[)\s*["'](\w+)|\{([^}]*)\}\.isdisjoint\(os\.environ""")
 
@@ -158,7 +158,7 @@ def test_numbers_of_threads_for_numba(monkeypatch, value):
 def test_kernels_without_a_compiler(monkeypatch):
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     with pytest.raises(UsageError, match="NUMBA_DISABLE_JIT is set.*unset it, or take the backend"):
-        numba_ops._import_numba()
+        settings._import_numba()
 
 
 # What the libraries read by themselves, in one process each: nothing may be an unexplained end.

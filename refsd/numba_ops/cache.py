@@ -8,11 +8,9 @@ a compilation.
 """
 
 import hashlib
-import os
 import platform
 import re
 import shutil
-import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,10 +18,13 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import llvmlite
 import numba
 from numba.core import caching
 
+from refsd.numba_ops.folders import locked, not_kept, own_folder
 from refsd.numba_ops.levels import BFLOAT16
 from refsd.numba_ops.simd import WIDTH
 
@@ -41,22 +42,8 @@ def cache_folder() -> Path | None:
 
     Loading a compiled kernel runs it, so nobody else may be able to write there.
     """
-    try:
-        root = Path(os.environ.get("REFSD_CACHE") or Path("~", ".cache", "refsd")).expanduser()
-        folder = root / "kernels" / _fingerprint()
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in (folder.parent, folder):
-            path.mkdir(exist_ok=True, mode=0o700)
-        for path in (root, folder.parent, folder):
-            status = path.stat()
-            if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise PermissionError(0, "it belongs to another user or others may write there",
-                                      str(path))
-        (folder / ".used").write_bytes(b"")
-    except (OSError, RuntimeError) as problem:  # RuntimeError: there is no home
-        why = f"{getattr(problem, 'filename', None)}: {getattr(problem, 'strerror', None)}"
-        why = str(problem) if "None" in why else why
-        _warn(f"compiled kernels are not kept ({why}): name a folder of your own in REFSD_CACHE")
+    folder = own_folder("kernels", _fingerprint())
+    if folder is None:
         return None
     with suppress(OSError):  # another process tidies up too
         _remove_old(folder)
@@ -90,48 +77,12 @@ def _remove_old(current: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _warn(message: str) -> None:
-    warnings.warn(f"{message}. Kernels are compiled in every process", stacklevel=3)
-
-
 @contextmanager
 def exclusive(name: str, on_wait: Callable[[], None] | None = None, *,
               after: float = 0) -> Iterator[None]:
-    """Within the block no other process is in a block of this name.
-
-    on_wait() where that takes longer than `after` seconds. Without a cache, or a system that can
-    lock files, nothing happens. A process that dies lets go.
-    """
-    folder = cache_folder()
-    try:
-        import fcntl
-
-        lock = None if folder is None else os.open(folder / f".{name}", os.O_RDWR | os.O_CREAT)
-    except (ImportError, OSError):
-        lock = None
-    try:
-        if lock is not None:
-            _take(fcntl, lock, on_wait, after)
+    """Within the block no other process is in a block of this name: see folders.locked."""
+    with locked(cache_folder(), name, on_wait, after=after):
         yield
-    finally:
-        if lock is not None:
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_UN)  # a forked child may hold the file open
-            os.close(lock)
-
-
-def _take(fcntl, lock, on_wait, after):
-    until = time.monotonic() + after
-    with suppress(OSError):  # some network file systems cannot; Numba still replaces files at once
-        while on_wait is not None:
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    on_wait()
-                    break
-                time.sleep(0.02)
-        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def cache_for(function, flags: tuple) -> caching._Cache:
@@ -184,7 +135,6 @@ def _cache_class(folder: Path) -> type:
                     super().save_overload(signature, data)
             except OSError as problem:
                 self.disable()
-                _warn(f"a compiled kernel could not be kept ({folder}: {problem.strerror}): make "
-                      "room there, or name another folder in REFSD_CACHE")
+                warnings.warn(not_kept(folder, problem), stacklevel=2)
 
     return Cache

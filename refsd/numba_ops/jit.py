@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numba
 from numba.core import event, types
 from numba.core.compiler_lock import global_compiler_lock

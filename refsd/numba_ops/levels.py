@@ -12,6 +12,8 @@ forces one of int8, of which all have the same bits.
 
 import os
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numpy as np
 from llvmlite import ir
 from numba import config, types

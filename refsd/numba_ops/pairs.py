@@ -1,5 +1,7 @@
 """Pairs of bfloat16 in the lanes of an int32 vector, as AVX512-BF16 multiplies them."""
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numpy as np
 from llvmlite import ir
 from numba import types

@@ -11,6 +11,8 @@ their elements are, and a factor for each output, which is 1 for halves.
 import functools
 from weakref import WeakKeyDictionary
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numba
 import numpy as np
 from numba import types

@@ -4,6 +4,8 @@ A formula is a small function of SIMD vectors; the same text runs on whole vecto
 shorter one. Tasks are blocks of a fixed size, so that any number of threads can share them.
 """
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numpy as np
 from numba import prange
 

@@ -1,5 +1,7 @@
 """Four int8 in the lanes of an int32 vector, as AVX512-VNNI multiplies them."""
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic

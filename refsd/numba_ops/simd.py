@@ -7,6 +7,8 @@ A `Vector` (vector.py) is one LLVM vector, so an operator is one machine instruc
 checks bounds or wraps negative indices.
 """
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils

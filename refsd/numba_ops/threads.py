@@ -5,6 +5,8 @@ import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numba
 
 from refsd.errors import UsageError

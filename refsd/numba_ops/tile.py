@@ -4,6 +4,8 @@ MR is ROWS and NR is VECTORS vectors, in BLIS's words (Van Zee and van de Geijn 
 matrix is packed in panels: (k, NR), one after the other.
 """
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils

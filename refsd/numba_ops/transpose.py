@@ -1,5 +1,7 @@
 """Transposing in registers: a square of vectors, by halves of halves."""
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic

@@ -9,6 +9,8 @@ tools/fit_polynomials.py prints; tests/test_simd.py holds the errors.
 
 import math
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 from numba import types
 from numba.extending import overload
 

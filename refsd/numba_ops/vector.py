@@ -8,6 +8,8 @@ otherwise (NEON, SSE); REFSD_SIMD_BYTES forces another, which LLVM then makes of
 import operator
 import os
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir

@@ -12,6 +12,8 @@ import logging
 import math
 from collections.abc import Callable
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numpy as np
 from numba import prange
 

@@ -3,6 +3,8 @@
 float64 of float32; float32 of halves, of whose own rounding a product of float32 leaves no trace.
 """
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numpy as np
 from numba import types
 from numba.extending import overload

@@ -8,6 +8,8 @@ intrinsics. lockstep.py has the same names (but compile_ptx), by their meaning.
 from types import SimpleNamespace
 from typing import Any
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 import numpy as np
 
 if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks for it; NumPy 2.5 has it no more

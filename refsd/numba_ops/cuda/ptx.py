@@ -2,6 +2,8 @@
 
 import math
 
+import refsd.numba_ops.settings  # noqa: F401  before Numba
+
 from llvmlite import ir
 from numba import types
 from numba.cuda.extending import intrinsic
