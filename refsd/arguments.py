@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from refsd.errors import UsageError
+from refsd.places import is_on_device
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 ARITHMETICS = (*FLOATS, "int8")  # what a model can compute in; int8: float32 with products of int8
@@ -63,13 +64,16 @@ def as_array(name: str, value: Any, dtype: Any = None) -> Any:
 
     Takes arrays in any order of bytes and axes, tensors of torch (detached, on the CPU) and of all
     that NumPy can read, and lists. What already is the array that is wanted is returned itself, and
-    so is what has the dtype and keeps its numbers where NumPy cannot read them.
+    so is what has the dtype and keeps its numbers where NumPy cannot read them. What lies on a
+    device stays there.
     Raises UsageError, which begins with `name`.
     """
     import numpy as np
 
     from refsd.half import HALVES, is_half, to_half
 
+    if is_on_device(value):
+        return value if dtype is None else value.astype(HALVES.get(str(dtype), dtype), copy=False)
     right = str(getattr(value, "dtype", "")) in ([str(dtype)] if dtype else FLOATS)
     if right and (type(value) is np.ndarray or not any(hasattr(value, way) for way in READABLE)):
         return value

@@ -62,6 +62,13 @@ class Backend:
         For who owns the only copy of a model: kernels then need no second one.
         """
 
+    def put(self, array: Any) -> Any:
+        """A NumPy array where this backend's arrays lie; its own arrays, and None, as they are."""
+        return array
+
+    def wait(self) -> None:
+        """Until all that was asked for has been computed."""
+
     def ready(self, dtype: str) -> None:
         """Do what a generation in `dtype` needs once, such as compiling kernels."""
 
@@ -190,6 +197,24 @@ class CudaBackend(Backend):
             known = find_spec("greenlet")
             return "" if known else "greenlet is not installed: pip install greenlet"
         return "kernels run in lockstep so far: set REFSD_CUDA=lockstep"
+
+    def place(self, tensors: dict[str, Any]) -> None:
+        """Upload them."""
+        from refsd.numba_ops.cuda.weights import place_all
+
+        place_all(tensors)
+
+    def put(self, array: Any) -> Any:
+        """Upload it."""
+        from refsd.numba_ops.cuda.array import to_device
+
+        return to_device(array)
+
+    def wait(self) -> None:
+        """For the device."""
+        from refsd.numba_ops.cuda.device import current
+
+        current().synchronize()
 
 
 # Fastest first: "auto" takes the first that is available.

@@ -11,6 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from refsd.places import is_on_device
+
 HALVES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
 
@@ -33,6 +35,8 @@ def to_half(x: np.ndarray, dtype: Any) -> np.ndarray:
 
     A float64 is rounded to float32 first, as torch does it.
     """
+    if is_on_device(x):
+        return x.astype(HALVES[str(dtype)])
     with np.errstate(all="ignore"):
         return np.asarray(x).astype(np.float32, copy=False).astype(HALVES[str(dtype)])
 

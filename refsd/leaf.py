@@ -58,10 +58,13 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
     __slots__ = ("__weakref__", "_array", "_prepared", "identity", "name")
 
     def __init__(self, array: Any, name: str | None = None):
-        array = to_dense(array)
-        self._array = array.view() if _is_sealed(array) else seal(np.array(array))
+        self._array = self._hold(to_dense(array))
         self._prepared: dict[str, tuple[tuple, Any]] = {}
         self.identity, self.name = _Identity(), name
+
+    def _hold(self, array: Any) -> Any:
+        """The memory of its own that an array is kept in."""
+        return array.view() if _is_sealed(array) else seal(np.array(array))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -17,11 +17,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "version": set(),
     "errors": set(),
-    "arguments": {"errors", "half"},
+    "arguments": {"errors", "half", "places"},
     "rules": {"arguments", "errors"},
     "atomic": {"errors"},
     "kinds": set(),
-    "half": set(),
+    "places": set(),
+    "half": {"places"},
     "options": set(),
     "shapes": {"errors"},
     "contracts": {"errors", "options", "shapes"},
@@ -40,15 +41,15 @@ ALLOWED = {
                   "quantized", "registry", "rules"},
     "algorithms": {"backends", "contracts", "errors", "half", "numba_ops", "ops", "registry"},
     "models": {"functional", "contracts", "leaf", "options"},
-    "schedulers": {"arguments", "errors", "half", "random", "rules"},
+    "schedulers": {"arguments", "errors", "half", "places", "random", "rules"},
     "random": {"arguments", "errors", "half"},
     "families": set(),
     "weights": {"arguments", "atomic", "cgroups", "errors", "families", "half", "leaf", "quantized",
                 "rules"},
     "text": {"errors", "weights"},
     "pipelines": {"arguments", "atomic", "backends", "contracts", "errors", "families",
-                  "functional", "half", "leaf", "models", "quantized", "random", "registry",
-                  "rules", "schedulers", "text", "version", "weights"},
+                  "functional", "half", "leaf", "models", "places", "quantized", "random",
+                  "registry", "rules", "schedulers", "text", "version", "weights"},
     "profiling": {"algorithms", "backends", "contracts", "dense", "half", "leaf", "pipelines",
                   "registry", "weights"},
     "notebook": {"errors", "pipelines"},
@@ -170,7 +171,7 @@ def test_an_image_on_numpy_imports_what_it_needs(model):
                         "noise_schedule.py", "prediction.py", "ddim.py"}
     files = [file for file in files if part(file) != "families"]  # each further one is a file more
     lines = sum(len(file.read_text().splitlines()) for file in files)
-    assert len(files) <= 95 and lines <= 9900, (len(files), lines)
+    assert len(files) <= 95 and lines <= 10000, (len(files), lines)
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

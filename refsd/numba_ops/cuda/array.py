@@ -1,7 +1,8 @@
 """An array on a device: shape, strides and dtype over memory that Python does not see.
 
 It is strict. Nothing turns it into a NumPy array but `.numpy()`, nothing makes one but `to_device`;
-both are counted in `copies`. Its operators are ops of the registry. Strides count elements.
+both are counted in `copies`. Its operators are ops of the registry, on "cuda" whatever `use` says;
+beside them it has the few of NumPy's methods that refsd/places.py names. Strides count elements.
 """
 
 import math
@@ -12,15 +13,30 @@ import numpy as np
 
 from refsd.leaf import Weight
 from refsd.numba_ops.cuda.device import current
-from refsd.registry import dispatch
+from refsd.registry import active_backend, dispatch, use
 
 CHANNELS_LAST = (0, 2, 3, 1)  # axes of (N, C, H, W) from the outermost in memory to the innermost
 copies = {"to_device": 0, "to_host": 0}
 
 
+class _ReadOnly:
+    """An array's `flags`: what they say of writing cannot be changed."""
+
+    @property
+    def writeable(self) -> bool:
+        return False
+
+    @writeable.setter
+    def writeable(self, value: bool) -> None:
+        if value:
+            raise ValueError("an array on a device is read-only: make another one")
+
+
 class DeviceArray:
     """Numbers on a device. Views share a block; nobody writes to an array that others have."""
 
+    on_device = True  # see refsd.places
+    flags = _ReadOnly()
     __slots__ = ("shape", "strides", "dtype", "block", "offset", "__weakref__")
     __array_priority__ = 1000
     __array_ufunc__ = None  # NumPy's operators give way to those below
@@ -86,6 +102,37 @@ class DeviceArray:
         steps = [s * self.dtype.itemsize for s in self.strides]
         return np.lib.stride_tricks.as_strided(host, self.shape, steps).copy()
 
+    @staticmethod
+    def put(host: Any) -> "DeviceArray":
+        """Numbers of the host, on the device."""
+        return to_device(host)
+
+    def astype(self, dtype: Any, copy: bool = True) -> "DeviceArray":
+        """In another dtype, each number rounded once; from float64 to a half, by way of float32."""
+        from refsd.numba_ops.cuda.cast import cast
+
+        return self if np.dtype(dtype) == self.dtype else cast(self, np.dtype(dtype))
+
+    def clip(self, low: float, high: float) -> "DeviceArray":
+        """The op clamp."""
+        return _op("clamp", self, low=low, high=high)
+
+    def std(self, *, axis: tuple[int, ...], keepdims: bool, ddof: int) -> "DeviceArray":
+        """The standard deviation of each image, (N, 1, 1, 1)."""
+        from refsd.numba_ops.cuda.deviation import deviation
+
+        if axis != tuple(range(1, self.ndim)) or not keepdims:
+            raise TypeError(f"std over axis={axis}, keepdims={keepdims}: an array on a device has "
+                            "it over all axes but the first, which are kept")
+        return deviation(self, ddof)
+
+    def repeat(self, count: int, axis: int) -> "DeviceArray":
+        """Each part along the first axis `count` times."""
+        if axis != 0:
+            raise TypeError(f"repeat along axis {axis}: on a device it is along axis 0")
+        rows = [self[i:i + 1] for i in range(self.shape[0]) for _ in range(count)]
+        return self if count == 1 else _op("concat", rows, axis=0)
+
     def __getitem__(self, index: Any) -> "DeviceArray":
         """x[start:stop] along the first axis, a view."""
         if not isinstance(index, slice) or index.step not in (None, 1):
@@ -107,32 +154,39 @@ class DeviceArray:
     def __repr__(self) -> str:
         return f"DeviceArray({self.shape}, {self.dtype}, on {self.block.device.name})"
 
+    # The other operand is an array or a Python number; on the left it can only be a number.
     def __add__(self, other: Any) -> Any:
-        return dispatch("add", (self, other), {})
+        return _op("add", self, other)
 
-    def __radd__(self, other: Any) -> Any:
-        return dispatch("add", (other, self), {})
+    __radd__ = __add__
 
     def __sub__(self, other: Any) -> Any:
-        return dispatch("sub", (self, other), {})
+        return _op("sub", self, other)
 
     def __rsub__(self, other: Any) -> Any:
-        return dispatch("sub", (other, self), {})
+        return _op("add", -self, other)
 
     def __mul__(self, other: Any) -> Any:
-        return dispatch("mul", (self, other), {})
+        return _op("mul", self, other)
 
-    def __rmul__(self, other: Any) -> Any:
-        return dispatch("mul", (other, self), {})
+    __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Any:
-        return dispatch("div", (self, other), {})
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return dispatch("div", (other, self), {})
+        return _op("div", self, other)
 
     def __neg__(self) -> Any:
-        return dispatch("mul", (self, -1.0), {})
+        return _op("mul", self, -1.0)
+
+
+def _op(name: str, *arrays: Any, **options: Any) -> Any:
+    """An op where its arrays are, whatever backend is in use."""
+    if any(type(array) is np.ndarray for array in arrays):
+        raise TypeError(f"{name} of an array on the GPU and one of NumPy: to_device(array) of "
+                        "refsd.numba_ops.cuda.array copies the latter there")
+    if active_backend() == "cuda":
+        return dispatch(name, arrays, options)
+    with use("cuda"):
+        return dispatch(name, arrays, options)
 
 
 def contiguous_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> tuple[int, ...]:
