@@ -247,6 +247,7 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
         return function(*arrays, **values)
     begun = time.perf_counter_ns()
     output = function(*arrays, **values)
+    BACKENDS[backend].wait()
     ended = time.perf_counter_ns()
     listener(name, *_named(_ops[name].signature, args, options), output, begun, ended)
     return output

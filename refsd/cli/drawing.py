@@ -79,7 +79,7 @@ def effective(pipe: Any, recipe: Recipe) -> Recipe:
     """
     without_effect = idle(pipe, guidance_scale=recipe.cfg_scale,
                           guidance_rescale=recipe.guidance_rescale, eta=recipe.eta,
-                          negative=recipe.negative_prompt != "")
+                          negative=recipe.negative_prompt)
     for name, why in without_effect.items():
         logger.warning("--%s changes nothing: %s", name.replace("_", "-"), why)
     return replace(recipe, **{name: NOTHING[name] for name in without_effect})

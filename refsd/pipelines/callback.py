@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from refsd.arguments import refuse_unknown, shown
+from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_number
 from refsd.pipelines.tensors import require_finite, shaped
@@ -78,6 +79,7 @@ class StepCallback:
             changed[name] = shaped(what, value, tuple(old.shape), self.pipe.unet.dtype)
             if self.pipe.check_finite:
                 require_finite(what, changed[name])
+            changed[name] = BACKENDS[self.pipe.backend].put(changed[name])
         return changed
 
     def _rescaled(self) -> dict[str, Any]:

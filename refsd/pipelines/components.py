@@ -1,6 +1,7 @@
 """The networks of a pipeline as callables that work alone: weights, configuration, backend.
 
-Each takes and gives arrays of its backend. `use` appears here, at the edge, and nowhere below.
+Each takes arrays of NumPy's or of its backend, and gives the latter. `use` appears here, at the
+edge, and nowhere below.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from refsd import functional as F
 from refsd.arguments import as_array, as_number, is_array, shown
-from refsd.backends import find_backend
+from refsd.backends import BACKENDS, find_backend
 from refsd.errors import UsageError
 from refsd.half import to_float32
 from refsd.models import clip, unet, vae
@@ -20,6 +21,7 @@ from refsd.models.layers import Text
 from refsd.pipelines.from_diffusers import answer
 from refsd.pipelines.request import check_integer
 from refsd.pipelines.tensors import shaped, text_width
+from refsd.places import beside
 from refsd.random import TorchGenerator, draw_noise
 from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
 from refsd.registry import use
@@ -83,8 +85,8 @@ class UNet:
         encoder_hidden_states is an array (N, L, D), or a models.layers.Text of one: what layers
         make of the text is then computed once for all calls that are given the same.
         """
-        answered = answer("unet", others)
-        sample = shaped("unet: sample", sample, ("N", self.in_channels, "h", "w"), self.dtype)
+        answered, put = answer("unet", others), BACKENDS[self.backend].put
+        sample = put(shaped("unet: sample", sample, ("N", self.in_channels, "h", "w"), self.dtype))
         steps = to_float32(as_array("unet: timestep", timestep))
         if steps.size == 1:
             steps = np.full(sample.shape[0], steps.item(), steps.dtype)
@@ -98,11 +100,12 @@ class UNet:
                                 "given, but this model has no time_embedding.cond_proj: "
                                 "leave it out"))
         if timestep_cond is not None:
-            timestep_cond = shaped("unet: timestep_cond", timestep_cond,
-                                   (len(steps), self.time_cond_dim), self.dtype)
+            timestep_cond = put(shaped("unet: timestep_cond", timestep_cond,
+                                       (len(steps), self.time_cond_dim), self.dtype))
         if not isinstance(encoder_hidden_states, Text):
-            encoder_hidden_states = shaped("unet: encoder_hidden_states", encoder_hidden_states,
-                                           (len(steps), "L", self.text_width), self.dtype)
+            encoder_hidden_states = put(shaped(
+                "unet: encoder_hidden_states", encoder_hidden_states,
+                (len(steps), "L", self.text_width), self.dtype))
         with use(self.backend, exact=self.exact):
             return answered(unet.unet(sample, steps, encoder_hidden_states, **self.tree,
                                       config=self.config, timestep_cond=timestep_cond))
@@ -127,7 +130,7 @@ class DiagonalGaussian:
         """mean + e^(logvar / 2) noise, from a seed, a generator or a list, one a picture."""
         if generator is not None:
             generator = as_generators(generator, TorchGenerator, self.mean.shape[0])
-        noise = draw_noise(self.mean.shape, str(self.mean.dtype), generator)
+        noise = beside(self.mean, draw_noise(self.mean.shape, str(self.mean.dtype), generator))
         with use(self.backend):
             return vae.sample_posterior(self.mean, self.logvar, noise)
 
@@ -147,7 +150,7 @@ class VAE:
         if "int" in str(image.dtype):
             raise UsageError(f"vae.encode: image holds {image.dtype}, {tuple(image.shape)}; give "
                              "floats in [-1, 1], channels first: pixels / 127.5 - 1")
-        image = as_array("vae.encode: image", image, self.dtype)
+        image = BACKENDS[self.backend].put(as_array("vae.encode: image", image, self.dtype))
         good = len(image.shape) == 4 and image.shape[0] >= 1 and image.shape[1] == channels
         if not good or any(n < 1 or n % factor for n in image.shape[2:]):
             raise UsageError(f"vae.encode: image has shape {tuple(image.shape)}; give "
@@ -160,8 +163,9 @@ class VAE:
     def decode(self, latents: Any, **others: Any) -> Any:
         """(N, 4, h, w) -> (N, 3, H, W), about [-1, 1]; one picture at a time to bound the memory"""
         answered = answer("vae.decode", others)
-        latents = shaped("vae.decode: latents", latents,
-                         ("N", self.config.latent_channels, "h", "w"), self.dtype)
+        latents = BACKENDS[self.backend].put(shaped(
+            "vae.decode: latents", latents, ("N", self.config.latent_channels, "h", "w"),
+            self.dtype))
         weights = {"decoder": self.tree["decoder"],
                    "post_quant_conv": self.tree.get("post_quant_conv")}
         find_backend(self.backend).release()  # small memory that the UNet's steps left

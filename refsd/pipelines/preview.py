@@ -17,6 +17,7 @@ from refsd.half import to_float32
 from refsd.models.config import VAEConfig
 from refsd.pipelines import stages
 from refsd.pipelines.tensors import shaped
+from refsd.places import on_host
 from refsd.registry import use
 
 FILE = "latent_rgb.json"
@@ -30,7 +31,7 @@ class LatentColours(NamedTuple):
 
     def __call__(self, latents: Any) -> np.ndarray:
         """(B, C, h, w), as the diffusion has them -> (B, h, w, 3) in [0, 1]; NaN is black"""
-        z = np.moveaxis(to_float32(np.asarray(latents)), 1, -1)
+        z = np.moveaxis(to_float32(np.asarray(on_host(latents))), 1, -1)
         return np.clip(np.nan_to_num(z @ self.matrix + self.bias, nan=-1) * 0.5 + 0.5, 0, 1)
 
 

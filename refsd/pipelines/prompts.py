@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from refsd.arguments import as_array
+from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.pipelines import stages
 from refsd.pipelines.loading import BUNDLED
@@ -94,11 +93,11 @@ def _given(pipe, name, value, shape):
     array = shaped(name, value, shape, pipe.unet.dtype)
     if pipe.check_finite:
         require_finite(name, array)
-    return array
+    return BACKENDS[pipe.backend].put(array)
 
 
 def _repeated(array, copies):
-    copied = np.repeat(array, copies, axis=0)
+    copied = array.repeat(copies, axis=0)
     copied.flags.writeable = False
     return copied
 
@@ -119,4 +118,5 @@ def _encode(pipe, name, texts, clip_skip):
             pipe.remark(line)
     ids = stages.tokenize(pipe.tokenizer, texts)
     vectors = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
-    return as_array(name, vectors, pipe.unet.dtype)  # an encoder of another pipeline has its own
+    # An encoder of another pipeline has a dtype and a place of its own.
+    return BACKENDS[pipe.backend].put(as_array(name, vectors, pipe.unet.dtype))

@@ -121,10 +121,11 @@ def is_guided(pipe: Any, guidance_scale: float) -> bool:
 
 
 def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta: float = 0.0,
-         negative: bool = False, scheduler: Any = None) -> dict[str, str]:
+         negative: Any = "", scheduler: Any = None) -> dict[str, str]:
     """The options that change nothing with this model, sampler and scale, and why.
 
-    The sampler is the pipeline's own, or `scheduler`.
+    negative: the text to keep away from, or vectors of it; none is None, or empty. The sampler is
+    the pipeline's own, or `scheduler`.
     """
     without_effect, scheduler = {}, pipe.scheduler if scheduler is None else scheduler
     if not is_guided(pipe, guidance_scale):
@@ -132,7 +133,8 @@ def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta
                if pipe.unet.time_cond_dim is None else
                "this model is distilled: it is asked once, and takes the scale as an input")
         without_effect |= {"guidance_rescale": why} if guidance_rescale else {}
-        without_effect |= {"negative_prompt": why} if negative else {}
+        empty = negative is None or isinstance(negative, str) and not negative
+        without_effect |= {} if empty else {"negative_prompt": why}
     if eta and "eta" not in inspect.signature(scheduler.step).parameters:
         without_effect["eta"] = f"{type(scheduler).__name__} takes none"
     return without_effect

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refsd.arguments import as_array, as_number
-from refsd.backends import choose_backend, find_backend
+from refsd.backends import BACKENDS, choose_backend, find_backend
 from refsd.pipelines import from_diffusers, prompts, stages
 from refsd.pipelines.callback import StepCallback
 from refsd.pipelines.components import VAE, TextEncoder, UNet, as_generators
@@ -28,6 +28,7 @@ from refsd.pipelines.request import (
     is_guided,
 )
 from refsd.pipelines.tensors import require_finite, shaped
+from refsd.places import is_on_device, on_host
 from refsd.random import TorchGenerator
 from refsd.registry import make_ready, use
 from refsd.text import CLIPTokenizer
@@ -76,8 +77,7 @@ class StableDiffusionPipeline:
         self.tokenizer, self.text_encoder, self.unet = tokenizer, text_encoder, unet
         self.vae, self.scheduler, self.name = vae, scheduler, name
         self.backend, self.exact = choose_backend(backend), exact
-        self.make_generator = TorchGenerator
-        self.check_finite = True
+        self.make_generator, self.check_finite = TorchGenerator, True
         self.device = find_backend(backend).device
         self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
         self._said: set[str] = set()
@@ -185,7 +185,7 @@ class StableDiffusionPipeline:
         steps = check_steps(num_inference_steps, own=timesteps is not None or sigmas is not None)
         scale = check_number("guidance_scale", guidance_scale, -1000, 1000)
         numbers = {"guidance_rescale": check_number("guidance_rescale", guidance_rescale, 0, 1),
-                   "eta": check_number("eta", eta, 0, 1)}
+                   "eta": check_number("eta", eta, 0, 1), "guidance_scale": scale}
         check_output_type(output_type)
         as_dict = check_flag("return_dict", return_dict)
         copies = check_integer("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
@@ -200,7 +200,8 @@ class StableDiffusionPipeline:
         self._check("encode_text", *callback.texts())
         clock["encode"] = time.perf_counter()
         avoided = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
-        self._remark_idle(scale, avoided, numbers)
+        for name, why in idle(self, negative=avoided, **numbers).items():
+            self.remark(f"{name} changes nothing: {why}")
         batch = callback.positive.shape[0]
         check_memory(working_bytes(self, width, height, batch), available_bytes(),
                      f"drawing {batch} x {width} x {height} pixels")
@@ -211,10 +212,9 @@ class StableDiffusionPipeline:
         latents = self._start(latents, batch, height, width, generator)
         self._interrupt, self._guidance_scale = False, scale
         with use(self.backend, exact=self.exact):
-            latents, step_seconds = self._denoise(latents, callback, guidance_scale=scale,
-                                                  generator=generator, **numbers)
+            latents, step_seconds = self._denoise(latents, callback, generator=generator, **numbers)
+        self._check("denoise", latents)
         clock["denoise"] = time.perf_counter()
-
         images = self.to_output(latents, output_type)
         clock["decode"] = time.perf_counter()
         seconds = {b: clock[b] - clock[a] for a, b in pairwise(clock)}
@@ -225,7 +225,7 @@ class StableDiffusionPipeline:
         """Final latents as what the caller wants: "pil", "np" or "latent"."""
         latents = as_array("latents", latents, self.vae.dtype)
         if output_type == "latent":
-            return latents
+            return on_host(latents)
         with use(self.backend, exact=self.exact):
             images = stages.decode(self.vae, latents)
         self._check("decode", images)
@@ -255,16 +255,13 @@ class StableDiffusionPipeline:
         factor = self.vae.config.downscale
         shape = (batch, self.vae.config.latent_channels, height // factor, width // factor)
         if latents is None:
-            return stages.initial_latents(self.scheduler, shape, self.unet.dtype, generator)
-        latents = shaped("latents", latents, shape, self.unet.dtype)
-        if self.check_finite:
-            require_finite("latents", latents)
-        return stages.scaled(latents, float(self.scheduler.init_noise_sigma))
-
-    def _remark_idle(self, scale, avoided, numbers):
-        asked = avoided is not None and not (isinstance(avoided, str) and avoided == "")
-        for name, why in idle(self, guidance_scale=scale, negative=asked, **numbers).items():
-            self.remark(f"{name} changes nothing: {why}")
+            latents = stages.initial_latents(self.scheduler, shape, self.unet.dtype, generator)
+        else:
+            latents = shaped("latents", latents, shape, self.unet.dtype)
+            if self.check_finite:
+                require_finite("latents", latents)
+            latents = stages.scaled(latents, float(self.scheduler.init_noise_sigma))
+        return BACKENDS[self.backend].put(latents)
 
     def _denoise(self, latents, callback, **options):
         """Run the steps; tell the callback, and the steps what it changed."""
@@ -276,7 +273,9 @@ class StableDiffusionPipeline:
             except StopIteration:
                 return latents, seconds
             latents = step.latents
-            self._check(f"denoise, step {step.index + 1}", latents)
+            BACKENDS[self.backend].wait()
+            if not is_on_device(latents):  # that would copy them in every step: see __call__
+                self._check(f"denoise, step {step.index + 1}", latents)
             seconds.append(time.perf_counter() - begun)
             changed = callback(step)
             begun = time.perf_counter()

@@ -3,8 +3,8 @@
     tokenize -> encode_text -> make_schedule -> denoise -> decode
 
 `denoise` is a generator: whoever calls it owns the progress bar, the previews and the stopping.
-The arithmetic between network calls uses plain operators, so any backend's arrays serve; of halves
-it is done in float32 and rounded once.
+The arithmetic between network calls uses plain operators, so any backend's arrays serve (see
+refsd/places.py); of halves it is done in float32 and rounded once.
 """
 
 import inspect
@@ -20,6 +20,7 @@ from refsd.half import in_float32, to_float32
 from refsd.models.layers import Text
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.pipelines.tensors import not_finite
+from refsd.places import on_host
 from refsd.random import draw_noise
 from refsd.schedulers import SCHEDULERS
 from refsd.schedulers.prediction import to_x0
@@ -173,13 +174,14 @@ def rescale(guided: Any, text: Any, share: float) -> Any:
     (B, 4, h, w) twice -> the same.   Lin et al. 2023, section 3.4; deviations are unbiased.
     """
     axes = {"axis": (1, 2, 3), "keepdims": True, "ddof": 1}
-    rescaled = guided * (np.std(text, **axes) / np.std(guided, **axes))
+    rescaled = guided * (text.std(**axes) / guided.std(**axes))
     return share * rescaled + (1 - share) * guided
 
 
 def decode(vae: VAE, latents: Any) -> np.ndarray:
     """Stage 5: the images.   (B, 4, h, w) -> (B, H, W, 3) in [0, 1], float32 also of halves"""
-    images = to_float32(np.asarray(vae.decode(unscaled(latents, vae.config.scaling_factor))))
+    decoded = vae.decode(unscaled(latents, vae.config.scaling_factor))
+    images = to_float32(np.asarray(on_host(decoded)))
     return np.clip(images * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
 

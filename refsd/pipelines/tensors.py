@@ -6,6 +6,7 @@ import numpy as np
 
 from refsd.arguments import as_array
 from refsd.errors import UsageError
+from refsd.places import on_host
 from refsd.weights import flatten
 
 
@@ -25,7 +26,7 @@ def shaped(name: str, value: Any, wanted: tuple, dtype: Any) -> Any:
 
 def not_finite(value: Any) -> str:
     """How many numbers of an array are NaN or infinite, and where the first is; "" for none."""
-    bad = ~np.isfinite(np.asarray(value))
+    bad = ~np.isfinite(np.asarray(on_host(value)))
     if not bad.any():
         return ""
     where = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -9,6 +9,7 @@ v is that of Salimans and Ho 2022, arXiv:2202.00512.
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.places import beside, is_on_device, on_host
 
 
 def to_x0(kind, output, x, alpha_bar):
@@ -41,15 +42,18 @@ def keep_in_range(x0, config):
     if config.thresholding:
         return threshold(x0, config)
     if config.clip_sample:
-        return np.clip(x0, -config.clip_sample_range, config.clip_sample_range)
+        return x0.clip(-config.clip_sample_range, config.clip_sample_range)
     return x0
 
 
 def threshold(x0, config):
     """clip(x0, -s, s) / s, s a high quantile of |x0| in each sample, kept from 1 to a maximum.
 
-    Dynamic thresholding, Saharia et al. 2022, arXiv:2205.11487, section 2.3.
+    Dynamic thresholding, Saharia et al. 2022, arXiv:2205.11487, section 2.3. Quantiles are found on
+    the host: there and back, from a device.
     """
+    if is_on_device(x0):
+        return beside(x0, threshold(on_host(x0), config))
     flat = x0.reshape(len(x0), -1)
     s = quantile(np.abs(flat), config.dynamic_thresholding_ratio)
     s = np.clip(s, 1, config.sample_max_value)[:, None]

@@ -16,6 +16,7 @@ import numpy as np
 from refsd.arguments import FLOATS, as_array, as_integer, as_number, shown
 from refsd.errors import ModelError, UsageError
 from refsd.half import is_half, to_float32, to_half
+from refsd.places import beside
 from refsd.random import draw_noise
 from refsd.schedulers import SCHEDULERS
 from refsd.schedulers.config import Config, resolve
@@ -208,7 +209,8 @@ class Scheduler:
 
     def _draw(self, sample, generator):
         """Noise for a step's sample, as the model's dtype has it."""
-        return to_float32(draw_noise(sample.shape, self._half or sample.dtype, generator))
+        noise = to_float32(draw_noise(sample.shape, self._half or sample.dtype, generator))
+        return beside(sample, noise)
 
 
 def only_one(**arguments: Any) -> str:
@@ -270,4 +272,5 @@ def per_sample(values, like):
     """A coefficient for each of the N in `like`: a float where all agree, else (N, 1, ...)."""
     if (values == values[0]).all():
         return float(values[0])
-    return np.asarray(values, like.dtype).reshape(-1, *[1] * (len(like.shape) - 1))
+    column = np.asarray(values, like.dtype).reshape(-1, *[1] * (len(like.shape) - 1))
+    return beside(like, column)

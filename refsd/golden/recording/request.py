@@ -61,7 +61,7 @@ class Request:
         scheduler = from_config(self.scheduler)
         without_effect = idle(
             pipe, scheduler=scheduler, guidance_scale=self.cfg_scale, eta=self.eta,
-            guidance_rescale=self.guidance_rescale, negative=self.negative_prompt != "")
+            guidance_rescale=self.guidance_rescale, negative=self.negative_prompt)
         for name, why in without_effect.items():
             logger.warning("%s changes nothing: %s", name, why)
         return len(stages.make_schedule(scheduler, self.steps))
