@@ -10,7 +10,7 @@ import pytest
 import refsd
 from refsd import contracts, examples, kinds, registry
 from refsd import functional as F
-from refsd.backends import BACKENDS
+from refsd.backends import available_backends
 from refsd.contracts import Spec
 from refsd.errors import UsageError
 
@@ -148,7 +148,7 @@ def arrays(value):
     return value
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=available_backends())
 def backend(request):
     with refsd.use(request.param):
         yield request.param
