@@ -36,8 +36,12 @@ def worst(name, args, options, truth, precision, of_weights=2):
     return bounds.conv2d(args, options | {"algorithm": chosen}, truth, precision)
 
 
-def of_dtype(name, args, options, truth, dtype):
-    """The same for results of a dtype. Halves: the bound of float32, and one rounding of it all."""
+def of_dtype(name, args, options, truth, dtype, products=None):
+    """The same for results of a dtype. Halves: the bound of float32, and one rounding of it all.
+
+    products, how halves are multiplied: "widened" to float32; by "dot" products of a processor; by
+    the "matrix" units of a GPU, which take attention's weights as halves. None: as this CPU does.
+    """
     if dtype not in HALVES:
         return worst(name, args, options, truth, PRECISIONS[dtype])
     if name == "conv2d":
@@ -46,9 +50,12 @@ def of_dtype(name, args, options, truth, dtype):
     # a product by a rounded constant.
     sums = worst(name, args, options, truth, PRECISIONS["float32"], of_weights=10)
     p = PRECISIONS[dtype]
-    if dtype == "bfloat16" and BFLOAT16 == "dot":
-        if name == "attention":
-            sums = sums + _of_rounded_weights(args, options, truth, sums)
+    if products is None:
+        products = "dot" if dtype == "bfloat16" and BFLOAT16 == "dot" else "widened"
+    in_pairs = name == "attention" and args[0].shape[2] // options["heads"] % 2 == 0
+    if name == "attention" and (products == "matrix" or products == "dot" and in_pairs):
+        sums = sums + _of_rounded_weights(args, options, truth, sums, p)
+    if products == "dot":
         sums = sums + _flushed(name, args, options, truth)
     return sums + p.u * (abs(truth) + sums) + p.tiny
 
@@ -68,19 +75,24 @@ def _flushed(name, args, options, truth):
     return inputs + terms * LEAST
 
 
-def _of_rounded_weights(args, options, truth, sums):
+def _of_rounded_weights(args, options, truth, sums, p):
     """Weights p_j (1 + d_j), |d_j| <= u, over their own sum, are off by the deviations they weigh.
 
     sum_j p_j d_j (v_j - y) / (1 + sum_j p_j d_j) is at most u / (1 - u) sum_j p_j |v_j - y|, which
     by Jensen is at most the root of sum_j p_j v_j^2 - y^2: 0 where all values are the same. The
     p_j are float32's, as far off as `sums` has it, and so are y and v_j - y.
+
+    What is rounded is w_j = p_j / max p, and of a w_j below the normal numbers up to t, half of the
+    smallest number, whatever is left of it: sum_j t |v_j - y| besides, over a sum that t makes no
+    smaller than 1 - u - S t, for the largest w_j is 1.
     """
     q, k, v = args
-    if q.shape[2] // options["heads"] % 2:
-        return 0.0  # odd widths are widened
+    S = k.shape[1]
     squares = ops()["attention"].definition(q, k, v * v, **options)
-    u = PRECISIONS["bfloat16"].u
-    return u / (1 - u) * (np.sqrt(np.maximum(squares - truth * truth, 0)) + 3 * sums)
+    deviations = np.sqrt(np.maximum(squares - truth * truth, 0)) + 3 * sums
+    distances = abs(v).sum(axis=1, keepdims=True) + S * (abs(truth) + sums)
+    t = p.tiny / 2
+    return (p.u * deviations + t * distances) / (1 - p.u - S * t)
 
 
 def algorithm(args, options, result, dtype="float32"):

@@ -26,15 +26,18 @@ def run(name, args, options, images=CHANNELS_LAST):
                                                       options.items()}).numpy()
 
 
-def agree(name, args, options, dtype="float32", images=CHANNELS_LAST):
-    """Within the bound of the reference in float64; shape and dtype are what the contract says."""
+def agree(name, args, options, dtype="float32", images=CHANNELS_LAST, products="widened"):
+    """Within the bound of the reference in float64; shape and dtype are what the contract says.
+
+    products: how halves are multiplied, as in agreement_bounds.of_dtype.
+    """
     args = [cast(a, dtype) for a in args]
     options = {k: cast(v, dtype) for k, v in options.items()}
     inferred = OPS[name].contract(*args, **options)
     y = run(name, args, options, images)
     assert (y.shape, str(y.dtype)) == (inferred.shape, inferred.dtype), name
     truth, wide = truth_of(name, args, options)
-    bound = agreement_bounds.of_dtype(name, *wide, truth, dtype)
+    bound = agreement_bounds.of_dtype(name, *wide, truth, dtype, products)
     if dtype == "float64":  # then the truth errs too
         bound = bound * 2
     shapes = [getattr(a, "shape", a) for a in args]

@@ -43,6 +43,14 @@ class Factory(NamedTuple):
         return f"{self.make.__module__.rpartition('.')[2]}.{self.make.__name__}"
 
 
+class Choice(NamedTuple):
+    """The kernel that an op takes for a call, by shapes, dtype and capability alone, and why."""
+
+    factory: Factory
+    constants: tuple
+    why: str
+
+
 FACTORIES: dict[str, Factory] = {}
 
 

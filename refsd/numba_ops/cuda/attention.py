@@ -1,0 +1,152 @@
+"""Attention: which kernel computes it on a GPU, and the plain one, a warp a query.
+
+All of them go over the keys block by block, as the CPU's kernel does, with
+
+    m' = max(m, max s)    l' = l e^(m - m') + sum e^(s - m')    acc' = acc e^(m - m') + e^(s - m') v
+
+(Milakov and Gimelshein 2018, arXiv:1805.02867), so that no scores are in memory. m is `row_max` and
+l is `row_sum`. d and e are the widths of a head's queries and values. A key that is hidden still
+weighs 0 times its value, which is NaN where that is NaN or infinite: as in the definition.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from refsd.numba_ops.cuda.array import DeviceArray, empty
+from refsd.numba_ops.cuda.device import launch
+from refsd.numba_ops.cuda.layout import ordered
+from refsd.numba_ops.cuda.numbers import number, reader, writer
+from refsd.numba_ops.cuda.plan import Choice, Plan, factory
+from refsd.registry import kernel
+
+WARP, WARPS = 32, 4
+THREADS = WARPS * WARP
+PER_LANE = 2  # columns of the result that a lane adds up
+FULL = 0xFFFFFFFF
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+class Call(NamedTuple):
+    """The numbers of an attention, as kernels are given them. Steps count elements of memory."""
+
+    masked: bool
+    causal: bool
+    heads: int
+    L: int
+    S: int
+    d: int
+    e: int
+    q_image: int
+    q_row: int
+    k_image: int
+    k_row: int
+    v_image: int
+    v_row: int
+    mask_image: int
+    mask_head: int
+    mask_query: int
+    mask_key: int
+
+
+def signature(gpu: Any, dtype: str) -> tuple:
+    """Of every kernel here: q, k, v, mask, y, the scale of scores, and the numbers of a Call."""
+    return (gpu.array(dtype),) * 5 + (number(gpu, dtype),) + (gpu.uint32,) * len(Call._fields)
+
+
+@factory(each=[(dtype,) for dtype in DTYPES])
+def attention_plain(gpu: Any, dtype: str) -> Plan:
+    """y = softmax(q k^T scale + mask) v, a lane a key, then a lane a few columns of the values."""
+    cuda, uint32, exp, kind = gpu.cuda, gpu.uint32, gpu.exp, number(gpu, dtype)
+    read, write, lowest = reader(gpu, dtype), writer(gpu, dtype), kind(-math.inf)
+
+    def attention(q, k, v, mask, y, scale, masked, causal, heads, L, S, d, e, q_image, q_row,
+                  k_image, k_row, v_image, v_row, mask_image, mask_head, mask_query, mask_key):
+        weights = cuda.shared.array(THREADS, kind)  # of a warp: those of its 32 keys
+        acc = cuda.local.array(PER_LANE, kind)
+        t = uint32(cuda.threadIdx.x)
+        lane, of_warp = t % uint32(WARP), t - t % uint32(WARP)
+        row = uint32(cuda.blockIdx.x) * uint32(WARPS) + t // uint32(WARP)
+        n, head = uint32(cuda.blockIdx.y) // heads, uint32(cuda.blockIdx.y) % heads
+        column = uint32(cuda.blockIdx.z) * uint32(PER_LANE * WARP) + lane
+        if row < L:
+            query, first_key = n * q_image + row * q_row + head * d, n * k_image + head * d
+            values, masks = n * v_image + head * e, n * mask_image + head * mask_head
+            row_max, row_sum = lowest, kind(0)
+            for a in range(PER_LANE):
+                acc[a] = kind(0)
+            for block in range(uint32(0), S, uint32(WARP)):
+                key, score = uint32(block) + lane, lowest
+                if key < S and (not causal or key <= row):
+                    score = kind(0)
+                    for c in range(d):
+                        score += read(q, query + uint32(c)) * read(
+                            k, first_key + key * k_row + uint32(c))
+                    score *= scale
+                    if masked:
+                        score += read(mask, masks + row * mask_query + key * mask_key)
+                new_max = row_max if row_max > score else score
+                for i in range(5):
+                    other = cuda.shfl_xor_sync(FULL, new_max, 16 >> i)
+                    new_max = other if other > new_max else new_max
+                shift = kind(0) if new_max == lowest else new_max  # no key has been seen yet
+                rescale, weight = exp(row_max - shift), exp(score - shift)
+                weights[t] = weight
+                for i in range(5):
+                    weight += cuda.shfl_xor_sync(FULL, weight, 16 >> i)
+                row_max, row_sum = new_max, row_sum * rescale + weight
+                cuda.syncwarp()
+                for a in range(PER_LANE):
+                    acc[a] *= rescale
+                for i in range(min(uint32(WARP), S - uint32(block))):
+                    for a in range(PER_LANE):
+                        if column + uint32(a * WARP) < e:
+                            acc[a] += weights[of_warp + uint32(i)] * read(
+                                v, values + (uint32(block) + uint32(i)) * v_row
+                                + column + uint32(a * WARP))
+                cuda.syncwarp()
+            whole = row_sum if row_sum > kind(0) else kind(1)  # a query that sees no key: 0
+            for a in range(PER_LANE):
+                if column + uint32(a * WARP) < e:
+                    write(y, ((n * L + row) * heads + head) * e + column + uint32(a * WARP),
+                          acc[a] / whole)
+
+    return Plan(attention, signature(gpu, dtype), THREADS)
+
+
+@kernel("cuda", reads_halves=True)
+def attention(q, k, v, *, heads, mask=None, causal=False):
+    (N, L, C), (_, _, D) = q.shape, v.shape
+    y = empty((N, L, D), q.dtype)
+    if y.size:
+        run(choose_attention(C // heads, D // heads, str(q.dtype)), q, k, v, mask, y,
+            heads=heads, causal=causal)
+    return y
+
+
+def choose_attention(d: int, e: int, dtype: str) -> Choice:
+    """The kernel for heads of these widths."""
+    return Choice(attention_plain, (dtype,), "a warp a query")
+
+
+def run(choice: Choice, q: DeviceArray, k: DeviceArray, v: DeviceArray, mask: DeviceArray | None,
+        y: DeviceArray, *, heads: int, causal: bool) -> None:
+    """The chosen kernel into y (N, L, D), which is contiguous."""
+    (N, L, C), (_, S, D) = q.shape, v.shape
+    q, k, v = map(_rows, (q, k, v))
+    d, e = C // heads, D // heads
+    steps = [step for x in (q, k, v) for step in x.strides[:2]]
+    call = Call(mask is not None, causal, heads, L, S, d, e, *steps, *_steps(mask))
+    grid = -(-L // WARPS), N * heads, -(-e // (PER_LANE * WARP))
+    launch(choice.factory, choice.constants, grid, q, k, v, q if mask is None else mask, y,
+           1 / math.sqrt(d), *call)
+
+
+def _rows(x):
+    """Rows of neighbours, wherever each of them lies."""
+    return x if x.strides[2] == 1 else ordered(x, (0, 1, 2))
+
+
+def _steps(mask):
+    """From image to image, head to head, query to query, key to key; 0 where all have the same."""
+    steps = [] if mask is None else [0 if n == 1 else s for n, s in zip(mask.shape, mask.strides)]
+    return [0] * (4 - len(steps)) + steps
