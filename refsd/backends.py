@@ -6,7 +6,7 @@ makes it known everywhere. A backend's package is imported where it is used, not
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,6 +68,13 @@ class Backend:
 
     def wait(self) -> None:
         """Until all that was asked for has been computed."""
+
+    def replayed(self, function: Callable, reads: Any) -> Callable:
+        """function(*arrays) for who calls it again and again with arrays of the same shapes.
+
+        It launches the same each time; `reads` is the tree of the leaves that it reads.
+        """
+        return function
 
     def ready(self, dtype: str) -> None:
         """Do what a generation in `dtype` needs once, such as compiling kernels."""
@@ -209,6 +216,12 @@ class CudaBackend(Backend):
         from refsd.numba_ops.cuda.array import to_device
 
         return to_device(array)
+
+    def replayed(self, function: Callable, reads: Any) -> Callable:
+        """Its launches are captured, and replayed."""
+        from refsd.numba_ops.cuda.replay import Replayed
+
+        return Replayed(function, reads)
 
     def wait(self) -> None:
         """For the device."""

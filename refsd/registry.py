@@ -202,12 +202,17 @@ def watch(listener: Callable[..., None], *, timed: bool = False) -> Iterator[Non
         _listener.reset(token)
 
 
+def is_watched() -> bool:
+    """Whether ops have a listener here and now, which is to hear of each."""
+    return _listener.get() is not None
+
+
 @contextmanager
 def trace(answer: Callable[..., Any]) -> Iterator[None]:
     """Let `answer(op, inputs, options, inferred)` give the result of every op inside the block.
 
-    Nothing is computed, whatever `use` says, and no listener is called. `inferred` is the Output
-    of the op's contract; inputs and options are as `watch` has them.
+    Nothing is computed and no listener called. inferred is the contract's Output; inputs and
+    options are as `watch` has them.
     """
     token = _tracer.set(answer)
     try:

@@ -4,7 +4,9 @@ Each takes arrays of NumPy's or of its backend, and gives the latter. `use` appe
 edge, and nowhere below.
 """
 
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -77,6 +79,7 @@ class UNet:
         self.text_width = text_width(tree)
         condition = tree["time_embedding"].get("cond_proj")
         self.time_cond_dim = None if condition is None else condition["weight"].shape[1]
+        self._with_text: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def __call__(self, sample: Any, timestep: Any, encoder_hidden_states: Any, *,
                  timestep_cond: Any = None, **others: Any) -> Any:
@@ -107,8 +110,21 @@ class UNet:
                 "unet: encoder_hidden_states", encoder_hidden_states,
                 (len(steps), "L", self.text_width), self.dtype))
         with use(self.backend, exact=self.exact):
-            return answered(unet.unet(sample, steps, encoder_hidden_states, **self.tree,
-                                      config=self.config, timestep_cond=timestep_cond))
+            predict = self._predicting(encoder_hidden_states)
+            return answered(predict(sample, steps, timestep_cond))
+
+    def _predicting(self, text):
+        """The model with this text. With a Text it is called again: a backend may keep the call."""
+        if not isinstance(text, Text):
+            return partial(self._predict, lambda: text)
+        if text not in self._with_text:
+            predict = partial(self._predict, weakref.ref(text))
+            self._with_text[text] = BACKENDS[self.backend].replayed(predict, self.tree)
+        return self._with_text[text]
+
+    def _predict(self, text, sample, steps, condition):
+        return unet.unet(sample, steps, text(), **self.tree, config=self.config,
+                         timestep_cond=condition)
 
 
 class DiagonalGaussian:

@@ -1,4 +1,11 @@
 """The ops on a GPU, one file a family: importing this declares all kernels of "cuda"."""
 
 from refsd import ops  # noqa: F401  a kernel is declared for an op that must be there
-from refsd.numba_ops.cuda import activation, attention, cast, conv, deviation  # noqa: F401
+from refsd.numba_ops.cuda import (  # noqa: F401
+    activation,
+    attention,
+    cast,
+    conv,
+    deviation,
+    replay,
+)

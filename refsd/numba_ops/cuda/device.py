@@ -7,7 +7,7 @@ GPU nor a CUDA package and is as slow as one thinks: it is for tests, and for wh
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 LOCKSTEP = "lockstep"
@@ -24,6 +24,13 @@ class Block:
 
     def __del__(self):
         self.device.free(self)
+
+
+class Graph(Protocol):
+    """Launches that were captured. It holds all memory that they read or write."""
+
+    def replay(self) -> None:
+        """Launch them again, in their order, on the same memory."""
 
 
 class Device(Protocol):
@@ -46,6 +53,13 @@ class Device(Protocol):
 
     def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
         """A variant of a kernel on a grid of blocks. Arguments: DeviceArrays and numbers."""
+
+    def capture(self) -> AbstractContextManager[Graph]:
+        """Launches within the block are kept and not run. Copies from or to the host are errors.
+
+        Memory that is given back within it may be given out again within it, and never elsewhere
+        while the graph lives.
+        """
 
     def synchronize(self) -> None:
         """Wait until all work is done."""

@@ -1,6 +1,8 @@
 """A device that is Python: its memory is NumPy's, its kernels run in lockstep."""
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,13 @@ class Simulated:
     name = "Python in lockstep"
 
     def __init__(self, capability: int = TURING):
-        self.capability = capability
+        self.capability, self._capturing = capability, None
 
     def allocate(self, nbytes: int) -> Block:
         """Memory full of NaN."""
         memory = lockstep.memory(nbytes, np.uint8, 256)
+        if self._capturing is not None:
+            self._capturing.memory.append(memory)
         return Block(self, memory.ctypes.data, nbytes, memory)
 
     def free(self, block: Block) -> None:
@@ -29,18 +33,57 @@ class Simulated:
 
     def upload(self, host: np.ndarray, block: Block, offset: int) -> None:
         """A copy."""
+        self._require_no_capture("a copy from the host")
         block.memory[offset:offset + host.nbytes] = host.reshape(-1).view(np.uint8)
 
     def download(self, block: Block, offset: int, host: np.ndarray) -> None:
         """A copy."""
+        self._require_no_capture("a copy to the host")
         host.reshape(-1).view(np.uint8)[:] = block.memory[offset:offset + host.nbytes]
 
     def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
-        """Here and now."""
+        """Here and now, or when the graph is replayed."""
+        work = functools.partial(self.run, factory, constants, grid, arguments)
+        if self._capturing is None:
+            work()
+        else:
+            self._capturing.launches.append(work)
+
+    def run(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
+        """In lockstep."""
         lockstep.run(_plan(factory, constants), grid, [_seen(a) for a in arguments])
+
+    @contextmanager
+    def capture(self) -> Iterator["Launches"]:
+        """Keep launches as calls that were not made."""
+        self._require_no_capture("a graph")
+        self._capturing = Launches()
+        try:
+            yield self._capturing
+        finally:
+            self._capturing = None
+
+    def _require_no_capture(self, what: str) -> None:
+        if self._capturing is not None:
+            raise RuntimeError(f"{what} within a graph: make it before")
 
     def synchronize(self) -> None:
         """Nothing is ever left to do."""
+
+
+class Launches:
+    """A graph. What its launches leave in memory of its own is NaN again before a replay."""
+
+    def __init__(self) -> None:
+        self.launches: list[Callable[[], None]] = []
+        self.memory: list[np.ndarray] = []
+
+    def replay(self) -> None:
+        """One after the other."""
+        for memory in self.memory:
+            memory.fill(0xFF)
+        for work in self.launches:
+            work()
 
 
 @functools.cache
