@@ -224,8 +224,7 @@ def trace(answer: Callable[..., Any]) -> Iterator[None]:
 def dispatch(name: str, args: tuple, options: dict) -> Any:
     """Check a call against the op's contract, run it on the active backend, call the listener.
 
-    An op on a leaf is the op on its dense array, and on x as the leaf takes it; listeners and
-    tracers are given the leaf, and x as it is.
+    A leaf is its dense array, and x is as the leaf takes it; listeners are given both as they are.
     """
     backend = _active.get()
     for key, value in options.items():
