@@ -6,8 +6,8 @@ GPU nor a CUDA package and is as slow as one thinks: it is for tests, and for wh
 
 import functools
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 LOCKSTEP = "lockstep"
@@ -28,6 +28,8 @@ class Block:
 
 class Graph(Protocol):
     """Launches that were captured. It holds all memory that they read or write."""
+
+    result: Any  # what the captured function returned: each replay writes it anew
 
     def replay(self) -> None:
         """Launch them again, in their order, on the same memory."""
@@ -54,11 +56,11 @@ class Device(Protocol):
     def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
         """A variant of a kernel on a grid of blocks. Arguments: DeviceArrays and numbers."""
 
-    def capture(self) -> AbstractContextManager[Graph]:
-        """Launches within the block are kept and not run. Copies from or to the host are errors.
+    def capture(self, function: Callable[[], Any]) -> Graph:
+        """What function() launches is kept and not run. Copies from or to the host are errors.
 
         Memory that is given back within it may be given out again within it, and never elsewhere
-        while the graph lives.
+        while the graph lives. It may be called more than once.
         """
 
     def synchronize(self) -> None:

@@ -58,15 +58,14 @@ class Replayed:
             if x is not None:
                 _write(place, x)
         self._graph.replay()
-        result = empty(self._result.shape, self._result.dtype, order_of(self._result))
-        copy(self._result, result)
+        made = self._graph.result
+        result = empty(made.shape, made.dtype, order_of(made))
+        copy(made, result)
         return result
 
     def _capture(self, inputs):
         self._places = [None if x is None else _place(x) for x in inputs]
-        with current().capture() as graph:
-            self._result = self._function(*self._places)
-        self._graph = graph
+        self._graph = current().capture(lambda: self._function(*self._places))
 
 
 def _leaves(tree: Any) -> Iterator[Any]:

@@ -1,8 +1,7 @@
 """A device that is Python: its memory is NumPy's, its kernels run in lockstep."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,15 +52,15 @@ class Simulated:
         """In lockstep."""
         lockstep.run(_plan(factory, constants), grid, [_seen(a) for a in arguments])
 
-    @contextmanager
-    def capture(self) -> Iterator["Launches"]:
-        """Keep launches as calls that were not made."""
+    def capture(self, function: Callable[[], Any]) -> "Launches":
+        """Launches as calls that were not made."""
         self._require_no_capture("a graph")
-        self._capturing = Launches()
+        self._capturing = graph = Launches()
         try:
-            yield self._capturing
+            graph.result = function()
         finally:
             self._capturing = None
+        return graph
 
     def _require_no_capture(self, what: str) -> None:
         if self._capturing is not None:
@@ -75,6 +74,7 @@ class Launches:
     """A graph. What its launches leave in memory of its own is NaN again before a replay."""
 
     def __init__(self) -> None:
+        self.result: Any = None
         self.launches: list[Callable[[], None]] = []
         self.memory: list[np.ndarray] = []
 
