@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from refsd.errors import UsageError
 from refsd.numba_ops.cuda.device import current
 
 
@@ -25,6 +26,9 @@ class Work:
             return {"skipped": "no time was left"}
         try:
             return function()
+        except UsageError as problem:
+            known = "has no kernel" in str(problem)  # yet: it is neither right nor wrong
+            return {"skipped" if known else "red": one_line(problem)}
         except Exception as problem:  # the other rows shall still be made
             traceback.print_exc()
             return {"red": one_line(problem)}
