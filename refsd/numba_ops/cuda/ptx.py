@@ -37,11 +37,46 @@ def load4(typingctx, array, index):
 
     def emit(context, builder, signature, arguments):
         place = _element(context, builder, array, *arguments)
-        vector = ir.VectorType(place.type.pointee, count)
-        value = builder.load(builder.bitcast(place, vector.as_pointer()), align=16)
-        return context.make_tuple(builder, signature.return_type, [
-            builder.extract_element(value, ir.Constant(I32, i)) for i in range(count)])
+        words = builder.load(builder.bitcast(place, WORDS.as_pointer()), align=16)
+        return context.make_tuple(builder, signature.return_type,
+                                  _taken_apart(builder, words, place.type.pointee, count))
     return types.UniTuple(array.dtype, count)(array, types.uint32), emit
+
+
+# Sixteen bytes go as four words: a vector of halves would go 8 bytes at a time.
+WORDS = ir.VectorType(I32, 4)
+
+
+def _taken_apart(builder, words, kind, count):
+    """The elements of four words, from the lowest bits on."""
+    if count <= 4:
+        vector = builder.bitcast(words, ir.VectorType(kind, count))
+        return [builder.extract_element(vector, ir.Constant(I32, i)) for i in range(count)]
+    bits, elements = 128 // count, []
+    for i in range(count):
+        word = builder.extract_element(words, ir.Constant(I32, i * bits // 32))
+        part = builder.lshr(word, ir.Constant(I32, i * bits % 32))
+        elements.append(builder.bitcast(builder.trunc(part, ir.IntType(bits)), kind))
+    return elements
+
+
+def _put_together(builder, elements):
+    """Four words of elements, the first in the lowest bits."""
+    count, words = len(elements), ir.Constant(WORDS, ir.Undefined)
+    if count <= 4:
+        vector = ir.Constant(ir.VectorType(elements[0].type, count), ir.Undefined)
+        for i, element in enumerate(elements):
+            vector = builder.insert_element(vector, element, ir.Constant(I32, i))
+        return builder.bitcast(vector, WORDS)
+    bits, per = 128 // count, count // 4
+    for w in range(4):
+        word = ir.Constant(I32, 0)
+        for i in range(per):
+            part = builder.bitcast(elements[w * per + i], ir.IntType(bits))
+            part = builder.shl(builder.zext(part, I32), ir.Constant(I32, i * bits))
+            word = builder.or_(word, part)
+        words = builder.insert_element(words, word, ir.Constant(I32, w))
+    return words
 
 
 @intrinsic
@@ -51,12 +86,9 @@ def store4(typingctx, array, index, values):
 
     def emit(context, builder, signature, arguments):
         place = _element(context, builder, array, *arguments[:2])
-        vector = ir.VectorType(place.type.pointee, count)
-        value = ir.Constant(vector, ir.Undefined)
-        for i in range(count):
-            value = builder.insert_element(value, builder.extract_value(arguments[2], i),
-                                           ir.Constant(I32, i))
-        builder.store(value, builder.bitcast(place, vector.as_pointer()), align=16)
+        elements = [builder.extract_value(arguments[2], i) for i in range(count)]
+        builder.store(_put_together(builder, elements), builder.bitcast(
+            place, WORDS.as_pointer()), align=16)
         return context.get_dummy_value()
     return types.void(array, types.uint32, types.UniTuple(array.dtype, count)), emit
 
