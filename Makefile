@@ -1,4 +1,4 @@
-# make image | test | cuda | parity | parity-full | bench | notebooks | docs | golden | lint | train: each sets up all it needs.
+# make image | test | cuda | test-cuda | bench-cuda | parity | parity-full | bench | notebooks | docs | golden | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
 SEED ?= 2
@@ -12,12 +12,14 @@ DOCS := .venv-docs
 CUDA := .venv-cuda
 BENCH_OPTIONS ?=
 
-.PHONY: help image test cuda parity parity-full bench notebooks docs golden lint train clean
+.PHONY: help image test cuda test-cuda bench-cuda parity parity-full bench notebooks docs golden lint train clean
 
 help:
 	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
 	@echo "make test         the tests, without torch"
 	@echo "make cuda         the GPU's kernels without a GPU: in lockstep, and through its compiler"
+	@echo "make test-cuda    the same on a GPU: instructions, every kernel, bits, copies; five minutes"
+	@echo "make bench-cuda   that, and times beside torch's: eight minutes"
 	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
 	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
 	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 20 minutes, 20 GB of memory, 9 GB of disk"
@@ -55,6 +57,16 @@ test: $(VENV)/ready
 # The kernels of the GPU without one: in lockstep, through its compiler, on a driver that pretends.
 cuda: $(CUDA)/ready
 	$(CUDA)/bin/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile tests/cuda
+
+# On a machine with a GPU. One without a registry: docs/cuda-gpu.md.
+test-cuda: $(CUDA)/ready
+	$(CUDA)/bin/python -m benchmarks.gpu run --tests $(BENCH_OPTIONS)
+
+# torch as the registry has it, which is a build with CUDA.
+bench-cuda: $(CUDA)/ready
+	$(CUDA)/bin/python -m pip install --quiet torch==2.13.0
+	$(CUDA)/bin/python -m benchmarks.gpu run $(BENCH_OPTIONS); code=$$?; \
+	$(CUDA)/bin/python -m benchmarks table && exit $$code
 
 parity: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m "not full" $(PARITY_TESTS)

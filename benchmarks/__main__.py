@@ -41,7 +41,8 @@ def main(arguments=None):
     asked = parser().parse_args(arguments)
     if asked.command == "table":
         if asked.show:
-            print(tables.docs([load(asked.show)]))
+            found = load(asked.show)
+            print((tables.gpu.page if found.get("kind") == "gpu" else tables.docs)([found]))
         else:
             print("changed:", ", ".join(tables.write()) or "nothing")
         return 0

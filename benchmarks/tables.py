@@ -5,6 +5,7 @@ Every figure there is made here; nobody types one.
 
 from benchmarks import ROOT, figures, targets
 from benchmarks.agreement import UNIT
+from benchmarks.gpu import tables as gpu
 from benchmarks.results_file import FOLDER, load_all
 from benchmarks.sections import HALVES, INT8, NUMPY, REFSD
 
@@ -245,7 +246,8 @@ def table(head, lines):
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
-PAGES = {"README.md": readme, "docs/benchmarks.md": docs}
+PAGES = {"README.md": readme, "docs/benchmarks.md": docs, "docs/cuda-speed.md": gpu.page}
+GPUS = ("docs/cuda-speed.md",)  # the pages that have results of their own, in a folder below
 
 
 def between(text, path):
@@ -262,13 +264,18 @@ def rendered(page, all_results):
     return "\n\n" + PAGES[page](all_results) + "\n\n"
 
 
+def results_of(page, folder=FOLDER):
+    """The results that a page is about."""
+    return load_all(folder / "gpu" if page in GPUS else folder)
+
+
 def stale(folder=ROOT, results=FOLDER):
     """The pages whose tables are not those of the results files: {page: what it should hold}."""
-    found, all_results = {}, load_all(results)
+    found = {}
     for page in PAGES:
         text = (folder / page).read_text()
         before, inside, after = between(text, page)
-        made = rendered(page, all_results)
+        made = rendered(page, results_of(page, results))
         if made != inside:
             found[page] = before + made + after
     return found

@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -66,9 +67,9 @@ def unpack(carried: Path, folder: Path, environment: dict[str, str]) -> dict[str
     site, store = folder / "site", folder / "store" / "cubins"
     wheels = [str(next((carried / "wheels").glob(f"{package.replace('-', '_')}-*.whl")))
               for package, module in WHEELS.items() if not _importable(module, environment)]
-    if wheels:
+    for wheel in wheels:  # one for another Python is no reason to measure nothing
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index",
-                        "--no-deps", "--no-compile", "--target", str(site), *wheels], check=True)
+                        "--no-deps", "--no-compile", "--target", str(site), wheel])
     environment = environment | {"PYTHONPATH": f"{environment['PYTHONPATH']}{os.pathsep}{site}"}
     shutil.copytree(carried / "cubins", store)
     for path in (store, store.parent):
@@ -93,8 +94,12 @@ def compiler_here(environment: dict[str, str]) -> str:
         [sys.executable, "-c", "import json; from refsd.numba_ops.cuda import compiler; "
                                "print(json.dumps(compiler.versions()))"],
         env=environment, capture_output=True, text=True)
-    words = said.stdout.strip() if said.returncode == 0 else "{}"
-    return hashlib.sha256(words.encode()).hexdigest()[:8]
+    return tag_of(json.loads(said.stdout) if said.returncode == 0 else {})
+
+
+def tag_of(versions: dict[str, str]) -> str:
+    """As the store has it at the end of a file's name."""
+    return hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:8]
 
 
 def _importable(module: str, environment: dict[str, str]) -> bool:

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as benchmarks_command
+from benchmarks import tables
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import carried, intrinsics, sections, session
 from benchmarks.gpu.sections import SECTIONS, Section
-from refsd.numba_ops.cuda import meaning
+from refsd.numba_ops.cuda import compiler, meaning, store
+from refsd.numba_ops.cuda.activation import silu_kernel
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,12 +105,50 @@ def test_a_wrong_instruction_is_seen(name):
     assert "red" in intrinsics.judge(name, unset, *given)
 
 
-def test_kernels_of_another_compiler_are_adopted(tmp_path):
-    for name in ("silu-sm_90-abc-11111111.cubin", "conv-sm_80-def-22222222.cubin"):
-        (tmp_path / name).write_bytes(b"x")
-    carried.adopt(tmp_path, "99999999")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "conv-sm_80-def-99999999.cubin", "silu-sm_90-abc-99999999.cubin"]
+def test_kernels_of_another_compiler_are_adopted(tmp_path, monkeypatch):
+    """The store finds what was compiled elsewhere, once it has the name of the compiler here."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("REFSD_CACHE", str(tmp_path))
+    here = {"numba-cuda": "0.31", "cuda-core": "2.0"}
+    wanted = silu_kernel, ("float32",), 90
+    monkeypatch.setattr(compiler, "versions", lambda: here | {"numba-cuda": "0.30"})
+    name = store.file_name(silu_kernel, ("float32",), "90")
+    monkeypatch.setattr(compiler, "versions", lambda: here)
+    assert not store.kept(*wanted)
+    (tmp_path / "cubins" / name).write_bytes(b"x")
+    assert not store.kept(*wanted)
+    carried.adopt(tmp_path / "cubins", carried.tag_of(here))
+    assert store.kept(*wanted)
+
+
+def test_the_tables_of_a_results_file(tmp_path, monkeypatch, capsys):
+    data = {"schema": 1, "kind": "gpu", "rehearsal": False, "date": "2027-01-02 03:04 UTC",
+            "sections": {
+                "versions": {"finished": True, "rows": {
+                    "device": {"name": "A card", "capability": 90},
+                    "packages": {"torch": "2.13.0", "numpy": None}}},
+                "intrinsics": {"finished": True, "rows": {
+                    "exp": {"share": 0.5}, "mma": {"red": "9 bytes differ"}}},
+                "step": {"finished": False, "stopped": "after 110 s", "rows": {
+                    "refsd": {"seconds": [0.008, 0.010, 0.009]},
+                    "torch eager": {"seconds": [0.018]},
+                    "torch": {"skipped": "torch is not installed"}}},
+                "ops": {"finished": True, "rows": {"linear 2x5 5x5": {
+                    "count": 3, "flops": 10**9, "bytes": 10**6, "ratio": 0.5,
+                    "seconds": {"refsd": [1e-5], "torch": [2e-5]}}}}}}
+    (tmp_path / "gpu").mkdir()
+    path = tmp_path / "gpu" / "a-card.json"
+    path.write_text(json.dumps(data))
+    benchmarks_command.main(["table", "--show", str(path)])
+    said = capsys.readouterr().out
+    assert "A card, compute capability 9.0, torch 2.13.0; 2027-01-02." in said
+    assert "| each instruction by its meaning | 2 | 1 red | mma: 9 bytes differ |" in said
+    assert "| refsd | 9 ms |  |" in said and "| torch eager | 18 ms | 0.50 |" in said
+    assert "stopped after 110 s" in said and "torch is not installed" in said
+    assert "| linear 2x5 5x5 | 3 | 10 us | 20 us | 0.50 | 100 TFLOP/s, 0.1 TB/s |" in said
+    page = tables.rendered("docs/cuda-speed.md", tables.results_of("docs/cuda-speed.md", tmp_path))
+    assert said.strip() in page
+    assert "No figure from a GPU exists yet." in tables.rendered("docs/cuda-speed.md", [])
 
 
 def test_a_results_file_has_the_name_of_its_device():
