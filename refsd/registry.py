@@ -181,12 +181,12 @@ def exact_wanted() -> bool:
 
 
 @contextmanager
-def watch(listener: Callable[..., None], *, timed: bool = False) -> Iterator[None]:
+def watch(listener: Callable[..., None] | None, *, timed: bool = False) -> Iterator[None]:
     """Call `listener(op, inputs, options, output)` after every op inside the `with` block.
 
     `inputs` holds the arrays by parameter name, `options` the keywords, defaults included. A timed
     listener is also given when the kernel began and ended, in nanoseconds of time.perf_counter_ns.
-    Listeners nest: for each op the inner one is called first, then the outer one.
+    Listeners nest: for each op the inner one is called first, then the outer one; within None none.
     """
     outer = _listener.get()
 
@@ -195,7 +195,7 @@ def watch(listener: Callable[..., None], *, timed: bool = False) -> Iterator[Non
         if outer is not None:
             outer(*event)
 
-    token = _listener.set(both)
+    token = _listener.set(listener and both)
     try:
         yield
     finally:

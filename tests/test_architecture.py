@@ -56,8 +56,8 @@ ALLOWED = {
     # records, replays and judges whole generations: it stands above the pipelines
     "golden": {"algorithms", "arguments", "atomic", "contracts", "dense", "errors", "examples",
                "families", "functional", "kinds", "leaf", "models", "ops", "parallel",
-               "pipelines", "random", "registry", "rules", "schedulers", "shapes", "text",
-               "version", "weights"},
+               "pipelines", "places", "random", "registry", "rules", "schedulers", "shapes",
+               "text", "version", "weights"},
     "cli": {"algorithms", "arguments", "atomic", "backends", "cgroups", "contracts", "errors",
             "families", "golden", "models", "numba_ops", "parallel", "pipelines", "profiling",
             "random", "registry", "rules", "schedulers", "text", "version", "weights"},

@@ -257,6 +257,16 @@ def test_a_listener_is_called_on_every_backend_and_not_from_other_threads(other)
     assert calls == ["silu"]
 
 
+def test_within_none_nobody_hears():
+    calls = []
+    with refsd.watch(lambda op, *_: calls.append(op)):
+        with refsd.watch(None):
+            assert not registry.is_watched()
+            F.exp(np.zeros(1))
+        assert registry.is_watched()
+    assert calls == []
+
+
 def test_an_error_of_the_watcher_reaches_the_caller():
     def refuse(*event):
         raise RuntimeError("enough")

@@ -7,6 +7,9 @@ import tiny
 
 import refsd
 from refsd.errors import ModelError, UsageError
+from refsd.golden.recording.record import Recorder, Selection
+from refsd.golden.recording.request import Request
+from refsd.golden.recording.run import run
 from refsd.numba_ops.cuda import array
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, to_device
 from refsd.places import is_on_device, on_host
@@ -133,3 +136,37 @@ def test_weights_lie_on_the_device_under_their_names(folder, pipes):
         np.asarray(leaf)
     with pytest.raises(UsageError, match="int8 by int8, which backend 'cuda' does not do: take"):
         load(folder, "cuda", dtype="int8")
+
+
+class Kept:
+    """A Writer of golden packs that only keeps what it is given."""
+
+    def __init__(self):
+        self.tensors = {}
+
+    def add(self, name, array, *, op, inputs=None, **about):
+        self.tensors[name] = np.array(array), op, inputs
+
+    def holds(self, name):
+        return name in self.tensors
+
+    def checkpoint(self, *about, **more):
+        pass
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_recording_has_the_tensors_and_names_of_the_host(dtype, folder, monkeypatch):
+    standing_in.stand_in(monkeypatch)
+    kept = {}
+    for backend in ("numpy", "cuda"):
+        pipe = load(folder, backend, dtype=dtype)
+        request = Request("a red cat", negative_prompt="a", steps=3, cfg_scale=3.0, width=SIDE,
+                          height=SIDE,
+                          scheduler=dict(pipe.scheduler.config, _class_name="DDIMScheduler"))
+        writer = kept[backend] = Kept()
+        run(pipe, request, Recorder(writer, Selection(level=3, steps=None)))
+    assert list(kept["cuda"].tensors) == list(kept["numpy"].tensors)
+    for name, (expected, *links) in kept["numpy"].tensors.items():
+        found, *linked = kept["cuda"].tensors[name]
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+        assert linked == links, name

@@ -4,9 +4,16 @@ from typing import Any
 
 import numpy as np
 
+from refsd.dense import to_dense
 from refsd.ops.attention import attention
+from refsd.places import on_host
 
 U = 2.0**-53  # half the distance from 1 to the next float64
+
+
+def _arrays(event):
+    """A norm's input, weight and bias, of whatever leaf and wherever."""
+    return (on_host(to_dense(event.inputs[key])) for key in ("x", "weight", "bias"))
 
 
 class Worst:
@@ -20,7 +27,7 @@ class Worst:
         if event.op == "group_norm":
             self._group_norm(event, name)
         elif event.op == "layer_norm":
-            x, weight, bias = (event.inputs[key] for key in ("x", "weight", "bias"))
+            x, weight, bias = _arrays(event)
             self._norm("layer_norm", x, event.output, weight, bias, event.options["eps"], name)
         elif event.op == "attention" and deep:
             self._attention(event, name)
@@ -36,7 +43,7 @@ class Worst:
             writer.invariant(name, value, limit=limit, tensor=tensor)
 
     def _group_norm(self, event, name):
-        x, weight, bias = (event.inputs[key] for key in ("x", "weight", "bias"))
+        x, weight, bias = _arrays(event)
         groups, channels = event.options["groups"], x.shape[1]
         shape = (len(x), groups, -1)
         wide = (1, channels) + (1,) * (x.ndim - 2)

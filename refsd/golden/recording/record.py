@@ -16,6 +16,7 @@ from refsd.golden.recording.names import Namer, block_of, full
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.leaf import Weight, layer_of
 from refsd.pipelines.stages import require_finite
+from refsd.places import is_on_device, on_host
 
 PERCENT = (0, 25, 50, 75, 100)  # of a run's steps: where its latents are marked
 BLOCK = "block"  # in place of an op: made by several, or by some that are not in the pack
@@ -71,6 +72,27 @@ class Known(NamedTuple):
     name: str
 
 
+class OnHost:
+    """Arrays of a device as NumPy's, in dicts and lists too: one copy while somebody has the array.
+
+    Leaves stay leaves.
+    """
+
+    def __init__(self) -> None:
+        self._copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self, value))
+        if not is_on_device(value):
+            return value
+        if value not in self._copies:
+            self._copies[value] = value.numpy()
+        return self._copies[value]
+
+
 class Recorder:
     """A listener (refsd.watch) that hands what is selected to a Writer, or whatever has its `add`.
 
@@ -84,6 +106,7 @@ class Recorder:
         self.writer, self.selection = writer, selection or Selection()
         self.tolerance = tolerance
         self.worst = invariants.Worst()
+        self._host = OnHost()
         self._known: dict[int, Known] = {}
         self._stage, self._step, self._namer = "", None, Namer()
         self._block: tuple[str, np.ndarray] | None = None
@@ -113,7 +136,7 @@ class Recorder:
 
     def __call__(self, op: str, inputs: dict, options: dict, output: Any) -> None:
         layer = layer_of(inputs)
-        event = Event(op, inputs, options, output)
+        event = Event(op, self._host(inputs), self._host(options), self._host(output))
         for path, named in self._namer.add(op, layer and layer.partition(".")[2], event):
             self._op(path, named)
 
@@ -166,7 +189,7 @@ class Recorder:
         "block" of what it lacks inputs of.
         """
         self._flush()
-        name = full(stage, step, path)
+        array, inputs, name = self._host(array), self._host(inputs), full(stage, step, path)
         if np.asarray(array).dtype.kind == "f":
             _require_storable(array, name)
         if op == BLOCK or (op and self.selection.level < 2):
@@ -178,6 +201,7 @@ class Recorder:
 
     def held(self, array: Any) -> str | None:
         """The name under which the pack holds this very array."""
+        array = self._host(array)
         known = self._known.get(id(array))
         return known.name if known and known.array() is array else None
 
@@ -200,7 +224,7 @@ class Recorder:
                       for key, value in inputs.items()}
         tolerance = {}
         if self.tolerance is not None and op not in (None, BLOCK) and not self.writer.holds(name):
-            dense = {key: to_dense(value) for key, value in inputs.items()}
+            dense = {key: on_host(to_dense(value)) for key, value in inputs.items()}
             tolerance = self.tolerance(op, dense, options or {}, array)
         self.writer.add(name, array, op=op, options=options or {}, inputs=references,
                         tolerance=tolerance, note=note, **place)
@@ -213,7 +237,7 @@ class Recorder:
             return [self._reference(f"{name}.{i}", item, place) for i, item in enumerate(value)]
         if isinstance(value, Weight) and value.name:
             return f"weight:{value.name}"
-        value = to_dense(value)
+        value = on_host(to_dense(value))
         if not isinstance(value, np.ndarray):
             return value
         if self.held(value) is None:

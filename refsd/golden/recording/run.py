@@ -10,6 +10,7 @@ from refsd.golden.recording.pipeline_ops import initial_latents
 from refsd.golden.recording.record import BLOCK, Recorder
 from refsd.golden.recording.request import Request
 from refsd.pipelines import stages
+from refsd.places import beside
 from refsd.random import draw_noise
 from refsd.random.by_name import GENERATORS
 from refsd.registry import use, watch
@@ -62,7 +63,7 @@ def _denoise(pipe, request, recorder, on_step, positive, negative=None):
     noise = draw_noise(shape, pipe.unet.dtype, generator)
     recorder.tensor("denoise", None, "noise", noise, level=1)
     options = {"init_noise_sigma": float(scheduler.init_noise_sigma)}
-    latents = initial_latents(noise, **options)
+    latents = beside(positive, initial_latents(noise, **options))
     recorder.tensor("denoise", None, "initial", latents, level=1, op="initial_latents",
                     inputs={"noise": noise}, options=options)
 

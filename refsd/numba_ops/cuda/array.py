@@ -7,13 +7,14 @@ beside them it has the few of NumPy's methods that refsd/places.py names. Stride
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from refsd.leaf import Weight
 from refsd.numba_ops.cuda.device import current
-from refsd.registry import active_backend, dispatch, use
+from refsd.registry import active_backend, dispatch, use, watch
 
 CHANNELS_LAST = (0, 2, 3, 1)  # axes of (N, C, H, W) from the outermost in memory to the innermost
 copies = {"to_device": 0, "to_host": 0}
@@ -179,13 +180,11 @@ class DeviceArray:
 
 
 def _op(name: str, *arrays: Any, **options: Any) -> Any:
-    """An op where its arrays are, whatever backend is in use."""
+    """An op where its arrays are, whatever backend is in use; like NumPy's, nobody hears of it."""
     if any(type(array) is np.ndarray for array in arrays):
         raise TypeError(f"{name} of an array on the GPU and one of NumPy: to_device(array) of "
                         "refsd.numba_ops.cuda.array copies the latter there")
-    if active_backend() == "cuda":
-        return dispatch(name, arrays, options)
-    with use("cuda"):
+    with watch(None), nullcontext() if active_backend() == "cuda" else use("cuda"):
         return dispatch(name, arrays, options)
 
 
