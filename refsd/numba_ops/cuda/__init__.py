@@ -7,5 +7,6 @@ from refsd.numba_ops.cuda import (  # noqa: F401
     cast,
     conv,
     deviation,
+    linear,
     replay,
 )

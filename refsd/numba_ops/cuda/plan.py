@@ -44,11 +44,15 @@ class Factory(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The kernel that an op takes for a call, by shapes, dtype and capability alone, and why."""
+    """The kernel that an op takes for a call, by shapes, dtype and capability alone, and why.
+
+    pieces: into how many parts the sum of an element is split, each of a block of its own.
+    """
 
     factory: Factory
     constants: tuple
     why: str
+    pieces: int = 1
 
 
 FACTORIES: dict[str, Factory] = {}

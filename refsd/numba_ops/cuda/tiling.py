@@ -1,0 +1,55 @@
+"""Which tile computes a product (M, K) x (N, K), and into how many pieces its sums are split.
+
+How a sum is split decides its bits, so it depends on the rows of one image and not on how many
+images there are. Tiles do not change bits (tile.py), so they are taken by the cycles that they are
+expected to take.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from refsd.numba_ops.cuda.plan import Choice
+from refsd.numba_ops.cuda.tile import Tile
+
+MULTIPROCESSORS = {75: 72, 80: 108, 86: 84, 89: 128, 90: 132}  # of the largest card of each
+MOST = 132
+L2 = 40  # bytes a cycle that a multiprocessor has of the cache when all read
+IMAGES = 2  # a guided step has two at once
+SHORTEST = 256  # products that are worth a block of their own
+
+
+def pieces(rows: int, N: int, K: int) -> int:
+    """As many as fill a GPU, if tiles of 64 x 80 of two images do not; rows: of one image."""
+    blocks = -(-IMAGES * rows // 64) * -(-N // 80)
+    return max(1, min(MOST // blocks, K // SHORTEST))
+
+
+def chosen(factory: Any, dtype: str, tiles: Sequence[tuple], rows: int, M: int, N: int, K: int,
+           capability: int) -> Choice:
+    """A variant (dtype, *tile), that whose blocks take the fewest cycles; the first of equals."""
+    processors, split = MULTIPROCESSORS.get(capability, MOST), pieces(rows, N, K)
+
+    def blocks(tile):
+        return -(-M // tile[0]) * -(-N // tile[1]) * split
+
+    best = min(tiles, key=lambda tile: -(-blocks(tile) // processors) * cycles(tile))
+    return Choice(factory, (dtype, *best), (
+        f"tiles of {best[0]} x {best[1]}: {blocks(best)} blocks on {processors} multiprocessors"
+        + (f", each sum in {split} pieces" if split > 1 else "")), split)
+
+
+def cycles(tile: tuple) -> int:
+    """Of a multiprocessor for 16 products of each result, by what takes longest.
+
+    rows, columns, and those of a warp on tensor cores: their products (256 a cycle and quarter),
+    operands from shared memory, 128 bytes a cycle, and from the L2 cache. rows, columns of float32:
+    128 products a cycle, and for each a thread's share of operands.
+    """
+    rows, columns = tile[:2]
+    if len(tile) == 2:
+        return max(rows * columns * 16 // 128, (rows + columns) * 8)
+    tile = Tile(*tile)
+    warps = tile.threads // 32
+    products = -(-warps // 4) * (tile.warp_rows * tile.warp_columns * 16 // 256)
+    shared = warps * (tile.warp_rows + tile.warp_columns) * 32 // 128
+    return max(products, shared, (rows + columns) * 32 // L2)
