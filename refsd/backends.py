@@ -5,41 +5,17 @@ makes it known everywhere. A backend's package is imported where it is used, not
 """
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 from refsd.contracts import Spec
-from refsd.errors import UsageError
+from refsd.errors import ResourceError, UsageError
+from refsd.memory_models import NUMBA_MEMORY, NUMPY_MEMORY, UNKNOWN_MEMORY, MemoryModel
 
 logger = logging.getLogger(__name__)
-
-
-class MemoryModel(NamedTuple):
-    """What a backend holds while it computes: bytes, and numbers of activations."""
-
-    libraries: int  # a Python with all libraries and kernels loaded, and nothing done
-    at_once: int  # activations of one block that are alive together
-    enlarged: float  # the same where a block enlarges images, in enlarged ones
-    feed_forward: int  # the same within the feed-forward, in widths of the transformer
-    unrolled: float  # what a convolution works in, in activations, and at most in bytes
-    workspace: int
-    transformed: int  # at most so many bytes of transformed weights, four times the kernels'
-    scores: int  # bytes of attention scores in memory, of which three arrays live at once
-    gaps: float  # share of the peak that lies between results, where no other fits
-    dense: bool  # whether a layer's small weights are made an array before they are multiplied
-
-
-WINDOWS, SCORES = 16 << 20, 8 << 20  # slices: refsd.ops.conv and refsd.ops.attention.SLICE_BYTES
-# A block: its input, normalised, two of the activation, the padded copy; 9 windows a pixel.
-NUMPY_MEMORY = MemoryModel(80 << 20, 5, 3, 24, 1.5 * 9, 3 * WINDOWS // 2, 0, SCORES, 0, True)
-# A block: its input, normalised, activated; 36 transformed values for 16 pixels, and gaps.
-NUMBA_MEMORY = MemoryModel(176 << 20, 3, 2.25, 15, 1.5 * 36 / 16, 12 << 20, 4 << 20, 0, 0.06,
-                           False)
-UNKNOWN_MEMORY = MemoryModel(*map(max, zip(NUMPY_MEMORY, NUMBA_MEMORY)))
 
 
 @dataclass(frozen=True)
@@ -55,6 +31,10 @@ class Backend:
     def unavailable(self) -> str:
         """Why nothing can be computed with it here; empty if it can."""
         return ""
+
+    def automatic(self) -> bool:
+        """Whether "auto" may take it, or else say in one line that it is not available."""
+        return True
 
     def place(self, tensors: dict[str, Any]) -> None:
         """Put weights, in place, where and as the kernels read them. Shapes and values stay.
@@ -200,10 +180,25 @@ class CudaBackend(Backend):
 
     def unavailable(self) -> str:
         """A GPU has to be there, or Python in its place."""
-        if os.environ.get("REFSD_CUDA") == "lockstep":
-            known = find_spec("greenlet")
-            return "" if known else "greenlet is not installed: pip install greenlet"
-        return "kernels run in lockstep so far: set REFSD_CUDA=lockstep"
+        from refsd.gpu import unusable
+
+        return unusable()
+
+    def automatic(self) -> bool:
+        """Where there is a GPU; never in lockstep."""
+        from refsd.gpu import Gpu, gpu, lockstep
+
+        return not lockstep() and isinstance(gpu(), Gpu)
+
+    def release(self) -> None:
+        """What the pool of its memory has free."""
+        self._device().trim()
+
+    def versions(self) -> dict[str, str]:
+        """The compiler's, the driver's, and what computes."""
+        from refsd.numba_ops.cuda.device import versions
+
+        return versions()
 
     def place(self, tensors: dict[str, Any]) -> None:
         """Upload them."""
@@ -225,16 +220,19 @@ class CudaBackend(Backend):
 
     def wait(self) -> None:
         """For the device."""
+        self._device().synchronize()
+
+    def _device(self):
         from refsd.numba_ops.cuda.device import current
 
-        current().synchronize()
+        return current()
 
 
 # Fastest first: "auto" takes the first that is available.
 BACKENDS: dict[str, Backend] = {
+    "cuda": CudaBackend("cuda", "refsd.numba_ops.cuda", device="cuda"),
     "numba": NumbaBackend("numba", "refsd.numba_ops.cpu", NUMBA_MEMORY, tunable=True),
     "numpy": Backend("numpy", "refsd.ops", NUMPY_MEMORY),
-    "cuda": CudaBackend("cuda", "refsd.numba_ops.cuda", device="cuda"),
 }
 _logged: set[str] = set()  # backends that "auto" has passed over
 
@@ -255,14 +253,16 @@ def add_backend(backend: Backend, *, preferred: bool = False) -> None:
 def find_backend(name: str = "auto") -> Backend:
     """The backend of this name; "auto": the first that is available.
 
-    UsageError if there is none, or it is not available here.
+    UsageError if there is none, or it is not available here; ResourceError if that takes a device.
     """
     if name == "auto":
-        return next(backend for backend in BACKENDS.values() if _is_available(backend))
+        return next(backend for backend in BACKENDS.values()
+                    if backend.automatic() and _is_available(backend))
     if name not in BACKENDS:
         raise UsageError(f"backend {name!r} is not one of: auto, {', '.join(BACKENDS)}; give one")
     if why := BACKENDS[name].unavailable():
-        raise UsageError(f"backend {name!r} is not available here: {why}. Take another, or auto")
+        error = UsageError if BACKENDS[name].device == "cpu" else ResourceError
+        raise error(f"backend {name!r} is not available here: {why}. Take another, or auto")
     return BACKENDS[name]
 
 

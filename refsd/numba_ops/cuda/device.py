@@ -5,12 +5,12 @@ GPU nor a CUDA package and is as slow as one thinks: it is for tests, and for wh
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-LOCKSTEP = "lockstep"
+from refsd.gpu import gpu, in_words, lockstep
+
 _instead: list["Device"] = []
 
 
@@ -66,13 +66,16 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait until all work is done."""
 
+    def trim(self) -> None:
+        """Give memory that is free back to the system."""
+
 
 @functools.cache
 def current() -> Device:
     """The device of this process."""
     if _instead:
         return _instead[-1]
-    if os.environ.get("REFSD_CUDA") == LOCKSTEP:
+    if lockstep():
         from refsd.numba_ops.cuda.simulated import Simulated
 
         return Simulated()
@@ -96,3 +99,12 @@ def on(device: Device) -> Iterator[Device]:
 def launch(factory: Any, constants: tuple, grid: tuple, *arguments: Any) -> None:
     """A variant of a kernel on a grid of blocks of the current device."""
     current().launch(factory, constants, grid, arguments)
+
+
+def versions() -> dict[str, str]:
+    """The compiler's, the driver's, and what computes."""
+    from refsd.numba_ops.cuda import compiler
+
+    driver = {} if lockstep() else {"driver": in_words(gpu().driver)}
+    return {**compiler.versions(), **driver, "device": current().name,
+            "capability": str(current().capability / 10)}

@@ -10,6 +10,7 @@ from refsd.numba_ops.cuda import lockstep
 from refsd.numba_ops.cuda.array import DeviceArray
 from refsd.numba_ops.cuda.device import Block
 from refsd.numba_ops.cuda.plan import TURING
+from refsd.numba_ops.cuda.refusals import not_within
 
 
 class Simulated:
@@ -32,12 +33,12 @@ class Simulated:
 
     def upload(self, host: np.ndarray, block: Block, offset: int) -> None:
         """A copy."""
-        self._require_no_capture("a copy from the host")
+        not_within(self._capturing, "a copy from the host")
         block.memory[offset:offset + host.nbytes] = host.reshape(-1).view(np.uint8)
 
     def download(self, block: Block, offset: int, host: np.ndarray) -> None:
         """A copy."""
-        self._require_no_capture("a copy to the host")
+        not_within(self._capturing, "a copy to the host")
         host.reshape(-1).view(np.uint8)[:] = block.memory[offset:offset + host.nbytes]
 
     def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
@@ -54,7 +55,7 @@ class Simulated:
 
     def capture(self, function: Callable[[], Any]) -> "Launches":
         """Launches as calls that were not made."""
-        self._require_no_capture("a graph")
+        not_within(self._capturing, "a graph")
         self._capturing = graph = Launches()
         try:
             graph.result = function()
@@ -62,12 +63,12 @@ class Simulated:
             self._capturing = None
         return graph
 
-    def _require_no_capture(self, what: str) -> None:
-        if self._capturing is not None:
-            raise RuntimeError(f"{what} within a graph: make it before")
-
     def synchronize(self) -> None:
         """Nothing is ever left to do."""
+        not_within(self._capturing, "waiting for the GPU")
+
+    def trim(self) -> None:
+        """NumPy does it."""
 
 
 class Launches:
