@@ -13,7 +13,7 @@ from refsd.pipelines.request import check_flag
 
 ANY = object()  # any value is taken
 NO_LORA = "refsd has no adapters yet: merge them into the weights first"
-NO_CUDA = "refsd has no kernels for graphics cards yet: leave it out, or write .to(\"cpu\")"
+BY_BACKEND = "backend decides where it computes: write from_pretrained(backend=\"cuda\")"
 
 # keyword: the values that change nothing here, and what to write instead of others
 LOADING: dict[str, tuple[tuple, str]] = {
@@ -29,7 +29,7 @@ LOADING: dict[str, tuple[tuple, str]] = {
     "image_encoder": ((None,), NO_LORA),
     "low_cpu_mem_usage": ((ANY,), ""),
     "disable_mmap": ((ANY,), ""),
-    "device_map": ((None, "cpu", "auto", "balanced"), NO_CUDA),
+    "device_map": ((None, "cpu", "auto", "balanced"), BY_BACKEND),
     "max_memory": ((None,), "refsd checks the memory itself; force=True goes on all the same"),
     "offload_folder": ((None,), "refsd does not offload: leave it out"),
     "offload_state_dict": ((ANY,), ""),
@@ -94,9 +94,9 @@ ALREADY = {
     "enable_xformers_memory_efficient_attention": "attention never holds its whole matrix on numba",
     "enable_vae_slicing": "pictures are decoded one at a time",
     "enable_vae_tiling": "pictures are decoded whole, in one piece",
-    "enable_model_cpu_offload": "everything is on the CPU",
-    "enable_sequential_cpu_offload": "everything is on the CPU",
-    "enable_group_offload": "everything is on the CPU",
+    "enable_model_cpu_offload": "everything stays where the backend computes",
+    "enable_sequential_cpu_offload": "everything stays where the backend computes",
+    "enable_group_offload": "everything stays where the backend computes",
     "reset_device_map": "",
     "unload_lora_weights": "",
     "unfuse_lora": "",
@@ -114,7 +114,7 @@ ALREADY = {
 
 # Methods that would change something, and what to do instead.
 INSTEAD = {
-    "cuda": NO_CUDA,
+    "cuda": BY_BACKEND,
     "half": "load it with from_pretrained(dtype=\"float16\")",
     "load_lora_weights": NO_LORA,
     "load_ip_adapter": NO_LORA,
@@ -173,13 +173,14 @@ def check_dtype(name: str, value: Any) -> str:
 
 def check_device(pipe: Any, *wanted: Any, device: Any = None, dtype: Any = None,
                  silence_dtype_warnings: bool = False) -> Any:
-    """pipe.to(...): the CPU and the dtype that the pipeline has; UsageError for others."""
+    """pipe.to(...): the device and the dtype that the pipeline has; UsageError for others."""
     for one in (*wanted, device, dtype):
         if one is None:
             continue
         if str(one).partition(":")[0] in ("cpu", "cuda", "mps", "xpu", "hpu", "xla", "npu"):
-            if not str(one).startswith("cpu"):
-                raise UsageError(f"to: {shown(one)}; {NO_CUDA}")
+            if str(one).partition(":")[0] != pipe.device:
+                raise UsageError(f"to: {shown(one)}; the pipeline computes on {pipe.device}, and "
+                                 f"{BY_BACKEND}, or another backend")
         elif check_dtype("to: dtype", one) != pipe.unet.dtype:
             raise UsageError(f"to: the pipeline is {pipe.unet.dtype}; load it with "
                              f"from_pretrained(dtype=\"{dtype_name(one)}\")")

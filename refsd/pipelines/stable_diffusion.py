@@ -137,7 +137,7 @@ class StableDiffusionPipeline:
         return nothing_to_do
 
     def to(self, *wanted: Any, **options: Any) -> "StableDiffusionPipeline":
-        """The pipeline itself, if the CPU and its own dtype are wanted; UsageError otherwise."""
+        """The pipeline itself, if its own device and dtype are wanted; UsageError otherwise."""
         return from_diffusers.check_device(self, *wanted, **options)
 
     @property

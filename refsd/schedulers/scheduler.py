@@ -43,7 +43,7 @@ class Scheduler:
     init_noise_sigma = 1.0  # the standard deviation that the first sample is to have
 
     def __init_subclass__(cls) -> None:
-        wrappers = {"set_timesteps": _on_the_cpu, "step": _in_halves, "add_noise": _in_halves}
+        wrappers = {"set_timesteps": _on_a_device, "step": _in_halves, "add_noise": _in_halves}
         for name, wrap in wrappers.items():
             if name in vars(cls):
                 setattr(cls, name, wrap(vars(cls)[name]))
@@ -232,16 +232,16 @@ def one_each(timesteps, samples):
     return array
 
 
-def _on_the_cpu(method):
-    """set_timesteps with `device`, which code for diffusers passes: it can only be the CPU."""
+def _on_a_device(method):
+    """set_timesteps with `device`, which code for diffusers passes: timesteps are NumPy's anyway."""
 
     @functools.wraps(method)
     def called(self, *args, **options):
         device = options.pop("device", None)
         if len(args) == 2:
             args, device = args[:1], args[1]
-        if device is not None and not str(device).startswith("cpu"):
-            raise UsageError(f"device is {shown(device)}; refsd computes on the CPU: leave it out")
+        if device is not None and not str(device).startswith(("cpu", "cuda")):
+            raise UsageError(f"device is {shown(device)}; refsd has cpu and cuda: leave it out")
         return method(self, *args, **options)
 
     return called

@@ -170,3 +170,10 @@ def test_a_recording_has_the_tensors_and_names_of_the_host(dtype, folder, monkey
         found, *linked = kept["cuda"].tensors[name]
         np.testing.assert_array_equal(found, expected, err_msg=name)
         assert linked == links, name
+
+
+def test_a_pipeline_is_on_the_device_that_it_was_loaded_for(pipes):
+    for pipe, other in zip(pipes, ("cuda", "cpu")):
+        assert pipe.to(pipe.device) is pipe and pipe.device != other
+        with pytest.raises(UsageError, match=f"^to: '{other}'; the pipeline computes on"):
+            pipe.to(other)
