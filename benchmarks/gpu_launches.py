@@ -68,7 +68,8 @@ class Counting:
         threads, way = variant(factory, constants)
         moved = sum(min(a.size, a.span) * a.dtype.itemsize for a in arguments
                     if isinstance(a, DeviceArray))
-        self.launches.append(Launch("", f"{factory.name}{constants}", way, math.prod(grid),
+        name = f"{factory.name}({', '.join(map(str, constants))})"  # as the gate has it
+        self.launches.append(Launch("", name, way, math.prod(grid),
                                     threads, 0, moved, False))
 
     def synchronize(self) -> None:
@@ -96,20 +97,23 @@ def way_of(asked: set[str]) -> str:
     return "tiles" if asked & {"fma", "load4", "copy16"} else "plain"
 
 
-def launches(part: str, dtype: str, capability: int) -> list[Launch]:
-    """Of one run of "clip", "unet", "decode" by Stable Diffusion 1.5: 512 x 512, guided."""
+def launches(part: str, dtype: str, capability: int, rule: bool = False) -> list[Launch]:
+    """Of one run of "clip", "unet", "decode" by Stable Diffusion 1.5: 512 x 512, guided.
+
+    rule: as if no op had a kernel yet.
+    """
     device = Counting(capability)
     # Which kernels there are is asked of a backend that is available.
     with patch.dict(os.environ, REFSD_CUDA=LOCKSTEP), on(device), trace(
-            functools.partial(_answer, device)):
+            functools.partial(_answer, device, rule)):
         NETWORKS[part](dtype)
     return device.launches
 
 
-def _answer(device, op, inputs, options, inferred):
+def _answer(device, rule, op, inputs, options, inferred):
     """The result of an op, without numbers; its launches are noted with its name and its FLOPs."""
     first, kernel = len(device.launches), kernels(op).get("cuda")
-    if kernel is not None:
+    if kernel is not None and not rule:
         result = kernel(*inputs.values(), **options)
     else:
         result = empty(inferred.shape, inferred.dtype,

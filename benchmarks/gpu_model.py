@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import ROOT
 from benchmarks.gpu_launches import PRODUCTS, Launch, launches, totals
+from benchmarks.gpu_occupancy import assembled, resident
 from benchmarks.tables import seconds, table
 
 STEPS = 50
@@ -70,7 +71,9 @@ def filled(launch: Launch, card: Card) -> float:
     """The share of all multiprocessors' time that blocks fill: whole rounds, and enough threads."""
     rounds = math.ceil(launch.blocks / card.multiprocessors)
     share = launch.blocks / (rounds * card.multiprocessors)
-    return share * min(1, rounds * launch.threads / ASSUMPTIONS["threads"][0])
+    held = resident(launch.kernel, launch.threads, card.capability)
+    at_once = rounds if held is None else min(rounds, held[0])
+    return share * min(1, at_once * launch.threads / ASSUMPTIONS["threads"][0])
 
 
 def time_of(launch: Launch, card: Card) -> tuple[float, str]:
@@ -122,13 +125,18 @@ def page(cards: Iterable[Card] = CARDS) -> str:
                      for part, found in parts.items()}
             work, memory = floor(parts["unet"], card, dtype)
             ops = len(parts["unet"]) * ASSUMPTIONS["host"][0]
+            ruled = sum(time_of(launch, card)[0]
+                        for launch in launches("unet", dtype, card.capability, rule=True))
             picture = times["clip"] + STEPS * times["unet"] + times["decode"]
             summary.append((card.name, dtype, seconds(times["unet"]),
-                            seconds(max(times["unet"], ops)), seconds(work), seconds(memory),
-                            seconds(times["clip"]), seconds(times["decode"]), seconds(picture)))
+                            seconds(ruled), seconds(max(times["unet"], ops)), seconds(work),
+                            seconds(memory), seconds(times["clip"]), seconds(times["decode"]),
+                            seconds(picture)))
             details += [f"#### {card.name}, {dtype}: a UNet step", "",
-                        *_details(parts["unet"], card), ""]
-    head = ("card", "dtype", "UNet step from a graph", "launched from Python",
+                        *_details(parts["unet"], card), "",
+                        *_kernels(parts["unet"], card), ""]
+    head = ("card", "dtype", "UNet step from a graph", "the same by rule",
+            "launched from Python",
             "floor: arithmetic", "floor: bytes", "CLIP", "decode", f"picture of {STEPS} steps")
     return "\n".join([*lines, *table(head, summary), "", *details]).rstrip()
 
@@ -145,6 +153,25 @@ def _details(found, card):
                    ", ".join(f"{why} {time / row['seconds']:.0%}"
                              for why, time in row["to"].items() if time),
                    "by rule" if row["rule"] == row["launches"] else "ours") for row in rows])
+
+
+def _kernels(found, card):
+    """Registers, shared memory and blocks of each kernel of ours."""
+    rows: dict[str, list[Launch]] = {}
+    for launch in found:
+        rows.setdefault(launch.kernel, []).append(launch)
+    lines = []
+    for name, group in sorted(rows.items()):
+        about = assembled(name, card.capability)
+        if about is None:
+            continue
+        blocks, limit = resident(name, group[0].threads, card.capability)
+        counts = sorted(launch.blocks for launch in group)
+        lines.append((f"`{name}`", len(group), seconds(sum(time_of(x, card)[0] for x in group)),
+                      f"{counts[0]} to {counts[-1]}", group[0].threads, about["registers"],
+                      about["shared"], f"{blocks}, by {limit}"))
+    return table(("kernel", "launches", "time", "blocks", "threads", "registers", "shared memory",
+                  "blocks on a multiprocessor"), lines) if lines else []
 
 
 def main(arguments: list[str] | None = None) -> None:

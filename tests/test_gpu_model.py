@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("greenlet")
 
-from benchmarks import calls, gpu_launches, gpu_model
+from benchmarks import calls, gpu_launches, gpu_model, gpu_occupancy
+from benchmarks.gpu.variants import variants
 from benchmarks.gpu_launches import Launch
 from refsd.numba_ops.cuda.plan import Factory, Plan
 
@@ -64,6 +65,32 @@ def test_a_kernel_says_how_it_multiplies_by_the_instructions_that_it_takes():
     factory = Factory(make, (), 80, "")
     assert [gpu_launches.variant(factory, (name,)) for name in ("mma_f16", "load4", "uint32")] == [
         (96, "mma"), (96, "tiles"), (96, "plain")]
+
+
+def test_blocks_that_a_multiprocessor_holds(monkeypatch):
+    """By hand: 110 registers are 112 of a thread, 28672 of 256; 48 KiB and 1 of 164."""
+    monkeypatch.setattr(gpu_occupancy, "table", lambda: {"tiles()": {
+        "80": {"registers": 110, "shared": 48 << 10}, "90a": {"registers": 40, "shared": 0},
+        "75": {"registers": 16, "shared": 0}}})
+    assert gpu_occupancy.resident("tiles()", 256, 80) == (2, "registers")
+    assert gpu_occupancy.resident("tiles()", 32, 80) == (3, "shared memory")
+    assert gpu_occupancy.resident("tiles()", 256, 90) == (6, "registers")
+    assert gpu_occupancy.resident("tiles()", 1024, 75) == (1, "threads")
+    assert gpu_occupancy.resident("tiles()", 32, 75) == (16, "blocks")
+    assert gpu_occupancy.resident("another()", 32, 75) is None
+    # Two blocks of 64 threads are half of what hides latencies, whatever waits for a place.
+    monkeypatch.setattr(gpu_model, "resident", lambda *_: (2, "registers"))
+    assert gpu_model.filled(PRODUCT._replace(blocks=40, threads=64), CARD) == 0.5
+
+
+@pytest.mark.parametrize("capability", [75, 80, 86, 90])
+def test_a_step_launches_declared_variants_only(capability):
+    """Those that the gate measures, and that are carried to a machine without a compiler."""
+    declared = {name for name, _, _ in variants(capability)}
+    for dtype in ("float16", "float32"):
+        found = {launch.kernel for launch in gpu_launches.launches("unet", dtype, capability)
+                 if not launch.rule}
+        assert found and found - declared == set()
 
 
 def test_nothing_is_read_back_where_nothing_is_computed():
