@@ -45,7 +45,7 @@ def test_spoilt_numbers(dtype):
 
 
 def spoils(name, x, weight, options, dtype):
-    """Small integers, whose sums are exact, and what is not finite: the reference's very numbers."""
+    """Small integers, whose sums are exact, and what is not finite: the reference's numbers."""
     args = [np.rint(a) for a in case(x, weight, options)[0]]
     args[0][0, 1, 2, 1], args[1][1, 0, 0, 1], args[2][2] = math.nan, math.inf, -math.inf
     args = [cast(a, dtype) for a in args]
