@@ -1,4 +1,4 @@
-"""Convolution in lockstep."""
+"""Convolution in lockstep: the plain kernel, the tiles, and which of them is taken."""
 
 import math
 
@@ -8,14 +8,24 @@ from cuda_agreement import DTYPES, agree, run
 from numba_agreement import cast, truth_of
 from op_table import normal
 
+from refsd.numba_ops.cuda import conv, conv_float32, conv_tiles, device, meaning, splits
+
 WINDOWS = [  # x, weight, options
     ((2, 3, 5, 4), (4, 3, 3, 3), {"padding": 1}),
-    ((1, 5, 4, 3), (3, 5, 1, 1), {}),
     ((1, 4, 6, 7), (6, 2, 3, 2), {"groups": 2, "stride": (2, 1), "padding": ((0, 1), (2, 0))}),
     ((2, 6, 5, 5), (6, 1, 3, 3), {"groups": 6, "padding": 2, "dilation": (1, 2), "stride": 2}),
     ((1, 2, 2, 9), (3, 2, 2, 5), {"dilation": (1, 2)}),
     ((1, 3, 0, 2), (2, 3, 3, 3), {"padding": 2}),
 ]
+OF_TILES = [  # channels that end within a stage, or need zeros behind them
+    ((2, 24, 4, 5), (8, 24, 3, 1), {"padding": (1, 0)}),
+    ((1, 4, 7, 6), (4, 4, 3, 3), {"padding": ((0, 1), (2, 0)), "stride": (2, 1)}),
+    ((1, 5, 9, 9), (12, 5, 2, 2), {"dilation": (1, 2), "stride": 2}),
+    ((1, 72, 2, 3), (8, 72, 1, 2), {}),
+    ((1, 3, 0, 2), (4, 3, 3, 3), {"padding": 2}),
+]
+KINDS = [("float32", 80), ("float16", 75), ("float16", 80), ("bfloat16", 80)]
+OUTPUTS = {160: 132, 128: 100, 64: 20}  # that a tile of so many columns is taken for
 
 
 def case(x, weight, options, bias=True):
@@ -25,30 +35,110 @@ def case(x, weight, options, bias=True):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_window(dtype):
+def test_the_plain_kernel(dtype, monkeypatch):
+    monkeypatch.setattr(conv, "choose_conv2d", lambda weight, groups, dtype, capability:
+                        conv.Choice(conv.conv2d_plain, (dtype,), "it is tested"))
     for i, (x, weight, options) in enumerate(WINDOWS):
-        agree("conv2d", *case(x, weight, options, bias=i != 1), dtype)
+        agree("conv2d", *case(x, weight, options, bias=i != 3), dtype)
+
+
+@pytest.mark.parametrize("dtype, capability", KINDS[:3])
+def test_windows_of_tiles(dtype, capability, order):
+    device.current().capability = capability
+    for i, (x, weight, options) in enumerate(OF_TILES):
+        if dtype == "float32":  # whose stages and pieces are of half as many
+            x, weight = ((s[0], -(-s[1] // 2), *s[2:]) for s in (x, weight))
+        assert chosen(weight, dtype).factory is not conv.conv2d_plain
+        agree("conv2d", *case(x, weight, options, bias=i != 3), dtype)
+
+
+def chosen(weight, dtype, groups=1):
+    return conv.choose_conv2d(weight, groups, dtype, device.current().capability)
+
+
+@pytest.mark.parametrize("dtype, capability, columns", [
+    (*kind, columns) for kind in KINDS for columns in OUTPUTS
+    if columns < 160 or kind[0] != "float32" and kind[1] >= 80])
+def test_every_tile(dtype, capability, columns, monkeypatch):
+    """More pixels than a tile has, ragged; rows of its loads meet all banks."""
+    monkeypatch.setattr(meaning, "tally", {"ldmatrix": 0, "conflicts": 0})
+    device.current().capability = capability
+    x, weight = (1, 8, 12, 11), (OUTPUTS[columns], 8, 1, 3)
+    assert chosen(weight, dtype).constants[:2] == (128, columns)
+    agree("conv2d", *case(x, weight, {"padding": (0, 1)}), dtype)
+    assert bool(meaning.tally["ldmatrix"]) == (dtype != "float32")
+    assert meaning.tally["conflicts"] == 0
+
+
+def test_no_other_tiles_are_compiled():
+    """Those that are chosen are those that the gate knows."""
+    taken = {}
+    for dtype in DTYPES:
+        for capability in (75, 80, 90):
+            for O in range(4, 700, 4):
+                choice = conv.choose_conv2d((O, 8, 3, 3), 1, dtype, capability)
+                taken.setdefault(choice.factory.name, set()).add(choice.constants)
+    for factory in (conv_float32.conv2d_float32, conv_tiles.conv2d_halves,
+                    conv_tiles.conv2d_halves_turing):
+        assert taken[factory.name] == set(factory.each)
+
+
+@pytest.mark.parametrize("dtype, capability", KINDS)
+def test_parts_of_a_sum(dtype, capability, monkeypatch):
+    """The last part is shorter, and parts begin within a tap; with a bias and without."""
+    monkeypatch.setattr(splits, "LEAST", 1)
+    monkeypatch.setattr(splits, "MOST", 3)
+    device.current().capability = capability
+    C = 8 if dtype == "float32" else 24
+    for bias in (True, False):
+        agree("conv2d", *case((1, C, 3, 4), (12, C, 2, 2), {"padding": 1}, bias), dtype)
+
+
+@pytest.mark.parametrize("dtype, capability", KINDS[:3])
+def test_an_image_alone_and_in_a_batch(dtype, capability, monkeypatch):
+    """Same bits, whether sums are made in parts or not."""
+    device.current().capability = capability
+    for least in (1, splits.LEAST):
+        monkeypatch.setattr(splits, "LEAST", least)
+        args, options = case((2, 16, 3, 5), (8, 16, 3, 1), {})
+        args = [cast(a, dtype) for a in args]
+        together = run("conv2d", args, options)
+        alone = run("conv2d", [args[0][1:2], *args[1:]], options)
+        assert (together[1:2] == alone).all()
+
+
+def test_parts_fill_the_device():
+    """Stable Diffusion's convolutions of two images at 64, 32, 16 and 8: blocks x parts."""
+    for size, channels, parts in [(64, 320, 1), (32, 640, 2), (16, 1280, 4), (8, 1280, 16)]:
+        tiles = -(-2 * size * size // 128) * (channels // 160)
+        assert splits.count(tiles, 9 * channels // 32) == parts
+    assert splits.count(1, 15) == 1
+
+
+def test_any_order_in_memory():
+    args, options = case(*WINDOWS[0])
+    assert (run("conv2d", args, options, images=None) == run("conv2d", args, options)).all()
 
 
 def test_algorithms_by_name():
     """Whatever is asked for, the products of the formula are added up."""
-    args = [normal((1, 3, 5, 4), 1), normal((4, 3, 3, 3), 2)]
-    plain = run("conv2d", args, {"padding": 1})
+    args = [normal((1, 3, 5, 4), 1), normal((3, 3, 3, 3), 2)]
+    first = run("conv2d", args, {"padding": 1})
     for name in ("winograd2", "winograd4", "fft"):
-        assert (run("conv2d", args, {"padding": 1, "algorithm": name}) == plain).all()
+        assert (run("conv2d", args, {"padding": 1, "algorithm": name}) == first).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_spoilt_numbers(dtype):
-    """Zeros around an image times an infinite weight are NaN, as in the reference."""
-    spoils("conv2d", (1, 2, 4, 4), (3, 2, 3, 3), {"padding": 1}, dtype)
+@pytest.mark.parametrize("dtype, capability", [*KINDS, ("bfloat16", 75), ("float64", 80)])
+def test_spoilt_numbers(dtype, capability):
+    """Zeros around an image times an infinite weight are NaN, as in the reference.
 
-
-def spoils(name, x, weight, options, dtype):
-    """Small integers, whose sums are exact, and what is not finite: the reference's numbers."""
-    args = [np.rint(a) for a in case(x, weight, options)[0]]
+    The rest is small integers, whose sums are exact.
+    """
+    device.current().capability = capability
+    args, options = case((1, 2, 4, 4), (4, 2, 3, 3), {"padding": 1})
+    args = [np.rint(a) for a in args]
     args[0][0, 1, 2, 1], args[1][1, 0, 0, 1], args[2][2] = math.nan, math.inf, -math.inf
     args = [cast(a, dtype) for a in args]
     with np.errstate(invalid="ignore"):
-        truth = truth_of(name, args, options)[0]
-    np.testing.assert_array_equal(run(name, args, options).astype("float64"), truth)
+        truth = truth_of("conv2d", args, options)[0]
+    np.testing.assert_array_equal(run("conv2d", args, options).astype("float64"), truth)

@@ -5,13 +5,19 @@ All read images (N, C, H, W) as memory has them channels last, and weights (O, I
 products of the formula: no Winograd, no FFT.
 """
 
+import functools
+import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from refsd.numba_ops.cuda import conv_float32, conv_tiles, splits, tile
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, empty
-from refsd.numba_ops.cuda.device import launch
+from refsd.numba_ops.cuda.conv_windows import in_pieces
+from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.layout import ordered
 from refsd.numba_ops.cuda.numbers import number, reader, writer
-from refsd.numba_ops.cuda.plan import Plan, factory
+from refsd.numba_ops.cuda.plan import AMPERE, Choice, Plan, factory
 from refsd.ops.conv import pair, sides
 from refsd.registry import kernel
 
@@ -72,17 +78,72 @@ def conv2d_plain(gpu: Any, dtype: str) -> Plan:
 @kernel("cuda", reads_halves=True)
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
     window = _window(x.shape, weight.shape, pair(stride), sides(padding), pair(dilation), groups)
-    x, weight = ordered(x, CHANNELS_LAST), ordered(weight, CHANNELS_LAST)
     y = empty((len(x), window.O, window.Ho, window.Wo), x.dtype, CHANNELS_LAST)
-    plain(x, weight, bias, y, window)
+    choice = choose_conv2d(weight.shape, groups, str(x.dtype), current().capability)
+    if choice.factory is conv2d_plain:
+        plain(ordered(x, CHANNELS_LAST), ordered(weight, CHANNELS_LAST), bias, y, window)
+    else:
+        tiles(choice, x, weight, bias, y, window)
     return y
+
+
+def choose_conv2d(weight: tuple, groups: int, dtype: str, capability: int) -> Choice:
+    """The kernel for weights (O, I, kH, kW), and why. An image has the same bits in any batch."""
+    O = weight[0]
+    plain = functools.partial(Choice, conv2d_plain, (dtype,))
+    if groups != 1:
+        return plain("groups: a tile of outputs would see different channels")
+    if dtype == "float64":
+        return plain("float64 has no tiles: it is the oracle, not for speed")
+    if O % 4:
+        return plain(f"{O} outputs: tiles store them by fours")
+    if dtype == "float32":
+        shape = _narrowest(O, conv_float32.TILES)
+        return Choice(conv_float32.conv2d_float32, shape,
+                      f"float32, {shape[0]} pixels x {shape[1]} outputs a block")
+    if capability >= AMPERE:
+        shape = _narrowest(O, conv_tiles.TILES)
+        return Choice(conv_tiles.conv2d_halves, (*shape, dtype),
+                      f"tensor cores, {shape[0]} pixels x {shape[1]} outputs a block")
+    if dtype == "bfloat16":
+        return plain("bfloat16 has no tensor cores before 8.0")
+    shape = _narrowest(O, conv_tiles.TURING_TILES)
+    return Choice(conv_tiles.conv2d_halves_turing, shape,
+                  f"tensor cores as 7.5 has them, {shape[0]} pixels x {shape[1]} outputs a block")
+
+
+def _narrowest(outputs, tiles):
+    """Those that compute the fewest columns in vain; of such the widest."""
+    return min(tiles, key=lambda tile: (-(-outputs // tile[1]) * tile[1], -tile[1]))
 
 
 def plain(x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray,
           window: Window) -> None:
-    """Any convolution: a thread an output."""
+    """Any convolution of channels-last memory: a thread an output."""
     launch(conv2d_plain, (str(x.dtype),), (-(-y.size // THREADS),), x, weight,
            y if bias is None else bias, y, bias is not None, y.size, *window)
+
+
+def tiles(choice: Choice, x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None,
+          y: DeviceArray, window: Window) -> None:
+    """A convolution of one group as a product, of parts of K where there are few tiles."""
+    (rows, columns), wide = choice.constants[:2], y.dtype == "float32"
+    per, depth = (conv_float32.PER, conv_float32.DEPTH) if wide else (8, tile.DEPTH)
+    x, weight = in_pieces(x, per), in_pieces(weight, per)
+    window = window._replace(C=x.shape[1])
+    O, P = window.O, y.size // window.O
+    stages, across = -(-math.prod(weight.shape[1:]) // depth), -(-O // columns)
+    parts = splits.count(-(-2 * window.Ho * window.Wo // rows) * across, stages)
+    each = -(-stages // parts)
+    parts = -(-stages // each)
+    sums = empty((parts, P, O), "float32") if parts > 1 else DeviceArray(
+        (0,), (1,), np.dtype("float32"), y.block)
+    out = [sums if parts > 1 else y] if wide else [y, sums]
+    given = bias is not None and parts == 1
+    launch(choice.factory, choice.constants, (-(-P // rows), across, parts), x, weight,
+           y if bias is None else bias, *out, given, each, P, *window)
+    if parts > 1:
+        splits.add_up(sums, bias, y, O)
 
 
 def _window(x, weight, stride, padding, dilation, groups) -> Window:
