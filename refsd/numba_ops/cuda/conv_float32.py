@@ -2,7 +2,8 @@
 
 A thread brings four elements of a window and four of a weight's row for the next stage while the
 block multiplies this one. Shared memory has a stage k by k, so that a thread reads its rows and
-columns by fours; outputs come by fours too. The products of a sum are added as k grows, one after the other, in any tile.
+columns by fours; outputs are stored by fours too. The products of a sum are added as k grows, one
+after the other, in any tile.
 """
 
 from typing import Any
