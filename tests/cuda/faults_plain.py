@@ -4,7 +4,6 @@ import numpy as np
 from cuda_agreement import agree
 from faults import Fault
 from op_table import normal
-from test_conv import WINDOWS, case
 from test_layout import numbers
 
 from refsd.numba_ops.cuda import layout
@@ -27,12 +26,6 @@ def copy():
     np.testing.assert_array_equal(y.numpy(), x.transpose(3, 1, 0, 2))
 
 
-def windows():
-    """Windows of all kinds, a thread an output."""
-    for i in (0, 2):
-        agree("conv2d", *case(*WINDOWS[i]))
-
-
 FAULTS = [
     Fault("bound off by one", "activation", "if i < count:", "if i <= count:", silu),
     Fault("the last block left out", "activation", "(-(-x.size // THREADS),)",
@@ -47,11 +40,4 @@ FAULTS = [
     Fault("steps of the result for x's", "layout", "*x_steps, *y_steps", "*y_steps, *x_steps",
           copy),
     Fault("an axis not taken off", "strides", "uint32(above2 - above1 * n1)", "above2", copy),
-    Fault("padding shifts the other way", "conv", "* dh - top)", "* dh + top)", windows),
-    Fault("the border is read", "conv", "inside = row < H and column < W", "inside = row < H",
-          windows),
-    Fault("the next output's weights", "conv", "k += I", "k += I + uint32(1)", windows),
-    Fault("a group's channels", "conv", "o // (O // groups) * I", "o % groups * I", windows),
-    Fault("axes of the output swapped", "conv", "pixel % Wo, pixel // Wo % Ho",
-          "pixel % Ho, pixel // Ho % Wo", windows),
 ]
