@@ -18,6 +18,7 @@ from benchmarks.gpu.sections import SECTIONS
 from benchmarks.results_file import SCHEMA, now
 
 FOLDER = ROOT / "benchmarks" / "results" / "gpu"
+ENDING = 20  # seconds that a process may take to go, its rows written
 LIMIT = 465.0  # seconds of all sections together
 
 
@@ -55,11 +56,13 @@ class Session:
                 row, content = json.loads(line)
                 found["rows"][row or name] = content
                 self.save()
-            found["finished"] = process.wait(timeout=5) == 0
+            found["finished"] = process.wait(timeout=ENDING) == 0
             if not found["finished"]:
                 found["stopped"] = f"exit code {process.returncode}"
-        except (TimeoutError, subprocess.TimeoutExpired):
+        except TimeoutError:
             found["stopped"] = f"after {seconds:.0f} s"
+        except subprocess.TimeoutExpired:
+            found["stopped"] = f"its rows are whole, but it did not end for {ENDING} s"
         finally:
             stop(process)
         found["seconds"] = round(time.monotonic() - begun, 1)

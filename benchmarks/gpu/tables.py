@@ -35,10 +35,10 @@ def checks(sections: dict[str, Any]) -> list[str]:
     for name, section in sections.items():
         rows = section["rows"]
         bad = [f"{row}: {said['red']}" for row, said in rows.items() if "red" in said]
-        verdict = f"{len(bad)} red" if bad else "right" if section["finished"] else ""
-        skipped = {said["skipped"] for said in rows.values() if "skipped" in said}
+        left_out = [said["skipped"] for said in rows.values() if "skipped" in said]
+        verdict = f"{len(bad)} red" if bad else f"{len(rows) - len(left_out)} right"
         words = [*bad[:3], *([f"stopped {section['stopped']}"] if "stopped" in section else []),
-                 *sorted(skipped)[:3]]
+                 *sorted(set(left_out))[:3]]
         lines.append((SECTIONS[name].what, len(rows), verdict, "; ".join(words)[:400]))
     return table(("what", "rows", "", "remarks"), lines)
 

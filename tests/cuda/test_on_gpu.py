@@ -144,6 +144,7 @@ def test_the_tables_of_a_results_file(tmp_path, monkeypatch, capsys):
     assert "A card, compute capability 9.0, torch 2.13.0; 2027-01-02." in said
     assert "| each instruction by its meaning | 2 | 1 red | mma: 9 bytes differ |" in said
     assert "| refsd | 9 ms |  |" in said and "| torch eager | 18 ms | 0.50 |" in said
+    assert "| a UNet step in halves, and torch's | 3 | 2 right | stopped after 110 s" in said
     assert "stopped after 110 s" in said and "torch is not installed" in said
     assert "| linear 2x5 5x5 | 3 | 10 us | 20 us | 0.50 | 100 TFLOP/s, 0.1 TB/s |" in said
     page = tables.rendered("docs/cuda-speed.md", tables.results_of("docs/cuda-speed.md", tmp_path))
