@@ -8,6 +8,7 @@ would launch. Nothing is computed, and no weight exists.
 import functools
 import math
 import os
+import re
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -17,10 +18,11 @@ from refsd.models import clip, unet, vae
 from refsd.numba_ops import cuda  # noqa: F401  declares the kernels
 from refsd.numba_ops.cuda import lockstep
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, empty
-from refsd.numba_ops.cuda.device import LOCKSTEP, Block, on
+from refsd.numba_ops.cuda.device import Block, on
 from refsd.registry import kernels, trace
 
 PRODUCTS = ("conv2d", "linear", "matmul", "attention")
+BESIDE = re.compile(r"\.(add_|widen|copy|cast|softmax)")  # what is launched beside a product
 VIEWS = ("to_tokens", "to_image", "slice", "transpose")  # by rule they cost nothing
 TILE, QUERIES, ELEMENTS, ROWS = 128, 64, 1024, 8  # of one block, by rule
 
@@ -104,7 +106,7 @@ def launches(part: str, dtype: str, capability: int, rule: bool = False) -> list
     """
     device = Counting(capability)
     # Which kernels there are is asked of a backend that is available.
-    with patch.dict(os.environ, REFSD_CUDA=LOCKSTEP), on(device), trace(
+    with patch.dict(os.environ, REFSD_CUDA="lockstep"), on(device), trace(
             functools.partial(_answer, device, rule)):
         NETWORKS[part](dtype)
     return device.launches
@@ -120,8 +122,8 @@ def _answer(device, rule, op, inputs, options, inferred):
                        CHANNELS_LAST if len(inferred.shape) == 4 else None)
         device.launches += by_rule(op, inputs, options, inferred)
     mine = device.launches[first:]
-    products = [launch for launch in mine if launch.way != "plain"] or mine
     # Of an op's several launches the ones that multiply share its FLOPs, by their blocks.
+    products = [launch for launch in mine if not BESIDE.search(launch.kernel)] or mine
     blocks = sum(launch.blocks for launch in products)
     device.launches[first:] = [launch._replace(
         op=op, flops=inferred.flops * launch.blocks // blocks if launch in products else 0)

@@ -16,7 +16,6 @@ from typing import Any
 from benchmarks import ROOT
 from refsd import examples
 from refsd.numba_ops import cuda  # noqa: F401  declares the factories
-from refsd.numba_ops.cuda import lockstep
 from refsd.numba_ops.cuda.device import current
 from refsd.numba_ops.cuda.plan import FACTORIES
 from refsd.registry import kernels, ops
@@ -40,14 +39,9 @@ def load(work: Any) -> Rows:
     for name, factory, constants in variants(device.capability):
         def loaded(factory=factory, constants=constants):
             begun = time.perf_counter()
-            loaded_by(device)(factory, constants)
+            device.load(factory, constants)
             return {"seconds": round(time.perf_counter() - begun, 4)}
         yield name, work.guarded(loaded)
-
-
-def loaded_by(device: Any) -> Any:
-    """How a device takes a variant; in lockstep its function is made."""
-    return getattr(device, "load", lambda factory, constants: factory(lockstep, *constants))
 
 
 def samples(work: Any) -> Rows:

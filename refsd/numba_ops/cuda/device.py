@@ -53,6 +53,9 @@ class Device(Protocol):
     def download(self, block: Block, offset: int, host: Any) -> None:
         """The bytes of a block into a C-contiguous NumPy array, after all work."""
 
+    def load(self, factory: Any, constants: tuple) -> Any:
+        """Make a variant of a kernel ready; what is wrong with it is said now."""
+
     def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
         """A variant of a kernel on a grid of blocks. Arguments: DeviceArrays and numbers."""
 

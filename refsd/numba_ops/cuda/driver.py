@@ -68,6 +68,13 @@ class Driver:
         self.synchronize()
         call(self._driver.cuMemcpyDtoH, host.ctypes.data, block.address + offset, host.nbytes)
 
+    def load(self, factory: Any, constants: tuple) -> Kernel:
+        """A variant, ready to be launched; it stays loaded."""
+        self._enter()
+        made = Kernel(factory, constants, store.cubin(factory, constants, self.capability),
+                      self._device)
+        return self._kernels.setdefault((id(factory), constants), made)
+
     def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
         """A kernel that was used before takes some microseconds."""
         self._enter()
@@ -76,7 +83,7 @@ class Driver:
             if self._capturing:  # a driver may not load code now
                 self._capturing.unloaded.append((factory, constants))
                 return
-            kernel = self._load(factory, constants)
+            kernel = self.load(factory, constants)
         kernel(self.stream, grid, arguments)
         if self._capturing:
             self._capturing.note(arguments)
@@ -96,7 +103,7 @@ class Driver:
             if graph.whole(function):
                 return graph
             for factory, constants in graph.unloaded:
-                self._load(factory, constants)
+                self.load(factory, constants)
             missing = graph.arena.missing
             graph.close()
             blocks = [self.allocate(size) for size in missing]  # all of them at once
@@ -108,11 +115,6 @@ class Driver:
         """Give free memory back to the driver."""
         self.synchronize()
         self.pool.trim()
-
-    def _load(self, factory: Any, constants: tuple) -> Kernel:
-        made = Kernel(factory, constants, store.cubin(factory, constants, self.capability),
-                      self._device)
-        return self._kernels.setdefault((id(factory), constants), made)
 
     def _more(self, size: int) -> int:
         error, address = self._driver.cuMemAlloc(size)

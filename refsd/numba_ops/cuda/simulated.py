@@ -41,6 +41,10 @@ class Simulated:
         not_within(self._capturing, "a copy to the host")
         host.reshape(-1).view(np.uint8)[:] = block.memory[offset:offset + host.nbytes]
 
+    def load(self, factory: Any, constants: tuple) -> Any:
+        """Its plan."""
+        return _plan(factory, constants)
+
     def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
         """Here and now, or when the graph is replayed."""
         work = functools.partial(self.run, factory, constants, grid, arguments)
