@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import driver_standin
 import numpy as np
 import pytest
 
@@ -27,6 +28,29 @@ def test_all_sections_in_a_rehearsal(tmp_path, capsys):
         red = {row: said["red"] for row, said in section["rows"].items() if "red" in said}
         assert section["finished"] and section["rows"] and not red, (name, section)
     assert code == 0 and f"results: {out}" in capsys.readouterr().out
+
+
+ATTACH = """
+import sys
+if "benchmarks.gpu.child" in sys.orig_argv:
+    import driver_standin
+    attached = driver_standin.attach()
+"""
+
+
+def test_the_same_on_a_driver_that_pretends(tmp_path):
+    """Our driver's code is what runs there; kernels are Python's all the same."""
+    pytest.importorskip("cuda.core")
+    (tmp_path / "sitecustomize.py").write_text(ATTACH)
+    found = driver_standin.environment(REFSD_CACHE=str(tmp_path))
+    found["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    run = session.Session(tmp_path / "out.json", True, say=lambda text: None)
+    run.run(["versions", "intrinsics", "load", "launch", "copies"], found)
+    sections = run.data["sections"]
+    assert all(section["finished"] for section in sections.values()), sections
+    assert sections["versions"]["rows"]["device"] == {"name": "Stand-in", "capability": 90}
+    assert not [row for section in sections.values() for row in section["rows"].values()
+                if "red" in row]
 
 
 def test_a_rehearsal_is_no_result(capsys):
