@@ -8,5 +8,7 @@ from refsd.numba_ops.cuda import (  # noqa: F401
     conv,
     deviation,
     linear,
+    norm,
     replay,
+    softmax,
 )

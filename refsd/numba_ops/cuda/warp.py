@@ -1,0 +1,73 @@
+"""Sums and maxima of the 32 lanes of a warp, and of all threads of a block, in a fixed order.
+
+A butterfly adds the same pairs in every lane, so all lanes have the same bits. Where one number is
+NaN a maximum may leave it out; a sum of what is made of all numbers does not.
+"""
+
+from typing import Any
+
+FULL = 0xFFFFFFFF
+DISTANCES = (16, 8, 4, 2, 1)
+
+
+def warp_sum(gpu: Any) -> Any:
+    """total(x): the sum of the lanes' numbers, in all lanes."""
+    shuffle = gpu.cuda.shfl_xor_sync
+
+    def total(x):
+        for distance in DISTANCES:
+            x += shuffle(FULL, x, distance)
+        return x
+
+    return gpu.device(total)
+
+
+def warp_max(gpu: Any) -> Any:
+    """largest(x): of the lanes' numbers, in all lanes."""
+    shuffle = gpu.cuda.shfl_xor_sync
+
+    def largest(x):
+        for distance in DISTANCES:
+            other = shuffle(FULL, x, distance)
+            x = other if other > x else x
+        return x
+
+    return gpu.device(largest)
+
+
+def block_sum(gpu: Any, kind: Any, threads: int) -> Any:
+    """total(x, t): the sum of all threads' numbers, in all of them; t is the thread's own index."""
+    cuda, uint32, of_warp, warps = gpu.cuda, gpu.uint32, warp_sum(gpu), threads // 32
+
+    def total(x, t):
+        parts = cuda.shared.array(warps, kind)
+        x = of_warp(x)
+        cuda.syncthreads()  # the parts of another sum may still be read
+        if t & uint32(31) == uint32(0):
+            parts[t >> uint32(5)] = x
+        cuda.syncthreads()
+        x = parts[0]
+        for w in range(1, warps):
+            x += parts[w]
+        return x
+
+    return gpu.device(total)
+
+
+def block_max(gpu: Any, kind: Any, threads: int) -> Any:
+    """largest(x, t): of all threads' numbers, in all of them."""
+    cuda, uint32, of_warp, warps = gpu.cuda, gpu.uint32, warp_max(gpu), threads // 32
+
+    def largest(x, t):
+        parts = cuda.shared.array(warps, kind)
+        x = of_warp(x)
+        cuda.syncthreads()
+        if t & uint32(31) == uint32(0):
+            parts[t >> uint32(5)] = x
+        cuda.syncthreads()
+        x = parts[0]
+        for w in range(1, warps):
+            x = parts[w] if parts[w] > x else x
+        return x
+
+    return gpu.device(largest)
