@@ -13,7 +13,9 @@ from refsd import gpu
 from refsd.numba_ops.cuda import store
 from refsd.numba_ops.cuda.activation import silu_kernel
 
-CASES = Path(__file__).with_name("standin") / "cases.py"
+HERE = Path(__file__).parent
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o",
+          "addopts=--strict-markers"]
 REFSD = [sys.executable, "-m", "refsd"]
 RUN = driver_standin.run
 GPU = """
@@ -36,9 +38,16 @@ def said(function):
 
 def test_cases_on_the_stand_in():
     """Each is a test of cases.py."""
-    lines = RUN([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o",
-                 "addopts=--strict-markers", str(CASES)])
+    lines = RUN([*PYTEST, str(HERE / "standin" / "cases.py")])
     assert " passed" in lines[-1] and "failed" not in lines[-1], lines
+
+
+@pytest.mark.parametrize("family", ["activation", "attention"])
+def test_ops_agree_through_the_driver(family):
+    """As on a GPU: kernels are called as Numba's code is, and compute in lockstep."""
+    lines = RUN([*PYTEST, "-p", "standin.attached", str(HERE / f"test_{family}.py")],
+                REFSD_TESTS_ON="device")
+    assert any(" passed" in line for line in lines), lines
 
 
 def test_a_full_store_runs_without_numba(tmp_path):

@@ -5,6 +5,7 @@ Everything is asked of one stream, so that work is done in the order in which it
 uploads have a second one, which waits for the first and which the first waits for.
 """
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -116,6 +117,12 @@ class Driver:
         self.synchronize()
         self.pool.trim()
 
+    def __del__(self):
+        """Nobody has memory of it any more. At the end of a process the driver sees to the rest."""
+        if not sys.is_finalizing() and hasattr(self, "_staging"):
+            self.trim()
+            self._staging.close()
+
     def _more(self, size: int) -> int:
         error, address = self._driver.cuMemAlloc(size)
         if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
@@ -180,4 +187,5 @@ class Capture:
         self.arena.close()
 
     def __del__(self):
-        self.close()
+        if not sys.is_finalizing():
+            self.close()

@@ -39,6 +39,13 @@ class Staging:
         call(driver.cuEventRecord, self._after, copies)
         call(driver.cuStreamWaitEvent, self._stream.handle, self._after, 0)
 
+    def close(self) -> None:
+        """Give the pinned memory back."""
+        call(self._driver.cuStreamSynchronize, self._copies.handle)
+        for buffer in self._buffers:
+            call(self._driver.cuMemFreeHost, buffer.bytes.ctypes.data)
+        self._buffers.clear()
+
 
 class _Buffer:
     """Memory that stays where it is, and whether it has been copied."""

@@ -1,5 +1,6 @@
 """The device of a GPU on a driver that pretends: test_driver.py runs it where there is one."""
 
+import gc
 import threading
 
 import driver_standin
@@ -22,12 +23,27 @@ counts = driver_standin.counts
 
 @pytest.fixture(autouse=True)
 def gpu():
-    """The current device. The driver has never been asked for what it would refuse."""
-    refused = counts()["refused"]
+    """The current device. The driver is not asked for what it would refuse."""
     with device.on(Driver()) as gpu, registry.use("cuda"):
         yield gpu
         gpu.synchronize()
-    assert standin.faults == [] and counts()["refused"] == refused
+    assert standin.faults == [] and counts()["refused"] == 0
+
+
+def test_a_device_gives_everything_back():
+    """When nobody has it or its arrays any more."""
+    before = counts()
+    gpu = Driver()
+    with device.on(gpu):
+        x = to_device(numbers(300))
+    assert counts()["pinned"] == before["pinned"] + 2
+    del gpu
+    gc.collect()
+    assert counts()["pinned"] == before["pinned"] + 2  # x is on it
+    del x
+    gc.collect()
+    after = counts()
+    assert (after["pinned"], after["held"]) == (before["pinned"], before["held"])
 
 
 def numbers(*shape, seed=0, dtype=np.float32):

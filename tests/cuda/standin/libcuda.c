@@ -69,8 +69,8 @@ API(cuMemFree_v2)(D p) {
   char *memory = (char *)p - 256;
   counts[HELD] -= *(size_t *)memory; counts[FREED]++; free(memory); return OK; }
 API(cuMemHostAlloc)(P *p, size_t n, unsigned f) {
-  *p = aligned_alloc(4096, (n + 4095) & ~4095ull); counts[PINNED] += n; return OK; }
-API(cuMemFreeHost)(P p) { free(p); return OK; }
+  *p = aligned_alloc(4096, (n + 4095) & ~4095ull); counts[PINNED]++; return OK; }
+API(cuMemFreeHost)(P p) { free(p); counts[PINNED]--; return OK; }
 static int copy(P to, P from, size_t n, int kind) {
   if (broken) return FAULT;
   if (graph) return refuse(CAPTURING);
