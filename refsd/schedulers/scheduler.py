@@ -233,7 +233,7 @@ def one_each(timesteps, samples):
 
 
 def _on_a_device(method):
-    """set_timesteps with `device`, which code for diffusers passes: timesteps are NumPy's anyway."""
+    """set_timesteps with `device`, which code for diffusers passes: timesteps stay on the host."""
 
     @functools.wraps(method)
     def called(self, *args, **options):
