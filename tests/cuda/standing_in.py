@@ -18,13 +18,14 @@ from refsd.numba_ops.cuda.plan import Factory
 from refsd.numba_ops.cuda.simulated import Simulated
 
 
-def stand_in(monkeypatch):
-    """Until the test ends, "cuda" computes by the definitions."""
+def stand_in(monkeypatch, missing=False):
+    """Until the test ends, "cuda" computes by the definitions; missing: what has no kernel does."""
     monkeypatch.setattr(device, "_instead", [ByDefinition()])
     device.current.cache_clear()
     kernels = dict(registry._kernels)
     for op in registry.ops().values():
-        kernels["cuda", op.name] = _through_numpy(op.definition, op.signature)
+        if not missing or ("cuda", op.name) not in kernels:
+            kernels["cuda", op.name] = _through_numpy(op.definition, op.signature)
     monkeypatch.setattr(registry, "_kernels", kernels)
     halves = {kernel for (backend, _), kernel in kernels.items() if backend == "cuda"}
     monkeypatch.setattr(registry, "_reads_halves", registry._reads_halves | halves)
