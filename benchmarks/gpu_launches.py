@@ -14,11 +14,14 @@ from unittest.mock import patch
 
 from refsd.contracts import BYTES
 from refsd.golden.recording.plan import planned_config, planned_tree
+from refsd.leaf import Weight
 from refsd.models import clip, unet, vae
+from refsd.models.layers import Text
 from refsd.numba_ops import cuda  # noqa: F401  declares the kernels
 from refsd.numba_ops.cuda import lockstep
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, empty
 from refsd.numba_ops.cuda.device import Block, on
+from refsd.numba_ops.cuda.weights import DeviceWeight
 from refsd.registry import kernels, trace
 
 PRODUCTS = ("conv2d", "linear", "matmul", "attention")
@@ -100,21 +103,23 @@ def way_of(asked: set[str]) -> str:
 
 
 def launches(part: str, dtype: str, capability: int, rule: bool = False) -> list[Launch]:
-    """Of one run of "clip", "unet", "decode" by Stable Diffusion 1.5: 512 x 512, guided.
+    """Of one run of a part of Stable Diffusion 1.5: 512 x 512, guided.
 
+    "unet" is any step but the "first step", in which the text's keys and values are made.
     rule: as if no op had a kernel yet.
     """
     device = Counting(capability)
     # Which kernels there are is asked of a backend that is available.
     with patch.dict(os.environ, REFSD_CUDA="lockstep"), on(device), trace(
             functools.partial(_answer, device, rule)):
-        NETWORKS[part](dtype)
+        NETWORKS[part](dtype, device)
     return device.launches
 
 
 def _answer(device, rule, op, inputs, options, inferred):
     """The result of an op, without numbers; its launches are noted with its name and its FLOPs."""
     first, kernel = len(device.launches), kernels(op).get("cuda")
+    inputs = {name: x.dense() if isinstance(x, Weight) else x for name, x in inputs.items()}
     if kernel is not None and not rule:
         result = kernel(*inputs.values(), **options)
     else:
@@ -155,13 +160,13 @@ def by_rule(op: str, inputs: dict, options: dict, inferred: Any) -> list[Launch]
 
 
 def _tree(component, dtype):
-    """The weights on the counting device: images' axes last but the channels', as they lie."""
+    """The weights on the counting device, as a pipeline places them."""
     def placed(node):
         if isinstance(node, dict):
             return {key: placed(item) for key, item in node.items()}
         if isinstance(node, list):
             return [placed(item) for item in node]
-        return _array(node.shape, dtype)
+        return DeviceWeight(_array(node.shape, dtype), node.name)
     return placed(planned_tree(component))
 
 
@@ -169,23 +174,35 @@ def _array(shape, dtype):
     return empty(shape, dtype, CHANNELS_LAST if len(shape) == 4 else None)
 
 
-def _clip(dtype):
+def _clip(dtype, device):
     clip.clip_text(_array((2, 77), "int64"), **_tree("text_encoder", dtype),
                    config=planned_config("text_encoder"))
 
 
-def _unet(dtype):
-    unet.unet(_array((2, 4, 64, 64), dtype), _array((2,), "int64"), _array((2, 77, 768), dtype),
-              **_tree("unet", dtype), config=planned_config("unet"))
+def _first_step(dtype, device):
+    _steps(dtype, device, 1)
 
 
-def _decode(dtype):
+def _unet(dtype, device):
+    _steps(dtype, device, 2)
+
+
+def _steps(dtype, device, count):
+    """The last of some steps: the first makes the text's keys and values."""
+    tree, text = _tree("unet", dtype), Text(_array((2, 77, 768), dtype))
+    for _ in range(count):
+        device.launches.clear()
+        unet.unet(_array((2, 4, 64, 64), dtype), _array((2,), "int64"), text, **tree,
+                  config=planned_config("unet"))
+
+
+def _decode(dtype, device):
     tree = _tree("vae", dtype)
     vae.decode(_array((1, 4, 64, 64), dtype), decoder=tree["decoder"],
                post_quant_conv=tree.get("post_quant_conv"), config=planned_config("vae"))
 
 
-NETWORKS = {"clip": _clip, "unet": _unet, "decode": _decode}
+NETWORKS = {"clip": _clip, "first step": _first_step, "unet": _unet, "decode": _decode}
 
 
 def totals(found: list[Launch]) -> tuple[int, int, int]:

@@ -19,15 +19,24 @@ def seconds_of(**changes):
     return gpu_model.time_of(PRODUCT._replace(**changes), CARD)
 
 
-@pytest.mark.parametrize("part", ["clip", "unet", "decode"])
-def test_no_flop_of_a_network_is_lost_or_counted_twice(part):
-    found = gpu_launches.launches(part, "float16", 80)
+@pytest.mark.parametrize("part, name", [("clip", "clip"), ("unet", "first step"),
+                                        ("decode", "decode")])
+def test_no_flop_of_a_network_is_lost_or_counted_twice(part, name):
+    found = gpu_launches.launches(name, "float16", 80)
     count, flops, _ = gpu_launches.totals(found)
     planned = calls.work(part)[0]
     assert planned - count < flops <= planned  # shares of several launches are rounded down
     assert not any(launch.flops for launch in found if ".add_" in launch.kernel)  # split sums
     ops = Counter(launch.op for launch in found)
     assert part != "unet" or ops["conv2d"] >= 98 and ops["attention"] >= 32 and ops["linear"] >= 184
+
+
+def test_text_is_read_once_for_all_steps():
+    """Keys and values of 16 layers, which are no part of the later steps."""
+    first, other = (gpu_launches.totals(gpu_launches.launches(part, "float16", 80))[1]
+                    for part in ("first step", "unet"))
+    channels = [320] * 10 + [640] * 10 + [1280] * 12  # a key and a value each
+    assert first - other == sum(2 * 2 * 77 * 768 * width for width in channels)
 
 
 def test_float32_moves_twice_the_bytes_of_halves_in_a_kernel_of_ours():

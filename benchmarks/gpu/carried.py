@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 ROOM = 60 << 20  # bytes of all
@@ -65,11 +66,11 @@ def compile_all(capabilities: list[int]) -> dict[str, str]:
 def unpack(carried: Path, folder: Path, environment: dict[str, str]) -> dict[str, str]:
     """What children need in their environment to find the kernels and the wheels."""
     site, store = folder / "site", folder / "store" / "cubins"
-    wheels = [str(next((carried / "wheels").glob(f"{package.replace('-', '_')}-*.whl")))
+    wheels = [next((carried / "wheels").glob(f"{package.replace('-', '_')}-*.whl"))
               for package, module in WHEELS.items() if not _importable(module, environment)]
-    for wheel in wheels:  # one for another Python is no reason to measure nothing
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index",
-                        "--no-deps", "--no-compile", "--target", str(site), wheel])
+    for wheel in wheels:  # pip would replace the folder `cuda` of one by that of another
+        with zipfile.ZipFile(wheel) as file:
+            file.extractall(site)
     environment = environment | {"PYTHONPATH": f"{environment['PYTHONPATH']}{os.pathsep}{site}"}
     shutil.copytree(carried / "cubins", store)
     for path in (store, store.parent):

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import driver_standin
@@ -143,6 +146,22 @@ def test_kernels_of_another_compiler_are_adopted(tmp_path, monkeypatch):
     assert not store.kept(*wanted)
     carried.adopt(tmp_path / "cubins", carried.tag_of(here))
     assert store.kept(*wanted)
+
+
+def test_what_is_missing_is_taken_from_the_folder(tmp_path, monkeypatch):
+    """Two wheels of one name space, and a package that is there already."""
+    monkeypatch.setattr(carried, "WHEELS", {"one-half": "halves.one", "other-half": "halves.other",
+                                            "known": "json"})
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "cubins").mkdir()
+    for name in ("one", "other"):
+        with zipfile.ZipFile(tmp_path / "wheels" / f"{name}_half-1-py3.whl", "w") as wheel:
+            wheel.writestr(f"halves/{name}.py", f"value = '{name}'")
+    found = carried.unpack(tmp_path, tmp_path / "there", {"PYTHONPATH": str(ROOT)})
+    said = subprocess.run([sys.executable, "-c", "from halves import one, other; "
+                           "print(one.value, other.value)"], env=found, capture_output=True)
+    assert said.stdout == b"one other\n"
+    assert Path(found["REFSD_CACHE"]).stat().st_mode & 0o777 == 0o700
 
 
 def test_the_tables_of_a_results_file(tmp_path, monkeypatch, capsys):
