@@ -10,15 +10,34 @@ from refsd import registry
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, to_device
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+VIEWS = ("transposed", "part")
+
+
+def lie(value, how):
+    """On the device as a view: with its axes the other way round, or a part of a larger array."""
+    if how == "transposed":
+        axes = tuple(range(value.ndim))[::-1]
+        return to_device(value.transpose(axes)).transpose(axes)
+    larger = np.full([n + 3 for n in value.shape], value.flat[-1] if value.size else 0, value.dtype)
+    larger[tuple(np.s_[1:n + 1] for n in value.shape)] = value
+    x = to_device(larger)
+    for axis, n in enumerate(value.shape):
+        x = x.part(axis, 1, n + 1)
+    return x
 
 
 def run(name, args, options, images=CHANNELS_LAST):
-    """The op on the device: arrays go there, the result comes back. images: their axes' order."""
+    """The op on the device: arrays go there, the result comes back.
+
+    images: the order of their axes, or how all arrays lie, one of VIEWS.
+    """
     def moved(value):
         if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) for v in value):
             return [moved(v) for v in value]
         if not isinstance(value, np.ndarray):
             return value
+        if isinstance(images, str):
+            return lie(value, images)
         return to_device(value, images if value.ndim == 4 else None)
 
     with registry.use("cuda"):

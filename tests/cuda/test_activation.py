@@ -1,11 +1,27 @@
 """Activations in lockstep."""
 
+import cuda_checks
 import pytest
-from cuda_agreement import DTYPES, agree
+from cuda_agreement import DTYPES, VIEWS, agree
 from op_table import normal
+
+NAMES = ("silu", "quick_gelu", "gelu", "gelu_tanh")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_silu(dtype, order):
-    for shape in [(2, 3, 5, 7), (257,), (0, 3), ()]:
-        agree("silu", [normal(shape, 1, 3.0)], {}, dtype)
+@pytest.mark.parametrize("name", NAMES)
+def test_cases(name, dtype):
+    cuda_checks.cases(name, dtype)
+    cuda_checks.parts(name, dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_numbers(name):
+    cuda_checks.any_numbers(name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_geglu(dtype):
+    for shape in [(3, 5, 16), (2, 7, 6), (2, 3, 4, 32), (0, 8), (10,)]:
+        for images in (None, *VIEWS):
+            agree("geglu", [normal(shape, 1, 2.0)], {}, dtype, images)

@@ -11,7 +11,7 @@ import pytest
 
 from refsd import gpu
 from refsd.numba_ops.cuda import store
-from refsd.numba_ops.cuda.activation import silu_kernel
+from refsd.numba_ops.cuda.pointwise import pointwise_kernel
 
 HERE = Path(__file__).parent
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o",
@@ -54,7 +54,7 @@ def test_a_full_store_runs_without_numba(tmp_path):
     tmp_path.chmod(0o700)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REFSD_CACHE", str(tmp_path))
-        store.cubin(silu_kernel, ("float32",), 80)
+        store.cubin(pointwise_kernel, ("silu", "float32"), 80)
     program = """
 import sys
 import numpy as np
@@ -100,8 +100,9 @@ with registry.use("cuda"):
     assert first.startswith("ResourceError 4 a kernel has failed on the GPU (CUDA_ERROR_ILLEGAL_")
     assert "Run it again with CUDA_LAUNCH_BLOCKING=1, which names the kernel" in first
     named = RUN(program, STANDIN_FAULT="2", CUDA_LAUNCH_BLOCKING="1")[0]
-    assert named.startswith("ResourceError 4 the kernel activation.silu_kernel('float32',) on the "
-                            "grid (1,) failed: a kernel has failed on the GPU (CUDA_ERROR_ILLEGAL")
+    assert named.startswith("ResourceError 4 the kernel pointwise.pointwise_kernel('silu', "
+                            "'float32') on the grid (1,) failed: a kernel has failed on the GPU "
+                            "(CUDA_ERROR_ILLEGAL")
 
 
 @pytest.mark.parametrize("changes, why", [

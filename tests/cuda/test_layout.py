@@ -4,8 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from cuda_agreement import DTYPES, VIEWS, agree, run
 from op_table import normal
 
+from refsd import functional as F
+from refsd import registry
 from refsd.half import HALVES
 from refsd.numba_ops.cuda import layout
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, to_device
@@ -54,3 +57,59 @@ def test_what_lies_well_is_not_copied_and_copies_are_counted():
     assert order == CHANNELS_LAST
     assert y.is_contiguous(order)
     assert (layout.copied["arrays"], layout.copied["bytes"]) == (before[0] + 1, before[1] + 4 * 80)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("images", [CHANNELS_LAST, None, *VIEWS])
+def test_ops_move_elements_to_the_bit(images, dtype):
+    image, tokens = normal((2, 8, 3, 5), 1), normal((2, 15, 8), 2)
+    thin, one = normal((2, 8, 3, 1), 3), normal((2, 1, 3, 5), 4)
+    for name, args, options in [
+            ("to_tokens", [image], {}), ("to_tokens", [thin], {}), ("to_tokens", [one], {}),
+            ("to_tokens", [image[:0]], {}), ("to_tokens", [image[:, :, :1, :1]], {}),
+            ("to_image", [tokens], {"height": 3, "width": 5}),
+            ("to_image", [tokens[:, 0]], {"height": 1, "width": 1}),
+            ("concat", [[image, one, image]], {"axis": 1}), ("concat", [[one]], {"axis": -1}),
+            ("concat", [[image, image[:0], image[:1]]], {"axis": 0}),
+            ("concat", [[tokens, tokens[..., :3]]], {"axis": -1}),
+            ("slice", [image], {"axis": -3, "start": 1, "stop": 4}),
+            ("slice", [tokens], {"axis": 1, "start": 3, "stop": 3}),
+            ("pad", [image], {"widths": ((0, 0), (0, 0), (0, 1), (2, 0))}),
+            ("pad", [tokens], {"widths": ((1, 0), (0, 2), (3, 1))}),
+            ("pad", [tokens[:0]], {"widths": ((1, 0), (0, 0), (0, 0))}),
+            ("transpose", [image], {"axes": (2, 0, 3, 1)}),
+            ("transpose", [normal((), 1)], {"axes": ()})]:
+        agree(name, args, options, dtype, images)
+
+
+def test_nan_is_moved_as_it_is():
+    """Its bits too: what is moved is never a number."""
+    bits = np.arange(0x7F80, 0x8080, dtype=np.uint16).reshape(2, 8, 4, 4)
+    for dtype in (np.float16, HALVES["bfloat16"]):
+        x = bits.view(dtype)
+        for name, args, options in [("concat", [[x, x]], {"axis": 1}), ("to_tokens", [x], {}),
+                                    ("pad", [x], {"widths": ((0, 0), (0, 1), (0, 0), (0, 0))})]:
+            expected = registry.ops()[name].definition(*args, **options)
+            assert run(name, args, options, None).tobytes() == expected.tobytes(), name
+
+
+def test_images_and_tokens_share_memory(monkeypatch):
+    """What networks do between convolutions and attention copies nothing."""
+    monkeypatch.setattr(layout, "launch", None)
+    image = to_device(normal((2, 8, 3, 5), 1), CHANNELS_LAST)
+    with registry.use("cuda"):
+        tokens = F.to_tokens(image)
+        assert tokens.is_contiguous()
+        again = F.to_image(tokens, height=3, width=5)
+        assert again.is_contiguous(CHANNELS_LAST)
+        half = F.slice(F.transpose(again, axes=(0, 2, 3, 1)), axis=0, start=1, stop=2)
+        some = F.to_tokens(F.slice(image, axis=1, start=2, stop=7))
+    assert {view.block for view in (tokens, again, half, some)} == {image.block}
+
+
+def test_joined_images_lie_as_the_first():
+    with registry.use("cuda"):
+        for order in (None, CHANNELS_LAST):
+            x = to_device(normal((2, 8, 3, 5), 1), order)
+            assert F.concat([x, x], axis=1).is_contiguous(order)
+            assert F.pad(x, widths=((0, 0), (0, 0), (0, 1), (0, 1))).is_contiguous(order)

@@ -17,7 +17,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import carried, intrinsics, sections, session
 from benchmarks.gpu.sections import SECTIONS, Section
 from refsd.numba_ops.cuda import compiler, meaning, store
-from refsd.numba_ops.cuda.activation import silu_kernel
+from refsd.numba_ops.cuda.pointwise import pointwise_kernel
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,9 +137,9 @@ def test_kernels_of_another_compiler_are_adopted(tmp_path, monkeypatch):
     tmp_path.chmod(0o700)
     monkeypatch.setenv("REFSD_CACHE", str(tmp_path))
     here = {"numba-cuda": "0.31", "cuda-core": "2.0"}
-    wanted = silu_kernel, ("float32",), 90
+    wanted = pointwise_kernel, ("silu", "float32"), 90
     monkeypatch.setattr(compiler, "versions", lambda: here | {"numba-cuda": "0.30"})
-    name = store.file_name(silu_kernel, ("float32",), "90")
+    name = store.file_name(pointwise_kernel, ("silu", "float32"), "90")
     monkeypatch.setattr(compiler, "versions", lambda: here)
     assert not store.kept(*wanted)
     (tmp_path / "cubins" / name).write_bytes(b"x")

@@ -3,10 +3,12 @@
 from refsd import ops  # noqa: F401  a kernel is declared for an op that must be there
 from refsd.numba_ops.cuda import (  # noqa: F401
     activation,
+    arithmetic,
     attention,
     cast,
     conv,
     deviation,
+    layout,
     linear,
     norm,
     replay,

@@ -70,12 +70,7 @@ class DeviceArray:
 
     def is_contiguous(self, order: Sequence[int] | None = None) -> bool:
         """Whether memory has the elements without gaps, axes in this order, the outermost first."""
-        step = 1
-        for axis in reversed(range(self.ndim) if order is None else order):
-            if self.size and self.shape[axis] != 1 and self.strides[axis] != step:
-                return False
-            step *= self.shape[axis]
-        return True
+        return is_contiguous(self.shape, self.strides, order)
 
     def transpose(self, axes: Sequence[int]) -> "DeviceArray":
         """A view whose axis i is this one's axis axes[i]."""
@@ -186,6 +181,13 @@ def _op(name: str, *arrays: Any, **options: Any) -> Any:
                         "refsd.numba_ops.cuda.array copies the latter there")
     with watch(None), nullcontext() if active_backend() == "cuda" else use("cuda"):
         return dispatch(name, arrays, options)
+
+
+def is_contiguous(shape: Sequence[int], strides: Sequence[int],
+                  order: Sequence[int] | None = None) -> bool:
+    """Whether elements lie without gaps, axes in this order, the outermost first."""
+    wanted = contiguous_strides(shape, order)
+    return 0 in shape or all(n == 1 or s == w for n, s, w in zip(shape, strides, wanted))
 
 
 def contiguous_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -1,10 +1,23 @@
 """Walks over arrays of one shape: axes merged where memory allows, at most four a launch."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+from refsd.numba_ops.cuda.array import DeviceArray
 
 AXES = 4
+
+
+class Walk(NamedTuple):
+    """One launch: where each array begins, how many elements, sizes of the last three axes of four,
+    and four steps for each array."""
+
+    starts: tuple[int, ...]
+    count: int
+    sizes: tuple[int, ...]
+    steps: tuple[int, ...]
 
 
 def merged(shape: Sequence[int], *strides: Sequence[int]) -> list[list[int]]:
@@ -22,17 +35,23 @@ def merged(shape: Sequence[int], *strides: Sequence[int]) -> list[list[int]]:
     return axes
 
 
-def launches(axes: list[list[int]], arrays: int) -> Iterator[tuple[list[int], tuple, list]]:
-    """What each launch needs of the axes: where each array begins, four sizes, the arrays' steps.
-
-    One launch, but for more than four axes.
-    """
-    outer, inner = axes[:-AXES], axes[-AXES:]
+def walks(axes: list[list[int]], arrays: int) -> Iterator[Walk]:
+    """The launches that take all elements: one, but for more than four axes."""
+    shortest = sorted(range(len(axes)), key=lambda i: axes[i][0])[:max(0, len(axes) - AXES)]
+    outer = [axes[i] for i in shortest]
+    inner = [axis for i, axis in enumerate(axes) if i not in shortest]
     inner = [[1] + [0] * arrays] * (AXES - len(inner)) + inner
     sizes, *steps = zip(*inner)
     for index in itertools.product(*(range(n) for n, *_ in outer)):
-        starts = [sum(i * axis[1 + k] for i, axis in zip(index, outer)) for k in range(arrays)]
-        yield starts, sizes, steps
+        starts = tuple(sum(i * axis[1 + k] for i, axis in zip(index, outer)) for k in range(arrays))
+        yield Walk(starts, math.prod(sizes), sizes[1:], tuple(itertools.chain(*steps)))
+
+
+def from_element(x: DeviceArray, start: int) -> DeviceArray:
+    """x's memory from its element `start` on, as a kernel is given it."""
+    if start == 0:
+        return x
+    return DeviceArray((x.span - start,), (1,), x.dtype, x.block, x.offset + start)
 
 
 def walker(gpu: Any) -> Any:
@@ -40,7 +59,9 @@ def walker(gpu: Any) -> Any:
     uint32 = gpu.uint32
 
     def place(i, n1, n2, n3):
-        above3 = uint32(i // n3)
+        if i < n3:  # always, for arrays without gaps: they have one axis
+            return uint32(0), uint32(0), uint32(0), i
+        above3 = uint32(i // n3)  # uint32, or Numba divides 64 bits
         above2 = uint32(above3 // n2)
         above1 = uint32(above2 // n1)
         return (above1, uint32(above2 - above1 * n1), uint32(above3 - above2 * n2),
