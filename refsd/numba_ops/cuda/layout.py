@@ -91,8 +91,13 @@ def _units(x: DeviceArray, unit: int, start: int) -> DeviceArray:
     return DeviceArray((end - first,), (1,), dtype, x.block, first)
 
 
-def order_of(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """Axes as memory has them, the outermost first; an image's channels last, if they can be."""
+def order_of(x: DeviceArray) -> tuple[int, ...]:
+    """x's axes as memory has them, outermost first; an image's channels last, if they can be."""
+    return order_by(x.shape, x.strides)
+
+
+def order_by(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """The same of strides."""
     if len(shape) == 4 and is_contiguous(shape, strides, CHANNELS_LAST):
         return CHANNELS_LAST
     return tuple(sorted(range(len(shape)), key=lambda axis: (-strides[axis], axis)))
@@ -100,7 +105,7 @@ def order_of(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
 
 def dense(x: DeviceArray) -> tuple[DeviceArray, tuple[int, ...]]:
     """x without gaps in memory, and the order of its axes there, the outermost first."""
-    order = order_of(x.shape, x.strides)
+    order = order_of(x)
     return ordered(x, order), order
 
 
@@ -144,7 +149,7 @@ def concat(arrays, *, axis):
     axis %= first.ndim
     shape = [*first.shape]
     shape[axis] = sum(x.shape[axis] for x in arrays)
-    y, start = empty(shape, first.dtype, order_of(first.shape, first.strides)), 0
+    y, start = empty(shape, first.dtype, order_of(first)), 0
     for x in arrays:
         copy(x, y.part(axis, start, start + x.shape[axis]))
         start += x.shape[axis]
@@ -159,7 +164,7 @@ def slice(x, *, axis, start, stop):
 @kernel("cuda", reads_halves=True)
 def pad(x, *, widths):
     shape = [before + n + after for n, (before, after) in zip(x.shape, widths)]
-    y = inside = zeros(shape, x.dtype, order_of(x.shape, x.strides))
+    y = inside = zeros(shape, x.dtype, order_of(x))
     for axis, (n, (before, _)) in enumerate(zip(x.shape, widths)):
         inside = inside.part(axis, before, before + n)
     copy(x, inside)

@@ -13,7 +13,7 @@ import numpy as np
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, contiguous_strides, empty
 from refsd.numba_ops.cuda.device import launch
 from refsd.numba_ops.cuda.formulas import MAPS, PAIRS, formulas
-from refsd.numba_ops.cuda.layout import order_of
+from refsd.numba_ops.cuda.layout import order_by
 from refsd.numba_ops.cuda.numbers import narrower, number, widener
 from refsd.numba_ops.cuda.plan import Plan, factory
 from refsd.numba_ops.cuda.strides import from_element, merged, walker, walks
@@ -114,7 +114,7 @@ def _broadcast(shape, of, strides):
 
 def _order_of_result(shape, arrays):
     """That of an array of the same shape; for images, channels last if one of them has it so."""
-    orders = [order_of(of, strides) for of, strides, _ in arrays if of == shape]
+    orders = [order_by(of, strides) for of, strides, _ in arrays if of == shape]
     if len(shape) == 4 and (not orders or CHANNELS_LAST in orders):
         return CHANNELS_LAST
     return orders[0] if orders else tuple(range(len(shape)))
