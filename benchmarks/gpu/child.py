@@ -6,8 +6,10 @@ section has a process, which the session stops when its time is over.
 
 import importlib
 import json
+import math
 import os
 import sys
+from typing import Any
 
 CAPABILITY = 90  # of lockstep in a rehearsal: nothing is left out
 
@@ -26,10 +28,20 @@ def main(function: str, rehearse: bool, seconds: float) -> None:
             current().capability = CAPABILITY
         section = getattr(importlib.import_module(module), name)
         for row, content in section(Work(rehearse, seconds)):
-            print(json.dumps([row, content]), file=answers, flush=True)
+            print(json.dumps([row, plain(content)]), file=answers, flush=True)
     except Exception as problem:
         print(json.dumps(["", {"red": one_line(problem)}]), file=answers, flush=True)
         raise
+
+
+def plain(value: Any) -> Any:
+    """What JSON has: numbers of NumPy are Python's, what is not finite is a word."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return list(map(plain, value))
+    value = value.item() if hasattr(value, "item") else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

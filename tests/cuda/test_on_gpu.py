@@ -70,7 +70,8 @@ def crashes(work):
     os._exit(11)
 def raises(work):
     print("noise")
-    yield "first", {"value": 2}
+    import numpy as np
+    yield "first", {"value": np.float32(2), "share": [np.float64("nan")]}
     raise ValueError("what was wrong")
 def hangs(work):
     yield "first", {"value": 3}
@@ -93,7 +94,7 @@ def test_one_failure_does_not_lose_the_rest(tmp_path, monkeypatch):
     assert found["crashes"]["rows"] == {
         "first": {"value": 1}, "second": {"red": "ZeroDivisionError: division by zero"}}
     assert found["crashes"]["stopped"] == "exit code 11"
-    assert found["raises"]["rows"] == {"first": {"value": 2},
+    assert found["raises"]["rows"] == {"first": {"value": 2.0, "share": ["nan"]},
                                        "raises": {"red": "ValueError: what was wrong"}}
 
 
