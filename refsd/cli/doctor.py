@@ -16,7 +16,7 @@ from refsd.errors import RefsdError
 from refsd.version import __version__
 
 ABOUT = """\
-Show versions, processor, threads, memory, caches and the bundled model, and check
+Show versions, processor, threads, memory, caches, the GPU and the bundled model, and check
 the noise generators against published numbers. Exit code 1 when a check fails."""
 
 LIBRARIES = ("numpy", "scipy", "safetensors", "tokenizers", "huggingface_hub", "pillow", "tqdm",
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Show all; 0 when the checks pass, 1 when not."""
     report = {"versions": versions(), "processor": processor(), "threads": thread_pools(),
              "memory": memory(), "caches": caches(), "backends": backends(), "kernels": kernels(),
-             "model": model(), "checks": checks()}
+             "gpu": gpu(), "model": model(), "checks": checks()}
     report["checks"]["numba backend"] = "usable" not in report["kernels"]
     fine = all(report["checks"].values())
     if options.json:
@@ -146,6 +146,29 @@ def kernels() -> dict[str, Any]:
             "threading layer": layer, "threads": count,
             "cache (REFSD_CACHE)": "none: nothing is kept" if folder is None else str(folder),
             "compiled": f"{len(files)}, {size:.1f} MiB; refsd warmup compiles what drawing needs"}
+
+
+def gpu() -> dict[str, Any]:
+    """The GPU that the backend cuda would take, and the kernels that there are for it."""
+    from refsd.gpu import Gpu, gpu, in_words, lockstep, unusable
+
+    found = gpu()
+    if not isinstance(found, Gpu):
+        return {"device": f"none: {found}"}
+    facts = {"device": found.name, "compute capability": str(found.capability / 10),
+             "memory": f"{found.memory / 2**30:.1f} GiB",
+             "driver": f"for CUDA {in_words(found.driver)}"}
+    if lockstep() or (why := unusable()):
+        return {**facts, "usable": "no: REFSD_CUDA=lockstep" if lockstep() else f"no: {why}"}
+    from refsd.numba_ops import cuda  # noqa: F401  declares the kernels
+    from refsd.numba_ops.cuda import compiler, store
+
+    variants = store.variants(found.capability)
+    kept = sum(store.kept(*variant, found.capability) for variant in variants)
+    compiles = " ".join(f"{name} {number}" for name, number in compiler.versions().items())
+    return {**facts, "compiler": compiles or f"none: {compiler.INSTALL}",
+            "kernels": f"{len({factory.name for factory, _ in variants})}, in {len(variants)} "
+                       f"variants, of which {kept} are compiled and kept"}
 
 
 def model() -> dict[str, Any]:

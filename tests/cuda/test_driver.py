@@ -3,6 +3,7 @@
 Nothing of this has run on a GPU.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -145,6 +146,24 @@ def test_without_packages(monkeypatch):
         monkeypatch.setattr(gpu, "gpu", lambda driver=driver: gpu.Gpu("A", 80, 1 << 30, driver))
         monkeypatch.setattr(gpu, "_bindings", lambda: 0)
         assert gpu.unusable() == f"cuda.core is not installed: pip install 'refsd[{extra}]'"
+
+
+def test_doctor_shows_the_gpu(tmp_path):
+    """And how many of its kernels are kept; or why there is none, or that it is not used."""
+    tmp_path.chmod(0o700)
+    program = """
+from refsd.cli import doctor
+for name, value in doctor.gpu().items():
+    print(f"{name}: {value}")
+"""
+    facts = ["device: Stand-in", "compute capability: 8.9", "memory: 1.0 GiB",
+             "driver: for CUDA 13.0"]
+    *found, compiles, kernels = RUN(program, STANDIN_CAPABILITY="89", REFSD_CACHE=str(tmp_path))
+    assert found == facts and compiles.startswith("compiler: numba-cuda 0.")
+    assert re.fullmatch(r"kernels: \d+, in \d+ variants, of which 0 are compiled and kept", kernels)
+    assert RUN(program, STANDIN_CAPABILITY="89", REFSD_CUDA="lockstep") == [
+        *facts, "usable: no: REFSD_CUDA=lockstep"]
+    assert RUN(program, STANDIN_DEVICES="0") == ["device: none: the NVIDIA driver sees no GPU"]
 
 
 def test_auto_takes_a_gpu_and_never_lockstep():

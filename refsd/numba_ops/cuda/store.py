@@ -22,6 +22,7 @@ from refsd.atomic import write_file
 from refsd.errors import ModelError, ResourceError
 from refsd.numba_ops.cuda import compiler
 from refsd.numba_ops.cuda.compiler import Cubin
+from refsd.numba_ops.cuda.plan import FACTORIES
 from refsd.numba_ops.folders import locked, not_kept, own_folder
 from refsd.rules import check, integer, matching, only, text, that
 
@@ -58,6 +59,12 @@ def kept(factory: Any, constants: tuple, capability: int) -> bool:
     folder = _folder(os.environ.get("REFSD_CACHE"))
     name = file_name(factory, constants, compiler.target_of(factory, capability))
     return folder is not None and bool(_candidates(folder, name))
+
+
+def variants(capability: int) -> list[tuple[Any, tuple]]:
+    """(factory, constants) of all that ops may launch on a GPU of this capability."""
+    return [(factory, constants) for factory in FACTORIES.values() for constants in factory.each
+            if capability >= factory.since and (not factory.only or capability == factory.since)]
 
 
 def file_name(factory: Any, constants: tuple, target: str) -> str:
