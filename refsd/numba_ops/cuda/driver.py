@@ -5,6 +5,7 @@ Everything is asked of one stream, so that work is done in the order in which it
 uploads have a second one, which waits for the first and which the first waits for.
 """
 
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -152,11 +153,14 @@ class Capture:
         stream = self._device.stream.handle
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         call(self._driver.cuStreamBeginCapture, stream, mode)
-        self._device._capturing, whole = self, False
+        self._device._capturing, whole, collecting = self, False, gc.isenabled()
+        gc.disable()  # garbage of others may have memory that a driver does not take back now
         try:
             self.result = function()
             whole = not self.arena.missing and not self.unloaded
         finally:
+            if collecting:
+                gc.enable()
             self._device._capturing = None
             graph = call(self._driver.cuStreamEndCapture, stream)
             if whole:

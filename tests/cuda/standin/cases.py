@@ -207,6 +207,11 @@ def test_what_a_graph_reads_lives_as_long(gpu):
     assert to_device(numbers(300)).block.address
 
 
+def test_no_garbage_is_collected_while_a_graph_is_captured(gpu):
+    """That of others may be memory of the driver, which takes none back then."""
+    assert gc.isenabled() and gpu.capture(gc.isenabled).result is False and gc.isenabled()
+
+
 def test_a_function_that_never_ran_can_be_captured(gpu):
     """Kernels are loaded and memory is found between attempts: while capturing there is none."""
     x = to_device(numbers(300))
