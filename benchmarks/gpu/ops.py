@@ -33,14 +33,14 @@ TINY = {  # of widths that plain kernels take
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
-def calls(tiny: bool) -> list[Call]:
+def calls(tiny: bool, most: int = 10) -> list[Call]:
     """The largest of each op, by what they are of a step; convolutions by their formula."""
     if tiny:
         return [Call(name, inputs, options, (), 0, 0, {"unet": 1})
                 for name, (inputs, options) in TINY.items()]
     found = sorted(distinct_calls(("unet",)), key=lambda call: -call.flops * call.count["unet"])
     largest = [call for name, count in EACH.items()
-               for call in [c for c in found if c.op == name][:count]]
+               for call in [c for c in found if c.op == name][:min(count, most)]]
     return [call._replace(options=call.options | {"algorithm": "im2col"}) if call.op == "conv2d"
             else call for call in largest]
 
