@@ -7,7 +7,7 @@ from cuda_agreement import agree
 from faults import Fault
 from test_conv import WINDOWS, case
 
-from refsd.numba_ops.cuda import conv, device, meaning, splits
+from refsd.numba_ops.cuda import conv, device, meaning, tiling
 
 
 def plain():
@@ -38,15 +38,15 @@ def float32():
     agree("conv2d", *case((2, 4, 3, 4), (8, 4, 3, 3), {"padding": 1}))
 
 
-def parts(dtype="float32"):
-    """Sums in parts, and a bias."""
+def pieces(dtype="float32"):
+    """Sums in pieces, and a bias."""
     device.current().capability = 80
-    with mock.patch.multiple(splits, LEAST=1, MOST=2):
+    with mock.patch.object(tiling, "SHORTEST", 20):
         agree("conv2d", *case((1, 16, 3, 4), (8, 16, 1, 3), {}), dtype)
 
 
-def parts_of_halves():
-    parts("float16")
+def pieces_of_halves():
+    pieces("float16")
 
 
 def spoilt():
@@ -62,8 +62,6 @@ FAULTS = [
     Fault("a group's channels", "conv", "o // (O // groups) * I", "o % groups * I", plain),
     Fault("axes of the output swapped", "conv", "pixel % Wo, pixel // Wo % Ho",
           "pixel % Ho, pixel // Ho % Wo", plain),
-    Fault("a bias with each part", "conv", "bias is not None and parts == 1", "bias is not None",
-          parts),
     Fault("pixels behind the last", "conv_windows", " if p < P else uint32(NOWHERE)", "", halves),
     Fault("above the image", "conv_windows", "inside = row < H and", "inside =", halves),
     Fault("the images' distance", "conv_windows", "p // (Ho * Wo) * H", "p // (Ho * Wo)", halves),
@@ -75,29 +73,23 @@ FAULTS = [
     Fault("no stride", "conv_windows", "pixel % Wo * sw - left", "pixel % Wo - left", strides),
     Fault("no dilation", "conv_windows", "walk[1] * dw", "walk[1]", strides),
     Fault("no zeros behind the channels", "conv_windows", " if c < C else kind(0)", "", strides),
-    Fault("all parts begin at 0", "conv_windows", "k = uint32(first * uint32(depth)",
-          "k = uint32(uint32(0)", parts_of_halves),
+    Fault("all pieces begin at 0", "conv_windows", "k = uint32(first +", "k = uint32(uint32(0) +",
+          pieces_of_halves),
     Fault("rows of a load meet the same banks", "tile", "place_a = _place(gpu, 0, tile.rows, 1)",
           "place_a = _place(gpu, 0, tile.rows, 3)", halves),
     Fault("the rows of another thread", "conv_tiles", "row = t // uint32(CHUNKS) +",
           "row = t // uint32(CHUNKS) % uint32(4) +", halves),
-    Fault("all parts in one place", "conv_tiles", "uint32(part * P * O), sums", "uint32(0), sums",
-          parts_of_halves),
-    Fault("a part goes on to the end", "conv_tiles", "last = min(last, uint32(first + each))",
-          "last = last", parts_of_halves),
-    Fault("no barrier", "conv_float32", "                cuda.syncthreads()\n",
-          "                pass\n", float32),
-    Fault("a stage is multiplied that comes", "conv_float32", "slot ^ uint32(1), sums",
-          "slot, sums", float32),
-    Fault("behind a row of weights", "conv_float32", "has_row and k < K and", "has_row and",
+    Fault("all pieces in one place", "conv_tiles", "uint32(piece * P * O)", "uint32(0)",
+          pieces_of_halves),
+    Fault("a piece goes on to the end", "conv_tiles", "min(uint32(first + share), stages)",
+          "stages", pieces_of_halves),
+    Fault("no barrier", "conv_float32", "            cuda.syncthreads()\n", "", float32),
+    Fault("a stage twice", "conv_float32", "            go_on(walk, C, kw)\n", "", float32),
+    Fault("the slot that is filled", "conv_float32", "            slot ^= uint32(1)\n", "",
           float32),
-    Fault("weights behind the last", "conv_float32", "brings_b and o0 + row_b < O", "brings_b",
-          float32),
-    Fault("half of the weights", "conv_float32", "THREADS - 2 * columns", "THREADS - columns",
-          float32),
-    Fault("outputs behind the last", "conv_float32", "if p < P:", "if p <= P:", float32),
-    Fault("all parts on each other", "conv_float32", "(part * P + p)", "p", parts),
-    Fault("a part left out", "splits", "for part in range(count):",
-          "for part in range(uint32(1), count):", parts),
-    Fault("the bias of another output", "splits", "at % N", "at // N", parts),
+    Fault("a bias with each piece", "conv_float32", "bias, zero, sums", "bias, biased, sums",
+          pieces),
+    Fault("all pieces on each other", "conv_float32", "uint32(piece * P * O)", "zero", pieces),
+    Fault("a piece too long", "conv_float32", "min(uint32(k + share * uint32(DEPTH)), K)", "K",
+          pieces),
 ]

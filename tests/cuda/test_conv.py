@@ -1,5 +1,6 @@
 """Convolution in lockstep: the plain kernel, the tiles, and which of them is taken."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,8 @@ from cuda_agreement import DTYPES, agree, run
 from numba_agreement import cast, truth_of
 from op_table import normal
 
-from refsd.numba_ops.cuda import conv, conv_float32, conv_tiles, device, meaning, splits
+from refsd.numba_ops.cuda import conv, conv_float32, conv_tiles, device, meaning, tiling
+from refsd.numba_ops.cuda.plan import Choice
 
 WINDOWS = [  # x, weight, options
     ((2, 3, 5, 4), (4, 3, 3, 3), {"padding": 1}),
@@ -25,7 +27,6 @@ OF_TILES = [  # channels that end within a stage, or need zeros behind them
     ((1, 3, 0, 2), (4, 3, 3, 3), {"padding": 2}),
 ]
 KINDS = [("float32", 80), ("float16", 75), ("float16", 80), ("bfloat16", 80)]
-OUTPUTS = {160: 132, 128: 100, 64: 20}  # that a tile of so many columns is taken for
 
 
 def case(x, weight, options, bias=True):
@@ -36,8 +37,8 @@ def case(x, weight, options, bias=True):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_plain_kernel(dtype, monkeypatch):
-    monkeypatch.setattr(conv, "choose_conv2d", lambda weight, groups, dtype, capability:
-                        conv.Choice(conv.conv2d_plain, (dtype,), "it is tested"))
+    choice = Choice(conv.conv2d_plain, (dtype,), "it is tested")
+    monkeypatch.setattr(conv, "choose_conv2d", lambda *_: choice)
     for i, (x, weight, options) in enumerate(WINDOWS):
         agree("conv2d", *case(x, weight, options, bias=i != 3), dtype)
 
@@ -48,58 +49,73 @@ def test_windows_of_tiles(dtype, capability, order):
     for i, (x, weight, options) in enumerate(OF_TILES):
         if dtype == "float32":  # whose stages and pieces are of half as many
             x, weight = ((s[0], -(-s[1] // 2), *s[2:]) for s in (x, weight))
-        assert chosen(weight, dtype).factory is not conv.conv2d_plain
+        assert chosen((1, weight[0], 8, 8), weight, dtype).factory is not conv.conv2d_plain
         agree("conv2d", *case(x, weight, options, bias=i != 3), dtype)
 
 
-def chosen(weight, dtype, groups=1):
-    return conv.choose_conv2d(weight, groups, dtype, device.current().capability)
+def chosen(result, weight, dtype, groups=1):
+    return conv.choose_conv2d(result, weight, groups, dtype, device.current().capability)
 
 
-@pytest.mark.parametrize("dtype, capability, columns", [
-    (*kind, columns) for kind in KINDS for columns in OUTPUTS
-    if columns < 160 or kind[0] != "float32" and kind[1] >= 80])
-def test_every_tile(dtype, capability, columns, monkeypatch):
+FACTORIES = {conv_float32.conv2d_float32: 80, conv_tiles.conv2d_halves: 80,
+             conv_tiles.conv2d_halves_turing: 75}
+
+
+@pytest.mark.parametrize("factory, constants", [(f, c) for f in FACTORIES for c in f.each])
+def test_every_tile(factory, constants, monkeypatch):
     """More pixels than a tile has, ragged; rows of its loads meet all banks."""
     monkeypatch.setattr(meaning, "tally", {"ldmatrix": 0, "conflicts": 0})
-    device.current().capability = capability
-    x, weight = (1, 8, 12, 11), (OUTPUTS[columns], 8, 1, 3)
-    assert chosen(weight, dtype).constants[:2] == (128, columns)
+    choice = Choice(factory, constants, "it is tested")
+    monkeypatch.setattr(conv, "choose_conv2d", lambda *_: choice)
+    dtype, rows, columns = constants[:3]
+    x, weight = (1, 8, rows // 11 + 1, 11), (columns - 12, 8, 1, 3)
     agree("conv2d", *case(x, weight, {"padding": (0, 1)}), dtype)
     assert bool(meaning.tally["ldmatrix"]) == (dtype != "float32")
     assert meaning.tally["conflicts"] == 0
 
 
+def test_tiles_of_stable_diffusion():
+    """Two images of 512 x 512: one wave of blocks on an H100, however small the images are."""
+    device.current().capability = 90
+    for size, channels, tile, pieces in [
+            (64, 320, (128, 160), 1), (32, 640, (128, 80), 1), (16, 1280, (128, 80), 2),
+            (8, 1280, (128, 80), 8)]:
+        choice = chosen((2, channels, size, size), (channels, channels, 3, 3), "float16")
+        assert (choice.constants[1:3], choice.pieces) == (tile, pieces)
+        blocks = -(-2 * size**2 // tile[0]) * (channels // tile[1]) * pieces
+        assert f"{blocks} blocks" in choice.why and 128 <= blocks <= 132
+
+
 def test_no_other_tiles_are_compiled():
-    """Those that are chosen are those that the gate knows."""
+    """Those that are chosen are those that the gate knows, and each is."""
     taken = {}
-    for dtype in DTYPES:
-        for capability in (75, 80, 90):
-            for O in range(4, 700, 4):
-                choice = conv.choose_conv2d((O, 8, 3, 3), 1, dtype, capability)
-                taken.setdefault(choice.factory.name, set()).add(choice.constants)
-    for factory in (conv_float32.conv2d_float32, conv_tiles.conv2d_halves,
-                    conv_tiles.conv2d_halves_turing):
-        assert taken[factory.name] == set(factory.each)
+    for (dtype, capability), size, O in itertools.product(
+            [*KINDS, ("bfloat16", 90), ("bfloat16", 75), ("float64", 80)], (8, 16, 32, 64, 128),
+            (4, 80, 128, 256, 320, 640, 1280)):
+        choice = conv.choose_conv2d((2, O, size, size), (O, 320, 3, 3), 1, dtype, capability)
+        taken.setdefault(choice.factory, set()).add(choice.constants)
+    for factory in FACTORIES:
+        assert taken[factory] == set(factory.each), factory.name
 
 
 @pytest.mark.parametrize("dtype, capability", KINDS)
-def test_parts_of_a_sum(dtype, capability, monkeypatch):
-    """The last part is shorter, and parts begin within a tap; with a bias and without."""
-    monkeypatch.setattr(splits, "LEAST", 1)
-    monkeypatch.setattr(splits, "MOST", 3)
+def test_pieces_of_a_sum(dtype, capability, monkeypatch):
+    """The last piece is shorter or empty, and pieces begin within a tap; with a bias and without.
+    """
+    C, shortest = (8, 10) if dtype == "float32" else (24, 40)
+    monkeypatch.setattr(tiling, "SHORTEST", shortest)
     device.current().capability = capability
-    C = 8 if dtype == "float32" else 24
+    assert chosen((1, 12, 4, 5), (12, C, 2, 2), dtype).pieces > 1
     for bias in (True, False):
         agree("conv2d", *case((1, C, 3, 4), (12, C, 2, 2), {"padding": 1}, bias), dtype)
 
 
 @pytest.mark.parametrize("dtype, capability", KINDS[:3])
 def test_an_image_alone_and_in_a_batch(dtype, capability, monkeypatch):
-    """Same bits, whether sums are made in parts or not."""
+    """Same bits, whether sums are made in pieces or not."""
     device.current().capability = capability
-    for least in (1, splits.LEAST):
-        monkeypatch.setattr(splits, "LEAST", least)
+    for shortest in (20, tiling.SHORTEST):
+        monkeypatch.setattr(tiling, "SHORTEST", shortest)
         args, options = case((2, 16, 3, 5), (8, 16, 3, 1), {})
         args = [cast(a, dtype) for a in args]
         together = run("conv2d", args, options)
@@ -107,12 +123,11 @@ def test_an_image_alone_and_in_a_batch(dtype, capability, monkeypatch):
         assert (together[1:2] == alone).all()
 
 
-def test_parts_fill_the_device():
-    """Stable Diffusion's convolutions of two images at 64, 32, 16 and 8: blocks x parts."""
-    for size, channels, parts in [(64, 320, 1), (32, 640, 2), (16, 1280, 4), (8, 1280, 16)]:
-        tiles = -(-2 * size * size // 128) * (channels // 160)
-        assert splits.count(tiles, 9 * channels // 32) == parts
-    assert splits.count(1, 15) == 1
+def test_one_pixel_each_is_a_linear_layer():
+    """1 x 1 kernels of all pixels; a stride or padding makes windows of them."""
+    for options in ({}, {"stride": 2}, {"padding": ((0, 0), (1, 0))}):
+        agree("conv2d", *case((2, 4, 3, 5), (8, 4, 1, 1), options))
+    agree("conv2d", *case((1, 4, 1, 1), (8, 4, 1, 1), {"padding": 1, "stride": 3}))
 
 
 def test_any_order_in_memory():

@@ -5,13 +5,11 @@ All read images (N, C, H, W) as memory has them channels last, and weights (O, I
 products of the formula: no Winograd, no FFT.
 """
 
-import functools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refsd.numba_ops.cuda import conv_float32, conv_tiles, splits, tile
+from refsd.numba_ops.cuda import conv_float32, conv_tiles, linear, tiling
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, empty
 from refsd.numba_ops.cuda.conv_windows import in_pieces
 from refsd.numba_ops.cuda.device import current, launch
@@ -23,6 +21,7 @@ from refsd.registry import kernel
 
 THREADS = 256
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+TO_IMAGE = (0, 3, 1, 2)  # of (N, H, W, C)
 
 
 class Window(NamedTuple):
@@ -78,43 +77,53 @@ def conv2d_plain(gpu: Any, dtype: str) -> Plan:
 @kernel("cuda", reads_halves=True)
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
     window = _window(x.shape, weight.shape, pair(stride), sides(padding), pair(dilation), groups)
-    y = empty((len(x), window.O, window.Ho, window.Wo), x.dtype, CHANNELS_LAST)
-    choice = choose_conv2d(weight.shape, groups, str(x.dtype), current().capability)
+    x, (N, O, Ho, Wo) = ordered(x, CHANNELS_LAST), (len(x), window.O, window.Ho, window.Wo)
+    if _is_linear(window):
+        rows = x.transpose(CHANNELS_LAST).reshape(N, Ho * Wo, window.C)
+        y = linear.linear(rows, ordered(weight).reshape(O, window.C), bias)
+        return y.reshape(N, Ho, Wo, O).transpose(TO_IMAGE)
+    y = empty((N, O, Ho, Wo), x.dtype, CHANNELS_LAST)
+    choice = choose_conv2d(y.shape, weight.shape, groups, str(x.dtype), current().capability)
+    bias = None if bias is None else ordered(bias)
     if choice.factory is conv2d_plain:
-        plain(ordered(x, CHANNELS_LAST), ordered(weight, CHANNELS_LAST), bias, y, window)
+        plain(x, ordered(weight, CHANNELS_LAST), bias, y, window)
     else:
         tiles(choice, x, weight, bias, y, window)
     return y
 
 
-def choose_conv2d(weight: tuple, groups: int, dtype: str, capability: int) -> Choice:
-    """The kernel for weights (O, I, kH, kW), and why. An image has the same bits in any batch."""
-    O = weight[0]
-    plain = functools.partial(Choice, conv2d_plain, (dtype,))
+def choose_conv2d(result: tuple, weight: tuple, groups: int, dtype: str, capability: int) -> Choice:
+    """The kernel for results (N, O, H', W') of weights (O, I, kH, kW), and why.
+
+    1 x 1 kernels of all pixels are a linear layer: see choose_linear.
+    """
+    (N, O, Ho, Wo), (_, I, kh, kw) = result, weight
     if groups != 1:
-        return plain("groups: a tile of outputs would see different channels")
+        return Choice(conv2d_plain, (dtype,), "groups: outputs of a tile see different channels")
     if dtype == "float64":
-        return plain("float64 has no tiles: it is the oracle, not for speed")
+        return Choice(conv2d_plain, (dtype,), "the fast kernels have no float64")
     if O % 4:
-        return plain(f"{O} outputs: tiles store them by fours")
-    if dtype == "float32":
-        shape = _narrowest(O, conv_float32.TILES)
-        return Choice(conv_float32.conv2d_float32, shape,
-                      f"float32, {shape[0]} pixels x {shape[1]} outputs a block")
-    if capability >= AMPERE:
-        shape = _narrowest(O, conv_tiles.TILES)
-        return Choice(conv_tiles.conv2d_halves, (*shape, dtype),
-                      f"tensor cores, {shape[0]} pixels x {shape[1]} outputs a block")
-    if dtype == "bfloat16":
-        return plain("bfloat16 has no tensor cores before 8.0")
-    shape = _narrowest(O, conv_tiles.TURING_TILES)
-    return Choice(conv_tiles.conv2d_halves_turing, shape,
-                  f"tensor cores as 7.5 has them, {shape[0]} pixels x {shape[1]} outputs a block")
+        return Choice(conv2d_plain, (dtype,), f"{O} outputs: tiles store them by fours")
+    if dtype == "bfloat16" and capability < AMPERE:
+        return Choice(conv2d_plain, (dtype,), "tensor cores know bfloat16 from capability 8.0 on")
+    factory, shapes = (
+        (conv_float32.conv2d_float32, conv_float32.TILES) if dtype == "float32" else
+        (conv_tiles.conv2d_halves, conv_tiles.TILES) if capability >= AMPERE else
+        (conv_tiles.conv2d_halves_turing, conv_tiles.TURING))
+    K = kh * kw * -(-I // _piece(dtype)) * _piece(dtype)
+    by = (64, 64) if dtype == "float32" else conv_tiles.TILES[1][:2]
+    return tiling.chosen(factory, dtype, shapes, Ho * Wo, N * Ho * Wo, O, K, capability, by)
 
 
-def _narrowest(outputs, tiles):
-    """Those that compute the fewest columns in vain; of such the widest."""
-    return min(tiles, key=lambda tile: (-(-outputs // tile[1]) * tile[1], -tile[1]))
+def _is_linear(window):
+    """Whether outputs see one pixel each, their own."""
+    taps = (window.kh, window.kw, window.sh, window.sw, window.top, window.left, window.groups)
+    return taps == (1, 1, 1, 1, 0, 0, 1) and window[:2] == (window.Ho, window.Wo)
+
+
+def _piece(dtype):
+    """Elements of 16 bytes."""
+    return 4 if dtype == "float32" else 8
 
 
 def plain(x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray,
@@ -126,24 +135,18 @@ def plain(x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: Devi
 
 def tiles(choice: Choice, x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None,
           y: DeviceArray, window: Window) -> None:
-    """A convolution of one group as a product, of parts of K where there are few tiles."""
-    (rows, columns), wide = choice.constants[:2], y.dtype == "float32"
-    per, depth = (conv_float32.PER, conv_float32.DEPTH) if wide else (8, tile.DEPTH)
-    x, weight = in_pieces(x, per), in_pieces(weight, per)
-    window = window._replace(C=x.shape[1])
-    O, P = window.O, y.size // window.O
-    stages, across = -(-math.prod(weight.shape[1:]) // depth), -(-O // columns)
-    parts = splits.count(-(-2 * window.Ho * window.Wo // rows) * across, stages)
-    each = -(-stages // parts)
-    parts = -(-stages // each)
-    sums = empty((parts, P, O), "float32") if parts > 1 else DeviceArray(
+    """A convolution of one group as a product, each sum in pieces where there are few tiles."""
+    dtype, rows, columns = choice.constants[:3]
+    x, weight = in_pieces(x, _piece(dtype)), in_pieces(weight, _piece(dtype))
+    window, O, pieces = window._replace(C=x.shape[1]), window.O, choice.pieces
+    P, biased = y.size // O, bias is not None
+    parts = empty((pieces, P, O), "float32") if pieces > 1 else DeviceArray(
         (0,), (1,), np.dtype("float32"), y.block)
-    out = [sums if parts > 1 else y] if wide else [y, sums]
-    given = bias is not None and parts == 1
-    launch(choice.factory, choice.constants, (-(-P // rows), across, parts), x, weight,
-           y if bias is None else bias, *out, given, each, P, *window)
-    if parts > 1:
-        splits.add_up(sums, bias, y, O)
+    bias = y if bias is None else bias
+    launch(choice.factory, choice.constants, (-(-P // rows), -(-O // columns), pieces), x, weight,
+           bias, y, parts, biased, pieces, P, *window[:-1])
+    if pieces > 1:
+        linear.add_up(parts, bias, y, biased, 1, P, O)
 
 
 def _window(x, weight, stride, padding, dilation, groups) -> Window:

@@ -6,22 +6,26 @@ from refsd.numba_ops.cuda.conv_windows import windows
 from refsd.numba_ops.cuda.plan import AMPERE, Plan, factory
 from refsd.numba_ops.cuda.tile import CHUNKS, DEPTH, Tile, core
 
-# 160 columns are half of 320, which Stable Diffusion's channels are multiples of; 64 for few.
-TILES = {(128, 160): (32, 80), (128, 128): (64, 32), (128, 64): (32, 64)}
-TURING_TILES = ((128, 128), (128, 64))
+HALVES = ("bfloat16", "float16")
+TILES = (  # rows, columns, and those of a warp
+    (128, 160, 32, 80),  # half of 320 columns, which Stable Diffusion's are multiples of
+    (128, 80, 32, 80),  # more blocks for smaller images
+    (128, 128, 64, 32),  # 128, 256 and 512 columns, the VAE's
+    (64, 64, 32, 32),
+)
+TURING = TILES[2:]
 
 
-@factory(each=[(*tile, dtype) for tile in TILES for dtype in ("float16", "bfloat16")],
-         since=AMPERE)
-def conv2d_halves(gpu: Any, rows: int, columns: int, dtype: str) -> Plan:
-    """y (P, O) = windows (P, K) weight (O, K)^T + bias; of one part of K of several: parts."""
-    return _halves(gpu, dtype, Tile(rows, columns, *TILES[rows, columns]), turing=False)
+@factory(each=[(dtype, *tile) for dtype in HALVES for tile in TILES], since=AMPERE)
+def conv2d_halves(gpu: Any, dtype: str, *tile: int) -> Plan:
+    """y (P, O) = windows (P, K) weight (O, K)^T + bias; of one piece of several: parts."""
+    return _halves(gpu, dtype, Tile(*tile), turing=False)
 
 
-@factory(each=TURING_TILES)
-def conv2d_halves_turing(gpu: Any, rows: int, columns: int) -> Plan:
-    """The same of float16, by what Turing has."""
-    return _halves(gpu, "float16", Tile(rows, columns, *TILES[rows, columns]), turing=True)
+@factory(each=[("float16", *tile) for tile in TURING])
+def conv2d_halves_turing(gpu: Any, dtype: str, *tile: int) -> Plan:
+    """The same by what Turing has."""
+    return _halves(gpu, dtype, Tile(*tile), turing=True)
 
 
 def _halves(gpu, dtype, shape, turing):
@@ -44,8 +48,8 @@ def _halves(gpu, dtype, shape, turing):
     store, store_sums = tile.store, tile.store_sums
     half, (MT, NT), (rows, columns) = tile.half, tile.sums, shape[:2]
 
-    def conv2d(x, weight, bias, y, parts, has_bias, each, P, H, W, C, O, Ho, Wo, kh, kw, sh, sw,
-               dh, dw, top, left, groups):
+    def conv2d(x, weight, bias, y, parts, biased, pieces, P, H, W, C, O, Ho, Wo, kh, kw, sh, sw,
+               dh, dw, top, left):
         memory = cuda.shared.array(0, half, 16)
         sums = cuda.local.array((MT, NT, 4), float32)
         places = cuda.local.array((loads, 3), uint32)
@@ -54,21 +58,24 @@ def _halves(gpu, dtype, shape, turing):
             for n in range(NT):
                 for e in range(4):
                     sums[m, n, e] = float32(0)
-        t, part, zero = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.z), uint32(0)
+        t, piece, zero = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.z), uint32(0)
         p0 = uint32(uint32(cuda.blockIdx.x) * uint32(rows))
         o0 = uint32(uint32(cuda.blockIdx.y) * uint32(columns))
         K = uint32(kh * kw * C)
-        first, last = uint32(part * each), uint32((K + uint32(DEPTH - 1)) // uint32(DEPTH))
-        last = min(last, uint32(first + each))
+        stages = uint32((K + uint32(DEPTH - 1)) // uint32(DEPTH))
+        share = uint32((stages + pieces - uint32(1)) // pieces)
+        first = uint32(piece * share)
+        last = min(uint32(first + share), stages)
 
-        begin(places, walk, first, p0, P, H, C, Ho, Wo, kw, sh, sw, top, left, t)
+        begin(places, walk, uint32(first * uint32(DEPTH)), p0, P, H, C, Ho, Wo, kw, sh, sw, top,
+              left, t)
         products(memory, sums, (x, places, walk, H, W, C, kh, kw, dh, dw),
                  (weight, o0, O, K, K, zero), first, last, t)
-        if uint32(cuda.gridDim.z) > uint32(1):
-            store_sums(parts, uint32(part * P * O), sums, p0, o0, P, O, t)
+        if pieces == uint32(1):
+            store(y, zero, bias, biased, sums, p0, o0, P, O, t)
         else:
-            store(y, zero, bias, has_bias, sums, p0, o0, P, O, t)
+            store_sums(parts, uint32(piece * P * O), sums, p0, o0, P, O, t)
 
     array = gpu.array(dtype)
-    return Plan(conv2d, (array,) * 4 + (gpu.array("float32"),) + (gpu.uint32,) * 18, tile.threads,
+    return Plan(conv2d, (*[array] * 4, gpu.array("float32"), *[gpu.uint32] * 17), tile.threads,
                 tile.shared, blocks=2 if columns <= 128 else 1)

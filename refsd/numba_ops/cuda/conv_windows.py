@@ -26,7 +26,7 @@ def windows(gpu: Any, rows: int, threads: int, depth: int, per: int) -> SimpleNa
     """
     uint32, chunks = gpu.uint32, depth // per
     step = threads // chunks
-    loads = rows // step
+    loads = max(1, rows // step)
 
     def begin(places, walk, first, first_row, P, H, C, Ho, Wo, kw, sh, sw, top, left, t):
         """places (loads, 3): first row of the image, row and column of the window. walk: u, v, c"""
@@ -36,7 +36,7 @@ def windows(gpu: Any, rows: int, threads: int, depth: int, per: int) -> SimpleNa
             places[i, 0] = uint32(p // (Ho * Wo) * H)
             places[i, 1] = uint32(pixel // Wo * sh - top) if p < P else uint32(NOWHERE)
             places[i, 2] = uint32(pixel % Wo * sw - left)
-        k = uint32(first * uint32(depth) + t % uint32(chunks) * uint32(per))
+        k = uint32(first + t % uint32(chunks) * uint32(per))
         walk[0], walk[1], walk[2] = uint32(k // C // kw), uint32(k // C % kw), uint32(k % C)
 
     def find(places, i, walk, H, W, C, kh, dh, dw):

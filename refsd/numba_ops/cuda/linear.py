@@ -147,8 +147,15 @@ def _launch(choice, a, b, bias, c, of_a, of_b, of_c, count, a_step, b_step):
            flat_a, flat_b, bias, flat_c, parts, M, N, K, a.strides[-2], b.strides[-2], a_step,
            b_step, biased, pieces)
     if pieces > 1:
-        launch(add_pieces, choice.constants[:1], (-(-count * M * N // THREADS),), parts, bias,
-               flat_c, count * M * N, N, M * N, biased, pieces)
+        add_up(parts, bias, flat_c, biased, count, M, N)
+
+
+def add_up(parts: DeviceArray, bias: DeviceArray, c: DeviceArray, biased: bool, count: int,
+           M: int, N: int) -> None:
+    """c (count, M, N) = the sums of parts (count, pieces, M, N) + bias."""
+    size = count * M * N
+    launch(add_pieces, (str(c.dtype),), (-(-size // THREADS),), parts, bias, c, size, N, M * N,
+           biased, parts.size // size)
 
 
 def _suited(x):

@@ -22,8 +22,8 @@ def registers(gpu: Any, dtype: str, rows: int, columns: int) -> Plan:
     cuda, uint32, float32 = gpu.cuda, gpu.uint32, gpu.float32
     RA, RB, pitch_a, pitch_b = rows // SIDE, columns // SIDE, rows + PAD, columns + PAD
     size_a, size_b = 2 * DEPTH * pitch_a, 2 * DEPTH * pitch_b
-    (take_a, put_a), (take_b, put_b) = _loader(gpu, rows, pitch_a), _loader(gpu, columns, pitch_b)
-    multiply, store = _multiply(gpu, RA, RB, pitch_a, pitch_b), _store(gpu, RA, RB)
+    (take_a, put_a), (take_b, put_b) = loader(gpu, rows, pitch_a), loader(gpu, columns, pitch_b)
+    multiply, store = multiplier(gpu, RA, RB, pitch_a, pitch_b), storing(gpu, RA, RB)
 
     def product(a, b, bias, c, parts, M, N, K, a_row, b_row, a_batch, b_batch, biased, pieces):
         As = cuda.shared.array(size_a, float32, 16)
@@ -64,7 +64,7 @@ def registers(gpu: Any, dtype: str, rows: int, columns: int) -> Plan:
     return Plan(product, (*[array] * 5, *[gpu.uint32] * 9), THREADS)
 
 
-def _loader(gpu, rows, pitch):
+def loader(gpu, rows, pitch):
     """take: four of a row of a matrix into registers, zeros outside; put: from there to a stage."""
     uint32, float32, load4 = gpu.uint32, gpu.float32, gpu.load4
 
@@ -83,7 +83,7 @@ def _loader(gpu, rows, pitch):
     return gpu.device(take), gpu.device(put)
 
 
-def _multiply(gpu, RA, RB, pitch_a, pitch_b):
+def multiplier(gpu, RA, RB, pitch_a, pitch_b):
     """A stage's products: a thread's rows and columns are fours, 64 apart."""
     cuda, uint32, float32, load4 = gpu.cuda, gpu.uint32, gpu.float32, gpu.load4
 
@@ -106,7 +106,7 @@ def _multiply(gpu, RA, RB, pitch_a, pitch_b):
     return gpu.device(multiply)
 
 
-def _store(gpu, RA, RB):
+def storing(gpu, RA, RB):
     """c[first:] (M, N) = sums, + bias if there is one."""
     uint32, float32, load4, store4 = gpu.uint32, gpu.float32, gpu.load4, gpu.store4
 

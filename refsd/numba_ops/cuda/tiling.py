@@ -18,16 +18,19 @@ IMAGES = 2  # a guided step has two at once
 SHORTEST = 256  # products that are worth a block of their own
 
 
-def pieces(rows: int, N: int, K: int) -> int:
-    """As many as fill a GPU, if tiles of 64 x 80 of two images do not; rows: of one image."""
-    blocks = -(-IMAGES * rows // 64) * -(-N // 80)
+def pieces(rows: int, N: int, K: int, by: tuple[int, int] = (64, 80)) -> int:
+    """As many as fill a GPU, if tiles (rows, columns) of two images do not; rows: of one image."""
+    blocks = -(-IMAGES * rows // by[0]) * -(-N // by[1])
     return max(1, min(MOST // blocks, K // SHORTEST))
 
 
 def chosen(factory: Any, dtype: str, tiles: Sequence[tuple], rows: int, M: int, N: int, K: int,
-           capability: int) -> Choice:
-    """A variant (dtype, *tile), that whose blocks take the fewest cycles; the first of equals."""
-    processors, split = MULTIPROCESSORS.get(capability, MOST), pieces(rows, N, K)
+           capability: int, by: tuple[int, int] = (64, 80)) -> Choice:
+    """A variant (dtype, *tile), that whose blocks take the fewest cycles; the first of equals.
+
+    by: the tile that pieces are counted with.
+    """
+    processors, split = MULTIPROCESSORS.get(capability, MOST), pieces(rows, N, K, by)
 
     def blocks(tile):
         return -(-M // tile[0]) * -(-N // tile[1]) * split
