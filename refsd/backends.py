@@ -49,6 +49,9 @@ class Backend:
     def wait(self) -> None:
         """Until all that was asked for has been computed."""
 
+    def free_memory(self) -> int | None:
+        """Bytes that its device has for arrays; None where that is the host, or nobody knows."""
+
     def replayed(self, function: Callable, reads: Any) -> Callable:
         """function(*arrays) for who calls it again and again with arrays of the same shapes.
 
@@ -211,6 +214,10 @@ class CudaBackend(Backend):
         from refsd.numba_ops.cuda.array import to_device
 
         return to_device(array)
+
+    def free_memory(self) -> int | None:
+        """The GPU's, with what its pool has free."""
+        return self._device().available()
 
     def replayed(self, function: Callable, reads: Any) -> Callable:
         """Its launches are captured, and replayed."""

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from refsd.arguments import as_integer, as_number, nearest, shown
+from refsd.backends import BACKENDS
 from refsd.errors import ResourceError, UsageError
 from refsd.rules import integer, number
+from refsd.weights.memory import available_bytes
 
 MAX_SIDE = 4096
 MAX_PICTURES = 1000
@@ -140,8 +142,10 @@ def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta
     return without_effect
 
 
-def check_memory(needed: int, available: int | None, what: str) -> None:
-    """Refuse what cannot fit, before it starts; unknown available memory passes."""
+def check_memory(backend: str, needed: int, what: str) -> None:
+    """Refuse what cannot fit where a backend computes; unknown available memory passes."""
+    available = BACKENDS[backend].free_memory()
+    available = available_bytes() if available is None else available
     if available is not None and needed > available:
         raise ResourceError(f"{what} needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} "
                             "GiB are free: ask for smaller or fewer pictures")

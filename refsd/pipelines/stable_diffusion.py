@@ -32,7 +32,6 @@ from refsd.places import is_on_device, on_host
 from refsd.random import TorchGenerator
 from refsd.registry import make_ready, use
 from refsd.text import CLIPTokenizer
-from refsd.weights.memory import available_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +202,7 @@ class StableDiffusionPipeline:
         for name, why in idle(self, negative=avoided, **numbers).items():
             self.remark(f"{name} changes nothing: {why}")
         batch = callback.positive.shape[0]
-        check_memory(working_bytes(self, width, height, batch), available_bytes(),
+        check_memory(self.backend, working_bytes(self, width, height, batch),
                      f"drawing {batch} x {width} x {height} pixels")
         seed = generator if generator is not None else secrets.randbits(32)
         generator = as_generators(seed, self.make_generator, batch)

@@ -74,15 +74,19 @@ print([name for name in sys.modules if name.split(".")[0] in ("numba", "llvmlite
 def test_a_full_memory_is_told():
     """Free pieces are given back first; then one line with what there is, and what would help."""
     program = GPU + SAID + """
-mib = 1 << 20
+from refsd.backends import BACKENDS
+from refsd.numba_ops.cuda.device import current
+CUDA, mib = BACKENDS["cuda"], 1 << 20
 kept = [empty((20 * mib,), np.int8) for _ in range(3)]
 del kept[1:]
 large = empty((40 * mib,), np.int8)
+print(current().available() // mib, CUDA.free_memory() // mib)
 said(lambda: empty((8 * mib,), np.int8))
 del large
 print(len(empty((40 * mib,), np.int8)) // mib)
 """
-    said, again = RUN(program, STANDIN_MEMORY=str(64 << 20))
+    free, said, again = RUN(program, STANDIN_MEMORY=str(64 << 20))
+    assert free == "4 4"
     assert said == ("ResourceError 4 the GPU's memory is full: 0.01 GiB more were asked for, refsd "
                     "uses 0.06 GiB, and 0.00 GiB of 0.06 GiB are free. Take --dtype float16, a "
                     "smaller picture (-W, -H) or fewer at once, or close what else uses the GPU")

@@ -44,6 +44,9 @@ class Device(Protocol):
     def allocate(self, nbytes: int) -> Block:
         """So many bytes, of any content."""
 
+    def available(self) -> int | None:
+        """Bytes that can still be allocated; None: as many as the host has."""
+
     def free(self, block: Block) -> None:
         """Take memory back; work that was asked for may still use it."""
 

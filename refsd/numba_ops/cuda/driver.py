@@ -53,6 +53,10 @@ class Driver:
         except NoMemory:
             raise full(size, self.pool, *memory_of(self._driver)) from None
 
+    def available(self) -> int:
+        """What the driver has, and the pool."""
+        return memory_of(self._driver)[0] + self.pool.held - self.pool.used
+
     def free(self, block: Block) -> None:
         """Back to where it came from."""
         source, size = block.memory

@@ -28,6 +28,9 @@ class Simulated:
             self._capturing.memory.append(memory)
         return Block(self, memory.ctypes.data, nbytes, memory)
 
+    def available(self) -> None:
+        """It is the host's."""
+
     def free(self, block: Block) -> None:
         """NumPy does it."""
 
