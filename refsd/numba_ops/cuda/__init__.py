@@ -8,9 +8,11 @@ from refsd.numba_ops.cuda import (  # noqa: F401
     cast,
     conv,
     deviation,
+    embedding,
     layout,
     linear,
     norm,
     replay,
+    resize,
     softmax,
 )

@@ -56,7 +56,7 @@ def zeros(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) 
     y = empty(shape, dtype, order)
     if y.size:
         count = y.nbytes // 2
-        launch(zero_kernel, (), (-(-count // THREADS),), _units(y, 2, 0), count)
+        launch(zero_kernel, (), (-(-count // THREADS),), units(y, 2), count)
     return y
 
 
@@ -70,8 +70,8 @@ def copy(x: DeviceArray, y: DeviceArray) -> None:
     if per > 1:
         axes = [*([n, s // per, t // per] for n, s, t in axes[:-1]), [axes[-1][0] // per, 1, 1]]
     for (to, start), count, sizes, steps in walks(axes, 2):
-        launch(copy_kernel, (unit,), (-(-count // THREADS),), _units(y, unit, to),
-               _units(x, unit, start), count, *sizes, *steps)
+        launch(copy_kernel, (unit,), (-(-count // THREADS),), units(y, unit, to),
+               units(x, unit, start), count, *sizes, *steps)
 
 
 def _unit(axes: list[list[int]], itemsize: int, *offsets: int) -> int:
@@ -79,10 +79,15 @@ def _unit(axes: list[list[int]], itemsize: int, *offsets: int) -> int:
     if not axes or axes[-1][1:] != [1, 1]:
         return itemsize
     steps = [step for _, *pair in axes[:-1] for step in pair]
-    return math.gcd(16, *(itemsize * n for n in (axes[-1][0], *steps, *offsets)))
+    return unit_of(itemsize, axes[-1][0], *steps, *offsets)
 
 
-def _units(x: DeviceArray, unit: int, start: int) -> DeviceArray:
+def unit_of(itemsize: int, *lengths: int) -> int:
+    """The most bytes, up to 16, of which so many elements each are a multiple."""
+    return math.gcd(16, *(itemsize * n for n in lengths))
+
+
+def units(x: DeviceArray, unit: int, start: int = 0) -> DeviceArray:
     """From unit `start` of x on, as numbers that a kernel moves: its memory to the last element."""
     dtype = np.dtype(UNITS[unit])
     per = unit // dtype.itemsize
