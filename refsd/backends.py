@@ -209,6 +209,13 @@ class CudaBackend(Backend):
 
         place_all(tensors)
 
+    def conv2d_choice(self, result: tuple, kernel: tuple, *, stride: tuple, groups: int,
+                      dtype: Any, **options: Any) -> Any:
+        """Sums of products, whatever is asked for; and which kernel makes them."""
+        from refsd.numba_ops.cuda.conv import explain
+
+        return explain(result, kernel, stride, groups, str(dtype))
+
     def put(self, array: Any) -> Any:
         """Upload it."""
         from refsd.numba_ops.cuda.array import to_device

@@ -9,6 +9,7 @@ from cuda_agreement import DTYPES, agree, run
 from numba_agreement import cast, truth_of
 from op_table import normal
 
+from refsd.algorithms import explain_conv2d
 from refsd.numba_ops.cuda import conv, conv_float32, conv_tiles, device, meaning, tiling
 from refsd.numba_ops.cuda.plan import Choice
 
@@ -125,6 +126,8 @@ def test_an_image_alone_and_in_a_batch(dtype, capability, monkeypatch):
 
 def test_one_pixel_each_is_a_linear_layer():
     """1 x 1 kernels of all pixels; a stride or padding makes windows of them."""
+    why = explain_conv2d(*case((2, 4, 3, 5), (8, 4, 1, 1), {})[0][:2], backend="cuda").why
+    assert why.startswith("linear_float32.registers, tiles of 64 x 64")
     for options in ({}, {"stride": 2}, {"padding": ((0, 0), (1, 0))}):
         agree("conv2d", *case((2, 4, 3, 5), (8, 4, 1, 1), options))
     agree("conv2d", *case((1, 4, 1, 1), (8, 4, 1, 1), {"padding": 1, "stride": 3}))
@@ -140,6 +143,8 @@ def test_algorithms_by_name():
     args = [normal((1, 3, 5, 4), 1), normal((3, 3, 3, 3), 2)]
     first = run("conv2d", args, {"padding": 1})
     for name in ("winograd2", "winograd4", "fft"):
+        why = explain_conv2d(*args, backend="cuda", padding=1, algorithm=name)
+        assert (why.algorithm, why.why.split(",")[0]) == ("im2col", "conv.conv2d_plain")
         assert (run("conv2d", args, {"padding": 1, "algorithm": name}) == first).all()
 
 

@@ -16,6 +16,7 @@ from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.layout import ordered
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import AMPERE, Choice, Plan, factory
+from refsd.ops.conv import Choice as Algorithm
 from refsd.ops.conv import pair, sides
 from refsd.registry import kernel
 
@@ -113,6 +114,16 @@ def choose_conv2d(result: tuple, weight: tuple, groups: int, dtype: str, capabil
     K = kh * kw * -(-I // _piece(dtype)) * _piece(dtype)
     by = (64, 64) if dtype == "float32" else conv_tiles.TILES[1][:2]
     return tiling.chosen(factory, dtype, shapes, Ho * Wo, N * Ho * Wo, O, K, capability, by)
+
+
+def explain(result: tuple, kernel: tuple, stride: tuple, groups: int, dtype: str) -> Algorithm:
+    """What computes results (N, H', W', O) on this device, whatever algorithm is asked for."""
+    (N, Ho, Wo, O), capability = result, current().capability
+    if (*kernel[2:], *stride, groups) == (1, 1, 1, 1, 1):
+        choice = linear.choose_linear((N, Ho * Wo, kernel[1]), kernel[:2], dtype, capability)
+    else:
+        choice = choose_conv2d((N, O, Ho, Wo), kernel, groups, dtype, capability)
+    return Algorithm("im2col", f"{choice.factory.name}, {choice.why}")
 
 
 def _is_linear(window):
