@@ -1,0 +1,31 @@
+"""Every op has a kernel, and each of its sample calls agrees with its definition."""
+
+import pytest
+from cuda_agreement import DTYPES, agree
+from numba_agreement import OPS
+
+from refsd import examples, registry
+from refsd.numba_ops import cuda  # noqa: F401  declares the kernels
+
+
+def test_every_op_has_a_kernel():
+    missing = [name for name in OPS if ("cuda", name) not in registry._kernels]
+    assert not missing, f"{', '.join(missing)}: no kernel of \"cuda\""
+
+
+def test_every_kernel_reads_halves_itself():
+    """NumPy cannot widen what lies on a device."""
+    kernels = {name: registry._kernels["cuda", name] for name in OPS}
+    assert [name for name, kernel in kernels.items() if kernel not in registry._reads_halves] == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPS)
+def test_sample_calls(name, dtype):
+    op = OPS[name]
+    calls = examples.calls(op)
+    for seed, call in enumerate(calls if dtype == "float32" else calls[:1]):
+        inputs, options = examples.with_values(op, call, seed)
+        if "dtype" in options:
+            options = options | {"dtype": dtype}
+        agree(name, list(inputs.values()), options, dtype)
