@@ -29,6 +29,8 @@ ATTEMPTS = 3  # to capture a function: at first kernels are loaded and memory is
 class Driver:
     """The first GPU that the driver shows."""
 
+    dlpack = 2, 0
+
     def __init__(self):
         if why := gpu.unusable():
             raise ResourceError(f"no GPU can be used: {why}. Or take another backend")
@@ -61,6 +63,10 @@ class Driver:
         """Back to where it came from."""
         source, size = block.memory
         source.give(block.address, size)
+
+    def borrowed(self, address: int, nbytes: int, owner: Any) -> tuple:
+        """It goes back to its owner."""
+        return owner, nbytes
 
     def upload(self, host: np.ndarray, block: Block, offset: int) -> None:
         """Through pinned memory. `host` may change when this returns."""

@@ -13,6 +13,7 @@ from refsd.errors import ResourceError
 from refsd.numba_ops.cuda import array, device
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, empty, to_device
 from refsd.numba_ops.cuda.driver import Driver
+from refsd.numba_ops.cuda.interchange import from_dlpack
 from refsd.numba_ops.cuda.layout import copy
 from refsd.numba_ops.cuda.plan import Factory, Plan
 from refsd.numba_ops.cuda.simulated import Simulated
@@ -139,6 +140,32 @@ def test_memory_is_used_again(gpu):
     gpu.trim()
     assert gpu.pool.held == gpu.pool.used == 4096 and held == 3 * 4096
     np.testing.assert_array_equal(x.numpy(), numbers(1000))
+
+
+def test_arrays_of_others(gpu):
+    """DLPack and the array interface, of a view; what was borrowed goes back to its owner."""
+    x = numbers(3, 4, 64)
+    whole = to_device(x)
+    there = whole[1:].transpose((0, 2, 1))
+    assert there.__dlpack_device__() == (2, 0)
+    again = from_dlpack(there)
+    np.testing.assert_array_equal(again.numpy(), x[1:].transpose(0, 2, 1))
+    facts, address = again.__cuda_array_interface__, again.block.address
+    assert facts.pop("stream") == int(gpu.stream.handle)
+    assert facts == {"shape": (2, 64, 4), "strides": (1024, 4, 256), "typestr": "<f4",
+                     "data": (whole.block.address + 1024, True), "version": 3}
+    used = gpu.pool.used
+    del there, whole
+    gc.collect()
+    assert gpu.pool.used == used  # `again` still has it
+    y = F.silu(again)
+    del again
+    gc.collect()
+    assert (used, gpu.pool.used) == (3072, y.nbytes) and address != y.block.address
+    borrowed = from_dlpack(y)
+    graph = gpu.capture(lambda: F.silu(borrowed))
+    graph.replay()
+    np.testing.assert_allclose(graph.result.numpy(), silu(y.numpy()), rtol=1e-6)
 
 
 def test_another_thread_may_ask(gpu):

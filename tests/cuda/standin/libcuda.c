@@ -62,7 +62,7 @@ API(cuMemAlloc_v2)(D *p, size_t n) {
   if (counts[HELD] + (long)n > set("STANDIN_MEMORY", 1L << 30)) return refuse(NO_MEMORY);
   char *memory = aligned_alloc(256, (n + 511) & ~255ull);
   *(size_t *)memory = n; counts[HELD] += n; counts[ALLOCATED]++;
-  memset(memory + 256, 0xFF, n);
+  memset(memory + 256, set("STANDIN_FILL", 0xFF), n);
   *p = (D)(memory + 256); return OK; }
 API(cuMemFree_v2)(D p) {
   if (graph) return refuse(CAPTURING);
