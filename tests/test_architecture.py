@@ -62,8 +62,9 @@ ALLOWED = {
                "pipelines", "places", "random", "registry", "rules", "schedulers", "shapes",
                "text", "version", "weights"},
     "cli": {"algorithms", "arguments", "atomic", "backends", "cgroups", "contracts", "errors",
-            "families", "golden", "models", "numba_ops", "parallel", "pipelines", "profiling",
-            "random", "registry", "rules", "schedulers", "text", "version", "weights"},
+            "families", "golden", "gpu", "models", "numba_ops", "parallel", "pipelines",
+            "profiling", "random", "registry", "rules", "schedulers", "text", "version",
+            "weights"},
     "__main__": {"cli", "errors"},
     "__init__": {"functional", "parallel", "pipelines", "registry", "version"},
 }
