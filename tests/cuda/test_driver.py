@@ -3,6 +3,7 @@
 Nothing of this has run on a GPU.
 """
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -48,6 +49,37 @@ def test_ops_agree_through_the_driver():
     lines = RUN([*PYTEST, "-p", "standin.attached", str(HERE / "test_activation.py")],
                 REFSD_TESTS_ON="device")
     assert any(" passed" in line for line in lines), lines
+
+
+def test_a_drawing_copies_nothing_within_a_step():
+    """Of the bundled model, by kernels that do nothing: the third step and those after it replay.
+
+    Guidance and the sampler's few operations are launched, and no memory is asked of the driver.
+    """
+    program = """
+import driver_standin
+kernels = driver_standin.attach(idle=True)
+import refsd
+from refsd.numba_ops.cuda.device import current
+pipe = refsd.StableDiffusionPipeline.from_pretrained(backend="cuda")
+steps = []
+def each(*_):
+    steps.append(driver_standin.counts())
+    return {}
+pipe("a cube", 64, 64, num_inference_steps=6, generator=1, callback_on_step_end=each)
+for before, after in zip(steps, steps[1:]):
+    print({name: after[name] - before[name] for name in after if after[name] != before[name]})
+end = driver_standin.counts()
+print(end["to_host"], end["refused"], kernels.faults, current()._capturing)
+"""
+    *steps, end = RUN(program, STANDIN_FILL="0")
+    captured, *replayed = map(ast.literal_eval, steps)
+    assert captured["replays"] == 1 and captured["captured"] > 600
+    assert not {"to_device", "to_host"} & set(captured)
+    assert len(replayed) == 4 and all(step["replays"] == 1 and step["launches"] < 30
+                                      for step in replayed)
+    assert all(set(step) == {"launches", "replays"} for step in replayed[1:])
+    assert end == "4 0 [] None"
 
 
 def test_a_full_store_runs_without_numba(tmp_path):

@@ -2,6 +2,7 @@
    whoever has called standin_kernels() to do the kernel's work. driver_standin.py builds it, as libcuda.so.1.
 
    STANDIN_DEVICES, _VERSION (13000), _CAPABILITY (80), _MEMORY (bytes): what it says it is, and where it is full.
+   STANDIN_FILL: the byte that memory is full of at first (255: NaN).
    STANDIN_FAULT=n: its n-th launch breaks the context, as a kernel that leaves its memory does. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
