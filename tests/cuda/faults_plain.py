@@ -8,7 +8,7 @@ from faults import Fault
 from op_table import normal
 from test_layout import numbers
 
-from refsd.numba_ops.cuda import layout
+from refsd.numba_ops.cuda import cast, deviation, layout, replay
 from refsd.numba_ops.cuda.array import to_device
 
 
@@ -44,6 +44,26 @@ def copy():
     np.testing.assert_array_equal(y.numpy(), x.transpose(3, 1, 0, 2))
 
 
+def fill():
+    """A number of a step, in a block that is not full."""
+    place = to_device(np.zeros(33, "float32"))
+    replay._write(place, np.full(33, 7.0))
+    np.testing.assert_array_equal(place.numpy(), np.full(33, 7, "float32"))
+
+
+def narrowed():
+    x = normal((257,), 1)
+    y = cast.cast(to_device(x), np.dtype("float16"))
+    np.testing.assert_array_equal(y.numpy(), x.astype("float16"))
+
+
+def spread():
+    """Two images, of numbers that do not fill the last turn of a block's threads."""
+    x = normal((2, 150), 1)
+    y = deviation.deviation(to_device(x), 1).numpy()[:, 0]
+    np.testing.assert_allclose(y, x.astype("float64").std(axis=1, ddof=1), rtol=1e-5)
+
+
 FAULTS = [
     Fault("a bound too late", "pointwise", "if i < count:", "if i <= count:", silu),
     Fault("the last block left out", "pointwise", "(-(-count // THREADS),)", "(count // THREADS,)",
@@ -62,9 +82,22 @@ FAULTS = [
     Fault("bits in the wrong half", "numbers", "uint32(element) << uint32(16)",
           "uint32(element) << uint32(15)", silu_of_halves),
     Fault("rounded towards zero", "numbers", "+ uint32(0x7FFF) + ", "+ ", silu_of_halves),
-    Fault("a bound too late", "layout", "if i < count:", "if i <= count:", copy),
+    Fault("a bound too late", "layout", "if i < count:\n            i0", "if True:\n            i0",
+          copy),
     Fault("steps of two axes swapped", "layout", "i1 * x1 + i2 * x2", "i1 * x2 + i2 * x1", copy),
     Fault("steps of the result for x's", "layout", "merged(y.shape, y.strides, x.strides)",
           "merged(y.shape, x.strides, y.strides)", copy),
     Fault("an axis not taken off", "strides", "uint32(above2 - above1 * n1)", "above2", copy),
+    Fault("a bound too late", "replay", "if i < count:", "if i <= count:", fill),
+    Fault("a bound too late", "cast", "if i < count:", "if i <= count:", narrowed),
+    Fault("a number counts twice", "deviation", "if lane < width:", "if lane <= width:",
+          spread),
+    Fault("no barrier between two sums", "deviation",
+          "        mean = total(parts, lane) / kind(count)\n        cuda.syncthreads()\n",
+          "        mean = total(parts, lane) / kind(count)\n", spread),
+    Fault("no barrier in the tree", "deviation", "        while width > uint32(0):\n"
+          "            cuda.syncthreads()\n", "        while width > uint32(0):\n", spread),
+    Fault("the first image only", "deviation", "uint32(cuda.blockIdx.x) * count", "uint32(0)",
+          spread),
+    Fault("another divisor", "deviation", "count, count - ddof)", "count, count)", spread),
 ]

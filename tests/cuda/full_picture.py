@@ -5,7 +5,7 @@
 
 The truth is a golden pack of the same recipe, NumPy in float64: each op has its derived tolerance,
 and each tensor of the run what roundings spread to. Thread by thread the bundled model's smallest
-picture takes a while: this is run by hand, test_lockstep.py does the same with a model of a few
+picture takes a while: this is run by hand, test_pictures.py does the same with a model of a few
 thousand weights.
 """
 
