@@ -137,6 +137,28 @@ class DeviceArray:
         start, stop, _ = index.indices(self.shape[0])
         return self.part(0, start, max(start, stop))
 
+    def __iter__(self) -> Any:
+        """Its parts along the first axis, as x[0] is of NumPy's, all views."""
+        for i in range(len(self)):
+            yield DeviceArray(self.shape[1:], self.strides[1:], self.dtype, self.block,
+                              self.offset + i * self.strides[0])
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        from refsd.numba_ops.cuda.exchange import interface
+
+        return interface(self)
+
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        from refsd.numba_ops.cuda.exchange import capsule
+
+        return capsule(self)  # after all work: any stream may go on with it
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        from refsd.numba_ops.cuda.exchange import where
+
+        return where(self)
+
     def __array__(self, *_: Any, **__: Any) -> None:
         raise TypeError("this array is on the GPU: .numpy() copies it to the host")
 
@@ -221,7 +243,8 @@ def empty(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) 
 
 
 def to_device(value: Any, order: Sequence[int] | None = None) -> Any:
-    """A NumPy array, a leaf, or a tree of them, on the device. What is there already stays."""
+    """A NumPy array, a leaf, or a tree of them, on the device. What is there already stays: an
+    array of another library on the GPU is taken as it is (DLPack), without a copy."""
     if isinstance(value, Mapping):
         return {key: to_device(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -230,6 +253,11 @@ def to_device(value: Any, order: Sequence[int] | None = None) -> Any:
         return value
     if isinstance(value, Weight):
         value = value.dense()
+    if hasattr(value, "__dlpack_device__") and type(value) is not np.ndarray:
+        from refsd.numba_ops.cuda.exchange import from_dlpack, is_foreign
+
+        if is_foreign(value):
+            return from_dlpack(value)
     copies["to_device"] += 1
     value = np.asarray(value)
     array = empty(value.shape, value.dtype, order)

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from types import SimpleNamespace
 
 import driver_standin
 import numpy as np
@@ -271,3 +272,13 @@ def test_a_step_that_never_settles(gpu):
     sizes = iter(range(10_000, 10**7, 100_000))
     with pytest.raises(ResourceError, match="captured 3 times.* other kernels or memory"):
         gpu.capture(lambda: empty((next(sizes),), "float32"))
+
+
+def test_arrays_are_given_to_other_libraries_and_taken_from_them(gpu):
+    """What is taken is theirs: the pool has no part in it."""
+    x, used = to_device(numbers(300)), gpu.pool.used
+    assert x.__cuda_array_interface__["stream"] == int(gpu.stream.handle)
+    theirs = SimpleNamespace(__dlpack__=x.__dlpack__, __dlpack_device__=x.__dlpack_device__)
+    y = to_device(theirs)
+    assert y.block.address == x.block.address and gpu.pool.used == used
+    np.testing.assert_array_equal(y.numpy(), x.numpy())
