@@ -95,7 +95,18 @@ def _fma(gpu, fma):
     return kernel
 
 
+@probe("larger", x="finite")
+def _larger(gpu, larger):
+    cuda, uint32, bits_of, float_of = gpu.cuda, gpu.uint32, gpu.bits_of, gpu.float_of
+
+    def kernel(x, h, y, z):
+        i = uint32(cuda.threadIdx.x)
+        y[i] = bits_of(larger(float_of(x[i]), float_of(x[i + uint32(32)])))
+    return kernel
+
+
 @probe("pack_f16", x="finite")
+@probe("pack_f16_ampere", x="finite", since=AMPERE)
 @probe("pack_bf16", x="bits", since=AMPERE)
 def _pack(gpu, pack):
     cuda, uint32, float_of = gpu.cuda, gpu.uint32, gpu.float_of

@@ -61,6 +61,9 @@ def pack_f16(low, high):
     return np.uint64(np.array([low, high], np.float16).view(np.uint32)[0])
 
 
+pack_f16_ampere = pack_f16
+
+
 def pack_bf16(low, high):
     """Two float32 as bfloat16 in one register. Ampere and later."""
     _wanted((low, high), np.float32, "pack_bf16")
@@ -99,6 +102,12 @@ def exp2(x):
     _wanted((x,), np.float32, "exp2")
     y = np.float32(np.exp2(np.float64(x)))
     return y if not 0 < y < np.finfo(np.float32).tiny else np.float32(0)
+
+
+def larger(a, b):
+    """The larger number; of a number and a NaN, the number.   float32"""
+    _wanted((a, b), np.float32, "larger")
+    return np.fmax(a, b)
 
 
 def fma(a, b, c):

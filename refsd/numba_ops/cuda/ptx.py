@@ -19,10 +19,15 @@ def _element(context, builder, kind, array, index):
     return builder.gep(data, [builder.zext(index, I64)])
 
 
-def _shared_address(builder, pointer):
-    """The 32-bit address within shared memory."""
-    inside = builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, SHARED))
-    return builder.ptrtoint(inside, I32)
+def _shared_address(context, builder, kind, array, index):
+    """The 32-bit address of array[index] within shared memory.
+
+    In 32 bits, so that the constants of many indices become offsets of one address.
+    """
+    data = context.make_array(kind)(context, builder, array).data
+    inside = builder.addrspacecast(data, ir.PointerType(data.type.pointee, SHARED))
+    size = ir.Constant(I32, kind.dtype.bitwidth // 8)
+    return builder.add(builder.ptrtoint(inside, I32), builder.mul(index, size))
 
 
 def _asm(builder, result, text, constraints, operands, effects=False):
@@ -144,6 +149,15 @@ def pack_f16(typingctx, low, high):
 
 
 @intrinsic
+def pack_f16_ampere(typingctx, low, high):
+    """The same in one instruction. Ampere and later."""
+    def emit(context, builder, signature, arguments):
+        low, high = arguments
+        return _asm(builder, I32, "cvt.rn.f16x2.f32 $0, $1, $2;", "=r,f,f", [high, low])
+    return types.uint32(types.float32, types.float32), emit
+
+
+@intrinsic
 def pack_bf16(typingctx, low, high):
     """Two float32 as bfloat16 in one register. Ampere and later."""
     def emit(context, builder, signature, arguments):
@@ -158,6 +172,14 @@ def exp2(typingctx, x):
     def emit(context, builder, signature, arguments):
         return _asm(builder, F32, "ex2.approx.ftz.f32 $0, $1;", "=f,f", arguments)
     return types.float32(types.float32), emit
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """The larger number; of a number and a NaN, the number.   float32"""
+    def emit(context, builder, signature, arguments):
+        return _asm(builder, F32, "max.f32 $0, $1, $2;", "=f,f,f", arguments)
+    return types.float32(types.float32, types.float32), emit
 
 
 @intrinsic
@@ -221,10 +243,10 @@ def _ldmatrix(transposed):
     def ldmatrix(typingctx, array, index):
         """Four 8 x 8 matrices of halves; thread i says where row i % 8 of matrix i / 8 is."""
         def emit(context, builder, signature, arguments):
-            place = _element(context, builder, array, *arguments)
+            place = _shared_address(context, builder, array, *arguments)
             r = _asm(builder, ir.LiteralStructType([I32] * 4),
                      f"ldmatrix.sync.aligned.m8n8.x4{transposed}.shared.b16 {{$0,$1,$2,$3}}, [$4];",
-                     "=r,=r,=r,=r,r,~{memory}", [_shared_address(builder, place)], True)
+                     "=r,=r,=r,=r,r,~{memory}", [place], True)
             return _tuple(context, builder, signature, r)
         return types.UniTuple(types.uint32, 4)(array, types.uint32), emit
     return ldmatrix
@@ -238,7 +260,7 @@ def copy16(typingctx, to, to_index, source, index, wanted):
     """cp.async of 16 bytes into shared memory; unless `wanted`, zeros, and nothing is read."""
     def emit(context, builder, signature, arguments):
         to_array, to_at, from_array, from_at, wanted = arguments
-        place = _shared_address(builder, _element(context, builder, to, to_array, to_at))
+        place = _shared_address(context, builder, to, to_array, to_at)
         origin = _element(context, builder, source, from_array, from_at)
         origin = builder.addrspacecast(origin, ir.PointerType(origin.type.pointee, GLOBAL))
         size = builder.select(wanted, ir.Constant(I32, 16), ir.Constant(I32, 0))
