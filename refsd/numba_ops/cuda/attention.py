@@ -10,47 +10,22 @@ weighs 0 times its value, which is NaN where that is NaN or infinite: as in the 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
+from refsd.half import HALVES
 from refsd.numba_ops.cuda.array import DeviceArray, empty
-from refsd.numba_ops.cuda.device import launch
+from refsd.numba_ops.cuda.attention_call import FULL, WARP, Call, signature
+from refsd.numba_ops.cuda.attention_flash import attention_flash, attention_flash_turing
+from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.layout import ordered
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import Choice, Plan, factory
 from refsd.registry import kernel
 
-WARP, WARPS = 32, 4
+WARPS = 4
 THREADS = WARPS * WARP
 PER_LANE = 2  # columns of the result that a lane adds up
-FULL = 0xFFFFFFFF
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-
-
-class Call(NamedTuple):
-    """The numbers of an attention, as kernels are given them. Steps count elements of memory."""
-
-    masked: bool
-    causal: bool
-    heads: int
-    L: int
-    S: int
-    d: int
-    e: int
-    q_image: int
-    q_row: int
-    k_image: int
-    k_row: int
-    v_image: int
-    v_row: int
-    mask_image: int
-    mask_head: int
-    mask_query: int
-    mask_key: int
-
-
-def signature(gpu: Any, dtype: str) -> tuple:
-    """Of every kernel here: q, k, v, mask, y, the scale of scores, and the numbers of a Call."""
-    return (gpu.array(dtype),) * 5 + (number(gpu, dtype),) + (gpu.uint32,) * len(Call._fields)
 
 
 @factory(each=[(dtype,) for dtype in DTYPES])
@@ -118,32 +93,46 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
     (N, L, C), (_, _, D) = q.shape, v.shape
     y = empty((N, L, D), q.dtype)
     if y.size:
-        run(choose_attention(C // heads, D // heads, str(q.dtype)), q, k, v, mask, y,
-            heads=heads, causal=causal)
+        run(choose_attention(C // heads, D // heads, str(q.dtype), mask is not None,
+                             current().capability), q, k, v, mask, y, heads=heads, causal=causal)
     return y
 
 
-def choose_attention(d: int, e: int, dtype: str) -> Choice:
-    """The kernel for heads of these widths."""
-    return Choice(attention_plain, (dtype,), "a warp a query")
+def choose_attention(d: int, e: int, dtype: str, masked: bool, capability: int) -> Choice:
+    """The kernel for heads whose queries have width d and whose values have e."""
+    if dtype in HALVES and d % 8 == e % 8 == 0:
+        flash = attention_flash if capability >= attention_flash.since else attention_flash_turing
+        for constants in flash.each:
+            if constants[0] == dtype and constants[1] >= max(d, e) and constants[2] == masked:
+                return Choice(flash, constants, f"tensor cores, widths up to {constants[1]}")
+    return Choice(attention_plain, (dtype,), "a warp a query: takes any width and dtype")
 
 
 def run(choice: Choice, q: DeviceArray, k: DeviceArray, v: DeviceArray, mask: DeviceArray | None,
         y: DeviceArray, *, heads: int, causal: bool) -> None:
     """The chosen kernel into y (N, L, D), which is contiguous."""
     (N, L, C), (_, S, D) = q.shape, v.shape
-    q, k, v = map(_rows, (q, k, v))
     d, e = C // heads, D // heads
+    rows, columns, neighbours = _block(*choice[:2])
+    q, k, v = (_rows(x, neighbours) for x in (q, k, v))
     steps = [step for x in (q, k, v) for step in x.strides[:2]]
     call = Call(mask is not None, causal, heads, L, S, d, e, *steps, *_steps(mask))
-    grid = -(-L // WARPS), N * heads, -(-e // (PER_LANE * WARP))
+    grid = -(-L // rows), N * heads, -(-e // columns)
     launch(choice.factory, choice.constants, grid, q, k, v, q if mask is None else mask, y,
            1 / math.sqrt(d), *call)
 
 
-def _rows(x):
-    """Rows of neighbours, wherever each of them lies."""
-    return x if x.strides[2] == 1 else ordered(x, (0, 1, 2))
+def _block(factory, constants):
+    """The queries and columns of the values that a block computes, and elements read at once."""
+    if factory is attention_plain:
+        return WARPS, PER_LANE * WARP, 1
+    return 16 * constants[3] * constants[4], constants[1], 8
+
+
+def _rows(x, neighbours):
+    """Rows of elements side by side, wherever each row lies that begins at a whole vector."""
+    whole = not any(place % neighbours for place in (x.offset, *x.strides[:2]))
+    return x if x.strides[2] == 1 and whole else ordered(x, (0, 1, 2))
 
 
 def _steps(mask):
