@@ -4,3 +4,10 @@
 compiler, `python -m benchmarks.gpu run` measures where there is a GPU, and `run --rehearse` goes
 through all of it on Python in lockstep.
 """
+
+import sys
+
+from benchmarks import ROOT
+
+# The comparison with the reference, and what stands in for kernels, are those of the tests.
+sys.path.append(str(ROOT / "tests" / "cuda"))

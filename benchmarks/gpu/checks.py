@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import agreement
 from benchmarks.calls import make_arrays
-from benchmarks.gpu.networks import Network, Ours
+from benchmarks.gpu.networks import Network, Ours, light
 from benchmarks.gpu.ops import calls, placed
 from refsd import functional as F
 from refsd.backends import BACKENDS
@@ -22,7 +22,8 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 def determinism(work: Any) -> Rows:
     """Twice, and the first of two samples alone, to the bit: a whole step, then each op."""
-    yield "step", work.guarded(lambda: _same_step(work))
+    with light(work):
+        yield "step", work.guarded(lambda: _same_step(work))
     for call in calls(work.rehearse, 2):
         for dtype in ("float16", "float32"):
             yield f"{call.name} {dtype}", work.guarded(
@@ -75,7 +76,8 @@ def copies(work: Any) -> Rows:
         red = any(row["replayed"].values())
         return row | ({"red": f"a replayed step copied {row['replayed']}"} if red else {})
 
-    yield "copies of a step", work.guarded(counted)
+    with light(work):
+        yield "copies of a step", work.guarded(counted)
 
 
 def launches(work: Any) -> Rows:

@@ -13,7 +13,7 @@ import numpy as np
 import tiny
 
 from benchmarks import models
-from benchmarks.gpu.networks import Network, Ours, torch_step
+from benchmarks.gpu.networks import Network, Ours, light, torch_step
 from benchmarks.gpu.work import middle
 from refsd.backends import BACKENDS
 from refsd.families import DEFAULT
@@ -37,6 +37,11 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 def section(work: Any) -> Rows:
     """Ours first: whatever becomes of torch, this is known then."""
+    with light(work):
+        yield from _section(work)
+
+
+def _section(work) -> Rows:
     network = Network(DTYPE, work.rehearse)
     ours = Ours(network)
     replayed = BACKENDS["cuda"].replayed(ours.step, ours.tree)
@@ -153,7 +158,8 @@ def fifty(work: Any) -> Rows:
         return {"seconds": samples[1:], "first": samples[0], "steps": steps} | (
             {} if finite else {"red": "latents are not finite"})
 
-    yield f"{steps} steps", work.guarded(timed)
+    with light(work):
+        yield f"{steps} steps", work.guarded(timed)
 
 
 def picture(work: Any) -> Rows:
@@ -174,4 +180,5 @@ def picture(work: Any) -> Rows:
         return {"seconds": seconds, "grey_levels": off} | (
             {} if off <= GREY else {"red": f"{off:.3g} grey levels off, allowed {GREY}"})
 
-    yield "bundled model", work.guarded(drawn)
+    with light(work):
+        yield "bundled model", work.guarded(drawn)
