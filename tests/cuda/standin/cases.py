@@ -77,6 +77,8 @@ def test_views_and_orders():
     np.testing.assert_array_equal(there.numpy(), x)
     np.testing.assert_array_equal(there[1:].numpy(), x[1:])
     np.testing.assert_array_equal(F.silu(there[1:]).numpy(), F.silu(to_device(x[1:])).numpy())
+    gaps = there.part(1, 1, 3)  # a kernel is given memory up to its last element
+    np.testing.assert_array_equal(F.silu(gaps).numpy(), F.silu(to_device(x[:, 1:3])).numpy())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])

@@ -16,7 +16,7 @@ typedef void *P;
 typedef unsigned long long D;
 typedef void (*Launched)(const char *name, const unsigned *shape, P *arguments, long graph);
 typedef void (*Replayed)(long graph);
-enum { OK, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, BAD_IMAGE = 200, FAULT = 700, UNSUPPORTED = 801,
+enum { OK, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, BAD_IMAGE = 200, NO_CONTEXT = 201, FAULT = 700, UNSUPPORTED = 801,
        CAPTURING = 900 };
 enum { LAUNCHES, CAPTURED, REPLAYS, TO_DEVICE, TO_HOST, ALLOCATED, FREED, HELD, PINNED, LARGEST_SHARED, REFUSED, KINDS };
 
@@ -44,10 +44,11 @@ API(cuDeviceGetAttribute)(int *v, int a, int d) {
   *v = a == 75 ? capability / 10 : a == 76 ? capability % 10 : a == 16 ? 108 : a == 10 ? 32 : a == 1 ? 1024
     : a == 8 ? 49152 : a == 97 ? 166912 : 1;
   return OK; }
-API(cuCtxGetCurrent)(P *c) { *c = &one; return OK; }
-API(cuCtxSetCurrent)(P c) { return OK; }
+static __thread P context; /* each thread has its own, none at first */
+API(cuCtxGetCurrent)(P *c) { *c = context; return OK; }
+API(cuCtxSetCurrent)(P c) { context = c; return OK; }
 API(cuCtxPushCurrent_v2)(P c) { return OK; }
-API(cuCtxPopCurrent_v2)(P *c) { if (c) *c = &one; return OK; }
+API(cuCtxPopCurrent_v2)(P *c) { if (c) *c = context; return OK; }
 API(cuCtxGetDevice)(int *d) { *d = 0; return OK; }
 API(cuCtxGetDevice_v2)(int *d, P c) { *d = 0; return OK; }
 API(cuCtxGetId)(P c, D *i) { *i = 1; return OK; }
@@ -59,7 +60,7 @@ API(cuDevicePrimaryCtxGetState)(int d, unsigned *f, int *a) { *f = 0; *a = 1; re
 API(cuMemGetInfo_v2)(size_t *f, size_t *t) {
   *t = set("STANDIN_MEMORY", 1L << 30); *f = *t - counts[HELD]; return OK; }
 API(cuMemAlloc_v2)(D *p, size_t n) {
-  if (graph) return refuse(CAPTURING);
+  if (graph || !context) return refuse(graph ? CAPTURING : NO_CONTEXT);
   if (counts[HELD] + (long)n > set("STANDIN_MEMORY", 1L << 30)) return refuse(NO_MEMORY);
   char *memory = aligned_alloc(256, (n + 511) & ~255ull);
   *(size_t *)memory = n; counts[HELD] += n; counts[ALLOCATED]++;
@@ -76,10 +77,25 @@ static int copy(P to, P from, size_t n, int kind) {
   if (broken) return FAULT;
   if (graph) return refuse(CAPTURING);
   memcpy(to, from, n); counts[kind]++; return OK; }
-API(cuMemcpyHtoDAsync_v2)(D d, P s, size_t n, P t) { return copy((P)d, s, n, TO_DEVICE); }
+/* A copy from pinned memory happens as late as it may: when its stream or an event after it is waited for. */
+static struct { P to, from, stream; size_t n; long turn; } pending[64];
+static long turns, waiting;
+static void finish(P stream, long until) {
+  long kept = 0;
+  for (long i = 0; i < waiting; i++)
+    if (pending[i].stream == stream && pending[i].turn < until) memcpy(pending[i].to, pending[i].from, pending[i].n);
+    else pending[kept++] = pending[i];
+  waiting = kept; }
+API(cuMemcpyHtoDAsync_v2)(D d, P s, size_t n, P stream) {
+  if (broken) return FAULT;
+  if (graph || waiting == 64) return refuse(CAPTURING);
+  pending[waiting].to = (P)d; pending[waiting].from = s; pending[waiting].stream = stream;
+  pending[waiting].n = n; pending[waiting++].turn = turns++;
+  counts[TO_DEVICE]++; return OK; }
 API(cuMemcpyDtoH_v2)(P d, D s, size_t n) { return copy(d, (P)s, n, TO_HOST); }
 
-/* Streams and events: all is done when it is asked for. */
+/* Streams and events: all else is done when it is asked for. */
+struct Event { P stream; long turn; };
 API(cuStreamCreate)(P *s, unsigned f) { return give(s); }
 API(cuStreamCreateWithPriority)(P *s, unsigned f, int p) { return give(s); }
 API(cuStreamDestroy_v2)(P s) { return OK; }
@@ -89,13 +105,21 @@ API(cuStreamGetDevice)(P s, int *d) { *d = 0; return OK; }
 API(cuStreamGetFlags)(P s, unsigned *f) { *f = 1; return OK; }
 API(cuStreamGetPriority)(P s, int *p) { *p = 0; return OK; }
 API(cuCtxGetStreamPriorityRange)(int *low, int *high) { *low = 0; *high = -1; return OK; }
-API(cuStreamSynchronize)(P s) { return broken ? FAULT : graph ? refuse(CAPTURING) : OK; }
+API(cuStreamSynchronize)(P s) {
+  if (broken || graph) return broken ? FAULT : refuse(CAPTURING);
+  finish(s, turns); return OK; }
 API(cuCtxSynchronize)(void) { return broken ? FAULT : graph ? refuse(CAPTURING) : OK; }
-API(cuStreamWaitEvent)(P s, P e, unsigned f) { return graph ? refuse(CAPTURING) : OK; }
+API(cuStreamWaitEvent)(P s, struct Event *e, unsigned f) {
+  if (graph) return refuse(CAPTURING);
+  finish(e->stream, e->turn); return OK; }
 API(cuEventCreate)(P *e, unsigned f) { return give(e); }
 API(cuEventDestroy_v2)(P e) { return OK; }
-API(cuEventRecord)(P e, P s) { return graph ? refuse(CAPTURING) : OK; }
-API(cuEventSynchronize)(P e) { return broken ? FAULT : OK; }
+API(cuEventRecord)(struct Event *e, P s) {
+  if (graph) return refuse(CAPTURING);
+  e->stream = s; e->turn = turns; return OK; }
+API(cuEventSynchronize)(struct Event *e) {
+  if (broken) return FAULT;
+  finish(e->stream, e->turn); return OK; }
 
 /* Kernels: a handle is the kernel's name. */
 API(cuLibraryLoadData)(P *l, const char *code, P a, P b, unsigned n, P d, P e, unsigned m) {
@@ -116,6 +140,7 @@ API(cuKernelSetAttribute)(int a, int v, P k, int d) {
 struct Config { unsigned shape[7]; P stream, attributes; unsigned count; };
 API(cuLaunchKernelEx)(const struct Config *config, P kernel, P *arguments, P *extra) {
   if (broken) return FAULT;
+  if (!context) return refuse(NO_CONTEXT);
   if (config->shape[6] > 49152 && config->shape[6] > counts[LARGEST_SHARED]) return refuse(INVALID);
   for (int i = 0; i < 6; i++) if (!config->shape[i]) return refuse(INVALID);
   counts[graph ? CAPTURED : LAUNCHES]++;
