@@ -12,6 +12,8 @@ import re
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import numpy as np
+
 from refsd.contracts import BYTES
 from refsd.golden.recording.plan import planned_config, planned_tree
 from refsd.leaf import Weight
@@ -175,7 +177,7 @@ def _array(shape, dtype):
 
 
 def _clip(dtype, device):
-    clip.clip_text(_array((2, 77), "int64"), **_tree("text_encoder", dtype),
+    clip.clip_text(np.zeros((2, 77), "int64"), **_tree("text_encoder", dtype),
                    config=planned_config("text_encoder"))
 
 
@@ -192,7 +194,7 @@ def _steps(dtype, device, count):
     tree, text = _tree("unet", dtype), Text(_array((2, 77, 768), dtype))
     for _ in range(count):
         device.launches.clear()
-        unet.unet(_array((2, 4, 64, 64), dtype), _array((2,), "int64"), text, **tree,
+        unet.unet(_array((2, 4, 64, 64), dtype), np.full(2, 981), text, **tree,
                   config=planned_config("unet"))
 
 
