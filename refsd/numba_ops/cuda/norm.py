@@ -19,26 +19,26 @@ from refsd.numba_ops.cuda.plan import Choice, Plan, factory
 from refsd.numba_ops.cuda.warp import block_sum, warp_sum
 from refsd.registry import kernel
 
-THREADS = 256  # of a group
+THREADS, FEW = 256, 512  # of a group; one warp where it has few numbers
 SMALL = 1 << 14  # numbers of a group that one block reads as fast as three launches do
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-@factory(each=[(dtype,) for dtype in DTYPES])
-def group_norm_plain(gpu: Any, dtype: str) -> Plan:
+@factory(each=[(dtype, threads) for dtype in DTYPES for threads in (32, THREADS)])
+def group_norm_plain(gpu: Any, dtype: str, threads: int) -> Plan:
     """A block a group of an image, (n, group): a few channels of all pixels, read four times.
 
-    x and y (N, P, C) in memory. Of a group's `width` channels a thread has one, or every 256th, and
-    every so many pixels of it.
+    x and y (N, P, C) in memory. Of a group's `width` channels a thread has one or several, and
+    every so many pixels of each.
     """
     cuda, uint32, sqrt, kind = gpu.cuda, gpu.uint32, gpu.sqrt, number(gpu, dtype)
     read, write, array = reader(gpu, dtype), writer(gpu, dtype), gpu.array(dtype)
-    total = block_sum(gpu, kind, THREADS)
+    total = block_sum(gpu, kind, threads)
 
     def group_norm(x, weight, bias, y, P, C, width, eps):
         t, c0 = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.y) * width
-        columns = width if width < uint32(THREADS) else uint32(THREADS)
-        phases, phase, column = uint32(THREADS) // columns, t // columns, t % columns
+        columns = width if width < uint32(threads) else uint32(threads)
+        phases, phase, column = uint32(threads) // columns, t // columns, t % columns
         # Threads beyond the last whole phase have no pixels.
         start = phase if phase < phases else P
         first, count = uint32(cuda.blockIdx.x) * P * C + c0, kind(P * width)
@@ -66,7 +66,7 @@ def group_norm_plain(gpu: Any, dtype: str) -> Plan:
                 at = uint32(first + uint32(p) * C + uint32(c))
                 write(y, at, (read(x, at) - mean - off) / deviation * w + b)
 
-    return Plan(group_norm, (array,) * 4 + (gpu.uint32,) * 3 + (kind,), THREADS)
+    return Plan(group_norm, (array,) * 4 + (gpu.uint32,) * 3 + (kind,), threads)
 
 
 @factory(each=[(dtype,) for dtype in DTYPES])
@@ -131,14 +131,16 @@ def rms_norm_plain(gpu: Any, dtype: str) -> Plan:
 def choose_group_norm(shape: Sequence[int], groups: int, dtype: str) -> Choice:
     """The kernel for x of that shape (N, C, ...). It does not ask for N."""
     C, P = shape[1], math.prod(shape[2:])
+    numbers = P * C // groups
+    plain = dtype, 32 if numbers <= FEW else THREADS
     if dtype == "float64":
-        return Choice(group_norm_plain, (dtype,), "float64 has a plain kernel only")
+        return Choice(group_norm_plain, plain, "float64 has a plain kernel only")
     if C % 8 or C > norm_groups.CHANNELS or groups > norm_groups.GROUPS:
-        return Choice(group_norm_plain, (dtype,), f"{C} channels in {groups} groups: pieces have "
+        return Choice(group_norm_plain, plain, f"{C} channels in {groups} groups: pieces have "
                       f"a multiple of 8, at most {norm_groups.CHANNELS} in {norm_groups.GROUPS}")
-    if P * C // groups <= SMALL:
-        return Choice(group_norm_plain, (dtype,), f"{P * C // groups} numbers a group: one launch "
-                      "is faster than three")
+    if numbers <= SMALL:
+        return Choice(group_norm_plain, plain, f"{numbers} numbers a group: one launch is faster "
+                      "than three")
     return Choice(norm_groups.apply_kernel, (dtype,), "pieces of whole pixels, 16 bytes at once")
 
 
