@@ -193,10 +193,6 @@ class CudaBackend(Backend):
 
         return not lockstep() and isinstance(gpu(), Gpu)
 
-    def release(self) -> None:
-        """What the pool of its memory has free."""
-        self._device().trim()
-
     def versions(self) -> dict[str, str]:
         """The compiler's, the driver's, and what computes."""
         from refsd.numba_ops.cuda.device import versions

@@ -162,20 +162,6 @@ class DeviceArray:
     def __array__(self, *_: Any, **__: Any) -> None:
         raise TypeError("this array is on the GPU: .numpy() copies it to the host")
 
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        from refsd.numba_ops.cuda.interchange import interface_of
-
-        return interface_of(self)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.block.device.dlpack
-
-    def __dlpack__(self, **_: Any) -> Any:
-        from refsd.numba_ops.cuda.interchange import capsule_of
-
-        return capsule_of(self)
-
     def __bool__(self) -> bool:
         raise TypeError("the truth of an array on the GPU would be a copy to the host; .numpy() "
                         "is one")

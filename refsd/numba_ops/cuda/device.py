@@ -40,7 +40,6 @@ class Device(Protocol):
 
     name: str
     capability: int  # 80 for 8.0
-    dlpack: tuple[int, int]  # the type and number that DLPack has for it
 
     def allocate(self, nbytes: int) -> Block:
         """So many bytes, of any content."""
@@ -50,9 +49,6 @@ class Device(Protocol):
 
     def free(self, block: Block) -> None:
         """Take memory back; work that was asked for may still use it."""
-
-    def borrowed(self, address: int, nbytes: int, owner: Any) -> Any:
-        """What a Block of other people's memory has as its own. The owner lives as long."""
 
     def upload(self, host: Any, block: Block, offset: int) -> None:
         """A C-contiguous NumPy array's bytes into a block, from a byte on."""

@@ -29,8 +29,6 @@ ATTEMPTS = 3  # to capture a function: at first kernels are loaded and memory is
 class Driver:
     """The first GPU that the driver shows."""
 
-    dlpack = 2, 0
-
     def __init__(self):
         if why := gpu.unusable():
             raise ResourceError(f"no GPU can be used: {why}. Or take another backend")
@@ -39,6 +37,7 @@ class Driver:
 
         self.name, self.capability, self.memory, _ = gpu.gpu()
         self._driver, self._device, self._here = driver, Device(0), threading.local()
+        self._lock = threading.RLock()  # of a captured function nobody else's launch is a part
         self._enter()
         self.stream = self._device.create_stream()
         self.pool = Pool(self._more, lambda address: call(driver.cuMemFree, address))
@@ -48,15 +47,18 @@ class Driver:
 
     def allocate(self, nbytes: int) -> Block:
         """From the pool; while a graph is captured, from the graph's own memory."""
-        self._enter()
-        size, source = size_class(nbytes), self._capturing.arena if self._capturing else self.pool
-        try:
-            return Block(self, source.take(size), nbytes, (source, size))
-        except NoMemory:
-            raise full(size, self.pool, *memory_of(self._driver)) from None
+        with self._lock:
+            self._enter()
+            size = size_class(nbytes)
+            source = self._capturing.arena if self._capturing else self.pool
+            try:
+                return Block(self, source.take(size), nbytes, (source, size))
+            except NoMemory:
+                raise full(size, self.pool, *memory_of(self._driver)) from None
 
     def available(self) -> int:
         """What the driver has, and the pool."""
+        self._enter()
         return memory_of(self._driver)[0] + self.pool.held - self.pool.used
 
     def free(self, block: Block) -> None:
@@ -64,21 +66,19 @@ class Driver:
         source, size = block.memory
         source.give(block.address, size)
 
-    def borrowed(self, address: int, nbytes: int, owner: Any) -> tuple:
-        """It goes back to its owner."""
-        return owner, nbytes
-
     def upload(self, host: np.ndarray, block: Block, offset: int) -> None:
         """Through pinned memory. `host` may change when this returns."""
-        not_within(self._capturing, "a copy from the host")
-        self._enter()
-        self._staging.upload(host.reshape(-1).view(np.uint8), block.address + offset)
+        with self._lock:
+            not_within(self._capturing, "a copy from the host")
+            self._enter()
+            self._staging.upload(host.reshape(-1).view(np.uint8), block.address + offset)
 
     def download(self, block: Block, offset: int, host: np.ndarray) -> None:
         """After all work."""
-        not_within(self._capturing, "a copy to the host")
-        self.synchronize()
-        call(self._driver.cuMemcpyDtoH, host.ctypes.data, block.address + offset, host.nbytes)
+        with self._lock:
+            not_within(self._capturing, "a copy to the host")
+            self.synchronize()
+            call(self._driver.cuMemcpyDtoH, host.ctypes.data, block.address + offset, host.nbytes)
 
     def load(self, factory: Any, constants: tuple) -> Kernel:
         """A variant, ready to be launched; it stays loaded."""
@@ -89,39 +89,42 @@ class Driver:
 
     def launch(self, factory: Any, constants: tuple, grid: tuple, arguments: tuple) -> None:
         """A kernel that was used before takes some microseconds."""
-        self._enter()
-        kernel = self._kernels.get((id(factory), constants))
-        if kernel is None:
-            if self._capturing:  # a driver may not load code now
-                self._capturing.unloaded.append((factory, constants))
-                return
-            kernel = self.load(factory, constants)
-        kernel(self.stream, grid, arguments)
-        if self._capturing:
-            self._capturing.note(arguments)
+        with self._lock:
+            self._enter()
+            kernel = self._kernels.get((id(factory), constants))
+            if kernel is None:
+                if self._capturing:  # a driver may not load code now
+                    self._capturing.unloaded.append((factory, constants))
+                    return
+                kernel = self.load(factory, constants)
+            kernel(self.stream, grid, arguments)
+            if self._capturing:
+                self._capturing.note(arguments)
 
     def synchronize(self) -> None:
         """Wait. A kernel that has failed is told here."""
-        not_within(self._capturing, "waiting for the GPU")
-        self._enter()
-        call(self._driver.cuStreamSynchronize, self.stream.handle)
+        with self._lock:
+            not_within(self._capturing, "waiting for the GPU")
+            self._enter()
+            call(self._driver.cuStreamSynchronize, self.stream.handle)
 
     def capture(self, function: Callable[[], Any]) -> "Capture":
         """It may take another attempt: see ATTEMPTS."""
-        not_within(self._capturing, "a graph")
-        self._enter()
-        for _ in range(ATTEMPTS):
-            graph = Capture(self)
-            if graph.whole(function):
-                return graph
-            for factory, constants in graph.unloaded:
-                self.load(factory, constants)
-            missing = graph.arena.missing
-            graph.close()
-            blocks = [self.allocate(size) for size in missing]  # all of them at once
-            blocks.clear()
-        raise ResourceError(f"a step was captured {ATTEMPTS} times, and each time it wanted other "
-                            "kernels or memory. Run it without a graph")
+        with self._lock:
+            not_within(self._capturing, "a graph")
+            self._enter()
+            for _ in range(ATTEMPTS):
+                graph = Capture(self)
+                if graph.whole(function):
+                    return graph
+                for factory, constants in graph.unloaded:
+                    self.load(factory, constants)
+                missing = graph.arena.missing
+                graph.close()
+                blocks = [self.allocate(size) for size in missing]  # all of them at once
+                blocks.clear()
+            raise ResourceError(f"a step was captured {ATTEMPTS} times, and each time it wanted "
+                                "other kernels or memory. Run it without a graph")
 
     def trim(self) -> None:
         """Give free memory back to the driver."""
@@ -187,9 +190,10 @@ class Capture:
 
     def replay(self) -> None:
         """All of it, by one call of the driver."""
-        not_within(self._device._capturing, "a replay")
-        self._device._enter()
-        call(self._driver.cuGraphLaunch, self._graph, self._device.stream.handle)
+        with self._device._lock:
+            not_within(self._device._capturing, "a replay")
+            self._device._enter()
+            call(self._driver.cuGraphLaunch, self._graph, self._device.stream.handle)
 
     def close(self) -> None:
         """Its memory is free for others. Nobody may replay it any more."""

@@ -16,6 +16,7 @@ from refsd.numba_ops.cuda.device import Block, current
 CUDA = 2  # kDLCUDA
 CODES = {"i": 0, "u": 1, "f": 2}
 BFLOAT = 4
+ALIGNMENT = 256  # of where a block begins: by the offset kernels know what they may load at once
 NAME, USED = b"dltensor", b"used_dltensor"
 
 
@@ -116,7 +117,8 @@ def from_dlpack(value: Any) -> DeviceArray:
     managed = ctypes.cast(pointer, ctypes.POINTER(Managed))
     _python.PyCapsule_SetName(id(capsule), USED)
     t = managed.contents.tensor
-    block = Borrowed(device, (t.data or 0) + t.byte_offset, 0, managed)
+    start = (t.data or 0) + t.byte_offset
+    block = Borrowed(device, start - start % ALIGNMENT, 0, managed)
     codes = {number: kind for kind, number in CODES.items()}
     if (t.code, t.bits) == (BFLOAT, 16):
         dtype = HALVES["bfloat16"]
@@ -129,7 +131,9 @@ def from_dlpack(value: Any) -> DeviceArray:
     strides = tuple(t.strides[:t.ndim]) if t.strides else contiguous_strides(shape)
     if any(s < 0 for s in strides):
         raise BufferError(f"an array runs backwards, strides {strides}: give a copy of it")
-    return DeviceArray(shape, strides, dtype, block)
+    if start % dtype.itemsize:
+        raise BufferError(f"an array of {dtype} begins at {start:#x}: give a copy of it")
+    return DeviceArray(shape, strides, dtype, block, start % ALIGNMENT // dtype.itemsize)
 
 
 def _address(x):

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.gpu import gpu
 from refsd.numba_ops.cuda.array import DeviceArray
 from refsd.numba_ops.cuda.compiler import Cubin
 from refsd.numba_ops.cuda.refusals import call, told
@@ -34,7 +35,8 @@ class Kernel:
             which = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             call(driver.cuKernelSetAttribute, which, cubin.shared, self._kernel.handle,
                  driver.CUdevice(device.device_id))
-        call(driver.cuFuncLoad, call(driver.cuKernelGetFunction, self._kernel.handle))
+        if gpu().driver >= 12040:  # else at the first launch, which may be captured only later
+            call(driver.cuFuncLoad, call(driver.cuKernelGetFunction, self._kernel.handle))
 
     def __call__(self, stream: Any, grid: tuple, arguments: tuple) -> None:
         config = self._grids.get(grid)

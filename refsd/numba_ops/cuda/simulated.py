@@ -1,6 +1,5 @@
 """A device that is Python: its memory is NumPy's, its kernels run in lockstep."""
 
-import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,6 @@ class Simulated:
     """The device of REFSD_CUDA=lockstep. `capability` may be set, for what is chosen by it."""
 
     name = "Python in lockstep"
-    dlpack = 1, 0
 
     def __init__(self, capability: int = TURING):
         self.capability, self._capturing = capability, None
@@ -35,12 +33,6 @@ class Simulated:
 
     def free(self, block: Block) -> None:
         """NumPy does it."""
-
-    def borrowed(self, address: int, nbytes: int, owner: Any) -> np.ndarray:
-        """NumPy's view."""
-        memory = (ctypes.c_uint8 * nbytes).from_address(address)
-        memory.owner = owner
-        return np.frombuffer(memory, np.uint8)
 
     def upload(self, host: np.ndarray, block: Block, offset: int) -> None:
         """A copy."""

@@ -58,6 +58,7 @@ API(cuDevicePrimaryCtxGetState)(int d, unsigned *f, int *a) { *f = 0; *a = 1; re
 
 /* Memory: a size is kept before each piece. */
 API(cuMemGetInfo_v2)(size_t *f, size_t *t) {
+  if (!context) return refuse(NO_CONTEXT);
   *t = set("STANDIN_MEMORY", 1L << 30); *f = *t - counts[HELD]; return OK; }
 API(cuMemAlloc_v2)(D *p, size_t n) {
   if (graph || !context) return refuse(graph ? CAPTURING : NO_CONTEXT);
