@@ -44,14 +44,14 @@ def prepare(folder: Path, capabilities: list[int], python: str) -> int:
 
 def compile_all(capabilities: list[int]) -> dict[str, str]:
     """Every variant and every probe into the store; those that do not compile, and why."""
-    from benchmarks.gpu import intrinsics
+    from benchmarks.gpu import probes
     from benchmarks.gpu.variants import variants
     from refsd.numba_ops.cuda import store
 
     begun, count, missing = time.monotonic(), 0, {}
     for capability in capabilities:
         found = [*variants(capability), *((f"probe {constants[0]}", factory, constants)
-                                          for factory, constants in intrinsics.factories()
+                                          for factory, constants in probes.factories()
                                           if factory.since <= capability)]
         for name, factory, constants in found:
             try:

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import __main__ as benchmarks_command
 from benchmarks import tables
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import carried, intrinsics, sections, session
+from benchmarks.gpu import carried, intrinsics, probes, sections, session
 from benchmarks.gpu.sections import SECTIONS, Section
 from refsd.numba_ops.cuda import compiler, meaning, store
 from refsd.numba_ops.cuda.pointwise import pointwise_kernel
@@ -131,6 +131,15 @@ def test_a_wrong_instruction_is_seen(name):
     assert "red" in intrinsics.judge(name, wrong, *given)
     unset = [np.full_like(y.view(np.uint8), intrinsics.UNSET).view(y.dtype) for y in right]
     assert "red" in intrinsics.judge(name, unset, *given)
+
+
+def test_every_probe_is_compiled():
+    """For the oldest GPU that has the instruction, and for Hopper."""
+    if not compiler.versions():
+        pytest.skip("no compiler is installed: refsd[cuda-compile]")
+    for factory, constants in probes.factories():
+        for capability in {factory.since, 90}:
+            assert compiler.compiled(factory, constants, capability).registers > 0, constants
 
 
 def test_kernels_of_another_compiler_are_adopted(tmp_path, monkeypatch):
