@@ -20,42 +20,44 @@ _WIDE = {"u": np.uint64, "i": np.int64}
 class Guarded:
     """An array of a kernel. raw: its elements, one-dimensional, whatever its shape is."""
 
-    __slots__ = ("raw", "shape", "size", "dtype", "kind", "wide", "alignment", "touched")
+    __slots__ = ("raw", "shape", "deep", "size", "dtype", "kind", "wide", "alignment", "touched")
 
     def __init__(self, raw: np.ndarray, shape: Any = None, alignment: int = 0, touched: Any = None):
         self.raw, self.size, self.dtype, self.kind = raw, raw.size, raw.dtype, raw.dtype.type
         self.shape = (raw.size,) if shape is None else shape
+        self.deep = len(self.shape) > 1
         self.wide = _WIDE.get(raw.dtype.kind)  # Numba computes with integers in 64 bits
         self.alignment = alignment or raw.ctypes.data & -raw.ctypes.data
         self.touched = touched
 
     def __getitem__(self, index: Any) -> Any:
-        i = self.place(index)
+        i = self.place(index) if self.deep else integer(index)
+        if not 0 <= i < self.size:
+            raise IndexError(f"index {i} is outside of {self.shape}")
         if self.touched is not None:
             self.touched.read(i, i + 1)
         value = self.raw[i]
         return self.wide(value) if self.wide else value
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        i = self.place(index)
+        i = self.place(index) if self.deep else integer(index)
+        if not 0 <= i < self.size:
+            raise IndexError(f"index {i} is outside of {self.shape}")
         if type(value) is not self.kind and not (self.wide and hasattr(value, "__index__")):
             raise TypeError(f"a {type(value).__name__} is written to memory of {self.dtype}")
         if self.touched is not None:
             self.touched.write(i, i + 1)
         self.raw[i] = value
 
-    def place(self, index: Any) -> int:
-        """Where the element is; IndexError if it is not."""
-        if type(index) is tuple and len(index) == len(self.shape):
-            i = 0
-            for part, size in zip(index, self.shape):
-                if not 0 <= integer(part) < size:
-                    raise IndexError(f"index {index} is outside of {self.shape}")
-                i = i * size + integer(part)
-            return i
-        i = integer(index)
-        if not 0 <= i < self.size or len(self.shape) > 1:
-            raise IndexError(f"index {i} is outside of {self.shape}")
+    def place(self, index: tuple) -> int:
+        """Where the element of several indices is; IndexError if it is not."""
+        if type(index) is not tuple or len(index) != len(self.shape):
+            raise IndexError(f"index {index} for an array of shape {self.shape}")
+        i = 0
+        for part, size in zip(index, self.shape):
+            if not 0 <= integer(part) < size:
+                raise IndexError(f"index {index} is outside of {self.shape}")
+            i = i * size + integer(part)
         return i
 
     def vector(self, index: Any, nbytes: int, what: str, touch: str | None = "read") -> np.ndarray:

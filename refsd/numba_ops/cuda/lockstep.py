@@ -24,7 +24,7 @@ from refsd.numba_ops.cuda.meaning import current
 WARP = 32
 order = 1  # -1: the last block runs first, and of each the last thread
 _ELEMENTS = {"bfloat16": np.dtype(np.uint16)}
-_OURS = (__file__, meaning.__file__, guarded.__file__)
+_OURS = frozenset((__file__, meaning.__file__, guarded.__file__))
 
 
 def _integer(name):
@@ -80,8 +80,9 @@ class Thread(greenlet.greenlet):
         """Until all threads of the group are here; the values of all, by thread."""
         frame, place = sys._getframe(1), []
         while frame is not None:  # a device function may be called from many lines
-            if frame.f_code.co_filename not in _OURS:
-                place.append(frame.f_lineno)
+            code = frame.f_code
+            if code.co_filename not in _OURS:
+                place += code, frame.f_lasti
             frame = frame.f_back
         self.waits, self.place, self.value = group, place, value
         return self.parent.switch()
@@ -124,13 +125,9 @@ class Block:
 
     def _release(self, group: list[Thread], kind: str) -> None:
         """All threads of a group stand at one barrier of this kind, or RuntimeError: go on."""
-        places = {(t.waits, *t.place) for t in group if not t.dead}
-        if len(places) > 1 or not _all_wait(group, kind):
-            ended = [t.index for t in group if t.dead]
-            raise RuntimeError(
-                f"threads diverge at a barrier of the {kind}: " + ", ".join(
-                    [f"some wait for the {waits} in line {' from '.join(map(str, lines))}"
-                     for waits, *lines in sorted(places)] + ["some have ended"] * bool(ended)))
+        place = group[0].place
+        if any(t.waits != kind or t.dead or t.place != place for t in group):
+            raise RuntimeError(_diverged(group, kind))
         if kind == "warp" and len(group) < WARP:
             raise RuntimeError(f"a warp of {len(group)} threads, wanted {WARP}")
         values = [thread.value for thread in group]
@@ -141,6 +138,20 @@ class Block:
             thread.waits = None
         for thread in group[::order]:
             thread.switch(values)
+
+
+def _diverged(group, kind):
+    ended = [t for t in group if t.dead]
+    places = sorted({f"{t.waits} in line {' from '.join(map(str, _lines(t.place)))}"
+                     for t in group if not t.dead})
+    return f"threads diverge at a barrier of the {kind}: " + ", ".join(
+        [f"some wait for the {place}" for place in places] + ["some have ended"] * bool(ended))
+
+
+def _lines(place):
+    """The line of each call, the innermost first."""
+    for code, at in zip(place[::2], place[1::2]):
+        yield next(line for start, stop, line in code.co_lines() if start <= at < stop)
 
 
 def _all_wait(group, kind):
