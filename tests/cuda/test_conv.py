@@ -9,8 +9,11 @@ from cuda_agreement import DTYPES, agree, run
 from numba_agreement import cast, truth_of
 from op_table import normal
 
+from refsd import functional as F
+from refsd import registry
 from refsd.algorithms import explain_conv2d
 from refsd.numba_ops.cuda import conv, conv_float32, conv_tiles, device, meaning, tiling
+from refsd.numba_ops.cuda.array import to_device
 from refsd.numba_ops.cuda.plan import Choice
 
 WINDOWS = [  # x, weight, options
@@ -136,6 +139,22 @@ def test_one_pixel_each_is_a_linear_layer():
 def test_any_order_in_memory():
     args, options = case(*WINDOWS[0])
     assert (run("conv2d", args, options, images=None) == run("conv2d", args, options)).all()
+
+
+def test_arrays_that_begin_anywhere():
+    """Sixteen bytes are read at once where they lie on sixteen: of others copies are."""
+    bias = normal((12,), 3)
+    args = [to_device(a) for a in (normal((17, 8), 1), normal((8, 8), 2), bias)]
+    with registry.use("cuda"):
+        x, weight = args[0].reshape(136), args[1].reshape(8, 8, 1, 1)
+        x = x[2:130].reshape(16, 8)
+        got = F.linear(x[:4], args[1], args[2][3:11]).numpy()
+        wanted = F.linear(to_device(x.numpy()[:4]), args[1], to_device(bias[3:11])).numpy()
+        np.testing.assert_array_equal(got, wanted)
+        x = x.reshape(2, 2, 4, 8).transpose((0, 3, 1, 2))
+        got = F.conv2d(x, weight, args[2][3:11], padding=1).numpy()
+        wanted = F.conv2d(to_device(x.numpy()), weight, to_device(bias[3:11]), padding=1).numpy()
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_algorithms_by_name():

@@ -13,7 +13,7 @@ from refsd.numba_ops.cuda import conv_float32, conv_tiles, linear, tiling
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, empty
 from refsd.numba_ops.cuda.conv_windows import in_pieces
 from refsd.numba_ops.cuda.device import current, launch
-from refsd.numba_ops.cuda.layout import ordered
+from refsd.numba_ops.cuda.layout import aligned, ordered
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import AMPERE, Choice, Plan, factory
 from refsd.ops.conv import Choice as Algorithm
@@ -85,7 +85,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
         return y.reshape(N, Ho, Wo, O).transpose(TO_IMAGE)
     y = empty((N, O, Ho, Wo), x.dtype, CHANNELS_LAST)
     choice = choose_conv2d(y.shape, weight.shape, groups, str(x.dtype), current().capability)
-    bias = None if bias is None else ordered(bias)
+    bias = None if bias is None else aligned(bias)
     if choice.factory is conv2d_plain:
         plain(x, ordered(weight, CHANNELS_LAST), bias, y, window)
     else:

@@ -118,6 +118,16 @@ def ordered(x: DeviceArray, order: Sequence[int] | None = None) -> DeviceArray:
     """x without gaps in memory and axes in this order: a copy unless it lies so."""
     if x.is_contiguous(order):
         return x
+    return _copied(x, order)
+
+
+def aligned(x: DeviceArray, order: Sequence[int] | None = None) -> DeviceArray:
+    """The same, its first element on 16 bytes, as kernels that read sixteen at once want it."""
+    x = ordered(x, order)
+    return x if x.offset * x.dtype.itemsize % 16 == 0 else _copied(x, order)
+
+
+def _copied(x, order):
     y = empty(x.shape, x.dtype, order)
     copied["arrays"] += 1
     copied["bytes"] += y.nbytes

@@ -15,7 +15,7 @@ import numpy as np
 from refsd.numba_ops.cuda import linear_float32, linear_tiles, tiling
 from refsd.numba_ops.cuda.array import DeviceArray, contiguous_strides, empty
 from refsd.numba_ops.cuda.device import current, launch
-from refsd.numba_ops.cuda.layout import ordered
+from refsd.numba_ops.cuda.layout import aligned, ordered
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import AMPERE, Choice, Plan, factory
 from refsd.numba_ops.cuda.strides import merged
@@ -120,7 +120,7 @@ def multiply(choice: Choice, a: DeviceArray, b: DeviceArray, bias: DeviceArray |
     *batch, M, N = c.shape
     if choice.factory is not plain:
         a, b = _suited(a), _suited(b)
-    bias = None if bias is None else ordered(bias)
+    bias = None if bias is None else aligned(bias)
     axes = merged(batch, contiguous_strides(batch), _steps(a, batch), _steps(b, batch))
     *outer, (count, c_step, a_step, b_step) = axes or [[1, 1, 0, 0]]
     most = MOST_BATCHES // choice.pieces
@@ -162,7 +162,7 @@ def _suited(x):
     """x (..., K), its rows contiguous and on 16 bytes: a copy unless it lies so."""
     per = 16 // x.dtype.itemsize
     steps = [x.offset, *(s for n, s in zip(x.shape[:-1], x.strides[:-1]) if n != 1)]
-    return x if x.strides[-1] == 1 and not any(s % per for s in steps) else ordered(x)
+    return x if x.strides[-1] == 1 and not any(s % per for s in steps) else aligned(x)
 
 
 def _rows(x):
