@@ -13,11 +13,11 @@ from refsd.numba_ops.cuda.device import current
 from refsd.numba_ops.cuda.plan import Choice
 from refsd.ops.linear import linear as definition
 
-TILED = [(f, constants) for f in (linear_tiles.ampere, linear_tiles.turing,
+TILED = [(f, constants) for f in (linear_tiles.ampere, linear_tiles.turing, linear_tiles.hopper,
                                   linear_float32.registers) for constants in f.each]
 SMALL = [(linear.plain, (dtype,)) for dtype in DTYPES] + [
     (f, constants) for f, constants in TILED
-    if constants[1:3] == ((64, 64) if constants[0] == "float32" else (16, 64))]
+    if constants[1:] in ((64, 64), (16, 64, 16, 16), (64, 80))]
 NAMES = [f"{f.name}-{'-'.join(map(str, c))}" for f, c in TILED]
 SMALL_NAMES = [f"{f.name}-{c[0]}" for f, c in SMALL]
 
@@ -50,7 +50,7 @@ def test_each_tile(factory, constants, force, monkeypatch):
     force(factory, constants)
     dtype, rows, columns = constants[:3]
     agree("linear", layer(rows - 8, columns - 8, 40 if dtype != "float32" else 12), {}, dtype)
-    assert bool(meaning.tally["ldmatrix"]) == (dtype != "float32")
+    assert bool(meaning.tally["ldmatrix"]) == (len(constants) == 5)
     assert not meaning.tally["conflicts"]
 
 
@@ -69,7 +69,7 @@ def test_several_blocks(factory, constants, force):
 def test_pieces_of_the_sum(factory, constants, pieces, force, order):
     """Added in order; the third of three pieces of four stages has none."""
     force(factory, constants, pieces)
-    K = 28 if constants[0] == "float32" else 120
+    K = 28 if constants[0] == "float32" else 248 if factory is linear_tiles.hopper else 120
     agree("linear", layer(9, 72, K), {}, constants[0])
     agree("linear", layer(9, 16, K)[:2], {}, constants[0])
 
@@ -108,6 +108,12 @@ def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(dtype, capability, s
         assert alone.tobytes() == together[i].tobytes()
 
 
+def test_many_stages_of_warpgroups(force, order):
+    """More than the four that shared memory holds, the last one ragged."""
+    force(linear_tiles.hopper, ("float16", 64, 80))
+    agree("linear", layer(20, 88, 392), {}, "float16")
+
+
 def test_pieces_do_not_depend_on_the_batch():
     for N, K in [(320, 320), (1280, 1280), (1280, 5120), (640, 768)]:
         for L in (1, 64, 77, 256, 4096):
@@ -131,4 +137,6 @@ def test_what_is_chosen():
     assert chosen((2, 4096, 320), 320, "float64", 80)[0] is linear.plain
     assert chosen((2, 4096, 324), 320, "float16", 80)[0] is linear.plain
     assert chosen((2, 4096, 324), 324, "float32", 80)[0] is linear_float32.registers
+    assert chosen((2, 4096, 320), 320, "float16", 90) == (linear_tiles.hopper, (128, 160), 1)
+    assert chosen((2, 63, 768), 320, "float16", 90)[0] is linear_tiles.ampere
     assert chosen((2, 1280), 1280, "bfloat16", 80) == (linear_tiles.ampere, (16, 64), 5)

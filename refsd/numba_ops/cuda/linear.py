@@ -17,7 +17,7 @@ from refsd.numba_ops.cuda.array import DeviceArray, contiguous_strides, empty
 from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.layout import aligned, ordered
 from refsd.numba_ops.cuda.numbers import number, reader, writer
-from refsd.numba_ops.cuda.plan import AMPERE, Choice, Plan, factory
+from refsd.numba_ops.cuda.plan import AMPERE, HOPPER, Choice, Plan, factory
 from refsd.numba_ops.cuda.strides import merged
 from refsd.registry import kernel
 
@@ -206,8 +206,12 @@ def _choose(rows, M, N, K, dtype, capability):
         return Choice(plain, (dtype,), f"K = {K} and N = {N} are not both multiples of {step}")
     if dtype == "bfloat16" and capability < AMPERE:
         return Choice(plain, (dtype,), "tensor cores know bfloat16 from capability 8.0 on")
-    factory, tiles = (
-        (linear_float32.registers, linear_float32.TILES) if dtype == "float32" else
-        (linear_tiles.ampere, linear_tiles.TILES) if capability >= AMPERE else
-        (linear_tiles.turing, linear_tiles.TURING))
-    return tiling.chosen(factory, dtype, tiles, rows, M, N, K, capability)
+    how = rows, M, N, K, capability
+    if dtype == "float32":
+        return tiling.chosen(linear_float32.registers, dtype, linear_float32.TILES, *how)
+    if capability == HOPPER and rows >= linear_tiles.WARPGROUP:
+        return tiling.chosen(linear_tiles.hopper, dtype, linear_tiles.HOPPER_TILES, *how,
+                             cycles=tiling.of_warpgroups)
+    if capability >= AMPERE:
+        return tiling.chosen(linear_tiles.ampere, dtype, linear_tiles.TILES, *how)
+    return tiling.chosen(linear_tiles.turing, dtype, linear_tiles.TURING, *how)

@@ -16,15 +16,16 @@ import greenlet
 import numpy as np
 from numpy import float16, float32, float64  # noqa: F401
 
-from refsd.numba_ops.cuda import guarded, meaning
+from refsd.numba_ops.cuda import guarded, meaning, meaning_hopper
 from refsd.numba_ops.cuda.guarded import THREADS, Guarded, Touched, Written
 from refsd.numba_ops.cuda.meaning import *  # noqa: F403  the intrinsics
 from refsd.numba_ops.cuda.meaning import current
+from refsd.numba_ops.cuda.meaning_hopper import *  # noqa: F403
 
 WARP = 32
 order = 1  # -1: the last block runs first, and of each the last thread
 _ELEMENTS = {"bfloat16": np.dtype(np.uint16)}
-_OURS = frozenset((__file__, meaning.__file__, guarded.__file__))
+_OURS = frozenset((__file__, meaning.__file__, meaning_hopper.__file__, guarded.__file__))
 
 
 def _integer(name):
@@ -75,6 +76,8 @@ class Thread(greenlet.greenlet):
         self.threadIdx, self.blockIdx = (np.int32(index), np.int32(0), np.int32(0)), block.point
         self.blockDim, self.gridDim = block.size, block.grid
         self.value, self.copies, self.groups, self.synced = None, [], [], 0
+        # Products of a warpgroup: asked for, begun, their sums; a fence that they want was there
+        self.asked, self.begun, self.flying, self.fenced, self.unseen = [], [], None, False, False
 
     def wait(self, group: str, value: Any = None) -> list:
         """Until all threads of the group are here; the values of all, by thread."""

@@ -206,6 +206,7 @@ def _arrive(copy):
     to, index, place, value = copy
     place[:] = value
     to.touched.arrive(index, index + len(place))
+    current().unseen = True  # by Hopper's products, until fence_async
 
 
 def commit():

@@ -57,12 +57,12 @@ def core(gpu: Any, dtype: str, tile: Tile, turing: bool = False) -> SimpleNamesp
         half=half, stages=stages, threads=tile.threads, place_a=place_a, place_b=place_b,
         sums=(tile.warp_rows // 16, tile.warp_columns // 8),
         shared=2 * stages * DEPTH * (tile.rows + tile.columns),
-        copy=gpu.copy16_turing if turing else gpu.copy16)
-    parts.rows_a = _rows(gpu, tile, parts, place_a, tile.rows)
-    parts.rows_b = _rows(gpu, tile, parts, place_b, tile.columns)
+        copy=gpu.copy16_turing if turing else gpu.copy16, depth=DEPTH)
+    parts.rows_a = rows_of(gpu, parts, place_a, tile.rows)
+    parts.rows_b = rows_of(gpu, parts, place_b, tile.columns)
     multiply = _multiply(gpu, dtype, tile, parts, turing)
     parts.pipeline = lambda load_a, load_b: _pipeline(gpu, parts, load_a, load_b, multiply, turing)
-    parts.store, parts.store_sums = _store(gpu, dtype, tile, parts)
+    parts.store, parts.store_sums = epilogues(gpu, dtype, tile)
     return parts
 
 
@@ -76,26 +76,27 @@ def _place(gpu, first, rows, shift):
 
     def place(slot, row, piece):
         turned = piece ^ ((row >> uint32(shift)) & uint32(CHUNKS - 1))
-        return ((uint32(first) + slot * uint32(rows) + row) * uint32(CHUNKS) + turned) * uint32(8)
+        row = uint32(first) + slot * uint32(rows) + row
+        return uint32((row * uint32(CHUNKS) + turned) * uint32(8))
 
     return gpu.device(place)
 
 
-def _rows(gpu, tile, parts, place, rows):
+def rows_of(gpu: Any, parts: SimpleNamespace, place: Any, rows: int) -> Any:
     """A loader.   source (matrix, row0, rows, K, length of a row, first element)"""
-    uint32, copy = gpu.uint32, parts.copy
-    step = tile.threads // CHUNKS
+    uint32, copy, depth, chunks = gpu.uint32, parts.copy, parts.depth, parts.depth // 8
+    step = parts.threads // chunks
     loads, exact = -(-rows // step), rows % step == 0
 
     def load(memory, slot, stage, source, t):
         matrix, row0, count, K, length, first = source
-        piece = t % uint32(CHUNKS)
-        k = stage * uint32(DEPTH) + piece * uint32(8)
+        piece = uint32(t % uint32(chunks))
+        k = uint32(stage * uint32(depth) + piece * uint32(8))
         for i in range(loads):
-            row = t // uint32(CHUNKS) + uint32(i * step)
+            row = uint32(t // uint32(chunks) + uint32(i * step))
             if exact or row < uint32(rows):
-                wanted = row0 + row < count and k < K
-                at = first + (row0 + row) * length + k
+                wanted = uint32(row0 + row) < count and k < K
+                at = uint32(first + uint32(row0 + row) * length + k)
                 copy(memory, place(slot, row, piece), matrix, at if wanted else uint32(0), wanted)
 
     return gpu.device(load)
@@ -114,17 +115,19 @@ def _pipeline(gpu, parts, load_a, load_b, multiply, turing):
                 load_b(memory, uint32(s), first + uint32(s), b, t)
             end()
         slot, fill = uint32(0), uint32(ahead)
-        for stage in range(first, last, uint32(1)):
+        stage = uint32(first)
+        while stage < last:
             wait()
             cuda.syncthreads()
-            later = uint32(stage) + uint32(ahead)
+            later = uint32(stage + uint32(ahead))
             if later < last:
                 load_a(memory, fill, later, a, t)
                 load_b(memory, fill, later, b, t)
             end()
             multiply(memory, slot, sums, t)
-            slot = uint32(0) if slot == uint32(ahead) else slot + uint32(1)
-            fill = uint32(0) if fill == uint32(ahead) else fill + uint32(1)
+            slot = uint32(0) if slot == uint32(ahead) else uint32(slot + uint32(1))
+            fill = uint32(0) if fill == uint32(ahead) else uint32(fill + uint32(1))
+            stage = uint32(stage + uint32(1))
 
     return gpu.device(products)
 
@@ -139,41 +142,51 @@ def _multiply(gpu, dtype, tile, parts, turing):
     cuda, uint32, ldmatrix = gpu.cuda, gpu.uint32, gpu.ldmatrix
     mma = gpu.mma_bf16 if dtype == "bfloat16" else gpu.mma_f16_turing if turing else gpu.mma_f16
     place_a, place_b, (MT, NT) = parts.place_a, parts.place_b, parts.sums
-    across = tile.columns // tile.warp_columns
-    steps, warp_rows, warp_columns = DEPTH // 16, tile.warp_rows, tile.warp_columns
+    across, warp_rows, warp_columns = (
+        tile.columns // tile.warp_columns, tile.warp_rows, tile.warp_columns)
 
-    def multiply(memory, slot, sums, t):
+    def step16(memory, slot, piece, row_a, row_b, sums):
         fa = cuda.local.array((MT, 4), uint32)
         fb = cuda.local.array((NT, 2), uint32)
-        warp, lane = t >> uint32(5), t & uint32(31)
+        lane = uint32(cuda.threadIdx.x) & uint32(31)
+        for m in range(MT):
+            x = ldmatrix(memory, place_a(slot, uint32(row_a + uint32(16 * m)),
+                                         piece + (lane >> uint32(4))))
+            fa[m, 0], fa[m, 1], fa[m, 2], fa[m, 3] = x[0], x[1], x[2], x[3]
+        for n in range(0, NT, 2):
+            x = ldmatrix(memory, place_b(slot, uint32(row_b + uint32(8 * n)),
+                                         piece + ((lane >> uint32(3)) & uint32(1))))
+            fb[n, 0], fb[n, 1], fb[n + 1, 0], fb[n + 1, 1] = x[0], x[1], x[2], x[3]
+        for m in range(MT):
+            for n in range(NT):
+                d = mma((fa[m, 0], fa[m, 1], fa[m, 2], fa[m, 3]), (fb[n, 0], fb[n, 1]),
+                        (sums[m, n, 0], sums[m, n, 1], sums[m, n, 2], sums[m, n, 3]))
+                for e in range(4):
+                    sums[m, n, e] = d[e]
+
+    step16 = gpu.device(step16)
+
+    def multiply(memory, slot, sums, t):
+        warp, lane, i = t >> uint32(5), t & uint32(31), t & uint32(7)
         row_a = (warp // uint32(across)) * uint32(warp_rows) + (lane & uint32(15))
-        matrix, i = lane >> uint32(3), lane & uint32(7)
         row_b = ((warp % uint32(across)) * uint32(warp_columns) + (i >> uint32(1)) * uint32(4)
-                 + (i & uint32(1)) + (matrix >> uint32(1)) * uint32(2))
-        for step in range(steps):
-            for m in range(MT):
-                x = ldmatrix(memory, place_a(slot, row_a + uint32(16 * m),
-                                             uint32(2 * step) + (lane >> uint32(4))))
-                fa[m, 0], fa[m, 1], fa[m, 2], fa[m, 3] = x[0], x[1], x[2], x[3]
-            for n in range(0, NT, 2):
-                x = ldmatrix(memory, place_b(slot, row_b + uint32(8 * n),
-                                             uint32(2 * step) + (matrix & uint32(1))))
-                fb[n, 0], fb[n, 1], fb[n + 1, 0], fb[n + 1, 1] = x[0], x[1], x[2], x[3]
-            for m in range(MT):
-                for n in range(NT):
-                    d = mma((fa[m, 0], fa[m, 1], fa[m, 2], fa[m, 3]), (fb[n, 0], fb[n, 1]),
-                            (sums[m, n, 0], sums[m, n, 1], sums[m, n, 2], sums[m, n, 3]))
-                    for e in range(4):
-                        sums[m, n, e] = d[e]
+                 + (i & uint32(1)) + (lane >> uint32(4)) * uint32(2))
+        if turing:  # a loop to the compiler: two instructions each need more registers
+            for piece in range(0, CHUNKS, 2):
+                step16(memory, slot, uint32(piece), uint32(row_a), uint32(row_b), sums)
+        else:
+            step16(memory, slot, uint32(0), uint32(row_a), uint32(row_b), sums)
+            step16(memory, slot, uint32(2), uint32(row_a), uint32(row_b), sums)
 
     return gpu.device(multiply)
 
 
-def _store(gpu, dtype, tile, parts):
+def epilogues(gpu: Any, dtype: str, tile: Tile) -> tuple[Any, Any]:
     """store: to halves, with a bias; store_sums: as they are, for another kernel to add."""
     uint32, store4, store_pairs = gpu.uint32, gpu.store4, gpu.store_pairs
     pack = gpu.pack_f16 if dtype == "float16" else gpu.pack_bf16
-    read, (MT, NT), float32 = reader(gpu, dtype), parts.sums, gpu.float32
+    read, float32 = reader(gpu, dtype), gpu.float32
+    MT, NT = tile.warp_rows // 16, tile.warp_columns // 8
     across = tile.columns // tile.warp_columns
     warp_rows, warp_columns = tile.warp_rows, tile.warp_columns
 

@@ -5,7 +5,7 @@ images there are. Tiles do not change bits (tile.py), so they are taken by the c
 expected to take.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from refsd.numba_ops.cuda.plan import Choice
@@ -24,23 +24,6 @@ def pieces(rows: int, N: int, K: int, by: tuple[int, int] = (64, 80)) -> int:
     return max(1, min(MOST // blocks, K // SHORTEST))
 
 
-def chosen(factory: Any, dtype: str, tiles: Sequence[tuple], rows: int, M: int, N: int, K: int,
-           capability: int, by: tuple[int, int] = (64, 80)) -> Choice:
-    """A variant (dtype, *tile), that whose blocks take the fewest cycles; the first of equals.
-
-    by: the tile that pieces are counted with.
-    """
-    processors, split = MULTIPROCESSORS.get(capability, MOST), pieces(rows, N, K, by)
-
-    def blocks(tile):
-        return -(-M // tile[0]) * -(-N // tile[1]) * split
-
-    best = min(tiles, key=lambda tile: -(-blocks(tile) // processors) * cycles(tile))
-    return Choice(factory, (dtype, *best), (
-        f"tiles of {best[0]} x {best[1]}: {blocks(best)} blocks on {processors} multiprocessors"
-        + (f", each sum in {split} pieces" if split > 1 else "")), split)
-
-
 def cycles(tile: tuple) -> int:
     """Of a multiprocessor for 16 products of each result, by what takes longest.
 
@@ -56,3 +39,29 @@ def cycles(tile: tuple) -> int:
     products = -(-warps // 4) * (tile.warp_rows * tile.warp_columns * 16 // 256)
     shared = warps * (tile.warp_rows + tile.warp_columns) * 32 // 128
     return max(products, shared, (rows + columns) * 32 // L2)
+
+
+def of_warpgroups(tile: tuple[int, int]) -> int:
+    """The same of rows, columns of wgmma: 1024 products a cycle and warpgroup, no fragments."""
+    rows, columns = tile
+    groups = rows // 64
+    return max(columns * 64 * 16 // 1024, groups * (64 + columns) * 32 // 128,
+               (rows + columns) * 32 // L2)
+
+
+def chosen(factory: Any, dtype: str, tiles: Sequence[tuple], rows: int, M: int, N: int, K: int,
+           capability: int, by: tuple[int, int] = (64, 80),
+           cycles: Callable[[tuple], int] = cycles) -> Choice:
+    """A variant (dtype, *tile), that whose blocks take the fewest cycles; the first of equals.
+
+    by: the tile that pieces are counted with.
+    """
+    processors, split = MULTIPROCESSORS.get(capability, MOST), pieces(rows, N, K, by)
+
+    def blocks(tile):
+        return -(-M // tile[0]) * -(-N // tile[1]) * split
+
+    best = min(tiles, key=lambda tile: -(-blocks(tile) // processors) * cycles(tile))
+    return Choice(factory, (dtype, *best), (
+        f"tiles of {best[0]} x {best[1]}: {blocks(best)} blocks on {processors} multiprocessors"
+        + (f", each sum in {split} pieces" if split > 1 else "")), split)
