@@ -149,7 +149,9 @@ def test_memory_is_used_again(gpu):
 def test_a_graph_reads_memory_of_others(gpu):
     """And holds it as long as it lives."""
     x = to_device(numbers(300))
-    graph = gpu.capture(lambda borrowed=from_dlpack(x): F.silu(borrowed))
+    borrowed = [from_dlpack(x)]
+    graph = gpu.capture(lambda: F.silu(*borrowed))
+    borrowed.clear()
     del x
     gc.collect()
     to_device(numbers(300, seed=1))
