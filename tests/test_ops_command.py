@@ -98,12 +98,31 @@ def test_why_under_options(capfd, options, algorithm, word):
     assert fits == {"im2col", "fft"} | (set() if strided else {"winograd2", "winograd4"})
 
 
+def test_why_on_a_gpu(capfd):
+    """By its capability alone: tests/cuda/test_why.py launches what is said."""
+    call = ["why", "group_norm", "2x320x64x64", "--groups", "32", "--backend", "cuda"]
+    report = answer(capfd, *call, "--capability", "80", "--dtype", "float16")
+    assert report["kernel"] == "norm_groups.apply_kernel" and report["capability"] == 80
+    assert report["output"]["shape"] == [2, 320, 64, 64]
+    text = run(capfd, *call, "--capability", "90")[1]
+    assert text.startswith("norm_groups.apply_kernel(float32) on a GPU of capability 9.0: ")
+    for call in (["attention", *["2x64x320"] * 3, "--masked"], ["softmax", "2x5x64"],
+                 ["linear", "2x64x320", "320x320"], ["matmul", "2x64x320", "320x64"],
+                 ["conv2d", "2x320x64x64", "320x320x3x3"], ["layer_norm", "2x64x320"],
+                 ["rms_norm", "2x64x320"]):
+        assert "on a GPU of capability 7.5: " in run(capfd, "why", *call, "--backend", "cuda",
+                                                     "--capability", "75")[1]
+
+
 @pytest.mark.parametrize("args, words", [
     (["shwo"], "did you mean show?"),
     (["show"], "OP is missing"),
     (["show", "conv3d"], "did you mean conv2d?"),
     (["show", "conv2d", "1x1"], "'1x1' is one too many"),
     (["why", "linear", "1x1", "1x1"], "only conv2d has a choice: ask about that"),
+    (["why", "linear", "1x1", "1x1", "--capability", "80"], "give --backend cuda too"),
+    (["why", "silu", "1x1", "--backend", "cuda", "--capability", "80"], "one kernel for all calls"),
+    (["why", "linear", "1x4", "--backend", "cuda", "--capability", "80"], "of the arrays x, wei"),
     (["why", "conv2d", "1x1x8x8"], "KERNEL is missing"),
     (["why", "conv2d", "1x1x8x", "1x1x3x3"], "PICTURE is '1x1x8x'; give a shape"),
     (["why", "conv2d", "1x1x8x8", "1x2x3x3"], "conv2d: weight has shape (1, 2, 3, 3), wanted"),

@@ -21,18 +21,23 @@ List the ops of refsd and the backends that compute them.
     refsd ops why conv2d 2x320x64x64 320x320x3x3 --padding 1
                                  which algorithm a convolution takes, and why:
                                  shapes of picture and kernel, as N x C x H x W
-                                 and O x C/groups x kH x kW"""
+                                 and O x C/groups x kH x kW
+    refsd ops why linear 2x4096x320 1280x320 --backend cuda --capability 80
+                                 which kernel a GPU of compute capability 8.0
+                                 takes, for the shapes of the op's arrays; needs
+                                 no GPU. Norms take the shape of x alone"""
 ANSWERS = ("list", "show", "why")
 
 
 def parser() -> Parser:
     """The options of ops."""
-    parser = Parser("refsd ops [show OP | why conv2d PICTURE KERNEL] [options]", ABOUT)
+    parser = Parser("refsd ops [show OP | why OP SHAPE ...] [options]", ABOUT)
     add = parser.add_argument
     add("action", nargs="?", default="list", help=argparse.SUPPRESS)
     add("op", metavar="OP", nargs="?", help="the name of an op")
     add("picture", metavar="PICTURE", nargs="?", help="shape of the picture: 2x320x64x64")
     add("kernel", metavar="KERNEL", nargs="?", help="shape of the weights: 320x320x3x3")
+    add("values", metavar="VALUES", nargs="?", help="attention on a GPU: the shape of v")
     pair = "N, or vertical x horizontal: 2x1"
     add("--stride", type=_numbers(1, 2), metavar="N", default=1, help=pair)
     add("--padding", type=_numbers(1, 2, 4), metavar="N", default=0,
@@ -43,6 +48,10 @@ def parser() -> Parser:
         help=f"{', '.join(FLOATS)} (float32)")
     add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     add("--exact", action="store_true", help="as it is chosen with refsd --exact")
+    add("--capability", type=int, metavar="NN", help="of a GPU, 80 for 8.0; default: the one here")
+    add("--heads", type=int, metavar="N", default=8, help="of attention (8)")
+    add("--masked", action="store_true", help="attention has a mask")
+    add("--axis", type=int, metavar="N", default=-1, help="of softmax (-1)")
     return parser.answering()
 
 
@@ -50,7 +59,10 @@ def run(options: argparse.Namespace) -> int:
     """List, show or explain."""
     check_choice("ops", options.action, ANSWERS)
     needed = {"list": (), "show": ("op",), "why": ("op", "picture", "kernel")}[options.action]
-    for name in ("op", "picture", "kernel"):
+    if options.action == "why" and _of_gpu(options):
+        needed = ("op", "picture", *(name for name in ("kernel", "values")
+                                     if getattr(options, name) is not None))
+    for name in ("op", "picture", "kernel", "values"):
         word = getattr(options, name)
         if (word is not None) != (name in needed):
             raise UsageError(f"ops {options.action}: " + (f"{name.upper()} is missing" if not word
@@ -105,10 +117,48 @@ def _show(options: argparse.Namespace) -> None:
     result(declared)
 
 
+def _of_gpu(options: argparse.Namespace) -> bool:
+    """Whether the answer is a kernel: a convolution has an algorithm, on every backend."""
+    if options.capability is not None and options.backend != "cuda":
+        raise UsageError("ops why: --capability is of a GPU; give --backend cuda too")
+    return options.backend == "cuda" and (options.op != "conv2d" or options.capability is not None)
+
+
+def _why_gpu(options: argparse.Namespace) -> None:
+    from refsd.numba_ops.cuda.why import explain
+
+    if options.capability is None:
+        choose_backend("cuda")  # or it says why not
+        from refsd.numba_ops.cuda.device import current
+
+        options.capability = current().capability
+    shapes = [_shape(name.upper(), text) for name in ("picture", "kernel", "values")
+              if (text := getattr(options, name)) is not None]
+    chosen = {"conv2d": ("stride", "padding", "dilation", "groups"), "group_norm": ("groups",),
+              "attention": ("heads", "masked"), "softmax": ("axis",)}.get(options.op, ())
+    given = {name: getattr(options, name) for name in chosen}
+    if options.op.endswith("_norm"):
+        given["eps"] = 1e-5  # no rule looks at it
+    choice = explain(options.op, shapes, dtype=options.dtype, capability=options.capability,
+                     **given)
+    if options.json:
+        result_json({**choice._asdict(), "output": choice.output._asdict()})
+        return
+    constants = ", ".join(map(str, choice.constants))
+    result(f"{choice.kernel}({constants}) on a GPU of capability {choice.capability / 10}: "
+           f"{choice.why}")
+    parts = f", each sum in {choice.pieces} pieces" if choice.pieces > 1 else ""
+    result(f"The result is {' x '.join(map(str, choice.output.shape))}{parts}; by the definition "
+           f"{choice.output.flops / 1e9:,.2f} GFLOP.")
+
+
 def _why(options: argparse.Namespace) -> None:
+    if _of_gpu(options):
+        _why_gpu(options)
+        return
     if options.op != "conv2d":
         raise UsageError(f"ops why: {options.op} has one algorithm on each backend; only conv2d "
-                         "has a choice: ask about that")
+                         "has a choice: ask about that, or about a kernel, with --backend cuda")
     from refsd.algorithms import explain_conv2d
     from refsd.contracts import Spec
 

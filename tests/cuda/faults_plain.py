@@ -68,7 +68,7 @@ FAULTS = [
     Fault("a bound too late", "pointwise", "if i < count:", "if i <= count:", silu),
     Fault("the last block left out", "pointwise", "(-(-count // THREADS),)", "(count // THREADS,)",
           silu),
-    Fault("the sign of the exponent", "formulas", "apply_exp(-abs(x))", "apply_exp(abs(x))", silu),
+    Fault("the sign of the exponent", "formulas", "exp(-abs(x))", "exp(abs(x))", silu),
     Fault("blocks overlap", "pointwise", "* uint32(THREADS)", "* uint32(THREADS - 1)", silu),
     Fault("NaN is clamped", "formulas", "p if a < p else q if a > q else a",
           "a if p < a < q else p if a < p else q", clamp_of_nan),

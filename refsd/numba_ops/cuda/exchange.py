@@ -144,5 +144,5 @@ def _stream(device, error):
     """The number of the stream that a GPU's work is in."""
     stream = getattr(device, "stream", None)
     if stream is None:
-        raise error(f"this array is on {device.name}, not on a GPU: .numpy() copies it to the host")
+        raise error(f"this array is on {device.name}, not on a GPU: take .numpy()")
     return int(stream.handle)
