@@ -49,5 +49,5 @@ def test_what_has_no_answer():
                                 (("linear", [(2, 4), (3, 4), (3,), (3,)]), "4 shapes were given")]:
         with pytest.raises(UsageError, match=words):
             why.explain(op, shapes, dtype="float32", capability=80)
-    with pytest.raises(UsageError, match="capability is 61; kernels are for 75"):
+    with pytest.raises(UsageError, match="capability is 61; give 75"):
         why.explain("softmax", [(2, 3)], dtype="float32", capability=61, axis=-1)

@@ -37,10 +37,10 @@ def explain(op: str, shapes: Sequence[tuple], *, dtype: str, capability: int,
     'rows of 320: a warp holds one in registers'
     """
     if op not in RULES:
-        raise UsageError(f"{op} has one kernel for all calls on a GPU; those with a choice are "
+        raise UsageError(f"{op} has one kernel for all calls on a GPU; ask about one of: "
                          f"{', '.join(RULES)}")
     if capability < TURING:
-        raise UsageError(f"capability is {capability}; kernels are for {TURING} (7.5) and later")
+        raise UsageError(f"capability is {capability}; give {TURING} (for 7.5) or more")
     shapes = [*shapes, *_weights(op, shapes)]
     named = dict(zip(ops()[op].signature.parameters, shapes))
     wanted = [name for name, parameter in ops()[op].signature.parameters.items()
