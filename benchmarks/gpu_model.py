@@ -54,8 +54,8 @@ ASSUMPTIONS = {
                      "proportion"),
     "least": (2.0e-6, "seconds that any kernel takes, from its first to its last block"),
     "gap": (0.8e-6, "seconds between two kernels of a replayed graph"),
-    "host": (8e-6, "seconds of Python an op where there is no graph: then a step takes at least "
-                   "this times its ops"),
+    "host": (8e-6, "seconds of Python a launch where there is no graph: then a step takes at "
+                   "least this times its launches"),
 }
 
 
@@ -124,12 +124,12 @@ def page(cards: Iterable[Card] = CARDS) -> str:
             times = {part: sum(time_of(launch, card)[0] for launch in found)
                      for part, found in parts.items()}
             work, memory = floor(parts["unet"], card, dtype)
-            ops = len(parts["unet"]) * ASSUMPTIONS["host"][0]
+            asked = len(parts["unet"]) * ASSUMPTIONS["host"][0]
             ruled = sum(time_of(launch, card)[0]
                         for launch in launches("unet", dtype, card.capability, rule=True))
             picture = times["clip"] + STEPS * times["unet"] + times["decode"]
             summary.append((card.name, dtype, seconds(times["unet"]),
-                            seconds(ruled), seconds(max(times["unet"], ops)), seconds(work),
+                            seconds(ruled), seconds(max(times["unet"], asked)), seconds(work),
                             seconds(memory), seconds(times["clip"]), seconds(times["decode"]),
                             seconds(picture)))
             details += [f"#### {card.name}, {dtype}: a UNet step", "",
