@@ -12,3 +12,10 @@ def test_another_device_within_a_block():
         assert given is device.current() is other
         raise RuntimeError("inside")
     assert device.current() is not other and device.current().capability == before.capability
+
+
+def test_what_a_recipe_keeps_of_it():
+    """In lockstep no driver has a part in it."""
+    found = device.versions()
+    assert (found["device"], found["capability"]) == ("Python in lockstep", "7.5")
+    assert {"numba-cuda", "cuda-core"} <= set(found) and "driver" not in found
