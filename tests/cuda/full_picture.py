@@ -1,12 +1,13 @@
 """A picture by the GPU's kernels, run in Python, judged like a port's: tensor by tensor.
 
     python tests/cuda/full_picture.py                     the bundled model at 8 x 8 pixels
+    python tests/cuda/full_picture.py --plain             by the plain kernels alone: minutes
     python tests/cuda/full_picture.py -m FOLDER --side 16 --steps 2 --dtype float16 -o KEPT
 
 The truth is a golden pack of the same recipe, NumPy in float64: each op has its derived tolerance,
 and each tensor of the run what roundings spread to. Thread by thread the bundled model's smallest
-picture takes a while: this is run by hand, test_pictures.py does the same with a model of a few
-thousand weights.
+picture takes hours by the fast kernels, which compute whole tiles: this is run by hand.
+test_pictures.py does the same with a model of a few thousand weights.
 """
 
 import argparse
@@ -16,6 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import plain_kernels
+import pytest
 
 from refsd import StableDiffusionPipeline
 from refsd.golden.comparing.candidate import Candidate
@@ -63,8 +67,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--level", type=int, default=3)
+    parser.add_argument("--plain", action="store_true")
     options = parser.parse_args(words)
     os.environ["REFSD_CUDA"] = "lockstep"
+    if options.plain:
+        plain_kernels.choose(pytest.MonkeyPatch())
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
         comparison = judge(options.output or Path(scratch), options.model, side=options.side,
