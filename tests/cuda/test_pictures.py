@@ -66,7 +66,8 @@ def sampled(scheduler, put, noise, dtype):
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_every_sampler_steps_with_the_bits_of_the_host(name, dtype):
     """Each operator is one kernel that rounds once, as NumPy's does; noise alone is copied."""
-    noise = [normal(SHAPE, 1, 9.0)] + [(normal(SHAPE, i), normal(SHAPE, 100 + i)) for i in range(2, 30)]
+    noise = [normal(SHAPE, 1, 9.0), *((normal(SHAPE, i), normal(SHAPE, 100 + i))
+                                      for i in range(2, 30))]
     make = getattr(refsd.schedulers, name)
     expected, _ = sampled(make(), lambda x: x, noise, dtype)
     with use("cuda"):
