@@ -13,7 +13,7 @@ from typing import Any
 
 from refsd.contracts import Spec
 from refsd.errors import ResourceError, UsageError
-from refsd.memory_models import NUMBA_MEMORY, NUMPY_MEMORY, UNKNOWN_MEMORY, MemoryModel
+from refsd.memory_models import CUDA_MEMORY, NUMBA_MEMORY, NUMPY_MEMORY, UNKNOWN_MEMORY, MemoryModel
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ class CudaBackend(Backend):
 
 # Fastest first: "auto" takes the first that is available.
 BACKENDS: dict[str, Backend] = {
-    "cuda": CudaBackend("cuda", "refsd.numba_ops.cuda", device="cuda"),
+    "cuda": CudaBackend("cuda", "refsd.numba_ops.cuda", CUDA_MEMORY, device="cuda"),
     "numba": NumbaBackend("numba", "refsd.numba_ops.cpu", NUMBA_MEMORY, tunable=True),
     "numpy": Backend("numpy", "refsd.ops", NUMPY_MEMORY),
 }
