@@ -8,9 +8,9 @@ from op_table import normal
 
 import refsd
 from refsd import registry
-from refsd.numba_ops.cuda import replay
-from refsd.numba_ops.cuda.array import CHANNELS_LAST, copies, to_device
+from refsd.numba_ops.cuda.array import CHANNELS_LAST, copies, empty, to_device
 from refsd.numba_ops.cuda.device import current
+from refsd.numba_ops.cuda.fill import fill
 from refsd.numba_ops.cuda.replay import Replayed
 from refsd.numba_ops.cuda.simulated import Launches
 
@@ -135,9 +135,7 @@ def test_a_drawing_captures_once_and_again_for_other_texts_and_batches(folder, r
 
 
 def test_filling_ends_where_the_array_does():
-    from refsd.numba_ops.cuda.array import empty
-
     room = empty((70,), "float32")
-    replay._write(room.part(0, 2, 69), np.full(67, 3))
+    fill(room.part(0, 2, 69), np.full(67, 3))
     found = room.numpy()
     assert (found[2:69] == 3).all() and np.isnan(found[[0, 1, 69]]).all()

@@ -9,10 +9,10 @@ from refsd.numba_ops.cuda import (  # noqa: F401
     conv,
     deviation,
     embedding,
+    fill,
     layout,
     linear,
     norm,
-    replay,
     resize,
     softmax,
 )

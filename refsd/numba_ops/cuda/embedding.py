@@ -13,6 +13,7 @@ import numpy as np
 from refsd.half import HALVES
 from refsd.numba_ops.cuda.array import DeviceArray, empty, to_device
 from refsd.numba_ops.cuda.device import current, launch
+from refsd.numba_ops.cuda.fill import filled
 from refsd.numba_ops.cuda.layout import UNITS, ordered, unit_of, units
 from refsd.numba_ops.cuda.numbers import COMPUTED, number, reader, writer
 from refsd.numba_ops.cuda.plan import Plan, factory
@@ -101,8 +102,8 @@ def times_kernel(gpu: Any, dtype: str) -> Plan:
 @kernel("cuda", reads_halves=True)
 def timestep_embedding(timesteps, *, dim, flip_sin_to_cos, freq_shift, dtype):
     half = dim // 2
-    times = timesteps.astype("float32")
-    times = times if isinstance(times, DeviceArray) else to_device(times)
+    on_device = isinstance(timesteps, DeviceArray)
+    times = timesteps.astype("float32") if on_device else filled(timesteps)
     y = empty((timesteps.shape[0], dim), HALVES.get(dtype, dtype))
     sin_at, cos_at = (half, 0) if flip_sin_to_cos else (0, half)
     if y.size:

@@ -7,28 +7,11 @@ read them, and the result to memory of its own: samplers keep what a model predi
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from refsd.numba_ops.cuda.array import DeviceArray, empty
-from refsd.numba_ops.cuda.device import current, launch
+from refsd.numba_ops.cuda.device import current
+from refsd.numba_ops.cuda.fill import fill
 from refsd.numba_ops.cuda.layout import copy, order_of
-from refsd.numba_ops.cuda.plan import Plan, factory
 from refsd.registry import is_watched
-
-THREADS = 32
-
-
-@factory(each=[()])
-def fill_kernel(gpu: Any) -> Plan:
-    """y = value: a number gets to the device as an argument, not as a copy."""
-    cuda, uint32 = gpu.cuda, gpu.uint32
-
-    def fill(y, value, count):
-        i = uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x)
-        if i < count:
-            y[i] = value
-
-    return Plan(fill, (gpu.array("float32"), gpu.float32, gpu.uint32), THREADS)
 
 
 class Replayed:
@@ -92,8 +75,5 @@ def _place(x):
 def _write(place, x):
     if isinstance(x, DeviceArray):
         copy(x, place)
-    elif (x == x.flat[0]).all():
-        grid = (-(-place.size // THREADS),)
-        launch(fill_kernel, (), grid, place, np.float32(x.flat[0]), place.size)
     else:
-        copy(place.put(x.astype("float32")), place)
+        fill(place, x)
