@@ -31,8 +31,14 @@ from refsd.golden.recording.record import Selection
 from refsd.golden.recording.request import Request, load_truth, model_of
 from refsd.golden.tolerances import tolerance
 from refsd.golden.tolerances.spread import add_spread
+from refsd.schedulers import DDIMScheduler
 
 PROMPT = "a glossy red sphere left of a small blue cube"
+
+
+def from_noise(config: dict) -> DDIMScheduler:
+    """DDIM from t = 999 on: of a single step from t = 1 hardly anything would be the model's."""
+    return DDIMScheduler.from_config(config, timestep_spacing="trailing")
 
 
 def request_of(pipe: Any, side: int, steps: int, prompt: str = PROMPT) -> Request:
@@ -42,7 +48,7 @@ def request_of(pipe: Any, side: int, steps: int, prompt: str = PROMPT) -> Reques
 
 
 def judge(folder: Path, model: Any, *, side: int, steps: int, level: int = 3,
-          dtype: str = "float32", scheduler: Any = None, backend: str = "cuda",
+          dtype: str = "float32", scheduler: Any = from_noise, backend: str = "cuda",
           truth: Any = None) -> Comparison:
     """Draw on a backend, and compare every tensor with the truth's. Packs go to folder."""
     truth = load_truth(model, scheduler=scheduler) if truth is None else truth
