@@ -13,7 +13,7 @@ from test_attention import qkv, spoils
 
 from refsd.numba_ops.cuda import attention, device, layout, meaning
 from refsd.numba_ops.cuda.array import to_device
-from refsd.numba_ops.cuda.plan import AMPERE, TURING, Choice
+from refsd.numba_ops.cuda.plan import AMPERE, Choice
 
 
 @contextmanager
@@ -130,19 +130,3 @@ def test_rows_begin_at_whole_vectors_or_are_copied(start, width, copies):
     part = np.ascontiguousarray(whole[..., start:start + 8])
     with forced(("float16", 8, False, 1, 1, 16)):
         same_bits(y.numpy(), run("attention", [part] * 3, {"heads": 1}))
-
-
-def test_which_kernel():
-    chosen = {call: attention.choose_attention(*call) for call in [
-        (40, 40, "float16", False, AMPERE), (40, 40, "bfloat16", True, AMPERE),
-        (40, 48, "bfloat16", False, AMPERE), (256, 8, "float16", False, AMPERE),
-        (160, 160, "float16", False, TURING), (40, 40, "bfloat16", False, TURING),
-        (40, 40, "float16", True, TURING), (44, 40, "float16", False, AMPERE),
-        (264, 264, "float16", False, AMPERE), (40, 40, "float64", False, AMPERE)]}
-    names = [(choice.factory.make.__name__, *choice.constants[1:2]) for choice in chosen.values()]
-    assert names == [
-        ("attention_flash", 40), ("attention_flash", 64), ("attention_flash", 64),
-        ("attention_flash", 256), ("attention_flash_turing", 160), ("attention_plain",),
-        ("attention_plain",), ("attention_plain",), ("attention_plain",), ("attention_plain",)]
-    assert all(choice.why and choice.constants in choice.factory.each
-               for choice in chosen.values())

@@ -16,6 +16,7 @@ from refsd.half import HALVES
 from refsd.numba_ops.cuda.array import DeviceArray, empty
 from refsd.numba_ops.cuda.attention_call import FULL, WARP, Call, signature
 from refsd.numba_ops.cuda.attention_flash import attention_flash, attention_flash_turing
+from refsd.numba_ops.cuda.attention_tiles import WIDEST, attention_tiles
 from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.layout import ordered
 from refsd.numba_ops.cuda.numbers import number, reader, writer
@@ -105,6 +106,12 @@ def choose_attention(d: int, e: int, dtype: str, masked: bool, capability: int) 
         for constants in flash.each:
             if constants[0] == dtype and constants[1] >= max(d, e) and constants[2] == masked:
                 return Choice(flash, constants, f"tensor cores, widths up to {constants[1]}")
+    if dtype != "float64" and d % (per := 8 if dtype in HALVES else 4) == e % per == 0:
+        part = -(-e // -(-e // WIDEST[0]))  # of the values, all parts alike
+        for constants in attention_tiles.each:
+            if constants[0] == dtype and constants[1] >= part:
+                return Choice(attention_tiles, constants, "tiles of float32, values "
+                              f"{constants[1]} columns at a time")
     return Choice(attention_plain, (dtype,), "a warp a query: takes any width and dtype")
 
 
@@ -126,6 +133,8 @@ def _block(factory, constants):
     """The queries and columns of the values that a block computes, and elements read at once."""
     if factory is attention_plain:
         return WARPS, PER_LANE * WARP, 1
+    if factory is attention_tiles:
+        return 16 * constants[2], constants[1], 4 if constants[0] == "float32" else 8
     return 16 * constants[3] * constants[4], constants[1], 8
 
 
