@@ -42,7 +42,7 @@ def attention():
     """Two blocks of keys, queries that do not fill a block, a mask, and wide values."""
     q, k, v = normal((1, 6, 6), 1), normal((1, 37, 6), 2), normal((1, 37, 70), 3)
     agree("attention", [q, k, v], {"heads": 2, "mask": normal((2, 6, 37), 4, 3.0)})
-    agree("attention", [normal((1, 35, 4), 1), normal((1, 35, 4), 2), normal((1, 35, 4), 3)],
+    agree("attention", [normal((1, 35, 3), i) for i in range(3)],
           {"heads": 1, "causal": True})
 
 
