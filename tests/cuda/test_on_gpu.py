@@ -45,7 +45,7 @@ def test_the_same_on_a_driver_that_pretends(tmp_path):
     """Our driver's code is what runs there; kernels are Python's all the same."""
     pytest.importorskip("cuda.core")
     (tmp_path / "sitecustomize.py").write_text(ATTACH)
-    found = driver_standin.environment(REFSD_CACHE=str(tmp_path))
+    found = driver_standin.environment(REFSD_CACHE=str(tmp_path), STANDIN_CAPABILITY="90")
     found["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
     run = session.Session(tmp_path / "out.json", True, say=lambda text: None)
     run.run(["versions", "intrinsics", "load", "launch", "copies"], found)
