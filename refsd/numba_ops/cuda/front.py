@@ -31,6 +31,7 @@ from numba.types import (  # noqa: F401
 
 from refsd.numba_ops.cuda.ptx import *  # noqa: F403  the intrinsics
 from refsd.numba_ops.cuda.ptx_hopper import *  # noqa: F403
+from refsd.numba_ops.cuda.ptx_matrices import *  # noqa: F403
 
 _ELEMENTS = {"bfloat16": types.uint16}
 

@@ -1,4 +1,4 @@
-"""The intrinsics of ptx.py in Python: the same names, by what the instructions mean.
+"""The intrinsics of ptx.py and ptx_matrices.py in Python: the same names, by what they mean.
 
 PTX ISA 8.x, sections 9.7.13 (cp.async) and 9.7.14 (ldmatrix, mma). What memory demands of an access
 is in guarded.py. `tally` counts rows of matrices that share memory banks with another.
