@@ -52,7 +52,7 @@ def compile_all(capabilities: list[int]) -> dict[str, str]:
     for capability in capabilities:
         found = [*variants(capability), *((f"probe {constants[0]}", factory, constants)
                                           for factory, constants in probes.factories()
-                                          if factory.since <= capability)]
+                                          if factory.serves(capability))]
         for name, factory, constants in found:
             try:
                 store.cubin(factory, constants, capability)

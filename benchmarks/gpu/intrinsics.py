@@ -1,4 +1,4 @@
-"""Each instruction of ptx.py against its meaning in Python, on random bits, by one warp.
+"""Each instruction of the package against its meaning in Python, on random bits.
 
 Everything that is shown without a GPU rests on meaning.py, which is a reading of the manual: so
 this is what a GPU is asked first.
@@ -13,8 +13,9 @@ from benchmarks.gpu.probes import PROBES, WARP, factories, made
 from refsd.numba_ops.cuda import lockstep
 from refsd.numba_ops.cuda.array import to_device
 from refsd.numba_ops.cuda.device import current, launch
+from refsd.numba_ops.cuda.plan import Factory
 
-WORDS, HALVES = 512, 768  # of the arrays: room for all that a probe does
+WORDS, HALVES = 512, 1280  # of the arrays: room for all that a probe does
 UNSET = 0x7F  # every byte of y and z before
 # Tensor cores add the exact products of 16 and the sum before in an order and a form of their own,
 # which keep at least float32's bits of the largest term and may truncate (Fasi et al. 2021): 17
@@ -32,6 +33,8 @@ def inputs(name: str, seed: int = 0) -> list[np.ndarray]:
     elif kind == "small":
         x = (random.standard_normal(WORDS) * 4).astype(np.float32)
         x = (abs(x) if name == "sqrt" else x).view(np.uint32)
+    elif kind == "float32":
+        x = random.standard_normal(WORDS).astype(np.float32).view(np.uint32)
     elif PROBES[name].sums:
         numbers = random.standard_normal((WARP, 16)).astype(np.float32)
         halves = numbers.astype(np.float16).view(np.uint16)
@@ -70,10 +73,10 @@ def judge(name: str, found: list[np.ndarray], x: np.ndarray, h: np.ndarray) -> d
     got, true = (y[0].view(np.float32).astype(np.float64) for y in (found, wanted))
     allowed = about.ulp * np.spacing(abs(wanted[0].view(np.float32)))
     if about.sums:
-        absolute = x.copy()
-        absolute[:10 * WARP].reshape(WARP, 10)[:] &= np.array([0x7FFF7FFF] * 6 + [0x7FFFFFFF] * 4,
-                                                              np.uint32)
-        allowed = TERMS * meaning(name, absolute, h)[0].view(np.float32)
+        absolute = x & np.uint32(0x7FFFFFFF)
+        if about.x != "float32":  # a thread's halves lie beside its sums
+            absolute[:10 * WARP].reshape(WARP, 10)[:, :6] &= np.uint32(0x7FFF7FFF)
+        allowed = TERMS * meaning(name, absolute, abs(h))[0].view(np.float32)
     share = float(np.max(abs(got - true) / allowed))
     return row | {"share": share} | ({} if share <= 1 else {"red": f"{share:.3g} of what it may"})
 
@@ -81,8 +84,8 @@ def judge(name: str, found: list[np.ndarray], x: np.ndarray, h: np.ndarray) -> d
 def section(work: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """A row an instruction."""
     for name, about in PROBES.items():
-        if about.since > current().capability:
-            yield name, {"skipped": f"needs compute capability {about.since / 10}"}
+        if not Factory(made, (), about.since, about.only).serves(current().capability):
+            yield name, {"skipped": f"needs compute capability {about.since / 10}{about.only}"}
         else:
             yield name, work.guarded(lambda name=name: judge(name, on_device(name, *inputs(name)),
                                                              *inputs(name)))

@@ -1,15 +1,15 @@
-"""A kernel for each instruction of ptx.py, which a GPU and Python can both run.
+"""A kernel for each instruction of the package, which a GPU and Python can both run.
 
-A probe is a kernel of 32 threads that takes its operands from x (words of 32 bits) and h (halves),
-and writes what the instruction gave to y and z. intrinsics.py compares.
+A probe is a kernel of a warp, or of a warpgroup, that takes its operands from x (words of 32 bits)
+and h (halves), and writes what the instruction gave to y and z. intrinsics.py compares.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from refsd.numba_ops.cuda.plan import AMPERE, TURING, Factory, Plan
+from refsd.numba_ops.cuda.plan import AMPERE, HOPPER, TURING, Factory, Plan
 
-WARP = 32
+WARP, WARPGROUP = 32, 128
 
 
 class Probe(NamedTuple):
@@ -20,6 +20,9 @@ class Probe(NamedTuple):
     x: str = "bits"
     ulp: float = 0
     sums: bool = False  # of products: TERMS of the sums of absolute values are allowed
+    only: str = ""  # as Factory.only
+    threads: int = WARP
+    shared: int = 0  # bytes of dynamic memory
 
 
 PROBES: dict[str, Probe] = {}
@@ -40,14 +43,15 @@ def probe(*names: str, **about: Any) -> Callable:
 def made(gpu: Any, name: str) -> Plan:
     """The plan of a probe."""
     taken = [getattr(gpu, part, None) or getattr(gpu.cuda, part) for part in name.split(".")]
-    kernel = PROBES[name].make(gpu, *taken)
+    about = PROBES[name]
+    kernel = about.make(gpu, *taken)
     words, halves = gpu.array("uint32"), gpu.array("float16")
-    return Plan(kernel, (words, halves, words, halves), WARP)
+    return Plan(kernel, (words, halves, words, halves), about.threads, about.shared)
 
 
 def factories() -> list[tuple[Factory, tuple]]:
     """A variant each, as plan.FACTORIES has those of ops."""
-    return [(Factory(made, ((name,),), found.since, ""), (name,))
+    return [(Factory(made, ((name,),), found.since, found.only), (name,))
             for name, found in PROBES.items()]
 
 
@@ -172,6 +176,37 @@ def _mma(gpu, mma):
         sums = mma(a, b, c)
         for k in range(4):
             y[uint32(cuda.threadIdx.x) * uint32(4) + uint32(k)] = bits_of(sums[k])
+    return kernel
+
+
+@probe("wgmma.wgmma_fence.wgmma_commit.wgmma_wait0.fence_async",
+       "wgmma.wgmma_fence.wgmma_commit.wgmma_wait1.fence_async", x="float32", sums=True,
+       since=HOPPER, only="a", threads=WARPGROUP, shared=2 * 64 * (64 + 8))
+def _wgmma(gpu, wgmma, fence, commit, wait, fence_async):
+    """A (64, 16) and B (8, 16) of h, in rows of 64 halves whose pieces of 8 are turned."""
+    cuda, uint32, bits_of, float_of = gpu.cuda, gpu.uint32, gpu.bits_of, gpu.float_of
+    float16, float32, product, rest = gpu.float16, gpu.float32, wgmma(8, "f16"), gpu.wgmma_wait0
+
+    def kernel(x, h, y, z):
+        tile = cuda.shared.array(0, float16, 1024)
+        sums = cuda.local.array(4, float32)
+        t = uint32(cuda.threadIdx.x)
+        for i in range(t, 2 * (64 + 8), WARPGROUP):
+            row, piece = uint32(i) >> uint32(1), uint32(i) & uint32(1)
+            at = uint32(row * uint32(64) + ((piece ^ (row & uint32(7))) << uint32(3)))
+            for k in range(8):
+                tile[at + uint32(k)] = h[uint32(i) * uint32(8) + uint32(k)]
+        for k in range(4):
+            sums[k] = float_of(x[t * uint32(4) + uint32(k)])
+        fence_async()
+        cuda.syncthreads()
+        fence()
+        product(sums, tile, uint32(0), tile, uint32(64 * 64))
+        commit()
+        wait()
+        rest()
+        for k in range(4):
+            y[t * uint32(4) + uint32(k)] = bits_of(sums[k])
     return kernel
 
 

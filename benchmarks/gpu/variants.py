@@ -27,8 +27,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 def variants(capability: int) -> Iterator[tuple[str, Any, tuple]]:
     """All that a GPU of this capability may be given, by name."""
     for name, factory in sorted(FACTORIES.items()):
-        fits = capability == factory.since if factory.only else capability >= factory.since
-        for constants in factory.each if fits else ():
+        for constants in factory.each if factory.serves(capability) else ():
             yield f"{name}({', '.join(map(str, constants))})", factory, constants
 
 

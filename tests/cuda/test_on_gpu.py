@@ -16,7 +16,7 @@ from benchmarks import tables
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import carried, intrinsics, probes, sections, session
 from benchmarks.gpu.sections import SECTIONS, Section
-from refsd.numba_ops.cuda import compiler, meaning, store
+from refsd.numba_ops.cuda import compiler, meaning, meaning_hopper, store
 from refsd.numba_ops.cuda.pointwise import pointwise_kernel
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +109,8 @@ def test_sections_end_in_eight_minutes():
 
 
 def test_every_instruction_has_a_probe():
-    known = {name for name, value in vars(meaning).items()
-             if getattr(value, "__module__", "") == meaning.__name__ and name[0] != "_"
+    known = {name for module in (meaning, meaning_hopper) for name, value in vars(module).items()
+             if getattr(value, "__module__", "") == module.__name__ and name[0] != "_"
              and callable(value)}
     probed = {part for name in intrinsics.PROBES for part in name.split(".")}
     assert known - probed == set()

@@ -34,7 +34,7 @@ class Cubin(NamedTuple):
 
 def target_of(factory: Any, capability: int) -> str:
     """The architecture that a factory is compiled for, "80" or "90a", for a GPU's capability."""
-    if capability < factory.since or (factory.only and capability != factory.since):
+    if not factory.serves(capability):
         raise ValueError(f"{factory.name} is for compute capability {factory.since / 10}, not "
                          f"{capability / 10}; choose a kernel by the device's")
     return f"{capability}{factory.only}"

@@ -37,6 +37,10 @@ class Factory(NamedTuple):
     def __call__(self, gpu: Any, *constants: Any) -> Plan:
         return self.make(gpu, *constants)
 
+    def serves(self, capability: int) -> bool:
+        """Whether a GPU of this capability can run its variants."""
+        return capability == self.since if self.only else capability >= self.since
+
     @property
     def name(self) -> str:
         """Unique: the file of the family, and the factory's name."""

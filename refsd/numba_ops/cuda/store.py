@@ -64,7 +64,7 @@ def kept(factory: Any, constants: tuple, capability: int) -> bool:
 def variants(capability: int) -> list[tuple[Any, tuple]]:
     """(factory, constants) of all that ops may launch on a GPU of this capability."""
     return [(factory, constants) for factory in FACTORIES.values() for constants in factory.each
-            if capability >= factory.since and (not factory.only or capability == factory.since)]
+            if factory.serves(capability)]
 
 
 def file_name(factory: Any, constants: tuple, target: str) -> str:
