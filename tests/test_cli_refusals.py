@@ -180,7 +180,7 @@ def test_a_terminal_gets_no_png(monkeypatch, capfd):
 
 
 def test_too_little_memory_is_known_before_the_first_step(refused, monkeypatch):
-    monkeypatch.setattr("refsd.pipelines.request.available_bytes", lambda: 5 << 20)
+    monkeypatch.setattr("refsd.weights.memory.available_bytes", lambda: 5 << 20)
     monkeypatch.setattr("refsd.pipelines.stages.denoise", None)
     refused(4, ["512 x 512", "GiB are free", "smaller"], ["a", "-W", "512", "-H", "512"])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from refsd import backends
+from refsd import memory_models
 from refsd.backends import BACKENDS
 from refsd.numba_ops import pool
 from refsd.numba_ops.cpu import conv_winograd
@@ -101,7 +101,8 @@ def test_weights_are_counted_once(tmp_path, backend):
 
 
 def test_limits_are_those_of_the_backends():
-    assert (backends.WINDOWS, backends.SCORES) == (conv.SLICE_BYTES, attention.SLICE_BYTES)
+    slices = memory_models.WINDOWS, memory_models.SCORES
+    assert slices == (conv.SLICE_BYTES, attention.SLICE_BYTES)
     numba = BACKENDS["numba"].memory
     # Room for a piece of a panel, for each of two threads; of more, sums and panels take more.
     assert numba.transformed > 2 * 36 * (MOST_KC + 1) * panel_width("f4") * 4

@@ -8,7 +8,6 @@ from refsd.arguments import as_integer, as_number, nearest, shown
 from refsd.backends import BACKENDS
 from refsd.errors import ResourceError, UsageError
 from refsd.rules import integer, number
-from refsd.weights.memory import available_bytes
 
 MAX_SIDE = 4096
 MAX_PICTURES = 1000
@@ -144,8 +143,10 @@ def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta
 
 def check_memory(backend: str, needed: int, what: str) -> None:
     """Refuse what cannot fit where a backend computes; unknown available memory passes."""
+    from refsd.weights import memory  # here: a page of help needs no NumPy
+
     available = BACKENDS[backend].free_memory()
-    available = available_bytes() if available is None else available
+    available = memory.available_bytes() if available is None else available
     if available is not None and needed > available:
         raise ResourceError(f"{what} needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} "
                             "GiB are free: ask for smaller or fewer pictures")
