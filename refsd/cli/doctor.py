@@ -17,7 +17,8 @@ from refsd.version import __version__
 
 ABOUT = """\
 Show versions, processor, threads, memory, caches, the GPU and the bundled model,
-and check the noise generators against published numbers. Exit code 1 when a check fails."""
+and check the noise generators against published numbers. Exit code 1 when a check
+fails."""
 
 LIBRARIES = ("numpy", "scipy", "safetensors", "tokenizers", "huggingface_hub", "pillow", "tqdm",
              "threadpoolctl", "numba")
