@@ -132,7 +132,7 @@ def page(cards: Iterable[Card] = CARDS) -> str:
                             seconds(ruled), seconds(max(times["unet"], asked)), seconds(work),
                             seconds(memory), seconds(times["clip"]), seconds(times["decode"]),
                             seconds(picture)))
-            details += [f"#### {card.name}, {dtype}: a UNet step", "",
+            details += [f"### {card.name}, {dtype}: a UNet step", "",
                         *_details(parts["unet"], card), "",
                         *_kernels(parts["unet"], card), ""]
     head = ("card", "dtype", "UNet step from a graph", "the same by rule",
