@@ -117,5 +117,5 @@ def test_the_page_has_every_card_and_every_assumption(tmp_path, monkeypatch):
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
     assert all(f"* {name}: {value:g} " in text for name, (value, _) in
                gpu_model.ASSUMPTIONS.items())
-    assert "#### RTX 3060, float16: a UNet step" in text and "A100" not in text
+    assert "### RTX 3060, float16: a UNet step" in text and "A100" not in text
     assert (gpu_model.ROOT / "docs" / "cuda-speed.md").read_text().count(gpu_model.BEGIN) == 1
