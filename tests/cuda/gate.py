@@ -27,6 +27,7 @@ TARGETS = {"75": "75", "80": "80", "86": "80", "89": "80", "90": "90", "90a": "9
 SHARED = {"75": 64 << 10, "80": 163 << 10, "86": 99 << 10, "89": 99 << 10, "90": 227 << 10,
           "90a": 227 << 10}
 REGISTERS = 1 << 16
+PRODUCTS = sorted(name for name in FACTORIES if name.startswith(("attention", "conv", "linear")))
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128", "LDS.128", "STS.128",
            "SHFL", "BAR", "MUFU", "FFMA", "DFMA", "LDL", "STL")
 
@@ -71,6 +72,11 @@ def _shared(ptx):
 
 
 _kept: dict[tuple, tuple[Plan, str]] = {}
+
+
+def forget() -> None:
+    """Let go of what was compiled for more than one target."""
+    _kept.clear()
 
 
 def _ptx(factory, constants, target):
