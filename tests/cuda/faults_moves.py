@@ -1,4 +1,4 @@
-"""Faults in kernels that take rows, embed times, rotate pairs and enlarge images."""
+"""Faults in kernels that take rows, embed times and rotate pairs."""
 
 import numpy as np
 from cuda_agreement import agree
@@ -25,16 +25,6 @@ def rotations():
               {"base": 500.0, "interleaved": interleaved})
 
 
-def nearest():
-    for height, width in ((9, 7), (6, 2)):
-        agree("upsample_nearest", [normal((2, 3, 5, 3), 1)], {"height": height, "width": width})
-
-
-def bilinear():
-    agree("upsample_bilinear", [normal((2, 3, 5, 3), 1)],
-          {"height": 9, "width": 7, "align_corners": False})
-
-
 FAULTS = [
     Fault("all parts are the first", "embedding", "r * part_step + row", "row", rows),
     Fault("the row's number for what is in it", "embedding", "row = uint32(index[r])",
@@ -52,10 +42,4 @@ FAULTS = [
           "return cosine, sine", times),
     Fault("two terms of the series left out", "trigonometry", '"float32": (4, 5)',
           '"float32": (2, 3)', times),
-    Fault("height and width swapped", "resize", "float32(W) / float32(width)",
-          "float32(H) / float32(height)", nearest),
-    Fault("every image is the first", "resize", "uint32(image * H + row) * W", "uint32(row) * W",
-          nearest),
-    Fault("weights swapped", "resize", "first * (one - v) + second * v",
-          "first * v + second * (one - v)", bilinear),
 ]

@@ -88,7 +88,7 @@ FAULTS = [
     Fault("steps of the result for x's", "layout", "merged(y.shape, y.strides, x.strides)",
           "merged(y.shape, x.strides, y.strides)", copy),
     Fault("an axis not taken off", "strides", "uint32(above2 - above1 * n1)", "above2", copy),
-    Fault("a bound too late", "replay", "if i < count:", "if i <= count:", fill),
+    Fault("a bound too late", "fill", "if i < count:", "if i <= count:", fill),
     Fault("a bound too late", "cast", "if i < count:", "if i <= count:", narrowed),
     Fault("a number counts twice", "deviation", "if lane < width:", "if lane <= width:",
           spread),
