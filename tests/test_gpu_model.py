@@ -118,4 +118,9 @@ def test_the_page_has_every_card_and_every_assumption(tmp_path, monkeypatch):
     assert all(f"* {name}: {value:g} " in text for name, (value, _) in
                gpu_model.ASSUMPTIONS.items())
     assert "### RTX 3060, float16: a UNet step" in text and "A100" not in text
-    assert (gpu_model.ROOT / "docs" / "cuda-speed.md").read_text().count(gpu_model.BEGIN) == 1
+
+
+def test_the_page_is_no_older_than_the_code():
+    """python -m benchmarks.gpu_model --write"""
+    _, rest = gpu_model.PAGE.read_text().split(gpu_model.BEGIN)
+    assert rest.split(gpu_model.END)[0].strip() == gpu_model.page()
