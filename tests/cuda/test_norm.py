@@ -126,6 +126,19 @@ def test_views_lie_as_the_kernels_want_them():
     assert np.array_equal(y, run("softmax", [x[1:265]], {"axis": 0}))
 
 
+@pytest.mark.parametrize("name, options", [("group_norm", {"groups": 2}), ("layer_norm", {}),
+                                           ("rms_norm", {})])
+def test_weights_may_be_columns(name, options):
+    """Views whose elements are not neighbours, as those of a transposed matrix."""
+    shape = (2, 8, 3, 3) if options else (2, 8)
+    x, columns = normal(shape, 1), normal((8, 2), 2)
+    count, options = 1 if name == "rms_norm" else 2, {**options, "eps": 1e-6}
+    views = list(to_device(columns).transpose((1, 0)))[:count]
+    with registry.use("cuda"):
+        y = getattr(F, name)(to_device(x), *views, **options).numpy()
+    assert np.array_equal(y, run(name, [x, *columns.T[:count].copy()], options))
+
+
 def test_which_kernel_says_why():
     for choice, word in [
             (norm.choose_group_norm((2, 320, 64, 64), 32, "float16"), "pieces"),

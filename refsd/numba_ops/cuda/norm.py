@@ -168,7 +168,7 @@ def _choose_rows(K, dtype, plain, fast):
 @kernel("cuda", reads_halves=True)
 def group_norm(x, weight, bias, *, groups, eps):
     order = (0, *range(2, x.ndim), 1)
-    x = vectors(ordered(x, order))
+    x, weight, bias = vectors(ordered(x, order)), ordered(weight), ordered(bias)
     y = empty(x.shape, x.dtype, order)
     if not y.size:
         return y
