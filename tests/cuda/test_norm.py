@@ -11,6 +11,7 @@ from refsd import functional as F
 from refsd import registry
 from refsd.numba_ops.cuda import norm, norm_groups, softmax
 from refsd.numba_ops.cuda.array import to_device
+from refsd.numba_ops.cuda.layout import copied
 
 FAST = ("float32", "float16", "bfloat16")
 
@@ -118,11 +119,13 @@ def test_hidden_rows(K):
 
 
 def test_views_lie_as_the_kernels_want_them():
-    """A cut that does not begin at 16 bytes is copied."""
+    """A cut that does not begin at 16 bytes is copied, and counted."""
     x = normal((264 + 2,), 1)
     whole = to_device(x)
+    before = copied["arrays"]
     with registry.use("cuda"):
         y = F.softmax(whole[1:265], axis=0).numpy()
+    assert copied["arrays"] == before + 1
     assert np.array_equal(y, run("softmax", [x[1:265]], {"axis": 0}))
 
 

@@ -2,21 +2,7 @@
 
 from typing import Any
 
-from refsd.numba_ops.cuda.array import DeviceArray, empty
-from refsd.numba_ops.cuda.layout import copy, order_of
 from refsd.numba_ops.cuda.numbers import narrower, widener
-
-
-def vectors(x: DeviceArray) -> DeviceArray:
-    """x where memory can be read by 16 bytes from its first element on; a copy unless it lies so.
-
-    Blocks begin at such places, so it is a view into an odd place that is copied.
-    """
-    if x.offset * x.dtype.itemsize % 16 == 0:
-        return x
-    y = empty(x.shape, x.dtype, order_of(x))
-    copy(x, y)
-    return y
 
 
 def load_eight(gpu: Any, dtype: str) -> Any:

@@ -11,8 +11,7 @@ from typing import Any
 from refsd.numba_ops.cuda import norm_groups, norm_rows
 from refsd.numba_ops.cuda.array import empty
 from refsd.numba_ops.cuda.device import launch
-from refsd.numba_ops.cuda.eights import vectors
-from refsd.numba_ops.cuda.layout import ordered
+from refsd.numba_ops.cuda.layout import aligned, ordered
 from refsd.numba_ops.cuda.norm_rows import WARPS
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import Choice, Plan, factory
@@ -168,7 +167,7 @@ def _choose_rows(K, dtype, plain, fast):
 @kernel("cuda", reads_halves=True)
 def group_norm(x, weight, bias, *, groups, eps):
     order = (0, *range(2, x.ndim), 1)
-    x, weight, bias = vectors(ordered(x, order)), ordered(weight), ordered(bias)
+    x, weight, bias = aligned(x, order), ordered(weight), ordered(bias)
     y = empty(x.shape, x.dtype, order)
     if not y.size:
         return y
@@ -194,7 +193,7 @@ def rms_norm(x, weight, *, eps):
 def _of_rows(choice, x, parameters, eps):
     y, K = empty(x.shape, x.dtype), x.shape[-1]
     if y.size:
-        x, *parameters = (vectors(ordered(t)) for t in (x, *parameters))
+        x, *parameters = (aligned(t) for t in (x, *parameters))
         rows = x.size // K
         launch(*choice[:2], (-(-rows // WARPS),), x, *parameters, y, rows, K, eps)
     return y

@@ -5,8 +5,8 @@ from typing import Any
 
 from refsd.numba_ops.cuda.array import empty
 from refsd.numba_ops.cuda.device import launch
-from refsd.numba_ops.cuda.eights import load_eight, store_eight, vectors
-from refsd.numba_ops.cuda.layout import ordered
+from refsd.numba_ops.cuda.eights import load_eight, store_eight
+from refsd.numba_ops.cuda.layout import aligned
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import Choice, Plan, factory
 from refsd.numba_ops.cuda.warp import block_max, block_sum, warp_max, warp_sum
@@ -114,7 +114,7 @@ def choose_softmax(K: int, dtype: str) -> Choice:
 def softmax(x, *, axis):
     axes = [*range(x.ndim)]
     axes.append(axes.pop(axis))
-    rows = vectors(ordered(x.transpose(axes)))
+    rows = aligned(x.transpose(axes))
     y = empty(rows.shape, x.dtype)
     if y.size:
         rows_softmax(rows, y)
