@@ -1,4 +1,4 @@
-"""Kernels of "cuda" that are none: the definitions, on copies of the device's memory, uncounted.
+"""Kernels of "cuda" that are none: the definitions, on the device's memory itself, uncounted.
 
 They take the place of all kernels within a test, so that what is around them can be tested at once
 and to the bit: a pipeline on them gives the NumPy backend's picture. They are no part of refsd.
@@ -11,24 +11,24 @@ import numpy as np
 
 from refsd import registry
 from refsd.half import is_half, through_float32
-from refsd.numba_ops.cuda import device
+from refsd.numba_ops.cuda import deviation, device
 from refsd.numba_ops.cuda.array import DeviceArray, empty
 from refsd.numba_ops.cuda.device import current
 from refsd.numba_ops.cuda.plan import Factory
 from refsd.numba_ops.cuda.simulated import Simulated
 
 
-def stand_in(monkeypatch, missing=False):
-    """Until the test ends, "cuda" computes by the definitions; missing: what has no kernel does."""
+def stand_in(monkeypatch):
+    """Until the test ends, "cuda" computes by the definitions, and deviations as NumPy does."""
     monkeypatch.setattr(device, "_instead", [ByDefinition()])
     device.current.cache_clear()
     kernels = dict(registry._kernels)
     for op in registry.ops().values():
-        if not missing or ("cuda", op.name) not in kernels:
-            kernels["cuda", op.name] = _through_numpy(op.definition, op.signature)
+        kernels["cuda", op.name] = _through_numpy(op.definition, op.signature)
     monkeypatch.setattr(registry, "_kernels", kernels)
     halves = {kernel for (backend, _), kernel in kernels.items() if backend == "cuda"}
     monkeypatch.setattr(registry, "_reads_halves", registry._reads_halves | halves)
+    monkeypatch.setattr(deviation, "deviation", _deviation)
 
 
 def _through_numpy(definition, signature):
@@ -45,13 +45,23 @@ def _through_numpy(definition, signature):
             seen = {key: _seen(value) for key, value in values.items()}
             with np.errstate(all="ignore"):  # while a graph is captured memory is NaN
                 return np.asarray(function(*map(_seen, arrays), **seen))
-        result = compute()
-        order = tuple(np.argsort([-s for s in result.strides], kind="stable"))
-        y = empty(result.shape, result.dtype, order)
-        current().launch(compute, (), (), (y,))
-        return y
+        return _launched(compute)
     kernel.__signature__ = inspect.signature(definition)
     return kernel
+
+
+def _deviation(x, ddof):
+    axes = tuple(range(1, x.ndim))
+    return _launched(lambda: _seen(x).std(axis=axes, keepdims=True, ddof=ddof))
+
+
+def _launched(compute):
+    """What compute() gives, on the device; a captured step computes it again."""
+    result = compute()
+    order = tuple(np.argsort([-s for s in result.strides], kind="stable"))
+    y = empty(result.shape, result.dtype, order)
+    current().launch(compute, (), (), (y,))
+    return y
 
 
 def _seen(value):

@@ -72,6 +72,7 @@ def both(pipes, prompt="a red cat", **options):
 
 @pytest.mark.parametrize("options", [
     {"guidance_scale": 1}, {"eta": 0.5}, {"num_images_per_prompt": 2}, {"clip_skip": 1},
+    {"guidance_rescale": 0.7}, {"guidance_rescale": 1.0, "num_images_per_prompt": 2},
     {"prompt": ["red", "cat"], "negative_prompt": ["cat", "a"], "num_images_per_prompt": 2},
     {"latents": np.ones((1, 4, 2, 2))}, {"output_type": "latent"}, {"num_inference_steps": 1},
     {"prompt": None, "prompt_embeds": np.full((1, 16, 16), 0.5)}], ids=str)
@@ -81,11 +82,8 @@ def test_what_can_be_asked_for_has_the_same_bits(options, pipes):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_rescaled_guidance_differs_by_the_deviations_alone(pipes):
-    """Whose bits are not NumPy's: by less than 1e-4 after two steps of one rounding each."""
-    expected, found = both(pipes, guidance_rescale=0.7)
-    assert np.abs(found - expected).max() < 1e-4
-    assert np.abs(found - both(pipes)[0]).max() > 1e-3
+def test_rescaled_guidance_draws_another_picture(pipes):
+    assert (both(pipes[1:], guidance_rescale=0.7)[0] != both(pipes[1:])[0]).any()
 
 
 def test_thresholds_are_found_on_the_host_and_counted(folder, pipes):
