@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from refsd.arguments import refuse_unknown, shown
-from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_number
-from refsd.pipelines.tensors import require_finite, shaped
+from refsd.pipelines.tensors import given
 
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 GIVEN = (*TENSORS, "denoised")  # the last is x0 as seen from here; it is only to be looked at
@@ -75,11 +74,8 @@ class StepCallback:
                 self.pipe.remark(f"{name} from callback_on_step_end changes nothing: there is no "
                                  "guidance")
                 continue
-            what = f"{name} from callback_on_step_end"
-            changed[name] = shaped(what, value, tuple(old.shape), self.pipe.unet.dtype)
-            if self.pipe.check_finite:
-                require_finite(what, changed[name])
-            changed[name] = BACKENDS[self.pipe.backend].put(changed[name])
+            changed[name] = given(self.pipe, f"{name} from callback_on_step_end", value,
+                                  tuple(old.shape))
         return changed
 
     def _rescaled(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from refsd.errors import UsageError
 from refsd.pipelines import stages
 from refsd.pipelines.loading import BUNDLED
 from refsd.pipelines.request import check_prompts
-from refsd.pipelines.tensors import require_finite, shaped
+from refsd.pipelines.tensors import given
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +66,14 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     if prompt_embeds is None:
         positive = _encode(pipe, "prompt", check_prompts("prompt", prompt), clip_skip)
     else:
-        positive = _given(pipe, "prompt_embeds", prompt_embeds, ("B", "L", pipe.unet.text_width))
+        positive = given(pipe, "prompt_embeds", prompt_embeds, ("B", "L", pipe.unet.text_width))
         if clip_skip is not None:
             pipe.remark("clip_skip changes nothing: it is for prompt, and prompt_embeds is given")
     count, negative = len(positive), None
     texts = check_prompts("negative_prompt", "" if negative_prompt is None else negative_prompt)
     if negative_prompt_embeds is not None:
-        negative = _given(pipe, "negative_prompt_embeds", negative_prompt_embeds,
-                          ("B", "L", pipe.unet.text_width))
+        negative = given(pipe, "negative_prompt_embeds", negative_prompt_embeds,
+                         ("B", "L", pipe.unet.text_width))
         if negative.shape != positive.shape:
             raise UsageError(f"negative_prompt_embeds has shape {negative.shape}, prompt_embeds "
                              f"{positive.shape}; give two of one shape")
@@ -87,13 +87,6 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
             raise UsageError(f"prompt_embeds has shape {positive.shape}, the negative prompt "
                              f"{negative.shape}; give negative_prompt_embeds of the same shape")
     return _repeated(positive, copies), _repeated(negative, copies) if guided else None
-
-
-def _given(pipe, name, value, shape):
-    array = shaped(name, value, shape, pipe.unet.dtype)
-    if pipe.check_finite:
-        require_finite(name, array)
-    return BACKENDS[pipe.backend].put(array)
 
 
 def _repeated(array, copies):

@@ -27,7 +27,7 @@ from refsd.pipelines.request import (
     idle,
     is_guided,
 )
-from refsd.pipelines.tensors import require_finite, shaped
+from refsd.pipelines.tensors import given
 from refsd.places import is_on_device, on_host
 from refsd.random import TorchGenerator
 from refsd.registry import make_ready, use
@@ -255,12 +255,9 @@ class StableDiffusionPipeline:
         shape = (batch, self.vae.config.latent_channels, height // factor, width // factor)
         if latents is None:
             latents = stages.initial_latents(self.scheduler, shape, self.unet.dtype, generator)
-        else:
-            latents = shaped("latents", latents, shape, self.unet.dtype)
-            if self.check_finite:
-                require_finite("latents", latents)
-            latents = stages.scaled(latents, float(self.scheduler.init_noise_sigma))
-        return BACKENDS[self.backend].put(latents)
+            return BACKENDS[self.backend].put(latents)
+        latents = given(self, "latents", latents, shape)
+        return stages.scaled(latents, float(self.scheduler.init_noise_sigma))
 
     def _denoise(self, latents, callback, **options):
         """Run the steps; tell the callback, and the steps what it changed."""

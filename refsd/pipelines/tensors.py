@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from refsd.arguments import as_array
+from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.places import on_host
 from refsd.weights import flatten
@@ -22,6 +23,14 @@ def shaped(name: str, value: Any, wanted: tuple, dtype: Any) -> Any:
         raise UsageError(f"{name} has shape {tuple(array.shape)}; give "
                          f"({', '.join(map(str, wanted))})")
     return array
+
+
+def given(pipe: Any, name: str, value: Any, wanted: tuple) -> Any:
+    """The same in a pipeline's dtype, where its backend computes; refused unless it is finite."""
+    array = shaped(name, value, wanted, pipe.unet.dtype)
+    if pipe.check_finite:
+        require_finite(name, array)
+    return BACKENDS[pipe.backend].put(array)
 
 
 def not_finite(value: Any) -> str:
