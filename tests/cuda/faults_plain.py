@@ -6,9 +6,10 @@ import numpy as np
 from cuda_agreement import agree
 from faults import Fault
 from op_table import normal
+from test_between import deviate
 from test_layout import numbers
 
-from refsd.numba_ops.cuda import cast, deviation, layout, replay
+from refsd.numba_ops.cuda import cast, fill, layout
 from refsd.numba_ops.cuda.array import to_device
 
 
@@ -44,10 +45,10 @@ def copy():
     np.testing.assert_array_equal(y.numpy(), x.transpose(3, 1, 0, 2))
 
 
-def fill():
+def filled():
     """A number of a step, in a block that is not full."""
     place = to_device(np.zeros(33, "float32"))
-    replay._write(place, np.full(33, 7.0))
+    fill.fill(place, np.full(33, 7.0))
     np.testing.assert_array_equal(place.numpy(), np.full(33, 7, "float32"))
 
 
@@ -59,9 +60,7 @@ def narrowed():
 
 def spread():
     """Two images, of numbers that do not fill the last turn of a block's threads."""
-    x = normal((2, 150), 1)
-    y = deviation.deviation(to_device(x), 1).numpy()[:, 0]
-    np.testing.assert_allclose(y, x.astype("float64").std(axis=1, ddof=1), rtol=1e-5)
+    deviate((2, 3, 5, 10), "float32")
 
 
 FAULTS = [
@@ -88,7 +87,7 @@ FAULTS = [
     Fault("steps of the result for x's", "layout", "merged(y.shape, y.strides, x.strides)",
           "merged(y.shape, x.strides, y.strides)", copy),
     Fault("an axis not taken off", "strides", "uint32(above2 - above1 * n1)", "above2", copy),
-    Fault("a bound too late", "fill", "if i < count:", "if i <= count:", fill),
+    Fault("a bound too late", "fill", "if i < count:", "if i <= count:", filled),
     Fault("a bound too late", "cast", "if i < count:", "if i <= count:", narrowed),
     Fault("a number counts twice", "deviation", "if lane < width:", "if lane <= width:",
           spread),
