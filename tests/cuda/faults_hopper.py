@@ -1,9 +1,8 @@
 """Faults in the products of Hopper's warpgroups, and in how sums are split into pieces."""
 
-from unittest import mock
-
 from cuda_agreement import agree
 from faults import Fault
+from faults_products import product
 from op_table import normal
 
 from refsd.numba_ops.cuda import linear, linear_float32, linear_tiles
@@ -11,15 +10,11 @@ from refsd.numba_ops.cuda.plan import Choice
 
 
 def check(family, name, constants, pieces=1, M=60, N=72, K=392):
-    """A function that multiplies by a variant."""
-    def forced(*_):
-        return Choice(getattr(family, name), constants, "", pieces)
-
-    def product():
-        with mock.patch.object(linear, "choose_linear", forced):
-            agree("linear", [normal((M, K), 1), normal((N, K), 2), normal((N,), 3)], {},
-                  constants[0])
-    return product
+    """A function that multiplies by a variant, as its family has it then."""
+    def multiply():
+        choice = Choice(getattr(family, name), constants, "", pieces)
+        product(M, N, K, constants[0], choice)
+    return multiply
 
 
 def batched():

@@ -1,6 +1,5 @@
-"""Faults in what reads elements from places that it computes: enlarged images, rows of tables."""
+"""Faults in enlarged images, whose elements are read from places that are computed."""
 
-import numpy as np
 from cuda_agreement import agree
 from faults import Fault
 from op_table import normal
@@ -17,12 +16,6 @@ def bilinear():
           {"height": 7, "width": 9, "align_corners": False})
 
 
-def rows():
-    """Sixteen bytes at once, and four."""
-    for width in (8, 3):
-        agree("embedding", [np.array([[4, 0, 2], [1, 4, 3]]), normal((5, width), 1)], {})
-
-
 FAULTS = [
     Fault("columns by the factor of rows", "resize", "float32(W) / float32(width)",
           "float32(H) / float32(height)", nearest),
@@ -33,7 +26,4 @@ FAULTS = [
           "first * v + second * (one - v)", bilinear),
     Fault("the lower row is the upper", "resize", "uint32(bottom[row])", "uint32(top[row])",
           bilinear),
-    Fault("the next row", "embedding", "uint32(index[r])", "uint32(index[r]) + uint32(1)", rows),
-    Fault("a bound too late", "embedding", "if i < count:\n            r =",
-          "if True:\n            r =", rows),
 ]
