@@ -21,7 +21,7 @@ def cast_kernel(gpu: Any, source: str, target: str) -> Plan:
     read, write = reader(gpu, source), writer(gpu, target)
 
     def cast(x, y, count):
-        i = uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x)
+        i = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
         if i < count:
             write(y, i, kind(read(x, i)))
 

@@ -18,7 +18,7 @@ def fill_kernel(gpu: Any) -> Plan:
     cuda, uint32 = gpu.cuda, gpu.uint32
 
     def fill(y, value, count):
-        i = uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x)
+        i = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
         if i < count:
             y[i] = value
 

@@ -83,12 +83,13 @@ def add_pieces(gpu: Any, dtype: str) -> Plan:
     read, write, array = reader(gpu, dtype), writer(gpu, dtype), gpu.array(dtype)
 
     def add(parts, bias, c, count, N, area, biased, pieces):
-        i = uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x)
+        i = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
         if i < count:
-            at, total = i // area * (pieces * area) + i % area, float32(0)
+            image = uint32(i // area)
+            at, total = uint32(i + image * (pieces - uint32(1)) * area), float32(0)
             for piece in range(uint32(0), pieces, uint32(1)):
-                total += parts[at + uint32(piece) * area]
-            write(c, i, total + read(bias, i % N) if biased else total)
+                total += parts[uint32(at + uint32(piece) * area)]
+            write(c, i, total + read(bias, uint32(i % N)) if biased else total)
 
     return Plan(add, (gpu.array("float32"), array, array, *[gpu.uint32] * 5), THREADS)
 
