@@ -53,7 +53,7 @@ def conv2d_plain(gpu: Any, dtype: str) -> Plan:
 
     def conv2d(x, weight, bias, y, has_bias, count, H, W, C, O, Ho, Wo, kh, kw, sh, sw, dh, dw,
                top, left, groups):
-        at = uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x)
+        at = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
         if at < count:
             o, pixel = at % O, at // O
             j, i, n = pixel % Wo, pixel // Wo % Ho, pixel // Wo // Ho
