@@ -41,6 +41,16 @@ def test_masks_of_every_broadcast_shape(shape):
         agree("attention", args, {"heads": 3, "mask": m})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_may_begin_in_the_middle_of_sixteen_bytes(dtype):
+    """Without gaps between them: memory that begins behind two elements of another array."""
+    x = cast(normal((2 + 5 * 16,), 1), dtype)
+    inside = to_device(x)[2:].reshape(1, 5, 16)
+    with registry.use("cuda"):
+        y = F.attention(inside, inside, inside, heads=2).numpy()
+    same_bits(y, run("attention", [x[2:].reshape(1, 5, 16)] * 3, {"heads": 2}))
+
+
 def test_the_first_query_sees_the_first_key_only(order):
     q, k, v = qkv(1, 35, 35, 4, 4)
     y = agree("attention", (q, k, v), {"heads": 2, "causal": True})

@@ -18,7 +18,7 @@ from refsd.numba_ops.cuda.attention_call import FULL, WARP, Call, signature
 from refsd.numba_ops.cuda.attention_flash import attention_flash, attention_flash_turing
 from refsd.numba_ops.cuda.attention_tiles import WIDEST, attention_tiles
 from refsd.numba_ops.cuda.device import current, launch
-from refsd.numba_ops.cuda.layout import ordered
+from refsd.numba_ops.cuda.layout import aligned
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import Choice, Plan, factory
 from refsd.registry import kernel
@@ -141,7 +141,7 @@ def _block(factory, constants):
 def _rows(x, neighbours):
     """Rows of elements side by side, wherever each row lies that begins at a whole vector."""
     whole = not any(place % neighbours for place in (x.offset, *x.strides[:2]))
-    return x if x.strides[2] == 1 and whole else ordered(x, (0, 1, 2))
+    return x if x.strides[2] == 1 and whole else aligned(x)
 
 
 def _steps(mask):
