@@ -23,7 +23,7 @@ from refsd.models.layers import Text
 from refsd.pipelines.from_diffusers import answer
 from refsd.pipelines.request import check_integer
 from refsd.pipelines.tensors import shaped, text_width
-from refsd.places import beside
+from refsd.places import beside, on_host
 from refsd.random import TorchGenerator, draw_noise
 from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
 from refsd.registry import use
@@ -51,7 +51,7 @@ class TextEncoder:
         Raises UsageError for ids that are not integers (N, L) below the vocabulary's size.
         """
         answer("text_encoder", others)  # what it gives is a tuple in any case
-        ids = as_array("text_encoder: ids", input_ids)
+        ids = as_array("text_encoder: ids", on_host(input_ids))
         rows = self.tree["embeddings"]["token_embedding"]["weight"].shape[0]
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not 1 <= ids.shape[1] <= (
                 self.config.max_length):
@@ -90,7 +90,7 @@ class UNet:
         """
         answered, put = answer("unet", others), BACKENDS[self.backend].put
         sample = put(shaped("unet: sample", sample, ("N", self.in_channels, "h", "w"), self.dtype))
-        steps = to_float32(as_array("unet: timestep", timestep))
+        steps = to_float32(as_array("unet: timestep", on_host(timestep)))
         if steps.size == 1:
             steps = np.full(sample.shape[0], steps.item(), steps.dtype)
         if steps.shape != (sample.shape[0],):

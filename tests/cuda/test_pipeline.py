@@ -6,6 +6,7 @@ import standing_in
 import tiny
 
 import refsd
+from refsd.backends import BACKENDS
 from refsd.errors import ModelError, UsageError
 from refsd.golden.recording.record import Recorder, Selection
 from refsd.golden.recording.request import Request
@@ -105,11 +106,13 @@ def test_a_callback_is_given_arrays_on_the_device_and_may_give_either(pipes):
                                         callback_on_step_end_tensor_inputs=["latents", "denoised"]))
 
 
-def test_networks_take_arrays_of_the_host_too(pipes):
+def test_networks_take_arrays_of_the_host_and_times_and_ids_of_either(pipes):
     image, latents = np.full((1, 3, 16, 16), 0.25, "f4"), np.full((1, 4, 2, 2), 0.5, "f4")
     text = np.full((1, 16, 16), 0.5, "f4")
     calls = [lambda p: p.unet(latents, 3, text), lambda p: p.vae.decode(latents),
-             lambda p: p.vae.encode(image).sample(7), lambda p: p.text_encoder([[1, 2]])[1]]
+             lambda p: p.vae.encode(image).sample(7), lambda p: p.text_encoder([[1, 2]])[1],
+             lambda p: p.unet(latents, BACKENDS[p.backend].put(np.array([3.0])), text),
+             lambda p: p.text_encoder(BACKENDS[p.backend].put(np.array([[1, 2]])))[1]]
     for call in calls:
         expected, found = map(call, pipes)
         assert is_on_device(found)
