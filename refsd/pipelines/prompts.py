@@ -95,20 +95,17 @@ def _repeated(array, copies):
     return copied
 
 
-def _unseen(text):
-    from refsd.text import words
-
-    return words.remark(text)
-
-
 def _encode(pipe, name, texts, clip_skip):
     for text in texts:
         if line := dropped(pipe.tokenizer, text, name):
             logger.warning("%s", line)
         for syntax, meaning in literal(text):
             pipe.remark(f"{syntax!r}: {meaning}", meaning)
-        if pipe.name == BUNDLED and (line := _unseen(text)):
-            pipe.remark(line)
+        if pipe.name == BUNDLED:
+            from refsd.text import words
+
+            if line := words.remark(text):
+                pipe.remark(line)
     ids = stages.tokenize(pipe.tokenizer, texts)
     vectors = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
     # An encoder of another pipeline has a dtype and a place of its own.

@@ -280,10 +280,9 @@ class StableDiffusionPipeline:
                 return latents, seconds
 
     def _check(self, stage, *arrays):
-        if self.check_finite:
-            for array in arrays:
-                if array is not None:
-                    stages.require_finite(array, stage)
+        for array in arrays:
+            if self.check_finite and array is not None:
+                stages.require_finite(array, stage)
 
     def remark(self, message: str, key: str | None = None) -> None:
         """A warning that this pipeline gives once, however often it would."""

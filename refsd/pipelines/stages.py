@@ -129,11 +129,9 @@ def x0_of_step(scheduler: Any, stepped: Any, predicted: Any, timestep: Any, x: A
 
     A scheduler without alphas_cumprod gives none: then the latents as they are.
     """
-    x0, alpha_bars = getattr(stepped, "pred_original_sample", None), getattr(
-        scheduler, "alphas_cumprod", None)
-    if x0 is not None:
+    if (x0 := getattr(stepped, "pred_original_sample", None)) is not None:
         return x0
-    if alpha_bars is None:
+    if (alpha_bars := getattr(scheduler, "alphas_cumprod", None)) is None:
         return stepped.prev_sample
     return to_x0(scheduler.config.prediction_type, to_float32(predicted), to_float32(x),
                  alpha_bars[int(timestep)])
