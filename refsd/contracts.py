@@ -93,6 +93,11 @@ class Contract:
         return Output(shape, dtype, int(value(self.flops, sizes)), sum(
             math.prod(all_of[name].shape) * itemsize(all_of[name].dtype) for name in touched))
 
+    def floats(self, args: tuple, options: dict[str, Any]) -> dict[str, Any]:
+        """The arrays of a call that may hold nothing but floats, by name."""
+        arrays = self._arrays(self._bind(args, options))
+        return {name: arrays[name] for name in arrays if self.tensor(name).kind == "float"}
+
     def _bind(self, args, options) -> dict[str, Any]:
         try:
             bound = self.signature.bind(*args, **options)

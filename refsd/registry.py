@@ -24,6 +24,7 @@ from refsd.backends import BACKENDS, available_backends, find_backend
 from refsd.dense import dense_call
 from refsd.errors import UsageError
 from refsd.kinds import Kind, Map, Pair
+from refsd.places import misplaced
 
 
 class Op(NamedTuple):
@@ -226,16 +227,14 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
 
     A leaf is its dense array, and x is as the leaf takes it; listeners are given both as they are.
     """
-    backend = _active.get()
+    backend, tracer = _active.get(), _tracer.get()
     for key, value in options.items():
         if type(value) not in _PLAIN and isinstance(value, numbers.Integral):
             options[key] = int(value)  # NumPy's overflow where shapes are multiplied
-    inferred = _infer(name, args, options)
-    tracer = _tracer.get()
+    inferred = _infer(name, args, options, backend if tracer is None else None)
     if tracer is not None:
         return tracer(name, *_named(_ops[name].signature, args, options), inferred)
-    function = _kernels.get((backend, name))
-    if function is None:
+    if (function := _kernels.get((backend, name))) is None:
         raise UsageError(f"{name} has no kernel on the backend {backend!r}; "
                          f"take one of: {', '.join(b for b, n in _kernels if n == name)}")
     arrays, values = args, options
@@ -246,8 +245,7 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
         from refsd.half import through_float32
 
         function = through_float32(function, inferred.dtype)
-    listener = _listener.get()
-    if listener is None:
+    if (listener := _listener.get()) is None:
         return function(*arrays, **values)
     begun = time.perf_counter_ns()
     output = function(*arrays, **values)
@@ -257,16 +255,18 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
     return output
 
 
-def _infer(name: str, args: tuple, options: dict) -> Any:
-    """The contract's Output, cached: it depends on shapes, dtypes and Python values only."""
+def _infer(name: str, args: tuple, options: dict, backend: str | None) -> Any:
+    """The contract's Output, cached: it depends on shapes, types and Python values only."""
     try:
-        call = (name, *map(_seen, args), *options, *map(_seen, options.values()))
-        output = _inferred.get(call)
-        if output is not None:
+        call = (name, backend, *map(_seen, args), *options, *map(_seen, options.values()))
+        if (output := _inferred.get(call)) is not None:
             return output
     except TypeError:  # something that cannot be hashed, such as an array without dimensions
         call = None
     output = _ops[name].contract(*args, **options)
+    for key, array in _ops[name].contract.floats(args, options).items() if backend else ():
+        if why := misplaced(array, BACKENDS[backend].device):
+            raise UsageError(f"{name}: {key} {why}")
     if call is not None:
         if len(_inferred) >= INFER_CACHE_SIZE:
             _inferred.clear()

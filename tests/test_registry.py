@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -317,7 +318,7 @@ def test_an_accepted_call_is_not_judged_again(monkeypatch):
     silu = registry._ops["silu"]
     monkeypatch.setattr(registry, "_inferred", {})
     monkeypatch.setitem(registry._ops, "silu", silu._replace(
-        contract=lambda x: judged.append(x.shape) or silu.contract(x)))
+        contract=replace(silu.contract, infer=lambda x: judged.append(x.shape) or {})))
     for array in (x(), x() + 1, x()[:2], x()[:2], x().astype("f8")):
         F.silu(array)
     assert judged == [(3,), (2,), (3,)]

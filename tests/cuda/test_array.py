@@ -1,15 +1,21 @@
 """Arrays on a device: strict, in no silence; their parts; and for other libraries."""
 
 import gc
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from op_table import normal
 
+from refsd import functional as F
+from refsd.errors import UsageError
 from refsd.half import HALVES
+from refsd.leaf import Weight
 from refsd.numba_ops.cuda import device, exchange
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, copies, empty, to_device
+from refsd.numba_ops.cuda.weights import DeviceWeight
+from refsd.registry import trace, use
 
 
 def test_nothing_becomes_numpy_unasked():
@@ -23,6 +29,38 @@ def test_nothing_becomes_numpy_unasked():
     with pytest.raises(TypeError, match=r"on the GPU: \.numpy\(\) copies it"):
         np.asarray(x)
     assert copies == before
+
+
+@pytest.mark.parametrize("backend, wanted", [
+    ("numpy", r"lies on a device, wanted on the host: \.numpy\(\)"),
+    ("cuda", "lies on the host, wanted on the GPU: .*to_device")])
+def test_ops_take_floats_where_their_backend_computes(backend, wanted):
+    """Judged on each backend anew, whatever another one accepted; and nothing is copied."""
+    there, here = to_device(normal((2, 3), 1)), normal((2, 3), 1)
+    leaf = DeviceWeight(there, "w") if backend == "numpy" else Weight(here, "w")
+    good, bad, other = (here, there, "cuda") if backend == "numpy" else (there, here, "numpy")
+    before, traced = dict(copies), []
+    with use(other):
+        F.silu(bad)
+    with use(backend):
+        F.silu(good)
+        for name, call in {"silu: x": lambda: F.silu(bad), "add: b": lambda: F.add(good, bad),
+                           "concat: arrays[1]": lambda: F.concat([good, bad], axis=0),
+                           "linear: weight": lambda: F.linear(good, leaf)}.items():
+            for _ in range(2):
+                with pytest.raises(UsageError, match=f"^{re.escape(name)} {wanted}"):
+                    call()
+        with trace(lambda *event: traced.append(event)):
+            F.silu(bad)
+    assert copies == before and len(traced) == 1
+
+
+def test_ids_and_times_may_lie_on_the_host():
+    ids, host = np.array([1, 0]), normal((2, 3), 1)
+    with use("cuda"):
+        np.testing.assert_array_equal(F.embedding(ids, to_device(host)).numpy(), host[ids])
+        assert F.timestep_embedding(np.ones(2, "f4"), dim=4, flip_sin_to_cos=True, freq_shift=0,
+                                    dtype="float32").shape == (2, 4)
 
 
 def test_copies_are_counted():

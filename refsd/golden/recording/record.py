@@ -86,7 +86,7 @@ class OnHost:
             return {key: self(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return type(value)(map(self, value))
-        if not is_on_device(value):
+        if isinstance(value, Weight) or not is_on_device(value):
             return value
         if value not in self._copies:
             self._copies[value] = value.numpy()

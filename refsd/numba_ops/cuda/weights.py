@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from refsd.errors import UsageError
 from refsd.leaf import Weight
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, to_device
@@ -10,6 +12,7 @@ from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, to_device
 class DeviceWeight(Weight):
     """A leaf whose array lies on the device; ops are given that array."""
 
+    on_device = True  # see refsd.places
     __slots__ = ()
 
     def _hold(self, array: DeviceArray) -> DeviceArray:
@@ -22,6 +25,10 @@ class DeviceWeight(Weight):
     def dense(self) -> DeviceArray:
         """The array on the device."""
         return self._array
+
+    def numpy(self) -> np.ndarray:
+        """A copy on the host."""
+        return self._array.numpy()
 
     @property
     def prepared_bytes(self) -> int:
