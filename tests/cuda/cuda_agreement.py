@@ -7,17 +7,30 @@ from numba_agreement import OPS, cast, truth_of
 
 from refsd import functional as F
 from refsd import registry
-from refsd.numba_ops.cuda.array import CHANNELS_LAST, to_device
+from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, to_device
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 VIEWS = ("transposed", "part")
+EVERYWHERE = (*VIEWS, "apart", "behind")
 
 
 def lie(value, how):
-    """On the device as a view: with its axes the other way round, or a part of a larger array."""
+    """On the device as a view: with its axes the other way round, or a part of a larger array.
+
+    apart: every other element along all axes; behind: without gaps, behind one element.
+    """
     if how == "transposed":
         axes = tuple(range(value.ndim))[::-1]
         return to_device(value.transpose(axes)).transpose(axes)
+    if how == "behind":
+        x = to_device(np.append(value.flat[-1:], value))
+        return x[len(x) - value.size:].reshape(*value.shape)
+    if how == "apart":
+        for axis in range(value.ndim):
+            value = value.repeat(2, axis)
+        x = to_device(value)
+        return DeviceArray(tuple(n // 2 for n in x.shape), tuple(2 * s for s in x.strides), x.dtype,
+                           x.block)
     larger = np.full([n + 3 for n in value.shape], value.flat[-1] if value.size else 0, value.dtype)
     larger[tuple(np.s_[1:n + 1] for n in value.shape)] = value
     x = to_device(larger)
@@ -29,7 +42,7 @@ def lie(value, how):
 def run(name, args, options, images=CHANNELS_LAST):
     """The op on the device: arrays go there, the result comes back.
 
-    images: the order of their axes, or how all arrays lie, one of VIEWS.
+    images: the order of their axes, or how all arrays lie, one of EVERYWHERE.
     """
     def moved(value):
         if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) for v in value):

@@ -1,8 +1,8 @@
 """Every op has a kernel, and each of its sample calls agrees with its definition."""
 
 import pytest
-from cuda_agreement import DTYPES, agree
-from numba_agreement import OPS
+from cuda_agreement import DTYPES, EVERYWHERE, agree, run
+from numba_agreement import OPS, cast, same_bits
 
 from refsd import examples, registry
 from refsd.numba_ops import cuda  # noqa: F401  declares the kernels
@@ -29,3 +29,13 @@ def test_sample_calls(name, dtype):
         if "dtype" in options:
             options = options | {"dtype": dtype}
         agree(name, list(inputs.values()), options, dtype)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_bits_do_not_depend_on_how_arrays_lie(name):
+    op = OPS[name]
+    inputs, options = examples.with_values(op, examples.calls(op)[0], 0)
+    args = [cast(value, "float16") for value in inputs.values()]
+    whole = run(name, args, options)
+    for images in EVERYWHERE:
+        same_bits(run(name, args, options, images), whole)
