@@ -7,12 +7,15 @@ import ast
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import driver_standin
 import pytest
 
 from refsd import gpu
+from refsd.errors import ResourceError
 from refsd.numba_ops.cuda import store
+from refsd.numba_ops.cuda.driver import Driver
 from refsd.numba_ops.cuda.pointwise import pointwise_kernel
 
 HERE = Path(__file__).parent
@@ -123,6 +126,15 @@ print(len(empty((40 * mib,), np.int8)) // mib)
                     "uses 0.06 GiB, and 0.00 GiB of 0.06 GiB are free. Take --dtype float16, a "
                     "smaller picture (-W, -H) or fewer at once, or close what else uses the GPU")
     assert again == "40"
+
+
+def test_a_refusal_names_the_function():
+    """Not what the function is wrapped in, and no other refusal is a full memory."""
+    error, full = SimpleNamespace(name="CUDA_ERROR_NOT_PERMITTED"), object()
+    driver = SimpleNamespace(cuMemAlloc=lambda size: (error, 0),
+                             CUresult=SimpleNamespace(CUDA_ERROR_OUT_OF_MEMORY=full))
+    with pytest.raises(ResourceError, match=r"refused cuMemAlloc \(CUDA_ERROR_NOT_PERMITTED\)"):
+        Driver._more(SimpleNamespace(_driver=driver), 512)
 
 
 def test_a_kernel_that_fails_is_told():

@@ -20,7 +20,7 @@ from refsd.numba_ops.cuda.array import DeviceArray
 from refsd.numba_ops.cuda.device import Block
 from refsd.numba_ops.cuda.kernels import Kernel
 from refsd.numba_ops.cuda.pool import Arena, NoMemory, Pool, size_class
-from refsd.numba_ops.cuda.refusals import call, full, memory_of, not_within
+from refsd.numba_ops.cuda.refusals import call, full, memory_of, not_within, refused
 from refsd.numba_ops.cuda.staging import Staging
 
 ATTEMPTS = 3  # to capture a function: at first kernels are loaded and memory is found
@@ -141,7 +141,8 @@ class Driver:
         error, address = self._driver.cuMemAlloc(size)
         if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise NoMemory
-        call(lambda: (error,))
+        if error:
+            raise refused(error, "cuMemAlloc")
         return int(address)
 
     def _enter(self) -> None:

@@ -16,8 +16,13 @@ def call(function: Callable, *arguments: Any) -> Any:
     """A function of cuda.bindings.driver: what it gives. Raises ResourceError."""
     error, *values = function(*arguments)
     if error:
-        raise ResourceError(_refused(error.name, getattr(function, "__name__", "it")))
+        raise refused(error, getattr(function, "__name__", "it"))
     return values[0] if len(values) == 1 else values or None
+
+
+def refused(error: Any, what: str) -> ResourceError:
+    """The error where the driver answers a function with this code."""
+    return ResourceError(_refused(error.name, what))
 
 
 @contextmanager
