@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refsd.half import HALVES, is_half
+from refsd.half import HALVES
 from refsd.numba_ops.cuda.array import DeviceArray, contiguous_strides
 from refsd.numba_ops.cuda.device import Block, current
 
@@ -49,7 +49,7 @@ _given: dict[int, tuple] = {}  # what others have: the structure's address, and 
 def interface(x: DeviceArray) -> dict[str, Any]:
     """x by the CUDA array interface. Its work may be on the way: in `stream`."""
     stream = _stream(x.block.device, AttributeError)
-    if is_half(x.dtype) and x.dtype.name == "bfloat16":
+    if x.dtype.name == "bfloat16":
         raise AttributeError("the CUDA array interface has no bfloat16; DLPack has: from_dlpack")
     steps = tuple(s * x.dtype.itemsize for s in x.strides)
     return {"shape": x.shape, "strides": steps, "typestr": x.dtype.str, "version": 3,

@@ -31,13 +31,11 @@ class Pool:
         self.free: dict[int, list[int]] = defaultdict(list)  # size class -> addresses
         self.held = 0  # bytes from the driver
         self.used = 0  # bytes of them that somebody has
-        self.peak = 0
 
     def take(self, size: int) -> int:
         """The address of a piece of a size class. Raises NoMemory."""
         address = self.free[size].pop() if self.free.get(size) else self._more(size)
         self.used += size
-        self.peak = max(self.peak, self.used)
         return address
 
     def give(self, address: int, size: int) -> None:

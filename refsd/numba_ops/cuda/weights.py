@@ -16,7 +16,7 @@ class DeviceWeight(Weight):
     __slots__ = ()
 
     def _hold(self, array: DeviceArray) -> DeviceArray:
-        return array if isinstance(array, DeviceArray) else to_device(array)
+        return array
 
     @property
     def nbytes(self) -> int:
