@@ -74,17 +74,16 @@ FAULTS = [
     Fault("the neighbour's eight", "norm_rows", "eight(x, first + at, v, 8 * e)",
           "eight(x, first + (at ^ uint32(8)), v, 8 * e)", registers),
     Fault("no barrier before a sum of all warps", "warp",
-          "        cuda.syncthreads()\n        x = parts[0]\n        for w in range(1, warps):\n"
-          "            x +=", "        x = parts[0]\n        for w in range(1, warps):\n"
-          "            x +=", a_block_a_group),
+          "        cuda.syncthreads()\n        x = parts[0]\n", "        x = parts[0]\n",
+          a_block_a_group),
     Fault("a sum's parts are written while they are read", "warp",
-          "        cuda.syncthreads()  # the parts of another sum may still be read\n", "",
+          "        cuda.syncthreads()  # the parts of another call may still be read\n", "",
           a_block_a_group),
     Fault("the barrier in a branch", "warp",
-          "        cuda.syncthreads()  # the parts of another sum may still be read\n",
+          "        cuda.syncthreads()  # the parts of another call may still be read\n",
           "        if t < uint32(32):\n            cuda.syncthreads()\n", a_block_a_group),
     Fault("a distance is missing", "warp", "(16, 8, 4, 2, 1)", "(16, 8, 4, 2)", registers),
-    Fault("a maximum of half the warp", "warp", "x = other if other > x else x", "x = other",
+    Fault("a maximum of half the warp", "warp", "other if other > x else x", "other",
           of_softmax),
     Fault("no barrier after the first sums", "norm_groups",
           "            put(sums, phase * C + c, s)\n        cuda.syncthreads()\n"

@@ -12,62 +12,56 @@ DISTANCES = (16, 8, 4, 2, 1)
 
 def warp_sum(gpu: Any) -> Any:
     """total(x): the sum of the lanes' numbers, in all lanes."""
-    shuffle = gpu.cuda.shfl_xor_sync
-
-    def total(x):
-        for distance in DISTANCES:
-            x += shuffle(FULL, x, distance)
-        return x
-
-    return gpu.device(total)
+    return _of_warp(gpu, gpu.device(_sum))
 
 
 def warp_max(gpu: Any) -> Any:
     """largest(x): of the lanes' numbers, in all lanes."""
-    shuffle = gpu.cuda.shfl_xor_sync
-
-    def largest(x):
-        for distance in DISTANCES:
-            other = shuffle(FULL, x, distance)
-            x = other if other > x else x
-        return x
-
-    return gpu.device(largest)
+    return _of_warp(gpu, gpu.device(_larger))
 
 
 def block_sum(gpu: Any, kind: Any, threads: int) -> Any:
     """total(x, t): the sum of all threads' numbers, in all of them; t is the thread's own index."""
-    cuda, uint32, of_warp, warps = gpu.cuda, gpu.uint32, warp_sum(gpu), threads // 32
-
-    def total(x, t):
-        parts = cuda.shared.array(warps, kind)
-        x = of_warp(x)
-        cuda.syncthreads()  # the parts of another sum may still be read
-        if t & uint32(31) == uint32(0):
-            parts[t >> uint32(5)] = x
-        cuda.syncthreads()
-        x = parts[0]
-        for w in range(1, warps):
-            x += parts[w]
-        return x
-
-    return gpu.device(total)
+    return _of_block(gpu, kind, threads, gpu.device(_sum))
 
 
 def block_max(gpu: Any, kind: Any, threads: int) -> Any:
     """largest(x, t): of all threads' numbers, in all of them."""
-    cuda, uint32, of_warp, warps = gpu.cuda, gpu.uint32, warp_max(gpu), threads // 32
+    return _of_block(gpu, kind, threads, gpu.device(_larger))
 
-    def largest(x, t):
+
+def _sum(x, other):
+    return x + other
+
+
+def _larger(x, other):
+    return other if other > x else x
+
+
+def _of_warp(gpu, join):
+    shuffle = gpu.cuda.shfl_xor_sync
+
+    def joined(x):
+        for distance in DISTANCES:
+            x = join(x, shuffle(FULL, x, distance))
+        return x
+
+    return gpu.device(joined)
+
+
+def _of_block(gpu, kind, threads, join):
+    cuda, uint32, of_warp, warps = gpu.cuda, gpu.uint32, _of_warp(gpu, join), threads // 32
+
+    def joined(x, t):
         parts = cuda.shared.array(warps, kind)
         x = of_warp(x)
-        cuda.syncthreads()
+        cuda.syncthreads()  # the parts of another call may still be read
         if t & uint32(31) == uint32(0):
             parts[t >> uint32(5)] = x
         cuda.syncthreads()
         x = parts[0]
         for w in range(1, warps):
-            x = parts[w] if parts[w] > x else x
+            x = join(x, parts[w])
         return x
 
-    return gpu.device(largest)
+    return gpu.device(joined)
