@@ -80,7 +80,7 @@ FAULTS = [
           "store_sums(parts, batch * M * N", halves),
     Fault("a key too many", "attention", "if key < S and", "if key <= S and", attention),
     Fault("the future is seen", "attention", "key <= row", "key <= row + uint32(1)", attention),
-    Fault("sums are not scaled anew", "attention", "row_sum * rescale + weight", "row_sum + weight",
+    Fault("sums are not scaled anew", "attention", "row_sum * rescale + total", "row_sum + total",
           attention),
     Fault("results are not scaled anew", "attention", "acc[a] *= rescale", "acc[a] *= kind(1)",
           attention),
@@ -91,7 +91,6 @@ FAULTS = [
           "                cuda.syncwarp()\n            whole", "            whole", attention),
     Fault("another warp's weights", "attention", "weights[of_warp + uint32(i)]",
           "weights[uint32(i)]", attention),
-    Fault("a maximum of some lanes", "attention", "new_max = other if other > new_max else new_max",
-          "new_max = other", attention),
+    Fault("a maximum of one lane", "attention", "largest(row_max if", "(row_max if", attention),
     Fault("the scale of all heads", "attention", "1 / math.sqrt(d)", "1 / math.sqrt(C)", attention),
 ]

@@ -14,13 +14,14 @@ from typing import Any
 
 from refsd.half import HALVES
 from refsd.numba_ops.cuda.array import DeviceArray, empty
-from refsd.numba_ops.cuda.attention_call import FULL, WARP, Call, signature
+from refsd.numba_ops.cuda.attention_call import WARP, Call, signature
 from refsd.numba_ops.cuda.attention_flash import attention_flash, attention_flash_turing
 from refsd.numba_ops.cuda.attention_tiles import WIDEST, attention_tiles
 from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.layout import aligned
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import Choice, Plan, factory
+from refsd.numba_ops.cuda.warp import warp_max, warp_sum
 from refsd.registry import kernel
 
 WARPS = 4
@@ -34,6 +35,7 @@ def attention_plain(gpu: Any, dtype: str) -> Plan:
     """y = softmax(q k^T scale + mask) v, a lane a key, then a lane a few columns of the values."""
     cuda, uint32, exp, kind = gpu.cuda, gpu.uint32, gpu.exp, number(gpu, dtype)
     read, write, lowest = reader(gpu, dtype), writer(gpu, dtype), kind(-math.inf)
+    largest, total = warp_max(gpu), warp_sum(gpu)
 
     def attention(q, k, v, mask, y, scale, masked, causal, heads, L, S, d, e, q_image, q_row,
                   k_image, k_row, v_image, v_row, mask_image, mask_head, mask_query, mask_key):
@@ -60,16 +62,11 @@ def attention_plain(gpu: Any, dtype: str) -> Plan:
                     score *= scale
                     if masked:
                         score += read(mask, masks + row * mask_query + key * mask_key)
-                new_max = row_max if row_max > score else score
-                for i in range(5):
-                    other = cuda.shfl_xor_sync(FULL, new_max, 16 >> i)
-                    new_max = other if other > new_max else new_max
+                new_max = largest(row_max if row_max > score else score)
                 shift = kind(0) if new_max == lowest else new_max  # no key has been seen yet
                 rescale, weight = exp(row_max - shift), exp(score - shift)
                 weights[t] = weight
-                for i in range(5):
-                    weight += cuda.shfl_xor_sync(FULL, weight, 16 >> i)
-                row_max, row_sum = new_max, row_sum * rescale + weight
+                row_max, row_sum = new_max, row_sum * rescale + total(weight)
                 cuda.syncwarp()
                 for a in range(PER_LANE):
                     acc[a] *= rescale

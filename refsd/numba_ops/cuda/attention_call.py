@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from refsd.numba_ops.cuda.numbers import number
 
-WARP, FULL = 32, 0xFFFFFFFF
+WARP = 32
 
 
 class Call(NamedTuple):

@@ -18,10 +18,11 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-from refsd.numba_ops.cuda.attention_call import FULL, WARP, signature
+from refsd.numba_ops.cuda.attention_call import WARP, signature
 from refsd.numba_ops.cuda.attention_products import fetcher, scores_of, values_of
 from refsd.numba_ops.cuda.numbers import reader
 from refsd.numba_ops.cuda.plan import AMPERE, TURING, Plan, factory
+from refsd.numba_ops.cuda.warp import FULL
 
 LOG2_E = 1 / math.log(2)
 # Widest head, whether there is a mask; warps, tiles of 16 queries in each, keys in a block.

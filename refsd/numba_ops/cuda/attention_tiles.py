@@ -12,9 +12,10 @@ Values that are wider than `width` are computed part by part, each with the scor
 import math
 from typing import Any
 
-from refsd.numba_ops.cuda.attention_call import FULL, WARP, signature
+from refsd.numba_ops.cuda.attention_call import WARP, signature
 from refsd.numba_ops.cuda.numbers import reader, widener, writer
 from refsd.numba_ops.cuda.plan import Plan, factory
+from refsd.numba_ops.cuda.warp import FULL
 
 DEPTH = 16
 # Columns of the values a block, multiples of 32; warps, keys in a block of them.
