@@ -1,9 +1,12 @@
 """What ops that work number by number have to pass on a device."""
 
+import agreement_bounds
+import ml_dtypes
 import numpy as np
 from agreement_checks import SPECIALS
+from bounds import assert_within
 from cuda_agreement import DTYPES, VIEWS, agree, run
-from numba_agreement import OPS, cast
+from numba_agreement import OPS, cast, truth_of
 from op_table import normal, options_of, within
 
 from refsd.half import HALVES, through_float32
@@ -11,6 +14,7 @@ from refsd.kinds import Pair
 
 # A last block that is not full, sixteen bytes that are, images, nothing at all, one number.
 SHAPES = [(257,), (2, 8, 3, 4), (2, 3, 5, 7), (0, 3), ()]
+LARGEST = {dtype: float(ml_dtypes.finfo(HALVES.get(dtype, dtype)).max) for dtype in DTYPES}
 
 
 def cases(name, dtype):
@@ -38,7 +42,10 @@ def pairs(name, dtype):
 
 
 def any_numbers(name):
-    """NaN, infinities, and the ends of the range, to the bit where the definition is exact."""
+    """NaN, infinities, and the ends of the range: what the definition gives, or within the bound.
+
+    Of finite numbers; where a result may be too large for the dtype, it may be infinite.
+    """
     specials = np.resize(SPECIALS, 32)
     args = [np.repeat(specials, specials.size), np.tile(specials, specials.size)]
     calls = [args[-2 if isinstance(OPS[name].kind, Pair) else -1:]]
@@ -48,21 +55,26 @@ def any_numbers(name):
         for few in calls:
             with np.errstate(all="ignore"):
                 few, options = [cast(a, dtype) for a in few], options_of(OPS[name])
-                definition = OPS[name].definition
-                if dtype in HALVES:
-                    definition = through_float32(definition, dtype)
-                expected = definition(*few, **options).astype("f8")
-                got = run(name, few, options).astype("f8")
-            what = f"{name} {dtype}"
-            np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), err_msg=what)
-            near = np.isfinite(expected) & np.isfinite(got)  # exp(88.8) may be infinite or not
-            infinite = ~near & ~np.isnan(expected)
-            largest = {"float16": 65504, "float64": 1.7e308}.get(dtype, 3.3e38)
-            assert (abs(np.where(infinite, got, np.inf)) >= largest * 0.99).all(), what
-            assert (np.sign(got) == np.sign(expected))[infinite].all(), what
-            small = np.finfo({"bfloat16": "float32"}.get(dtype, dtype)).tiny
-            eps = {"bfloat16": 2**-7, "float16": 2**-9}.get(dtype, 2**-18)
-            np.testing.assert_allclose(got[near], expected[near], eps, small * 2, err_msg=what)
+                _any_numbers(name, few, options, dtype)
+
+
+def _any_numbers(name, args, options, dtype):
+    definition, what = OPS[name].definition, f"{name} {dtype}"
+    if dtype in HALVES:
+        definition = through_float32(definition, dtype)
+    expected = definition(*args, **options).astype("f8")
+    got = run(name, args, options).astype("f8")
+    truth, (wide, _) = truth_of(name, args, options)
+
+    wide = np.broadcast_arrays(*wide)
+    finite = np.isfinite([truth, *wide]).all(axis=0)
+    np.testing.assert_array_equal(got[~finite], expected[~finite], err_msg=what)
+
+    got, truth = got[finite], truth[finite]
+    bound = agreement_bounds.of_dtype(name, [a[finite] for a in wide], options, truth, dtype)
+    large = np.isinf(got) & (abs(truth) + bound > LARGEST[dtype])
+    assert (np.sign(got) == np.sign(truth))[large].all(), what
+    assert_within(np.where(large, truth, got), truth, bound * (1 + (dtype == "float64")), what)
 
 
 def parts(name, dtype):
