@@ -358,9 +358,10 @@ def test_mma(kind):
         for i in range(4):
             C[group + (8 if i >= 2 else 0), in_group * 2 + (i & 1)] = lane, i
     for (row, column), (lane, i) in C.items():
-        exact = sums[lane, i] + math.fsum(A[row, k] * B[k, column] for k in range(16))
-        assert got[lane, i] == pytest.approx(exact, rel=1e-6, abs=1e-6 * sum(
-            abs(A[row, k] * B[k, column]) for k in range(16)))
+        terms = [float(sums[lane, i]), *(A[row, k] * B[k, column] for k in range(16))]
+        exact = math.fsum(terms)  # the products are; float64 adds 17 terms, float32 rounds once
+        roundings = 17 * 2**-53 * math.fsum(map(abs, terms))
+        assert abs(got[lane, i] - exact) <= roundings + 2**-24 * (abs(exact) + roundings)
 
 
 @np.errstate(all="ignore")
