@@ -60,11 +60,15 @@ def samples(work: Any) -> Rows:
             yield f"{name} {dtype}", work.guarded(agreed)
 
 
+def comparing() -> list[Path]:
+    """The files of tests that compare with the reference: tests/cuda/conftest.py keeps the same."""
+    return [path for path in sorted(TESTS.glob("test_*.py"))
+            if "from cuda_agreement import" in path.read_text()]
+
+
 def agreement(work: Any) -> Rows:
     """tests/cuda on the device: each file in a process, which a fault spoils for itself alone."""
-    files = sorted(TESTS.glob("test_*.py"))
-    files = [path for path in files if "agree" in path.read_text()]
-    some: list[str] = []
+    files, some = comparing(), list[str]()
     if work.rehearse:
         files, some = [path for path in files if path.stem == "test_activation"], ["-k", "silu"]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

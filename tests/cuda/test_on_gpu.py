@@ -14,7 +14,7 @@ import pytest
 from benchmarks import __main__ as benchmarks_command
 from benchmarks import tables
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import carried, intrinsics, probes, sections, session
+from benchmarks.gpu import carried, intrinsics, probes, sections, session, variants
 from benchmarks.gpu.sections import SECTIONS, Section
 from refsd.numba_ops.cuda import compiler, meaning, meaning_hopper, store
 from refsd.numba_ops.cuda.pointwise import pointwise_kernel
@@ -31,6 +31,17 @@ def test_all_sections_in_a_rehearsal(tmp_path, capsys):
         red = {row: said["red"] for row, said in section["rows"].items() if "red" in said}
         assert section["finished"] and section["rows"] and not red, (name, section)
     assert code == 0 and f"results: {out}" in capsys.readouterr().out
+
+
+def test_all_files_that_compare_have_tests_on_a_gpu():
+    """What is given to pytest there, and what conftest.py leaves of it."""
+    files = variants.comparing()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-o", "addopts=-qq --strict-markers", "-p",
+         "no:cacheprovider", "--collect-only", *map(str, files)], cwd=ROOT, capture_output=True,
+        text=True, env=os.environ | {"REFSD_TESTS_ON": "device"})
+    counts = dict(line.split(": ") for line in done.stdout.splitlines() if ".py: " in line)
+    assert {Path(name).name for name in counts} == {path.name for path in files}, done.stdout
 
 
 ATTACH = """
