@@ -144,7 +144,8 @@ def test_sources_decide(tmp_path, monkeypatch):
     store.sources.cache_clear()
     plain = store.file_name(pointwise_kernel, SILU, "80")
     assert all(names(f"{edited}.py") != plain for edited in
-               ("pointwise", "formulas", "numbers", "layout", "front", "ptx", "plan", "compiler"))
+               ("pointwise", "formulas", "numbers", "layout", "front", "ptx", "ptx_hopper",
+                "ptx_matrices", "plan", "compiler"))
     assert all(names(f"{edited}.py") == plain for edited in ("lockstep", "meaning", "store"))
     store.sources.cache_clear()
 
