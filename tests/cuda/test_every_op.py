@@ -1,11 +1,14 @@
 """Every op has a kernel, and each of its sample calls agrees with its definition."""
 
+import numpy as np
 import pytest
 from cuda_agreement import DTYPES, EVERYWHERE, agree, run
 from numba_agreement import OPS, cast, same_bits
+from op_table import normal
 
 from refsd import examples, registry
 from refsd.numba_ops import cuda  # noqa: F401  declares the kernels
+from refsd.numba_ops.cuda.fill import fill
 
 
 def test_every_op_has_a_kernel():
@@ -39,3 +42,16 @@ def test_bits_do_not_depend_on_how_arrays_lie(name):
     whole = run(name, args, options)
     for images in EVERYWHERE:
         same_bits(run(name, args, options, images), whole)
+
+
+def test_a_kernel_that_changes_its_input_is_seen(monkeypatch):
+    real = registry._kernels["cuda", "silu"]
+
+    def kernel(x):
+        y = real(x)
+        fill(x, np.ones(1))
+        return y
+
+    monkeypatch.setitem(registry._kernels, ("cuda", "silu"), kernel)
+    with pytest.raises(AssertionError, match="silu changed an input"):
+        agree("silu", [normal((33,), 1)], {})
