@@ -27,9 +27,9 @@ def beside(array: Any, host: Any) -> Any:
 
 
 def misplaced(array: Any, device: str) -> str:
-    """Why a backend of this device cannot read an array where it lies; empty if it can."""
+    """Why a backend of this device cannot read an array, and what to do; empty if it can."""
     if device == "cpu" and is_on_device(array):
-        return "lies on a device, wanted on the host: .numpy() copies it"
+        return "lies on a device, wanted on the host: copy it by .numpy()"
     if device == "cuda" and not is_on_device(array) and array.shape:  # else it is a number
-        return "lies on the host, wanted on the GPU: refsd.numba_ops.cuda.array.to_device copies it"
+        return "lies on the host, wanted on the GPU: take refsd.numba_ops.cuda.array.to_device"
     return ""

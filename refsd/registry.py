@@ -265,8 +265,8 @@ def _infer(name: str, args: tuple, options: dict, backend: str | None) -> Any:
         call = None
     output = _ops[name].contract(*args, **options)
     for key, array in _ops[name].contract.floats(args, options).items() if backend else ():
-        if why := misplaced(array, BACKENDS[backend].device):
-            raise UsageError(f"{name}: {key} {why}")
+        if hint := misplaced(array, BACKENDS[backend].device):
+            raise UsageError(f"{name}: {key} {hint}")
     if call is not None:
         if len(_inferred) >= INFER_CACHE_SIZE:
             _inferred.clear()

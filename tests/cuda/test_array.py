@@ -32,7 +32,7 @@ def test_nothing_becomes_numpy_unasked():
 
 
 @pytest.mark.parametrize("backend, wanted", [
-    ("numpy", r"lies on a device, wanted on the host: \.numpy\(\)"),
+    ("numpy", r"lies on a device, wanted on the host: copy it by \.numpy\(\)"),
     ("cuda", "lies on the host, wanted on the GPU: .*to_device")])
 def test_ops_take_floats_where_their_backend_computes(backend, wanted):
     """Judged on each backend anew, whatever another one accepted; and nothing is copied."""
