@@ -12,6 +12,7 @@ import argparse
 import collections
 import json
 import re
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -36,7 +37,6 @@ class Report(NamedTuple):
     """A variant for one capability. shared: static and dynamic together; counts: of instructions"""
 
     registers: int
-    stack: int
     spilled: int
     shared: int
     float64: bool
@@ -58,12 +58,16 @@ def targets_of(factory: Factory) -> list[str]:
 
 def inspect(factory: Factory, constants: tuple, target: str) -> Report:
     """Compile and assemble one variant, and read what became of it."""
-    plan, ptx = _ptx(factory, constants, TARGETS[target])
+    plan, ptx = compiled(factory, constants, target)
     cubin, log = _assembled(ptx, target)
-    number = lambda pattern: int((re.search(pattern, log) or (0, 0))[1])  # noqa: E731
-    return Report(number(r"Used (\d+) registers"), number(r"(\d+) bytes stack frame"),
-                  number(r"(\d+) bytes spill stores"), _shared(ptx) + plan.shared, ".f64" in ptx,
-                  _counts(cubin))
+    return Report(said(r"Used (\d+) registers", log), said(r"(\d+) bytes spill stores", log),
+                  _shared(ptx) + plan.shared, ".f64" in ptx, _counts(cubin))
+
+
+def said(pattern: str, log: str) -> int:
+    """A number of the one kernel that the assembler speaks of."""
+    (found,) = re.findall(pattern, log)
+    return int(found)
 
 
 def _shared(ptx):
@@ -72,20 +76,24 @@ def _shared(ptx):
 
 
 _kept: dict[tuple, tuple[Plan, str]] = {}
+_counted: dict[tuple[bytes, ...], dict[str, int]] = {}
 
 
 def forget() -> None:
-    """Let go of what was compiled for more than one target."""
+    """Let go of what more than one target has: PTX, and instructions."""
     _kept.clear()
+    _counted.clear()
 
 
-def _ptx(factory, constants, target):
+def compiled(factory: Factory, constants: tuple, target: str) -> tuple[Plan, str]:
+    """A variant's plan, and the PTX that is assembled for a capability."""
     from refsd.numba_ops.cuda import front
 
-    key = factory.name, constants, target
+    source = TARGETS[target]
+    key = factory.name, constants, source
     if key not in _kept:
         plan = factory(front, *constants)
-        capability = (int(target[0]), int(target[1]), *target[2:])
+        capability = (int(source[0]), int(source[1]), *source[2:])
         _kept[key] = plan, front.compile_ptx(plan.kernel, plan.signature, capability,
                                              (plan.threads, plan.blocks))
     return _kept[key]
@@ -100,6 +108,25 @@ def _assembled(ptx, target):
 
 
 def _counts(cubin):
+    """Those of 8.6 are those of 8.9 as a rule, and taking them apart takes as long as the rest."""
+    key = _instructions(cubin)
+    if key not in _counted:
+        _counted[key] = _disassembled(cubin)
+    return _counted[key]
+
+
+def _instructions(cubin):
+    """The sections of an ELF file (64 bits, see elf(5)) that have code."""
+    at, (size, count, names) = struct.unpack_from("<Q", cubin, 40)[0], struct.unpack_from(
+        "<3H", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, at + i * size) for i in range(count)]
+    code = [cubin[start:start + length] for name, _, _, _, start, length in sections
+            if cubin.startswith(b".text.", sections[names][4] + name)]
+    assert code, "a file without code"
+    return tuple(code)
+
+
+def _disassembled(cubin):
     from cuda import pathfinder
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -108,6 +135,7 @@ def _counts(cubin):
         text = subprocess.run([pathfinder.find_nvidia_binary_utility("nvdisasm"), "-c", file.name],
                               capture_output=True, text=True, check=True).stdout
     found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.M)
+    assert "EXIT" in found, f"nvdisasm says nothing that is understood: {text[:500]}"
     counts = collections.Counter(
         {name: sum(_is(name, x) for x in found) for name in COUNTED})
     return {name: count for name, count in counts.items() if count}
@@ -151,12 +179,13 @@ def main() -> None:
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     known = {key_of(*variant) for variant in variants()}
     for factory, constants in variants(options.names):
-        rows = table[key_of(factory, constants)] = {}
-        for target in targets_of(factory):
+        targets, before = targets_of(factory), table.get(key_of(factory, constants), {})
+        rows = table[key_of(factory, constants)] = {t: before[t] for t in targets if t in before}
+        for target in targets:
             if options.targets and target not in options.targets.split(","):
                 continue
             report = inspect(factory, constants, target)
-            plan = _ptx(factory, constants, TARGETS[target])[0]
+            plan, _ = compiled(factory, constants, target)
             rows[target] = {"registers": report.registers, "shared": report.shared,
                             **report.counts}
             bad = faults(plan.threads, plan.blocks, target, report, "float64" in constants)
@@ -164,6 +193,7 @@ def main() -> None:
                   f"{report.shared:6} shared "
                   + " ".join(f"{k}:{v}" for k, v in report.counts.items())
                   + "".join(f"  WRONG: {fault}" for fault in bad), flush=True)
+        forget()
     if options.write:
         kept = {key: table[key] for key in sorted(table) if key in known}
         lines = (f"{json.dumps(key)}: {{\n" + ",\n".join(
