@@ -42,10 +42,11 @@ def test_deviations_of_images(shape, dtype, order):
 def deviate(shape, dtype):
     """The deviations of images of a shape, within what roundings make of them.
 
-    Sums of K numbers have n = K / 128 + 7 roundings on a path, so the mean, a quotient, is off by
-    d <= gamma(n + 1) mean |x|, which adds K d^2 to the sum of squares. Each of its terms has three
-    roundings before the sum's n, and one after, by the divisor. The root halves what is relative,
-    and rounds; the truth, of fractions, is rounded once.
+    Sums of K numbers have n = K / 128 + 7 roundings on a path: K / 128 - 1 in a thread, 5 in a
+    warp, 3 across warps. So the mean, a quotient, is off by d <= gamma(n + 1) mean |x|,
+    which adds K d^2 to the sum of squares. Each of its terms has three roundings before the sum's
+    n, and one after, by the divisor. The root halves what is relative, and rounds; the truth, of
+    fractions, is rounded once.
     """
     x = normal(shape, 1, 3.0).astype(dtype) + np.asarray(1, dtype)
     images, K, p = x.reshape(len(x), -1).tolist(), x[0].size, PRECISIONS[dtype]
