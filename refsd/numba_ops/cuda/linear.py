@@ -18,7 +18,7 @@ from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.layout import aligned, ordered
 from refsd.numba_ops.cuda.numbers import number, reader, writer
 from refsd.numba_ops.cuda.plan import AMPERE, HOPPER, Choice, Plan, factory
-from refsd.numba_ops.cuda.strides import merged
+from refsd.numba_ops.cuda.strides import from_element, merged
 from refsd.registry import kernel
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -135,7 +135,7 @@ def multiply(choice: Choice, a: DeviceArray, b: DeviceArray, bias: DeviceArray |
 def _launch(choice, a, b, bias, c, of_a, of_b, of_c, count, a_step, b_step):
     """`count` products of matrices, from elements of_a, of_b and of_c on."""
     (M, N), K, pieces = c.shape[-2:], a.shape[-1], choice.pieces
-    flat_a, flat_b, flat_c = _flat(a, of_a), _flat(b, of_b), _flat(c, of_c)
+    flat_a, flat_b, flat_c = map(from_element, (a, b, c), (of_a, of_b, of_c))
     biased, bias = bias is not None, flat_c if bias is None else bias
     if choice.factory is plain:
         launch(plain, choice.constants, (-(-M // TILE), -(-N // TILE), count), flat_a, flat_b,
@@ -180,11 +180,6 @@ def _steps(x, batch):
     """The steps of x (..., rows, K) along the axes of a batch that it broadcasts to."""
     axes = zip(x.shape[:-2], x.strides[:-2])
     return [0] * (len(batch) - x.ndim + 2) + [0 if n == 1 else s for n, s in axes]
-
-
-def _flat(x, start):
-    """The memory of x from its element `start` on, in one axis."""
-    return DeviceArray((max(0, x.span - start),), (1,), x.dtype, x.block, x.offset + start)
 
 
 def choose_linear(x: tuple, weight: tuple, dtype: str, capability: int) -> Choice:

@@ -51,7 +51,7 @@ def from_element(x: DeviceArray, start: int) -> DeviceArray:
     """x's memory from its element `start` on, as a kernel is given it."""
     if start == 0:
         return x
-    return DeviceArray((x.span - start,), (1,), x.dtype, x.block, x.offset + start)
+    return DeviceArray((max(0, x.span - start),), (1,), x.dtype, x.block, x.offset + start)
 
 
 def walker(gpu: Any) -> Any:
