@@ -15,7 +15,7 @@ from refsd.numba_ops.cuda.array import DeviceArray, empty, to_device
 from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.fill import filled
 from refsd.numba_ops.cuda.layout import UNITS, ordered, unit_of, units
-from refsd.numba_ops.cuda.numbers import COMPUTED, number, reader, writer
+from refsd.numba_ops.cuda.numbers import computed, number, reader, writer
 from refsd.numba_ops.cuda.plan import Plan, factory
 from refsd.numba_ops.cuda.trigonometry import sin_cos
 from refsd.ops.embedding import require_rows
@@ -125,7 +125,7 @@ def _frequencies(device, half, freq_shift):
 def rope_kernel(gpu: Any, dtype: str) -> Plan:
     """(a cos - b sin, a sin + b cos) of each pair of a row: a thread a pair."""
     cuda, uint32 = gpu.cuda, gpu.uint32
-    read, write, table = reader(gpu, dtype), writer(gpu, dtype), COMPUTED.get(dtype, "float32")
+    read, write, table = reader(gpu, dtype), writer(gpu, dtype), computed(dtype)
 
     def rotate(y, x, cos, sin, count, length, half, stride, apart):
         i = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
@@ -152,7 +152,7 @@ def rope(x, positions, *, base, interleaved):
     # A pair's first numbers lie `stride` apart, its second one `apart` from the first.
     stride, apart = (2, 1) if interleaved else (1, half)
     if y.size:
-        wanted = COMPUTED.get(str(x.dtype), "float32")
+        wanted = computed(str(x.dtype))
         cos, sin = (to_device(f(angles).astype(wanted)) for f in (np.cos, np.sin))
         count = y.size // 2
         launch(rope_kernel, (str(x.dtype),), (-(-count // THREADS),), y, x, cos, sin, count, length,

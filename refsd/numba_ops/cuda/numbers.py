@@ -2,12 +2,15 @@
 
 from typing import Any
 
-COMPUTED = {"float64": "float64"}  # everything else is computed in float32
+
+def computed(dtype: str) -> str:
+    """What a kernel of this dtype computes in."""
+    return "float64" if dtype == "float64" else "float32"
 
 
 def number(gpu: Any, dtype: str) -> Any:
-    """The type that a kernel of this dtype computes in."""
-    return getattr(gpu, COMPUTED.get(dtype, "float32"))
+    """The same, as a type."""
+    return getattr(gpu, computed(dtype))
 
 
 def widener(gpu: Any, dtype: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, empty, to_device
 from refsd.numba_ops.cuda.device import current, launch
 from refsd.numba_ops.cuda.layout import UNITS, ordered, unit_of, units
-from refsd.numba_ops.cuda.numbers import COMPUTED, number, reader, writer
+from refsd.numba_ops.cuda.numbers import computed, number, reader, writer
 from refsd.numba_ops.cuda.plan import Plan, factory
 from refsd.ops.resize import source_pairs
 from refsd.registry import kernel
@@ -82,7 +82,7 @@ def bilinear_kernel(gpu: Any, dtype: str) -> Plan:
             write(y, i, first * (one - v) + second * v)
 
     kind, rows = gpu.array(dtype), gpu.array("int32")
-    weights = gpu.array(COMPUTED.get(dtype, "float32"))
+    weights = gpu.array(computed(dtype))
     return Plan(bilinear, (kind, kind, rows, rows, weights, rows, rows, weights,
                            *(gpu.uint32,) * 6), THREADS)
 
@@ -92,7 +92,7 @@ def upsample_bilinear(x, *, height, width, align_corners):
     N, C, H, W = x.shape
     x, y = ordered(x, CHANNELS_LAST), empty((N, C, height, width), x.dtype, CHANNELS_LAST)
     if y.size:
-        pairs = [_pairs(current(), *sizes, align_corners, COMPUTED.get(str(x.dtype), "float32"))
+        pairs = [_pairs(current(), *sizes, align_corners, computed(str(x.dtype)))
                  for sizes in ((H, height), (W, width))]
         launch(bilinear_kernel, (str(x.dtype),), (-(-y.size // THREADS),), y, x, *pairs[0],
                *pairs[1], y.size, C, H, W, height, width)

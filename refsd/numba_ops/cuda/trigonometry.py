@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from refsd.numba_ops.cuda.numbers import COMPUTED, number
+from refsd.numba_ops.cuda.numbers import computed, number
 
 # Three numbers of each type whose sum is pi / 2, and the terms after which a series at pi / 4 is
 # off by less than half a unit in the last place: x^11 / 11! and x^19 / 19! of sin x, x^12 / 12! and
@@ -15,7 +15,7 @@ TERMS = {"float32": (4, 5), "float64": (8, 8)}
 
 def sin_cos(gpu: Any, dtype: str) -> Any:
     """both(x) -> (sin x, cos x). Multiples of pi / 2 lose nothing: each step is one rounding."""
-    kind, name = number(gpu, dtype), COMPUTED.get(dtype, "float32")
+    kind, name = number(gpu, dtype), computed(dtype)
     high, middle, low = (kind(-part) for part in PARTS[name])
     per_turn, one, fma, int32 = kind(2 / math.pi), kind(1), gpu.fma, gpu.int32
     # Added and taken off again, it leaves whole numbers.
