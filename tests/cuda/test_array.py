@@ -9,7 +9,7 @@ import pytest
 from op_table import normal
 
 from refsd import functional as F
-from refsd.errors import UsageError
+from refsd.errors import ResourceError, UsageError
 from refsd.half import HALVES
 from refsd.leaf import Weight
 from refsd.numba_ops.cuda import device, exchange
@@ -70,6 +70,13 @@ def test_copies_are_counted():
     assert to_device(tree["a"]) is tree["a"] and tree["b"][1] is None
     np.testing.assert_array_equal(tree["a"].numpy(), host)
     assert copies == {"to_device": before["to_device"] + 2, "to_host": before["to_host"] + 1}
+
+
+def test_more_elements_than_kernels_count_are_refused():
+    """Before any memory is asked for."""
+    for shape in [(2**16, 2**16), (4, 256, 2048, 2048)]:
+        with pytest.raises(ResourceError, match="has 4294967296 elements"):
+            empty(shape, "float16")
 
 
 def test_parts_are_views():

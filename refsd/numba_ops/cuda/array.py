@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from refsd.errors import ResourceError
 from refsd.leaf import Weight
 from refsd.numba_ops.cuda.device import current
 from refsd.registry import active_backend, dispatch, use, watch
 
 CHANNELS_LAST = (0, 2, 3, 1)  # axes of (N, C, H, W) from the outermost in memory to the innermost
+# Kernels count elements in 32 bits, the last block some beyond the end.
+MOST = 2**32 - 2**16
 copies = {"to_device": 0, "to_host": 0}
 
 
@@ -222,8 +225,14 @@ def contiguous_strides(shape: Sequence[int], order: Sequence[int] | None = None)
 
 
 def empty(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> DeviceArray:
-    """An array of any content, axes in memory in this order, the outermost first."""
+    """An array of any content, axes in memory in this order, the outermost first.
+
+    ResourceError for more elements than kernels count.
+    """
     dtype, shape = np.dtype(dtype), tuple(map(int, shape))
+    if math.prod(shape) > MOST:
+        raise ResourceError(f"an array {shape} has {math.prod(shape)} elements, kernels of the GPU "
+                            f"count to {MOST}: ask for smaller or fewer pictures")
     block = current().allocate(math.prod(shape) * dtype.itemsize)
     return DeviceArray(shape, contiguous_strides(shape, order), dtype, block)
 
