@@ -55,7 +55,7 @@ def test_the_engine_gives_the_published_number(first):
     assert engine.draw(10000 - first)[-1] == 4123659995
 
 
-@pytest.mark.parametrize("kind", [TorchGenerator, PhiloxGenerator])
+@pytest.mark.parametrize("kind", GENERATORS.values())
 @pytest.mark.parametrize("before", [[], [3], [16], [3, 17, 2], [609], [312, 15]])
 def test_state_is_restored(kind, before):
     generator = kind(8)
@@ -117,7 +117,7 @@ def test_bad_shape_or_dtype(kind, arguments, options):
 
 
 def test_bad_state():
-    for kind in (TorchGenerator, PhiloxGenerator):
+    for kind in GENERATORS.values():
         state = kind(0).get_state()
         for bad in (state[:-1], state.astype(np.int64), b"state", np.zeros((2, 8), np.uint8)):
             with pytest.raises(UsageError, match="^set_state: got"):
@@ -128,6 +128,11 @@ def test_bad_state():
         copy[position] += 3
         with pytest.raises(UsageError, match="^set_state: these bytes"):
             TorchGenerator(1).set_state(copy)
+    for position in (8 * 11, 8 * 12, 8 * 13 + 4):  # beyond the buffer, no flag, 32 bits
+        copy = GENERATORS["numpy"](0).get_state()
+        copy[position] += 5
+        with pytest.raises(UsageError, match="^set_state: got"):
+            GENERATORS["numpy"](1).set_state(copy)
     with pytest.raises(UsageError, match="multiple of 4"):
         PhiloxGenerator(0).set_state(np.array([0, 2], dtype="<u8").view(np.uint8))
 

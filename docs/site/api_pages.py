@@ -14,6 +14,7 @@ MODULES = {
     "refsd.pipelines.stable_diffusion": ("StableDiffusionOutput",),
     "refsd.notebook": ("playground",),
     "refsd.random": None,
+    "refsd.random.variation": ("varied_noise",),
     "refsd.schedulers": None,
     "refsd.text": None,
     "refsd.weights": None,

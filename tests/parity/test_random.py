@@ -13,6 +13,7 @@ from refsd.half import HALVES, to_float32
 from refsd.random import TorchGenerator
 from refsd.random.box_muller import box_muller_float32
 from refsd.random.torch_cpu import _STATE
+from refsd.random.variation import varied_noise
 
 SEEDS = [0, 1, 42, -1, 2**32, 2**63, 2**64 - 1, 123456789, -(2**63)]
 SIZES = [*range(18), 31, 32, 33, 100, 623, 624, 625, 16384, 65537]
@@ -179,3 +180,22 @@ def torch_call(call, dtype, generator):
 
 def as_numpy(tensor):
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.8])
+def test_variations_are_a1111s(share):
+    """The formula of its modules/rng.py in torch, which takes the angles in float32.
+
+    A cosine of 64 products is off by (64 + 6) 2^-24 at most, relative to the norms, where it is
+    below 0.8 the angle by 1/0.6 of that, and a weight by twice the angle's; noise is below 6.
+    """
+    low, high = (torch.randn((4, 64, 48), generator=torch.Generator().manual_seed(seed))
+                 for seed in (3, 4))
+    cosine = (low / low.norm(dim=1, keepdim=True) * (high / high.norm(dim=1, keepdim=True))).sum(1)
+    assert cosine.abs().max() < 0.8
+    angle = cosine.acos()
+    weights = [torch.sin(part * angle) / angle.sin() for part in (1 - share, share)]
+    theirs = weights[0].unsqueeze(1) * low + weights[1].unsqueeze(1) * high
+    ours = varied_noise((1, 4, 64, 48), TorchGenerator(3), variation_seed=4, strength=share)
+    bound = 2 * 6 * (2 * 70 * 2.0**-24 / 0.6 + 4 * 2.0**-24)
+    np.testing.assert_allclose(ours[0], theirs.numpy(), rtol=0, atol=bound)
