@@ -1,0 +1,83 @@
+"""Pictures as inputs against diffusers: the same bits prepared, the same picture drawn."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+from refsd.pipelines import images
+
+RANDOM = np.random.default_rng(0)
+PIXELS = RANDOM.integers(0, 256, (75, 98, 3)).astype(np.uint8)
+PICTURE = Image.fromarray(PIXELS)
+FLOATS = PIXELS.astype("f4") / 255
+MASK = np.zeros((75, 98), "f4")
+MASK[20:41, 33:70] = RANDOM.random((21, 37))
+FIRST = torch.from_numpy(FLOATS).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("image", [
+    PICTURE, [PICTURE, PICTURE.crop((5, 5, 60, 40))], FLOATS, FLOATS[None], [FLOATS, FLOATS / 2],
+    FIRST, FIRST[None], [FIRST, FIRST / 2], FIRST.double(), FIRST.half(), 2 * FIRST - 1,
+    torch.from_numpy(RANDOM.standard_normal((2, 4, 5, 7))).float(),
+], ids=range(12))  # fmt: skip
+@pytest.mark.parametrize("size", [(None, None), (64, 40), (152, 128)], ids=str)
+def test_preparing_a_picture(image, size):
+    height, width = size
+    expected = VaeImageProcessor().preprocess(image, height=height, width=width)
+    found = images.as_image("image", image, 8, latent_channels=4, height=height, width=width)
+    assert found.dtype == expected.numpy().dtype and np.array_equal(found, expected.numpy())
+
+
+@pytest.mark.parametrize("image", [PICTURE, PICTURE.convert("L"), FLOATS, FIRST[None]],
+                         ids=range(4))
+def test_preparing_a_picture_for_control(image):
+    processor = VaeImageProcessor(do_convert_rgb=True, do_normalize=False)
+    expected = processor.preprocess(image, height=64, width=40).numpy()
+    assert np.array_equal(images.as_pixels("image", image, 8, height=64, width=40), expected)
+
+
+MASKS = {
+    "L": Image.fromarray((255 * MASK).astype(np.uint8)),
+    "1": Image.fromarray(MASK > 0.3),
+    "RGB": Image.fromarray((255 * MASK).astype(np.uint8)).convert("RGB"),
+    "RGBA": Image.fromarray((255 * MASK).astype(np.uint8)).convert("RGBA"),
+    "P": Image.fromarray((255 * MASK).astype(np.uint8)).convert("P"),
+    "(H, W)": MASK, "(1, H, W)": MASK[None], "(H, W, 1)": MASK[..., None],
+    "torch (H, W)": torch.from_numpy(MASK), "torch (1, H, W)": torch.from_numpy(MASK[None]),
+    "torch (B, 1, H, W)": torch.from_numpy(np.stack([MASK, 1 - MASK]))[:, None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", MASKS)
+@pytest.mark.parametrize("size", [(72, 96), (64, 40)], ids=str)
+def test_preparing_a_mask(form, size):
+    processor = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    mask = MASKS[form].clone() if isinstance(MASKS[form], torch.Tensor) else MASKS[form]
+    expected = processor.preprocess(mask, height=size[0], width=size[1]).numpy()
+    found = images.as_mask("mask_image", MASKS[form], 8, height=size[0], width=size[1])
+    assert np.array_equal(found, expected) and 0 < found.mean() < 1
+
+
+@pytest.mark.parametrize("width, height", [(64, 64), (128, 64), (64, 160)])
+@pytest.mark.parametrize("padding", [0, 7, 200])
+def test_the_part_around_a_mask_and_putting_it_back(width, height, padding):
+    theirs = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    grey = MASKS["L"].point(lambda x: x or 1)
+    for box in [(33, 20, 70, 41), (0, 0, 5, 30), (80, 60, 98, 75), (2, 3, 96, 74), (50, 0, 51, 75)]:
+        mask = Image.new("L", PICTURE.size)
+        mask.paste(grey.resize((box[2] - box[0], box[3] - box[1])), box)
+        crop = theirs.get_crop_region(mask, width, height, pad=padding)
+        assert images.crop_region(mask, width=width, height=height, padding=padding) == crop
+        size = {"height": height, "width": width}
+        expected = VaeImageProcessor().preprocess(PICTURE, **size, resize_mode="fill",
+                                                  crops_coords=crop).numpy()
+        found = images.as_image("image", PICTURE, 8, latent_channels=4, **size, crop=crop)
+        assert np.array_equal(found, expected)
+        expected = theirs.preprocess(mask, **size, resize_mode="fill", crops_coords=crop).numpy()
+        assert np.array_equal(images.as_mask("mask", mask, 8, **size, crop=crop), expected)
+        painted = PICTURE.rotate(180).resize((width, height))
+        expected = VaeImageProcessor().apply_overlay(mask, PICTURE, painted, crop)
+        found = images.overlay(mask, PICTURE, painted, crop)
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
