@@ -646,3 +646,15 @@ def test_what_a_callback_reads_of_the_run(pipe, draw):
 
     draw(callback_on_step_end=look, guidance_scale=3, num_inference_steps=2)
     assert seen == [(3.0, False, 2)] * 2 and pipe.vae_scale_factor == pipe.vae.config.downscale
+
+
+def test_pipelines_share_their_parts(pipe):
+    """from_pipe copies nothing; a part may be replaced, and nothing else given."""
+    other = refsd.schedulers.DDIMScheduler.from_config(pipe.scheduler.config)
+    shared = StableDiffusionPipeline.from_pipe(pipe, scheduler=other)
+    assert shared.scheduler is other and shared.unet is pipe.unet and shared.vae is pipe.vae
+    assert (shared.backend, shared.name, shared.exact) == (pipe.backend, pipe.name, pipe.exact)
+    with pytest.raises(UsageError, match="from_pipe got 3; give a pipeline"):
+        StableDiffusionPipeline.from_pipe(3)
+    with pytest.raises(UsageError, match="from_pipe.*unett"):
+        StableDiffusionPipeline.from_pipe(pipe, unett=pipe.unet)

@@ -11,7 +11,7 @@ from refsd.errors import ModelError, UsageError
 from refsd.leaf import Weight
 from refsd.models import clip
 from refsd.models.layers import Text
-from refsd.pipelines import stages
+from refsd.pipelines import guidance, stages
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.random import TorchGenerator
 from refsd.registry import watch
@@ -89,6 +89,36 @@ def test_a_caller_may_change_the_texts_between_steps():
     assert steps.send({"prompt_embeds": text(9)}).latents.item() == 9
 
 
+def test_the_model_sees_further_channels_and_what_control_says():
+    """channels after those of x, once a text; control is asked with x and the text of the call."""
+    seen = []
+
+    def unet(sample, timestep, context, *, timestep_cond=None, more):
+        seen.append((sample, more, context))
+        return sample[:, :1] * 0
+
+    def control(x, timestep, context, index):
+        return {"more": (x.shape, timestep, index)}
+
+    unet.time_cond_dim = None
+    x, channels = values(1, 2, 1, 2, 2), values(2, 2, 3, 2, 2)
+    predict = guidance.Guidance(unet, text(3, 5), text(1, 2), scale=2, channels=channels,
+                                control=control)
+    list(stages.denoise_with(predict, Recorder(), x, timesteps=[3]))
+    sample, more, context = seen[0]
+    assert np.array_equal(sample, np.concatenate([np.concatenate([x / 2, channels], 1)] * 2))
+    assert more == ((4, 1, 2, 2), 3, 0) and context.states.ravel().tolist() == [1, 2, 3, 5]
+
+
+def test_after_step_says_where_a_step_arrived():
+    latents, scheduler = np.zeros((1, 1, 1, 1)), Recorder()
+    predict = guidance.Guidance(constant_unet, text(3), scale=1)
+    steps = stages.denoise_with(predict, scheduler, latents,
+                                after_step=lambda latents, index: latents + 10 * (index + 1))
+    assert [step.latents.item() for step in steps] == [13, 23]
+    assert scheduler.seen[1][2].item() == 13
+
+
 def leaves(tree):
     """The tree with its weights as leaves."""
     if isinstance(tree, dict):
@@ -152,10 +182,10 @@ def test_rescaling_takes_the_texts_deviation():
     towards, guided = (np.array(x).reshape(1, 1, 1, 3) for x in ([0.0, 3, 6], [0.0, 0, 9]))
     ratio = 3 / math.sqrt(27)
     for share in (0.0, 0.7, 1.0):
-        y = stages.rescale(guided, towards, share)
+        y = guidance.rescale(guided, towards, share)
         assert np.allclose(y, guided * (share * ratio + 1 - share), rtol=4e-16, atol=0)
     pair = np.concatenate([guided, 2 * guided]), np.concatenate([towards, towards])
-    y = stages.rescale(*pair, 1.0)
+    y = guidance.rescale(*pair, 1.0)
     assert np.allclose(y[0], y[1], rtol=4e-16, atol=0)  # each picture its own deviation
 
 
@@ -170,13 +200,13 @@ def test_rescaling_is_part_of_a_step():
 
 def test_the_guidance_of_distilled_models_is_a_sinusoid_of_1000_times_s_less_1():
     unet = SimpleNamespace(time_cond_dim=8, dtype="float64")
-    y = stages.guidance_condition(unet, 8.5, 2)
+    y = guidance.guidance_condition(unet, 8.5, 2)
     assert y.shape == (2, 8)
     # 7500 1e-4^(i / 3); the float32 angle of 7500 is off by up to (3 ln 1e4 + 2) u of it
     angles = 7500 * 1e-4 ** (np.arange(4) / 3)
     slack = angles * (3 * math.log(1e4) + 2) * 2.0**-24 + 1e-7
     assert np.all(abs(y[0] - np.concatenate([np.sin(angles), np.cos(angles)])) <= np.tile(slack, 2))
-    assert stages.guidance_condition(SimpleNamespace(time_cond_dim=None), 8.5, 2) is None
+    assert guidance.guidance_condition(SimpleNamespace(time_cond_dim=None), 8.5, 2) is None
 
 
 def test_the_first_latents_are_noise_of_the_schedules_deviation():

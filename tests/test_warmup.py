@@ -19,7 +19,7 @@ from refsd.cli import compiling
 from refsd.cli.compiling import Compiling
 from refsd.numba_ops import jit, warmup
 from refsd.numba_ops.levels import INT8
-from refsd.pipelines import stable_diffusion
+from refsd.pipelines import drawing
 
 # Each costs a second or two at the first start. More need a reason.
 MOST_KERNELS = 20
@@ -32,7 +32,7 @@ def kernels():
 
 def planned(monkeypatch, path=None, **options):
     """The kernels that a generation asks for, which is not computed."""
-    monkeypatch.setattr(stable_diffusion, "make_ready", lambda *_: None)
+    monkeypatch.setattr(drawing, "make_ready", lambda *_: None)
     with jit.planned() as found:
         pipe = refsd.StableDiffusionPipeline.from_pretrained(path, backend="numba", **options)
         pipe.check_finite = False

@@ -11,7 +11,7 @@ from markup import block, escaped, from_docstring, table
 # A public module and, where it exports more than these pages should teach or has no __all__, what.
 MODULES = {
     "refsd": None,
-    "refsd.pipelines.stable_diffusion": ("StableDiffusionOutput",),
+    "refsd.pipelines.drawing": ("StableDiffusionOutput",),
     "refsd.notebook": ("playground",),
     "refsd.random": None,
     "refsd.random.variation": ("varied_noise",),

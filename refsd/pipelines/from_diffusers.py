@@ -132,7 +132,6 @@ INSTEAD = {
     "enable_freeu": "refsd has no FreeU: leave it out",
     "encode_prompt": "write stages.encode_text(pipe.text_encoder, pipe.tokenizer([prompt]))",
     "save_pretrained": "refsd export weights writes tensors; the folder loaded from stays as it is",
-    "from_pipe": "load the model again, or set pipe.scheduler",
 }
 
 

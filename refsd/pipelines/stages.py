@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refsd import functional as F
 from refsd.errors import ModelError, UsageError
 from refsd.half import in_float32, to_float32
-from refsd.models.layers import Text
 from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.pipelines.guidance import Guidance
 from refsd.pipelines.tensors import not_finite
 from refsd.places import on_host
 from refsd.random import draw_noise
@@ -91,37 +90,39 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
             generator: Any = None) -> Iterator[DenoisingStep]:
     """Stage 4: from noise to latents, one step at a time.   (B, 4, h, w), (B, L, D) -> steps
 
-    With negative_prompt_embeds the model predicts for both and is guided away from them:
-    eps = eps(neg) + s (eps(text) - eps(neg)), Ho and Salimans 2022. A caller may send() a dict
-    with new "latents", "prompt_embeds", "negative_prompt_embeds" or "guidance_scale" in answer to
-    a step. eta and generator go to the samplers that add noise.
+    With negative_prompt_embeds the model predicts for both and is guided away from them (see
+    Guidance). A caller may send() a dict with new "latents", "prompt_embeds",
+    "negative_prompt_embeds" or "guidance_scale" in answer to a step. eta and generator go to the
+    samplers that add noise.
+    """
+    predict = Guidance(unet, prompt_embeds, negative_prompt_embeds, scale=guidance_scale,
+                       rescale=guidance_rescale)
+    return denoise_with(predict, scheduler, latents, eta=eta, generator=generator)
+
+
+def denoise_with(predict: Any, scheduler: Any, latents: Any, *, timesteps: Any = None,
+                 eta: float = 0.0, generator: Any = None,
+                 after_step: Callable | None = None) -> Iterator[DenoisingStep]:
+    """The steps of `denoise` with any prediction object (refsd.pipelines.guidance).
+
+    timesteps: those of the schedule that are left, by default all. after_step(latents, index) gives
+    the latents that a step is taken to have arrived at, the index being among those timesteps.
     """
     takes = inspect.signature(scheduler.step).parameters
     noise = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in takes}
-    condition = guidance_condition(unet, guidance_scale, latents.shape[0])
-    text = _text(prompt_embeds, negative_prompt_embeds)
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(scheduler.timesteps if timesteps is None else timesteps):
         x = scheduler.scale_model_input(latents, timestep)
-        if negative_prompt_embeds is None:
-            predicted = unet(x, timestep, text, timestep_cond=condition)
-        else:
-            both = unet(F.concat([x, x], axis=0), timestep, text, timestep_cond=condition)
-            half = latents.shape[0]
-            away, towards = both[:half], both[half:]
-            predicted = guided(away, towards, guidance_scale)
-            if guidance_rescale > 0:
-                predicted = rescale(predicted, towards, guidance_rescale)
+        predicted = predict(x, timestep, index)
         stepped = scheduler.step(predicted, timestep, latents, **noise)
         latents = stepped.prev_sample
+        if after_step is not None:
+            latents = after_step(latents, index)
 
         denoised = partial(x0_of_step, scheduler, stepped, predicted, timestep, x)
         changed = yield DenoisingStep(index, timestep, latents, denoised)
         if changed:
             latents = changed.get("latents", latents)
-            guidance_scale = changed.get("guidance_scale", guidance_scale)
-            prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
-            negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
-            text = _text(prompt_embeds, negative_prompt_embeds)
+            predict.change(changed)
 
 
 def x0_of_step(scheduler: Any, stepped: Any, predicted: Any, timestep: Any, x: Any) -> Any:
@@ -135,45 +136,6 @@ def x0_of_step(scheduler: Any, stepped: Any, predicted: Any, timestep: Any, x: A
         return stepped.prev_sample
     return to_x0(scheduler.config.prediction_type, to_float32(predicted), to_float32(x),
                  alpha_bars[int(timestep)])
-
-
-def _text(positive: Any, negative: Any) -> Text:
-    """What the UNet reads in every step until a caller changes it: the negative texts first."""
-    if negative is None:
-        return Text(positive)
-    states = F.concat([negative, positive], axis=0)
-    if hasattr(states, "flags"):
-        states.flags.writeable = False  # nobody else has it: what layers make of it is kept
-    return Text(states)
-
-
-def guidance_condition(unet: UNet, guidance_scale: float, batch: int) -> Any:
-    """The guidance scale as sinusoids, for distilled models that take it as an input; else None.
-
-    -> (B, K) with K = unet.time_cond_dim.   Meng et al. 2023, "On Distillation of Guided ..."
-    """
-    if unet.time_cond_dim is None:
-        return None
-    w = np.full(batch, (guidance_scale - 1) * 1000, np.float32)
-    return F.timestep_embedding(w, dim=unet.time_cond_dim, flip_sin_to_cos=False, freq_shift=1,
-                                dtype=unet.dtype)
-
-
-@in_float32
-def guided(away: Any, towards: Any, scale: float) -> Any:
-    """From one prediction to the other, and beyond.   (B, 4, h, w) twice -> the same"""
-    return away + scale * (towards - away)
-
-
-@in_float32
-def rescale(guided: Any, text: Any, share: float) -> Any:
-    """`share` of the way to the guided prediction with the text prediction's deviation.
-
-    (B, 4, h, w) twice -> the same.   Lin et al. 2023, section 3.4; deviations are unbiased.
-    """
-    axes = {"axis": (1, 2, 3), "keepdims": True, "ddof": 1}
-    rescaled = guided * (text.std(**axes) / guided.std(**axes))
-    return share * rescaled + (1 - share) * guided
 
 
 def decode(vae: VAE, latents: Any) -> np.ndarray:

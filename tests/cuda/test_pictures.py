@@ -13,7 +13,7 @@ from op_table import normal
 import refsd
 from refsd.models.layers import Text
 from refsd.numba_ops.cuda.array import copies, to_device
-from refsd.pipelines.stages import guided
+from refsd.pipelines.guidance import guided
 from refsd.random import TorchGenerator
 from refsd.registry import use
 from refsd.schedulers import SCHEDULERS

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refsd.ops.activation import softmax
-from refsd.pipelines import stages
+from refsd.pipelines import guidance, stages
 from refsd.schedulers import from_config
 
 
@@ -68,9 +68,9 @@ def _at(config, steps, index):
 
 def guide(uncond: np.ndarray, cond: np.ndarray, *, scale: float,
           rescale: float = 0.0) -> np.ndarray:
-    """uncond + scale (cond - uncond), its deviation rescaled as in stages.rescale.   -> the same"""
+    """uncond + scale (cond - uncond), rescaled as in refsd.pipelines.guidance.   -> the same"""
     guided = uncond + scale * (cond - uncond)
-    return stages.rescale(guided, cond, rescale) if rescale > 0 else guided
+    return guidance.rescale(guided, cond, rescale) if rescale > 0 else guided
 
 
 def unscale_latents(latents: np.ndarray, *, scaling_factor: float) -> np.ndarray:

@@ -1,0 +1,180 @@
+"""What all pipelines of Stable Diffusion share: parts, loading, and pictures of latents.
+
+A pipeline adds its __call__: a Drawing (refsd.pipelines.drawing) begun, the latents that the steps
+start from and what the model sees besides, and the drawing finished.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Self
+
+from refsd.arguments import as_array, refuse_unknown, shown
+from refsd.backends import choose_backend, find_backend
+from refsd.errors import UsageError
+from refsd.pipelines import from_diffusers, stages
+from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.pipelines.request import check_flag, check_side
+from refsd.places import on_host
+from refsd.random import TorchGenerator
+from refsd.registry import use
+from refsd.text import CLIPTokenizer
+
+logger = logging.getLogger(__name__)
+
+LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "ema", "force",
+                  "exact", "torch_dtype", "local_files_only", "scheduler", "vae", "text_encoder",
+                  "prediction_type", "cache_dir", "revision", "token")
+PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+
+
+class Pipeline:
+    """The parts: tokenizer, text_encoder, unet, vae, scheduler; each works alone.
+
+    The scheduler may be replaced. `from_pretrained` without a path gives the small model that ships
+    with refsd.
+    """
+
+    def __init__(self, *, tokenizer: CLIPTokenizer, text_encoder: TextEncoder, unet: UNet, vae: VAE,
+                 scheduler: Any, backend: str = "auto", name: str = "", exact: bool = False):
+        self.tokenizer, self.text_encoder, self.unet = tokenizer, text_encoder, unet
+        self.vae, self.scheduler, self.name = vae, scheduler, name
+        self.backend, self.exact = choose_backend(backend), exact
+        self.make_generator, self.check_finite = TorchGenerator, True
+        self.device = find_backend(backend).device
+        self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
+        self._said: set[str] = set()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
+                        dtype: Any = "float32", weights: str | None = None,
+                        download: bool = False, variant: str | None = None, ema: bool = False,
+                        force: bool = False, exact: bool = False, scheduler: Any = None,
+                        vae: Any = None, text_encoder: Any = None,
+                        prediction_type: str | None = None, torch_dtype: Any = None,
+                        local_files_only: bool | None = None,
+                        **others: Any) -> Self:
+        """Load a diffusers folder, a single-file `.safetensors`, or a hub id from the local cache.
+
+        `download` (local_files_only=False) lets a hub id be fetched; nothing else touches the
+        network. `variant` ("fp16") and `ema` choose among copies of the weights; dtype
+        (torch_dtype) is the arithmetic's, and that of latents and weights: float32, float64,
+        bfloat16 or float16, or int8 (float32 whose linear layers multiply int8 by int8);
+        `weights` is the form in which matrices and kernels are held meanwhile
+        ("float32", "bfloat16", "float16", "int8", "as-is": as in the file); `force` loads what may
+        not fit into memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
+        `scheduler` replaces the model's, which is then not read: a scheduler, or a class or
+        function that makes one of the model's options. `vae` and `text_encoder` replace the model's
+        by those of a path (a folder, a .safetensors file) or another pipeline; `prediction_type`
+        ("epsilon", "v_prediction", "sample") overrules what the model says. cache_dir, revision and
+        token go to the hub. Raises ModelError, ResourceError, UsageError.
+        """
+        from refsd.pipelines.loading import load_components
+
+        for name, value in {"ema": ema, "force": force, "exact": exact}.items():
+            check_flag(name, value)
+        dtype, download, hub = from_diffusers.loading(
+            others, LOAD_ARGUMENTS, dtype=dtype, torch_dtype=torch_dtype, download=download,
+            local_files_only=local_files_only)
+        from_diffusers.check_scheduler(scheduler, "scheduler")
+        backend = choose_backend(backend)
+        parts = load_components(path, backend=backend, dtype=dtype, weights=weights,
+                                download=download, variant=variant, ema=ema, force=force,
+                                exact=exact, hub=hub, scheduler=scheduler, vae=vae,
+                                text_encoder=text_encoder, prediction_type=prediction_type)
+        return cls(**parts, backend=backend, exact=exact)
+
+    from_single_file = from_pretrained
+
+    @classmethod
+    def from_pipe(cls, pipe: "Pipeline", **replaced: Any) -> Self:
+        """A pipeline of this class with the parts of another, which both share; nothing is copied.
+
+        replaced: parts to take instead, such as scheduler=... Raises UsageError for others.
+        """
+        if not isinstance(pipe, Pipeline):
+            raise UsageError(f"from_pipe got {shown(pipe)}; give a pipeline of refsd")
+        refuse_unknown("from_pipe", replaced, PARTS)
+        parts = {name: getattr(pipe, name) for name in PARTS}
+        made = cls(**{**parts, **replaced}, backend=pipe.backend, name=pipe.name, exact=pipe.exact)
+        made.make_generator, made.check_finite = pipe.make_generator, pipe.check_finite
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        """Methods of diffusers' pipelines: nothing to do, with a line, or what to do instead."""
+        if name in from_diffusers.INSTEAD:
+            raise from_diffusers.NotHere(f"{name}: {from_diffusers.INSTEAD[name]}")
+        if name not in from_diffusers.ALREADY:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+        def nothing_to_do(*args: Any, **options: Any) -> None:
+            if why := from_diffusers.ALREADY[name]:
+                self.remark(f"{name}: nothing to do, {why}")
+
+        return nothing_to_do
+
+    def to(self, *wanted: Any, **options: Any) -> Self:
+        """The pipeline itself, if its own device and dtype are wanted; UsageError otherwise."""
+        return from_diffusers.check_device(self, *wanted, **options)
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """That of the run at hand; a callback sets `_guidance_scale`, as in diffusers."""
+        return self._guidance_scale
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run at hand is to stop after this step; a callback sets `_interrupt`."""
+        return self._interrupt
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels to a latent, along a side."""
+        return self.vae.config.downscale
+
+    @property
+    def default_size(self) -> int:
+        """The side in pixels that the model was trained at."""
+        return self.unet.config.sample_size * self.vae.config.downscale
+
+    def to_output(self, latents: Any, output_type: str) -> Any:
+        """Final latents as what the caller wants: "pil", "np" or "latent"."""
+        latents = as_array("latents", latents, self.vae.dtype)
+        if output_type == "latent":
+            return on_host(latents)
+        with use(self.backend, exact=self.exact):
+            images = stages.decode(self.vae, latents)
+        self.require_finite("decode", images)
+        if output_type == "np":
+            return images
+        from PIL import Image
+
+        return [Image.fromarray(image) for image in stages.to_bytes(images)]
+
+    def preview(self, latents: Any, *, vae: bool = False) -> list[Any]:
+        """Latents of the diffusion as PIL images: at once, by a linear map, or decoded by the VAE.
+
+        For callbacks, whose "denoised" shows more than their "latents". UsageError: no map known.
+        """
+        from refsd.pipelines.preview import pictures
+
+        return pictures(self, latents, vae=check_flag("vae", vae))
+
+    def _side(self, name, value, latents):
+        """The size requested, else that of the caller's latents, else the model's own."""
+        if value is None and latents is not None and len(latents.shape) == 4:
+            value = latents.shape[2 if name == "height" else 3] * self.vae.config.downscale
+        value = self.default_size if value is None else value
+        return check_side(name, value, self.vae.config.downscale)
+
+    def require_finite(self, stage: str, *arrays: Any) -> None:
+        """ModelError with the stage's name where one of its arrays has a NaN or an infinity."""
+        for array in arrays:
+            if self.check_finite and array is not None:
+                stages.require_finite(array, stage)
+
+    def remark(self, message: str, key: str | None = None) -> None:
+        """A warning that this pipeline gives once, however often it would."""
+        key = message if key is None else key
+        if key not in self._said:
+            self._said.add(key)
+            logger.warning("%s", message)
