@@ -68,21 +68,24 @@ class VAEConfig:
     """A variational autoencoder with a KL-regularised latent space (diffusers' AutoencoderKL).
 
     The diffusion works on scaling_factor times the latents, which are `downscale` times smaller
-    than the picture along each side.
+    than the picture along each side. sample_size is the side of a picture that it was trained on.
     """
 
     groups: int
     scaling_factor: float
     latent_channels: int
     downscale: int
+    sample_size: int = 32  # diffusers' default
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "VAEConfig":
+        size = config.get("sample_size") or cls.sample_size
         return cls(
             groups=config["norm_num_groups"],
             scaling_factor=config["scaling_factor"],
             latent_channels=config["latent_channels"],
             downscale=2 ** (len(config["block_out_channels"]) - 1),
+            sample_size=size[0] if isinstance(size, (list, tuple)) else size,
         )
 
 

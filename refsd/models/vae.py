@@ -16,9 +16,17 @@ def encode(image, *, encoder, quant_conv=None, config):
     h = H / 8 with four levels. The latents are not scaled: the diffusion works on scaling_factor
     times a sample.
     """
-    moments = encode_image(image, **encoder, config=config)
-    if quant_conv is not None:
-        moments = F.conv2d(moments, **quant_conv)
+    return posterior(moments(image, encoder=encoder, quant_conv=quant_conv, config=config))
+
+
+def moments(image, *, encoder, quant_conv=None, config):
+    """Mean and logarithm of the variance side by side.   (N, 3, H, W) -> (N, 8, h, w)"""
+    h = encode_image(image, **encoder, config=config)
+    return h if quant_conv is None else F.conv2d(h, **quant_conv)
+
+
+def posterior(moments):
+    """The two apart, the second held in its range.   (N, 8, h, w) -> twice (N, 4, h, w)"""
     channels = moments.shape[1] // 2
     mean = F.slice(moments, axis=1, start=0, stop=channels)
     logvar = F.slice(moments, axis=1, start=channels, stop=2 * channels)

@@ -21,13 +21,14 @@ from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.models.layers import Text
 from refsd.pipelines.from_diffusers import answer
-from refsd.pipelines.request import check_integer
+from refsd.pipelines.request import check_choice, check_integer
 from refsd.pipelines.tensors import shaped, text_width
 from refsd.places import beside, on_host
 from refsd.random import TorchGenerator, draw_noise
 from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
 from refsd.registry import use
 
+TILINGS = ("off", "blend")
 NO_GENERATORS = (type, ModuleType)  # torch.Generator itself, np.random: they have a randn too
 
 
@@ -152,13 +153,33 @@ class DiagonalGaussian:
 
 
 class VAE:
-    """Pictures to latents and back; latents here are not scaled by `config.scaling_factor`."""
+    """Pictures to latents and back; latents here are not scaled by `config.scaling_factor`.
+
+    `tiling` is how both work where a call does not say: "off", in one piece, or "blend", in
+    overlapping tiles of the sizes below, as diffusers' enable_tiling().
+    """
 
     def __init__(self, tree: dict, config: VAEConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["decoder"]["conv_in"]["weight"].dtype)
+        self.tiling, self.tile_overlap_factor = "off", 0.25
+        self.tile_sample_min_size = config.sample_size
+        self.tile_latent_min_size = config.sample_size // config.downscale
 
-    def encode(self, image: Any, **others: Any) -> DiagonalGaussian:
+    def enable_tiling(self) -> None:
+        """Work in overlapping tiles from now on, as diffusers does."""
+        self.tiling = "blend"
+
+    def disable_tiling(self) -> None:
+        """As before enable_tiling."""
+        self.tiling = "off"
+
+    @property
+    def use_tiling(self) -> bool:
+        """Whether tiles are blended, as diffusers has it."""
+        return self.tiling == "blend"
+
+    def encode(self, image: Any, *, tiling: str | None = None, **others: Any) -> DiagonalGaussian:
         """(N, 3, H, W) in [-1, 1], H and W multiples of the downscale -> posterior (N, 4, h, w)"""
         factor, channels = self.config.downscale, self.tree["encoder"]["conv_in"]["weight"].shape[1]
         answered = answer("vae.encode", others)
@@ -172,11 +193,12 @@ class VAE:
             raise UsageError(f"vae.encode: image has shape {tuple(image.shape)}; give "
                              f"(N, {channels}, H, W) with H and W multiples of {factor}")
         weights = {"encoder": self.tree["encoder"], "quant_conv": self.tree.get("quant_conv")}
+        network = partial(vae.moments, **weights, config=self.config)
         with use(self.backend, exact=self.exact):
-            mean, logvar = vae.encode(image, **weights, config=self.config)
+            mean, logvar = vae.posterior(self._tiled(network, image, "sample", tiling))
         return answered(DiagonalGaussian(mean, logvar, self.backend))
 
-    def decode(self, latents: Any, **others: Any) -> Any:
+    def decode(self, latents: Any, *, tiling: str | None = None, **others: Any) -> Any:
         """(N, 4, h, w) -> (N, 3, H, W), about [-1, 1]; one picture at a time to bound the memory"""
         answered = answer("vae.decode", others)
         latents = BACKENDS[self.backend].put(shaped(
@@ -185,10 +207,21 @@ class VAE:
         weights = {"decoder": self.tree["decoder"],
                    "post_quant_conv": self.tree.get("post_quant_conv")}
         find_backend(self.backend).release()  # small memory that the UNet's steps left
+        network = partial(vae.decode, **weights, config=self.config)
         with use(self.backend, exact=self.exact):
-            pictures = [vae.decode(F.slice(latents, axis=0, start=i, stop=i + 1), **weights,
-                                   config=self.config) for i in range(latents.shape[0])]
+            pictures = [self._tiled(network, F.slice(latents, axis=0, start=i, stop=i + 1),
+                                    "latent", tiling) for i in range(latents.shape[0])]
             return answered(F.concat(pictures, axis=0))
+
+    def _tiled(self, network, x, read, tiling):
+        """network(x), of a "latent" or a "sample", in one piece or in tiles."""
+        tiling = check_choice("tiling", self.tiling if tiling is None else tiling, TILINGS)
+        if tiling == "off":
+            return network(x)
+        from refsd.pipelines.vae_tiles import blend, tiles
+
+        cut = tiles(self, read)
+        return blend(network, x, cut) if cut.needed(x) else network(x)
 
 
 def as_generators(generator: Any, make: Any, count: int) -> Any:

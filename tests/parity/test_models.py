@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from refsd import functional as F
 from refsd.models import clip, unet, vae
 from refsd.models import config as configs
+from refsd.pipelines.components import VAE
 from refsd.registry import use
 from refsd.weights import to_tree
 
@@ -209,6 +210,34 @@ def test_vae(name, allowed):
     for part, *results, torch64 in zip(("mean", "logvar", "picture"), narrow, torch32, wide,
                                        theirs()):
         compare(f"{name}: {part}", allowed, results[0], results[1], torch64, results[2], torch64)
+
+
+def test_the_vae_in_blended_tiles(request, allowed):
+    """Latents 19 x 14 in tiles of 8: cut on two sides, the last ones narrower than the ramp."""
+    torch.manual_seed(0)
+    model = randomised(AutoencoderKL(**vae_config([32, 64], layers_per_block=1, sample_size=16)))
+    model.enable_tiling()
+    backend, exact, _ = WAYS[request.node.callspec.params["allowed"]]
+    image, latents = normal(1, 2, 3, 38, 28), normal(2, 2, 4, 19, 14)
+
+    def ours(dtype):
+        network = VAE(tree(model, dtype), configs.VAEConfig.from_json(model.config), backend, exact)
+        network.enable_tiling()
+        whole = network.decode(latents, tiling="off")
+        pictures = network.encode(image).mean, network.decode(latents)
+        assert abs(pictures[1] - whole).max() > 0.1  # each tile has its own statistics
+        return pictures
+
+    def theirs():
+        dtype = next(model.parameters()).dtype
+        with torch.no_grad():
+            return (model.encode(torch.from_numpy(image).to(dtype)).latent_dist.mean.numpy(),
+                    model.decode(torch.from_numpy(latents).to(dtype)).sample.numpy())
+
+    narrow, wide, torch32 = ours("float32"), ours("float64"), theirs()
+    model.double()
+    for part, *results, torch64 in zip(("mean", "picture"), narrow, torch32, wide, theirs()):
+        compare(f"tiles: {part}", allowed, results[0], results[1], torch64, results[2], torch64)
 
 
 def test_the_posterior_is_sampled_and_clamped_alike():
