@@ -196,7 +196,7 @@ def test_drawing_shows_it_unless_quiet(monkeypatch, tmp_path, capfd):
     ask = ["a cat", "-m", "model", "--steps", "1", "-s", "1"]
     for options, visible in (([], True), (["-q"], False), (["--json"], False)):
         with monkeypatch.context() as patch:
-            patch.setattr("refsd.cli.draw.make_ready", lambda *_: jit.logger.info(
+            patch.setattr("refsd.cli.session.make_ready", lambda *_: jit.logger.info(
                 "compiling kernels, once: %d of %d", 7, 19))
             assert main([*ask, *options]) == 0
         assert ("refsd: compiling kernels, once: 7 of 19\n" in capfd.readouterr().err) == visible

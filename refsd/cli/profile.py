@@ -7,7 +7,9 @@ from typing import Any
 from refsd.backends import find_backend
 from refsd.cli import draw, output, threads
 from refsd.cli.arguments import Parser, integer
+from refsd.cli.recipe import Recipe
 from refsd.cli.report import Warnings, note, one_line, result, result_json
+from refsd.cli.session import Session
 from refsd.pipelines.request import check_integer
 
 NO_LAYER = "(before the first layer)"  # of a step or a stage
@@ -50,12 +52,14 @@ def run(options: argparse.Namespace) -> int:
         from refsd.profiling.trace import trace
 
         chatty = not (options.quiet or options.json)
-        session = draw.Session(options, prompt, chatty)
+        session = Session(options, chatty)
+        recipe = session.recipe(options, prompt)
         if chatty:
-            note(f"refsd: a step to warm up, then {session.calls} steps")
-        with drawing.tuned(session.recipe):  # also while the tables ask for the algorithms
-            measured = _draw(profiling, session)
-            about = _about(session, measured)
+            calls = drawing.calls(session.pipe, recipe.steps)
+            note(f"refsd: a step to warm up, then {calls} steps")
+        with drawing.tuned(recipe):  # also while the tables ask for the algorithms
+            measured = _draw(profiling, session.pipe, recipe)
+            about = _about(recipe, measured)
             shown = {**about, **tables(measured)}
             traced = None if options.trace is None else trace(measured, about=about)
         if traced is not None:
@@ -68,11 +72,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(profiling: Any, session: draw.Session) -> Any:
+def _draw(profiling: Any, pipe: Any, recipe: Recipe) -> Any:
     """The recipe's picture, as drawing.draw has it."""
     from refsd.random.by_name import GENERATORS
 
-    recipe, pipe = session.recipe, session.pipe
     pipe.make_generator = GENERATORS[recipe.rng]
     pipe.check_finite = not recipe.allow_nonfinite
     return profiling.profile(
@@ -82,8 +85,7 @@ def _draw(profiling: Any, session: draw.Session) -> Any:
         eta=recipe.eta)
 
 
-def _about(session: draw.Session, measured: Any) -> dict[str, Any]:
-    recipe = session.recipe
+def _about(recipe: Recipe, measured: Any) -> dict[str, Any]:
     return {"model": recipe.model["name"], "width": recipe.width, "height": recipe.height,
             "sampler_steps": recipe.steps, "backend": recipe.backend, "dtype": recipe.dtype,
             "exact": measured.exact, "threads": recipe.threads, "versions": recipe.versions}
