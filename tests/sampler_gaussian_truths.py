@@ -75,6 +75,10 @@ def samplers_converge_at_their_order(schedulers):
         ("dpm 2m", 2, {}),
         ("dpm 2m heun", 2, {"solver_type": "heun"}),
         ("dpm 3m", 2, {"solver_order": 3}),
+        ("dpm 1 of eps", 1, {"solver_order": 1, "algorithm_type": "dpmsolver"}),
+        ("dpm 2m of eps", 2, {"algorithm_type": "dpmsolver"}),
+        ("dpm 2m of eps, heun", 2, {"algorithm_type": "dpmsolver", "solver_type": "heun"}),
+        ("dpm 3m of eps", 2, {"algorithm_type": "dpmsolver", "solver_order": 3}),
     ):
         ends = {"final_sigmas_type": "sigma_min", "lower_order_final": False, **SD}
         runs = [make(schedulers, "DPMSolverMultistepScheduler", steps, use_exponential_sigmas=True,
@@ -135,6 +139,48 @@ def noisy_samplers_converge_in_distribution(schedulers):
         has_order(label, errors, 1)
 
 
+class OneHot:
+    """A generator of one 1 a draw: in the third sample first, then in the next."""
+
+    place = 1
+
+    def randn(self, shape, dtype):
+        self.place += 1
+        return np.eye(1, shape[1], self.place, dtype)
+
+
+def spread_of(scheduler):
+    """The deviation at a run's end, as above, of a sampler whose steps read earlier ones.
+
+    One run of a sample at 0, of one at 1, and for each draw of one at 0 with that noise alone.
+    """
+    sigmas, scale = visited(scheduler, "variance")
+    x, generator = np.eye(1, len(sigmas) + 1, 1), OneHot()
+    for i, t in enumerate(scheduler.timesteps):
+        out = best_guess(x * scale[i], sigmas[i])
+        x = scheduler.step(out, t, x, generator=generator).prev_sample
+    response = x[0] - x[0, 0]
+    response[1] *= deviation(sigmas[0]) / scale[0]
+    return np.linalg.norm(response) * scale[-1]
+
+
+def sde_solvers_converge_in_distribution(schedulers):
+    """The order of the deviation's error; order 3 of the SDE is of order 1 (see dpm_solver.py)."""
+    for name, algorithm, order, config in (
+        ("DPMSolverMultistep", "sde-dpmsolver++", 1, {"solver_order": 1}),
+        ("DPMSolverMultistep", "sde-dpmsolver++", 2, {}),
+        ("DPMSolverMultistep", "sde-dpmsolver++", 2, {"solver_type": "heun"}),
+        ("DPMSolverMultistep", "sde-dpmsolver++", 1, {"solver_order": 3}),
+        ("DPMSolverMultistep", "sde-dpmsolver", 2, {}),
+        ("DPMSolverMultistep", "sde-dpmsolver", 2, {"solver_type": "heun"}),
+    ):
+        config = {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min",
+                  "lower_order_final": False, "algorithm_type": algorithm, **SD, **config}
+        runs = [make(schedulers, f"{name}Scheduler", steps, **config) for steps in (25, 50, 100)]
+        errors = [abs(spread_of(run) - deviation(float(run.sigmas[-1]))) for run in runs]
+        has_order(f"{algorithm} {config}", errors, order)
+
+
 def lcm_of_a_consistency_function_is_exact(schedulers):
     """f(x, sigma), the end of the path through x, gives the data's distribution in any steps.
 
@@ -184,6 +230,7 @@ def ddim_can_be_walked_back(schedulers):
 TRUTHS = [
     samplers_converge_at_their_order,
     noisy_samplers_converge_in_distribution,
+    sde_solvers_converge_in_distribution,
     lcm_of_a_consistency_function_is_exact,
     ddim_can_be_walked_back,
 ]

@@ -4,6 +4,7 @@ Each is a function of a `schedulers` package, so that test_schedulers.py can run
 one planted mistake. Samples are float64, so that only the coefficients round.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -45,41 +46,69 @@ def pndm_integrates_polynomials(schedulers):
 
 
 def dpm_solver_integrates_polynomials(schedulers):
-    """Order 2 (heun) and 3 are exact for x0 linear in lambda.
+    """Order 2 (heun) and 3 are exact where x0, or eps, is linear in lambda.
 
-    x_t = sigma_t / sigma_s x_s + sigma_t * integral of e^lambda x0(lambda), in closed form.
+    In closed form, with p the predicted one and z = 0:
+    dpmsolver++      x_t = sigma_t / sigma_s x_s + sigma_t * integral of e^lambda p
+    dpmsolver        x_t = alpha_t / alpha_s x_s - alpha_t * integral of e^-lambda p
+    sde-dpmsolver++  x_t = sigma_t / sigma_s e^-h x_s + 2 alpha_t * integral of e^2(lambda - l_t) p
+    sde-dpmsolver    as dpmsolver, with the integral twice.
     Order 3 takes half the second derivative (see dpm_solver.py): of lambda^2 it lacks the half of
-    the last term, alpha_t ((e^-h - 1 + h) / h^2 - 1/2) h^2.
+    the last term, and the SDE besides h^2 alpha_t, for its wrong sign.
     """
-    for order, solver in ((2, "heun"), (3, "midpoint")):
+    lacks = {  # at lambda^2, in units of alpha_t for the ++ and of sigma_t
+        "dpmsolver++": lambda h: math.exp(-h) - 1 + h - h**2 / 2,
+        "dpmsolver": lambda h: math.exp(h) - 1 - h - h**2 / 2,
+        "sde-dpmsolver++": lambda h: -(1 - math.exp(-2 * h) - 2 * h) / 4 - 1.5 * h**2,
+    }
+    for algorithm, order in itertools.product((*lacks, "sde-dpmsolver"), (2, 3)):
+        if (algorithm, order) == ("sde-dpmsolver", 3):
+            continue
+        of_x0, sde = algorithm.endswith("++"), algorithm.startswith("sde")
         scheduler = make(
             schedulers,
             "DPMSolverMultistepScheduler",
             20,
             solver_order=order,
-            solver_type=solver,
-            prediction_type="sample",
+            solver_type="heun",
+            algorithm_type=algorithm,
+            final_sigmas_type="sigma_min",
+            prediction_type="sample" if of_x0 else "epsilon",
             **SD,
         )
-        ratios = scheduler.sigmas[:-1].astype(np.float64)
+        ratios = scheduler.sigmas.astype(np.float64)
         lambdas = -np.log(ratios)
-        sigma = ratios / np.sqrt(ratios**2 + 1)
+        alphas = 1 / np.sqrt(ratios**2 + 1)
+        sigmas = ratios * alphas
         for p in range(order):
             scheduler.set_timesteps(20)
             for i, t in enumerate(scheduler.timesteps[:6]):
-                got = scheduler.step(one(lambdas[i] ** p), t, one(0.5)).prev_sample.item()
+                got = scheduler.step(one(lambdas[i] ** p), t, one(0.5), generator=Noise(value=0.0))
                 if i + 1 < order:
                     continue
-                a, b = lambdas[i], lambdas[i + 1]
-                primitive = [lambda u: 1, lambda u: u - 1, lambda u: u * u - 2 * u + 2][p]
-                integral = math.exp(b) * primitive(b) - math.exp(a) * primitive(a)
-                expected = sigma[i + 1] / sigma[i] * 0.5 + sigma[i + 1] * integral
-                # h is the difference of two rounded lambdas; the higher differences divide by it.
-                h = b - a
+                h = lambdas[i + 1] - lambdas[i]
+                keep = (sigmas if of_x0 else alphas)[i + 1] / (sigmas if of_x0 else alphas)[i]
+                keep *= math.exp(-h) if of_x0 and sde else 1
+                rate = 1 + sde if of_x0 else -1
+                integral = (1 + sde) * math.copysign(alphas[i + 1], rate) * integral_to(
+                    lambdas[i + 1], h, rate, p)
+                if not of_x0:  # alpha_t e^-lambda = sigma_t e^(lambda_t - lambda)
+                    integral *= ratios[i + 1]
+                expected = keep * 0.5 + integral
                 if p == 2:
-                    alpha = sigma[i + 1] / ratios[i + 1]
-                    expected += alpha * (math.exp(-h) - 1 + h - h**2 / 2)
-                assert abs(got - expected) < 64 * EPS / h**2, (order, p, i)
+                    expected += (alphas if of_x0 else sigmas)[i + 1] * lacks[algorithm](h)
+                # h is the difference of two rounded lambdas; the higher differences divide by it.
+                assert abs(got.prev_sample.item() - expected) < 64 * EPS / h**2, (algorithm, p, i)
+
+
+def integral_to(end, h, rate, p):
+    """The integral of e^(rate (u - end)) u^p over u from end - h to end, for p = 0, 1 or 2."""
+
+    def primitive(u):
+        power = [1 / rate, u / rate - 1 / rate**2, u**2 / rate - 2 * u / rate**2 + 2 / rate**3][p]
+        return math.exp(rate * (u - end)) * power
+
+    return primitive(end) - primitive(end - h)
 
 
 def first_order_dpm_solver_is_ddim(schedulers):
@@ -104,6 +133,14 @@ def first_order_dpm_solver_is_ddim(schedulers):
         y = dpm.step(model(y, i), t, y).prev_sample
         # lambda is under 4 and rounds by 2^-23; six roundings a step, on an x0 of up to 14.
         assert abs(x - y).item() < (i + 1) * 6 * 2 * EPS * 14
+    noisy = make(schedulers, "DPMSolverMultistepScheduler", solver_order=1,
+                 algorithm_type="sde-dpmsolver++", **SD)
+    noisy.set_timesteps(timesteps=timesteps)
+    for i, t in enumerate(timesteps[:-1]):  # with eta 1 the last step of DDIM still adds noise
+        x = ddim.step(model(x, i), t, x, eta=1.0, generator=Noise(i)).prev_sample
+        y = noisy.step(model(y, i), t, y, variance_noise=Noise(i).randn((1, 1), "f8")).prev_sample
+        # 1 - e^-2h is a difference of 1 and 0.2 or more: some ten roundings on each side
+        assert abs(x - y).item() < (i + 20) * 20 * 2 * EPS * 14
 
 
 def dpm_solver_ends_at_lower_order(schedulers):
@@ -149,6 +186,7 @@ def noise_is_drawn_in_diffusers_order(schedulers):
         ("EulerDiscrete", {}, {"s_churn": 1.0}, 5),
         ("EulerAncestralDiscrete", {}, {}, 5),
         ("DPMSolverMultistep", {}, {}, 0),
+        ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {}, 5),
         ("LCM", {}, {}, 4),
     )
     x = np.ones((3, 2, 4), np.float32)
@@ -163,7 +201,8 @@ def noise_is_drawn_in_diffusers_order(schedulers):
                 used = noise if shape is None else [generator] if shape else []
                 for user in used:
                     user = user[0] if isinstance(user, list) else user
-                    assert user.draws == [(shape or (1, 2, 4), np.dtype(dtype))] * draws, name
+                    drawn = np.dtype("f4" if name == "DPMSolverMultistep" else dtype)
+                    assert user.draws == [(shape or (1, 2, 4), drawn)] * draws, name
 
 
 def a_step_of_length_0_leaves_the_sample(schedulers):

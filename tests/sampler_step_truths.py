@@ -39,6 +39,47 @@ def a_perfect_model_gives_x0_in_one_step(schedulers):
                 assert abs(step.pred_original_sample.item() - x0) < 8 * EPS * 20, (name, kind)
 
 
+# Samplers that take what is predicted to x0 or to eps, each in a way of its own.
+CONVERTING = [
+    ("DPMSolverMultistep", {}),
+    ("DPMSolverMultistep", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+]
+
+
+def every_prediction_type_says_the_same(schedulers):
+    """The same x0 and eps, told as eps, as x0 and as v, make the same steps."""
+    x0, eps = 0.7, -1.3
+    for name, config in CONVERTING:
+        found = []
+        for kind in ("epsilon", "sample", "v_prediction"):
+            scheduler = make(schedulers, f"{name}Scheduler", 10, prediction_type=kind, **SD,
+                             **config)
+            for i, t in enumerate(scheduler.timesteps[:3]):
+                signal = 1 / math.sqrt(float(scheduler.sigmas[i]) ** 2 + 1)
+                noise = float(scheduler.sigmas[i]) * signal
+                told = {"epsilon": eps, "sample": x0, "v_prediction": signal * eps - noise * x0}
+                step = scheduler.step(one(told[kind]), t, one(signal * x0 + noise * eps))
+            found.append(step.prev_sample.item())
+            assert abs(step.pred_original_sample.item() - x0) < 8 * EPS * 20, (name, kind)
+        # Some 8 roundings of coefficients on terms of up to 20 (the first sigma is 14.6), which
+        # higher orders divide by a ratio of steps, 0.3 or more.
+        assert np.ptp(found) < 8 * EPS * 20 * 3, (name, config, found)
+
+
+def thresholding_changes_what_is_integrated(schedulers):
+    """One number is its own quantile: an x0 of 5 becomes 1, also where eps is what counts."""
+    for name, config in CONVERTING:
+        found = []
+        for options, out in (({"thresholding": True}, 5.0), ({}, 1.0)):
+            scheduler = make(schedulers, f"{name}Scheduler", 10, prediction_type="sample", **SD,
+                             **config, **options)
+            for t in scheduler.timesteps[:2]:
+                step = scheduler.step(one(out), t, one(0.5))
+            assert step.pred_original_sample == 1, name
+            found.append(step.prev_sample.item())
+        assert abs(found[0] - found[1]) < 16 * EPS, (name, config, found)
+
+
 def zero_output_scales_the_sample(schedulers):
     """With eps = 0 all there is to do is to rescale x, by sqrt(alpha_bar_s / alpha_bar_t)."""
     for name in ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"):
@@ -208,6 +249,8 @@ def begin_index_starts_in_the_middle(schedulers):
 
 TRUTHS = [
     a_perfect_model_gives_x0_in_one_step,
+    every_prediction_type_says_the_same,
+    thresholding_changes_what_is_integrated,
     zero_output_scales_the_sample,
     euler_follows_the_slope,
     churn_adds_noise_up_to_sigma_hat,

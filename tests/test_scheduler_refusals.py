@@ -53,9 +53,8 @@ def test_bad_step_counts(name, steps):
         ("EulerDiscrete", "timestep_type", "continuous"),
         ("EulerDiscrete", "sigma_min", -1.0),
         ("EulerAncestralDiscrete", "prediction_type", "sample"),
-        ("DPMSolverMultistep", "algorithm_type", "sde-dpmsolver++"),
+        ("DPMSolverMultistep", "algorithm_type", "sde"),
         ("DPMSolverMultistep", "solver_order", 4),
-        ("DPMSolverMultistep", "use_lu_lambdas", True),
         ("DPMSolverMultistep", "use_flow_sigmas", True),
         ("DPMSolverMultistep", "use_dynamic_shifting", True),
         ("DPMSolverMultistep", "variance_type", "learned"),
@@ -144,6 +143,17 @@ def test_bad_schedules(name, config, steps, kwargs, message):
     scheduler = make(refsd.schedulers, f"{name}Scheduler", **config)
     with pytest.raises(UsageError, match=message):
         scheduler.set_timesteps(*[steps] if steps else [], **kwargs)
+
+
+@pytest.mark.parametrize("config, message", [
+    ({"algorithm_type": "dpmsolver"}, "final_sigmas_type is 'zero', where dpmsolver has no step"),
+    ({"algorithm_type": "sde-dpmsolver"}, "give sigma_min, or sde-dpmsolver[+][+]"),
+    ({"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3},
+     "solver_order is 3, which sde-dpmsolver has no formula for"),
+])
+def test_algorithms_without_a_formula(config, message):
+    with pytest.raises(UsageError, match=message):
+        make(refsd.schedulers, "DPMSolverMultistepScheduler", **config)
 
 
 def test_bad_steps():

@@ -84,18 +84,36 @@ euler_ancestral.py | sigma_up = np.sqrt( | sigma_up = (
 euler_ancestral.py | variance_next - np.square(sigma_up) | variance_next - sigma_up
 euler_ancestral.py | self.sigmas[i], self.sigmas[i + 1] | self.sigmas[i + 1], self.sigmas[i + 1]
 dpm_solver.py | d1 = float(1 / r0) | d1 = float(r0)
-dpm_solver.py | float(0.5 * (alpha_t * decay)) | float(alpha_t * decay)
-dpm_solver.py | return x_t + float(alpha_t * (decay / h + 1)) * d1 | return x_t + float(alpha_t * (decay / h - 1)) * d1
+dpm_solver.py | float(0.5 * weight | float(weight
+dpm_solver.py | alpha_t * (e / h + 1) | alpha_t * (e / h - 1)
 dpm_solver.py | if order == 1 or h == 0: | if order == 1:
 dpm_solver.py | exp32(-h) - 1 | exp32(h) - 1
 dpm_solver.py | len(self.timesteps) - 1 - i | len(self.timesteps) - i
 dpm_solver.py | len(self.timesteps) < 15 | len(self.timesteps) < 5
 dpm_solver.py | if left == 1 and short | if left == 2 and short
-dpm_solver.py | self.config.lambda_min_clipped)) | self.config.lambda_min_clipped)) + 1
 dpm_solver.py | float(1 / (r0 + r1)) * bend | float(2 / (r0 + r1)) * bend
 dpm_solver.py | float(r0 / (r0 + r1)) * bend | float(r1 / (r0 + r1)) * bend
-dpm_solver.py | self._levels(i + 1) | self._levels(i)
-dpm_solver.py | if self.config.thresholding else | if self.config.get("clip_sample") else
+dpm_solver.py | "d0": -sigma_t * e | "d0": -alpha_t * e
+dpm_solver.py | -sigma_t * (e / h - 1) | -sigma_t * (e / h + 1)
+dpm_solver.py | (e - h) / np.square(h) - 0.5 | (e - h) / np.square(h) + 0.5
+dpm_solver.py | 1 - exp32(-2 * h) | 1 - exp32(-h)
+dpm_solver.py | sigma_t / sigma_s * exp32(-h) | sigma_t / sigma_s
+dpm_solver.py | "z": sigma_t * np.sqrt(e) | "z": sigma_t * e
+dpm_solver.py | alpha_t * (e / (-2 * h) + 1) | alpha_t * (e / (-2 * h) - 1)
+dpm_solver.py | np.square(2 * h) - 0.5 | np.square(2 * h) + 0.5
+dpm_solver.py | "d0": -2 * (sigma_t * e) | "d0": -(sigma_t * e)
+dpm_solver.py | exp32(2 * h) - 1) | exp32(h) - 1)
+dpm_solver.py | -2 * (sigma_t * (e / h - 1)) | -(sigma_t * (e / h - 1))
+dpm_solver.py | self._levels(t), d1 | self._levels(s), d1
+dpm_solver.py | sample.shape, "float32" | sample.shape, "float64"
+dpm_solver.py | eps = self._eps_of(x0, x, i) | pass
+dpm_solver.py | in ("use_karras_sigmas", "use_lu_lambdas") | in ("use_karras_sigmas",)
+exponential.py | lambda_min_clipped", -np.inf)) | lambda_min_clipped", -np.inf)) + 1
+exponential.py | if self.config.thresholding else | if self.config.get("clip_sample") else
+exponential.py | return float(alpha) * output + float(sigma) * x | return float(alpha) * output - float(sigma) * x
+exponential.py | return (x - float(alpha) * output) / float(sigma) | return (x - float(sigma) * output) / float(alpha)
+exponential.py | self.alphas_cumprod[-1] = 2**-24 | self.alphas_cumprod[-1] = 2**-14
+exponential.py | else self.training_sigmas[0] | else self.training_sigmas[1]
 lcm.py | DATA_VARIANCE = 0.25 | DATA_VARIANCE = 0.5
 lcm.py | c_skip = DATA_VARIANCE / (np.square(k) | c_skip = DATA_VARIANCE / (k
 lcm.py | if i != self.num_inference_steps - 1 | if True
@@ -158,6 +176,7 @@ RUNS = [
     ("EulerAncestralDiscreteScheduler", {}, {}),
     ("DPMSolverMultistepScheduler", {}, {}),
     ("DPMSolverMultistepScheduler", {"solver_order": 3}, {}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
     ("LCMScheduler", {}, {}),
 ]
 

@@ -146,16 +146,26 @@ def beta_sigmas(low, high, steps, alpha=0.6, beta=0.6):
     return low + betaincinv(alpha, beta, 1 - np.linspace(0, 1, steps)) * (high - low)
 
 
+def lu_sigmas(low, high, steps):
+    """exponential_sigmas once more, from logarithms in float32.   -> (n,) float64
+
+    Lu et al. 2022, arXiv:2206.00927, section 3.4: steps of equal length in lambda.
+    """
+    high, low = np.log(np.float32([high, low])).tolist()
+    return np.exp(high + np.linspace(0, 1, steps) * (low - high))
+
+
 SIGMAS = {
     "use_karras_sigmas": karras_sigmas,
     "use_exponential_sigmas": exponential_sigmas,
     "use_beta_sigmas": beta_sigmas,
+    "use_lu_lambdas": lu_sigmas,
 }
 
 
 def chosen_sigmas(config):
     """The one option of SIGMAS that is on, or None; a UsageError if there are two."""
-    chosen = [name for name in SIGMAS if config[name]]
+    chosen = [name for name in SIGMAS if config.get(name)]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other; give one")
     return chosen[0] if chosen else None

@@ -21,7 +21,7 @@ import torch
 from refsd import schedulers
 from refsd.errors import ModelError, UsageError
 from refsd.random import TorchGenerator
-from refsd.schedulers import prediction
+from refsd.schedulers import noise_schedule, prediction
 from refsd.schedulers.noise_schedule import cumprod_alphas, linspace32
 
 diffusers.utils.logging.set_verbosity_error()
@@ -116,8 +116,9 @@ def test_tables(nearest, name, beta):
     assert sum(accepted) > len(accepted) // 2
 
 
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
-@pytest.mark.parametrize("choice", SIGMA_CHOICES)
+@pytest.mark.parametrize("name, choice", [
+    (name, choice) for name in schedulers.SCHEDULERS for choice in noise_schedule.SIGMAS
+    if choice in schedulers.SCHEDULERS[name].DEFAULTS])
 @pytest.mark.parametrize("beta", [SD, COSINE], ids=["scaled_linear", "cosine"])
 def test_tables_of_chosen_sigmas(nearest, name, choice, beta):
     options = [
@@ -306,6 +307,17 @@ def assert_same_run(name, config, steps, *, batch=2, begin=None, generators=None
 
 V = {"prediction_type": "v_prediction"}
 ZERO_SNR = V | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+AT_MIN = {"final_sigmas_type": "sigma_min"}  # eps leads nowhere at sigma 0
+KINDS = ({"prediction_type": "sample"}, V, {"thresholding": True, "sample_max_value": 1.5})
+ALGORITHMS = [
+    *(("dpmsolver", AT_MIN | options) for options in (
+        {}, {"solver_order": 1}, {"solver_type": "heun"}, {"solver_order": 3}, *KINDS)),
+    *(("sde-dpmsolver++", options) for options in (
+        {}, {"solver_order": 1}, {"solver_type": "heun"}, {"solver_order": 3, **AT_MIN},
+        {"use_karras_sigmas": True}, {"euler_at_final": True}, *KINDS, ZERO_SNR)),
+    *(("sde-dpmsolver", AT_MIN | options) for options in (
+        {}, {"solver_order": 1}, {"solver_type": "heun"}, *KINDS)),
+]
 RUNS = {
     "DDIMScheduler": [
         {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
@@ -356,6 +368,8 @@ RUNS = {
         {"prediction_type": "sample"},
         {"thresholding": True, "sample_max_value": 1.5},
         {"solver_type": "bh2"},
+        {"use_lu_lambdas": True},
+        *({"algorithm_type": kind, **options} for kind, options in ALGORITHMS),
         ZERO_SNR,
     ],
     "LCMScheduler": [
@@ -518,9 +532,7 @@ def test_options_that_refsd_lacks_are_refused_and_diffusers_has_them():
     for name, option in (
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}),
         ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
-        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
         ("DPMSolverMultistepScheduler", {"variance_type": "learned"}),
         ("DDPMScheduler", {"variance_type": "learned_range"}),
         ("DDPMScheduler", {"beta_schedule": "sigmoid"}),

@@ -49,7 +49,9 @@ def scheduler_step(model_output: Any, sample: Any, noise: np.ndarray | None = No
     if isinstance(model_output, Sequence):
         sampler, timesteps = _at(scheduler, steps, 0)
         for t, output, x in zip(timesteps, model_output, sample, strict=False):
-            stepped = sampler.step(output, t, x)
+            # Of earlier steps only what was predicted counts: any noise does.
+            options = {} if noise is None else {"generator": FixedNoise(noise)}
+            stepped = sampler.step(output, t, x, **options)
         return stepped.prev_sample
     sampler, timesteps = _at(scheduler, steps, index)
     options = {} if noise is None else {"generator": FixedNoise(noise)}
