@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 from refsd.backends import BACKENDS, find_backend
-from refsd.cli import auditing, output, preview, samplers, threads
+from refsd.cli import auditing, batch_options, output, preview, samplers, threads
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.recipe import DTYPES, FORMS, RNGS
 from refsd.cli.report import Warnings, note, result_json
@@ -38,6 +38,7 @@ def parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"refsd {__version__}",
                        help="show the version and stop")
     add_request(parser)
+    batch_options.add_options(parser)
 
     add = parser.add_argument_group("how many, where to, and what to say").add_argument
     add("-b", "--batch-count", type=integer, metavar="N", default=1, help="pictures to draw (1)")
@@ -127,6 +128,10 @@ def add_arithmetic(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw what the options say."""
+    if batch_options.wanted(options):
+        from refsd.cli import batch
+
+        return batch.run(options, check)
     prompt, seeds = check(options)
     targets = output.plan(options.output, seeds)
     if options.output_latents is not None:

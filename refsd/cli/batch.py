@@ -1,0 +1,166 @@
+"""`refsd --prompts FILE`: a picture for each line, under a name made of what it is a picture of.
+
+A file's name is a hash of the resolved recipe without what does not decide the picture, so the same
+request has the same name on every machine, and a run that was stopped goes on where it was.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, fields, replace
+
+from refsd import atomic, schedulers
+from refsd.cli import output, threads
+from refsd.cli.recipe import Recipe
+from refsd.cli.report import Warnings, note, one_line, result
+from refsd.cli.requests import BadLines, read_requests
+from refsd.cli.session import Session
+from refsd.errors import ModelError, UsageError
+from refsd.pipelines.request import check_integer, check_side
+
+# Where and by what it is computed, not what; the bits of these may differ, the picture does not.
+NOT_THE_PICTURE = ("backend", "threads", "tuned", "versions", "pixels", "allow_nonfinite", "schema")
+PLACES = ("name", "variant", "vae", "text_encoder", "hash")  # of the model; its files say it
+NO = {"output_latents": "--output-latents is for pictures of one size",
+      "disable_image_metadata": "--disable-image-metadata leaves out the recipe, by which a "
+                                "finished picture is known",
+      "audit": "--audit is for one request"}
+
+
+def run(options: argparse.Namespace, check: Callable) -> int:
+    """Draw what the lines say, after `check`, which refuses what no line changes."""
+    default = _check(options)
+    check(options)
+    try:
+        requests = read_requests(options.prompts, options, default)
+    except BadLines as bad:
+        return _refuse(bad, options)
+    chatty = not (options.quiet or options.json)
+    with Warnings(show=not options.json), threads.limited(options.threads):
+        session = Session(options, chatty)
+        try:
+            pictures = _resolve(session, requests, options)
+        except BadLines as bad:
+            return _refuse(bad, options)
+        lines: list[str] = []
+        for index, (number, recipe) in enumerate(pictures):
+            said = {"index": index, "line": number,
+                    **_picture(session, recipe, options.output)}
+            _say(said, lines, options.results)
+        if chatty and session.seconds.get("steps"):
+            session.say_times()
+    return 0
+
+
+def _check(options):
+    """Refuse what does not go with --prompts; the prompt of lines that have none."""
+    if options.words is not None:
+        raise UsageError(f"--prompts and the prompt {options.words[:40]!r} both say what to draw; "
+                         "give one of them")
+    for name, why in NO.items():
+        if getattr(options, name):
+            raise UsageError(f"{why}: leave it out with --prompts")
+    options.output = "" if options.output is None else options.output
+    if options.output and not os.path.isdir(options.output):
+        raise UsageError(f"--output {options.output}: with --prompts it is a folder; name one that "
+                         "exists")
+    output.try_out(os.path.join(options.output, f"{'0' * 32}.png"), (".png",))
+    if options.results is not None:
+        output.try_out(options.results, (".jsonl", ".json", ".txt"))
+    options.seed = max(options.seed, 0)  # not a new one: names are made of it
+    default, options.prompt = options.prompt, options.prompt or ""
+    return default
+
+
+def _refuse(bad, options):
+    """A line of error for each bad line."""
+    if not options.json:
+        for problem in bad.problems[:-1]:
+            note(one_line(f"refsd: error: {problem}"))
+        bad = BadLines(bad.problems[-1:])
+    raise bad
+
+
+def _resolve(session, requests, options):
+    """Each picture's line and recipe; all are refused before the first is drawn."""
+    pictures, problems, own = [], [], session.pipe.scheduler
+    for request in requests:
+        session.pipe.scheduler = own
+        try:
+            recipe = session.recipe(request.options, request.options.prompt)
+            for name in ("width", "height"):
+                check_side(name, getattr(recipe, name), session.pipe.vae_scale_factor)
+            check_integer("seed", recipe.seed, 0, 2**64 - options.batch_count)
+        except (UsageError, ModelError) as problem:
+            problems.append(f"{options.prompts}, line {request.line}: {problem}")
+        else:
+            pictures += [(request.line, replace(recipe, seed=recipe.seed + i))
+                         for i in range(options.batch_count)]
+    if problems:
+        raise BadLines(problems)
+    return pictures
+
+
+def _picture(session, recipe, folder):
+    """Draw it, unless it is there; what the line of JSON says of it."""
+    name = name_of(recipe)
+    path = os.path.join(folder, f"{name}.png")
+    finished = read_finished(path, name)
+    if finished is not None:
+        said = {"path": path, "seed": recipe.seed, "width": recipe.width, "height": recipe.height,
+                "pixels": finished.pixels}
+    else:
+        session.pipe.scheduler = schedulers.from_config(recipe.scheduler)
+        said = session.picture(recipe, output.Target(path), say=False)
+    return {"prompt": recipe.prompt, **said, "drawn": finished is None}
+
+
+def read_finished(path: str, name: str) -> Recipe | None:
+    """The recipe of the picture of this name, if it is there and its pixels are those drawn."""
+    from refsd.cli.drawing import digest
+    from refsd.cli.info import found_recipe
+    from refsd.cli.png import read_png
+
+    if not os.path.lexists(path):
+        return None
+    try:
+        picture = read_png(path)
+        recipe = found_recipe(picture.texts, path)
+    except UsageError:
+        recipe = None
+    if recipe is not None and name_of(recipe) == name and recipe.pixels == digest(picture.pixels):
+        return recipe
+    note(f"refsd: {one_line(path)} is not the picture of its name; it is drawn again")
+    return None
+
+
+def name_of(recipe: Recipe) -> str:
+    """32 hexadecimal digits: the SHA-256 of what decides the picture, as JSON with sorted keys.
+
+    Of the model the hashes of its files. Fields at their default are left out, so that fields to
+    come change no name; floats are written as such (7.0).
+    """
+    values = asdict(recipe)
+    for field in fields(recipe):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name in NOT_THE_PICTURE or values[field.name] == default:
+            del values[field.name]
+        elif field.type is float:
+            values[field.name] = float(values[field.name])
+    values["model"] = {key: value for key, value in recipe.model.items() if key not in PLACES}
+    values["model"]["files"] = sorted(recipe.model.get("files", {}).values())
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _say(said, lines, file):
+    """One picture as a line of JSON: on stdout, or in the file, which is always whole."""
+    line = json.dumps(said)
+    if file is None:
+        result(line)
+        return
+    lines.append(line + "\n")
+    atomic.write_file(file, [text.encode() for text in lines])
+    result(f"{one_line(said['path'])} (seed {said['seed']})")
