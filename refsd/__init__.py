@@ -17,10 +17,12 @@ import importlib
 from refsd.registry import use, watch
 from refsd.version import __version__
 
-__all__ = ["F", "StableDiffusionPipeline", "__version__", "threads", "use", "watch"]
+__all__ = ["F", "StableDiffusionImg2ImgPipeline", "StableDiffusionPipeline", "__version__",
+           "threads", "use", "watch"]
 
 _LAZY = {
     "F": ("refsd.functional", None),
+    "StableDiffusionImg2ImgPipeline": ("refsd.pipelines.img2img", "StableDiffusionImg2ImgPipeline"),
     "StableDiffusionPipeline": ("refsd.pipelines.stable_diffusion", "StableDiffusionPipeline"),
     "threads": ("refsd.parallel", "threads"),
 }

@@ -181,6 +181,7 @@ def test_every_public_module_has_a_page(files):
         page = files[f"api/{module}.md"]
         for name in api_pages.exported(module):
             assert f"\n## {markup.escaped(name)}\n" in page
-    call = files["api/refsd.md"].partition("\\_\\_call\\_\\_\n")[2]
+    drawing = files["api/refsd.md"].partition("\n## StableDiffusionPipeline\n")[2]
+    call = drawing.partition("\\_\\_call\\_\\_\n")[2]
     assert call.partition("```python\n")[2].startswith(
         "StableDiffusionPipeline.__call__(\n    prompt: str | list[str] | None = None,\n")

@@ -129,5 +129,3 @@ def test_bad_masks_are_refused():
         images.as_mask("mask_image", np.full((8, 8), -1.0), 8, height=8, width=8)
     with pytest.raises(UsageError, match=r"give \(B, 1, H, W\)"):
         images.as_mask("mask_image", FLOATS, 8, height=8, width=8)
-    with pytest.raises(UsageError, match="image: 2 for 3 pictures"):
-        images.repeated("image", np.zeros((2, 1)), 3)

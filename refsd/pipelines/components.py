@@ -180,7 +180,10 @@ class VAE:
         return self.tiling == "blend"
 
     def encode(self, image: Any, *, tiling: str | None = None, **others: Any) -> DiagonalGaussian:
-        """(N, 3, H, W) in [-1, 1], H and W multiples of the downscale -> posterior (N, 4, h, w)"""
+        """(N, 3, H, W) in [-1, 1], H and W multiples of the downscale -> posterior (N, 4, h, w)
+
+        One picture at a time, to bound the memory.
+        """
         factor, channels = self.config.downscale, self.tree["encoder"]["conv_in"]["weight"].shape[1]
         answered = answer("vae.encode", others)
         image = as_array("vae.encode: image", image)
@@ -195,7 +198,9 @@ class VAE:
         weights = {"encoder": self.tree["encoder"], "quant_conv": self.tree.get("quant_conv")}
         network = partial(vae.moments, **weights, config=self.config)
         with use(self.backend, exact=self.exact):
-            mean, logvar = vae.posterior(self._tiled(network, image, "sample", tiling))
+            moments = [self._tiled(network, F.slice(image, axis=0, start=i, stop=i + 1), "sample",
+                                   tiling) for i in range(image.shape[0])]
+            mean, logvar = vae.posterior(F.concat(moments, axis=0))
         return answered(DiagonalGaussian(mean, logvar, self.backend))
 
     def decode(self, latents: Any, *, tiling: str | None = None, **others: Any) -> Any:

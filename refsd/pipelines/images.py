@@ -121,14 +121,6 @@ def is_pil(value: Any) -> bool:
     return hasattr(value, "getbands") and hasattr(value, "resize")
 
 
-def repeated(name: str, array: Any, count: int) -> Any:
-    """B pictures for `count`, in turn: a b a b.   (B, ...) -> (count, ...)"""
-    if count % array.shape[0]:
-        raise UsageError(f"{name}: {array.shape[0]} for {count} pictures; give 1, or one for each "
-                         "prompt")
-    return np.concatenate([array] * (count // array.shape[0]))
-
-
 def _images(name, value):
     """PIL's images in a list; None where there are numbers."""
     found = list(value) if isinstance(value, (list, tuple)) else [value]

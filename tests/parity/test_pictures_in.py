@@ -1,16 +1,21 @@
 """Pictures as inputs against diffusers: the same bits prepared, the same picture drawn."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from tiny_diffusers import PROMPT, SD1, same_picture, write_model
 
+import refsd
+from refsd import schedulers
 from refsd.pipelines import images
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (75, 98, 3)).astype(np.uint8)
 PICTURE = Image.fromarray(PIXELS)
+SMALL = PICTURE.resize((53, 43))  # drawn as 48 x 40
 FLOATS = PIXELS.astype("f4") / 255
 MASK = np.zeros((75, 98), "f4")
 MASK[20:41, 33:70] = RANDOM.random((21, 37))
@@ -81,3 +86,77 @@ def test_the_part_around_a_mask_and_putting_it_back(width, height, padding):
         expected = VaeImageProcessor().apply_overlay(mask, PICTURE, painted, crop)
         found = images.overlay(mask, PICTURE, painted, crop)
         assert np.array_equal(np.asarray(found), np.asarray(expected))
+
+
+SAMPLERS = {
+    "ddim": ("DDIMScheduler", {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
+    "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {"steps_offset": 1}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "lcm": ("LCMScheduler", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Pairs of pipelines, theirs and ours, by class and number of the UNet's channels."""
+    folders, pairs = {}, {}
+
+    def pair(name, channels=4, backend="numpy"):
+        if channels not in folders:
+            root = tmp_path_factory.mktemp(f"tiny{channels}")
+            folders[channels] = write_model(root, in_channels=channels)
+        if (name, channels, backend) not in pairs:
+            theirs = getattr(diffusers, name).from_pretrained(folders[channels])
+            theirs.set_progress_bar_config(disable=True)
+            ours = getattr(refsd, name).from_pretrained(folders[channels], backend=backend)
+            pairs[name, channels, backend] = theirs, ours
+        return pairs[name, channels, backend]
+
+    return pair
+
+
+def sampling(pair, name):
+    """The pair with a sampler."""
+    (kind, options), (theirs, ours) = SAMPLERS[name], pair
+    theirs.scheduler = getattr(diffusers, kind)(**SD1, **options)
+    ours.scheduler = getattr(schedulers, kind)(**SD1, **options)
+    return theirs, ours
+
+
+IMG2IMG = "StableDiffusionImg2ImgPipeline"
+
+
+@pytest.mark.parametrize("strength", [0.45, 1.0])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_image_to_image(models, sampler, strength):
+    same_picture(*sampling(models(IMG2IMG), sampler), prompt=PROMPT, image=SMALL,
+                 strength=strength, num_inference_steps=7, negative_prompt="blurry")
+
+
+@pytest.mark.parametrize("options", [
+    {"prompt": [PROMPT, "soup"], "image": SMALL}, {"prompt": PROMPT, "num_images_per_prompt": 2},
+    {"prompt": [PROMPT, "soup"], "image": [SMALL, SMALL.rotate(180)], "seeds": [1, 2]},
+    {"prompt": [PROMPT, "soup"], "image": SMALL, "seeds": [3, 4]},
+    {"prompt": PROMPT, "guidance_scale": 1.0, "eta": 0.5}, {"prompt": PROMPT, "strength": 0.29},
+    {"prompt": PROMPT, "image": np.asarray(SMALL)[None] / 255},
+    {"prompt": PROMPT, "image": FIRST[:, :45, :41]},
+    {"prompt": PROMPT, "image": torch.from_numpy(RANDOM.standard_normal((1, 4, 5, 6))).float()},
+], ids=range(9))
+def test_image_to_image_of_several_pictures(models, options):
+    for sampler in ("ddim", "euler-ancestral"):
+        same_picture(*sampling(models(IMG2IMG), sampler), **{
+            "image": SMALL, "strength": 0.6, "num_inference_steps": 5, **options})
+
+
+@pytest.mark.parametrize("sampler, own", [
+    ("euler", {"sigmas": [14.0, 5.0, 1.0, 0.0]}), ("dpm++2m", {"timesteps": [999, 700, 400, 100]}),
+    ("lcm", {"timesteps": [999, 759, 499, 259]})], ids=str)  # fmt: skip
+def test_image_to_image_along_a_schedule_of_ones_own(models, sampler, own):
+    theirs, ours = sampling(models(IMG2IMG), sampler)
+    if sampler == "dpm++2m":
+        theirs.scheduler = diffusers.DPMSolverMultistepScheduler(**SD1)
+        ours.scheduler = schedulers.DPMSolverMultistepScheduler(**SD1)
+    same_picture(theirs, ours, prompt=PROMPT, image=SMALL, strength=0.5, **own)
