@@ -12,7 +12,7 @@ from refsd.errors import UsageError
 from refsd.pipelines.request import check_flag
 
 ANY = object()  # any value is taken
-NO_LORA = "refsd has no adapters yet: merge them into the weights first"
+NO_IP = "refsd has no IP-Adapter: leave it out"
 BY_BACKEND = "backend decides where it computes: write from_pretrained(backend=\"cuda\")"
 
 # keyword: the values that change nothing here, and what to write instead of others
@@ -26,7 +26,7 @@ LOADING: dict[str, tuple[tuple, str]] = {
     "load_safety_checker": ((None, False), "there is no safety checker in refsd: leave it out"),
     "requires_safety_checker": ((ANY,), ""),
     "feature_extractor": ((ANY,), ""),  # the safety checker's
-    "image_encoder": ((None,), NO_LORA),
+    "image_encoder": ((None,), NO_IP),
     "low_cpu_mem_usage": ((ANY,), ""),
     "disable_mmap": ((ANY,), ""),
     "device_map": ((None, "cpu", "auto", "balanced"), BY_BACKEND),
@@ -58,9 +58,9 @@ CALLING: dict[str, tuple[tuple, str]] = {
     "callback": ((None,), "write callback_on_step_end=f with f(pipe, step, timestep, tensors)"),
     "callback_steps": ((None, 1), "callback_on_step_end is called at every step: test there "
                                   "step % n"),
-    "cross_attention_kwargs": ((None, {}), NO_LORA),
-    "ip_adapter_image": ((None,), NO_LORA),
-    "ip_adapter_image_embeds": ((None,), NO_LORA),
+    "cross_attention_kwargs": ((None, {}), "give a dict with scale"),
+    "ip_adapter_image": ((None,), NO_IP),
+    "ip_adapter_image_embeds": ((None,), NO_IP),
     "image": ((None,), "refsd draws from text only: for another start give latents"),
     "mask_image": ((None,), "refsd draws from text only"),
     "strength": ((None,), "refsd draws from text only: for another start give latents"),
@@ -77,7 +77,7 @@ CALLING: dict[str, tuple[tuple, str]] = {
 NETWORKS: dict[str, tuple[tuple, str]] = {
     "return_dict": ((None, True), "give True or False"),
     "generator": ((ANY,), ""),  # decoding draws nothing
-    "cross_attention_kwargs": ((None, {}), NO_LORA),
+    "cross_attention_kwargs": ((None, {}), "give it to the pipeline, or call pipe.set_adapters"),
     "added_cond_kwargs": ((None, {}), "SDXL's inputs are not here yet: leave it out"),
     "class_labels": ((None,), "the UNets of refsd have no classes: leave it out"),
     "attention_mask": ((None,), "refsd pads as CLIP does, without a mask: leave it out"),
@@ -87,6 +87,13 @@ NETWORKS: dict[str, tuple[tuple, str]] = {
     "position_ids": ((None,), "they count from 0: leave it out"),
     "output_hidden_states": ((None, False), "clip_skip gives an earlier layer's"),
 }
+
+# Methods that refsd.adapters.methods has.
+ADAPTERS = (
+    "load_lora_weights", "set_adapters", "get_active_adapters", "get_list_adapters",
+    "delete_adapters", "unload_lora_weights", "disable_lora", "enable_lora", "fuse_lora",
+    "unfuse_lora", "lora_scaled",
+)
 
 # Methods that change nothing here, and why.
 ALREADY = {
@@ -98,8 +105,6 @@ ALREADY = {
     "enable_sequential_cpu_offload": "everything stays where the backend computes",
     "enable_group_offload": "everything stays where the backend computes",
     "reset_device_map": "",
-    "unload_lora_weights": "",
-    "unfuse_lora": "",
     "disable_freeu": "",
     "fuse_qkv_projections": "",
     "unfuse_qkv_projections": "",
@@ -116,11 +121,8 @@ ALREADY = {
 INSTEAD = {
     "cuda": BY_BACKEND,
     "half": "load it with from_pretrained(dtype=\"float16\")",
-    "load_lora_weights": NO_LORA,
-    "load_ip_adapter": NO_LORA,
-    "load_attn_procs": NO_LORA,
-    "set_adapters": NO_LORA,
-    "fuse_lora": NO_LORA,
+    "load_ip_adapter": NO_IP,
+    "load_attn_procs": "write load_lora_weights, which reads such files too",
     "components": "name them: pipe.tokenizer, .text_encoder, .unet, .vae, .scheduler",
     "image_processor": "to_output(latents, \"pil\") makes pictures of latents",
     "numpy_to_pil": "output_type=\"pil\" gives them",

@@ -4,8 +4,11 @@ A pipeline adds its __call__: a Drawing (refsd.pipelines.drawing) begun, the lat
 start from and what the model sees besides, and the drawing finished.
 """
 
+import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MethodType
 from typing import Any, Self
 
 from refsd.arguments import as_array, refuse_unknown, shown
@@ -43,6 +46,11 @@ class Pipeline:
         self.device = find_backend(backend).device
         self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
         self._said: set[str] = set()
+
+    def __init_subclass__(cls) -> None:
+        """Every pipeline's call takes cross_attention_kwargs={"scale": x}."""
+        if "__call__" in vars(cls):
+            cls.__call__ = _with_scale(cls.__call__)
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
@@ -100,7 +108,11 @@ class Pipeline:
         return made
 
     def __getattr__(self, name: str) -> Any:
-        """Methods of diffusers' pipelines: nothing to do, with a line, or what to do instead."""
+        """Methods of diffusers' pipelines: of adapters, nothing to do, or what to do instead."""
+        if name in from_diffusers.ADAPTERS:
+            from refsd.adapters import methods
+
+            return MethodType(getattr(methods, name), self)
         if name in from_diffusers.INSTEAD:
             raise from_diffusers.NotHere(f"{name}: {from_diffusers.INSTEAD[name]}")
         if name not in from_diffusers.ALREADY:
@@ -178,3 +190,17 @@ class Pipeline:
         if key not in self._said:
             self._said.add(key)
             logger.warning("%s", message)
+
+
+def _with_scale(call):
+    """A pipeline's call within the scale that cross_attention_kwargs asks for"""
+
+    @functools.wraps(call)
+    def scaled(pipe, *args, **options):
+        if not isinstance(wanted := options.get("cross_attention_kwargs"), Mapping):
+            return call(pipe, *args, **options)
+        del options["cross_attention_kwargs"]
+        with pipe.lora_scaled(wanted):
+            return call(pipe, *args, **options)
+
+    return scaled

@@ -1,0 +1,107 @@
+"""The adapters of one network: merged into its tree, and taken out again to the bit.
+
+W' = W + sum_i delta_i(W), each of the W that the model was loaded with, in float64, rounded once to
+the form in which W is held. The tree has W' as a leaf of its own, placed as the backend places
+weights, so that models, kernels and what is kept by a leaf's identity see nothing but a weight. W
+is kept beside it, and put back: at most one more copy of each weight that an adapter touches.
+
+A weight that is held as int8 is rounded to int8 again, with scales of its own: half a step more,
+of the kind that the user accepted for W, and no more memory.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refsd.adapters.kinds import Change
+from refsd.backends import find_backend
+from refsd.half import is_half, to_half
+from refsd.leaf import Weight, seal
+from refsd.places import is_on_device
+from refsd.quantized import Quantized, can_quantize, quantize
+
+Strengths = Mapping[str, float]
+
+
+class Applied:
+    """The adapters of a network, by name, and the strength at which each is in its tree."""
+
+    def __init__(self, tree: Mapping[str, Any], backend: str):
+        self.tree, self.backend = tree, backend
+        self.changes: dict[str, Mapping[str, Change]] = {}  # adapter -> weight -> what it adds
+        self.strengths: dict[str, float] = {}  # of those in the tree
+        self.fused = False
+        self._originals: dict[str, Weight] = {}
+        self._merged: dict[str, tuple] = {}  # weight -> what was merged into it
+
+    def show(self, strengths: Strengths, changes: Mapping[str, Mapping] | None = None) -> None:
+        """Have these adapters in the tree at these strengths, of these `changes` if they are new.
+
+        Where that fails, for memory or by an interrupt, it is as before.
+        """
+        before = self.strengths, self.changes
+        try:
+            self._show(strengths, self.changes if changes is None else changes)
+        except BaseException:
+            self._show(*before)
+            raise
+
+    def keep(self) -> None:
+        """Forget the adapters and the weights of before; what is in the tree stays in it."""
+        self.changes, self.strengths, self.fused = {}, {}, False
+        self._originals.clear()
+        self._merged.clear()
+
+    def _show(self, strengths, changes):
+        wanted: dict[str, list] = {}
+        for name, strength in strengths.items():
+            for weight, change in changes.get(name, {}).items():
+                wanted.setdefault(weight, []).append((change, strength))
+        for weight in [*self._originals]:
+            if weight not in wanted:
+                self._put(weight, self._originals[weight])
+                del self._originals[weight], self._merged[weight]
+        for weight, what in wanted.items():
+            if not _same(self._merged.get(weight, ()), what):
+                original = self._originals.get(weight, None) or self._get(weight)
+                leaf = {weight: merged(original, what)}
+                find_backend(self.backend).place(leaf)
+                self._originals[weight], self._merged[weight] = original, tuple(what)
+                self._put(weight, leaf[weight])
+        self.strengths, self.changes = dict(strengths), dict(changes)
+
+    def _get(self, weight):
+        node = self.tree
+        for key in weight.split("."):
+            node = node[int(key) if isinstance(node, list) else key]
+        return node
+
+    def _put(self, weight, leaf):
+        *path, last = weight.split(".")
+        node = self.tree
+        for key in path:
+            node = node[int(key) if isinstance(node, list) else key]
+        node[last] = leaf
+
+
+def merged(original: Weight, changes: list[tuple[Change, float]]) -> Weight:
+    """W + what is added to it, rounded once, in the form in which W is held."""
+    held = original.numpy() if is_on_device(original) else np.asarray(original)
+    wide = held.astype(np.float64)
+    total = sum((change.delta(wide, strength) for change, strength in changes),
+                np.zeros_like(wide))
+    total += wide
+    name, dtype = getattr(original, "name", None), original.dtype
+    if isinstance(original, Quantized):
+        if original.scale is None:
+            return type(original)(seal(to_half(total, original.values.dtype)), None, dtype, name)
+        if can_quantize(total):
+            values, scale = quantize(total.astype(np.float32))
+            return type(original)(seal(values), scale, dtype, name)
+    return Weight(seal(to_half(total, dtype) if is_half(dtype) else total.astype(dtype)), name)
+
+
+def _same(some, others):
+    return len(some) == len(others) and all(
+        a is b and s == t for (a, s), (b, t) in zip(some, others))

@@ -1,0 +1,119 @@
+"""The adapters of a pipeline: files loaded into its networks, and the strength of each there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from refsd.adapters import formats, names
+from refsd.adapters.applied import Applied
+from refsd.adapters.file import Source
+from refsd.arguments import as_number, shown
+from refsd.errors import UsageError
+from refsd.weights.tree import flatten
+
+NETWORKS = ("unet", "text_encoder")
+
+
+def applied(pipe: Any) -> dict[str, Applied]:
+    """The adapters of each network; they belong to it, not to the pipeline, which may share it."""
+    found = {}
+    for network in NETWORKS:
+        part = getattr(pipe, network)
+        if "adapters" not in vars(part):
+            part.adapters = Applied(_tree(network, part), part.backend)
+        found[network] = part.adapters
+    return found
+
+
+def _tree(network, part):
+    """With the names of files: a text encoder's lie below text_model"""
+    return part.tree if network == "unet" else {"text_model": part.tree}
+
+
+def load(pipe: Any, source: Source, name: str | None, *, strict: bool = True) -> str:
+    """Read an adapter into the pipeline, without putting it into the networks; its name.
+
+    strict=False leaves out, with a line, what has no place in the model. Raises ModelError for what
+    is damaged or of another model, UsageError for a name that is taken; then nothing is changed.
+    """
+    networks = applied(pipe)
+    taken = adapters(pipe)
+    name = f"default_{len(taken)}" if name is None else name
+    if not isinstance(name, str) or not name or "." in name or name in taken:
+        raise UsageError(f"adapter_name is {shown(name)}; give a text without points that no "
+                         f"adapter has ({', '.join(taken) or 'there is none'})")
+    trees = {network: found.tree for network, found in networks.items()}
+    known = names.targets(trees)
+    plan = formats.plan(source.shapes, known, shapes(trees), metadata=source.metadata,
+                        where=source.name)
+    if strict or not plan.parts:
+        formats.require_known(plan, source.name)
+    elif plan.unknown:
+        pipe.remark(f"{source.name}: {len(plan.unknown)} tensors without a place in this model are "
+                    "left out")
+    changes = formats.changes(plan, source.read())
+    for network, found in networks.items():
+        found.changes = {**found.changes, name: {
+            weight: change for (part, weight), change in changes.items() if part == network}}
+    return name
+
+
+def shapes(trees: Mapping[str, Any]) -> dict[names.Target, dict[str, tuple[int, ...]]]:
+    """The shapes of each module's weight and bias."""
+    found: dict[names.Target, dict[str, tuple[int, ...]]] = {}
+    for network, tree in trees.items():
+        for name, leaf in flatten(tree).items():
+            module, _, kind = name.rpartition(".")
+            shape = leaf if isinstance(leaf, tuple) else tuple(leaf.shape)
+            found.setdefault(names.Target(network, module), {})[kind] = shape
+    return found
+
+
+def adapters(pipe: Any) -> list[str]:
+    """The names of all that are loaded, in the order of loading."""
+    found: dict[str, None] = {}
+    for network in applied(pipe).values():
+        found |= dict.fromkeys(network.changes)
+    return [*found]
+
+
+def show(pipe: Any, strengths: Mapping[str, Mapping[str, float]],
+         without: Sequence[str] = ()) -> None:
+    """network -> adapter -> strength: have these in the networks, and forget those `without`.
+
+    All of it or nothing.
+    """
+    networks = applied(pipe)
+    before = {network: (found.strengths, found.changes) for network, found in networks.items()}
+    try:
+        for network, found in networks.items():
+            left = {name: what for name, what in found.changes.items() if name not in without}
+            found.show(strengths.get(network, {}), left)
+    except BaseException:
+        for network, found in networks.items():
+            found.show(*before[network])
+        raise
+
+
+def strengths_of(given: Sequence[str], weights: Any, where: str) -> dict[str, dict[str, float]]:
+    """set_adapters' weights as network -> adapter -> strength.
+
+    A number for all, a list with one each, None for 1; for one adapter a dict may say a number for
+    each network, and what it leaves out is 1.
+    """
+    each = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(given)
+    if len(each) != len(given):
+        raise UsageError(f"{where}: {len(each)} weights for {len(given)} adapters; give one each")
+    found: dict[str, dict[str, float]] = {network: {} for network in NETWORKS}
+    for name, weight in zip(given, each):
+        parts = weight if isinstance(weight, Mapping) else dict.fromkeys(NETWORKS, weight)
+        if other := set(parts) - set(NETWORKS):
+            raise UsageError(f"{where}: weights for {shown(sorted(map(str, other)))}; give them "
+                             f"for {' and '.join(NETWORKS)}")
+        for network in NETWORKS:
+            one = parts.get(network)
+            number = 1.0 if one is None else as_number(one)
+            if number is None or not -100 <= number <= 100:
+                raise UsageError(f"{where}: a weight is {shown(one)}; give a number from -100 to "
+                                 "100")
+            found[network][name] = float(number)
+    return found

@@ -1,0 +1,88 @@
+"""Which weight of a pipeline a name in an adapter's file means.
+
+Files name modules as the network that they were trained on does: diffusers', or the latent
+diffusion code's (whose names a family's Layout knows), with points or with underscores in their
+place, after one of many prefixes. Underscores cannot be undone, so all names that a model's modules
+can have are written so, and looked up.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from refsd.families import FAMILIES
+from refsd.weights.tree import flatten
+
+# What stands before a module's name, by who writes it so: diffusers, its old attention processors,
+# kohya (te1 is SDXL's first encoder, and what some write for the only one), LyCORIS, PEFT, ComfyUI.
+PREFIXES = {
+    "unet": ("unet_", "", "lora_unet_", "lycoris_", "lycoris_unet_", "base_model_model_",
+             "unet_base_model_model_", "diffusion_model_", "model_diffusion_model_"),
+    "text_encoder": ("text_encoder_", "lora_te_", "lora_te1_", "lycoris_te_", "lycoris_te1_",
+                     "text_encoder_base_model_model_", "clip_l_transformer_", "clip_l_",
+                     "text_encoders_clip_l_transformer_", "text_encoders_clip_l_"),
+}
+# Of models that refsd does not have: what their files hold besides.
+FOREIGN = {"lora_te2_": "SDXL", "text_encoder_2_": "SDXL", "lora_te3_": "Stable Diffusion 3",
+           "transformer_": "another kind of model (a transformer)",
+           "lora_transformer_": "another kind of model (a transformer)",
+           "bundle_emb": "an embedding in the file, which is not read"}
+# No picture depends on it: text encoders give their states.
+HARMLESS = re.compile(r"(.*_)?text_projection")
+# Names of old attention processors, which stand for those of layers.
+ALIASES = ((re.compile(r"_to_out_0$"), "_to_out"), (re.compile(r"_([qkv])_proj$"), r"_to_\1"),
+           (re.compile(r"_out_proj$"), "_to_out"))
+
+
+class Target(NamedTuple):
+    """A module of a network: "unet", "down_blocks.0.attentions.0.proj_in"."""
+
+    network: str
+    module: str
+
+
+def targets(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Target]:
+    """Every name that adapters may have for the modules with weights of these networks' trees."""
+    found: dict[str, Target] = {}
+    for network, tree in trees.items():
+        for module, spelled in _modules(network, tree):
+            for prefix in PREFIXES[network]:
+                found.setdefault(prefix + spelled, Target(network, module))
+    return found
+
+
+def written(name: str) -> str:
+    """A module's name as `targets` has it."""
+    return name.replace(".", "_").replace("_processor_", "_")
+
+
+def foreign(name: str) -> str | None:
+    """What a name tells of a file that is not for these models."""
+    return next((what for prefix, what in FOREIGN.items() if written(name).startswith(prefix)),
+                None)
+
+
+def _modules(network: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(module, a name of it) for all names without prefixes, those of diffusers first."""
+    weights = [name for name in flatten(tree) if name.endswith(".weight")]
+    modules = {name: name.removesuffix(".weight") for name in weights}
+    for module in modules.values():
+        spelled = written(module)
+        yield module, spelled
+        yield module, spelled.removeprefix("text_model_")
+    for family in FAMILIES:
+        for name, location in _located(family.layouts[network], tree).items():
+            if name in modules and location.parts == 1:
+                yield modules[name], written(location.name.removesuffix(".weight"))
+    for module in modules.values():
+        for pattern, other in ALIASES:
+            if pattern.search(written(module)):
+                yield module, pattern.sub(other, written(module))
+
+
+def _located(layout: Any, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where single files of a family have the tree's tensors, if it is a tree of the family's."""
+    try:
+        return {} if layout.locate is None else layout.locate(tree)
+    except KeyError:
+        return {}
