@@ -17,12 +17,16 @@ import importlib
 from refsd.registry import use, watch
 from refsd.version import __version__
 
-__all__ = ["F", "StableDiffusionImg2ImgPipeline", "StableDiffusionPipeline", "__version__",
-           "threads", "use", "watch"]
+__all__ = ["ControlNet", "F", "StableDiffusionControlNetPipeline", "StableDiffusionImg2ImgPipeline",
+           "StableDiffusionPipeline", "__version__", "threads", "use", "watch"]
 
 _LAZY = {
+    "ControlNet": ("refsd.pipelines.controlnet", "ControlNet"),
+    "ControlNetModel": ("refsd.pipelines.controlnet", "ControlNet"),
     "F": ("refsd.functional", None),
     "StableDiffusionImg2ImgPipeline": ("refsd.pipelines.img2img", "StableDiffusionImg2ImgPipeline"),
+    "StableDiffusionControlNetPipeline": ("refsd.pipelines.stable_diffusion_controlnet",
+                                          "StableDiffusionControlNetPipeline"),
     "StableDiffusionPipeline": ("refsd.pipelines.stable_diffusion", "StableDiffusionPipeline"),
     "threads": ("refsd.parallel", "threads"),
 }

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from refsd.families.family import Family, Layout, Location
-from refsd.families.latent_diffusion import NOISE
+from refsd.families.latent_diffusion import CONTROLNET, NOISE
 from refsd.families.others import WIDTHS, other_family
 from refsd.families.sd1 import SD1
 from refsd.families.sd2 import SD2
 
-__all__ = ["COMPONENTS", "DEFAULT", "FAMILIES", "NOISE", "SD1", "Family", "Layout", "Location",
-           "family_of_width", "other_family", "recognise", "text_widths"]  # fmt: skip
+__all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "NOISE", "SD1", "WIDTHS", "Family",
+           "Layout", "Location", "family_of_width", "other_family", "recognise",
+           "text_widths"]  # fmt: skip
 
 FAMILIES = (SD1, SD2)
 DEFAULT = SD1  # what is meant, or taken for, where nothing tells

@@ -42,7 +42,7 @@ def unet_modules(tree: Mapping[str, Any]) -> dict[str, str]:
     modules["mid_block.attentions.0"] = "middle_block.1"
 
     for side, there, index in (("down", "input_blocks", 1), ("up", "output_blocks", 0)):
-        for i, block in enumerate(tree[f"{side}_blocks"]):
+        for i, block in enumerate(tree.get(f"{side}_blocks", ())):
             here = f"{side}_blocks.{i}"
             for j, _ in enumerate(block["resnets"]):
                 modules |= _resnet(f"{here}.resnets.{j}", f"{there}.{index}.0")
@@ -55,6 +55,16 @@ def unet_modules(tree: Mapping[str, Any]) -> dict[str, str]:
                 last = 2 if "attentions" in block else 1
                 modules[f"{here}.upsamplers.0"] = f"{there}.{index - 1}.{last}"
     return modules
+
+
+def controlnet_modules(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Module here -> module there of a ControlNet (Zhang et al. 2023), whose code is of this."""
+    hint = "controlnet_cond_embedding"
+    order = ["conv_in", *(f"blocks.{i}" for i, _ in enumerate(tree[hint]["blocks"])), "conv_out"]
+    modules = unet_modules(tree) | {"controlnet_mid_block": "middle_block_out.0"}
+    modules |= {f"{hint}.{ours}": f"input_hint_block.{2 * i}" for i, ours in enumerate(order)}
+    return modules | {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0"
+                      for i, _ in enumerate(tree["controlnet_down_blocks"])}
 
 
 def vae_modules(tree: Mapping[str, Any]) -> dict[str, str]:
@@ -108,3 +118,5 @@ UNET = Layout("model.diffusion_model.", "input_blocks.0.0.weight",
               lambda tree: renamed(tree, unet_modules(tree)))
 VAE = Layout("first_stage_model.", "decoder.mid.block_1.conv1.weight",
              lambda tree: renamed(tree, vae_modules(tree)))
+CONTROLNET = Layout("control_model.", "input_hint_block.0.weight",
+                    lambda tree: renamed(tree, controlnet_modules(tree)))

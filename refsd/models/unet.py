@@ -10,13 +10,15 @@ from refsd.models.layers import downsample, resnet, transformer, upsample
 
 
 def unet(sample, timesteps, encoder_hidden_states, *, time_embedding, conv_in, down_blocks,
-         up_blocks, conv_norm_out, conv_out, config, mid_block=None, timestep_cond=None):
+         up_blocks, conv_norm_out, conv_out, config, mid_block=None, timestep_cond=None,
+         down_block_additional_residuals=None, mid_block_additional_residual=None):
     """eps(x_t, t, text).   (N, 4, H, W), (N,), (N, S, D) -> (N, 4, H, W)
 
     sample is the noisy latent x_t as the scheduler scales it, timesteps the training steps 0..999,
     encoder_hidden_states the text (an array, or a layers.Text that many calls share); timestep_cond
     (N, K) is the guidance embedding of distilled models (LCM). What is predicted (noise, v or x_0)
     is the scheduler's business. Small distilled models (BK-SDM, Kim et al. 2023) have no mid_block.
+    The additional residuals are a ControlNet's: one a skip, and one for what the middle gives.
     """
     need(len(down_blocks) == len(up_blocks) == len(config.heads), "unet",
          f"{len(down_blocks)} levels down, {len(up_blocks)} up, heads {config.heads}: wanted as "
@@ -30,10 +32,14 @@ def unet(sample, timesteps, encoder_hidden_states, *, time_embedding, conv_in, d
     skips = [h]
     for block, heads in zip(down_blocks, config.heads):
         h = down(h, temb, encoder_hidden_states, skips, **block, heads=heads, config=config)
+    if down_block_additional_residuals is not None:
+        skips = added(skips, down_block_additional_residuals)
 
     if mid_block is not None:
         h = middle(h, temb, encoder_hidden_states, **mid_block, heads=config.heads[-1],
                    config=config)
+    if mid_block_additional_residual is not None:
+        h = F.add(h, mid_block_additional_residual)
 
     for block, heads in zip(up_blocks, reversed(config.heads)):
         h = up(h, temb, encoder_hidden_states, skips, **block, heads=heads, config=config)
@@ -62,6 +68,14 @@ def down(h, temb, context, skips, *, resnets, attentions=None, downsamplers=(), 
         h = downsample(h, **block, padding=1)
         skips.append(h)
     return h
+
+
+def added(skips, residuals):
+    """Each skip plus its residual, whose size it has, or one pixel's.   [(N, C, H, W)] twice"""
+    need(len(skips) == len(residuals), "unet",
+         f"{len(residuals)} down_block_additional_residuals for {len(skips)} skips: wanted as many "
+         "of each")
+    return [F.add(skip, residual) for skip, residual in zip(skips, residuals)]
 
 
 def middle(h, temb, context, *, resnets, attentions=(), heads, config):

@@ -70,6 +70,17 @@ class TextEncoder:
             return TextOutput(hidden, clip.pool(hidden, ids, config=self.config))
 
 
+def each_step(name: str, timestep: Any, count: int) -> np.ndarray:
+    """A training step for each of `count` samples, of one for all or of as many.   -> (N,)"""
+    steps = to_float32(as_array(f"{name}: timestep", on_host(timestep)))
+    if steps.size == 1:
+        steps = np.full(count, steps.item(), steps.dtype)
+    if steps.shape != (count,):
+        raise UsageError(f"{name}: timestep has shape {steps.shape}; give a number or one for "
+                         f"each of the {count} samples")
+    return steps
+
+
 class UNet:
     """The noise predictor: (N, 4, h, w), t, (N, L, D) -> (N, 4, h, w)."""
 
@@ -83,20 +94,17 @@ class UNet:
         self._with_text: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def __call__(self, sample: Any, timestep: Any, encoder_hidden_states: Any, *,
-                 timestep_cond: Any = None, **others: Any) -> Any:
+                 timestep_cond: Any = None, down_block_additional_residuals: Any = None,
+                 mid_block_additional_residual: Any = None, **others: Any) -> Any:
         """Predict; timestep is one training step for the whole batch or one for each sample.
 
         encoder_hidden_states is an array (N, L, D), or a models.layers.Text of one: what layers
-        make of the text is then computed once for all calls that are given the same.
+        make of the text is then computed once for all calls that are given the same. The additional
+        residuals are what a ControlNet gives: a list, and an array.
         """
         answered, put = answer("unet", others), BACKENDS[self.backend].put
         sample = put(shaped("unet: sample", sample, ("N", self.in_channels, "h", "w"), self.dtype))
-        steps = to_float32(as_array("unet: timestep", on_host(timestep)))
-        if steps.size == 1:
-            steps = np.full(sample.shape[0], steps.item(), steps.dtype)
-        if steps.shape != (sample.shape[0],):
-            raise UsageError(f"unet: timestep has shape {steps.shape}; give a number or one for "
-                             f"each of the {sample.shape[0]} samples")
+        steps = each_step("unet", timestep, sample.shape[0])
         if (timestep_cond is None) != (self.time_cond_dim is None):
             raise UsageError("unet: timestep_cond is "
                              + ("missing; this model is distilled: give "
@@ -110,9 +118,15 @@ class UNet:
             encoder_hidden_states = put(shaped(
                 "unet: encoder_hidden_states", encoder_hidden_states,
                 (len(steps), "L", self.text_width), self.dtype))
+        if (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
+            raise UsageError("unet: down_block_additional_residuals and "
+                             "mid_block_additional_residual belong together; give both or neither")
+        residuals = [] if mid_block_additional_residual is None else [
+            put(as_array("unet: a residual", residual, self.dtype)) for residual in
+            (*down_block_additional_residuals, mid_block_additional_residual)]
         with use(self.backend, exact=self.exact):
             predict = self._predicting(encoder_hidden_states)
-            return answered(predict(sample, steps, timestep_cond))
+            return answered(predict(sample, steps, timestep_cond, *residuals))
 
     def _predicting(self, text):
         """The model with this text. With a Text it is called again: a backend may keep the call."""
@@ -123,9 +137,11 @@ class UNet:
             self._with_text[text] = BACKENDS[self.backend].replayed(predict, self.tree)
         return self._with_text[text]
 
-    def _predict(self, text, sample, steps, condition):
+    def _predict(self, text, sample, steps, condition, *residuals):
+        *skips, middle = residuals or (None,)
         return unet.unet(sample, steps, text(), **self.tree, config=self.config,
-                         timestep_cond=condition)
+                         timestep_cond=condition, down_block_additional_residuals=skips or None,
+                         mid_block_additional_residual=middle)
 
 
 class DiagonalGaussian:

@@ -82,8 +82,7 @@ NETWORKS: dict[str, tuple[tuple, str]] = {
     "class_labels": ((None,), "the UNets of refsd have no classes: leave it out"),
     "attention_mask": ((None,), "refsd pads as CLIP does, without a mask: leave it out"),
     "encoder_attention_mask": ((None,), "refsd attends to all of the text: leave it out"),
-    "down_block_additional_residuals": ((None,), "refsd has no ControlNet yet: leave it out"),
-    "mid_block_additional_residual": ((None,), "refsd has no ControlNet yet: leave it out"),
+    "down_intrablock_additional_residuals": ((None,), "refsd has no T2I-Adapter: leave it out"),
     "position_ids": ((None,), "they count from 0: leave it out"),
     "output_hidden_states": ((None, False), "clip_skip gives an earlier layer's"),
 }

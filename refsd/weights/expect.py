@@ -39,6 +39,39 @@ def unet_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     time_embedding = {"linear_1": linear(time, first), "linear_2": linear(time, time)}
     if config["time_cond_proj_dim"]:
         time_embedding["cond_proj"] = linear(first, config["time_cond_proj_dim"], bias=False)
+    down_blocks, mid_block, skips = way_down(config, time)
+
+    up_blocks, channels = [], widths[-1]
+    for i, kind in zip(reversed(range(levels)), config["up_block_types"]):
+        block = {"resnets": []}
+        for _ in range(layers[i] + 1):
+            block["resnets"].append(resnet(channels + skips.pop(), widths[i], time))
+            channels = widths[i]
+        if kind.startswith("CrossAttn"):
+            attentions = [transformer(channels, contexts[i], as_linear) for _ in block["resnets"]]
+            block["attentions"] = attentions
+        if i > 0:
+            block["upsamplers"] = [{"conv": conv(channels, channels)}]
+        up_blocks.append(block)
+
+    return flat("unet", {
+        "conv_in": conv(first, config["in_channels"]),
+        "time_embedding": time_embedding,
+        "down_blocks": down_blocks,
+        **({"mid_block": mid_block} if config["mid_block_type"] else {}),
+        "up_blocks": up_blocks,
+        "conv_norm_out": norm(first),
+        "conv_out": conv(config["out_channels"], first),
+    })  # fmt: skip
+
+
+def way_down(config: Mapping[str, Any], time: int) -> tuple[list, dict[str, Any], list[int]]:
+    """The down blocks and the middle of a UNet or a ControlNet, and the channels of the skips."""
+    widths = config["block_out_channels"]
+    levels, first = len(widths), widths[0]
+    layers = per_level(config["layers_per_block"], levels)
+    contexts = per_level(config["cross_attention_dim"], levels)
+    as_linear = config["use_linear_projection"]
 
     down_blocks, skips = [], [first]
     for i, kind in enumerate(config["down_block_types"]):
@@ -52,34 +85,12 @@ def unet_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
             skips.append(widths[i])
         down_blocks.append(block)
 
-    deepest, middle = widths[-1], config["mid_block_type"]
+    deepest = widths[-1]
     mid_block = {"resnets": [resnet(deepest, deepest, time)]}
-    if middle == "UNetMidBlock2DCrossAttn":
+    if config["mid_block_type"] == "UNetMidBlock2DCrossAttn":
         mid_block["attentions"] = [transformer(deepest, contexts[-1], as_linear)]
         mid_block["resnets"] *= 2
-
-    up_blocks, channels = [], deepest
-    for i, kind in zip(reversed(range(levels)), config["up_block_types"]):
-        block = {"resnets": []}
-        for _ in range(layers[i] + 1):
-            block["resnets"].append(resnet(channels + skips.pop(), widths[i], time))
-            channels = widths[i]
-        if kind.startswith("CrossAttn"):
-            attentions = [transformer(channels, contexts[i], as_linear) for _ in block["resnets"]]
-            block["attentions"] = attentions
-        if i > 0:
-            block["upsamplers"] = [{"conv": conv(channels, channels)}]
-        up_blocks.append(block)
-
-    return _flat("unet", {
-        "conv_in": conv(first, config["in_channels"]),
-        "time_embedding": time_embedding,
-        "down_blocks": down_blocks,
-        **({"mid_block": mid_block} if middle else {}),
-        "up_blocks": up_blocks,
-        "conv_norm_out": norm(first),
-        "conv_out": conv(config["out_channels"], first),
-    })  # fmt: skip
+    return down_blocks, mid_block, skips
 
 
 def vae_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -128,7 +139,7 @@ def vae_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         tree["quant_conv"] = conv(2 * latent, 2 * latent, 1)
     if config["use_post_quant_conv"]:
         tree["post_quant_conv"] = conv(latent, latent, 1)
-    return _flat("vae", tree)
+    return flat("vae", tree)
 
 
 def clip_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -153,7 +164,7 @@ def clip_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     }
     if "CLIPTextModelWithProjection" in (config["architectures"] or ()):
         tree["text_projection"] = linear(config["projection_dim"] or width, width, bias=False)
-    return _flat("text_encoder", tree)
+    return flat("text_encoder", tree)
 
 
 SHAPES = {"unet": unet_shapes, "vae": vae_shapes, "text_encoder": clip_shapes}
@@ -212,7 +223,7 @@ def transformer(width: int, context: int, as_linear: bool) -> dict[str, Any]:
     }
 
 
-def _flat(component: str, tree: dict[str, Any]) -> dict[str, Shape]:
+def flat(component: str, tree: dict[str, Any]) -> dict[str, Shape]:
     shapes = flatten(tree)
     total = sum(math.prod(shape) for shape in shapes.values())
     if total > MAX_PARAMETERS:

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.families import COMPONENTS
 from refsd.weights.choice import check_variant, choose
 from refsd.weights.folder import read_weight_map
-from refsd.weights.networks import NETWORKS
 
-FOLDERS = ("scheduler", "tokenizer", *NETWORKS)
+FOLDERS = ("scheduler", "tokenizer", *COMPONENTS)
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def resolve(
     download: bool = False,
     variant: str | None = None,
     cache_dir: str | Path | None = None,
-    parts: Collection[str] = tuple(NETWORKS),
+    parts: Collection[str] = COMPONENTS,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Path:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from refsd.errors import ModelError
+from refsd.families import COMPONENTS
 from refsd.weights.files import read_foreign_object
-from refsd.weights.networks import NETWORKS
 
 logger = logging.getLogger(__name__)
 
 NAME = "model_index.json"
 # Text to image from these five parts.
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
-PARTS = ("tokenizer", "scheduler", *NETWORKS)
+PARTS = ("tokenizer", "scheduler", *COMPONENTS)
 # Parts that such a folder may hold and that its pictures do not come from.
 OTHERS = ("safety_checker", "feature_extractor", "image_encoder")
 

@@ -25,4 +25,7 @@ NETWORKS = {
                             ("model", "pytorch_model"),
                             ("text_model.embeddings.token_embedding.weight",
                              "embeddings.token_embedding.weight"), whole_first=True),
+    # not of a model, but added to one
+    "controlnet": Network("ControlNet", ("ControlNetModel",), ("diffusion_pytorch_model",),
+                          ("controlnet_cond_embedding.conv_in.weight",)),
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def _plan_component(
     inside = {name: header for header in headers for name in header.tensors}
     names = canonical_names(component, inside, str(path))
     sources = {ours: Source(inside[name], Location(name)) for ours, name in names.items()}
-    return replace(_checked(component, config, sources, str(path)), variant=taken)
+    return checked(component, config, sources, str(path), variant=taken)
 
 
 def plan_file(
@@ -137,11 +137,11 @@ def plan_replacement(
     held = contents(header)
     if component not in held.parts:
         raise missing_part(str(path), component, held.parts)
-    config = _config_beside(path, component) or like or held.family.configs[component]
+    config = config_beside(path, component) or like or held.family.configs[component]
     return _plan_part(component, header, held, validate(component, config), False)
 
 
-def _config_beside(file: Path, component: str) -> dict[str, Any] | None:
+def config_beside(file: Path, component: str) -> dict[str, Any] | None:
     """The config.json in the folder of a file, if it is one of such a network."""
     try:
         config = _text_part(component, read_foreign_object(file.parent / "config.json"))
@@ -177,11 +177,13 @@ def _plan_part(
         names = canonical_names(component, bare, source)
         locations = {ours: Location(bare[name]) for ours, name in names.items()}
     sources = {ours: Source(header, location) for ours, location in locations.items()}
-    return _checked(component, config, sources, source)
+    return checked(component, config, sources, source)
 
 
-def _checked(component: str, config: dict, sources: Mapping[str, Source], source: str) -> Plan:
-    shapes = SHAPES[component](config)
+def checked(component: str, config: dict, sources: Mapping[str, Source], source: str,
+            shapes: Mapping[str, Shape] | None = None, variant: str | None = None) -> Plan:
+    """The plan of what was found; ModelError where it is not the network of these shapes."""
+    shapes = SHAPES[component](config) if shapes is None else shapes
     sources = _with_scales(sources, shapes)
     stored = {}
     for name, (_, location, scale) in sources.items():
@@ -189,7 +191,7 @@ def _checked(component: str, config: dict, sources: Mapping[str, Source], source
         stored[name] = Stored(info.dtype, without_kernel(name, location.shape(info.shape)),
                               None if scale is None else scale.info)
     check(stored, shapes, source)
-    return Plan(config, shapes, {name: sources[name] for name in shapes}, source)
+    return Plan(config, shapes, {name: sources[name] for name in shapes}, source, variant)
 
 
 def _with_scales(sources: Mapping[str, Source], shapes: Mapping[str, Shape]) -> dict[str, Source]:

@@ -161,8 +161,11 @@ def _as_kind(value: Any, default: Any) -> Any:
     return value.removeprefix("UNetRes") if old else as_kind(value, default)
 
 
-def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def validate(component: str, config: Mapping[str, Any], where: str = "",
+             table: Mapping[str, tuple[Any, Rule]] | None = None) -> dict[str, Any]:
     """The config of "unet", "vae" or "text_encoder" with all defaults filled in.
+
+    Another network brings its table of options.
 
     Raises ModelError, naming the option, for a value that is no such option's, too large, or asks
     for something that refsd does not compute. Unknown options are logged.
@@ -172,7 +175,7 @@ def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict
         raise ModelError(f"{where}: got {type(config).__name__}, expected a JSON object")
     check_class(component, _label(config), where)
 
-    table = TABLES[component]
+    table = TABLES[component] if table is None else table
     filled = {name: _as_kind(config.get(name, default), default)
               for name, (default, _) in table.items()}
     for name, (_, rule) in table.items():
@@ -227,7 +230,7 @@ def _check_fit(component: str, config: dict[str, Any], where: str) -> None:
                     "block_out_channels has"
                 )
         divisions = {"norm_num_groups": (math.gcd(*widths), config["norm_num_groups"])}
-        if component == "unet":
+        if component in ("unet", "controlnet"):
             heads = per_level(config["attention_head_dim"], levels)
             wrong = [(w, h) for w, h in zip(widths, heads) if w % h]
             divisions["attention_head_dim"] = wrong[0] if wrong else (1, 1)
