@@ -9,16 +9,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import MISSING, asdict, fields
 
 from refsd import atomic, schedulers
-from refsd.cli import output, threads
+from refsd.cli import output, threads, variation
 from refsd.cli.recipe import Recipe
 from refsd.cli.report import Warnings, note, one_line, result
 from refsd.cli.requests import BadLines, read_requests
 from refsd.cli.session import Session
 from refsd.errors import ModelError, UsageError
-from refsd.pipelines.request import check_integer, check_side
+from refsd.pipelines.request import check_side
 
 # Where and by what it is computed, not what; the bits of these may differ, the picture does not.
 NOT_THE_PICTURE = ("backend", "threads", "tuned", "versions", "pixels", "allow_nonfinite", "schema")
@@ -70,6 +70,8 @@ def _check(options):
     if options.results is not None:
         output.try_out(options.results, (".jsonl", ".json", ".txt"))
     options.seed = max(options.seed, 0)  # not a new one: names are made of it
+    if options.variation_strength:
+        options.variation_seed = max(options.variation_seed or 0, 0)
     default, options.prompt = options.prompt, options.prompt or ""
     return default
 
@@ -87,16 +89,19 @@ def _resolve(session, requests, options):
     """Each picture's line and recipe; all are refused before the first is drawn."""
     pictures, problems, own = [], [], session.pipe.scheduler
     for request in requests:
-        session.pipe.scheduler = own
+        session.pipe.scheduler, asked = own, request.options
         try:
-            recipe = session.recipe(request.options, request.options.prompt)
+            if asked.variation_strength and asked.variation_seed is None:
+                asked.variation_seed = 0
+            asked.variation = variation.chosen(asked, options.batch_count)
+            variation.seeds(asked, options.batch_count)
+            recipe = session.recipe(asked, asked.prompt)
             for name in ("width", "height"):
                 check_side(name, getattr(recipe, name), session.pipe.vae_scale_factor)
-            check_integer("seed", recipe.seed, 0, 2**64 - options.batch_count)
         except (UsageError, ModelError) as problem:
             problems.append(f"{options.prompts}, line {request.line}: {problem}")
         else:
-            pictures += [(request.line, replace(recipe, seed=recipe.seed + i))
+            pictures += [(request.line, variation.nth(recipe, i))
                          for i in range(options.batch_count)]
     if problems:
         raise BadLines(problems)

@@ -2,10 +2,9 @@
 
 import argparse
 import os
-from dataclasses import replace
 
 from refsd.backends import BACKENDS, find_backend
-from refsd.cli import auditing, batch_options, output, preview, samplers, threads
+from refsd.cli import auditing, batch_options, output, preview, samplers, threads, variation
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.recipe import DTYPES, FORMS, RNGS
 from refsd.cli.report import Warnings, note, result_json
@@ -38,6 +37,7 @@ def parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"refsd {__version__}",
                        help="show the version and stop")
     add_request(parser)
+    variation.add_options(parser)
     batch_options.add_options(parser)
 
     add = parser.add_argument_group("how many, where to, and what to say").add_argument
@@ -141,15 +141,15 @@ def run(options: argparse.Namespace) -> int:
     if not chatty:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     else:
-        note(f"refsd: seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else ""))
+        note(f"refsd: seed {seeds[0]}" + (f" to {seeds[-1]}" if seeds[-1] != seeds[0] else ""))
 
     with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
         session = Session(options, chatty, screen)
         recipe = session.recipe(options, prompt)
         with auditing.auditing(options.audit, show=not options.json,
                                to_stdout=options.output != output.STDOUT) as audit:
-            written = [session.picture(replace(recipe, seed=seed), target)
-                       for seed, target in zip(seeds, targets)]
+            written = [session.picture(variation.nth(recipe, index), target)
+                       for index, target in enumerate(targets)]
         if options.output_latents is not None:
             session.save_latents(options.output_latents)
         if options.json:
@@ -185,9 +185,10 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
         import secrets
 
         options.seed = secrets.randbits(32)
-    check_integer("--seed", options.seed, 0, 2**64 - count)
+    options.variation = variation.chosen(options, count)
+    seeds = variation.seeds(options, count)
     if options.cfg_scale is None:
         options.cfg_scale = CFG_SCALE if options.model else BUNDLED_CFG_SCALE
     threads.check(options.threads)
     check_numbers(vars(options), lambda key: f"--{key.replace('_', '-')}")
-    return prompt, [options.seed + i for i in range(count)]
+    return prompt, seeds

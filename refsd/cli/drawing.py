@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.backends import find_backend
-from refsd.cli import samplers
+from refsd.cli import samplers, variation
 from refsd.cli.recipe import Recipe
 from refsd.errors import ResourceError
 from refsd.pipelines import stages
@@ -100,12 +100,14 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
 
 
 def _draw(pipe, recipe, on_step):
+    generator = GENERATORS[recipe.rng](recipe.seed)
     generated = pipe(
         recipe.prompt, height=recipe.height, width=recipe.width,
         num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale,
         guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
-        negative_prompt=recipe.negative_prompt, generator=GENERATORS[recipe.rng](recipe.seed),
-        output_type="latent", callback_on_step_end=on_step)
+        negative_prompt=recipe.negative_prompt, generator=generator,
+        latents=variation.first_latents(pipe, recipe, generator), output_type="latent",
+        callback_on_step_end=on_step)
     begun = time.perf_counter()
     picture = pipe.to_output(generated.images, "np")
     pixels = stages.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black

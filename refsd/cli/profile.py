@@ -33,7 +33,8 @@ def parser() -> Parser:
     add("-v", "--verbose", action="store_true", help="every step; tracebacks of errors")
     # What drawing asks and profile does not.
     parser.set_defaults(batch_count=1, output=None, disable_image_metadata=True, seed=0,
-                        preview=None)
+                        preview=None, variation_seed=None, variation_strength=0.0,
+                        seed_resize_from=None)
     return parser
 
 

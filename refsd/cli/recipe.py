@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from refsd.cli import samplers
+from refsd.cli import samplers, variation
 from refsd.cli.infotext import format_infotext
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS
@@ -25,7 +25,8 @@ class Recipe:
 
     Sizes in pixels; `clip_skip` as in diffusers; `scheduler` is the full resolved configuration;
     `model` holds the name and the SHA-256 of each file of weights; `weights` is the form in which
-    they were held, if asked for; `threads` are the backend's.
+    they were held, if asked for; `variation` as refsd.cli.variation has it; `threads` are the
+    backend's.
     """
 
     prompt: str
@@ -47,6 +48,7 @@ class Recipe:
     exact: bool = False
     tuned: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
+    variation: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     pixels: str = ""
@@ -77,6 +79,7 @@ class Recipe:
             "Size": f"{self.width}x{self.height}",
             **({"Model hash": self.model["hash"][:10]} if self.model.get("hash") else {}),
             **({"Model": self.model["name"]} if self.model.get("name") else {}),
+            **variation.settings(self.variation),
             **({"Clip skip": self.clip_skip + 1} if self.clip_skip else {}),
             **({"Eta DDIM": f"{self.eta:g}"} if self.eta else {}),
             **A1111_RNG[self.rng],
@@ -94,7 +97,7 @@ RULES = NUMBERS | {
     "weights": optional(only(*FORMS)),
     "allow_nonfinite": boolean, "exact": boolean,
     "scheduler": table(anything, "an object"),
-    "tuned": STRINGS, "versions": STRINGS,
+    "variation": variation.RULE, "tuned": STRINGS, "versions": STRINGS,
     "model": table(TEXT, "an object of strings", files=STRINGS, variant=optional(TEXT)),
     "schema": only(SCHEMA),
 }  # fmt: skip
@@ -115,7 +118,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     if not isinstance(found, dict):
         raise UsageError(f"{where} is a JSON {type(found).__name__}, expected an object")
     check_schema(found.get("schema"), SCHEMA, where, "the picture", error=UsageError)
-    for key, value in (("exact", False), ("tuned", {}), ("weights", None)):
+    for key, value in (("exact", False), ("tuned", {}), ("weights", None), ("variation", {})):
         found.setdefault(key, value)  # in no picture drawn before there was a choice
     check(found, RULES, where, error=UsageError)
     return Recipe(**found)

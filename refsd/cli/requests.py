@@ -8,17 +8,20 @@ from refsd.cli import samplers
 from refsd.cli.recipe import RNGS
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS, check_choice
-from refsd.rules import as_kind
+from refsd.rules import as_kind, number
 
 MAX_FILE = 64 << 20
 MAX_LINES = 100_000
 ENDINGS = (".jsonl", ".ndjson", ".json")
 FIELDS = ("prompt", "negative_prompt", "seed", "width", "height", "steps", "cfg_scale",
-          "guidance_rescale", "eta", "clip_skip", "sampler", "rng")
+          "guidance_rescale", "eta", "clip_skip", "sampler", "rng", "variation_seed",
+          "variation_strength")
 # What diffusers, A1111's API and sd-cli call the same.
 ELSEWHERE = {"negative": "negative_prompt", "num_inference_steps": "steps", "n_steps": "steps",
              "guidance_scale": "cfg_scale", "cfg": "cfg_scale", "sampler_name": "sampler",
-             "sampling_method": "sampler", "sample_method": "sampler", "scheduler": "sampler"}
+             "sampling_method": "sampler", "sample_method": "sampler", "scheduler": "sampler",
+             "subseed": "variation_seed", "subseed_strength": "variation_strength"}
+RULES = {**NUMBERS, "variation_seed": NUMBERS["seed"], "variation_strength": number(0, 1)}
 
 
 class Request(NamedTuple):
@@ -37,17 +40,17 @@ def read_requests(path: str, options: argparse.Namespace, prompt: str | None) ->
     from refsd.weights.files import read_bytes  # refsd.weights imports NumPy
 
     data = read_bytes(path, limit=MAX_FILE, error=UsageError).removeprefix(b"\xef\xbb\xbf")
-    lines = [(number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
+    lines = [(place, line) for place, line in enumerate(data.splitlines(), 1) if line.strip()]
     if not 1 <= len(lines) <= MAX_LINES:
         raise UsageError(f"{path}: {len(lines):,} lines with a request; give 1 to {MAX_LINES:,}")
     as_json = path.lower().endswith(ENDINGS) or lines[0][1].lstrip().startswith(b'{"')
     requests, problems = [], []
-    for number, line in lines:
+    for place, line in lines:
         try:
             said = _object(line, path) if as_json else {"prompt": _text(line)}
-            requests.append(Request(number, _with(options, said, prompt)))
+            requests.append(Request(place, _with(options, said, prompt)))
         except UsageError as problem:
-            problems.append(f"{path}, line {number}: {problem}")
+            problems.append(f"{path}, line {place}: {problem}")
     if problems:
         raise BadLines(problems)
     return requests
@@ -101,9 +104,9 @@ def _object(line: bytes, path: str) -> dict[str, Any]:
 def _with(options, said, prompt):
     """The options with a line's own values, each checked."""
     for name, value in said.items():
-        if name in NUMBERS:
+        if name in RULES:
             said[name] = value = as_kind(value, 0)
-            if wanted := NUMBERS[name](value):
+            if wanted := RULES[name](value):
                 raise UsageError(f"{name} is {shown(value)}; give {wanted}")
         elif not isinstance(value, str) or not _is_text(value):
             raise UsageError(f"{name} is {shown(value)}; give a text")

@@ -60,7 +60,7 @@ class Session:
             backend=self.pipe.backend, dtype=options.dtype,
             threads=threads.in_use(self.pipe.backend), exact=options.exact,
             tuned=drawing.tuned_choices() if options.tuned else {}, weights=options.weights,
-            allow_nonfinite=options.allow_nonfinite, model=self.model,
+            allow_nonfinite=options.allow_nonfinite, model=self.model, variation=options.variation,
             versions=drawing.versions(self.pipe.backend)))
 
     def picture(self, recipe: Recipe, target: output.Target, *, say: bool = True) -> dict[str, Any]:
