@@ -33,13 +33,16 @@ class StableDiffusionOutput:
     """`images`: PIL images, an array (B, H, W, 3) in [0, 1], or latents (B, 4, h, w).
 
     `seed` is the seed of the noise if the call chose or was given one number; `seconds` the time a
-    stage ("encode", "denoise", "decode") took, `step_seconds` each denoising step's.
+    stage ("encode", "denoise", "decode") took, `step_seconds` each denoising step's;
+    `nsfw_content_detected` what `pipe.safety_checker` said of each picture, None where there is no
+    such function: refsd ships none.
     """
 
     images: Any
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     step_seconds: list[float] = field(default_factory=list)
+    nsfw_content_detected: list[bool] | None = None
 
 
 @dataclass
@@ -113,11 +116,19 @@ class Drawing:
             latents, step_seconds = self._steps(steps, latents)
         pipe.require_finite("denoise", latents)
         clock["denoise"] = time.perf_counter()
-        images = pipe.to_output(latents, self.output_type)
+        images, flagged = self._output(latents)
         clock["decode"] = time.perf_counter()
         seconds = {b: clock[b] - clock[a] for a, b in pairwise(clock)}
-        output = StableDiffusionOutput(images, as_number(self.seed), seconds, step_seconds)
-        return output if self.as_dict else (images, None)
+        output = StableDiffusionOutput(images, as_number(self.seed), seconds, step_seconds, flagged)
+        return output if self.as_dict else (images, flagged)
+
+    def _output(self, latents):
+        """The pictures, and which of them the caller's safety checker flagged, if there is one."""
+        if self.pipe.safety_checker is None or self.output_type == "latent":
+            return self.pipe.to_output(latents, self.output_type), None
+        from refsd.pipelines import safety
+
+        return safety.checked_output(self.pipe, latents, self.output_type)
 
     def _steps(self, steps, latents):
         """Run the steps; tell the callback, and the steps what it changed."""

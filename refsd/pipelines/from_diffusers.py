@@ -13,6 +13,7 @@ from refsd.pipelines.request import check_flag
 
 ANY = object()  # any value is taken
 NO_IP = "refsd has no IP-Adapter: leave it out"
+OWN_CHECKER = "refsd ships none: load first, then set pipe.safety_checker to a function of images"
 BY_BACKEND = "backend decides where it computes: write from_pretrained(backend=\"cuda\")"
 
 # keyword: the values that change nothing here, and what to write instead of others
@@ -22,8 +23,8 @@ LOADING: dict[str, tuple[tuple, str]] = {
     "use_safetensors": ((None, True), "pickles can run code and are never read: leave it out"),
     "use_onnx": ((None, False), "refsd reads safetensors only: leave it out"),
     "use_flashpack": ((None, False), "refsd reads safetensors only: leave it out"),
-    "safety_checker": ((None,), "there is no safety checker in refsd: leave it out"),
-    "load_safety_checker": ((None, False), "there is no safety checker in refsd: leave it out"),
+    "safety_checker": ((None,), OWN_CHECKER),
+    "load_safety_checker": ((None, False), OWN_CHECKER),
     "requires_safety_checker": ((ANY,), ""),
     "feature_extractor": ((ANY,), ""),  # the safety checker's
     "image_encoder": ((None,), NO_IP),

@@ -43,6 +43,7 @@ class Pipeline:
         self.vae, self.scheduler, self.name = vae, scheduler, name
         self.backend, self.exact = choose_backend(backend), exact
         self.make_generator, self.check_finite = TorchGenerator, True
+        self.safety_checker = None  # a function of images, see refsd.pipelines.safety
         self.device = find_backend(backend).device
         self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
         self._said: set[str] = set()
@@ -105,6 +106,7 @@ class Pipeline:
         parts = {name: getattr(pipe, name) for name in PARTS}
         made = cls(**{**parts, **replaced}, backend=pipe.backend, name=pipe.name, exact=pipe.exact)
         made.make_generator, made.check_finite = pipe.make_generator, pipe.check_finite
+        made.safety_checker = pipe.safety_checker
         return made
 
     def __getattr__(self, name: str) -> Any:
