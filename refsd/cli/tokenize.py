@@ -1,6 +1,7 @@
 """`refsd tokenize TEXT`: the tokens that a prompt becomes."""
 
 import argparse
+from typing import Any
 
 from refsd.cli.arguments import Parser
 from refsd.cli.report import one_line, result, result_json
@@ -16,18 +17,22 @@ def parser() -> Parser:
     parser = Parser("refsd tokenize TEXT [options]", ABOUT)
     add = parser.add_argument
     add("text", metavar="TEXT", help="a prompt, in quotes")
+    add_options(parser)
+    return parser.answering()
+
+
+def add_options(parser: Parser) -> None:
+    """The options that say whose tokenizer is wanted."""
+    add = parser.add_argument
     add("-m", "--model", metavar="MODEL",
         help="whose tokenizer: a diffusers folder, a .safetensors file, or a model id "
         "(default: the model in refsd)")
     add("--clip", action="store_true", help="CLIP's, that of every Stable Diffusion 1.x")
-    return parser.answering()
 
 
 def run(options: argparse.Namespace) -> int:
     """Show ids and pieces, and what does not fit."""
-    if options.clip and options.model is not None:
-        raise UsageError("--clip and --model exclude each other; give one")
-    tokenizer = _tokenizer(options)
+    tokenizer = chosen(options)
     pieces = tokenizer.pieces(options.text)
     ids = tokenizer(options.text)[0]
     lost = tokenizer.truncated(options.text)
@@ -44,9 +49,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(options: argparse.Namespace):
+def chosen(options: argparse.Namespace) -> Any:
+    """The tokenizer of the options; UsageError where they contradict each other."""
     from refsd.text import CLIPTokenizer
 
+    if options.clip and options.model is not None:
+        raise UsageError("--clip and --model exclude each other; give one")
     if options.clip:
         return CLIPTokenizer.clip()
     from refsd.pipelines.loading import bundled_model

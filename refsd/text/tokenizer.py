@@ -82,6 +82,10 @@ class CLIPTokenizer:
         spans = zip(encoding.ids, encoding.tokens, encoding.offsets)
         return [Piece(i, token, prompt[start:end]) for i, token, (start, end) in spans]
 
+    def find(self, token: str) -> int | None:
+        """The id of a token by its name in the vocabulary; None where there is none."""
+        return self._tokenizer.token_to_id(token)
+
     def truncated(self, prompt: str) -> str:
         """The end of the prompt that does not fit, in the prompt's own spelling; "" if it fits."""
         offsets = self._encode(prompt).offsets[self.model_max_length - 2 :]
@@ -114,7 +118,7 @@ class CLIPTokenizer:
         return self._tokenizer.encode(prompt, add_special_tokens=False)
 
     def _id(self, token: str) -> int:
-        number = self._tokenizer.token_to_id(token)
+        number = self.find(token)
         if number is None:
             raise damaged(f"{self.vocabulary.source}: no token {token[:80]!r} in the "
                           "vocabulary")
