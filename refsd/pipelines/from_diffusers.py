@@ -130,7 +130,6 @@ INSTEAD = {
     "prepare_latents": "write stages.initial_latents(pipe.scheduler, shape, dtype, generator)",
     "progress_bar": "callback_on_step_end is called at every step",
     "push_to_hub": "refsd sends nothing anywhere",
-    "load_textual_inversion": "refsd has no textual inversion: leave it out",
     "enable_freeu": "refsd has no FreeU: leave it out",
     "encode_prompt": "write stages.encode_text(pipe.text_encoder, pipe.tokenizer([prompt]))",
     "save_pretrained": "refsd export weights writes tensors; the folder loaded from stays as it is",

@@ -130,6 +130,18 @@ class Pipeline:
         """The pipeline itself, if its own device and dtype are wanted; UsageError otherwise."""
         return from_diffusers.check_device(self, *wanted, **options)
 
+    def load_textual_inversion(self, source: Any, token: Any = None, **others: Any) -> None:
+        """Give words of prompts vectors of their own: see refsd.pipelines.textual_inversion.load"""
+        from refsd.pipelines import textual_inversion
+
+        textual_inversion.load(self, source, token, **others)
+
+    def unload_textual_inversion(self, tokens: Any = None, **others: Any) -> None:
+        """Take them away again: those of these words, or all."""
+        from refsd.pipelines import textual_inversion
+
+        textual_inversion.unload(self, tokens, **others)
+
     @property
     def guidance_scale(self) -> float | None:
         """That of the run at hand; a callback sets `_guidance_scale`, as in diffusers."""

@@ -29,7 +29,7 @@ _SYNTAX = (
     (re.compile(r"(?<=[^\sA-Z]\s)(?:BREAK|AND)(?=\s+[^\sA-Z])"),
      "the prompt is one: this is taken for a word and parts nothing"),
     (re.compile(r"\bembedding:[\w.-]+"),
-     "refsd has no textual inversion: this is taken literally and not applied"),
+     "taken literally: an embedding that is loaded is called by its word alone"),
     (re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>"),
      "refsd has no LoRA and no hypernetworks: this is taken literally and not applied"),
 )

@@ -1,6 +1,8 @@
 """The CLIP tokenizer: lower-case, split into words, merge byte pairs, frame with bos and eos."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +44,8 @@ class CLIPTokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
+        self.vocabulary, self._own = vocabulary, vocabulary
+        self._embeddings: dict[str, str] = {}
         self.model_max_length = vocabulary.length
         self._tokenizer = _build(vocabulary)
         names = {role: token["content"] for role, token in vocabulary.named.items()}
@@ -72,13 +75,13 @@ class CLIPTokenizer:
 
         ids = np.full((len(prompts), self.model_max_length), self.pad_token_id, np.int64)
         for row, text in zip(ids, prompts):
-            kept = self._encode(text).ids[: self.model_max_length - 2]
+            kept = self._encode(text)[1].ids[: self.model_max_length - 2]
             row[: len(kept) + 2] = [self.bos_token_id, *kept, self.eos_token_id]
         return ids
 
     def pieces(self, prompt: str) -> list[Piece]:
         """Every token of the prompt, without bos, eos and padding, and before the cut."""
-        encoding = self._encode(prompt)
+        prompt, encoding = self._encode(prompt)
         spans = zip(encoding.ids, encoding.tokens, encoding.offsets)
         return [Piece(i, token, prompt[start:end]) for i, token, (start, end) in spans]
 
@@ -88,8 +91,41 @@ class CLIPTokenizer:
 
     def truncated(self, prompt: str) -> str:
         """The end of the prompt that does not fit, in the prompt's own spelling; "" if it fits."""
-        offsets = self._encode(prompt).offsets[self.model_max_length - 2 :]
+        prompt, encoding = self._encode(prompt)
+        offsets = encoding.offsets[self.model_max_length - 2 :]
         return prompt[offsets[0][0] :] if offsets else ""
+
+    def learn(self, counts: Mapping[str, int]) -> dict[str, list[int]]:
+        """Take words as tokens of so many vectors each, forgetting those of before; word -> ids.
+
+        A word of n vectors is n tokens: WORD, WORD_1, .. WORD_n-1. In a prompt it becomes all of
+        them, as diffusers' maybe_convert_prompt does it, but whatever its capitals: diffusers takes
+        the first vector alone of a word that has some. UsageError for a word that is one already.
+        """
+        known = self._own.tokens.keys() | {token["content"] for token in self._own.added.values()}
+        free = max(*self._own.tokens.values(), *self._own.added) + 1
+        added, ids, texts = {}, {}, {}
+        for word, count in counts.items():
+            names = [word, *(f"{word}_{i}" for i in range(1, count))]
+            if taken := [name for name in names if name in known]:
+                raise UsageError(f"the tokenizer has a token {taken[0][:80]!r} already; give the "
+                                 "embedding another word, with token=")
+            known |= set(names)
+            ids[word] = [free + len(added) + i for i in range(count)]
+            added |= {i: {"content": name, "normalized": True, "special": False}
+                      for i, name in zip(ids[word], names)}
+            texts[word] = " ".join(names)
+        vocabulary = replace(self._own, added={**self._own.added, **added}) if added else self._own
+        self._tokenizer, self.vocabulary, self._embeddings = _build(vocabulary), vocabulary, texts
+        return ids
+
+    def embedding(self, name: str) -> str:
+        """The text whose tokens stand for the vectors of an embedding; "" where none is of a name.
+
+        Names are found whatever their capitals, as the tokenizer reads prompts.
+        """
+        return self._embeddings.get(name) or next(
+            (text for word, text in self._embeddings.items() if word.lower() == name.lower()), "")
 
     def require_rows(self, rows: int, positions: int) -> None:
         """Check that a text encoder of `rows` and `positions` embeddings takes our ids."""
@@ -115,7 +151,16 @@ class CLIPTokenizer:
                 f"prompt: character {error.start} is the lone surrogate "
                 f"U+{ord(prompt[error.start]):04X}, which is no text. Remove it"
             ) from None
-        return self._tokenizer.encode(prompt, add_special_tokens=False)
+        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        met = {token.lower() for token in encoding.tokens} if self._embeddings else ()
+        named = [word for word, text in self._embeddings.items()
+                 if " " in text and word.lower() in met]
+        if named:
+            for word in named:
+                text = self._embeddings[word]
+                prompt = re.sub(re.escape(word), lambda _, t=text: t, prompt, flags=re.IGNORECASE)
+            encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        return prompt, encoding
 
     def _id(self, token: str) -> int:
         number = self.find(token)
