@@ -69,8 +69,8 @@ def unload(pipe: Any, tokens: Any = None, **others: Any) -> None:
     found = dict(_learned(pipe).vectors)
     for word in [tokens] if isinstance(tokens, str) else list(found) if tokens is None else tokens:
         if word not in found:
-            raise UsageError(f"no embedding of the word {shown(word)} is loaded; there are "
-                             f"{', '.join(found) or 'none'}")
+            raise UsageError(f"no embedding of the word {shown(word)} is loaded; give one of: "
+                             f"{', '.join(found) or 'none is loaded'}")
         del found[word]
     _teach(pipe, found)
 
