@@ -19,7 +19,7 @@ from refsd.weights.reader import nonfinite, read_tensors
 A1111 = "emb_params"
 FOLDERS = "learned_embeds.safetensors"  # the file in a folder of diffusers'
 MAX_VECTORS = 1024
-OF_OTHERS = ("clip_l", "clip_g", "t5xxl")  # SDXL's and later models', a tensor for each encoder
+OF_OTHERS = ("clip_l", "clip_g", "t5xxl")  # of models with several encoders, a tensor for each
 CONVERT = "docs/checkpoints.md says how to convert one"
 
 
@@ -45,7 +45,7 @@ def read_embedding(source: Any, word: str | None = None, *, width: int) -> Embed
         where, tensors = "the embedding", _given(source, word)
     if others := [name for name in OF_OTHERS if name in tensors]:
         raise ModelError(f"{where}: it holds {', '.join(others)}, the vectors of a model with "
-                         "several text encoders (SDXL); give one that was made for this model")
+                         "several text encoders; give one that was made for this model")
     if len(tensors) != 1:
         raise ModelError(f"{where}: {len(tensors)} tensors, expected one: {A1111}, or a word's "
                          "own. Give an embedding of textual inversion")
