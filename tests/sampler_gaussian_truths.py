@@ -33,7 +33,10 @@ def visited(scheduler, space):
     """The sigmas of a run, and what x = x0 + sigma eps is divided by in the sampler's units."""
     sigmas = (sigma_table(scheduler)[scheduler.timesteps] if space == "timestep"
               else scheduler.sigmas.astype(np.float64))
-    return sigmas, np.ones_like(sigmas) if space == "sigma" else np.sqrt(sigmas**2 + 1)
+    if space == "midpoint":  # calls at every second one are halfway there, in log sigma
+        sigmas[1::2] = np.sqrt(sigmas[:-1:2] * sigmas[1::2])
+    units = ("sigma", "midpoint")
+    return sigmas, np.ones_like(sigmas) if space in units else np.sqrt(sigmas**2 + 1)
 
 
 def error_of(scheduler, space, start=3.0, until=None):
@@ -58,7 +61,7 @@ def has_order(label, errors, order, slack=0.35):
 
 
 def samplers_converge_at_their_order(schedulers):
-    """DDIM and Euler are of order 1, PNDM and DPM++ of 2.
+    """DDIM and Euler are of order 1, PNDM, DPM++, Heun and DPM2 of 2.
 
     PNDM blends as if e were smooth in t but moves in sigma, which leaves order 2 of four outputs
     (Liu et al. 2022, theorem 3.1). solver_order 3 is of order 2 as well, with a third of the error
@@ -84,6 +87,10 @@ def samplers_converge_at_their_order(schedulers):
         runs = [make(schedulers, "DPMSolverMultistepScheduler", steps, use_exponential_sigmas=True,
                      **ends | config) for steps in (25, 50, 100)]
         has_order(label, [error_of(run, "variance") for run in runs], order)
+    for label, name, space in (("heun", "Heun", "sigma"), ("dpm2", "KDPM2", "midpoint")):
+        runs = [make(schedulers, f"{name}DiscreteScheduler", steps, use_exponential_sigmas=True,
+                     **SD) for steps in (25, 50, 100)]
+        has_order(label, [error_of(run, space, until=len(run.timesteps) - 1) for run in runs], 2)
     for label, order, name, config in (
         ("ddim", 1, "DDIMScheduler", {}),
         ("plms", 2, "PNDMScheduler", {"skip_prk_steps": True}),
@@ -94,6 +101,21 @@ def samplers_converge_at_their_order(schedulers):
             errors = [error_of(run, "timestep", 10.0, run.timesteps.tolist().index(200))
                       for run in runs]
             has_order(label, errors, order)
+
+
+def lms_of_four_exact_slopes_is_of_order_4(schedulers):
+    """Of the first steps, which have fewer slopes, only the slopes are kept: x is put right."""
+    errors = []
+    for steps in (25, 50, 100):
+        scheduler = make(schedulers, "LMSDiscreteScheduler", steps, use_exponential_sigmas=True, **SD)
+        sigmas = scheduler.sigmas.astype(np.float64)
+        for i, t in enumerate(scheduler.timesteps[:-1]):
+            if i < 4:
+                x = one(MEAN + (10 - MEAN) * deviation(sigmas[i]) / deviation(sigmas[0]))
+            x = scheduler.step(best_guess(x, sigmas[i]), t, x).prev_sample
+        exact = MEAN + (10 - MEAN) * deviation(sigmas[-2]) / deviation(sigmas[0])
+        errors.append(abs(x.item() - exact))
+    has_order("lms", errors, 4, slack=0.6)
 
 
 class Probe:
@@ -110,17 +132,22 @@ def distribution_of(scheduler, space, predictor=best_guess, until=None, **option
     """
     sigmas, scale = visited(scheduler, space)
     mean, variance = MEAN / scale[0], (deviation(sigmas[0]) / scale[0]) ** 2
-    x = np.array([[0.0, 1.0, 0.0]])
-    for i, t in enumerate(scheduler.timesteps[:until]):
-        out = predictor(x * scale[i], sigmas[i])
-        step = scheduler.step(out, t, x, generator=Probe(), **options).prev_sample
-        b, ab, bc = step[0].tolist()
+    calls = list(enumerate(scheduler.timesteps[:until]))
+    for first in range(0, len(calls), scheduler.order):
+        x = np.array([[0.0, 1.0, 0.0]])
+        for i, t in calls[first : first + scheduler.order]:
+            out = predictor(x * scale[i], sigmas[i])
+            x = scheduler.step(out, t, x, generator=Probe(), **options).prev_sample
+        b, ab, bc = x[0].tolist()
         mean, variance = (ab - b) * mean + b, (ab - b) ** 2 * variance + (bc - b) ** 2
     return mean, math.sqrt(variance)
 
 
 def noisy_samplers_converge_in_distribution(schedulers):
-    """Twice the steps, half the error of the deviation: order 1, whatever noise was drawn."""
+    """Twice the steps, half the error of the deviation: order 1, whatever noise was drawn.
+
+    DPM2 ancestral is of order 2. Its midpoint, halfway in log sigma to sigma_down, is sigma_next.
+    """
     for label, name, space, config, options in (
         ("ddpm", "DDPMScheduler", "timestep", {}, {}),
         ("ddpm, fixed_large", "DDPMScheduler", "timestep", {"variance_type": "fixed_large"}, {}),
@@ -137,6 +164,14 @@ def noisy_samplers_converge_in_distribution(schedulers):
             _, spread = distribution_of(scheduler, space, until=until, **options)
             errors.append(abs(spread * scale[until] - deviation(sigmas[until])))
         has_order(label, errors, 1)
+    errors = []
+    for steps in (25, 50, 100):
+        scheduler = make(schedulers, "KDPM2AncestralDiscreteScheduler", steps,
+                         use_exponential_sigmas=True, **SD)
+        last = len(scheduler.timesteps) - 1
+        _, spread = distribution_of(scheduler, "sigma", until=last)
+        errors.append(abs(spread - deviation(scheduler.sigmas[last])))
+    has_order("dpm2 a", errors, 2)
 
 
 class OneHot:
@@ -229,6 +264,7 @@ def ddim_can_be_walked_back(schedulers):
 
 TRUTHS = [
     samplers_converge_at_their_order,
+    lms_of_four_exact_slopes_is_of_order_4,
     noisy_samplers_converge_in_distribution,
     sde_solvers_converge_in_distribution,
     lcm_of_a_consistency_function_is_exact,

@@ -45,6 +45,25 @@ def pndm_integrates_polynomials(schedulers):
         assert abs(moves[0] / moves[1] - 1 / (p + 1)) < 1e-12
 
 
+def lms_integrates_polynomials(schedulers):
+    """k slopes sigma^p give the integral to the next sigma, exact for p < k (four at the most)."""
+    for order in (4, 2):
+        for p in range(4):
+            scheduler = make(schedulers, "LMSDiscreteScheduler", 20, **SD)
+            sigmas = scheduler.sigmas.astype(np.float64)
+            for i, t in enumerate(scheduler.timesteps):
+                slope = one(sigmas[i] ** p)
+                got = scheduler.step(slope, t, one(0), order=order).prev_sample.item()
+                slopes = min(i + 1, order)
+                if p < slopes:
+                    exact = (sigmas[i + 1] ** (p + 1) - sigmas[i] ** (p + 1)) / (p + 1)
+                    # A weight's polynomial is a product of up to three quotients, 12 roundings; the
+                    # first of four is the largest slope, and weights alternate, up to some 8 times
+                    # the step's length in sum.
+                    size = 8 * (sigmas[i] - sigmas[i + 1]) * sigmas[max(i - 3, 0)] ** p
+                    assert abs(got - exact) < 16 * EPS * size, (order, p, i)
+
+
 def dpm_solver_integrates_polynomials(schedulers):
     """Order 2 (heun) and 3 are exact where x0, or eps, is linear in lambda.
 
@@ -185,6 +204,10 @@ def noise_is_drawn_in_diffusers_order(schedulers):
         ("EulerDiscrete", {}, {}, 0),
         ("EulerDiscrete", {}, {"s_churn": 1.0}, 5),
         ("EulerAncestralDiscrete", {}, {}, 5),
+        ("HeunDiscrete", {}, {}, 0),
+        ("KDPM2Discrete", {}, {}, 0),
+        ("KDPM2AncestralDiscrete", {}, {}, 4),
+        ("LMSDiscrete", {}, {}, 0),
         ("DPMSolverMultistep", {}, {}, 0),
         ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {}, 5),
         ("LCM", {}, {}, 4),
@@ -225,6 +248,7 @@ def a_step_of_length_0_leaves_the_sample(schedulers):
 TRUTHS = [
     a_step_of_length_0_leaves_the_sample,
     pndm_integrates_polynomials,
+    lms_integrates_polynomials,
     dpm_solver_integrates_polynomials,
     first_order_dpm_solver_is_ddim,
     dpm_solver_ends_at_lower_order,

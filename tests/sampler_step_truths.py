@@ -140,6 +140,73 @@ def ancestral_noise_makes_up_for_the_longer_step(schedulers):
         assert abs(up**2 / posterior - 1) < 16 * EPS / (1 - (following / sigma) ** 2)
 
 
+def heun_takes_the_mean_of_two_slopes(schedulers):
+    """By hand, a step of two calls; and of the last step one, Euler's."""
+    scheduler = make(schedulers, "HeunDiscreteScheduler", 10, **SD)
+    t, sigma, following = (list(map(float, x[:3:2])) for x in (
+        scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]))
+    assert len(scheduler.timesteps) == 19 and len(scheduler.sigmas) == 20
+    assert scheduler.timesteps[1] == scheduler.timesteps[2] == t[1] and following[0] == sigma[1]
+    tried = scheduler.step(one(0.5), scheduler.timesteps[0], one(3.0)).prev_sample.item()
+    length = sigma[1] - sigma[0]
+    assert abs(tried - (3 + length * 0.5)) < 4 * EPS * sigma[0]
+    seen = scheduler.scale_model_input(one(), scheduler.timesteps[1]).item()
+    assert abs(seen - 1 / math.sqrt(sigma[1] ** 2 + 1)) < 4 * EPS
+    got = scheduler.step(one(0.7), scheduler.timesteps[1], one(tried)).prev_sample.item()
+    assert abs(got - (3 + length * 0.6)) < 4 * EPS * sigma[0]
+    clipped = make(schedulers, "HeunDiscreteScheduler", 10, clip_sample=True, clip_sample_range=2.0)
+    assert clipped.step(one(0), clipped.timesteps[0], one(5.0)).pred_original_sample == 2
+    scheduler.step_index = 18
+    last = scheduler.step(one(0.5), scheduler.timesteps[18], one(3.0)).prev_sample.item()
+    assert abs(last - (3 - float(scheduler.sigmas[18]) * 0.5)) < 4 * EPS
+
+
+def dpm2_takes_the_slope_of_the_midpoint(schedulers):
+    """x + (sigma_next - sigma) d_mid, the midpoint halfway in log sigma, its t between the two."""
+    scheduler = make(schedulers, "KDPM2DiscreteScheduler", 10, **SD)
+    t = scheduler.timesteps
+    assert len(t) == 19 and (np.diff(t) < 0).all() and t[2] == 888
+    sigma, following = float(scheduler.sigmas[0]), float(scheduler.sigmas[1])
+    middle = math.sqrt(sigma * following)
+    tried = scheduler.step(one(0.5), t[0], one(3.0)).prev_sample.item()
+    assert abs(tried - (3 + (middle - sigma) * 0.5)) < 8 * EPS * sigma
+    seen = scheduler.scale_model_input(one(), t[1]).item()
+    assert abs(seen - 1 / math.sqrt(middle**2 + 1)) < 8 * EPS
+    got = scheduler.step(one(0.7), t[1], one(tried)).prev_sample.item()
+    assert abs(got - (3 + (following - sigma) * 0.7)) < 4 * EPS * sigma
+    assert scheduler.sigmas[2] == scheduler.sigmas[1]
+    log_sigmas = np.log(scheduler.training_sigmas.astype(np.float64))
+    # t is found in a table of float32 logarithms, of up to 2.7, that rise by 0.0012 a timestep or
+    # more in its middle part; t itself is rounded to float32.
+    assert abs(np.interp(t[1], np.arange(1000), log_sigmas) - math.log(middle)) < 8 * EPS * 2.7
+    karras = make(schedulers, "KDPM2DiscreteScheduler", 10, use_karras_sigmas=True, **SD)
+    assert (karras.timesteps[::2] == karras.timesteps[::2].round()).all()
+
+
+def dpm2_ancestral_noise_makes_up_for_the_longer_step(schedulers):
+    """sigma_up^2 + sigma_down^2 = sigma_next^2, with noise in a step's second call alone."""
+    scheduler = make(schedulers, "KDPM2AncestralDiscreteScheduler", 10, **SD)
+    for i in range(0, 18, 2):
+        sigma, following = (float(scheduler.sigmas[j]) for j in (i, i + 1))
+        ends = []
+        for slope, noise in ((1.0, 0.0), (0.0, 1.0)):
+            scheduler.step_index = i
+            tried = scheduler.step(one(0.3), scheduler.timesteps[i], one(0)).prev_sample.item()
+            # sigma_mid is sigma_next; its square root is of a rounded difference, as sigma_down is.
+            short = 1 - (following / sigma) ** 2
+            assert abs(tried - 0.3 * (following - sigma)) < 16 * EPS * sigma / short
+            step = scheduler.step(one(slope), scheduler.timesteps[i + 1], one(tried),
+                                  generator=Noise(value=noise))
+            ends.append(step.prev_sample.item())
+        down, up = ends[0] + sigma, ends[1]
+        assert abs(up**2 + down**2 - following**2) < 16 * EPS * sigma * following
+        posterior = 1 / (1 / following**2 + 1 / (sigma**2 - following**2))
+        assert abs(up**2 / posterior - 1) < 16 * EPS / short
+    scheduler.step_index = 18
+    last = scheduler.step(one(1.0), scheduler.timesteps[18], one(3.0)).prev_sample.item()
+    assert abs(last - (3 - float(scheduler.sigmas[18]))) < 4 * EPS
+
+
 def ddim_with_eta_1_is_ddpm(schedulers):
     ddim = make(schedulers, "DDIMScheduler", 20, **SD)
     ddpm = make(schedulers, "DDPMScheduler", 20, **SD)
@@ -255,6 +322,9 @@ TRUTHS = [
     euler_follows_the_slope,
     churn_adds_noise_up_to_sigma_hat,
     ancestral_noise_makes_up_for_the_longer_step,
+    heun_takes_the_mean_of_two_slopes,
+    dpm2_takes_the_slope_of_the_midpoint,
+    dpm2_ancestral_noise_makes_up_for_the_longer_step,
     ddim_with_eta_1_is_ddpm,
     ddpm_variances,
     ddim_clips_and_rederives_eps,

@@ -198,9 +198,18 @@ def options_of_other_classes_have_no_effect(schedulers):
         assert results[0] == results[1]
 
 
+def exponential_betas_are_all_the_same(schedulers):
+    """alpha_bar of the whole training is e^-12, and each step takes the same share of it."""
+    scheduler = make(schedulers, "HeunDiscreteScheduler", beta_schedule="exp")
+    logs = np.log(scheduler.alphas_cumprod.astype(np.float64))
+    # beta, 0.012, is rounded to float32, and so is 1 - beta, which then is multiplied t times.
+    assert np.abs(logs + 0.012 * np.arange(1, 1001)).max() < 1001 * 2.0**-24
+
+
 TRUTHS = [
     published_values,
     alpha_bar_is_the_product,
+    exponential_betas_are_all_the_same,
     zero_terminal_snr,
     timesteps_by_hand,
     trailing_spacing_gives_as_many_timesteps_as_asked,

@@ -7,6 +7,7 @@ import pytest
 from scheduler_samples import NAMES, SD, Noise, make, one, own_options, run
 
 import refsd.schedulers
+from refsd.errors import UsageError
 from refsd.schedulers import noise_schedule
 
 CHOICES = [{}, *({choice: True} for choice in noise_schedule.SIGMAS)]
@@ -44,7 +45,10 @@ def test_a_run_in_the_middle_of_repeats_begins_at_the_second_as_in_diffusers():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sampler_says_whether_it_remembers(name):
-    """Its second step from elsewhere is that of a run, unless earlier steps count."""
+    """Its second step from elsewhere is that of a run, unless earlier steps count.
+
+    The second call of a step of two cannot even be made from elsewhere.
+    """
     config = {"skip_prk_steps": True} if "skip_prk_steps" in own_options(name) else {}
 
     def third(steps):
@@ -55,4 +59,10 @@ def test_a_sampler_says_whether_it_remembers(name):
             found = scheduler.step(out, scheduler.timesteps[i], one(), generator=Noise(value=0.1))
         return found.prev_sample.item()
 
+    if refsd.schedulers.SCHEDULERS[name].order == 2:
+        assert third([0, 1, 2]) == third([2])
+        with pytest.raises(UsageError, match="is number 3, the second of a step's two"):
+            third([3])
+        assert third([2, 3]) == third([0, 1, 2, 3])
+        return
     assert (third([0, 1, 2, 3]) != third([3])) == refsd.schedulers.SCHEDULERS[name].has_history

@@ -83,6 +83,28 @@ sigma_space.py | self.alphas_cumprod[-1] = 2**-24 | self.alphas_cumprod[-1] = 2*
 euler_ancestral.py | sigma_up = np.sqrt( | sigma_up = (
 euler_ancestral.py | variance_next - np.square(sigma_up) | variance_next - sigma_up
 euler_ancestral.py | self.sigmas[i], self.sigmas[i + 1] | self.sigmas[i + 1], self.sigmas[i + 1]
+two_calls.py | if i % 2 and self.started is None: | if i % 2:
+heun.py | (first + slope) / 2 | first + slope
+heun.py | x, first, length = self.started | first, length = self.started[1:]; x = sample
+heun.py | every_twice(self.sigmas)[1:-1] | every_twice(self.sigmas)[:-2]
+heun.py | every_twice(timesteps)[1:] | every_twice(timesteps)[:-1]
+heun.py | if self.config.clip_sample: | if False:
+kdpm2.py | (logs[:-1] - logs[1:]) * 0.5 | (logs[:-1] - logs[1:]) * 0.4
+kdpm2.py | if i % 2 else self.sigmas[i] | if False else self.sigmas[i]
+kdpm2.py | np.stack([between | np.stack([timesteps[1:]
+kdpm2.py | self.started, self.targets | sample, self.targets
+kdpm2.py | self.sigmas[i - i % 2] | self.sigmas[i]
+kdpm2.py | timesteps = timesteps.round() | pass
+kdpm2_ancestral.py | self.noises = np.sqrt( | self.noises = (
+kdpm2_ancestral.py | end - (end - start) * 0.5 | end - (end - start) * 0.3
+kdpm2_ancestral.py | variance_next - np.square(self.noises) | variance_next - self.noises
+kdpm2_ancestral.py | if second: | if not second:
+lms.py | (np.float32(s) - past[k]) | (np.float32(s) - past[j])
+lms.py | min(i + 1, number) | min(i + 1, 3)
+lms.py | self.slopes][:number] | self.slopes][:number - 1]
+lms.py | self.sigmas[i], self.sigmas[i + 1] | self.sigmas[i + 1], self.sigmas[i]
+lms.py | [(sample - x0) / float(sigma), *self.slopes] | [*self.slopes, (sample - x0) / float(sigma)]
+noise_schedule.py | math.exp(-12.0 * t) | math.exp(-10.0 * t)
 dpm_solver.py | d1 = float(1 / r0) | d1 = float(r0)
 dpm_solver.py | float(0.5 * weight | float(weight
 dpm_solver.py | alpha_t * (e / h + 1) | alpha_t * (e / h - 1)
@@ -174,6 +196,10 @@ RUNS = [
     ("EulerDiscreteScheduler", {}, {"s_churn": 2.0}),
     ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}, {}),
     ("EulerAncestralDiscreteScheduler", {}, {}),
+    ("HeunDiscreteScheduler", {}, {}),
+    ("KDPM2DiscreteScheduler", {"prediction_type": "v_prediction"}, {}),
+    ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}, {}),
+    ("LMSDiscreteScheduler", {}, {}),
     ("DPMSolverMultistepScheduler", {}, {}),
     ("DPMSolverMultistepScheduler", {"solver_order": 3}, {}),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),

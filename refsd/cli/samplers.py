@@ -22,6 +22,8 @@ OWN = {  # the samplers of a class that are not just called as its file is
     "pndm": {"pndm": Sampler("PNDMScheduler", {"skip_prk_steps": True}, "PLMS")},
     "euler": {"euler": Sampler("EulerDiscreteScheduler", {"use_karras_sigmas": False}, "Euler")},
     "euler_ancestral": {"euler_a": Sampler("EulerAncestralDiscreteScheduler", {}, "Euler a")},
+    "kdpm2": {"dpm2": Sampler("KDPM2DiscreteScheduler", {}, "DPM2")},
+    "kdpm2_ancestral": {"dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", {}, "DPM2 a")},
     "dpm_solver": {
         "dpm++2m": Sampler("DPMSolverMultistepScheduler", {"use_karras_sigmas": False, **DPM},
                            "DPM++ 2M"),
@@ -34,7 +36,9 @@ for _class, _file in schedulers.FILES.items():
     _label = _class.removesuffix("Scheduler").removesuffix("Discrete")
     SAMPLERS |= OWN.get(_file, {_file: Sampler(_class, {}, _label)})
 ALIASES = {"plms": "pndm", "eulerancestral": "euler_a", "keuler": "euler", "keulera": "euler_a",
-           "keulerancestral": "euler_a", "kdpm++2m": "dpm++2m", "kdpm++2mka": "dpm++2m_karras",
+           "keulerancestral": "euler_a", "kheun": "heun", "klms": "lms", "kdpm2": "dpm2",
+           "dpm2ancestral": "dpm2_a", "kdpm2a": "dpm2_a", "kdpm2ancestral": "dpm2_a",
+           "kdpm++2m": "dpm++2m", "kdpm++2mka": "dpm++2m_karras",
            "dpm++2mka": "dpm++2m_karras"}
 
 

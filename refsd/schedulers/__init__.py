@@ -28,6 +28,10 @@ FILES = {  # the file of each class, in the order in which they are listed
     "PNDMScheduler": "pndm",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "HeunDiscreteScheduler": "heun",
+    "KDPM2DiscreteScheduler": "kdpm2",
+    "KDPM2AncestralDiscreteScheduler": "kdpm2_ancestral",
+    "LMSDiscreteScheduler": "lms",
     "DPMSolverMultistepScheduler": "dpm_solver",
     "LCMScheduler": "lcm",
 }

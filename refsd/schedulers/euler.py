@@ -17,7 +17,6 @@ import numpy as np
 
 from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
-from refsd.schedulers import noise_schedule
 from refsd.schedulers.config import BETAS
 from refsd.schedulers.scheduler import Step, only_one
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
@@ -43,10 +42,6 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
     }
     CHOICES = {"interpolation_type": ("linear",), "timestep_type": ("discrete", None)}
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.sigma_choice = noise_schedule.chosen_sigmas(self.config)
-
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -64,30 +59,13 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         )
         if argument == "sigmas":
             sigmas = self._custom_sigmas(sigmas)
-            timesteps = self._timesteps_of(sigmas[:-1])
-            self._set_sigmas(sigmas[:-1], timesteps, last=sigmas[-1])
-        else:
-            self._set_spaced(num_inference_steps, timesteps)
-        self.num_inference_steps = len(self.timesteps)
-
-    def _set_spaced(self, steps, timesteps):
-        config, choice = self.config, self.sigma_choice
-        if timesteps is None:
-            steps = self._check_steps(steps)
-            timesteps = self._spaced(steps)
-        elif choice:
-            raise UsageError(f"set_timesteps got timesteps, but {choice} chooses them; give steps")
-        else:
-            timesteps = self._custom_timesteps(timesteps).astype(np.float32)
-
-        sigmas = noise_schedule.interpolate(timesteps, self.training_sigmas)
-        if choice:
-            low = sigmas[-1].item() if config.sigma_min is None else config.sigma_min
-            high = sigmas[0].item() if config.sigma_max is None else config.sigma_max
-            sigmas = noise_schedule.SIGMAS[choice](low, high, steps)
+            sigmas, last = sigmas[:-1], sigmas[-1]
             timesteps = self._timesteps_of(sigmas)
-        last = 0 if config.final_sigmas_type == "zero" else self.training_sigmas[0]
-        self._set_sigmas(sigmas, timesteps, last=last)
+        else:
+            sigmas, timesteps = self._sigmas_of_run(num_inference_steps, timesteps)
+            last = 0 if self.config.final_sigmas_type == "zero" else self.training_sigmas[0]
+        self._set_sigmas(sigmas, timesteps.astype(np.float32), last=last)
+        self.num_inference_steps = len(self.timesteps)
 
     def step(
         self,
@@ -130,10 +108,6 @@ class EulerDiscreteScheduler(SigmaSpaceScheduler):
         x_next = x + slope * float(sigma_next - sigma_hat)
         self.step_index += 1
         return Step(x_next, x0)
-
-    def _timesteps_of(self, sigmas):
-        log_sigmas = np.log(self.training_sigmas)
-        return noise_schedule.sigma_to_timestep(sigmas, log_sigmas).astype(np.float32)
 
     def _custom_sigmas(self, sigmas):
         values = as_array("sigmas", sigmas, "float32")

@@ -44,13 +44,15 @@ def betas(config):
         beta = linspace32(start, end, count)
     elif config.beta_schedule == "scaled_linear":
         beta = np.square(linspace32(start**0.5, end**0.5, count))
+    elif config.beta_schedule == "exp":
+        beta = exponential_betas(count)
     else:
         beta = cosine_betas(count)
     return zero_terminal_snr(beta) if config.get("rescale_betas_zero_snr") else beta
 
 
-def cosine_betas(count, max_beta=0.999):
-    """beta_t = min(1 - f(t + 1) / f(t), max_beta), f(t) = cos^2(pi/2 (t/T + 0.008) / 1.008).
+def cosine_betas(count):
+    """beta_t = min(1 - f(t + 1) / f(t), 0.999), f(t) = cos^2(pi/2 (t/T + 0.008) / 1.008).
 
     Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17; in double, then float32.   -> (T,)
     """
@@ -58,6 +60,16 @@ def cosine_betas(count, max_beta=0.999):
     def alpha_bar(t):
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
+    return betas_of(alpha_bar, count)
+
+
+def exponential_betas(count):
+    """beta_t of alpha_bar(t) = e^(-12 t / T), all the same: an option of Heun's alone.   -> (T,)"""
+    return betas_of(lambda t: math.exp(-12.0 * t), count)
+
+
+def betas_of(alpha_bar, count, max_beta=0.999):
+    """min(1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), max_beta), in double, then float32."""
     ratios = (alpha_bar((i + 1) / count) / alpha_bar(i / count) for i in range(count))
     return np.array([min(1 - ratio, max_beta) for ratio in ratios], dtype=np.float32)
 
@@ -171,8 +183,8 @@ def chosen_sigmas(config):
     return chosen[0] if chosen else None
 
 
-def sigma_to_timestep(sigma, log_sigmas):
-    """The fractional t with log sigma_t = log sigma, interpolated.   (n,) -> (n,) float64
+def sigma_to_timestep(sigma, log_sigmas, dtype=np.float64):
+    """The fractional t with log sigma_t = log sigma, interpolated.   (n,) -> (n,) of dtype
 
     `log_sigmas` is the ascending table of the T training steps; sigmas beyond it get an end of it.
     """
@@ -181,17 +193,19 @@ def sigma_to_timestep(sigma, log_sigmas):
     low = np.clip(low, 0, len(log_sigmas) - 2)
     below, above = log_sigmas[low], log_sigmas[low + 1]
     weight = np.clip((below - log_sigma) / (below - above), 0, 1)
+    low = low.astype(dtype)
     return (1 - weight) * low + weight * (low + 1)
 
 
 def log32(x):
-    """The float32 nearest to log x, of one float32; -inf at 0.
+    """The float32 nearest to log x, of float32s; -inf at 0.
 
     torch's own (Intel MKL) is another float32 in some per cent of the cases, and varies by CPU.
     """
-    return np.float32(math.log(x)) if x > 0 else np.float32(-math.inf)
+    with np.errstate(divide="ignore"):
+        return np.log(np.float64(x)).astype(np.float32)
 
 
 def exp32(x):
-    """The float32 nearest to e^x, of one float32; see log32."""
-    return np.float32(math.exp(x))
+    """The float32 nearest to e^x, of float32s; see log32."""
+    return np.exp(np.float64(x)).astype(np.float32)

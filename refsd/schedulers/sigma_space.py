@@ -27,7 +27,8 @@ class SigmaSpaceScheduler(DiffusionScheduler):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if self.config.rescale_betas_zero_snr:
+        self.sigma_choice = noise_schedule.chosen_sigmas(self.config)
+        if self.config.get("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # not 0, so that the first sigma, 4096, is finite
         self.training_sigmas = noise_schedule.training_sigmas(self.alphas_cumprod)
         timesteps = np.arange(self.config.num_train_timesteps)[::-1].astype(np.float32)
@@ -43,7 +44,7 @@ class SigmaSpaceScheduler(DiffusionScheduler):
 
     def scale_model_input(self, sample: Any, timestep: float) -> Any:
         """sample / sqrt(sigma^2 + 1), with the sigma of `timestep`."""
-        sigma = self.sigmas[self._enter(timestep)]
+        sigma = self._sigma_of_call(self._enter(timestep))
         sample = as_array("scale_model_input: sample", sample)
         return _divided(sample, float(np.sqrt(np.square(sigma) + 1)))
 
@@ -56,6 +57,10 @@ class SigmaSpaceScheduler(DiffusionScheduler):
         original, noise = self._noisy(original, noise)
         steps = self._steps_to_noise(timesteps, original)
         return original + noise * per_sample(self.sigmas[steps], original)
+
+    def _sigma_of_call(self, i):
+        """The sigma at which the model is called at timesteps[i]."""
+        return self.sigmas[i]
 
     def _to_x0(self, output, x, sigma, sigma_hat):
         """x0 from the model's output at x, which stands at sigma_hat (v is read at sigma)."""
@@ -76,6 +81,33 @@ class SigmaSpaceScheduler(DiffusionScheduler):
         return noise_schedule.spaced_timesteps(
             config.timestep_spacing, steps, config.num_train_timesteps, offset=config.steps_offset
         ).astype(np.float32)
+
+    def _sigmas_of_run(self, steps, timesteps=None):
+        """The n sigmas of a run in float64, and its timesteps: the n of `steps`, or the caller's.
+
+        float32 timesteps choose the sigmas, unless an option of SIGMAS does: then the timesteps
+        are found from those, in float64.
+        """
+        config, choice = self.config, self.sigma_choice
+        if timesteps is None:
+            steps = self._check_steps(steps)
+            timesteps = self._spaced(steps)
+        elif choice:
+            raise UsageError(f"set_timesteps got timesteps, but {choice} chooses them; give steps")
+        else:
+            timesteps = self._custom_timesteps(timesteps).astype(np.float32)
+
+        sigmas = noise_schedule.interpolate(timesteps, self.training_sigmas)
+        if choice:
+            low, high = config.get("sigma_min"), config.get("sigma_max")
+            low = sigmas[-1].item() if low is None else low
+            high = sigmas[0].item() if high is None else high
+            sigmas = noise_schedule.SIGMAS[choice](low, high, steps)
+            timesteps = self._timesteps_of(sigmas)
+        return sigmas, timesteps
+
+    def _timesteps_of(self, sigmas):
+        return noise_schedule.sigma_to_timestep(sigmas, np.log(self.training_sigmas))
 
     def _check_float(self, timestep):
         """An int is likely to be a counter; the timesteps of these samplers are float32."""

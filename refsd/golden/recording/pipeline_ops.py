@@ -50,8 +50,8 @@ def scheduler_step(model_output: Any, sample: Any, noise: np.ndarray | None = No
         sampler, timesteps = _at(scheduler, steps, 0)
         for t, output, x in zip(timesteps, model_output, sample, strict=False):
             # Of earlier steps only what was predicted counts: any noise does.
-            options = {} if noise is None else {"generator": FixedNoise(noise)}
-            stepped = sampler.step(output, t, x, **options)
+            any_noise = FixedNoise(np.zeros_like(x) if noise is None else noise)
+            stepped = sampler.step(output, t, x, generator=any_noise)
         return stepped.prev_sample
     sampler, timesteps = _at(scheduler, steps, index)
     options = {} if noise is None else {"generator": FixedNoise(noise)}

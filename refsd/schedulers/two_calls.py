@@ -1,0 +1,40 @@
+"""Samplers of two model calls a step, as diffusers counts them: each call is an entry of timesteps.
+
+A run of n steps has 2 n - 1 of them: the last step goes to sigma 0, where no model is called, and is
+Euler's. The first call of a step gives the sample at which the second is made, the second goes
+from where the step began. So a run can begin with first calls only.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from refsd.arguments import shown
+from refsd.errors import UsageError
+from refsd.schedulers.sigma_space import SigmaSpaceScheduler
+
+
+class TwoCallScheduler(SigmaSpaceScheduler):
+    """`sigmas` and `timesteps` have an entry a call; step i // 2 makes the calls i and i + 1."""
+
+    order = 2
+    has_history = True
+
+    def _enter(self, timestep):
+        i = super()._enter(timestep)
+        if i % 2 and self.started is None:
+            self.step_index = None
+            raise UsageError(
+                f"timestep {shown(timestep)} is number {i}, the second of a step's two; give one "
+                "with an even number"
+            )
+        return i
+
+    def _set_schedule(self, timesteps):
+        super()._set_schedule(timesteps)
+        self.started: Any = None  # what the first call of a step leaves to the second
+
+
+def every_twice(values):
+    """a b c -> a a b b c c"""
+    return np.repeat(values, 2)
