@@ -107,7 +107,8 @@ def lms_of_four_exact_slopes_is_of_order_4(schedulers):
     """Of the first steps, which have fewer slopes, only the slopes are kept: x is put right."""
     errors = []
     for steps in (25, 50, 100):
-        scheduler = make(schedulers, "LMSDiscreteScheduler", steps, use_exponential_sigmas=True, **SD)
+        scheduler = make(schedulers, "LMSDiscreteScheduler", steps, use_exponential_sigmas=True,
+                         **SD)
         sigmas = scheduler.sigmas.astype(np.float64)
         for i, t in enumerate(scheduler.timesteps[:-1]):
             if i < 4:

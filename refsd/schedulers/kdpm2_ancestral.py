@@ -1,4 +1,4 @@
-"""DPM2 ancestral of k-diffusion: DPM2's step past sigma_next down to sigma_down, then noise back up.
+"""DPM2 ancestral of k-diffusion: a step of DPM2 past sigma_next to sigma_down, then noise back up.
 
     sigma_up^2   = sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2
     sigma_down^2 = sigma_next^2 - sigma_up^2,     sigma_mid = sqrt(sigma sigma_down)

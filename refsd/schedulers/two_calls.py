@@ -1,7 +1,7 @@
 """Samplers of two model calls a step, as diffusers counts them: each call is an entry of timesteps.
 
-A run of n steps has 2 n - 1 of them: the last step goes to sigma 0, where no model is called, and is
-Euler's. The first call of a step gives the sample at which the second is made, the second goes
+A run of n steps has 2 n - 1 of them: the last step goes to sigma 0, where no model is called, and
+is Euler's. The first call of a step gives the sample at which the second is made, the second goes
 from where the step began. So a run can begin with first calls only.
 """
 
