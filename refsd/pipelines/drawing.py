@@ -107,12 +107,14 @@ class Drawing:
         pipe, numbers, clock = self.pipe, self.numbers, self.clock
         pipe.num_timesteps = len(pipe.scheduler.timesteps if timesteps is None else timesteps)
         pipe._interrupt, pipe._guidance_scale = False, numbers["guidance_scale"]
+        pipe.drawing, self.first, self.inputs = self, latents, inputs
+        latents, done = (latents, 0) if pipe.resumed is None else pipe.resumed(self)
         with use(pipe.backend, exact=pipe.exact):
             predict = guidance(pipe.unet, *self.callback.texts(), scale=numbers["guidance_scale"],
                                rescale=numbers["guidance_rescale"], **inputs)
             steps = stages.denoise_with(predict, pipe.scheduler, latents, timesteps=timesteps,
                                         eta=numbers["eta"], generator=self.generator,
-                                        after_step=after_step)
+                                        after_step=after_step, done=done)
             latents, step_seconds = self._steps(steps, latents)
         pipe.require_finite("denoise", latents)
         clock["denoise"] = time.perf_counter()

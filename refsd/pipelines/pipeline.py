@@ -43,13 +43,14 @@ class Pipeline:
         self.vae, self.scheduler, self.name = vae, scheduler, name
         self.backend, self.exact = choose_backend(backend), exact
         self.make_generator, self.check_finite = TorchGenerator, True
+        self.drawing, self.resumed = None, None  # the run at hand, and what it goes on from
         self.safety_checker = None  # a function of images, see refsd.pipelines.safety
         self.device = find_backend(backend).device
         self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
         self._said: set[str] = set()
 
     def __init_subclass__(cls) -> None:
-        """Every pipeline's call takes cross_attention_kwargs={"scale": x}."""
+        """Every pipeline's call takes cross_attention_kwargs={"scale": x}, and resume=FILE."""
         if "__call__" in vars(cls):
             cls.__call__ = _with_scale(cls.__call__)
 
@@ -211,6 +212,9 @@ def _with_scale(call):
 
     @functools.wraps(call)
     def scaled(pipe, *args, **options):
+        if "resume" in options:
+            from refsd.pipelines.resume import resumed
+            return resumed(scaled, pipe, *args, **options)
         if not isinstance(wanted := options.get("cross_attention_kwargs"), Mapping):
             return call(pipe, *args, **options)
         del options["cross_attention_kwargs"]

@@ -102,15 +102,16 @@ def denoise(unet: UNet, scheduler: Any, latents: Any, prompt_embeds: Any,
 
 def denoise_with(predict: Any, scheduler: Any, latents: Any, *, timesteps: Any = None,
                  eta: float = 0.0, generator: Any = None,
-                 after_step: Callable | None = None) -> Iterator[DenoisingStep]:
+                 after_step: Callable | None = None, done: int = 0) -> Iterator[DenoisingStep]:
     """The steps of `denoise` with any prediction object (refsd.pipelines.guidance).
 
-    timesteps: those of the schedule that are left, by default all. after_step(latents, index) gives
-    the latents that a step is taken to have arrived at, the index being among those timesteps.
+    timesteps: by default all, of which the first `done` were made before. after_step(latents,
+    index) gives the latents that a step is taken to have arrived at, the index among timesteps.
     """
     takes = inspect.signature(scheduler.step).parameters
     noise = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in takes}
-    for index, timestep in enumerate(scheduler.timesteps if timesteps is None else timesteps):
+    timesteps = scheduler.timesteps if timesteps is None else timesteps
+    for index, timestep in enumerate(timesteps[done:], done):
         x = scheduler.scale_model_input(latents, timestep)
         predicted = predict(x, timestep, index)
         stepped = scheduler.step(predicted, timestep, latents, **noise)

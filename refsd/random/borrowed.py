@@ -21,15 +21,15 @@ class BorrowedGenerator:
                 f"generator is torch's on {device}; give one on the CPU, or "
                 f"refsd.random.PhiloxGenerator({generator.initial_seed()}), whose numbers are close"
             )
-        self._theirs = generator
+        self.theirs = generator
 
     def randn(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
         """Normal numbers of mean 0 and variance 1.   shape -> (shape) dtype"""
-        state = self._theirs.get_state()
+        state = self.theirs.get_state()
         ours = TorchGenerator(0).set_state(state)
         values = ours.randn(shape, dtype=dtype)
         np.asarray(state)[:] = ours.get_state()  # the tensor's memory is the array's
-        self._theirs.set_state(state)
+        self.theirs.set_state(state)
         return values
 
 
