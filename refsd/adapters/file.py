@@ -1,7 +1,7 @@
 """An adapter's file, found and read; or its tensors, handed in as arrays."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,18 @@ class Source:
     header: Header | None
     arrays: Mapping[str, np.ndarray]
 
-    def read(self) -> dict[str, np.ndarray]:
-        """The values; ModelError for NaN and infinities, ResourceError where memory is short."""
+    def read(self, keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """The values, of these keys or of all.
+
+        ModelError for NaN and infinities, ResourceError where memory is short.
+        """
+        keys = self.shapes if keys is None else keys
         if self.header is None:
-            found = dict(self.arrays)
+            found = {key: self.arrays[key] for key in keys}
         else:
-            check_memory(needed_bytes(self.header.tensors.values(), None), self.name)
-            found = read_tensors(self.header)
+            wanted = [self.header.tensors[key] for key in keys]
+            check_memory(needed_bytes(wanted, None), self.name)
+            found = read_tensors(self.header, names=keys)
         bad = [ascii(key)[1:-1][:120] for key, array in found.items() if nonfinite(array)]
         if bad:
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""

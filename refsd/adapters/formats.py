@@ -70,6 +70,11 @@ class Plan:
     unknown: list[str]
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def keys(self) -> list[str]:
+        """The tensors that are read."""
+        return [key for part in self.parts for key in part.tensors.values()]
+
 
 def plan(shapes: Mapping[str, Shape], known: Mapping[str, Target],
          weights: Mapping[Target, Mapping[str, Shape]], *, metadata: Mapping[str, str],

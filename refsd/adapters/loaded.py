@@ -50,7 +50,7 @@ def load(pipe: Any, source: Source, name: str | None, *, strict: bool = True) ->
     elif plan.unknown:
         pipe.remark(f"{source.name}: {len(plan.unknown)} tensors without a place in this model are "
                     "left out")
-    changes = formats.changes(plan, source.read())
+    changes = formats.changes(plan, source.read(plan.keys))
     for network, found in networks.items():
         found.changes = {**found.changes, name: {
             weight: change for (part, weight), change in changes.items() if part == network}}

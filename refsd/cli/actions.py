@@ -10,6 +10,7 @@ FAMILIES = {
     "golden": ("make", "info", "compare", "bisect", "simulate", "export"),
     "export": ("tokenizer", "weights", "contracts"),
     "port": ("new", "status"),
+    "lora": ("inspect",),
 }
 ABOUT = {
     "golden": """\
@@ -32,6 +33,10 @@ Bring Stable Diffusion up on another accelerator, browser or compiler.
 
     refsd port new NAME        a folder with the order of work, tests and packs
     refsd port status FOLDER   what is proven so far""",
+    "lora": """\
+LoRA and its relatives: small files that change a model (--lora of refsd draw).
+
+    refsd lora inspect FILE    what it is, for which models, and what would be ignored""",
 }
 
 

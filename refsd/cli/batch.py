@@ -154,6 +154,8 @@ def name_of(recipe: Recipe) -> str:
             del values[field.name]
         elif field.type is float:
             values[field.name] = float(values[field.name])
+    for adapter in values.get("adapters", ()):
+        del adapter["file"]
     values["model"] = {key: value for key, value in recipe.model.items() if key not in PLACES}
     values["model"]["files"] = sorted(recipe.model.get("files", {}).values())
     text = json.dumps(values, sort_keys=True)

@@ -4,7 +4,16 @@ import argparse
 import os
 
 from refsd.backends import BACKENDS, find_backend
-from refsd.cli import auditing, batch_options, output, preview, samplers, threads, variation
+from refsd.cli import (
+    adapters,
+    auditing,
+    batch_options,
+    output,
+    preview,
+    samplers,
+    threads,
+    variation,
+)
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.recipe import DTYPES, FORMS, RNGS
 from refsd.cli.report import Warnings, note, result_json
@@ -38,6 +47,7 @@ def parser() -> Parser:
                        help="show the version and stop")
     add_request(parser)
     variation.add_options(parser)
+    adapters.add_options(parser)
     batch_options.add_options(parser)
 
     add = parser.add_argument_group("how many, where to, and what to say").add_argument
@@ -170,6 +180,7 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     prompt = options.words if options.prompt is None else options.prompt
     if prompt is None:
         raise UsageError("there is no prompt. Give one in quotes, or see refsd --help")
+    adapters.chosen(options, prompt)
     if options.json and options.output == output.STDOUT:
         raise UsageError("--json and --output - both want stdout; give one of them")
     if options.sampler is not None:

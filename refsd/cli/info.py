@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refsd.cli import info_model
+from refsd.cli.adapters import in_words
 from refsd.cli.arguments import Parser
 from refsd.cli.recipe import KEYWORD, parse_recipe
 from refsd.cli.report import Warnings, one_line, result, result_json
@@ -105,10 +106,12 @@ def found_recipe(texts: dict[str, str], path: str):
 def _of_recipe(recipe: Any) -> dict[str, Any]:
     """The fields for reading: the few that are tables become a line each."""
     shown = {key: value for key, value in asdict(recipe).items()
-             if value not in ("", None, {}) and key not in (
+             if value not in ("", None, {}, []) and key not in (
                  "scheduler", "model", "versions", "schema", "pixels")}
     scheduler = dict(recipe.scheduler)
     shown["scheduler"] = f"{scheduler.pop('_class_name', 'unknown')} {json.dumps(scheduler)}"
+    if recipe.adapters:
+        shown["adapters"] = in_words(recipe.adapters)
     shown["model"] = recipe.model.get("name", "")
     for file, sha256 in recipe.model.get("files", {}).items():
         shown[f"  {sha256}"] = file

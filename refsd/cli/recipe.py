@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from refsd.cli import samplers, variation
+from refsd.cli import adapters, samplers, variation
 from refsd.cli.infotext import format_infotext
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS
@@ -25,8 +25,8 @@ class Recipe:
 
     Sizes in pixels; `clip_skip` as in diffusers; `scheduler` is the full resolved configuration;
     `model` holds the name and the SHA-256 of each file of weights; `weights` is the form in which
-    they were held, if asked for; `variation` as refsd.cli.variation has it; `threads` are the
-    backend's.
+    they were held, if asked for; `variation` and `adapters` are those of refsd.cli.variation and
+    .adapters; `threads` are the backend's.
     """
 
     prompt: str
@@ -49,6 +49,7 @@ class Recipe:
     tuned: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
     variation: dict[str, Any] = field(default_factory=dict)
+    adapters: list[dict[str, Any]] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     pixels: str = ""
@@ -60,7 +61,8 @@ class Recipe:
 
     def texts(self) -> dict[str, str]:
         """What goes into the PNG: A1111's infotext, which others read, and the recipe itself."""
-        infotext = format_infotext(self.prompt, self.negative_prompt, self.settings())
+        prompt = self.prompt + adapters.tags(self.adapters)
+        infotext = format_infotext(prompt, self.negative_prompt, self.settings())
         return {"parameters": infotext, KEYWORD: self.to_json()}
 
     def settings(self) -> dict[str, Any]:
@@ -80,6 +82,7 @@ class Recipe:
             **({"Model hash": self.model["hash"][:10]} if self.model.get("hash") else {}),
             **({"Model": self.model["name"]} if self.model.get("name") else {}),
             **variation.settings(self.variation),
+            **adapters.settings(self.adapters),
             **({"Clip skip": self.clip_skip + 1} if self.clip_skip else {}),
             **({"Eta DDIM": f"{self.eta:g}"} if self.eta else {}),
             **A1111_RNG[self.rng],
@@ -97,7 +100,7 @@ RULES = NUMBERS | {
     "weights": optional(only(*FORMS)),
     "allow_nonfinite": boolean, "exact": boolean,
     "scheduler": table(anything, "an object"),
-    "variation": variation.RULE, "tuned": STRINGS, "versions": STRINGS,
+    "variation": variation.RULE, "adapters": adapters.RULE, "tuned": STRINGS, "versions": STRINGS,
     "model": table(TEXT, "an object of strings", files=STRINGS, variant=optional(TEXT)),
     "schema": only(SCHEMA),
 }  # fmt: skip
@@ -118,7 +121,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
     if not isinstance(found, dict):
         raise UsageError(f"{where} is a JSON {type(found).__name__}, expected an object")
     check_schema(found.get("schema"), SCHEMA, where, "the picture", error=UsageError)
-    for key, value in (("exact", False), ("tuned", {}), ("weights", None), ("variation", {})):
+    for key, value in (("exact", False), ("tuned", {}), ("weights", None), ("variation", {}),
+                       ("adapters", [])):
         found.setdefault(key, value)  # in no picture drawn before there was a choice
     check(found, RULES, where, error=UsageError)
     return Recipe(**found)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from refsd.backends import choose_backend
-from refsd.cli import output, threads
+from refsd.cli import adapters, output, threads
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.compiling import Compiling
 from refsd.cli.info import found_recipe
@@ -29,6 +29,9 @@ def parser() -> Parser:
         help="where the model is, if it is not the one in refsd or a model id")
     add("--vae", metavar="PATH", help="where the other VAE is, if the picture was drawn with one")
     add("--text-encoder", metavar="PATH", help="likewise the text encoder")
+    add("--lora", metavar="PATH", action="append", default=[],
+        help="where a LoRA is that the picture was drawn with; may be repeated")
+    add("--lora-dir", metavar="DIR", help="a folder of them, which is searched by their hashes")
     add("--download", action="store_true", help="let a model id be fetched from huggingface.co")
     add("--backend", metavar="NAME", help="another backend than the recipe's")
     add("-t", "--threads", type=integer, metavar="N",
@@ -45,10 +48,11 @@ def run(options: argparse.Namespace) -> int:
     picture = read_png(options.picture)
     recipe = _recipe(picture, options)
     model = _model(recipe, options)
+    given = adapters.of_recipe(recipe.adapters, options, options.picture)
     target = output.plan(options.output, [recipe.seed])[0] if options.output is not None else None
     chatty = not (options.quiet or options.json)
     with Warnings(show=not options.json) as warnings, threads.limited(recipe.threads):
-        drawn = _draw(recipe, model, options, chatty)
+        drawn = _draw(recipe, model, given, options, chatty)
         if target is not None:
             from refsd.cli import png
 
@@ -109,7 +113,8 @@ def _parts(recipe: Recipe, options: argparse.Namespace) -> dict[str, str | None]
     return parts
 
 
-def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty: bool) -> Any:
+def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters,
+          options: argparse.Namespace, chatty: bool) -> Any:
     from refsd import schedulers
     from refsd.cli import drawing
     from refsd.pipelines import identity
@@ -123,6 +128,8 @@ def _draw(recipe: Recipe, model: str | None, options: argparse.Namespace, chatty
         scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts)
     used = identity.of(model, variant=variant, parts=parts)
     _require_same_files(recipe.model.get("files", {}), used["files"])
+    if recipe.adapters:
+        given.put_in(pipe, recipe.adapters)
     calls = drawing.calls(pipe, recipe.steps)
     with Compiling(show=chatty):
         make_ready(recipe.backend, recipe.dtype)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from refsd.cli import output, preview, samplers, threads
+from refsd.cli.adapters import Adapters, chosen
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
 from refsd.cli.recipe import Recipe
@@ -26,6 +27,7 @@ class Session:
         self.seconds: dict[str, float] = {}
         self.step_seconds: list[float] = []
         self.latents: list[Any] = []
+        self.adapters = Adapters(strict=not options.lora_partial)
         with self._timed("kernels"), Compiling(show=chatty):  # loading a model needs some of them
             make_ready(options.backend, options.dtype)
         with self._timed("model"):
@@ -49,6 +51,7 @@ class Session:
 
         if options.sampler != self.options.sampler:
             self.pipe.scheduler = samplers.of_model(options.sampler, self.scheduler_config)
+        prompt, asked = chosen(options, prompt)
         preview.require_colours(options, self.pipe, drawing.calls(self.pipe, options.steps))
         return drawing.effective(self.pipe, Recipe(
             prompt=prompt, negative_prompt=options.negative_prompt, seed=options.seed,
@@ -61,13 +64,16 @@ class Session:
             threads=threads.in_use(self.pipe.backend), exact=options.exact,
             tuned=drawing.tuned_choices() if options.tuned else {}, weights=options.weights,
             allow_nonfinite=options.allow_nonfinite, model=self.model, variation=options.variation,
-            versions=drawing.versions(self.pipe.backend)))
+            adapters=self.adapters.recorded(asked), versions=drawing.versions(self.pipe.backend)))
 
     def picture(self, recipe: Recipe, target: output.Target, *, say: bool = True) -> dict[str, Any]:
         """Draw the picture of a recipe, write it, and say so."""
         from refsd.cli import drawing, png
 
         seed, calls = recipe.seed, drawing.calls(self.pipe, recipe.steps)
+        if recipe.adapters or self.adapters.places:
+            with self._timed("adapters"):
+                self.adapters.put_in(self.pipe, recipe.adapters)
         with Progress(calls, f"seed {seed}", show=self.chatty) as progress:
             so_far = None if self.options.preview is None else preview.Preview(
                 self.options, self.screen, target, progress)

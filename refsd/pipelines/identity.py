@@ -64,10 +64,11 @@ def weight_files(place: Path, variant: str | None, without: Collection[str] = ()
     return sorted(Path(header.path) for header in headers)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+def sha256(path: Path, *, start: int = 0) -> str:
+    """The SHA-256 of a file, or of it from a byte on, in hex."""
     try:
         with open(path, "rb") as file:
+            file.seek(start)
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ResourceError(f"{path}: cannot be read: {error.strerror}. See who may read "

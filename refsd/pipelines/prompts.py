@@ -30,8 +30,11 @@ _SYNTAX = (
      "the prompt is one: this is taken for a word and parts nothing"),
     (re.compile(r"\bembedding:[\w.-]+"),
      "taken literally: an embedding that is loaded is called by its word alone"),
-    (re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>"),
-     "refsd has no LoRA and no hypernetworks: this is taken literally and not applied"),
+    (re.compile(r"<(?:lora|lyco):[^<>]+>"),
+     "taken literally and not applied: --lora-dir says where such files are, and in Python "
+     "load_lora_weights reads one"),
+    (re.compile(r"<hypernet:[^<>]+>"),
+     "refsd has no hypernetworks: this is taken literally and not applied"),
 )
 
 

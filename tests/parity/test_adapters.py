@@ -218,7 +218,8 @@ def test_dora_as_peft_has_it(both, weight):
 def test_loha_and_lokr_as_peft_has_them(both, kind, options):
     """The weights that PEFT's layers add, one by one; the picture that they make together."""
     theirs, ours = both
-    one = config(kind, r=4, alpha=2, targets=[*ATTENTION, "conv1", "proj_in", "ff.net.2"], **options)
+    one = config(kind, r=4, alpha=2, targets=[*ATTENTION, "conv1", "proj_in", "ff.net.2"],
+                 **options)
     before = flatten(ours.unet.tree)
     net = copy.deepcopy(theirs.unet)
     torch.manual_seed(0)
