@@ -4,21 +4,106 @@ import numpy as np
 import pytest
 import tiny
 
+from refsd import bands
+from refsd import functional as F
+from refsd.backends import Backend
 from refsd.errors import UsageError
+from refsd.half import HALVES
 from refsd.models.config import VAEConfig
+from refsd.ops.bands import Sums
 from refsd.pipelines.components import VAE
+from refsd.registry import use
 from refsd.weights import to_tree
 
+BACKENDS = ("numpy", "numba")
 
-def small_vae(backend="numpy", **changes):
+
+def small_vae(backend="numpy", dtype="float32", **changes):
     """The VAE of tests/tiny.py, with a sample_size of its own."""
     config = VAEConfig.from_json({"scaling_factor": 0.18215, "latent_channels": 4, **tiny.VAE,
                                   **changes})
-    return VAE(to_tree(tiny.tensors("vae")), config, backend)
+    tensors = {name: tensor.astype(HALVES.get(dtype, dtype))
+               for name, tensor in tiny.tensors("vae").items()}
+    return VAE(to_tree(tensors), config, backend)
 
 
 def normal(*shape):
     return np.random.default_rng(5).standard_normal(shape).astype("f4")
+
+
+def bits(array):
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+@pytest.fixture
+def bands_of(monkeypatch):
+    """Bands of so many bytes, and what may be kept between passes: all, unless it says."""
+    def set_sizes(size, kept=2**30):
+        monkeypatch.setattr(bands, "BAND_BYTES", size)
+        monkeypatch.setattr(bands, "KEPT_BYTES", kept)
+    return set_sizes
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("height, width", [(5, 7), (9, 16), (16, 9), (33, 17), (40, 40)])
+def test_bands_have_the_bits_of_the_whole(backend, height, width, bands_of):
+    """Winograd's tiles, slices of im2col and blocks of group norms are cut where the whole's are.
+    """
+    vae, latents = small_vae(backend), normal(1, 4, height, width)
+    bands_of(2**18 if height > 20 else 2**14)
+    made = vae.decode(latents, tiling="exact")
+    np.testing.assert_array_equal(bits(made), bits(vae.decode(latents, tiling="off")))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_encoding_in_bands_has_the_bits_of_the_whole(backend, bands_of):
+    """Two pictures at once; the halving's bands pad at the bottom of the last one only."""
+    vae, image = small_vae(backend), normal(2, 3, 72, 56)
+    bands_of(2**15)
+    made, whole = (vae.encode(image, tiling=how) for how in ("exact", "off"))
+    np.testing.assert_array_equal(bits(made.mean), bits(whole.mean))
+    np.testing.assert_array_equal(bits(made.logvar), bits(whole.logvar))
+
+
+@pytest.mark.parametrize("kept", [0, 2**15, 2**17])
+def test_what_is_kept_between_passes_changes_no_bit(kept, bands_of):
+    vae, latents = small_vae(), normal(1, 4, 6, 5)
+    bands_of(2**13, kept)
+    made = vae.decode(latents, tiling="exact")
+    np.testing.assert_array_equal(bits(made), bits(vae.decode(latents, tiling="off")))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_dtypes_have_the_bits_of_the_whole(backend, dtype, bands_of):
+    vae, latents = small_vae(backend, dtype), normal(1, 4, 7, 6)
+    bands_of(2**13)
+    made, whole = (vae.decode(latents, tiling=how) for how in ("exact", "off"))
+    assert str(made.dtype) == dtype
+    np.testing.assert_array_equal(bits(made), bits(whole))
+
+
+def test_large_kernels_have_no_bands():
+    with use("numpy"), pytest.raises(UsageError, match="fft has no bands .* for a 7 x 7 kernel"):
+        bands.compute(lambda x: F.conv2d(x, normal(2, 2, 7, 7)), normal(1, 2, 9, 9))
+
+
+def test_a_backend_without_bands_says_so():
+    for module in ("refsd.registry", "refsd.numba_ops.cuda"):
+        with pytest.raises(UsageError, match="'its own' has no exact tiling; take tiling off or"):
+            bands.rules_of(Backend("its own", module))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 5, 7), (2, 2, 4, 3, 200), (1, 1, 7, 61, 64),
+                                   (1, 2, 16, 11, 1), (1, 1, 1, 1, 3)])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_sums_that_come_in_bands_are_numpys(shape, rows):
+    N, groups, channels, H, W = shape
+    x = 3 * normal(*shape) + 1
+    sums = Sums(N, groups, channels, H * W)
+    for i in range(0, H, rows):
+        sums.add(x[:, :, :, i:i + rows].reshape(N, groups, channels, -1))
+    np.testing.assert_array_equal(sums.total(), x.reshape(N, groups, -1).sum(axis=-1))
 
 
 def test_blending_is_a_ramp_between_neighbours():
@@ -45,7 +130,7 @@ def test_what_fits_into_one_tile_is_whole():
     ("tile_latent_min_size", 1, "tile_latent_min_size is 1; give at least 2"),
     ("tile_sample_min_size", 7.5, "tile_sample_min_size is 7.5; give at least 2"),
     ("tile_overlap_factor", 1, "tile_overlap_factor is 1; give a number from 0 to 0.5"),
-    ("tiling", "tiles", "tiling is 'tiles'; .*give one of off"),
+    ("tiling", "tiles", "tiling is 'tiles'; .*give one of off, exact, blend"),
 ])
 def test_what_cannot_be_tiled_is_refused(name, value, message):
     vae = small_vae(sample_size=32)

@@ -28,7 +28,7 @@ from refsd.random import TorchGenerator, draw_noise
 from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
 from refsd.registry import use
 
-TILINGS = ("off", "blend")
+TILINGS = ("off", "exact", "blend")
 NO_GENERATORS = (type, ModuleType)  # torch.Generator itself, np.random: they have a randn too
 
 
@@ -239,6 +239,10 @@ class VAE:
         tiling = check_choice("tiling", self.tiling if tiling is None else tiling, TILINGS)
         if tiling == "off":
             return network(x)
+        if tiling == "exact":
+            from refsd import bands
+
+            return bands.compute(network, x)
         from refsd.pipelines.vae_tiles import blend, tiles
 
         cut = tiles(self, read)

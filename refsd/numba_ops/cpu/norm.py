@@ -77,21 +77,40 @@ def _flat(vector):
     return flat(vector if good else np.require(vector, None, "CA"))
 
 
-@jit(parallel=True)
+@jit
 def _group_norm(x, weight, bias, N, P, C, groups, eps, y):
-    """x and y (N, P, C), the channels of a group adjacent; moments (N, groups, blocks, 3)."""
-    tall = max(1, PIXELS // C)
+    """x and y (N, P, C), the channels of a group adjacent"""
+    tall = block_pixels(C)
+    moments = np.empty((N, groups, (P + tall - 1) // tall, 3))
+    add_moments(x, N, P, C, 0, moments)
+    normalise(x, N, P, C, channel_lines(moments, P, C, weight, bias, eps, x), y)
+
+
+@jit
+def block_pixels(C):
+    """How many pixels a block has."""
+    return max(1, PIXELS // C)
+
+
+@jit(parallel=True)
+def add_moments(x, N, P, C, first, moments):
+    """moments (N, groups, blocks, 3): those of x's blocks, to be put from number `first` on."""
+    tall = block_pixels(C)
     blocks = (P + tall - 1) // tall
-    moments = np.empty((N, groups, blocks, 3))
     for task in prange(N * blocks):
         n, block = np.int64(task) // blocks, np.int64(task) % blocks
-        first = block * tall
-        _block_moments(x, (n * P + first) * C, min(tall, P - first), C, moments[n, :, block])
+        at = block * tall
+        _block_moments(x, (n * P + at) * C, min(tall, P - at), C, moments[n, :, first + block])
 
-    lines = scratch(3 * N * C, x).reshape(3, N * C)  # centre, scale and shift of each channel
+
+@jit(parallel=True)
+def channel_lines(moments, P, C, weight, bias, eps, x):
+    """Centre, scale and shift of each channel, of P pixels.   -> (3, N C) in the numbers of x"""
+    N, groups = moments.shape[:2]
+    lines = scratch(3 * N * C, x).reshape(3, N * C)
     for task in prange(N * groups):
         n, group = np.int64(task) // groups, np.int64(task) % groups
-        mean, off, variance = _whole_moments(moments[n, group], tall, P)
+        mean, off, variance = _whole_moments(moments[n, group], block_pixels(C), P)
         centre = lines.dtype.type(mean + off)
         rest = mean - centre + off
         for c in range(group * (C // groups), (group + 1) * (C // groups)):
@@ -100,7 +119,14 @@ def _group_norm(x, weight, bias, N, P, C, groups, eps, y):
             lines[1, n * C + c] = scale
             # Beside an infinite weight the rest does not count, and 0 times it would be NaN.
             lines[2, n * C + c] = bias[c] - (rest * scale if abs(scale) < np.inf else 0.0)
+    return lines
 
+
+@jit(parallel=True)
+def normalise(x, N, P, C, lines, y):
+    """y = (x - centre) scale + shift.   x and y (N, P, C)"""
+    tall = block_pixels(C)
+    blocks = (P + tall - 1) // tall
     for task in prange(N * blocks):
         n, block = np.int64(task) // blocks, np.int64(task) % blocks
         for p in range(n * P + block * tall, n * P + min((block + 1) * tall, P)):
