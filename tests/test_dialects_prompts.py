@@ -14,6 +14,7 @@ from refsd.__main__ import main
 from refsd.dialects.chunks import MAX_CHUNKS, of_fragments, of_words
 from refsd.dialects.editing import compose, versions
 from refsd.dialects.emphasis import Fragment, fragments
+from refsd.dialects.names import find, spelled
 from refsd.dialects.reading import read
 from refsd.dialects.words import words
 from refsd.errors import UsageError
@@ -109,11 +110,13 @@ def test_prompts_joined_by_and(text, wanted):
     ("a embedding:foo, b", [("a", 1), (", b", 1)]),  # none of that name: it is left out
 ])
 def test_weights_of_comfyui(text, wanted):
-    assert [tuple(fragment) for fragment in words(text)] == wanted
+    assert [tuple(fragment) for fragment in words(text, lambda name: "")] == wanted
 
 
 def test_an_embedding_of_comfyui_stands_where_its_name_does():
-    known = {"foo": "<foo>"}.get
+    def known(name):
+        return {"foo": "<foo> <foo>_1"}.get(name, "")
+
     assert words("a\nembedding:foo, b", known) == [
         Fragment("a", 1), Fragment("<foo>", 1), Fragment(", b", 1)]
 
@@ -124,7 +127,8 @@ def test_what_is_no_weight_is_refused():
 
 
 @pytest.mark.parametrize("read_it, deep", [
-    (lambda text: versions(text, 10), "[" * 60 + "a" + ":3]" * 60), (words, "(" * 200 + ")" * 200)])
+    (lambda text: versions(text, 10), "[" * 60 + "a" + ":3]" * 60),
+    (lambda text: words(text, str), "(" * 200 + ")" * 200), (fragments, "(" * 200)])
 def test_nesting_has_a_limit(read_it, deep):
     with pytest.raises(UsageError, match="give"):
         read_it(deep)
@@ -134,7 +138,7 @@ def test_nesting_has_a_limit(read_it, deep):
                                   " " * 50_000 + "x", "a:" + " " * 50_000 + "x", "[a|" * 50_000])
 def test_long_prompts_take_linear_time(text):
     """Minutes, if any of them were quadratic."""
-    versions(text, 10), compose(text), words(text)
+    versions(text, 10), compose(text), words(text, str)
     with contextlib.suppress(UsageError):
         fragments(text)
 
@@ -194,14 +198,14 @@ def test_a_reading_says_how_long_a_text_lasts(tokenizer):
     assert [p.weight for p in read(a1111, tokenizer, "a AND b:3", 10)] == [1, 3]
     (part,) = read(a1111, tokenizer, "a AND b:3", 10, negative=True)
     assert part.spells[0].chunks[0].texts == ["a", "AND", "b", ":", "3"]
-    (part,) = read(dialects.find("a1111,emphasis=none"), tokenizer, "(a)", 10)
+    (part,) = read(find("a1111,emphasis=none"), tokenizer, "(a)", 10)
     assert part.spells[0].chunks[0].texts == ["(", "a", ")"]
 
 
 def test_names_of_dialects():
-    assert dialects.find("a1111,ensd=31337,pad=yes").spelled() == "a1111,ensd=31337,pad=yes"
-    assert dialects.find("comfy,step-noise=cuda").step_rng == "cuda"
-    assert [d.spelled() for d in dialects.DIALECTS.values()] == ["diffusers", "a1111", "comfy"]
+    assert spelled(find("a1111,ensd=31337,pad=yes")) == "a1111,ensd=31337,pad=yes"
+    assert find("comfy,step-noise=cuda").step_rng == "cuda"
+    assert [spelled(d) for d in dialects.DIALECTS.values()] == ["diffusers", "a1111", "comfy"]
 
 
 @pytest.mark.parametrize("name, told", [
@@ -210,7 +214,7 @@ def test_names_of_dialects():
     ("a1111,pad=maybe", "give one of yes, no"), ("diffusers,pad=yes", "it has none")])
 def test_other_names_are_refused(name, told):
     with pytest.raises(UsageError, match=told):
-        dialects.find(name)
+        find(name)
 
 
 def test_the_command_shows_every_dialect(capsys):

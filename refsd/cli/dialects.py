@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from refsd import dialects
 from refsd.cli import tokenize
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.report import one_line, result, result_json
+from refsd.dialects import DIALECTS
+from refsd.dialects.names import find, spelled
 from refsd.pipelines.request import check_numbers
 
 ABOUT = """\
@@ -22,7 +23,7 @@ def parser() -> Parser:
     add = parser.add_argument
     add("prompt", metavar="PROMPT", help="the prompt, in quotes")
     tokenize.add_options(parser)
-    add("--compat", metavar="NAME", help=f"only this one of {', '.join(dialects.DIALECTS)}")
+    add("--compat", metavar="NAME", help=f"only this one of {', '.join(DIALECTS)}")
     add("--steps", type=integer, metavar="N", default=20, help="denoising steps (20)")
     add("--negative", action="store_true", help="as a negative prompt, which has no AND in A1111")
     return parser.answering()
@@ -30,8 +31,8 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Read the prompt in each dialect."""
-    chosen = dialects.DIALECTS.values() if options.compat is None else [
-        dialects.find(options.compat)]
+    chosen = DIALECTS.values() if options.compat is None else [
+        find(options.compat)]
     check_numbers({"steps": options.steps}, lambda key: f"--{key}")
     tokenizer = tokenize.chosen(options)
     readings = [_reading(dialect, tokenizer, options) for dialect in chosen]
@@ -65,7 +66,7 @@ def _reading(dialect: Any, tokenizer: Any, options: argparse.Namespace) -> dict[
             first = last + 1
         parts.append({"weight": weight, "versions": versions})
     dropped = tokenizer.truncated(options.prompt) if dialect.syntax == "plain" else ""
-    return {"name": dialect.spelled(), "parts": parts, "dropped": dropped}
+    return {"name": spelled(dialect), "parts": parts, "dropped": dropped}
 
 
 def _in_words(reading: dict[str, Any], tokenizer: Any) -> Iterator[str]:

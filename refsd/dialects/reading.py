@@ -35,7 +35,8 @@ def read(dialect: Dialect, tokenizer: Any, text: str, steps: int, *,
     if dialect.syntax == "plain":
         return [Part(1.0, [Spell(steps, text, chunks.whole(tokenizer, text))])]
     if dialect.syntax == "comfy":
-        return [Part(1.0, [Spell(steps, text, chunks.of_words(tokenizer, words(text)))])]
+        found = chunks.of_words(tokenizer, words(text, tokenizer.embedding))
+        return [Part(1.0, [Spell(steps, text, found)])]
     composed = [editing.Composed(text, 1.0)] if negative else editing.compose(text)
     return [Part(weight, list(_spells(dialect, tokenizer, part, steps)))
             for part, weight in composed]

@@ -19,17 +19,13 @@ MAX_DEPTH = 100
 _ESCAPED = {r"\)": "\0\1", r"\(": "\0\2"}
 
 
-def no_embedding(name: str) -> None:
-    """The embedding of a name, where none is loaded."""
-
-
-def words(text: str, embedding: Callable[[str], str | None] = no_embedding) -> list[Fragment]:
+def words(text: str, embedding: Callable[[str], str]) -> list[Fragment]:
     r"""The runs of text of one weight; none of an empty prompt.
 
-    `embedding` gives the text whose tokens stand for the vectors of a name; `embedding:NAME` of
-    which it knows none is left out, as in ComfyUI. UsageError: brackets nested beyond reason.
+    `embedding` gives the words that stand for the vectors of a name, "" where it knows none: such
+    an `embedding:NAME` is left out, as in ComfyUI. UsageError: brackets nested beyond reason.
 
-    >>> words("(red (hat):1.3)")
+    >>> words("(red (hat):1.3)", lambda name: "")
     [Fragment(text='red ', weight=1.3), Fragment(text='hat', weight=1.4300000000000002)]
     """
     for written, hidden in _ESCAPED.items():
@@ -76,7 +72,7 @@ def _parts(text: str) -> list[str]:
     return [*parts, text[begin:]] if begin < len(text) else parts
 
 
-def _words(text: str, embedding: Callable[[str], str | None]) -> Iterator[str]:
+def _words(text: str, embedding: Callable[[str], str]) -> Iterator[str]:
     """The text cut before each `embedding:NAME`, and those names as what `embedding` gives."""
     first, *rest = re.split(rf"[ \n](?={EMBEDDING})", text)
     for word in (first, *rest):
@@ -86,10 +82,8 @@ def _words(text: str, embedding: Callable[[str], str | None]) -> Iterator[str]:
             yield word
             continue
         name, *after = word.removeprefix(EMBEDDING).strip("\n").split() or [""]
-        vectors, end = embedding(name), ""
-        if vectors is None and name != name.strip(","):
-            vectors, end = embedding(name.strip(",")), name[len(name.strip(",")):]
-        if vectors is not None:
-            yield vectors
-        if leftover := " ".join([*([end] if end else []), *after]):
-            yield leftover
+        found, end = embedding(name), ""
+        if not found and name != name.strip(","):
+            found, end = embedding(name.strip(",")), name[len(name.strip(",")):]
+        # The word alone: the tokenizer puts all vectors in its place.
+        yield from filter(None, (found.partition(" ")[0], " ".join(filter(None, (end, *after)))))

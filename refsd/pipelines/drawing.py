@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from refsd.arguments import as_number
 from refsd.backends import BACKENDS
+from refsd.dialects import DIFFUSERS
+from refsd.errors import UsageError
 from refsd.pipelines import from_diffusers, prompts, stages
 from refsd.pipelines.callback import StepCallback
 from refsd.pipelines.components import as_generators
@@ -62,14 +64,19 @@ class Drawing:
     output_type: str
     as_dict: bool
     clock: dict[str, float]
+    step_generator: Any
+    composed: Callable | None
 
     @classmethod
     def begin(cls, pipe: Any, height: int, width: int, *, prompt: Any, negative_prompt: Any,
               prompt_embeds: Any, negative_prompt_embeds: Any, num_images_per_prompt: Any,
               guidance_scale: Any, eta: Any, generator: Any, output_type: Any, return_dict: Any,
               clip_skip: Any, callback_on_step_end: Any, callback_on_step_end_tensor_inputs: Any,
-              guidance_rescale: Any = 0.0) -> Self:
-        """Check what every call is given, encode the texts, and choose the seed."""
+              guidance_rescale: Any = 0.0, steps: int | None = None) -> Self:
+        """Check what every call is given, encode the texts, and choose the seed.
+
+        steps: how many there are, for prompts that change from one to the next.
+        """
         scale = check_number("guidance_scale", guidance_scale, -1000, 1000)
         numbers = {"guidance_rescale": check_number("guidance_rescale", guidance_rescale, 0, 1),
                    "eta": check_number("eta", eta, 0, 1), "guidance_scale": scale}
@@ -81,9 +88,9 @@ class Drawing:
 
         make_ready(pipe.backend, str(pipe.unet.dtype))
         clock = {"start": time.perf_counter()}
-        callback.positive, callback.negative = prompts.embed(
+        callback.positive, callback.negative, composed = prompts.embed(
             pipe, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, copies=copies,
-            clip_skip=clip_skip, guided=is_guided(pipe, scale))
+            clip_skip=clip_skip, guided=is_guided(pipe, scale), steps=steps)
         pipe.require_finite("encode_text", *callback.texts())
         clock["encode"] = time.perf_counter()
         avoided = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
@@ -93,8 +100,13 @@ class Drawing:
         check_memory(pipe.backend, working_bytes(pipe, width, height, batch),
                      f"drawing {batch} x {width} x {height} pixels")
         seed = generator if generator is not None else secrets.randbits(32)
-        generator = as_generators(seed, pipe.make_generator, batch)
-        return cls(pipe, callback, batch, seed, generator, numbers, output_type, as_dict, clock)
+        generator = step_generator = as_generators(seed, pipe.make_generator, batch)
+        if pipe.dialect is not DIFFUSERS:
+            from refsd.pipelines.spoken import generators
+
+            generator, step_generator = generators(pipe, seed, batch)
+        return cls(pipe, callback, batch, seed, generator, numbers, output_type, as_dict, clock,
+                   step_generator, composed)
 
     def finish(self, latents: Any, *, timesteps: Any = None,
                after_step: Callable | None = None, guidance: Callable = Guidance,
@@ -105,6 +117,10 @@ class Drawing:
         sees besides); `after_step` as in stages.denoise_with.
         """
         pipe, numbers, clock = self.pipe, self.numbers, self.clock
+        if self.composed is not None and guidance is not Guidance:
+            raise UsageError("prompt: this pipeline does not compose prompts, nor changes them "
+                             "between steps; give one text that fits into one chunk")
+        guidance = guidance if self.composed is None else self.composed
         pipe.num_timesteps = len(pipe.scheduler.timesteps if timesteps is None else timesteps)
         pipe._interrupt, pipe._guidance_scale = False, numbers["guidance_scale"]
         pipe.drawing, self.first, self.inputs = self, latents, inputs
@@ -113,7 +129,7 @@ class Drawing:
             predict = guidance(pipe.unet, *self.callback.texts(), scale=numbers["guidance_scale"],
                                rescale=numbers["guidance_rescale"], **inputs)
             steps = stages.denoise_with(predict, pipe.scheduler, latents, timesteps=timesteps,
-                                        eta=numbers["eta"], generator=self.generator,
+                                        eta=numbers["eta"], generator=self.step_generator,
                                         after_step=after_step, done=done)
             latents, step_seconds = self._steps(steps, latents)
         pipe.require_finite("denoise", latents)
@@ -123,6 +139,10 @@ class Drawing:
         seconds = {b: clock[b] - clock[a] for a, b in pairwise(clock)}
         output = StableDiffusionOutput(images, as_number(self.seed), seconds, step_seconds, flagged)
         return output if self.as_dict else (images, flagged)
+
+    def later_texts(self) -> list[Any]:
+        """What composed prompts read after the first step, and their weights; else nothing."""
+        return [] if self.composed is None else self.composed.func.arrays(**self.composed.keywords)
 
     def _output(self, latents):
         """The pictures, and which of them the caller's safety checker flagged, if there is one."""

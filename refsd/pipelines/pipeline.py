@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from refsd.arguments import as_array, refuse_unknown, shown
 from refsd.backends import choose_backend, find_backend
+from refsd.dialects import DIFFUSERS, Dialect
 from refsd.errors import UsageError
 from refsd.pipelines import from_diffusers, stages
 from refsd.pipelines.components import VAE, TextEncoder, UNet
@@ -48,6 +49,7 @@ class Pipeline:
         self.device = find_backend(backend).device
         self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
         self._said: set[str] = set()
+        self._dialect = DIFFUSERS
 
     def __init_subclass__(cls) -> None:
         """Every pipeline's call takes cross_attention_kwargs={"scale": x}, and resume=FILE."""
@@ -107,6 +109,7 @@ class Pipeline:
         parts = {name: getattr(pipe, name) for name in PARTS}
         made = cls(**{**parts, **replaced}, backend=pipe.backend, name=pipe.name, exact=pipe.exact)
         made.make_generator, made.check_finite = pipe.make_generator, pipe.check_finite
+        made._dialect = pipe._dialect
         made.safety_checker = pipe.safety_checker
         return made
 
@@ -175,7 +178,27 @@ class Pipeline:
             return images
         from PIL import Image
 
-        return [Image.fromarray(image) for image in stages.to_bytes(images)]
+        return [Image.fromarray(image) for image in self.to_bytes(images)]
+
+    def to_bytes(self, images: Any) -> Any:
+        """Pictures as bytes, as the dialect rounds them.   (B, H, W, 3) in [0, 1] -> uint8"""
+        return (stages.to_bytes if self.dialect.nearest else stages.cut_to_bytes)(images)
+
+    @property
+    def dialect(self) -> Dialect:
+        """Whose prompts, noise and rounding: set it to "diffusers", "a1111" or "comfy".
+
+        Setting it also sets `make_generator`, whose noise a seed makes: that of the tool.
+        """
+        return self._dialect
+
+    @dialect.setter
+    def dialect(self, name: Any) -> None:
+        from refsd.dialects.names import find
+        from refsd.random.by_name import GENERATORS
+
+        self._dialect = find(name)
+        self.make_generator = GENERATORS[self._dialect.rng]
 
     def preview(self, latents: Any, *, vae: bool = False) -> list[Any]:
         """Latents of the diffusion as PIL images: at once, by a linear map, or decoded by the VAE.

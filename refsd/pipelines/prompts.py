@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from refsd.arguments import as_array
@@ -16,24 +16,26 @@ from refsd.pipelines.tensors import given
 logger = logging.getLogger(__name__)
 
 # A1111's syntax, where it cannot be meant as text: "(word:1.2)", "[from:to:0.5]", "<lora:name:1>".
-# A ratio such as (16:9) has a digit before its colon, and no decimal point.
+# A ratio such as (16:9) has a digit before its colon, and no decimal point. Before each, the
+# dialects that read it.
 _SYNTAX = (
-    (re.compile(r"(?<!\\)\([^()]*(?::\s*\d*\.\d+|[^\d\s()]\s*:\s*\d)\s*\)"),
-     "a weight in the prompt is taken literally, it weighs nothing"),
-    (re.compile(r"(?<!\\)\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\s*\]"),
-     "a change of prompt between steps is taken literally, it changes nothing"),
-    (re.compile(r"(?<!\\)\[[^\[\]:|]+:\s*\d*\.?\d+\s*\]"),
-     "a word that comes in at a later step is taken literally"),
-    (re.compile(r"(?<!\\)[\[{][^\[\]{}]*\|[^\[\]{}]*[\]}]"),
-     "alternatives are taken literally, none is chosen"),
-    (re.compile(r"(?<=[^\sA-Z]\s)(?:BREAK|AND)(?=\s+[^\sA-Z])"),
-     "the prompt is one: this is taken for a word and parts nothing"),
-    (re.compile(r"\bembedding:[\w.-]+"),
+    (("a1111", "comfy"), re.compile(r"(?<!\\)\([^()]*(?::\s*\d*\.\d+|[^\d\s()]\s*:\s*\d)\s*\)"),
+     "a weight in the prompt is taken literally, it weighs nothing; compat a1111 reads it"),
+    (("a1111",), re.compile(r"(?<!\\)\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\s*\]"),
+     "a change of prompt between steps is taken literally, it changes nothing; compat a1111 reads "
+     "it"),
+    (("a1111",), re.compile(r"(?<!\\)\[[^\[\]:|]+:\s*\d*\.?\d+\s*\]"),
+     "a word that comes in at a later step is taken literally; compat a1111 reads it"),
+    (("a1111",), re.compile(r"(?<!\\)[\[{][^\[\]{}]*\|[^\[\]{}]*[\]}]"),
+     "alternatives are taken literally, none is chosen; compat a1111 takes [a|b] in turns"),
+    (("a1111",), re.compile(r"(?<=[^\sA-Z]\s)(?:BREAK|AND)(?=\s+[^\sA-Z])"),
+     "the prompt is one: this is taken for a word and parts nothing; compat a1111 reads it"),
+    (("comfy",), re.compile(r"\bembedding:[\w.-]+"),
      "taken literally: an embedding that is loaded is called by its word alone"),
-    (re.compile(r"<(?:lora|lyco):[^<>]+>"),
+    ((), re.compile(r"<(?:lora|lyco):[^<>]+>"),
      "taken literally and not applied: --lora-dir says where such files are, and in Python "
      "load_lora_weights reads one"),
-    (re.compile(r"<hypernet:[^<>]+>"),
+    ((), re.compile(r"<hypernet:[^<>]+>"),
      "refsd has no hypernetworks: this is taken literally and not applied"),
 )
 
@@ -47,19 +49,21 @@ def dropped(tokenizer: Any, text: str, name: str = "prompt") -> str:
     return f"the {name} is longer than {tokenizer.model_max_length - 2} tokens; dropped: {cut}"
 
 
-def literal(text: str) -> Iterator[tuple[str, str]]:
-    """Syntax of other tools in a text, and what becomes of it."""
-    for pattern, meaning in _SYNTAX:
-        if match := pattern.search(text):
+def literal(text: str, syntax: str = "plain") -> Iterator[tuple[str, str]]:
+    """Syntax of tools in a text that the dialect's does not read, and what becomes of it."""
+    for readers, pattern, meaning in _SYNTAX:
+        if syntax not in readers and (match := pattern.search(text)):
             yield match[0][:80], meaning
 
 
 def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
-          negative_prompt_embeds: Any, *, copies: int, clip_skip: int | None,
-          guided: bool) -> tuple[Any, Any]:
+          negative_prompt_embeds: Any, *, copies: int, clip_skip: int | None, guided: bool,
+          steps: int | None = None) -> tuple[Any, Any, Callable | None]:
     """The text and what to keep away from, for every image.   (B, L, D), (B, L, D) or None
 
-    Read-only: what replaces them is returned by a callback, so that the steps read it.
+    Read-only: what replaces them is returned by a callback, so that the steps read it. In a dialect
+    the two are those of the first of `steps` steps, and may differ in length; the third is then
+    what makes the prediction object of all, where Guidance does not.
     """
     if (prompt is None) == (prompt_embeds is None):
         raise UsageError("give either prompt or prompt_embeds, got "
@@ -67,29 +71,39 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise UsageError("give either negative_prompt or negative_prompt_embeds, got both")
     if prompt_embeds is None:
-        positive = _encode(pipe, "prompt", check_prompts("prompt", prompt), clip_skip)
+        positive = _said(pipe, "prompt", check_prompts("prompt", prompt))
     else:
         positive = given(pipe, "prompt_embeds", prompt_embeds, ("B", "L", pipe.unet.text_width))
         if clip_skip is not None:
             pipe.remark("clip_skip changes nothing: it is for prompt, and prompt_embeds is given")
-    count, negative = len(positive), None
-    texts = check_prompts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+    count = len(positive)
+    negative = check_prompts("negative_prompt", "" if negative_prompt is None else negative_prompt)
     if negative_prompt_embeds is not None:
         negative = given(pipe, "negative_prompt_embeds", negative_prompt_embeds,
                          ("B", "L", pipe.unet.text_width))
-        if negative.shape != positive.shape:
-            raise UsageError(f"negative_prompt_embeds has shape {negative.shape}, prompt_embeds "
-                             f"{positive.shape}; give two of one shape")
     elif guided:
-        if len(texts) not in (1, count):
-            raise UsageError(f"negative_prompt has {len(texts)} texts; give 1, or one for each of "
-                             f"the {count} prompts")
-        # diffusers skips layers for the positive prompt only.
-        negative = _encode(pipe, "negative prompt", texts * (count // len(texts)), None)
+        if len(negative) not in (1, count):
+            raise UsageError(f"negative_prompt has {len(negative)} texts; give 1, or one for each "
+                             f"of the {count} prompts")
+        negative = _said(pipe, "negative prompt", negative)
+    if pipe.dialect.syntax != "plain":
+        from refsd.pipelines.spoken import guidance_of
+
+        return guidance_of(pipe, positive, negative, copies=copies, clip_skip=clip_skip,
+                           guided=guided, steps=steps)
+    if isinstance(positive, list):
+        positive = _encode(pipe, "prompt", positive, clip_skip)
+    if not guided and isinstance(negative, list):
+        return _repeated(positive, copies), None, None
+    if isinstance(negative, list):  # diffusers skips layers for the positive prompt only
+        negative = _encode(pipe, "negative prompt", negative * (count // len(negative)), None)
         if negative.shape != positive.shape:
             raise UsageError(f"prompt_embeds has shape {positive.shape}, the negative prompt "
                              f"{negative.shape}; give negative_prompt_embeds of the same shape")
-    return _repeated(positive, copies), _repeated(negative, copies) if guided else None
+    elif negative.shape != positive.shape:
+        raise UsageError(f"negative_prompt_embeds has shape {negative.shape}, prompt_embeds "
+                         f"{positive.shape}; give two of one shape")
+    return _repeated(positive, copies), _repeated(negative, copies) if guided else None, None
 
 
 def _repeated(array, copies):
@@ -98,17 +112,23 @@ def _repeated(array, copies):
     return copied
 
 
-def _encode(pipe, name, texts, clip_skip):
+def _said(pipe, name, texts):
+    """The texts, after a line on what will not be read in them as it may be meant."""
     for text in texts:
-        if line := dropped(pipe.tokenizer, text, name):
+        plain = pipe.dialect.syntax == "plain"
+        if plain and (line := dropped(pipe.tokenizer, text, name)):
             logger.warning("%s", line)
-        for syntax, meaning in literal(text):
+        for syntax, meaning in literal(text, pipe.dialect.syntax):
             pipe.remark(f"{syntax!r}: {meaning}", meaning)
-        if pipe.name == BUNDLED:
+        if plain and pipe.name == BUNDLED:
             from refsd.text import words
 
             if line := words.remark(text):
                 pipe.remark(line)
+    return texts
+
+
+def _encode(pipe, name, texts, clip_skip):
     ids = stages.tokenize(pipe.tokenizer, texts)
     vectors = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
     # An encoder of another pipeline has a dtype and a place of its own.

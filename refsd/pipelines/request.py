@@ -118,7 +118,7 @@ def check_choice(name: str, value: Any, choices: Any) -> str:
 
 def is_guided(pipe: Any, guidance_scale: float) -> bool:
     """Whether the model predicts twice a step: above 1, unless it takes the scale as an input."""
-    return guidance_scale > 1 and pipe.unet.time_cond_dim is None
+    return pipe.dialect.guides(guidance_scale) and pipe.unet.time_cond_dim is None
 
 
 def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta: float = 0.0,

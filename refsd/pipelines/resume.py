@@ -19,6 +19,7 @@ import numpy as np
 
 from refsd.arguments import shown
 from refsd.backends import BACKENDS
+from refsd.dialects.names import spelled
 from refsd.errors import UsageError, damaged
 from refsd.half import to_float32, to_half
 from refsd.pipelines.request import check_integer
@@ -73,7 +74,7 @@ class SaveState:
 def save(path: str | Path, drawing: Any, step: int, latents: Any, notes: dict[str, Any]) -> None:
     """Write where a drawing is after `step` steps."""
     values, arrays = get_state(drawing.pipe.scheduler)
-    generators = as_list(drawing.generator)
+    generators = as_list(drawing.step_generator)
     tensors = {"latents": np.asarray(on_host(latents)),
                **{f"scheduler.{name}": array for name, array in arrays.items()}}
     for number, generator in enumerate(generators):
@@ -132,7 +133,7 @@ def restore(drawing: Any, state: State) -> tuple[Any, int]:
                 if name not in HASHES else ""
             raise UsageError(f"{state.path}: saved by another request, {HASHES.get(name, name)} "
                              f"differs{values}; resume with what it was saved with")
-    generators, put = as_list(drawing.generator), BACKENDS[drawing.pipe.backend].put
+    generators, put = as_list(drawing.step_generator), BACKENDS[drawing.pipe.backend].put
     if len(generators) != state.about["generators"]:
         raise UsageError(f"{state.path}: saved with {state.about['generators']} generators, got "
                          f"{len(generators)}; give as many")
@@ -161,7 +162,9 @@ def fingerprint(drawing: Any) -> dict[str, Any]:
     return {"pipeline": type(pipe).__name__, "dtype": str(pipe.unet.dtype),
             "scheduler": type(pipe.scheduler).__name__,
             **{f"scheduler {key}": repr(value) for key, value in config.items()}, **drawing.numbers,
-            "texts": _hash(*drawing.callback.texts()), "first": _hash(drawing.first),
+            "dialect": spelled(pipe.dialect),
+            "texts": _hash(*drawing.callback.texts(), *drawing.later_texts()),
+            "first": _hash(drawing.first),
             "timesteps": _hash(pipe.scheduler.timesteps),
             "inputs": _hash(*drawing.inputs.values())}
 

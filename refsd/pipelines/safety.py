@@ -7,7 +7,6 @@ import numpy as np
 
 from refsd.arguments import as_array, shown
 from refsd.errors import UsageError
-from refsd.pipelines import stages
 
 
 def checked_output(pipe: Any, latents: Any, output_type: str) -> tuple[Any, list[bool]]:
@@ -34,7 +33,7 @@ def checked_output(pipe: Any, latents: Any, output_type: str) -> tuple[Any, list
         return passed, flags
     from PIL import Image
 
-    return [Image.fromarray(image) for image in stages.to_bytes(passed)], flags
+    return [Image.fromarray(image) for image in pipe.to_bytes(passed)], flags
 
 
 def _plain(found):

@@ -57,7 +57,7 @@ class StableDiffusionPipeline(Pipeline):
             guidance_rescale=guidance_rescale, eta=eta, generator=generator,
             output_type=output_type, return_dict=return_dict, clip_skip=clip_skip,
             callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs)
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, steps=steps)
         stages.make_schedule(self.scheduler, steps, timesteps=timesteps, sigmas=sigmas)
         latents = self._start(latents, drawing.batch, height, width, drawing.generator)
         return drawing.finish(latents)

@@ -96,7 +96,7 @@ class StableDiffusionControlNetPipeline(Controlled, StableDiffusionPipeline):
             num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale, eta=eta,
             generator=generator, output_type=output_type, return_dict=return_dict,
             clip_skip=clip_skip, callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs)
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, steps=steps)
         schedule = stages.make_schedule(self.scheduler, steps, timesteps=timesteps, sigmas=sigmas)
         latents = self._start(latents, drawing.batch, height, width, drawing.generator)
         return drawing.finish(latents, control=control.begin(

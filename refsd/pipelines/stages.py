@@ -157,6 +157,11 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
     return (images * 255).round().astype("uint8")
 
 
+def cut_to_bytes(images: np.ndarray) -> np.ndarray:
+    """255 x without its fraction, as A1111 and ComfyUI.   (B, H, W, 3) in [0, 1] -> uint8"""
+    return (images * 255).astype("uint8")
+
+
 def require_finite(array: Any, stage: str) -> None:
     """Stop with the stage's name at the first NaN or infinity."""
     if problem := not_finite(array):

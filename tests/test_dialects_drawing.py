@@ -1,0 +1,300 @@
+"""Drawing in a dialect, against the same by hand: vectors, guidance, changes, noise and bytes."""
+
+import logging
+
+import numpy as np
+import pytest
+import tiny
+
+from refsd.dialects import chunks
+from refsd.errors import UsageError
+from refsd.pipelines import composed, stages
+from refsd.pipelines.guidance import Guidance
+from refsd.pipelines.resume import SaveState
+from refsd.pipelines.spoken import generators, guidance_of
+from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+from refsd.random import PhiloxGenerator, TorchGenerator
+from refsd.schedulers import EulerAncestralDiscreteScheduler
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    folder = tiny.write_model(tmp_path_factory.mktemp("models") / "tiny")
+    return StableDiffusionPipeline.from_pretrained(folder, backend="numpy")
+
+
+@pytest.fixture
+def pipe(loaded):
+    """A pipeline of its own, whose noise is torch's on the CPU in every dialect."""
+    return StableDiffusionPipeline.from_pipe(loaded)
+
+
+def speak(pipe, name):
+    pipe.dialect, pipe.make_generator = name, TorchGenerator
+    return pipe
+
+
+def draw(pipe, prompt="red cat", steps=4, **options):
+    options = {"generator": 3, "output_type": "latent", "num_inference_steps": steps} | options
+    return pipe(prompt, **options).images
+
+
+def states(pipe, text, clip_skip=None):
+    return pipe.text_encoder(pipe.tokenizer([text]), clip_skip=clip_skip).last_hidden_state[0]
+
+
+def vectors(pipe, text, **options):
+    """The vectors of a prompt at the first step, in the pipeline's dialect."""
+    return guidance_of(pipe, [text], [""], **{
+        "copies": 1, "clip_skip": None, "guided": False, "steps": 4} | options)[0][0]
+
+
+@pytest.mark.parametrize("name", ["a1111", "comfy", "a1111,emphasis=none,pad=yes"])
+@pytest.mark.parametrize("options", [{}, {"negative_prompt": "cat"}, {"guidance_scale": 1.0}])
+def test_a_prompt_without_syntax_is_the_same_to_the_bit(pipe, name, options):
+    plain = draw(pipe, **options)
+    np.testing.assert_array_equal(draw(speak(pipe, name), **options), plain)
+
+
+def test_weights_of_a1111(pipe):
+    """z w, and then the mean of the chunk as it was; a short prompt is one chunk."""
+    z = states(pipe, "red cat")
+    w = np.ones((tiny.LENGTH, 1), "f4")
+    w[1] = 1.5
+    got = vectors(speak(pipe, "a1111"), "(red:1.5) cat")
+    np.testing.assert_allclose(got, z * w * (z.mean(dtype="f8") / (z * w).mean(dtype="f8")),
+                               rtol=2e-7)  # one product is rounded twice
+    np.testing.assert_array_equal(vectors(speak(pipe, "a1111,emphasis=no-norm"), "(red:1.5) cat"),
+                                  z * w)
+    for name, text in (("ignore", "(red:1.5) cat"), ("none", "red cat")):
+        np.testing.assert_array_equal(vectors(speak(pipe, f"a1111,emphasis={name}"), text), z)
+
+
+def test_weights_of_comfyui(pipe):
+    """From the empty prompt's vector to the text's, and beyond; weight 1 is left alone."""
+    z, empty = states(pipe, "red cat"), states(pipe, "")
+    wanted = z.copy()
+    wanted[2] = (z[2] - empty[2]) * np.float32(0.5) + empty[2]
+    np.testing.assert_array_equal(vectors(speak(pipe, "comfy"), "red (cat:0.5)"), wanted)
+
+
+def test_the_mean_is_that_of_all_texts_of_a_prompt(pipe):
+    """A1111 encodes them together, and each as often as it comes up."""
+    speak(pipe, "a1111")
+    first, second = states(pipe, "red"), states(pipe, "cat red")
+    w = np.ones((tiny.LENGTH, 1), "f4")
+    w[2] = 2
+    wanted = first * ((first.mean(dtype="f8") + second.mean(dtype="f8"))
+                      / (first.mean(dtype="f8") + (second * w).mean(dtype="f8")))
+    np.testing.assert_allclose(vectors(pipe, "[red:cat (red:2):2]"), wanted, rtol=2e-7)
+
+
+def test_a_long_prompt_is_chunks_side_by_side(pipe):
+    speak(pipe, "a1111")
+    room = tiny.LENGTH - 2
+    long = vectors(pipe, "red " * (room + 2))
+    np.testing.assert_array_equal(long[:tiny.LENGTH], states(pipe, "red " * room))
+    np.testing.assert_array_equal(long[tiny.LENGTH:], states(pipe, "red red"))
+
+
+def test_clip_skip_is_for_both_prompts(pipe):
+    speak(pipe, "a1111")
+    positive, negative, _ = guidance_of(pipe, ["red"], ["cat"], copies=1, clip_skip=1, guided=True,
+                                        steps=4)
+    np.testing.assert_array_equal(positive[0], states(pipe, "red", 1))
+    np.testing.assert_array_equal(negative[0], states(pipe, "cat", 1))
+
+
+def replacing(pipe, changes):
+    """A callback that puts other vectors in the prompt's place after a call of the model."""
+    def callback(pipe, index, timestep, tensors):
+        return {"prompt_embeds": states(pipe, changes[index])[None]} if index in changes else {}
+    return {"callback_on_step_end": callback,
+            "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+
+
+@pytest.mark.parametrize("prompt, first, changes", [
+    ("[red:cat:1]", "red", {1: "cat"}),  # two calls of the model read the first text
+    ("red [cat:0.25]", "red ", {1: "red cat"}),
+    ("[red|cat]", "red", {1: "cat", 2: "red"}),
+])
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"guidance_rescale": 0.5}])
+def test_prompt_editing(pipe, prompt, first, changes, options):
+    by_hand = draw(pipe, first, **replacing(pipe, changes), **options)
+    np.testing.assert_array_equal(draw(speak(pipe, "a1111"), prompt, **options), by_hand)
+
+
+def test_a_text_that_comes_again_is_not_made_again(pipe, monkeypatch):
+    made = []
+    monkeypatch.setattr(composed, "as_text", lambda *parts: made.append(1) or _as_text(*parts))
+    draw(speak(pipe, "a1111"), "[red|cat]", 8)
+    assert len(made) == 2
+
+
+_as_text = composed.as_text
+
+
+def test_prompts_joined_by_and(pipe):
+    """eps(negative) + sum of w s (eps(text) - eps(negative))"""
+    speak(pipe, "a1111")
+    *texts, make = guidance_of(pipe, ["red AND cat red:-0.5"], ["cat"], copies=1, clip_skip=None,
+                               guided=True, steps=4)
+    x = TorchGenerator(1).randn(1, 4, 4, 4)
+    away, one, two = pipe.unet(np.concatenate([x] * 3), 500, np.stack(
+        [states(pipe, text) for text in ("cat", "red", "cat red")]))[:, None]
+    np.testing.assert_array_equal(make(pipe.unet, *texts, scale=7)(x, 500, 0),
+                                  away + 7 * (one - away) - 3.5 * (two - away))
+
+
+def test_pictures_of_one_call_may_join_other_numbers_of_prompts(pipe):
+    """With a model of one product a row, so that a batch has the bits of its rows."""
+    def unet(x, timestep, text, timestep_cond=None):
+        return x * getattr(text, "states", text).mean(axis=(1, 2))[:, None, None, None]
+
+    unet.time_cond_dim = None
+    speak(pipe, "a1111")
+    x, prompts = TorchGenerator(1).randn(2, 4, 4, 4), ["red AND cat:2", "cat"]
+
+    def predict(prompts, x):
+        *texts, make = guidance_of(pipe, prompts, [""], copies=1, clip_skip=None, guided=True,
+                                   steps=4)
+        return (make or Guidance)(unet, *texts, scale=7)(x, 500, 0)
+
+    both = predict(prompts, x)
+    for i, text in enumerate(prompts):
+        np.testing.assert_array_equal(both[i:i + 1], predict([text], x[i:i + 1]))
+
+
+@pytest.mark.parametrize("name", ["a1111", "comfy"])
+def test_prompts_of_two_lengths_are_asked_for_alone(pipe, name):
+    speak(pipe, name)
+    long = "red " * tiny.LENGTH
+    *texts, make = guidance_of(pipe, ["red"], [long], copies=1, clip_skip=None, guided=True,
+                               steps=4)
+    assert [text.shape[1] for text in texts] == [tiny.LENGTH, 2 * tiny.LENGTH]
+    x = TorchGenerator(1).randn(1, 4, 4, 4)
+    away = pipe.unet(x, 500, texts[1])
+    wanted = away + 7 * (pipe.unet(x, 500, texts[0]) - away)
+    np.testing.assert_array_equal(make(pipe.unet, *texts, scale=7)(x, 500, 0), wanted)
+
+
+def test_padding_is_with_the_empty_prompt(pipe):
+    speak(pipe, "a1111,pad=yes")
+    positive, negative, make = guidance_of(
+        pipe, ["red"], ["red " * tiny.LENGTH], copies=1, clip_skip=None, guided=True, steps=4)
+    assert make is None and positive.shape == negative.shape
+    np.testing.assert_array_equal(positive[0, tiny.LENGTH:], states(pipe, ""))
+
+
+def test_shorter_prompts_beside_longer_ones_repeat_their_last_vector(pipe):
+    """A1111, reconstruct_multicond_batch."""
+    short, long = np.arange(6.0).reshape(3, 2), np.zeros((5, 2))
+    even = composed.even([short, long])
+    np.testing.assert_array_equal(even[0], short[[0, 1, 2, 2, 2]])
+
+
+def test_scales_below_one_guide(pipe):
+    options = {"negative_prompt": "cat", "guidance_scale": 0.5}
+    alone = draw(pipe, guidance_scale=1.0)
+    np.testing.assert_array_equal(draw(pipe, **options), alone)
+    assert not np.array_equal(draw(speak(pipe, "a1111"), **options), alone)
+
+
+def seeds(generator):
+    return [one.seed for one in generator] if isinstance(generator, list) else generator.seed
+
+
+@pytest.mark.parametrize("name, kind, start, steps", [
+    ("diffusers", TorchGenerator, 7, 7), ("comfy", TorchGenerator, 7, 8),
+    ("a1111", PhiloxGenerator, [7, 8], [7, 8]),
+    ("a1111,ensd=31337", PhiloxGenerator, [7, 8], [31344, 31345]),
+])
+def test_whose_noise_a_seed_makes(pipe, name, kind, start, steps):
+    pipe.dialect = name
+    first, later = generators(pipe, np.int64(7), 2)
+    assert (seeds(first), seeds(later)) == (start, steps)
+    assert {type(one) for one in (first if isinstance(first, list) else [first])} == {kind}
+    own = TorchGenerator(5)
+    assert generators(pipe, own, 2) == (own, own)
+
+
+def test_comfyui_on_a_gpu_draws_the_steps_noise_there(pipe):
+    pipe.dialect = "comfy,step-noise=cuda"
+    first, later = generators(pipe, 7, 1)
+    assert isinstance(first, TorchGenerator) and isinstance(later, PhiloxGenerator)
+    assert later.seed == 7
+
+
+def test_ancestral_steps_draw_from_the_generators_of_the_steps(pipe):
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    got = draw(speak(pipe, "a1111,ensd=5"), num_images_per_prompt=2, generator=7)
+    stages.make_schedule(pipe.scheduler, 4)
+    noise = stages.initial_latents(pipe.scheduler, (2, 4, 4, 4), "float32",
+                                   [TorchGenerator(7), TorchGenerator(8)])
+    text, empty = (np.repeat(states(pipe, t)[None], 2, axis=0) for t in ("red cat", ""))
+    for step in stages.denoise_with(Guidance(pipe.unet, text, empty, scale=7.5), pipe.scheduler,
+                                    noise, generator=[TorchGenerator(12), TorchGenerator(13)]):
+        latents = step.latents
+    np.testing.assert_array_equal(got, latents)
+
+
+def test_bytes_are_cut(pipe):
+    x = np.array([0, 0.5, 0.9999, 1.0], "f4").reshape(1, 2, 2, 1)
+    assert pipe.to_bytes(x).ravel().tolist() == [0, 128, 255, 255]
+    assert speak(pipe, "comfy").to_bytes(x).ravel().tolist() == [0, 127, 254, 255]
+
+
+def test_a_dialect_passes_on_to_other_pipelines(pipe):
+    pipe.dialect = "a1111,ensd=3"
+    other = StableDiffusionPipeline.from_pipe(pipe)
+    assert other.dialect.step_seed == 3 and other.make_generator is PhiloxGenerator
+
+
+def test_only_what_a_dialect_does_not_read_is_said(pipe, caplog):
+    caplog.set_level(logging.WARNING, "refsd")
+    pipe._said = set()
+    draw(speak(pipe, "a1111"), "(red:1.2) [cat:2] " + "red " * 20)
+    assert caplog.messages == []
+    draw(speak(pipe, "comfy"), "(red:1.2) [cat:2]")
+    assert len(caplog.messages) == 1 and "compat a1111" in caplog.messages[0]
+
+
+def test_what_cannot_be_drawn_is_refused(pipe):
+    speak(pipe, "a1111")
+    with pytest.raises(UsageError, match="the steps are not counted here; give num_inference_st"):
+        draw(pipe, "[red:cat:2]", None, timesteps=[900, 500])
+    with pytest.raises(UsageError, match="negative_prompt: texts of several lengths"):
+        draw(pipe, ["red", "cat"], negative_prompt=["", "red " * tiny.LENGTH])
+    with pytest.raises(UsageError, match=f"give at most {chunks.MAX_CHUNKS}"):
+        draw(pipe, "red " * 1000)
+    with pytest.raises(UsageError, match="did you mean comfy"):
+        pipe.dialect = "comfyui"
+    with pytest.raises(UsageError, match="prompt: texts of several lengths"):
+        draw(speak(pipe, "comfy"), ["red", "red " * tiny.LENGTH])
+
+
+def test_a_distilled_model_has_no_guidance_to_weigh_with(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.unet, "time_cond_dim", 8)
+    with pytest.raises(UsageError, match="this model is distilled"):
+        guidance_of(speak(pipe, "a1111"), ["red AND cat"], [""], copies=1, clip_skip=None,
+                    guided=False, steps=4)
+
+
+def test_a_callback_may_replace_what_is_composed(pipe):
+    speak(pipe, "a1111")
+    got = draw(pipe, "red AND cat:2", **replacing(pipe, {0: "cat"}))
+    assert np.isfinite(got).all()
+    with_cat = draw(pipe, "red AND cat:2", **replacing(pipe, {0: "cat red"}))
+    assert not np.array_equal(got, with_cat)
+
+
+def test_a_drawing_goes_on_with_its_changes_and_its_noise(pipe, tmp_path):
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    state = tmp_path / "half.safetensors"
+    speak(pipe, "a1111,ensd=5")
+    whole = draw(pipe, "[red|cat]", callback_on_step_end=SaveState(state, 2))
+    np.testing.assert_array_equal(draw(pipe, "[red|cat]", resume=state), whole)
+    with pytest.raises(UsageError, match="the prompt, the negative prompt or the text encoder"):
+        draw(pipe, "[red|red cat]", resume=state)
+    with pytest.raises(UsageError, match="dialect differs: 'a1111'"):
+        draw(speak(pipe, "a1111"), "[red|cat]", resume=state)
