@@ -13,7 +13,7 @@ from weights_samples import refused
 import refsd
 from refsd.adapters import formats, loaded, names
 from refsd.adapters.kinds import Change, kind_of
-from refsd.errors import ModelError, UsageError
+from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import FAMILIES
 from refsd.quantized import W8A8, Quantized, quantize
 from refsd.weights import flatten, to_tree, write_safetensors
@@ -443,6 +443,18 @@ def test_a_failure_in_the_middle_leaves_the_networks_as_they_were(pipe, monkeypa
     pipe.load_lora_weights(other, adapter_name="other")
 
 
+def test_more_than_the_memory_holds_is_refused_before(pipe, tmp_path, monkeypatch):
+    one, _ = two(pipe)
+    write_safetensors(tmp_path / "one.safetensors", one)
+    before = leaves(pipe)
+    size = sum(tensor.nbytes for tensor in one.values())
+    for free, words in ((size - 1, "one.safetensors"), (2 * size, "merging the adapters")):
+        monkeypatch.setattr("refsd.weights.memory.available_bytes", lambda free=free: free)
+        with pytest.raises(ResourceError, match=words):
+            pipe.load_lora_weights(tmp_path / "one.safetensors")
+        assert not changed(before, leaves(pipe)) and pipe.get_list_adapters() == {}
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda p: p.set_adapters("b"), "no adapter 'b'"),
     (lambda p: p.set_adapters(["a"], [1, 2]), "2 weights for 1 adapters"),
@@ -489,3 +501,31 @@ def test_a_file_a_folder_and_a_damaged_file(pipe, tmp_path):
     (tmp_path / "pickle.pt").write_bytes(b"\x80\x02")
     refused(lambda: pipe.load_lora_weights(tmp_path / "pickle.pt"), "pickle")
     assert pipe.get_active_adapters() == ["named"]
+
+
+def test_a_file_of_the_hub(pipe, tmp_path, monkeypatch):
+    """From the local cache; the network is asked only where that is allowed."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    write_safetensors(tmp_path / "x.safetensors", two(pipe)[0])
+    asked = []
+
+    def fetch(name, file, **options):
+        asked.append((name, file, options))
+        if file == "none.safetensors":
+            raise LocalEntryNotFoundError("no")
+        if file == "failing.safetensors":
+            raise OSError("the disk\nis full")
+        return str(tmp_path / "x.safetensors")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    pipe.load_lora_weights("owner/name", token="t", subfolder=None)
+    pipe.load_lora_weights("owner/name", "x.safetensors", download=True)
+    usual = "pytorch_lora_weights.safetensors"
+    assert asked == [("owner/name", usual, {"local_files_only": True, "token": "t"}),
+                     ("owner/name", "x.safetensors", {"local_files_only": False})]
+    with pytest.raises(ModelError, match="no none.safetensors of it in the local hub cache"):
+        pipe.load_lora_weights("owner/name", "none.safetensors")
+    with pytest.raises(ResourceError, match="cannot be had: the disk. Try again"):
+        pipe.load_lora_weights("owner/name", "failing.safetensors")

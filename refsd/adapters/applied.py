@@ -9,6 +9,7 @@ A weight that is held as int8 is rounded to int8 again, with scales of its own: 
 of the kind that the user accepted for W, and no more memory.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from refsd.half import is_half, to_half
 from refsd.leaf import Weight, seal
 from refsd.places import is_on_device
 from refsd.quantized import Quantized, can_quantize, quantize
+from refsd.weights.memory import check_memory
 
 Strengths = Mapping[str, float]
 
@@ -38,14 +40,25 @@ class Applied:
     def show(self, strengths: Strengths, changes: Mapping[str, Mapping] | None = None) -> None:
         """Have these adapters in the tree at these strengths, of these `changes` if they are new.
 
-        Where that fails, for memory or by an interrupt, it is as before.
+        ResourceError where the copies would not fit into memory. Where that fails all the same, or
+        by an interrupt, it is as before.
         """
-        before = self.strengths, self.changes
+        before, changes = (self.strengths, self.changes), self.changes if changes is None else (
+            changes)
+        check_memory(self._more_bytes(strengths, changes), "merging the adapters")
         try:
-            self._show(strengths, self.changes if changes is None else changes)
+            self._show(strengths, changes)
         except BaseException:
             self._show(*before)
             raise
+
+    def _more_bytes(self, strengths, changes):
+        """Of the host: a copy of each weight that none has yet, and float64 of the largest"""
+        touched = {weight for name in strengths for weight in changes.get(name, ())}
+        leaves = [self._get(weight) for weight in touched - self._originals.keys()]
+        leaves = [leaf for leaf in leaves if not is_on_device(leaf)]
+        largest = max((math.prod(leaf.shape) for leaf in leaves), default=0)
+        return sum(leaf.nbytes for leaf in leaves) + 4 * 8 * largest
 
     def keep(self) -> None:
         """Forget the adapters and the weights of before; what is in the tree stays in it."""
