@@ -401,7 +401,8 @@ def test_new_weights_between_two_steps_are_seen(draw, pipe):
 @pytest.mark.parametrize("name", sorted(refsd.schedulers.SCHEDULERS))
 @pytest.mark.parametrize("own, numbers", [("timesteps", [900, 500, 3]), ("sigmas", [9.0, 2, 0])])
 def test_own_timesteps_and_sigmas(pipe, monkeypatch, name, own, numbers):
-    takers = {"timesteps": ("DDPM", "DPMSolverMultistep", "EulerDiscrete", "LCM"),
+    takers = {"timesteps": ("DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerDiscrete",
+                            "HeunDiscrete", "LCM"),
               "sigmas": ("EulerDiscrete",)}
     monkeypatch.setattr(pipe, "scheduler", getattr(refsd.schedulers, name)())
     request = {"prompt": "a", "generator": 1, "output_type": "latent", own: numbers}
@@ -411,8 +412,9 @@ def test_own_timesteps_and_sigmas(pipe, monkeypatch, name, own, numbers):
         return
     seen = []
     pipe(**request, callback_on_step_end=lambda p, i, t, k: seen.append(float(t)))
-    assert len(seen) == pipe.num_timesteps == (3 if own == "timesteps" else 2)
-    assert own == "sigmas" or seen == numbers
+    assert len(seen) == pipe.num_timesteps
+    once = list(dict.fromkeys(seen))  # Heun calls the model twice at each timestep but the first
+    assert len(once) == 2 if own == "sigmas" else once == numbers
     pipe(**request | {own: np.array(numbers)}, num_inference_steps=None)
     with pytest.raises(UsageError, match="give one of them"):
         pipe(**request | {"timesteps": [3], "sigmas": [1, 0]})

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import sampler_gaussian_truths
 import sampler_run_truths
+import sampler_solver_truths
 import sampler_step_truths
 import schedule_truths
 from scheduler_samples import EPS, SD, Noise, make, run
@@ -21,7 +22,7 @@ from scheduler_samples import EPS, SD, Noise, make, run
 import refsd.schedulers
 
 TRUTHS = (schedule_truths.TRUTHS + sampler_step_truths.TRUTHS + sampler_run_truths.TRUTHS
-          + sampler_gaussian_truths.TRUTHS)
+          + sampler_solver_truths.TRUTHS + sampler_gaussian_truths.TRUTHS)
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=lambda function: function.__name__)
@@ -106,7 +107,7 @@ lms.py | self.sigmas[i], self.sigmas[i + 1] | self.sigmas[i + 1], self.sigmas[i]
 lms.py | [(sample - x0) / float(sigma), *self.slopes] | [*self.slopes, (sample - x0) / float(sigma)]
 noise_schedule.py | math.exp(-12.0 * t) | math.exp(-10.0 * t)
 dpm_solver.py | d1 = float(1 / r0) | d1 = float(r0)
-dpm_solver.py | float(0.5 * weight | float(weight
+dpm_solver.py | 0.5 * weight["d0"] | weight["d0"]
 dpm_solver.py | alpha_t * (e / h + 1) | alpha_t * (e / h - 1)
 dpm_solver.py | if order == 1 or h == 0: | if order == 1:
 dpm_solver.py | exp32(-h) - 1 | exp32(h) - 1
@@ -126,16 +127,50 @@ dpm_solver.py | np.square(2 * h) - 0.5 | np.square(2 * h) + 0.5
 dpm_solver.py | "d0": -2 * (sigma_t * e) | "d0": -(sigma_t * e)
 dpm_solver.py | exp32(2 * h) - 1) | exp32(h) - 1)
 dpm_solver.py | -2 * (sigma_t * (e / h - 1)) | -(sigma_t * (e / h - 1))
-dpm_solver.py | self._levels(t), d1 | self._levels(s), d1
+dpm_solver.py | self._levels(t), len | self._levels(s), len
 dpm_solver.py | sample.shape, "float32" | sample.shape, "float64"
 dpm_solver.py | eps = self._eps_of(x0, x, i) | pass
 dpm_solver.py | in ("use_karras_sigmas", "use_lu_lambdas") | in ("use_karras_sigmas",)
 exponential.py | lambda_min_clipped", -np.inf)) | lambda_min_clipped", -np.inf)) + 1
+exponential.py | self.config[option] if option in self.DEFAULTS else | self.config[option] if option in self.config else
 exponential.py | if self.config.thresholding else | if self.config.get("clip_sample") else
 exponential.py | return float(alpha) * output + float(sigma) * x | return float(alpha) * output - float(sigma) * x
 exponential.py | return (x - float(alpha) * output) / float(sigma) | return (x - float(sigma) * output) / float(alpha)
 exponential.py | self.alphas_cumprod[-1] = 2**-24 | self.alphas_cumprod[-1] = 2**-14
 exponential.py | else self.training_sigmas[0] | else self.training_sigmas[1]
+dpm_solver_singlestep.py | i % order + 1 | 1 + (i + 1) % order
+dpm_solver_singlestep.py | if to_zero or ( | if (
+dpm_solver_singlestep.py | steps % order == 0 | steps % order == 1
+dpm_solver_singlestep.py | if order == 1: | if self.start is None:
+dpm_solver_singlestep.py | float(1 / r_k) * | float(r_k) *
+dpm_solver_singlestep.py | return [d0, d[1]] | return [d0, d[0]]
+dpm_solver_singlestep.py | (2.0 * (d[1] - d[0])) | (1.0 * (d[1] - d[0]))
+dpm_solver_singlestep.py | float(r[1]) * d[0] - float(r[0]) * d[1] | float(r[1]) * d[1] - float(r[0]) * d[0]
+deis.py | rho * (-c + log - 1) | rho * (-c + log + 1)
+deis.py | c * (d - log + 1) | c * (d - log - 1)
+deis.py | - 2 * log + 2 | - log + 2
+deis.py | [*logs[j + 1:], *logs[:j]] | [*logs[j:], *logs[:j]]
+deis.py | primitive(rhos[0], logs[j], *others) | primitive(rhos[-1], logs[j], *others)
+deis.py | return float(alpha_t) * x_t | return x_t
+deis.py | float(sigma_t * e) | float(alpha_t * e)
+deis.py | len(self.timesteps) - i) if short | len(self.timesteps) - i) if self.config.lower_order_final
+deis.py | return sigmas[-1] if self.sigma_choice | return 0 if self.sigma_choice
+unipc.py | moments(hh, b_h)[:len(r)] | moments(hh, b_h)[::-1][:len(r)]
+unipc.py | phi * math.factorial(n) | phi
+unipc.py | 1 / math.factorial(n + 1) | 1 / math.factorial(n)
+unipc.py | if order == 2 - corrects: | if order == 1:
+unipc.py | return [0.5] | return [1.0]
+unipc.py | not in self.config.disable_corrector | in self.config.disable_corrector
+unipc.py | i - 1, self.last_order, corrected | i - 1, 1, corrected
+unipc.py | self.last_sample, self.last_order = sample, order | self.last_sample, self.last_order = None, order
+unipc.py | self._levels(i - k)[2] - lambda_s) / h | self._levels(i - k)[2] - lambda_s)
+unipc.py | float(rho[-1]) * (corrected_by - p) | float(rho[-1]) * corrected_by
+unipc.py | self.predictions[-2::-1] | self.predictions[:-1]
+unipc.py | order if corrects else order - 1 | order
+unipc.py | keep, scale, hh = alpha_t / alpha_s, sigma_t, h | keep, scale, hh = alpha_t / alpha_s, sigma_t, -h
+unipc.py | if h == 0 or ( | if (
+unipc.py | math.expm1(x) | math.exp(x)
+unipc.py | len(self.timesteps) - i) | len(self.timesteps) - i + 1)
 lcm.py | DATA_VARIANCE = 0.25 | DATA_VARIANCE = 0.5
 lcm.py | c_skip = DATA_VARIANCE / (np.square(k) | c_skip = DATA_VARIANCE / (k
 lcm.py | if i != self.num_inference_steps - 1 | if True
@@ -203,6 +238,9 @@ RUNS = [
     ("DPMSolverMultistepScheduler", {}, {}),
     ("DPMSolverMultistepScheduler", {"solver_order": 3}, {}),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ("DEISMultistepScheduler", {"solver_order": 3}, {}),
+    ("UniPCMultistepScheduler", {}, {}),
     ("LCMScheduler", {}, {}),
 ]
 

@@ -33,6 +33,9 @@ FILES = {  # the file of each class, in the order in which they are listed
     "KDPM2AncestralDiscreteScheduler": "kdpm2_ancestral",
     "LMSDiscreteScheduler": "lms",
     "DPMSolverMultistepScheduler": "dpm_solver",
+    "DPMSolverSinglestepScheduler": "dpm_solver_singlestep",
+    "DEISMultistepScheduler": "deis",
+    "UniPCMultistepScheduler": "unipc",
     "LCMScheduler": "lcm",
 }
 SHARED = {"Config": "config", "DiffusionScheduler": "diffusion", "Scheduler": "scheduler",

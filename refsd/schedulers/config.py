@@ -48,11 +48,12 @@ RULES = {
     "sigma_min": optional(number(1e-10, 1e10)),
     "sigma_max": optional(number(1e-10, 1e10)),
     "lambda_min_clipped": number(-math.inf, math.inf),
+    "disable_corrector": each(integer(0, 1_000_000)),
 }
 
 # Numbers that diffusers' samplers read in some runs only, where null stops them.
 NULL_IS_DEFAULT = {"steps_offset", "clip_sample_range", "dynamic_thresholding_ratio",
-                   "sample_max_value", "flow_shift", "timestep_scaling"}
+                   "sample_max_value", "flow_shift", "timestep_scaling", "disable_corrector"}
 
 
 class Config(dict):

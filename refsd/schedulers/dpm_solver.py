@@ -80,15 +80,14 @@ class DPMSolver(ExponentialIntegrator):
             eps = self._eps_of(x0, x, i)
         return x0, eps
 
-    def _move(self, x, s, t, d0, d1=None, d2=None, *, noise=None):
-        """x_s -> x_t from the differences that the order has; s and t are indices of sigmas."""
-        weight = self._weights(self._levels(s), self._levels(t), d1 is not None)
-        x_t = float(weight["x"]) * x + float(weight["d0"]) * d0
-        if "d1" in weight:
-            midpoint = self.config.solver_type == "midpoint" and d2 is None
-            x_t = x_t + float(0.5 * weight["d0"] if midpoint else weight["d1"]) * d1
-            if d2 is not None:
-                x_t = x_t + float(weight["d2"]) * d2
+    def _move(self, x, s, t, order, differences, noise=None):
+        """x_s -> x_t from D0, D1 and D2, as many as there are; s and t are indices of sigmas."""
+        weight = self._weights(self._levels(s), self._levels(t), len(differences) > 1)
+        if order == 2 and self.config.solver_type == "midpoint":
+            weight["d1"] = 0.5 * weight["d0"]
+        x_t = float(weight["x"]) * x
+        for name, difference in zip(("d0", "d1", "d2"), differences):
+            x_t = x_t + float(weight[name]) * difference
         return x_t if noise is None else x_t + float(weight["z"]) * noise
 
     def _weights(self, s, t, higher):
@@ -167,8 +166,8 @@ class DPMSolverMultistepScheduler(DPMSolver):
         noise = None
         if self.is_noisy:
             noise = self._float32_noise(sample, generator, variance_noise)
-        differences = self._differences(i, self._order(i))
-        x_t = self._move(sample, i, i + 1, *differences, noise=noise)
+        order = self._order(i)
+        x_t = self._move(sample, i, i + 1, order, self._differences(i, order), noise)
         self.step_index += 1
         return Step(x_t, x0)
 

@@ -88,7 +88,7 @@ class ExponentialIntegrator(DiffusionScheduler):
         return 0 if self.config.final_sigmas_type == "zero" else self.training_sigmas[0]
 
     def _chosen_sigmas(self, steps):
-        low, high = self.config.get("sigma_min"), self.config.get("sigma_max")
+        low, high = self._own("sigma_min"), self._own("sigma_max")
         low = self.training_sigmas[0].item() if low is None else low
         high = self.training_sigmas[-1].item() if high is None else high
         sigmas = noise_schedule.SIGMAS[self.sigma_choice](low, high, steps)
@@ -101,9 +101,8 @@ class ExponentialIntegrator(DiffusionScheduler):
 
     def _spaced(self, steps):
         """n timesteps out of n + 1 evenly spaced, without the smallest."""
-        config = self.config
-        spacing = config.get("timestep_spacing", "linspace")
-        last = config.num_train_timesteps - self._steps_below_lambda_min()
+        spacing, train = self._own("timestep_spacing", "linspace"), self.config.num_train_timesteps
+        last = train - self._steps_below_lambda_min()
         if spacing == "leading" and last <= steps:
             raise UsageError(
                 f"num_inference_steps is {steps}; with leading spacing give fewer than {last}"
@@ -111,15 +110,19 @@ class ExponentialIntegrator(DiffusionScheduler):
         return noise_schedule.spaced_timesteps(
             spacing,
             steps,
-            config.num_train_timesteps,
-            offset=config.get("steps_offset"),
+            train,
+            offset=self._own("steps_offset"),
             last=last,
             extra=0 if spacing == "trailing" else 1,
         ).round()
 
+    def _own(self, option, otherwise=None):
+        """An option that some of these classes have; a config also keeps those of other classes."""
+        return self.config[option] if option in self.DEFAULTS else otherwise
+
     def _steps_below_lambda_min(self):
         """How many of the noisiest training steps have lambda < lambda_min_clipped."""
-        least = np.float32(self.config.get("lambda_min_clipped", -np.inf))
+        least = np.float32(self._own("lambda_min_clipped", -np.inf))
         lambdas = np.log(np.sqrt(self.alphas_cumprod)) - np.log(np.sqrt(1 - self.alphas_cumprod))
         return int(np.searchsorted(lambdas[::-1], least))
 

@@ -160,9 +160,10 @@ def test_tables_do_not_depend_on_the_prediction_type(nearest, name, kind):
 def test_all_step_counts(nearest, name):
     """Every count up to 1000; the timestep -1 of diffusers' trailing spacing is left out."""
     counts = range(1, 1001) if "KDPM2" not in name else range(1, 122, 12)
-    for spacing in SPACINGS:
-        scheduler = theirs(name, SD | {"timestep_spacing": spacing})
-        ours = schedulers.SCHEDULERS[name](**SD, timestep_spacing=spacing)
+    for config in configurations(name, [("timestep_spacing", SPACINGS)]):
+        spacing = config.get("timestep_spacing")
+        scheduler = theirs(name, SD | config)
+        ours = schedulers.SCHEDULERS[name](**SD, **config)
         for steps in counts:
             _, refused = outcome(lambda: scheduler.set_timesteps(steps))  # noqa: B023
             if refused is not None:
@@ -170,7 +171,7 @@ def test_all_step_counts(nearest, name):
                     ours.set_timesteps(steps)
                 continue
             expected = scheduler.timesteps.numpy()
-            if spacing == "leading" and name.startswith("DPM") and steps == 1000:
+            if spacing == "leading" and hasattr(ours, "predictions") and steps == 1000:
                 with pytest.raises(UsageError, match="fewer than 1000"):  # theirs are all 0
                     ours.set_timesteps(steps)
                 continue
@@ -187,23 +188,28 @@ def test_other_betas_and_lengths(nearest):
     for name in schedulers.SCHEDULERS:
         config = {"num_train_timesteps": 200, "trained_betas": trained}
         for extra in ({}, {"steps_offset": 1}, {"timestep_spacing": "trailing"}):
-            assert assert_same_tables(name, config | extra, 20)
+            if set(extra) <= set(schedulers.SCHEDULERS[name].DEFAULTS):
+                assert assert_same_tables(name, config | extra, 20)
         for count in (1, 7, 2000):
-            assert_same_tables(name, {"num_train_timesteps": count}, min(count, 5))
+            if (name, count) != ("DPMSolverSinglestepScheduler", 1):  # theirs is not to be made
+                assert_same_tables(name, {"num_train_timesteps": count}, min(count, 5))
     for value in (-5.1, 0.0, 2.0):
         for spacing in SPACINGS:
             config = COSINE | {"lambda_min_clipped": value, "timestep_spacing": spacing}
             assert assert_same_tables("DPMSolverMultistepScheduler", config, 20)
+        del config["timestep_spacing"]
+        assert assert_same_tables("DPMSolverSinglestepScheduler", config, 20)
     limits = {"sigma_min": 0.1, "sigma_max": 20.0}
     for choice in SIGMA_CHOICES:
-        assert assert_same_tables("EulerDiscreteScheduler", SD | limits | {choice: True}, 20)
+        for name in ("EulerDiscreteScheduler", "UniPCMultistepScheduler"):
+            assert assert_same_tables(name, SD | limits | {choice: True}, 20)
 
 
 def test_custom_timesteps_and_sigmas(nearest):
     align_your_steps = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
     sigmas = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]
     for name in ("DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler",
-                 "HeunDiscreteScheduler"):
+                 "DPMSolverSinglestepScheduler", "HeunDiscreteScheduler"):
         assert assert_same_tables(name, SD, None, timesteps=align_your_steps)
     for strength in (1.0, 0.6):
         kwargs = {"timesteps": [999, 759, 499, 259], "strength": strength}
@@ -229,6 +235,10 @@ def test_refusals(nearest):
         ("EulerDiscreteScheduler", {}, None, {"timesteps": [9, 1], "sigmas": [2, 1, 0]}),
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, None, {"timesteps": [9, 1]}),
         ("DPMSolverMultistepScheduler", {"use_beta_sigmas": True}, None, {"timesteps": [9, 1]}),
+        ("DPMSolverSinglestepScheduler", {"use_beta_sigmas": True}, None, {"timesteps": [9, 1]}),
+        ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver"} | AT_MIN, 5, {}),
+        ("DEISMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 5, {}),
+        ("UniPCMultistepScheduler", {"shift_terminal": 0.1}, 5, {}),
         ("EulerDiscreteScheduler", dict.fromkeys(SIGMA_CHOICES[:2], True), 5, {}),
         ("DPMSolverMultistepScheduler", {"solver_type": "rk4"}, 5, {}),
         ("DDIMScheduler", {"beta_schedule": "sigmoid"}, 5, {}),
@@ -418,6 +428,51 @@ RUNS = {
         *({"algorithm_type": kind, **options} for kind, options in ALGORITHMS),
         ZERO_SNR,
     ],
+    "DPMSolverSinglestepScheduler": [
+        {},
+        {"lower_order_final": True},
+        {"use_karras_sigmas": True},
+        {"solver_order": 1},
+        {"solver_type": "heun"},
+        {"solver_order": 3},
+        {"solver_order": 3, "solver_type": "heun"},
+        {"solver_order": 3, "lower_order_final": True} | AT_MIN,
+        {"use_karras_sigmas": True} | AT_MIN,
+        *({"algorithm_type": kind, "solver_order": order, **options} for kind, options in ALGORITHMS
+          if kind != "sde-dpmsolver" and not {*options} & {"solver_order", "thresholding",
+                                                           "euler_at_final", *ZERO_SNR} - {*V}
+          for order in (1, 2, 3)),
+        *KINDS,
+    ],
+    "DEISMultistepScheduler": [
+        {},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"solver_order": 1},
+        {"solver_order": 3},
+        {"solver_order": 3, "lower_order_final": False},
+        {"timestep_spacing": "leading", "steps_offset": 1},
+        {"solver_type": "bh2", "algorithm_type": "dpmsolver++"},
+        *KINDS,
+    ],
+    "UniPCMultistepScheduler": [
+        {},
+        {"solver_type": "bh1"} | AT_MIN,
+        {"solver_order": 1},
+        {"solver_order": 3},
+        {"solver_order": 3, "solver_type": "bh1"} | AT_MIN,
+        {"solver_order": 3, "lower_order_final": False} | AT_MIN,
+        {"use_karras_sigmas": True},
+        {"use_karras_sigmas": True, "lower_order_final": False} | AT_MIN,
+        {"disable_corrector": [0, 1, 5]},
+        {"predict_x0": False} | AT_MIN,
+        {"predict_x0": False, "solver_order": 3} | AT_MIN,
+        {"predict_x0": False, "solver_type": "bh1"} | AT_MIN | V,
+        {"predict_x0": False, "prediction_type": "sample"} | AT_MIN,
+        {"sigma_min": 0.1, "sigma_max": 12.0, "use_exponential_sigmas": True},
+        *KINDS,
+        ZERO_SNR,
+    ],
     "LCMScheduler": [
         {},
         {"clip_sample": True},
@@ -464,6 +519,21 @@ def test_ddim_from_zero_snr_with_eta_1_is_nan_in_diffusers_alone(nearest):
     assert np.isfinite(ours.prev_sample).all()
 
 
+BH1 = SD | {"solver_type": "bh1"}
+
+
+def test_the_last_step_of_unipc_bh1_to_sigma_0_is_nan_in_diffusers_alone(nearest):
+    """h is infinite there, and they multiply it by a sum of no terms, 0."""
+    a, b = theirs("UniPCMultistepScheduler", BH1), schedulers.UniPCMultistepScheduler(**BH1)
+    a.set_timesteps(5)
+    b.set_timesteps(5)
+    x = y = np.ones((1, 4, 2, 2), np.float32)
+    for i, t in enumerate(b.timesteps):
+        x = a.step(torch.from_numpy(model(x, t)), a.timesteps[i], torch.from_numpy(x))
+        x, y = x.prev_sample.numpy(), b.step(model(y, t), t, y).prev_sample
+        assert np.array_equal(x, y) if i < 4 else np.isnan(x).all() and np.isfinite(y).all()
+
+
 def test_euler_with_churn(nearest):
     for options in ({"s_churn": 8.0}, {"s_churn": 40.0, "s_tmin": 0.1, "s_tmax": 5.0}):
         assert_same_run("EulerDiscreteScheduler", SD, 20, s_noise=1.003, **options)
@@ -474,9 +544,8 @@ def test_euler_with_churn(nearest):
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_runs_from_the_middle(nearest, name, spacing):
     """Image to image: the first steps are left out, `set_begin_index` says how many."""
-    config = {"timestep_spacing": spacing}
-    if name == "PNDMScheduler":
-        config["skip_prk_steps"] = True
+    config = {"timestep_spacing": spacing, "skip_prk_steps": True}
+    config = {key: config[key] for key in config if key in schedulers.SCHEDULERS[name].DEFAULTS}
     begin = 7 * schedulers.SCHEDULERS[name].order
     assert_same_run(name, SD | config, 20, begin=begin)
 
