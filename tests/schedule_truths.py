@@ -188,7 +188,7 @@ def options_of_other_classes_have_no_effect(schedulers):
     """They are kept for the next class; clip_sample, say, must not clip in DPM++."""
     clipping = {"clip_sample": True, "clip_sample_range": 0.1, "rescale_betas_zero_snr": False}
     clipping |= {"set_alpha_to_one": False, "use_karras_sigmas": True, "steps_offset": 1}
-    clipping |= {"timestep_spacing": "trailing", "lambda_min_clipped": -3.0, "sigma_min": 0.5}
+    clipping |= {"timestep_spacing": "trailing", "lambda_min_clipped": -3.0}
     for name in ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "DDPMScheduler",
                  "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"):
         cls = schedulers.SCHEDULERS[name]

@@ -88,7 +88,9 @@ class ExponentialIntegrator(DiffusionScheduler):
         return 0 if self.config.final_sigmas_type == "zero" else self.training_sigmas[0]
 
     def _chosen_sigmas(self, steps):
-        low, high = self._own("sigma_min"), self._own("sigma_max")
+        low = high = None
+        if self.sigma_choice != "use_lu_lambdas":  # diffusers reads these of any class's config
+            low, high = self.config.get("sigma_min"), self.config.get("sigma_max")
         low = self.training_sigmas[0].item() if low is None else low
         high = self.training_sigmas[-1].item() if high is None else high
         sigmas = noise_schedule.SIGMAS[self.sigma_choice](low, high, steps)

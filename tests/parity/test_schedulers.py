@@ -220,6 +220,20 @@ def test_custom_timesteps_and_sigmas(nearest):
         assert assert_same_tables("LCMScheduler", SD, 4, **kwargs)
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+                                  "DEISMultistepScheduler", "UniPCMultistepScheduler"])
+def test_limits_in_another_classs_config(nearest, name):
+    """Chosen sigmas keep to sigma_min and sigma_max of any class; lu lambdas to those of training."""
+    for choice in noise_schedule.SIGMAS:
+        if choice in schedulers.SCHEDULERS[name].DEFAULTS:
+            config = SD | {"sigma_min": 0.1, "sigma_max": 20.0, choice: True}
+            a = getattr(diffusers, name).from_config(config)
+            b = schedulers.SCHEDULERS[name].from_config(config)
+            a.set_timesteps(20)
+            b.set_timesteps(20)
+            assert bits(a.sigmas) == bits(b.sigmas) and bits(a.timesteps) == bits(b.timesteps)
+
+
 def test_refusals(nearest):
     """Where diffusers raises, refsd raises a UsageError."""
     cases = [
