@@ -9,7 +9,7 @@ from PIL import Image
 from test_metadata import RECIPE
 
 from refsd.__main__ import main
-from refsd.cli import batch, drawing, interrupt
+from refsd.cli import drawing, interrupt, naming
 from refsd.errors import ResourceError
 
 
@@ -68,7 +68,7 @@ def test_json_lines_say_what_differs(draw):
 def test_what_is_finished_is_not_drawn_again(draw, monkeypatch):
     drawn = []
     real = drawing.draw
-    monkeypatch.setattr(drawing, "draw", lambda *args: drawn.append(args) or real(*args))
+    monkeypatch.setattr(drawing, "draw", lambda *args, **options: drawn.append(args) or real(*args))
     _, first, _ = draw("a cat\na red cat\na cat", "-b", "2")
     assert [one["drawn"] for one in first] == [True] * 4 + [False] * 2 and len(drawn) == 4
     assert [one["seed"] for one in first] == [0, 1] * 3
@@ -106,7 +106,7 @@ def _painted(path):
 def test_ctrl_c_keeps_what_is_done(draw, tmp_path, monkeypatch):
     real, count = drawing.draw, []
 
-    def second_is_stopped(*args):
+    def second_is_stopped(*args, **options):
         count.append(1)
         if len(count) == 2:
             raise interrupt.Stopped(2)
@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_what_is_done(draw, tmp_path, monkeypatch):
     ('{"prompt": "x", "sampler": "lcm", "steps": 60}', ["num_inference_steps is 60"]),
 ])
 def test_bad_lines_are_refused_before_any_is_drawn(draw, tmp_path, monkeypatch, line, words):
-    monkeypatch.setattr(drawing, "draw", lambda *args: pytest.fail("drawn"))
+    monkeypatch.setattr(drawing, "draw", lambda *args, **options: pytest.fail("drawn"))
     line = line if isinstance(line, bytes) else line.encode()
     code, said, err = draw(b'{"prompt": "a cat"}\n' + line + b"\n\n" + line, "-b", "2")
     errors = err.splitlines()
@@ -185,8 +185,8 @@ def test_with_json_all_bad_lines_are_in_one_object(draw, capfd, model):
 
 
 def test_names_are_of_what_decides_the_picture():
-    name = batch.name_of(RECIPE)
-    assert len(name) == 32 and name == batch.name_of(replace(
+    name = naming.name_of(RECIPE)
+    assert len(name) == 32 and name == naming.name_of(replace(
         RECIPE, threads=64, backend="cuda", versions={}, pixels="x", allow_nonfinite=True,
         tuned={"a": "b"}, cfg_scale=int(RECIPE.cfg_scale),
         model={**RECIPE.model, "name": "moved"}))
@@ -194,7 +194,7 @@ def test_names_are_of_what_decides_the_picture():
                    {"weights": "int8"}, {"model": {"files": {"a": "b"}}},
                    {"model": {**RECIPE.model, "ema": "yes"}},
                    {"scheduler": {**RECIPE.scheduler, "steps_offset": 7}}):
-        assert batch.name_of(replace(RECIPE, **change)) != name
+        assert naming.name_of(replace(RECIPE, **change)) != name
     # A name must not change from one version to the next: pictures would be drawn again.
     assert name == "c90323f6138e57a0c134aa8925189fbc"
 

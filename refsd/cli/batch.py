@@ -5,14 +5,13 @@ request has the same name on every machine, and a run that was stopped goes on w
 """
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields
 
 from refsd import atomic, schedulers
 from refsd.cli import output, threads, variation
+from refsd.cli.naming import name_of
 from refsd.cli.recipe import Recipe
 from refsd.cli.report import Warnings, note, one_line, result
 from refsd.cli.requests import BadLines, read_requests
@@ -20,12 +19,10 @@ from refsd.cli.session import Session
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import check_side
 
-# Where and by what it is computed, not what; the bits of these may differ, the picture does not.
-NOT_THE_PICTURE = ("backend", "threads", "tuned", "versions", "pixels", "allow_nonfinite", "schema")
-PLACES = ("name", "variant", "vae", "text_encoder", "hash")  # of the model; its files say it
 NO = {"output_latents": "--output-latents is for pictures of one size",
       "disable_image_metadata": "--disable-image-metadata leaves out the recipe, by which a "
                                 "finished picture is known",
+      "save_state": "--save-state is for one picture", "resume": "--resume is for one picture",
       "audit": "--audit is for one request"}
 
 
@@ -139,27 +136,6 @@ def read_finished(path: str, name: str) -> Recipe | None:
         return recipe
     note(f"refsd: {one_line(path)} is not the picture of its name; it is drawn again")
     return None
-
-
-def name_of(recipe: Recipe) -> str:
-    """32 hexadecimal digits: the SHA-256 of what decides the picture, as JSON with sorted keys.
-
-    Of the model the hashes of its files. Fields at their default are left out, so that fields to
-    come change no name; floats are written as such (7.0).
-    """
-    values = asdict(recipe)
-    for field in fields(recipe):
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        if field.name in NOT_THE_PICTURE or values[field.name] == default:
-            del values[field.name]
-        elif field.type is float:
-            values[field.name] = float(values[field.name])
-    for adapter in values.get("adapters", ()):
-        del adapter["file"]
-    values["model"] = {key: value for key, value in recipe.model.items() if key not in PLACES}
-    values["model"]["files"] = sorted(recipe.model.get("files", {}).values())
-    text = json.dumps(values, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _say(said, lines, file):

@@ -10,6 +10,7 @@ from refsd.cli import (
     batch_options,
     output,
     preview,
+    resuming,
     samplers,
     threads,
     variation,
@@ -49,6 +50,7 @@ def parser() -> Parser:
     variation.add_options(parser)
     adapters.add_options(parser)
     batch_options.add_options(parser)
+    resuming.add_options(parser)
 
     add = parser.add_argument_group("how many, where to, and what to say").add_argument
     add("-b", "--batch-count", type=integer, metavar="N", default=1, help="pictures to draw (1)")
@@ -142,6 +144,7 @@ def run(options: argparse.Namespace) -> int:
         from refsd.cli import batch
 
         return batch.run(options, check)
+    resuming.prepare(options)
     prompt, seeds = check(options)
     targets = output.plan(options.output, seeds)
     if options.output_latents is not None:
@@ -156,6 +159,7 @@ def run(options: argparse.Namespace) -> int:
     with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
         session = Session(options, chatty, screen)
         recipe = session.recipe(options, prompt)
+        resuming.require_same(options, recipe)
         with auditing.auditing(options.audit, show=not options.json,
                                to_stdout=options.output != output.STDOUT) as audit:
             written = [session.picture(variation.nth(recipe, index), target)

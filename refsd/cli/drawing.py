@@ -85,12 +85,12 @@ def effective(pipe: Any, recipe: Recipe) -> Recipe:
     return replace(recipe, **{name: NOTHING[name] for name in without_effect})
 
 
-def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
-    """One picture. Raises ResourceError when the memory does not suffice."""
+def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = None) -> Drawn:
+    """One picture, or the rest of one. Raises ResourceError when the memory does not suffice."""
     before, pipe.check_finite = pipe.check_finite, not recipe.allow_nonfinite
     try:
         with tuned(recipe):
-            return _draw(pipe, recipe, on_step)
+            return _draw(pipe, recipe, on_step, resume)
     except MemoryError:
         needed = estimate_bytes(pipe, recipe.width, recipe.height, 1) / 2**30
         raise ResourceError(f"out of memory: {recipe.width} x {recipe.height} needs about "
@@ -99,7 +99,7 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable) -> Drawn:
         pipe.check_finite = before
 
 
-def _draw(pipe, recipe, on_step):
+def _draw(pipe, recipe, on_step, resume):
     generator = GENERATORS[recipe.rng](recipe.seed)
     generated = pipe(
         recipe.prompt, height=recipe.height, width=recipe.width,
@@ -107,7 +107,7 @@ def _draw(pipe, recipe, on_step):
         guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
         negative_prompt=recipe.negative_prompt, generator=generator,
         latents=variation.first_latents(pipe, recipe, generator), output_type="latent",
-        callback_on_step_end=on_step)
+        callback_on_step_end=on_step, resume=resume)
     begun = time.perf_counter()
     picture = pipe.to_output(generated.images, "np")
     pixels = stages.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black

@@ -14,15 +14,16 @@ QUIET_SECONDS = 30  # between two lines where there is no terminal
 class Progress:
     """Told of every step of one picture; writes to stderr only."""
 
-    def __init__(self, total: int, label: str, *, show: bool):
+    def __init__(self, total: int, label: str, *, show: bool, done: int = 0):
         self.total, self.label, self.show = total, label, show
-        self.done, self.started = 0, time.monotonic()
+        self.done, self.before, self.started = done, done, time.monotonic()
         self.last_line = self.started
         self.bar = None
         if show and sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=label, unit="step", leave=False, file=sys.stderr)
+            self.bar = tqdm(total=total, desc=label, unit="step", leave=False, file=sys.stderr,
+                            initial=done)
 
     def step(self, *_: Any) -> None:
         """One more step is done: a callback_on_step_end, which changes nothing."""
@@ -33,7 +34,8 @@ class Progress:
         now = time.monotonic()
         if self.show and now - self.last_line >= QUIET_SECONDS and self.done < self.total:
             self.last_line = now
-            left = (now - self.started) / self.done * (self.total - self.done)
+            each = (now - self.started) / (self.done - self.before)
+            left = each * (self.total - self.done)
             report.note(f"refsd: {self.label}: step {self.done} of {self.total}, {left:.0f} s left")
 
     @contextmanager

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from refsd.cli import output, preview, samplers, threads
+from refsd.cli import output, preview, resuming, samplers, threads
 from refsd.cli.adapters import Adapters, chosen
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
@@ -74,10 +74,12 @@ class Session:
         if recipe.adapters or self.adapters.places:
             with self._timed("adapters"):
                 self.adapters.put_in(self.pipe, recipe.adapters)
-        with Progress(calls, f"seed {seed}", show=self.chatty) as progress:
+        with Progress(calls, f"seed {seed}", show=self.chatty,
+                      done=resuming.steps_done(self.options)) as progress:
             so_far = None if self.options.preview is None else preview.Preview(
                 self.options, self.screen, target, progress)
-            drawn = drawing.draw(self.pipe, recipe, so_far or progress.step)
+            on_step = resuming.on_step(self.options, recipe, so_far or progress.step)
+            drawn = drawing.draw(self.pipe, recipe, on_step, resume=self.options.resume)
         if so_far is not None:
             drawn.seconds["steps"] -= so_far.seconds
             drawn.seconds["preview"] = so_far.seconds
