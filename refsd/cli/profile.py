@@ -32,9 +32,8 @@ def parser() -> Parser:
     add("-q", "--quiet", action="store_true", help="no word on the work")
     add("-v", "--verbose", action="store_true", help="every step; tracebacks of errors")
     # What drawing asks and profile does not.
-    parser.set_defaults(batch_count=1, output=None, disable_image_metadata=True, seed=0,
-                        preview=None, variation_seed=None, variation_strength=0.0,
-                        seed_resize_from=None)
+    defaults = vars(draw.parser().parse_args([])) | {"disable_image_metadata": True, "seed": 0}
+    parser.set_defaults(**defaults)
     return parser
 
 
