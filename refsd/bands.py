@@ -15,7 +15,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from itertools import tee
 from types import ModuleType
 from typing import Any
 
@@ -172,7 +171,7 @@ class Graph:
                 bands = (_pieces(node, found[node], node not in needed) if node in found
                          else self._bands(node, stream))
                 bands = _keeping(bands, self.kept[node]) if node is chosen else bands
-                streams[node] = list(tee(bands, users[node]))
+                streams[node] = _shared(bands, users[node])
             return streams[node].pop()
 
         return stream(goal)
@@ -264,6 +263,26 @@ def _pieces(node, bands, drop):
         band = waiting.popleft()
         for i in range(0, band.shape[2], tall):
             yield _part(band, i, min(i + tall, band.shape[2]))
+
+
+def _shared(bands, count):
+    """As many iterators over them. (itertools.tee holds 57 bands longer than they are needed.)"""
+    if count == 1:
+        return [bands]
+    waiting = [deque() for _ in range(count)]
+
+    def reader(mine):
+        while True:
+            if not mine:
+                band = next(bands, None)
+                if band is None:
+                    return
+                for each in waiting:
+                    each.append(band)
+                del band
+            yield mine.popleft()
+
+    return [reader(mine) for mine in waiting]
 
 
 def _keeping(bands, kept):

@@ -1,5 +1,7 @@
 """The VAE in overlapping tiles that are blended, and in bands that give the bits of the whole."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import tiny
@@ -10,6 +12,7 @@ from refsd.backends import Backend
 from refsd.errors import UsageError
 from refsd.half import HALVES
 from refsd.models.config import VAEConfig
+from refsd.ops import conv
 from refsd.ops.bands import Sums
 from refsd.pipelines.components import VAE
 from refsd.registry import use
@@ -81,6 +84,32 @@ def test_other_dtypes_have_the_bits_of_the_whole(backend, dtype, bands_of):
     made, whole = (vae.decode(latents, tiling=how) for how in ("exact", "off"))
     assert str(made.dtype) == dtype
     np.testing.assert_array_equal(bits(made), bits(whole))
+
+
+def test_memory_does_not_grow_with_the_picture(bands_of, monkeypatch):
+    """Nothing is kept between passes, nor longer in one than its bands are waited for."""
+    bands_of(2**13, kept=0)
+    monkeypatch.setattr(conv, "SLICE_BYTES", 2**17)
+    weight, last, line = normal(8, 8, 3, 3), normal(1, 8, 3, 3), np.ones(8, "f4")
+
+    def network(x):
+        x = F.conv2d(x, weight, padding=1)
+        x = F.add(x, F.conv2d(F.silu(F.group_norm(x, line, line, groups=2, eps=1.0)), weight,
+                              padding=1))
+        x = F.upsample_nearest(x, height=2 * x.shape[2], width=2 * x.shape[3])
+        return F.conv2d(x, last, padding=1)
+
+    def most(height):
+        x = normal(1, 8, height, 16)
+        tracemalloc.start()
+        made = bands.compute(network, x)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak - 2 * made.nbytes  # its bands, and these joined
+
+    most(64)  # whatever is imported and cached at first
+    low, high, plane = most(256), most(1024), 768 * 16 * 8 * 4
+    assert high < low + plane / 8, (low, high)  # partial sums of 64 numbers and more
 
 
 def test_large_kernels_have_no_bands():

@@ -7,7 +7,7 @@ to 128 adjacent numbers, here made as they come and then added up along the same
 
 import numpy as np
 
-from refsd.ops.conv import SLICE_BYTES
+from refsd.ops import conv
 
 READS_HALVES = False
 LEAF = 128  # NumPy's PW_BLOCKSIZE; each half but the last is a multiple of 8
@@ -21,7 +21,7 @@ def conv2d_rows(channels, kernel, result, algorithm, itemsize, most):
     N, _, Wo, _ = result
     itemsize = max(itemsize, 4)  # halves are widened
     taps = kernel[2] * kernel[3]
-    rows = max(1, SLICE_BYTES // (channels * taps * N * Wo * itemsize))
+    rows = max(1, conv.SLICE_BYTES // (channels * taps * N * Wo * itemsize))
     return rows if algorithm == "im2col" else 0
 
 
