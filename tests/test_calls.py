@@ -464,7 +464,7 @@ def test_syntax_of_other_tools_is_said_once(draw, caplog):
     for word in ("cat", "dog"):
         draw(prompt=f"({word}:1.2)")
     assert [said for said in caplog.messages if "literally" in said] == [
-        "'(cat:1.2)': a weight in the prompt is taken literally, it weighs nothing; compat a1111 "
+        "'(cat:1.2)': a weight in the prompt is taken literally, it weighs nothing; --compat a1111 "
         "reads it"]
 
 

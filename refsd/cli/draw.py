@@ -8,6 +8,7 @@ from refsd.cli import (
     adapters,
     auditing,
     batch_options,
+    compat,
     output,
     preview,
     resuming,
@@ -49,6 +50,7 @@ def parser() -> Parser:
     add_request(parser)
     variation.add_options(parser)
     adapters.add_options(parser)
+    compat.add_options(parser)
     batch_options.add_options(parser)
     resuming.add_options(parser)
 
@@ -185,6 +187,7 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     if prompt is None:
         raise UsageError("there is no prompt. Give one in quotes, or see refsd --help")
     adapters.chosen(options, prompt)
+    compat.check(options)
     if options.json and options.output == output.STDOUT:
         raise UsageError("--json and --output - both want stdout; give one of them")
     if options.sampler is not None:

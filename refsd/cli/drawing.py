@@ -87,7 +87,9 @@ def effective(pipe: Any, recipe: Recipe) -> Recipe:
 
 def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = None) -> Drawn:
     """One picture, or the rest of one. Raises ResourceError when the memory does not suffice."""
-    before, pipe.check_finite = pipe.check_finite, not recipe.allow_nonfinite
+    before, spoken = (pipe.check_finite, pipe.make_generator), pipe.dialect
+    pipe.dialect, pipe.make_generator = recipe.compat, GENERATORS[recipe.rng]
+    pipe.check_finite = not recipe.allow_nonfinite
     try:
         with tuned(recipe):
             return _draw(pipe, recipe, on_step, resume)
@@ -96,21 +98,23 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = N
         raise ResourceError(f"out of memory: {recipe.width} x {recipe.height} needs about "
                             f"{needed:.1f} GiB. Ask for a smaller picture, or free some") from None
     finally:
-        pipe.check_finite = before
+        pipe.dialect = spoken
+        pipe.check_finite, pipe.make_generator = before
 
 
 def _draw(pipe, recipe, on_step, resume):
-    generator = GENERATORS[recipe.rng](recipe.seed)
+    generator = pipe.make_generator(recipe.seed)
     generated = pipe(
         recipe.prompt, height=recipe.height, width=recipe.width,
         num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale,
         guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
-        negative_prompt=recipe.negative_prompt, generator=generator,
+        negative_prompt=recipe.negative_prompt,
+        generator=recipe.seed if pipe.dialect.reseeds else generator,
         latents=variation.first_latents(pipe, recipe, generator), output_type="latent",
         callback_on_step_end=on_step, resume=resume)
     begun = time.perf_counter()
     picture = pipe.to_output(generated.images, "np")
-    pixels = stages.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black
+    pixels = pipe.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black
     seconds = {"text": generated.seconds["encode"], "steps": generated.seconds["denoise"],
                "decode": time.perf_counter() - begun}
     return Drawn(np.ascontiguousarray(pixels), np.asarray(generated.images), seconds,

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from refsd.cli import adapters, samplers, variation
+from refsd.cli import adapters, compat, samplers, variation
 from refsd.cli.infotext import format_infotext
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS
@@ -25,8 +25,8 @@ class Recipe:
 
     Sizes in pixels; `clip_skip` as in diffusers; `scheduler` is the full resolved configuration;
     `model` holds the name and the SHA-256 of each file of weights; `weights` is the form in which
-    they were held, if asked for; `variation` and `adapters` are those of refsd.cli.variation and
-    .adapters; `threads` are the backend's.
+    they were held, if asked for; `compat` is the dialect, `variation` and `adapters` are those of
+    refsd.cli.variation and .adapters; `threads` are the backend's.
     """
 
     prompt: str
@@ -48,6 +48,7 @@ class Recipe:
     exact: bool = False
     tuned: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
+    compat: str = "diffusers"
     variation: dict[str, Any] = field(default_factory=dict)
     adapters: list[dict[str, Any]] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +84,7 @@ class Recipe:
             **({"Model": self.model["name"]} if self.model.get("name") else {}),
             **variation.settings(self.variation),
             **adapters.settings(self.adapters),
+            **compat.settings(self.compat),
             **({"Clip skip": self.clip_skip + 1} if self.clip_skip else {}),
             **({"Eta DDIM": f"{self.eta:g}"} if self.eta else {}),
             **A1111_RNG[self.rng],
@@ -100,7 +102,8 @@ RULES = NUMBERS | {
     "weights": optional(only(*FORMS)),
     "allow_nonfinite": boolean, "exact": boolean,
     "scheduler": table(anything, "an object"),
-    "variation": variation.RULE, "adapters": adapters.RULE, "tuned": STRINGS, "versions": STRINGS,
+    "compat": compat.RULE, "variation": variation.RULE, "adapters": adapters.RULE,
+    "tuned": STRINGS, "versions": STRINGS,
     "model": table(TEXT, "an object of strings", files=STRINGS, variant=optional(TEXT)),
     "schema": only(SCHEMA),
 }  # fmt: skip
@@ -122,7 +125,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         raise UsageError(f"{where} is a JSON {type(found).__name__}, expected an object")
     check_schema(found.get("schema"), SCHEMA, where, "the picture", error=UsageError)
     for key, value in (("exact", False), ("tuned", {}), ("weights", None), ("variation", {}),
-                       ("adapters", [])):
+                       ("adapters", []), ("compat", "diffusers")):
         found.setdefault(key, value)  # in no picture drawn before there was a choice
     check(found, RULES, where, error=UsageError)
     return Recipe(**found)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from refsd.arguments import nearest, shown
 from refsd.cli import samplers
 from refsd.cli.recipe import RNGS
+from refsd.dialects.names import find, spelled
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS, check_choice
 from refsd.rules import as_kind, number
@@ -14,7 +15,7 @@ MAX_FILE = 64 << 20
 MAX_LINES = 100_000
 ENDINGS = (".jsonl", ".ndjson", ".json")
 FIELDS = ("prompt", "negative_prompt", "seed", "width", "height", "steps", "cfg_scale",
-          "guidance_rescale", "eta", "clip_skip", "sampler", "rng", "variation_seed",
+          "guidance_rescale", "eta", "clip_skip", "sampler", "rng", "compat", "variation_seed",
           "variation_strength")
 # What diffusers, A1111's API and sd-cli call the same.
 ELSEWHERE = {"negative": "negative_prompt", "num_inference_steps": "steps", "n_steps": "steps",
@@ -115,6 +116,8 @@ def _with(options, said, prompt):
         raise UsageError("there is no prompt; give one")
     if "sampler" in said:
         said["sampler"] = samplers.find_sampler(said["sampler"])
+    if "compat" in said:
+        said["compat"] = spelled(find(said["compat"]))
     if "rng" in said:
         check_choice("rng", said["rng"], RNGS)
     return argparse.Namespace(**{**vars(options), **said, "prompt": prompt, "words": None})

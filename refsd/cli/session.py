@@ -47,8 +47,9 @@ class Session:
 
     def recipe(self, options: argparse.Namespace, prompt: str) -> Recipe:
         """The resolved request, refused where this model or its sampler cannot do it."""
-        from refsd.cli import drawing
+        from refsd.cli import compat, drawing
 
+        self.pipe.dialect = options.compat
         if options.sampler != self.options.sampler:
             self.pipe.scheduler = samplers.of_model(options.sampler, self.scheduler_config)
         prompt, asked = chosen(options, prompt)
@@ -59,7 +60,8 @@ class Session:
             height=options.height or self.pipe.default_size,
             steps=options.steps, cfg_scale=options.cfg_scale, eta=options.eta,
             guidance_rescale=options.guidance_rescale, clip_skip=options.clip_skip,
-            rng=options.rng, scheduler=self.pipe.scheduler.config.plain(),
+            rng=compat.rng(options), compat=options.compat,
+            scheduler=self.pipe.scheduler.config.plain(),
             backend=self.pipe.backend, dtype=options.dtype,
             threads=threads.in_use(self.pipe.backend), exact=options.exact,
             tuned=drawing.tuned_choices() if options.tuned else {}, weights=options.weights,

@@ -34,6 +34,11 @@ class Dialect:
     step_rng: str | None = None
     nearest: bool = False
 
+    @property
+    def reseeds(self) -> bool:
+        """Whether the steps' noise has generators of its own."""
+        return self.step_seed is not None or self.step_rng is not None
+
     def guides(self, scale: float) -> bool:
         """Whether the model is asked for the negative prompt too."""
         return scale > 1 or self.guide_below and scale != 1

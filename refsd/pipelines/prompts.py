@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 # dialects that read it.
 _SYNTAX = (
     (("a1111", "comfy"), re.compile(r"(?<!\\)\([^()]*(?::\s*\d*\.\d+|[^\d\s()]\s*:\s*\d)\s*\)"),
-     "a weight in the prompt is taken literally, it weighs nothing; compat a1111 reads it"),
+     "a weight in the prompt is taken literally, it weighs nothing; --compat a1111 reads it"),
     (("a1111",), re.compile(r"(?<!\\)\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\s*\]"),
-     "a change of prompt between steps is taken literally, it changes nothing; compat a1111 reads "
-     "it"),
+     "a change of prompt between steps is taken literally, it changes nothing; --compat a1111 "
+     "reads it"),
     (("a1111",), re.compile(r"(?<!\\)\[[^\[\]:|]+:\s*\d*\.?\d+\s*\]"),
-     "a word that comes in at a later step is taken literally; compat a1111 reads it"),
+     "a word that comes in at a later step is taken literally; --compat a1111 reads it"),
     (("a1111",), re.compile(r"(?<!\\)[\[{][^\[\]{}]*\|[^\[\]{}]*[\]}]"),
-     "alternatives are taken literally, none is chosen; compat a1111 takes [a|b] in turns"),
+     "alternatives are taken literally, none is chosen; --compat a1111 takes [a|b] in turns"),
     (("a1111",), re.compile(r"(?<=[^\sA-Z]\s)(?:BREAK|AND)(?=\s+[^\sA-Z])"),
-     "the prompt is one: this is taken for a word and parts nothing; compat a1111 reads it"),
+     "the prompt is one: this is taken for a word and parts nothing; --compat a1111 reads it"),
     (("comfy",), re.compile(r"\bembedding:[\w.-]+"),
      "taken literally: an embedding that is loaded is called by its word alone"),
     ((), re.compile(r"<(?:lora|lyco):[^<>]+>"),
