@@ -18,6 +18,7 @@ from refsd.registry import use, watch
 from refsd.version import __version__
 
 __all__ = ["ControlNet", "F", "StableDiffusionControlNetPipeline", "StableDiffusionImg2ImgPipeline",
+           "StableDiffusionInpaintPipeline", "StableDiffusionInstructPix2PixPipeline",
            "StableDiffusionPipeline", "__version__", "threads", "use", "watch"]
 
 _LAZY = {
@@ -27,6 +28,9 @@ _LAZY = {
     "StableDiffusionImg2ImgPipeline": ("refsd.pipelines.img2img", "StableDiffusionImg2ImgPipeline"),
     "StableDiffusionControlNetPipeline": ("refsd.pipelines.stable_diffusion_controlnet",
                                           "StableDiffusionControlNetPipeline"),
+    "StableDiffusionInpaintPipeline": ("refsd.pipelines.inpaint", "StableDiffusionInpaintPipeline"),
+    "StableDiffusionInstructPix2PixPipeline": ("refsd.pipelines.pix2pix",
+                                               "StableDiffusionInstructPix2PixPipeline"),
     "StableDiffusionPipeline": ("refsd.pipelines.stable_diffusion", "StableDiffusionPipeline"),
     "threads": ("refsd.parallel", "threads"),
 }

@@ -50,8 +50,7 @@ def latents(pipe):
 
 
 LABELS = [
-    "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "DiffusionPipeline",
-    "StableDiffusionControlNetPipeline", ["pipeline", "MyPipeline"], 7, None,
+    "DiffusionPipeline", "StableDiffusionControlNetPipeline", ["pipeline", "MyPipeline"], 7, None,
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from weights_samples import STEM, TINY, entry, file_of, refused, tiny_tensors, write_folder
 
-from refsd.errors import ResourceError, UsageError
+from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import SD1
 from refsd.weights import (
     checkpoint,
@@ -312,14 +312,27 @@ def test_a_label_of_another_pipeline_gets_a_line(tmp_path, caplog):
     "component, changes, words",
     [
         ("unet", {"cross_attention_dim": 24}, ("text of width 24", "gives 12")),
-        ("unet", {"in_channels": 9}, ("takes 9 channels", "an inpainting model")),
-        ("vae", {"latent_channels": 8}, ("latents have 8",)),
+        ("unet", {"in_channels": 5}, ("takes 5 channels", "latents have 4")),
+        ("vae", {"latent_channels": 8}, ("gives 4 channels", "latents have 8")),
     ],
 )
 def test_networks_that_do_not_fit_each_other_are_refused(component, changes, words):
     configs = {name: validate(name, config) for name, config in TINY.items()}
     configs[component] |= changes
     refused(lambda: checkpoint.check_together(configs, "model"), "model: ", *words)
+
+
+@pytest.mark.parametrize("channels, words", [
+    (4, "a text-to-image model.* StableDiffusionPipeline"),
+    (8, "InstructPix2Pix.* takes 8 channels. Take StableDiffusionInstructPix2PixPipeline; .*-img"),
+    (9, "an inpainting model.*Take StableDiffusionInpaintPipeline; for refsd draw .*--mask")])
+def test_what_a_unet_reads_says_which_pipeline_draws_with_it(channels, words):
+    configs = {name: validate(name, config) for name, config in TINY.items()}
+    configs["unet"] |= {"in_channels": channels}
+    checkpoint.check_together(configs, "model")
+    others = {4: "mask", 8: "latents", 9: "image"}
+    with pytest.raises(ModelError, match=words):
+        checkpoint.check_together(configs, "model", (others[channels],))
 
 
 def test_a_text_encoder_of_another_model_is_refused(tmp_path, unread):

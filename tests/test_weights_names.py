@@ -223,13 +223,9 @@ FAMILIES = {
     "SDXL alone": ({KEY: (640, 2048)}, "SDXL (text width 2048)"),
     "SD 3": ({UNET + "joint_blocks.0.x": (1,)}, "Stable Diffusion 3"),
     "Flux": ({UNET + "double_blocks.0.x": (1,)}, "Flux"),
-    "inpainting": (
-        {KEY: (320, 768), UNET + "input_blocks.0.0.weight": (320, 9, 3, 3)},
-        "an inpainting model",
-    ),
-    "InstructPix2Pix": (
-        {KEY: (320, 768), UNET + "input_blocks.0.0.weight": (320, 8, 3, 3)},
-        "InstructPix2Pix",
+    "depth": (
+        {KEY: (320, 768), UNET + "input_blocks.0.0.weight": (320, 5, 3, 3)},
+        "a depth model",
     ),
     "ControlNet": ({"control_model.input_blocks.0.0.weight": (320, 4, 3, 3)}, "a ControlNet"),
     "LoRA": ({"lora_unet_down_blocks_0.lora_down.weight": (4, 320)}, "a LoRA"),

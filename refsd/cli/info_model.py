@@ -26,6 +26,16 @@ def show(path: str, *, as_json: bool) -> int:
     return 0
 
 
+def _named(family: Any, tensors: Any) -> str:
+    """The family's name, and what its UNet reads beside latents."""
+    from refsd.families import INPUTS, input_of
+
+    first = next((info for name, info in tensors.items()
+                  if name.endswith(("input_blocks.0.0.weight", "unet.conv_in.weight"))), None)
+    kind = None if first is None or len(first.shape) != 4 else input_of(first.shape[1], 4)
+    return family.name if kind in (None, "latents") else f"{family.name}, {INPUTS[kind][0]}"
+
+
 def describe(header: Any) -> dict[str, Any]:
     """What a header says: the family, or what else it is, its networks, types and metadata."""
     from refsd.families import other_family, text_widths
@@ -40,7 +50,7 @@ def describe(header: Any) -> dict[str, Any]:
         numbers[info.dtype] += info.count
         size[info.dtype] += info.stop - info.start
     other = other_family(tensors, text_widths(tensors))
-    return {"kind": other or family.name,
+    return {"kind": other or _named(family, tensors),
             "networks": [] if other else [NETWORKS[part].word for part in parts],
             "types": {dtype: {"tensors": tensors_of[dtype], "numbers": numbers[dtype],
                               "bytes": size[dtype]}

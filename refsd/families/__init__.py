@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from refsd.families.family import Family, Layout, Location
+from refsd.families.inputs import INPUTS, input_of
 from refsd.families.latent_diffusion import CONTROLNET, NOISE
 from refsd.families.others import WIDTHS, other_family
 from refsd.families.sd1 import SD1
 from refsd.families.sd2 import SD2
 
-__all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "NOISE", "SD1", "WIDTHS", "Family",
-           "Layout", "Location", "family_of_width", "other_family", "recognise",
+__all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "INPUTS", "NOISE", "SD1", "WIDTHS",
+           "Family", "Layout", "Location", "family_of_width", "input_of", "other_family",
+           "recognise",
            "text_widths"]  # fmt: skip
 
 FAMILIES = (SD1, SD2)

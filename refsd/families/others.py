@@ -15,7 +15,7 @@ BEGINNINGS = {
     "control_model.": "a ControlNet",
 }
 WIDTHS = {2048: "SDXL"}  # of the text that cross-attention reads
-CHANNELS = {5: "a depth model", 7: "an upscaler", 8: "InstructPix2Pix", 9: "an inpainting model"}
+CHANNELS = {5: "a depth model", 7: "an upscaler"}
 PARTS = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.", "input_blocks.",
          "first_stage_model.", "cond_stage_model.", "unet.", "vae.", "text_encoder.", "model_ema.",
          UNET.prefix)  # fmt: skip

@@ -32,7 +32,7 @@ def as_image(name: str, image: Any, factor: int, *, latent_channels: int, height
         numbers = _numbers(name, image, (3, latent_channels))
         if numbers.shape[1] == latent_channels:
             return numbers
-        numbers = _nearest(numbers, *_size(name, numbers.shape[2:], height, width, factor))
+        numbers = nearest(numbers, *_size(name, numbers.shape[2:], height, width, factor))
     else:
         size = _size(name, found[0].size[::-1], height, width, factor)
         numbers = _stacked(name, [_resized(_rgb(one), size, crop) for one in found])
@@ -45,7 +45,7 @@ def as_pixels(name: str, image: Any, factor: int, *, height: int | None = None,
     found = _images(name, image)
     if found is None:
         numbers = _numbers(name, image, (3,))
-        return _nearest(numbers, *_size(name, numbers.shape[2:], height, width, factor))
+        return nearest(numbers, *_size(name, numbers.shape[2:], height, width, factor))
     size = _size(name, found[0].size[::-1], height, width, factor)
     return _stacked(name, [_rgb(_resized(one, size)) for one in found])
 
@@ -56,7 +56,7 @@ def as_mask(name: str, mask: Any, factor: int, *, height: int, width: int,
     found = _images(name, mask)
     if found is None:
         numbers = _numbers(name, mask, (1,))
-        numbers = _nearest(numbers, *_size(name, numbers.shape[2:], height, width, factor))
+        numbers = nearest(numbers, *_size(name, numbers.shape[2:], height, width, factor))
     else:
         resized = [_resized(_eight_bits(one), (height, width), crop) for one in found]
         numbers = _stacked(name, [one.convert("L") for one in resized])
@@ -198,7 +198,7 @@ def _size(name, own, height, width, factor):
     return rounded
 
 
-def _nearest(array, height, width):
+def nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
     """The pixel at floor(i n / m), n / m in float32 as in torch.   -> (B, C, height, width)"""
     for axis, size in ((2, height), (3, width)):
         own = array.shape[axis]

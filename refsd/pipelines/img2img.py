@@ -61,7 +61,8 @@ class StableDiffusionImg2ImgPipeline(Pipeline):
         stages.make_schedule(self.scheduler, steps, timesteps=timesteps, sigmas=sigmas)
         left = starts.timesteps_left(self.scheduler, strength, steps=None if own else steps)
         with use(self.backend, exact=self.exact):
-            latents = starts.as_latents(self, image, drawing.generator, drawing.batch)
-            noise = starts.noise_like(self, latents, drawing.generator)
+            latents = starts.as_latents(self, image, drawing.generator, drawing.batch,
+                                        samples=drawing.batch)
+            noise = starts.noise_of(self, tuple(latents.shape), drawing.generator)
             latents = self.scheduler.add_noise(latents, noise, left[0])
         return drawing.finish(latents, timesteps=left)

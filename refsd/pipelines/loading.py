@@ -1,7 +1,7 @@
 """A model on disk as the parts of a pipeline."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from refsd.arguments import ARITHMETICS, shown
 from refsd.backends import find_backend
 from refsd.errors import ModelError, UsageError
-from refsd.families import COMPONENTS, recognise
+from refsd.families import COMPONENTS, input_of, recognise
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.pipelines.single_file import predicting, scheduler_of_file
@@ -35,12 +35,14 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
                     weights: str | None = None, download: bool,
                     variant: str | None, ema: bool, force: bool, exact: bool = False,
                     hub: dict[str, Any] | None = None, scheduler: Any = None, vae: Any = None,
-                    text_encoder: Any = None, prediction_type: str | None = None) -> dict[str, Any]:
+                    text_encoder: Any = None, prediction_type: str | None = None,
+                    inputs: Collection[str] = ("latents",)) -> dict[str, Any]:
     """Everything StableDiffusionPipeline is made of, from a folder, a file or a hub id.
 
     No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` and
     `prediction_type` as in `load_scheduler`; `vae` and `text_encoder` are paths, hub ids or such
-    networks, and replace the model's. Raises ModelError, ResourceError, UsageError.
+    networks, and replace the model's; `inputs` are what the UNet may read. Raises ModelError,
+    ResourceError, UsageError.
     """
     if dtype not in ARITHMETICS:
         raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(ARITHMETICS)}")
@@ -58,7 +60,7 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
         value, download=download, variant=variant, parts=(part,), **(hub or {}))
         for part, value in given.items()}
     parts = load_checkpoint(place, dtype=dtype, weights=weights, variant=variant, ema=ema,
-                            force=force, replaced=replaced)
+                            force=force, replaced=replaced, inputs=inputs)
     for part in parts.values():
         find_backend(backend).place(part.tensors)
     find_backend(backend).release()  # the memory that weights lay in before
@@ -104,7 +106,7 @@ def _check_objects(objects: dict[str, Any], unet: UNet) -> None:
                              f"{getattr(found, 'backend', 'no backend')}; give a path, or the "
                              f"{part} of a refsd pipeline on {unet.backend}")
     vae, text = objects.get("vae"), objects.get("text_encoder")
-    if vae is not None and vae.config.latent_channels != unet.in_channels:
+    if vae is not None and not input_of(unet.in_channels, vae.config.latent_channels):
         raise UsageError(f"vae has latents of {vae.config.latent_channels} channels, the UNet "
                          f"takes {unet.in_channels}; give one of such a model")
     width = None if text is None else text.tree["embeddings"]["token_embedding"]["weight"].shape[1]

@@ -22,6 +22,7 @@ from refsd.places import on_host
 from refsd.random import TorchGenerator
 from refsd.registry import use
 from refsd.text import CLIPTokenizer
+from refsd.weights.checkpoint import check_input
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,14 @@ class Pipeline:
     """The parts: tokenizer, text_encoder, unet, vae, scheduler; each works alone.
 
     The scheduler may be replaced. `from_pretrained` without a path gives the small model that ships
-    with refsd.
+    with refsd. `inputs` are what the UNet may read (refsd.families.inputs).
     """
+
+    inputs: tuple[str, ...] = ("latents",)
 
     def __init__(self, *, tokenizer: CLIPTokenizer, text_encoder: TextEncoder, unet: UNet, vae: VAE,
                  scheduler: Any, backend: str = "auto", name: str = "", exact: bool = False):
+        check_input(unet.in_channels, vae.config.latent_channels, self.inputs, name or "the model")
         self.tokenizer, self.text_encoder, self.unet = tokenizer, text_encoder, unet
         self.vae, self.scheduler, self.name = vae, scheduler, name
         self.backend, self.exact = choose_backend(backend), exact
@@ -92,7 +96,8 @@ class Pipeline:
         parts = load_components(path, backend=backend, dtype=dtype, weights=weights,
                                 download=download, variant=variant, ema=ema, force=force,
                                 exact=exact, hub=hub, scheduler=scheduler, vae=vae,
-                                text_encoder=text_encoder, prediction_type=prediction_type)
+                                text_encoder=text_encoder, prediction_type=prediction_type,
+                                inputs=cls.inputs)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained

@@ -30,36 +30,34 @@ def timesteps_left(scheduler: Any, strength: float, *, steps: int | None = None)
     return scheduler.timesteps[first:]
 
 
-def encode_image(vae: VAE, image: Any, generator: Any, *, pictures: int | None = None) -> Any:
-    """A sample of the VAE's posterior as latents of the diffusion.   (N, 3, H, W) -> (B, 4, h, w)
+def encode_image(vae: VAE, image: Any, generator: Any, *, samples: int | None = None) -> Any:
+    """A sample of the VAE's posterior as latents of the diffusion.   (N, 3, H, W) -> (N, 4, h, w)
 
-    B is `pictures`, for which those given are repeated, or N. One generator draws for N pictures,
-    which are then repeated; of a list, one each, every picture has a sample of its own.
+    Of a list of generators, one a picture, the first N draw; with `samples`, so many of them, for
+    the pictures in turn: -> (samples, 4, h, w).
     """
-    count = image.shape[0] if pictures is None else pictures
     posterior = vae.encode(image).latent_dist
     if isinstance(generator, list):
-        mean, logvar = (repeated("image", x, count) for x in (posterior.mean, posterior.logvar))
-        sample = DiagonalGaussian(mean, logvar, posterior.backend).sample(generator[:count])
-    else:
-        sample = repeated("image", posterior.sample(generator), count)
-    return stages.scaled(sample, vae.config.scaling_factor)
+        samples = image.shape[0] if samples is None else samples
+        moments = (repeated("image", x, samples) for x in (posterior.mean, posterior.logvar))
+        posterior = DiagonalGaussian(*moments, posterior.backend)
+        generator = generator[:samples]
+    return stages.scaled(posterior.sample(generator), vae.config.scaling_factor)
 
 
-def as_latents(pipe: Any, image: Any, generator: Any, count: int) -> Any:
+def as_latents(pipe: Any, image: Any, generator: Any, count: int, **options: Any) -> Any:
     """The latents of a prepared picture, or those that it is itself.   -> (count, 4, h, w)"""
     channels = pipe.vae.config.latent_channels
     if image.shape[1] == channels:
         return repeated("image", given(pipe, "image", image, ("N", channels, "h", "w")), count)
-    latents = encode_image(pipe.vae, image, generator, pictures=count)
+    latents = encode_image(pipe.vae, image, generator, **options)
     pipe.require_finite("encode the picture", latents)
-    return latents
+    return repeated("image", latents, count)
 
 
-def noise_like(pipe: Any, latents: Any, generator: Any) -> Any:
-    """N(0, 1) of the shape and the dtype of latents, where they lie."""
-    noise = draw_noise(tuple(latents.shape), str(latents.dtype), generator)
-    return BACKENDS[pipe.backend].put(noise)
+def noise_of(pipe: Any, shape: tuple[int, ...], generator: Any) -> Any:
+    """N(0, 1) in the dtype of a pipeline's latents, where it computes."""
+    return BACKENDS[pipe.backend].put(draw_noise(shape, pipe.unet.dtype, generator))
 
 
 def repeated(name: str, array: Any, count: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import ModelError, UsageError
-from refsd.families import COMPONENTS
+from refsd.families import COMPONENTS, INPUTS, input_of
 from refsd.leaf import Weight, seal
 from refsd.quantized import Quantized
 from refsd.weights.folder import check_variants
@@ -49,6 +49,7 @@ def load_checkpoint(
     force: bool = False,
     configs: Mapping[str, Mapping] | None = None,
     replaced: Mapping[str, Path | None] | None = None,
+    inputs: Collection[str] = tuple(INPUTS),
 ) -> dict[str, Component]:
     """The text_encoder, unet and vae of a diffusers folder or a single file.
 
@@ -59,7 +60,7 @@ def load_checkpoint(
     a folder's files ("fp16") in the parts that have it; ema the moving averages of a single file;
     configs are for single files of another size than their family's. force skips the question
     whether it fits into memory. replaced gives components another path, or None to leave them out:
-    the model's own are then not looked at.
+    the model's own are then not looked at. inputs: what the UNet may read (refsd.families.inputs).
 
     Every name, shape, type and config is checked before the first tensor is read. Raises
     ModelError for what is wrong with the files, ResourceError for too little memory, UsageError
@@ -86,7 +87,7 @@ def load_checkpoint(
         if other is not None:
             like = (configs or {}).get(name) or own_config(path, name)
             plans[name] = plan_replacement(other, name, variant=variant, like=like)
-    check_together({name: plan.config for name, plan in plans.items()}, str(path))
+    check_together({name: plan.config for name, plan in plans.items()}, str(path), inputs)
     return load(plans, dtype=dtype, weights=weights, force=force)
 
 
@@ -107,17 +108,15 @@ def load_folder(
     return load({component: plan}, dtype=dtype, weights=weights, force=force)[component]
 
 
-def check_together(configs: Mapping[str, Mapping], where: str) -> None:
+def check_together(configs: Mapping[str, Mapping], where: str,
+                   inputs: Collection[str] = tuple(INPUTS)) -> None:
     """ModelError when the three networks of a model do not fit each other."""
     unet, vae, text = configs["unet"], configs.get("vae"), configs.get("text_encoder")
-    latent = unet["in_channels"] if vae is None else vae["latent_channels"]
-    if unet["in_channels"] != latent or unet["out_channels"] != latent:
-        kind = " (an inpainting model)" if unet["in_channels"] == 9 else ""
-        raise ModelError(
-            f"{where}: the UNet takes {unet['in_channels']} channels and gives "
-            f"{unet['out_channels']}, the VAE's latents have {latent}{kind}. "
-            "Give a text-to-image model"
-        )
+    latent = unet["out_channels"] if vae is None else vae["latent_channels"]
+    if unet["out_channels"] != latent:
+        raise ModelError(f"{where}: the UNet gives {unet['out_channels']} channels, the VAE's "
+                         f"latents have {latent}. Give parts of one model")
+    check_input(unet["in_channels"], latent, inputs, where)
     widths = unet["cross_attention_dim"]
     widths = set(widths) if isinstance(widths, (list, tuple)) else {widths}
     if text is not None and widths != {text["hidden_size"]}:
@@ -125,6 +124,18 @@ def check_together(configs: Mapping[str, Mapping], where: str) -> None:
             f"{where}: the UNet reads text of width {', '.join(map(str, sorted(widths)))}, "
             f"the text encoder gives {text['hidden_size']}. Give parts of one model"
         )
+
+
+def check_input(channels: int, latent: int, inputs: Collection[str], where: str) -> None:
+    """ModelError for a UNet that reads other inputs than the pipeline at hand gives it."""
+    found = input_of(channels, latent)
+    if found is None:
+        raise ModelError(f"{where}: the UNet takes {channels} channels, the VAE's latents have "
+                         f"{latent}. Give parts of one model")
+    if found not in inputs:
+        what, pipelines, options = INPUTS[found]
+        raise ModelError(f"{where}: {what}, its UNet takes {channels} channels. Take {pipelines}; "
+                         f"for refsd draw give {options}")
 
 
 def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = None,

@@ -15,8 +15,10 @@ from refsd.weights.files import read_foreign_object
 logger = logging.getLogger(__name__)
 
 NAME = "model_index.json"
-# Text to image from these five parts.
-PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+# What refsd draws from these five parts.
+PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline",
+             "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+             "StableDiffusionInstructPix2PixPipeline")
 PARTS = ("tokenizer", "scheduler", *COMPONENTS)
 # Parts that such a folder may hold and that its pictures do not come from.
 OTHERS = ("safety_checker", "feature_extractor", "image_encoder")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
-from refsd.families import COMPONENTS, Family, recognise
+from refsd.families import COMPONENTS, Family, input_of, recognise
 from refsd.weights.header import Header
 from refsd.weights.ldm import ema_name
 from refsd.weights.networks import NETWORKS
@@ -142,11 +142,14 @@ def say_rest(header: Header, parts: Mapping[str, Part], outer: str) -> None:
 
 
 def adapted(component: str, config: Mapping[str, Any], header: Header, part: Part) -> dict:
-    """The config with what a file's own tensors say: LCM's condition, no middle block, matrices."""
+    """The config with what a file's tensors say: channels, LCM's condition, blocks, matrices."""
     config = dict(config)
     tensors, prefix = header.tensors, part.prefix
     if component != "unet" or f"{prefix}input_blocks.0.0.weight" not in tensors:
         return config
+    landmark = tensors[f"{prefix}input_blocks.0.0.weight"].shape
+    if len(landmark) == 4 and input_of(landmark[1], config["out_channels"]):
+        config["in_channels"] = landmark[1]
     condition = tensors.get(f"{prefix}time_embed.cond_proj.weight")
     if condition is not None and len(condition.shape) == 2:
         config["time_cond_proj_dim"] = condition.shape[1]

@@ -1,5 +1,7 @@
 """Pictures as inputs against diffusers: the same bits prepared, the same picture drawn."""
 
+import inspect
+
 import diffusers
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from tiny_diffusers import PROMPT, SD1, same_picture, write_model
 
 import refsd
 from refsd import schedulers
-from refsd.pipelines import images
+from refsd.pipelines import from_diffusers, images
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (75, 98, 3)).astype(np.uint8)
@@ -104,7 +106,7 @@ def models(tmp_path_factory):
     """Pairs of pipelines, theirs and ours, by class and number of the UNet's channels."""
     folders, pairs = {}, {}
 
-    def pair(name, channels=4, backend="numpy"):
+    def pair(name, channels=4, backend="numba"):
         if channels not in folders:
             root = tmp_path_factory.mktemp(f"tiny{channels}")
             folders[channels] = write_model(root, in_channels=channels)
@@ -133,7 +135,7 @@ IMG2IMG = "StableDiffusionImg2ImgPipeline"
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_image_to_image(models, sampler, strength):
     same_picture(*sampling(models(IMG2IMG), sampler), prompt=PROMPT, image=SMALL,
-                 strength=strength, num_inference_steps=7, negative_prompt="blurry")
+                 strength=strength, num_inference_steps=5, negative_prompt="blurry")
 
 
 @pytest.mark.parametrize("options", [
@@ -160,3 +162,81 @@ def test_image_to_image_along_a_schedule_of_ones_own(models, sampler, own):
         theirs.scheduler = diffusers.DPMSolverMultistepScheduler(**SD1)
         ours.scheduler = schedulers.DPMSolverMultistepScheduler(**SD1)
     same_picture(theirs, ours, prompt=PROMPT, image=SMALL, strength=0.5, **own)
+
+
+INPAINT = "StableDiffusionInpaintPipeline"
+WHITE = Image.new("L", SMALL.size)
+WHITE.paste(255, (9, 12, 37, 31))
+
+
+@pytest.mark.parametrize("channels, strength", [(4, 0.7), (9, 1.0)])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_inpainting(models, sampler, strength, channels):
+    same_picture(*sampling(models(INPAINT, channels), sampler), prompt=PROMPT, image=SMALL,
+                 mask_image=WHITE, strength=strength, num_inference_steps=4, height=40, width=48)
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.parametrize("options", [
+    {"prompt": [PROMPT, "soup"]}, {"prompt": [PROMPT, "soup"], "seeds": [1, 2]},
+    {"prompt": [PROMPT, "soup"], "image": [SMALL, SMALL.rotate(180)], "seeds": [1, 2],
+     "mask_image": [WHITE, WHITE.rotate(180)]},
+    {"num_images_per_prompt": 2, "guidance_scale": 1.0},
+    {}, {"padding_mask_crop": 3}, {"padding_mask_crop": 40, "strength": 0.5},
+    {"image": FLOATS[None], "mask_image": MASK[None, ..., None], "strength": 0.5},
+    {"image": FIRST[None], "mask_image": torch.from_numpy(MASK)[None, None]},
+    {"latents": torch.from_numpy(RANDOM.standard_normal((1, 4, 5, 6))).float(), "strength": 0.5},
+    {"masked_image_latents": torch.from_numpy(RANDOM.standard_normal((1, 4, 5, 6))).float()},
+], ids=range(11))  # fmt: skip
+def test_inpainting_of_several_pictures(models, options, channels):
+    same_picture(*sampling(models(INPAINT, channels), "euler-ancestral"), **{
+        "prompt": PROMPT, "image": SMALL, "mask_image": WHITE, "num_inference_steps": 4,
+        "height": 40, "width": 48, **options})
+
+
+PIX2PIX = "StableDiffusionInstructPix2PixPipeline"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_editing(models, sampler):
+    same_picture(*sampling(models(PIX2PIX, 8), sampler), prompt=PROMPT, image=SMALL,
+                 num_inference_steps=4, image_guidance_scale=1.8, negative_prompt="blurry")
+
+
+@pytest.mark.parametrize("options", [
+    {"prompt": [PROMPT, "soup"]}, {"prompt": [PROMPT, "soup"], "seeds": [1, 2]},
+    {"guidance_scale": 1.0}, {"image_guidance_scale": 0.9}, {"image_guidance_scale": 1.0},
+    {"image": FLOATS[None, :45, :41], "num_images_per_prompt": 2},
+    {"image": torch.from_numpy(RANDOM.standard_normal((1, 4, 5, 6))).float()},
+], ids=range(7))  # fmt: skip
+def test_editing_of_several_pictures(models, options):
+    same_picture(*sampling(models(PIX2PIX, 8), "euler-ancestral"), **{
+        "prompt": PROMPT, "image": SMALL, "num_inference_steps": 3, **options})
+
+
+@pytest.mark.parametrize("name, channels", [(IMG2IMG, 4), (INPAINT, 4), (INPAINT, 9), (PIX2PIX, 8)])
+def test_the_reference_draws_them_too(models, name, channels):
+    mask = {"mask_image": WHITE, "height": 40, "width": 48} if name == INPAINT else {}
+    same_picture(*sampling(models(name, channels, "numpy"), "ddim"), prompt=PROMPT, image=SMALL,
+                 num_inference_steps=3, **mask)
+
+
+@pytest.mark.parametrize("name", [IMG2IMG, INPAINT, PIX2PIX])
+def test_every_argument_of_diffusers_is_known(name):
+    """By its name, in its place, with its default; what refsd has not is answered by name."""
+    theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
+    ours = inspect.signature(getattr(refsd, name).__call__).parameters
+    elsewhere = [n for n in theirs if n not in ours and n != "kwargs"]
+    assert not [n for n in elsewhere if n not in from_diffusers.CALLING]
+    shared = [n for n in theirs if n in ours]
+    assert shared == [n for n in ours if n in theirs]
+    for argument in shared:
+        a, b = theirs[argument].default, ours[argument].default
+        assert a == b or (a, b) == (["latents"], ("latents",)), argument
+
+
+def test_parts_are_shared_by_the_pipelines_of_a_model(models):
+    text = refsd.StableDiffusionPipeline.from_pretrained(models(IMG2IMG)[1].name, backend="numpy")
+    image = refsd.StableDiffusionImg2ImgPipeline.from_pipe(text)
+    mask = refsd.StableDiffusionInpaintPipeline.from_pipe(image)
+    assert mask.unet is image.unet is text.unet and mask.vae is text.vae
