@@ -101,10 +101,11 @@ class Applied:
 def merged(original: Weight, changes: list[tuple[Change, float]]) -> Weight:
     """W + what is added to it, rounded once, in the form in which W is held."""
     held = original.numpy() if is_on_device(original) else np.asarray(original)
-    wide = held.astype(np.float64)
-    total = sum((change.delta(wide, strength) for change, strength in changes),
-                np.zeros_like(wide))
-    total += wide
+    (change, strength), *others = changes
+    total = change.delta(held, strength)
+    for change, strength in others:
+        total += change.delta(held, strength)
+    total += held
     name, dtype = getattr(original, "name", None), original.dtype
     if isinstance(original, Quantized):
         if original.scale is None:

@@ -27,9 +27,15 @@ Shape = tuple[int, ...]
 
 def lora(*, lora_up: np.ndarray, lora_down: np.ndarray,
          lora_mid: np.ndarray | None = None) -> np.ndarray:
-    """up down, or sum_rs up[O, r] mid[r, s, ...] down[s, I].   -> (O, I) or (O, I, ...)"""
-    up, down = _matrix(lora_up), _matrix(lora_down)
-    return up @ down if lora_mid is None else _core(lora_mid, up.T, down)
+    """up down, or sum_rs up[O, r] mid[r, s, ...] down[s, I].   -> (O, I) or (O, I, ...)
+
+    Outputs are innermost in memory, as kernels have weights: what is added to those is added fast.
+    """
+    up = _matrix(lora_up)
+    if lora_mid is not None:
+        return _core(lora_mid, up.T, _matrix(lora_down))
+    rows = np.moveaxis(lora_down, (0, 1), (-1, -2))
+    return np.moveaxis(rows @ up.T, (-1, -2), (0, 1))
 
 
 def loha(*, hada_w1_a: np.ndarray, hada_w1_b: np.ndarray, hada_w2_a: np.ndarray,
@@ -136,17 +142,17 @@ class Change:
     inside: bool = False
 
     def delta(self, weight: np.ndarray, strength: float) -> np.ndarray:
-        """What is added.   (O, ...) float64 -> the same"""
-        wide = {name: np.asarray(t, np.float64) for name, t in self.tensors.items()}
+        """What is added, a new array.   (O, ...) -> the same in float64"""
+        wide = {name: np.array(t, np.float64) for name, t in self.tensors.items()}
         if self.kind is None:
             axis = int(bool(wide["on_input"].item()))
-            return strength * weight * _along(wide["ia3"], weight, axis)
-        change = self.scale * self.kind.formula(**wide).reshape(weight.shape)
-        if self.magnitude is None:
-            return strength * change
-        if self.inside:
-            return self._decomposed(weight + strength * change) - weight
-        return strength * (self._decomposed(weight + change) - weight)
+            return weight * (strength * _along(wide["ia3"], weight, axis))
+        change = self.kind.formula(**wide).reshape(weight.shape)
+        if self.magnitude is None or self.inside:
+            change *= self.scale * strength
+            return change if self.magnitude is None else self._decomposed(change + weight) - weight
+        change *= self.scale
+        return strength * (self._decomposed(change + weight) - weight)
 
     def _decomposed(self, weight):
         """m W / |W|; where W is nothing but zeros it stays so"""
