@@ -13,6 +13,7 @@ import tiny_diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+from lycoris.modules import locon, loha, lokr
 from peft.utils import get_peft_model_state_dict
 from tiny_diffusers import PROMPT, SIZE
 
@@ -245,6 +246,43 @@ def test_loha_and_lokr_as_peft_has_them(both, kind, options):
         found = np.asarray(after[f"{name}.weight"])
         # One rounding to float32, and what float64 errs in sums of a few products.
         assert (np.abs(found - true) <= np.abs(true) * 2.0**-24 + 1e-14).all()
+
+
+KINDS = {"locon": locon.LoConModule, "loha": loha.LohaModule, "lokr": lokr.LokrModule}
+WITH = {"": {}, "core": {"use_tucker": True}, "both": {"decompose_both": True, "factor": 2},
+        "whole": {"full_matrix": True}, "dora-outputs": {"weight_decompose": True},
+        "dora-inputs": {"weight_decompose": True, "wd_on_out": False}}
+
+
+@pytest.mark.parametrize("options", WITH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_lycoris(both, kind, options):
+    """The file that it saves of a linear layer and a convolution, read as kohya's."""
+    theirs, ours = both
+    before, tensors, true = flatten(ours.unet.tree), {}, {}
+    seeded = torch.Generator().manual_seed(0)
+    for name in ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+                 "down_blocks.0.resnets.0.conv2", "down_blocks.0.attentions.0.proj_in"):
+        layer = copy.deepcopy(theirs.unet.get_submodule(name)).double()
+        module = KINDS[kind]("x", layer, 1.0, lora_dim=4, alpha=1.0, **WITH[options]).double()
+        for own, parameter in module.named_parameters():
+            random = 0.3 * torch.rand(parameter.shape, generator=seeded)
+            parameter.data = (random + (own == "dora_scale")).double()
+        tensors |= {f"lora_unet_{name.replace('.', '_')}.{key}": value.detach().float()
+                    for key, value in module.custom_state_dict().items()}
+        # Not get_merged_weight: of LoHa and LoKr it counts the scale twice, training once.
+        added = module.make_weight() * module.scale if kind == "locon" else module.get_weight(
+            layer.weight.shape)
+        merged = layer.weight + added.reshape(layer.weight.shape)
+        true[f"{name}.weight"] = (module.apply_weight_decompose(merged) if "dora" in options
+                                  else merged).detach().numpy()
+    ours.load_lora_weights(tensors)
+    after = flatten(ours.unet.tree)
+    assert {name for name in before if before[name] is not after[name]} == true.keys()
+    for name, expected in true.items():
+        # LyCORIS adds 2^-52 to each norm; else one rounding to float32, and float64's own.
+        difference = np.abs(np.asarray(after[name]) - expected)
+        assert (difference <= np.abs(expected) * 2.0**-24 + 1e-14).all()
 
 
 def test_whole_networks_are_put_back(both, tmp_path):
