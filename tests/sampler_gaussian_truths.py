@@ -265,6 +265,27 @@ def lcm_of_a_consistency_function_is_exact(schedulers):
         assert abs(mean - MEAN) < slack and abs(spread - S) < slack, steps
 
 
+def tcd_of_a_trajectory_function_is_exact(schedulers):
+    """A model that knows the path to s gives the distribution at timestep 0, in any steps."""
+    for steps, eta in itertools.product((1, 2, 4, 25), (0.0, 0.3, 1.0)):
+        scheduler = make(schedulers, "TCDScheduler", steps, **SD)
+        table = sigma_table(scheduler)
+        goals = np.floor((1 - eta) * np.append(scheduler.timesteps[1:], 0) + 1e-4).astype(int)
+        jumps = dict(zip(table[scheduler.timesteps], table[goals]))
+
+        def slope(x, sigma):
+            goal = jumps[sigma]  # noqa: B023
+            end = MEAN + (x - MEAN) * deviation(goal) / deviation(sigma)
+            return (x - end) / (sigma - goal)
+
+        mean, spread = distribution_of(scheduler, "timestep", slope, eta=eta)
+        signal = math.sqrt(scheduler.alphas_cumprod[0])
+        # A step rounds some 16 coefficients of terms of up to 15 (x0 at the noisiest step).
+        slack = steps * 16 * EPS * 15
+        assert abs(mean - signal * MEAN) < slack, (steps, eta)
+        assert abs(spread - signal * deviation(table[0])) < slack, (steps, eta)
+
+
 def ddim_can_be_walked_back(schedulers):
     """Up to the noise by DDIM's formula, and down again by its steps, from a sample of the data.
 
@@ -294,6 +315,41 @@ def ddim_can_be_walked_back(schedulers):
             has_order("round trip", errors, 1)
 
 
+def ddim_inversion_follows_the_path(schedulers):
+    """Up from a sample of the data at t = 200 to t = 980, at order 1."""
+    errors = []
+    for steps in (50, 100, 200):
+        scheduler = make(schedulers, "DDIMInverseScheduler", steps, **SD)
+        sigmas, scale = visited(scheduler, "timestep")
+        start, end = (scheduler.timesteps.tolist().index(t) for t in (200, 980))
+        x = one(1.3 / scale[start])
+        for i in range(start + 1, end + 1):
+            eps = best_guess(x * scale[i], sigmas[i])
+            x = scheduler.step(eps, scheduler.timesteps[i], x).prev_sample
+        exact = MEAN + (1.3 - MEAN) * deviation(sigmas[end]) / deviation(sigmas[start])
+        errors.append(abs(x.item() * scale[end] - exact))
+    has_order("inversion", errors, 1)
+
+
+def edm_samplers_converge_at_their_order(schedulers):
+    """Euler of order 1, DPM++ of 2, with the F whose x0 is the best guess."""
+    for label, order, config in (("EDMEuler", 1, {}),
+                                 ("EDMDPMSolverMultistep", 2, {"lower_order_final": False})):
+        errors = []
+        for steps in (25, 50, 100):
+            scheduler = make(schedulers, f"{label}Scheduler", steps, sigma_schedule="exponential",
+                             final_sigmas_type="sigma_min", sigma_min=0.03, **config)
+            sigmas, x = scheduler.sigmas.astype(np.float64), one(100.0)
+            for sigma, t in zip(sigmas, scheduler.timesteps):
+                x0 = x - sigma * best_guess(x, sigma)
+                total = math.sqrt(sigma**2 + 0.25)
+                out = (x0 - 0.25 / total**2 * x) / (sigma * 0.5 / total)
+                x = scheduler.step(out, t, x).prev_sample
+            exact = MEAN + (100 - MEAN) * deviation(sigmas[-1]) / deviation(sigmas[0])
+            errors.append(abs(x.item() - exact))
+        has_order(label, errors, order)
+
+
 TRUTHS = [
     samplers_converge_at_their_order,
     lms_of_four_exact_slopes_is_of_order_4,
@@ -301,5 +357,8 @@ TRUTHS = [
     noisy_samplers_converge_in_distribution,
     sde_solvers_converge_in_distribution,
     lcm_of_a_consistency_function_is_exact,
+    tcd_of_a_trajectory_function_is_exact,
     ddim_can_be_walked_back,
+    ddim_inversion_follows_the_path,
+    edm_samplers_converge_at_their_order,
 ]

@@ -83,6 +83,13 @@ def noise_is_drawn_in_diffusers_order(schedulers):
         ("DEISMultistep", {}, {}, 0),
         ("UniPCMultistep", {}, {}, 0),
         ("LCM", {}, {}, 4),
+        ("TCD", {}, {}, 4),
+        ("TCD", {}, {"eta": 0.0}, 0),
+        ("DDIMInverse", {}, {}, 0),
+        ("EDMEuler", {}, {}, 0),
+        ("EDMEuler", {}, {"s_churn": 1.0}, 5),
+        ("EDMDPMSolverMultistep", {}, {}, 0),
+        ("EDMDPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {}, 5),
     )
     x = np.ones((3, 2, 4), np.float32)
     for name, config, options, draws in cases:

@@ -8,13 +8,16 @@ import importlib
 import math
 
 import numpy as np
-from scheduler_samples import EPS, NAMES, SD, Noise, in_sigma_space, make, one, own_options
+from scheduler_samples import DIFFUSION, EPS, SD, Noise, in_sigma_space, make, one, own_options
 
 
 def a_perfect_model_gives_x0_in_one_step(schedulers):
-    """From the noisiest timestep to no noise at all, for each prediction type."""
+    """From the noisiest timestep to no noise at all, for each prediction type.
+
+    TCD goes to timestep 0, which has some noise, and DDIM inversion the other way.
+    """
     x0, eps = 0.7, -1.3
-    for name in NAMES:
+    for name in set(DIFFUSION) - {"TCDScheduler", "DDIMInverseScheduler"}:
         config = {"timestep_spacing": "trailing", **SD}
         if "timestep_spacing" not in own_options(name):
             config = SD
@@ -292,8 +295,82 @@ def lcm_boundary_and_noise(schedulers):
     assert abs(step.prev_sample.item() - (0.5 * x + x0 / math.sqrt(2))) < 16 * EPS
 
 
+def tcd_jumps_and_noises(schedulers):
+    """To (1 - eta) u along the noise, then up to u; to u at once with eta = 0, and at the end."""
+    x, eps = 0.9, 0.2
+    for eta, s in ((0.3, 70), (0.0, 100), (1.0, 0)):
+        scheduler = make(schedulers, "TCDScheduler")
+        scheduler.set_timesteps(timesteps=[400, 100])
+        t, s, u = (float(scheduler.alphas_cumprod[i]) for i in (400, s, 100))
+        x0 = (x - math.sqrt(1 - t) * eps) / math.sqrt(t)
+        step = scheduler.step(one(eps), 400, one(x), eta=eta, generator=Noise(value=1.0))
+        jumped = math.sqrt(s) * x0 + math.sqrt(1 - s) * eps
+        # 1 - u / s cancels to 0.02 at the least where it is not 0.
+        expected = math.sqrt(u / s) * jumped + math.sqrt(1 - u / s)
+        assert abs(step.prev_sample.item() - expected) < 16 * EPS / 0.1, eta
+        last = scheduler.step(one(eps), 100, one(x), eta=eta).prev_sample.item()
+        zero = float(scheduler.alphas_cumprod[0])
+        x0 = (x - math.sqrt(1 - u) * eps) / math.sqrt(u)
+        assert abs(last - (math.sqrt(zero) * x0 + math.sqrt(1 - zero) * eps)) < 16 * EPS
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 759, 499, 259]
+    scheduler.set_timesteps(4, original_inference_steps=50)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+
+
+def ddim_inversion_undoes_ddim(schedulers):
+    """A step up and a step down with the same prediction, from where the data is too."""
+    for to_one, spacing in ((True, "leading"), (False, "trailing")):
+        config = {"set_alpha_to_one": to_one, "timestep_spacing": spacing, **SD}
+        up = make(schedulers, "DDIMInverseScheduler", 20, **config)
+        down = make(schedulers, "DDIMScheduler", 20, **config)
+        assert (up.timesteps[::-1] == down.timesteps).all()
+        for t in up.timesteps:
+            step = up.step(one(0.4), t, one(0.6))
+            back = down.step(one(0.4), t, step.prev_sample)
+            # x0, of up to 1, is divided by sqrt(alpha_bar), 0.07 at the least.
+            assert abs(back.prev_sample.item() - 0.6) < 16 * EPS / 0.07
+            assert abs((back.pred_original_sample - step.pred_original_sample).item()) < (
+                16 * EPS / 0.07)
+        first = up.timesteps[0]
+        signal = 1.0 if to_one else math.sqrt(up.alphas_cumprod[0])
+        x0 = up.step(one(0), first, one(0.6)).pred_original_sample.item()
+        assert abs(x0 - 0.6 / signal) < 4 * EPS
+    clipped = make(schedulers, "DDIMInverseScheduler", 20, clip_sample=True, clip_sample_range=0.5)
+    assert clipped.step(one(0), 0, one(0.6)).pred_original_sample == 0.5
+
+
+def edm_by_hand(schedulers):
+    """What its model sees, and x0 of what it says; a perfect one gives it in one step."""
+    for name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"):
+        for kind, sign in (("epsilon", 1), ("v_prediction", -1)):
+            scheduler = make(schedulers, name, 1, prediction_type=kind, sigma_data=0.7)
+            (t,), sigma = scheduler.timesteps, 80.0
+            assert scheduler.sigmas.tolist() == [np.float32(80), 0] or name.startswith("EDMD")
+            assert abs(scheduler.sigmas[0] - 80) < 80 * 4 * EPS and scheduler.sigmas[1] == 0
+            assert abs(t - math.log(80) / 4) < 4 * EPS
+            assert abs(scheduler.init_noise_sigma - math.sqrt(6401)) < 1e-12
+            total = math.sqrt(sigma**2 + 0.7**2)
+            seen = scheduler.scale_model_input(one(3.0), t).item()
+            assert abs(seen - 3 / total) < 8 * EPS
+            x, x0 = 30.0, 0.6
+            out = sign * (x0 - 0.7**2 / total**2 * x) / (sigma * 0.7 / total)
+            step = scheduler.step(one(out), t, one(x), generator=Noise())
+            assert abs(step.pred_original_sample.item() - x0) < 16 * EPS
+            assert abs(step.prev_sample.item() - x0) < 8 * EPS * 80
+        for schedule, middle in (("karras", (80 ** (1 / 5) / 2 + 0.002 ** (1 / 5) / 2) ** 5),
+                                 ("exponential", math.sqrt(80 * 0.002))):
+            scheduler = make(schedulers, name, 3, sigma_schedule=schedule, rho=5.0,
+                             final_sigmas_type="sigma_min")
+            # The fifth power of rounded roots; e to the power of logarithms of up to 6.3.
+            expected = np.array([80, middle, 0.002, 0.002])
+            assert np.abs(scheduler.sigmas / expected - 1).max() < 5 * 8 * EPS
+            noisy = scheduler.add_noise(one(2.0), one(), scheduler.timesteps[1])
+            assert noisy == 2 + float(scheduler.sigmas[1])
+
+
 def add_noise_is_the_forward_process(schedulers):
-    for name in NAMES:
+    for name in DIFFUSION:
         scheduler = make(schedulers, name, 10, **SD)
         t = scheduler.timesteps[[2, 7]]
         signal = scheduler.add_noise(np.ones((2, 1, 1)), np.zeros((2, 1, 1)), t).ravel()
@@ -340,6 +417,9 @@ TRUTHS = [
     ddim_clips_and_rederives_eps,
     thresholding_by_hand,
     lcm_boundary_and_noise,
+    tcd_jumps_and_noises,
+    ddim_inversion_undoes_ddim,
+    edm_by_hand,
     add_noise_is_the_forward_process,
     begin_index_starts_in_the_middle,
 ]

@@ -18,6 +18,8 @@ CHECKPOINT = {
     "clip_sample": False,
 }
 NAMES = tuple(refsd.schedulers.SCHEDULERS)
+DIFFUSION = tuple(name for name in NAMES  # the others know no betas
+                  if "beta_start" in refsd.schedulers.SCHEDULERS[name].DEFAULTS)
 
 
 class Noise:
@@ -34,6 +36,8 @@ class Noise:
 
 def make(schedulers, name, steps=None, **config):
     unclipped = {"clip_sample": False} if "clip_sample" in own_options(name) else {}
+    if name not in DIFFUSION:
+        config = {key: value for key, value in config.items() if key not in SD}
     scheduler = schedulers.SCHEDULERS[name](**unclipped | config)
     if steps is not None:
         scheduler.set_timesteps(steps)

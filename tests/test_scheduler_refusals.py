@@ -59,6 +59,14 @@ def test_bad_step_counts(name, steps):
         ("DPMSolverMultistep", "use_dynamic_shifting", True),
         ("DPMSolverMultistep", "variance_type", "learned"),
         ("LCM", "original_inference_steps", 0),
+        ("HeunDiscrete", "beta_schedule", "sigmoid"),
+        ("KDPM2Discrete", "prediction_type", "sample"),
+        ("DDIMInverse", "timestep_spacing", "linspace"),
+        ("EDMEuler", "sigma_schedule", "lu"),
+        ("EDMEuler", "sigma_data", 0),
+        ("EDMEuler", "rho", math.nan),
+        ("EDMEuler", "prediction_type", "sample"),
+        ("EDMDPMSolverMultistep", "algorithm_type", "dpmsolver"),
     ],
 )
 def test_bad_options(name, option, value):
@@ -133,6 +141,7 @@ def test_two_sigma_choices_exclude_each_other():
         ("DPMSolverMultistep", {"use_karras_sigmas": True}, None, {"timesteps": [5]}, "chooses"),
         ("DDPM", {}, None, {"timesteps": [5, 5]}, "descending"),
         ("LCM", {}, 51, {}, "num_inference_steps is 51; give an integer from 1 to 50"),
+        ("TCD", {}, 60, {"original_inference_steps": 55}, "num_inference_steps is 60; .*1 to 55"),
         ("LCM", {}, 4, {"original_inference_steps": 1001}, "original_inference_steps is 1001"),
         ("LCM", {}, 4, {"strength": 0.0}, "strength is 0.0"),
         ("LCM", {}, 4, {"strength": math.nan}, "strength is nan"),
@@ -167,6 +176,9 @@ def test_bad_steps():
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(UsageError, match="eta is"):
             ddim.step(one(), 1, one(), eta=eta, generator=Noise())
+        tcd = make(refsd.schedulers, "TCDScheduler", 4)
+        with pytest.raises(UsageError, match="eta is"):
+            tcd.step(one(), tcd.timesteps[0], one(), eta=eta, generator=Noise())
     with pytest.raises(UsageError, match=r"has shape \(1, 1\), sample \(1, 2\); give two of one"):
         ddim.step(one(), 1, np.ones((1, 2)))
     for bad in (np.ones((1, 1), bool), [[1j]], "1", None):
@@ -209,6 +221,31 @@ def test_epsilon_at_alpha_bar_0_and_sigmas_without_end():
     assert np.isfinite(flawed.step(one(), 899, one()).prev_sample)
     with pytest.raises(UsageError, match="alpha_bar ends at 0"):
         refsd.schedulers.EulerDiscreteScheduler(beta_end=1.0)
+
+
+def test_a_predicted_x0_at_alpha_bar_1():
+    inverse = make(refsd.schedulers, "DDIMInverseScheduler", 10, prediction_type="sample", **SD)
+    with pytest.raises(UsageError, match="use set_alpha_to_one=False, or a model that predicts"):
+        inverse.step(one(), 0, one())
+    assert np.isfinite(inverse.step(one(), 100, one()).prev_sample)
+
+
+def test_steps_whose_midpoint_is_lost():
+    lost = make(refsd.schedulers, "KDPM2AncestralDiscreteScheduler", 4,
+                beta_schedule="squaredcos_cap_v2")
+    lost.step(one(), lost.timesteps[0], one())
+    with pytest.raises(UsageError, match="step 0 goes so far that its midpoint is lost.*take more"):
+        lost.step(one(), lost.timesteps[1], one())
+
+
+def test_orders_that_lms_and_edms_sde_lack():
+    lms = make(refsd.schedulers, "LMSDiscreteScheduler", 4)
+    for order in (0, 1.5, "4"):
+        with pytest.raises(UsageError, match="order is .*give an integer, 1 or more"):
+            lms.step(one(), lms.timesteps[0], one(), order=order)
+    with pytest.raises(UsageError, match="solver_order is 3.*give 1 or 2"):
+        make(refsd.schedulers, "EDMDPMSolverMultistepScheduler", solver_order=3,
+             algorithm_type="sde-dpmsolver++")
 
 
 def test_eta_1_from_alpha_bar_0_is_finite():

@@ -176,6 +176,30 @@ lcm.py | c_skip = DATA_VARIANCE / (np.square(k) | c_skip = DATA_VARIANCE / (k
 lcm.py | if i != self.num_inference_steps - 1 | if True
 lcm.py | (train // original) - 1 | (train // original)
 lcm.py | np.float32(t) * self.config.timestep_scaling | np.float32(t) * 10.0
+tcd.py | np.float32(1 - eta) * | np.float32(eta) *
+tcd.py | kept = alpha_bar_u / alpha_bar_s | kept = alpha_bar_s / alpha_bar_u
+tcd.py | float(np.sqrt(1 - kept)) * z | float(1 - kept) * z
+tcd.py | i != self.num_inference_steps - 1 | True
+tcd.py | float(np.sqrt(1 - alpha_bar_s)) * eps | float(np.sqrt(1 - alpha_bar_u)) * eps
+tcd.py | np.arange(self._share(train, strength)) | np.arange(1, self._share(train, strength))
+ddim_inverse.py | self._alpha_bar(s), self._alpha_bar(t) | self._alpha_bar(t), self._alpha_bar(s)
+ddim_inverse.py | timesteps[::-1].copy() | timesteps.copy()
+ddim_inverse.py | if self.config.clip_sample: | if False:
+ddim_inverse.py | to_eps(kind, model_output, sample, alpha_bar_s) | to_eps(kind, model_output, x0, alpha_bar_s)
+edm.py | c_skip = 1 / variance * sigma_data**2 | c_skip = 1 / variance * sigma_data
+edm.py | c_out = sigma * sigma_data / np.sqrt(variance) | c_out = sigma * sigma_data / variance
+edm.py | c_out = -c_out | pass
+edm.py | float(1 / np.sqrt(variance)) | float(1 / variance)
+edm.py | np.float32(0.25) * | np.float32(0.5) *
+edm.py | self.config.sigma_max**2 + 1 | self.config.sigma_max**2
+edm.py | linspace32(low, high, steps))[::-1] | linspace32(low, high, steps))
+edm_euler.py | return self._denoised(output, x, sigma_hat) | return output
+edm_euler.py | steps, config.rho | steps
+edm_dpm_solver.py | return np.float32(1), self.sigmas[i] | return 1 / np.sqrt(np.square(self.sigmas[i]) + 1), self.sigmas[i]
+edm_dpm_solver.py | return self.config.sigma_min | return 0.1
+edm_dpm_solver.py | ** (1 / self.config.rho) | ** (1 / 7.0)
+edm_dpm_solver.py | if self.config.thresholding else x0 | if False else x0
+edm_dpm_solver.py | self.is_noisy = True, self.config.algorithm_type.startswith("sde") | self.is_noisy = True, False
 prediction.py | return signal * x - noise * output | return signal * x + noise * output
 prediction.py | return signal * output + noise * x | return signal * output - noise * x
 prediction.py | np.clip(flat, -s, s) / s | np.clip(flat, -s, s)
@@ -242,6 +266,10 @@ RUNS = [
     ("DEISMultistepScheduler", {"solver_order": 3}, {}),
     ("UniPCMultistepScheduler", {}, {}),
     ("LCMScheduler", {}, {}),
+    ("TCDScheduler", {}, {}),
+    ("DDIMInverseScheduler", {}, {}),
+    ("EDMEulerScheduler", {}, {"s_churn": 2.0}),
+    ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
 ]
 
 

@@ -24,6 +24,8 @@ OWN = {  # the samplers of a class that are not just called as its file is
     "euler_ancestral": {"euler_a": Sampler("EulerAncestralDiscreteScheduler", {}, "Euler a")},
     "kdpm2": {"dpm2": Sampler("KDPM2DiscreteScheduler", {}, "DPM2")},
     "kdpm2_ancestral": {"dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", {}, "DPM2 a")},
+    # These are for pictures going back to noise, and for EDM's models, which name them themselves.
+    "ddim_inverse": {}, "edm_euler": {}, "edm_dpm_solver": {},
     "dpm_solver": {
         "dpm++2m": Sampler("DPMSolverMultistepScheduler", {"use_karras_sigmas": False, **DPM},
                            "DPM++ 2M"),

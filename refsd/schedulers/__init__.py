@@ -37,6 +37,10 @@ FILES = {  # the file of each class, in the order in which they are listed
     "DEISMultistepScheduler": "deis",
     "UniPCMultistepScheduler": "unipc",
     "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
+    "DDIMInverseScheduler": "ddim_inverse",
+    "EDMEulerScheduler": "edm_euler",
+    "EDMDPMSolverMultistepScheduler": "edm_dpm_solver",
 }
 SHARED = {"Config": "config", "DiffusionScheduler": "diffusion", "Scheduler": "scheduler",
           "Step": "scheduler"}

@@ -45,6 +45,9 @@ RULES = {
     "original_inference_steps": integer(1, 1_000_000),
     "flow_shift": number(0, 1_000_000),
     "timestep_scaling": number(0, 1_000_000),
+    "sigma_data": number(1e-10, 1e10),
+    "sigma_schedule": only("karras", "exponential"),
+    "rho": number(1e-3, 1e3),
     "sigma_min": optional(number(1e-10, 1e10)),
     "sigma_max": optional(number(1e-10, 1e10)),
     "lambda_min_clipped": number(-math.inf, math.inf),
@@ -53,7 +56,8 @@ RULES = {
 
 # Numbers that diffusers' samplers read in some runs only, where null stops them.
 NULL_IS_DEFAULT = {"steps_offset", "clip_sample_range", "dynamic_thresholding_ratio",
-                   "sample_max_value", "flow_shift", "timestep_scaling", "disable_corrector"}
+                   "sample_max_value", "flow_shift", "timestep_scaling", "disable_corrector",
+                   "sigma_min", "sigma_max"}
 
 
 class Config(dict):

@@ -165,13 +165,14 @@ class DPMSolverMultistepScheduler(DPMSolver):
         self.predictions = [*self.predictions[-2:], predicted]
         noise = None
         if self.is_noisy:
-            noise = self._float32_noise(sample, generator, variance_noise)
+            noise = self._noise(sample, generator, variance_noise)
         order = self._order(i)
         x_t = self._move(sample, i, i + 1, order, self._differences(i, order), noise)
         self.step_index += 1
         return Step(x_t, x0)
 
-    def _float32_noise(self, sample, generator, given):
+    def _noise(self, sample, generator, given):
+        """z in float32, whatever the model's dtype."""
         if given is None:
             given = beside(sample, draw_noise(sample.shape, "float32", generator))
         return as_array("step: variance_noise", given, sample.dtype)

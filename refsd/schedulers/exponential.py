@@ -52,14 +52,17 @@ class ExponentialIntegrator(DiffusionScheduler):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        read = {key: words[self.config[key]] for key, words in self.READ_AS.items()
-                if self.config[key] in words}
-        self.config = Config(self.config | read, self.config.defaulted)
+        self._read_words()
         self.sigma_choice = noise_schedule.chosen_sigmas(self.config)
         if self.config.get("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # not 0, so that the first sigma, 4096, is finite
         self.training_sigmas = noise_schedule.training_sigmas(self.alphas_cumprod)
         self.sigmas = self.training_sigmas
+
+    def _read_words(self):
+        read = {key: words[self.config[key]] for key, words in self.READ_AS.items()
+                if self.config[key] in words}
+        self.config = Config(self.config | read, self.config.defaulted)
 
     def set_timesteps(self, num_inference_steps: int) -> None:
         """Choose the sigmas and timesteps of a run, and start it."""

@@ -68,15 +68,18 @@ class LCMScheduler(DiffusionScheduler):
             steps = len(chosen)
             chosen = chosen[steps - self._share(steps, strength) :]
         else:
-            distilled = self._distilled_timesteps(original_inference_steps, strength)
-            steps = self._check_steps(num_inference_steps, most=len(distilled))
+            distilled, most = self._distilled_timesteps(original_inference_steps, strength)
+            steps = self._check_steps(num_inference_steps, most=most)
             positions = np.linspace(0, len(distilled), steps, endpoint=False)
             chosen = distilled[np.floor(positions).astype(np.int64)]
         self._set_schedule(chosen)
         self.num_inference_steps = steps
 
     def _distilled_timesteps(self, original, strength):
-        """The timesteps of the distillation, descending: multiples of T // original, less 1."""
+        """The timesteps of the distillation, descending, and how many of them a run may have.
+
+        They are multiples of T // original, less 1.
+        """
         train = self.config.num_train_timesteps
         requested = self.config.original_inference_steps if original is None else original
         original = as_integer(requested)
@@ -85,7 +88,7 @@ class LCMScheduler(DiffusionScheduler):
                 f"original_inference_steps is {shown(requested)}; give an integer from 1 to {train}"
             )
         ascending = np.arange(1, self._share(original, strength) + 1) * (train // original) - 1
-        return ascending[::-1]
+        return ascending[::-1], len(ascending)
 
     def _share(self, steps, strength):
         """How many of `steps` are left at this strength: one or more."""

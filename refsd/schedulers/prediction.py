@@ -34,6 +34,11 @@ def to_eps(kind, output, x, alpha_bar):
         return output
     if kind == "v_prediction":
         return signal * output + noise * x
+    if noise == 0:
+        raise UsageError(
+            "a predicted x0 says nothing about the noise where alpha_bar is 1 (the first step of "
+            "DDIM inversion); use set_alpha_to_one=False, or a model that predicts epsilon"
+        )
     return (x - signal * output) / noise
 
 

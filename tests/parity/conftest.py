@@ -36,9 +36,14 @@ def nearest(monkeypatch):
         monkeypatch.setattr(torch, name, wrapped)
         monkeypatch.setattr(torch.Tensor, name, wrapped)
     power = torch.Tensor.__pow__
-    monkeypatch.setattr(
-        torch.Tensor, "__pow__", lambda x, e: torch.sqrt(x) if e == 0.5 else power(x, e)
-    )
+
+    def nearest_power(x, exponent):
+        if exponent == 2:  # a product, also in torch
+            return power(x, exponent)
+        function = np.sqrt if exponent == 0.5 else lambda y: y**exponent
+        return rounded(function)(x)
+
+    monkeypatch.setattr(torch.Tensor, "__pow__", nearest_power)
     # UniPC's systems of two and three equations: the nearest float32 to their solution.
     solve = torch.linalg.solve
     monkeypatch.setattr(

@@ -37,6 +37,17 @@ SCHEDULERS = {
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "lcm": ("LCMScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "heun-karras-v": ("HeunDiscreteScheduler", {"use_karras_sigmas": True,
+                                                "prediction_type": "v_prediction"}),
+    "dpm2": ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}),
+    "dpm2-ancestral": ("KDPM2AncestralDiscreteScheduler", {"timestep_spacing": "leading",
+                                                           "steps_offset": 1}),
+    "lms": ("LMSDiscreteScheduler", {"use_exponential_sigmas": True}),
+    "tcd": ("TCDScheduler", {}),
+    "ddim-inverse": ("DDIMInverseScheduler", {"clip_sample": False, "steps_offset": 1}),
+    "edm-euler": ("EDMEulerScheduler", {}),
+    "edm-dpm++2m": ("EDMDPMSolverMultistepScheduler", {"sigma_max": 14.6}),
 }
 
 
@@ -71,8 +82,10 @@ def same_picture(theirs, ours, **options):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler(theirs, ours, name, eta):
     kind, options = SCHEDULERS[name]
-    theirs.scheduler = getattr(diffusers, kind)(**SD1, **options)
-    ours.scheduler = getattr(schedulers, kind)(**SD1, **options)
+    if "beta_start" in getattr(schedulers, kind).DEFAULTS:
+        options = SD1 | options
+    theirs.scheduler = getattr(diffusers, kind)(**options)
+    ours.scheduler = getattr(schedulers, kind)(**options)
     same_picture(theirs, ours, prompt=PROMPT, negative_prompt="blurry, low quality", eta=eta)
 
 
@@ -212,6 +225,8 @@ def test_torch_tensors_and_numbers_at_every_argument(theirs, ours):
     ("EulerDiscrete", {}, {"timesteps": [999, 500, 100]}),
     ("EulerDiscrete", {}, {"sigmas": [14.0, 5.0, 1.0, 0.0]}),
     ("LCM", {}, {"timesteps": [999, 759, 499, 259]}),
+    ("HeunDiscrete", {}, {"timesteps": [999, 500, 100]}),
+    ("TCD", {}, {"timesteps": [999, 759, 499, 259]}),
 ])
 def test_own_timesteps_and_sigmas(theirs, ours, name, options, own):
     theirs.scheduler = getattr(diffusers, f"{name}Scheduler")(**SD1, **options)
@@ -223,6 +238,7 @@ def test_own_timesteps_and_sigmas(theirs, ours, name, options, own):
 @pytest.mark.parametrize("own", ["timesteps", "sigmas"])
 def test_own_schedules_are_refused_where_diffusers_refuses_them(theirs, ours, name, own):
     takes = own in inspect.signature(getattr(diffusers, name).set_timesteps).parameters
+    takes &= name != "EDMEulerScheduler"  # theirs takes a tensor alone, and it is not of sigmas
     kind = getattr(schedulers, name)
     assert (own in inspect.signature(kind.set_timesteps).parameters) == takes
     if not takes:

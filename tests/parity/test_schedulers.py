@@ -40,6 +40,19 @@ def counts_of(name):
     return STEPS[:-1] if name.startswith(SLOW) else STEPS
 
 
+def own(name, config):
+    """The options that the class has: those of EDM know no betas and no spacing."""
+    options = schedulers.SCHEDULERS[name].DEFAULTS
+    return {key: value for key, value in config.items() if key in options}
+
+
+def spacings(name):
+    if "timestep_spacing" not in schedulers.SCHEDULERS[name].DEFAULTS:
+        return [None]
+    words = schedulers.SCHEDULERS[name].CHOICES.get("timestep_spacing", SPACINGS)
+    return [spacing for spacing in SPACINGS if spacing in words]
+
+
 def theirs(name, config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,6 +103,8 @@ def test_cumprod_has_torchs_bits():
 
 
 def assert_same_tables(name, config, steps, **kwargs):
+    config = own(name, config)
+
     def set_up(scheduler):
         scheduler.set_timesteps(*([] if steps is None else [steps]), **kwargs)
         return scheduler
@@ -119,6 +134,8 @@ def test_tables(nearest, name, beta):
         ("skip_prk_steps", (False, True)),
         ("rescale_betas_zero_snr", (False, True)),
         ("final_sigmas_type", ("zero", "sigma_min")),
+        ("sigma_schedule", ("karras", "exponential")),
+        ("rho", (7.0, 5.5)),
     ]
     accepted = [
         assert_same_tables(name, beta | config, steps)
@@ -160,10 +177,9 @@ def test_tables_do_not_depend_on_the_prediction_type(nearest, name, kind):
 def test_all_step_counts(nearest, name):
     """Every count up to 1000; the timestep -1 of diffusers' trailing spacing is left out."""
     counts = range(1, 1001) if "KDPM2" not in name else range(1, 122, 12)
-    for config in configurations(name, [("timestep_spacing", SPACINGS)]):
-        spacing = config.get("timestep_spacing")
-        scheduler = theirs(name, SD | config)
-        ours = schedulers.SCHEDULERS[name](**SD, **config)
+    for spacing in spacings(name):
+        config = own(name, SD | {"timestep_spacing": spacing})
+        scheduler, ours = theirs(name, config), schedulers.SCHEDULERS[name](**config)
         for steps in counts:
             _, refused = outcome(lambda: scheduler.set_timesteps(steps))  # noqa: B023
             if refused is not None:
@@ -176,8 +192,8 @@ def test_all_step_counts(nearest, name):
                     ours.set_timesteps(steps)
                 continue
             ours.set_timesteps(steps)
-            if spacing == "trailing" and expected[-1] < 0:
-                expected = expected[: -ours.order]
+            if spacing == "trailing" and -1 in expected:
+                expected = expected[1:] if expected[0] == -1 else expected[: -ours.order]
                 assert len(expected) == len(ours.timesteps)
             assert bits(expected) == bits(ours.timesteps), (spacing, steps)
 
@@ -211,13 +227,14 @@ def test_custom_timesteps_and_sigmas(nearest):
     for name in ("DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler",
                  "DPMSolverSinglestepScheduler", "HeunDiscreteScheduler"):
         assert assert_same_tables(name, SD, None, timesteps=align_your_steps)
-    for strength in (1.0, 0.6):
+    for strength, name in itertools.product((1.0, 0.6), ("LCMScheduler", "TCDScheduler")):
         kwargs = {"timesteps": [999, 759, 499, 259], "strength": strength}
-        assert assert_same_tables("LCMScheduler", SD, None, **kwargs)
+        assert assert_same_tables(name, SD, None, **kwargs)
     for config in (SD, SD | {"use_karras_sigmas": True}):
         assert assert_same_tables("EulerDiscreteScheduler", config, None, sigmas=sigmas)
     for kwargs in ({"original_inference_steps": 100}, {"strength": 0.5}, {"strength": 0.3}):
         assert assert_same_tables("LCMScheduler", SD, 4, **kwargs)
+        assert assert_same_tables("TCDScheduler", SD, 4, **kwargs)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
@@ -241,6 +258,9 @@ def test_refusals(nearest):
         ("LCMScheduler", {}, 999, {}),
         ("LCMScheduler", {}, 4, {"original_inference_steps": 2000}),
         ("LCMScheduler", {}, 40, {"strength": 0.5}),
+        ("TCDScheduler", {}, 60, {"original_inference_steps": 55}),
+        ("TCDScheduler", {}, 40, {"strength": 0.5}),
+        ("DDIMInverseScheduler", {"timestep_spacing": "linspace"}, 5, {}),
         ("DDIMScheduler", {}, 1001, {}),
         ("DDPMScheduler", {}, None, {"timesteps": [10, 20]}),
         ("DDPMScheduler", {}, None, {"timesteps": [1000, 20]}),
@@ -315,6 +335,7 @@ def model(x, t):
 
 def assert_same_run(name, config, steps, *, batch=2, begin=None, generators=None, **options):
     """Every prev_sample and pred_original_sample of a run is equal, bit by bit."""
+    config = own(name, config)
     a, b = theirs(name, config), schedulers.SCHEDULERS[name](**config)
     a.set_timesteps(steps)
     b.set_timesteps(steps)
@@ -487,6 +508,30 @@ RUNS = {
         *KINDS,
         ZERO_SNR,
     ],
+    "DDIMInverseScheduler": [
+        {"clip_sample": False, "steps_offset": 1},
+        {"clip_sample": True, "clip_sample_range": 2.0, "set_alpha_to_one": False},
+        {"clip_sample": False, "prediction_type": "sample", "set_alpha_to_one": False},
+        {"clip_sample": False} | ZERO_SNR,
+    ],
+    "TCDScheduler": [
+        {},
+        {"prediction_type": "sample", "original_inference_steps": 100},
+        ZERO_SNR,
+    ],
+    "EDMEulerScheduler": [
+        {},
+        {"sigma_schedule": "exponential", "final_sigmas_type": "sigma_min"},
+        {"sigma_data": 0.7, "rho": 6.0, "sigma_min": 0.03, "sigma_max": 14.6} | V,
+    ],
+    "EDMDPMSolverMultistepScheduler": [
+        {},
+        {"sigma_schedule": "exponential", "final_sigmas_type": "sigma_min"},
+        {"sigma_data": 0.7, "rho": 6.0, "solver_order": 3, "lower_order_final": False} | V,
+        {"solver_type": "heun", "thresholding": True, "sample_max_value": 1.5},
+        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+        {"algorithm_type": "deis", "solver_type": "bh2", "final_sigmas_type": "sigma_min"},
+    ],
     "LCMScheduler": [
         {},
         {"clip_sample": True},
@@ -548,18 +593,22 @@ def test_the_last_step_of_unipc_bh1_to_sigma_0_is_nan_in_diffusers_alone(nearest
         assert np.array_equal(x, y) if i < 4 else np.isnan(x).all() and np.isfinite(y).all()
 
 
+def test_tcd_with_other_shares_of_noise(nearest):
+    for eta in (0.0, 0.7, 1.0):
+        assert_same_run("TCDScheduler", SD, 8, eta=eta)
+
+
 def test_euler_with_churn(nearest):
     for options in ({"s_churn": 8.0}, {"s_churn": 40.0, "s_tmin": 0.1, "s_tmax": 5.0}):
         assert_same_run("EulerDiscreteScheduler", SD, 20, s_noise=1.003, **options)
         assert_same_run("EulerDiscreteScheduler", SD | V, 20, **options)
+        assert_same_run("EDMEulerScheduler", {}, 20, s_noise=1.003, **options)
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name, spacing", [(name, s) for name in RUNS for s in spacings(name)])
 def test_runs_from_the_middle(nearest, name, spacing):
     """Image to image: the first steps are left out, `set_begin_index` says how many."""
     config = {"timestep_spacing": spacing, "skip_prk_steps": True}
-    config = {key: config[key] for key in config if key in schedulers.SCHEDULERS[name].DEFAULTS}
     begin = 7 * schedulers.SCHEDULERS[name].order
     assert_same_run(name, SD | config, 20, begin=begin)
 
@@ -580,12 +629,14 @@ def test_one_generator_for_all(nearest, name):
     assert_same_run(name, SD, 8, generators=generators)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name for name in RUNS if hasattr(getattr(diffusers, name),
+                                                                  "add_noise")])
 def test_add_noise(nearest, name):
     rng = np.random.default_rng(3)
     x, noise = (rng.standard_normal((3, 4, 5, 6)) for _ in range(2))
+    config = own(name, SD)
     for dtype in (np.float32, np.float64):
-        a, b = theirs(name, SD), schedulers.SCHEDULERS[name](**SD)
+        a, b = theirs(name, config), schedulers.SCHEDULERS[name](**config)
         a.set_timesteps(10)
         b.set_timesteps(10)
         pair = x.astype(dtype), noise.astype(dtype)
@@ -615,7 +666,7 @@ def test_quantile_has_torchs_bits():
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)
 def test_options_and_defaults(name):
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    expected = {key: p.default for key, p in parameters.items() if key != "self"}
+    expected = {key: p.default for key, p in parameters.items() if key not in ("self", "kwargs")}
     assert expected == schedulers.SCHEDULERS[name].DEFAULTS
 
 

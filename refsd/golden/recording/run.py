@@ -14,7 +14,7 @@ from refsd.places import beside
 from refsd.random import draw_noise
 from refsd.random.by_name import GENERATORS
 from refsd.registry import use, watch
-from refsd.schedulers import DiffusionScheduler, from_config
+from refsd.schedulers import from_config
 
 
 def run(pipe: Any, request: Request, recorder: Recorder,
@@ -50,7 +50,7 @@ def _denoise(pipe, request, recorder, on_step, positive, negative=None):
     scheduler = from_config(request.scheduler)
     timesteps = stages.make_schedule(scheduler, request.steps)
     recorder.tensor("schedule", None, "timesteps", timesteps, level=1)
-    if isinstance(scheduler, DiffusionScheduler):
+    if hasattr(scheduler, "alphas_cumprod"):
         alpha_bar = scheduler.alphas_cumprod
         recorder.tensor("schedule", None, "alphas_cumprod", alpha_bar, level=1)
         recorder.worst.schedule(alpha_bar, recorder.held(alpha_bar))
