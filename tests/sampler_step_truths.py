@@ -358,6 +358,10 @@ def edm_by_hand(schedulers):
             step = scheduler.step(one(out), t, one(x), generator=Noise())
             assert abs(step.pred_original_sample.item() - x0) < 16 * EPS
             assert abs(step.prev_sample.item() - x0) < 8 * EPS * 80
+        if "thresholding" in own_options(name):
+            kept = make(schedulers, name, 1, thresholding=True)
+            step = kept.step(one(10.0), kept.timesteps[0], one())  # x0 is 5
+            assert step.pred_original_sample == 1
         for schedule, middle in (("karras", (80 ** (1 / 5) / 2 + 0.002 ** (1 / 5) / 2) ** 5),
                                  ("exponential", math.sqrt(80 * 0.002))):
             scheduler = make(schedulers, name, 3, sigma_schedule=schedule, rho=5.0,

@@ -131,7 +131,7 @@ def sigmas_by_hand(schedulers):
 
     table = np.array([-2.0, -1.0, 0.5, 1.0])
     at = np.exp([-3.0, -2.0, -1.5, -1.0, -0.25, 0.75, 1.0, 2.0])
-    got = schedulers.noise_schedule.sigma_to_timestep(at, table)
+    got = schedulers.sigma_tables.sigma_to_timestep(at, table)
     assert np.allclose(got, [0, 0, 0.5, 1, 1.5, 2.5, 3, 3], rtol=0, atol=1e-15)
 
 

@@ -8,9 +8,9 @@ from scheduler_samples import NAMES, SD, Noise, make, one, own_options, run
 
 import refsd.schedulers
 from refsd.errors import UsageError
-from refsd.schedulers import noise_schedule
+from refsd.schedulers import sigma_tables
 
-CHOICES = [{}, *({choice: True} for choice in noise_schedule.SIGMAS)]
+CHOICES = [{}, *({choice: True} for choice in sigma_tables.SIGMAS)]
 
 
 @pytest.mark.parametrize("name", NAMES)

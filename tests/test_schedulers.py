@@ -34,17 +34,17 @@ MUTANTS = """
 noise_schedule.py | linspace32(start**0.5, end**0.5, count) | linspace32(start, end, count)
 noise_schedule.py | np.cumprod(alpha.astype(np.float64)).astype(np.float32) | np.cumprod(alpha)
 noise_schedule.py | i < count // 2 | i < count
-noise_schedule.py | return np.sqrt((1 - alphas_cumprod) / alphas_cumprod) | return (1 - alphas_cumprod) / alphas_cumprod
+sigma_tables.py | return np.sqrt((1 - alphas_cumprod) / alphas_cumprod) | return (1 - alphas_cumprod) / alphas_cumprod
 noise_schedule.py | (last // count))[::-1] + offset | (last // count))[::-1]
 noise_schedule.py | (last // count))[::-1] + offset | (last // count) + offset)[::-1] + 1
 noise_schedule.py | -train / steps)) - 1 | -train / steps))
 noise_schedule.py | timesteps = timesteps[timesteps >= 0] | timesteps = timesteps[timesteps >= -1]
 noise_schedule.py | return timesteps[:steps] | return timesteps[-steps:]
-noise_schedule.py | rho=7.0 | rho=5.0
+sigma_tables.py | rho=7.0 | rho=5.0
 noise_schedule.py | (root - last) * (first | root * (first
 noise_schedule.py | max_beta=0.999 | max_beta=0.99
-noise_schedule.py | (1 - weight) * low + weight * (low + 1) | weight * low + (1 - weight) * (low + 1)
-noise_schedule.py | alpha=0.6, beta=0.6 | alpha=0.6, beta=0.7
+sigma_tables.py | (1 - weight) * low + weight * (low + 1) | weight * low + (1 - weight) * (low + 1)
+sigma_tables.py | alpha=0.6, beta=0.6 | alpha=0.6, beta=0.7
 ddim.py | eta * np.sqrt(variance) | eta * variance
 ddim.py | 1 - alpha_bar_s - np.square(sigma) | 1 - alpha_bar_s
 ddim.py | return t - | return t - 1 -
@@ -185,7 +185,7 @@ tcd.py | np.arange(self._share(train, strength)) | np.arange(1, self._share(trai
 ddim_inverse.py | self._alpha_bar(s), self._alpha_bar(t) | self._alpha_bar(t), self._alpha_bar(s)
 ddim_inverse.py | timesteps[::-1].copy() | timesteps.copy()
 ddim_inverse.py | if self.config.clip_sample: | if False:
-ddim_inverse.py | to_eps(kind, model_output, sample, alpha_bar_s) | to_eps(kind, model_output, x0, alpha_bar_s)
+ddim_inverse.py | float(np.sqrt(1 - alpha_bar_t)) * eps | float(np.sqrt(1 - alpha_bar_s)) * eps
 edm.py | c_skip = 1 / variance * sigma_data**2 | c_skip = 1 / variance * sigma_data
 edm.py | c_out = sigma * sigma_data / np.sqrt(variance) | c_out = sigma * sigma_data / variance
 edm.py | c_out = -c_out | pass

@@ -22,7 +22,7 @@ from refsd.schedulers.scheduler import Step
 class DDIMInverseScheduler(DiffusionScheduler):
     """DDIM inversion; draws no noise. Its timesteps ascend, and s is t - T // n.
 
-    The first s is before the training's first step: `set_alpha_to_one` says what alpha_bar is there.
+    The first s is before training's first step: `set_alpha_to_one` says what alpha_bar is there.
     """
 
     DEFAULTS = {

@@ -17,9 +17,10 @@ import numpy as np
 
 from refsd.schedulers.config import BETAS, CLIPPING
 from refsd.schedulers.diffusion import DiffusionScheduler
-from refsd.schedulers.noise_schedule import exp32, log32, spaced_timesteps
+from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.prediction import keep_in_range, to_x0
 from refsd.schedulers.scheduler import Step, only_one
+from refsd.schedulers.sigma_tables import exp32, log32
 
 
 class DDPMScheduler(DiffusionScheduler):

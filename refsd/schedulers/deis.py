@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from refsd.schedulers.exponential import ExponentialIntegrator
-from refsd.schedulers.noise_schedule import exp32, log32
 from refsd.schedulers.scheduler import Step
+from refsd.schedulers.sigma_tables import exp32, log32
 
 
 class DEISMultistepScheduler(ExponentialIntegrator):

@@ -31,9 +31,9 @@ from refsd.errors import UsageError
 from refsd.places import beside
 from refsd.random import draw_noise
 from refsd.schedulers.exponential import ExponentialIntegrator
-from refsd.schedulers.noise_schedule import exp32
 from refsd.schedulers.prediction import threshold
 from refsd.schedulers.scheduler import Step, only_one
+from refsd.schedulers.sigma_tables import exp32
 
 OTHER_SOLVER_TYPES = dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")
 

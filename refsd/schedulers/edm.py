@@ -17,9 +17,10 @@ import numpy as np
 
 from refsd.arguments import as_array
 from refsd.half import in_float32
-from refsd.schedulers.noise_schedule import exp32, linspace32, log32
+from refsd.schedulers.noise_schedule import linspace32
 from refsd.schedulers.scheduler import Scheduler
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
+from refsd.schedulers.sigma_tables import exp32, log32
 
 
 @in_float32

@@ -7,8 +7,9 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.schedulers.dpm_solver import DPMSolverMultistepScheduler
 from refsd.schedulers.edm import PreconditionedScheduler
-from refsd.schedulers.noise_schedule import linspace32, log32
+from refsd.schedulers.noise_schedule import linspace32
 from refsd.schedulers.prediction import threshold
+from refsd.schedulers.sigma_tables import log32
 
 
 class EDMDPMSolverMultistepScheduler(PreconditionedScheduler, DPMSolverMultistepScheduler):

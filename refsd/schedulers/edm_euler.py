@@ -1,13 +1,13 @@
 """Euler's method for EDM's models: the step of euler.py with the x0 of edm.py.
 
-Karras et al. 2022, arXiv:2206.00364, algorithm 2 without its second-order correction, and equation 5.
+Karras et al. 2022, arXiv:2206.00364, equation 5 and algorithm 2 without its second order.
 """
 
 import numpy as np
 
 from refsd.schedulers.edm import PreconditionedScheduler
 from refsd.schedulers.euler import EulerDiscreteScheduler
-from refsd.schedulers.noise_schedule import karras_sigmas
+from refsd.schedulers.sigma_tables import karras_sigmas
 
 
 class EDMEulerScheduler(PreconditionedScheduler, EulerDiscreteScheduler):

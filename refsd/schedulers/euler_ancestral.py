@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from refsd.schedulers.config import BETAS
-from refsd.schedulers.noise_schedule import interpolate
 from refsd.schedulers.scheduler import Step
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
+from refsd.schedulers.sigma_tables import interpolate
 
 
 class EulerAncestralDiscreteScheduler(SigmaSpaceScheduler):

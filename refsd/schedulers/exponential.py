@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.schedulers import noise_schedule
+from refsd.schedulers import sigma_tables
 from refsd.schedulers.config import BETAS, CLIPPING, Config
 from refsd.schedulers.diffusion import DiffusionScheduler
-from refsd.schedulers.noise_schedule import log32
+from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.prediction import threshold
 from refsd.schedulers.scheduler import per_sample
+from refsd.schedulers.sigma_tables import log32
 
 
 class ExponentialIntegrator(DiffusionScheduler):
@@ -53,10 +54,10 @@ class ExponentialIntegrator(DiffusionScheduler):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._read_words()
-        self.sigma_choice = noise_schedule.chosen_sigmas(self.config)
+        self.sigma_choice = sigma_tables.chosen_sigmas(self.config)
         if self.config.get("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # not 0, so that the first sigma, 4096, is finite
-        self.training_sigmas = noise_schedule.training_sigmas(self.alphas_cumprod)
+        self.training_sigmas = sigma_tables.training_sigmas(self.alphas_cumprod)
         self.sigmas = self.training_sigmas
 
     def _read_words(self):
@@ -79,7 +80,7 @@ class ExponentialIntegrator(DiffusionScheduler):
                 timesteps = self._spaced(self._check_steps(steps))
             else:
                 timesteps = self._custom_timesteps(timesteps).astype(np.int64)
-            sigmas = noise_schedule.interpolate(timesteps, self.training_sigmas)
+            sigmas = sigma_tables.interpolate(timesteps, self.training_sigmas)
 
         self._set_schedule(timesteps.astype(np.int64))
         self.sigmas = np.append(sigmas, self._last_sigma(sigmas)).astype(np.float32)
@@ -96,8 +97,8 @@ class ExponentialIntegrator(DiffusionScheduler):
             low, high = self.config.get("sigma_min"), self.config.get("sigma_max")
         low = self.training_sigmas[0].item() if low is None else low
         high = self.training_sigmas[-1].item() if high is None else high
-        sigmas = noise_schedule.SIGMAS[self.sigma_choice](low, high, steps)
-        timesteps = noise_schedule.sigma_to_timestep(sigmas, np.log(self.training_sigmas))
+        sigmas = sigma_tables.SIGMAS[self.sigma_choice](low, high, steps)
+        timesteps = sigma_tables.sigma_to_timestep(sigmas, np.log(self.training_sigmas))
         return sigmas, timesteps.round() if self._rounds() else timesteps
 
     def _rounds(self):
@@ -112,7 +113,7 @@ class ExponentialIntegrator(DiffusionScheduler):
             raise UsageError(
                 f"num_inference_steps is {steps}; with leading spacing give fewer than {last}"
             )
-        return noise_schedule.spaced_timesteps(
+        return spaced_timesteps(
             spacing,
             steps,
             train,

@@ -15,8 +15,8 @@ import numpy as np
 
 from refsd.errors import UsageError
 from refsd.schedulers.config import BETAS
-from refsd.schedulers.noise_schedule import exp32, log32, sigma_to_timestep
 from refsd.schedulers.scheduler import Step
+from refsd.schedulers.sigma_tables import exp32, log32, sigma_to_timestep
 from refsd.schedulers.two_calls import TwoCallScheduler, every_twice
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from refsd.schedulers.kdpm2 import KDPM2DiscreteScheduler
-from refsd.schedulers.noise_schedule import exp32, log32
 from refsd.schedulers.scheduler import Step
+from refsd.schedulers.sigma_tables import exp32, log32
 
 
 class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):

@@ -2,7 +2,7 @@
 
     d_j = (x_j - x0(x_j, sigma_j)) / sigma_j
     x_next = x + sum_j c_j d_j
-    c_j = integral from sigma to sigma_next of  prod_k (s - sigma_k) / (sigma_j - sigma_k) ds, k != j
+    c_j = integral from sigma to sigma_next of prod_k (s - sigma_k) / (sigma_j - sigma_k), k != j
 
 This is Adams' and Bashforth's method on steps of any length, with Lagrange's polynomials. Katherine
 Crowson's sample_lms.

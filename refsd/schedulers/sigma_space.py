@@ -12,8 +12,9 @@ import numpy as np
 from refsd.arguments import as_array, as_number, shown
 from refsd.errors import UsageError
 from refsd.half import in_float32
-from refsd.schedulers import noise_schedule
+from refsd.schedulers import sigma_tables
 from refsd.schedulers.diffusion import DiffusionScheduler
+from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.scheduler import per_sample
 
 
@@ -27,10 +28,10 @@ class SigmaSpaceScheduler(DiffusionScheduler):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.sigma_choice = noise_schedule.chosen_sigmas(self.config)
+        self.sigma_choice = sigma_tables.chosen_sigmas(self.config)
         if self.config.get("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # not 0, so that the first sigma, 4096, is finite
-        self.training_sigmas = noise_schedule.training_sigmas(self.alphas_cumprod)
+        self.training_sigmas = sigma_tables.training_sigmas(self.alphas_cumprod)
         timesteps = np.arange(self.config.num_train_timesteps)[::-1].astype(np.float32)
         self._set_sigmas(self.training_sigmas[::-1], timesteps, last=0)
 
@@ -78,7 +79,7 @@ class SigmaSpaceScheduler(DiffusionScheduler):
     def _spaced(self, steps):
         """float32 timesteps of `steps` steps, fractional for linspace spacing."""
         config = self.config
-        return noise_schedule.spaced_timesteps(
+        return spaced_timesteps(
             config.timestep_spacing, steps, config.num_train_timesteps, offset=config.steps_offset
         ).astype(np.float32)
 
@@ -97,17 +98,17 @@ class SigmaSpaceScheduler(DiffusionScheduler):
         else:
             timesteps = self._custom_timesteps(timesteps).astype(np.float32)
 
-        sigmas = noise_schedule.interpolate(timesteps, self.training_sigmas)
+        sigmas = sigma_tables.interpolate(timesteps, self.training_sigmas)
         if choice:
             low, high = config.get("sigma_min"), config.get("sigma_max")
             low = sigmas[-1].item() if low is None else low
             high = sigmas[0].item() if high is None else high
-            sigmas = noise_schedule.SIGMAS[choice](low, high, steps)
+            sigmas = sigma_tables.SIGMAS[choice](low, high, steps)
             timesteps = self._timesteps_of(sigmas)
         return sigmas, timesteps
 
     def _timesteps_of(self, sigmas):
-        return noise_schedule.sigma_to_timestep(sigmas, np.log(self.training_sigmas))
+        return sigma_tables.sigma_to_timestep(sigmas, np.log(self.training_sigmas))
 
     def _check_float(self, timestep):
         """An int is likely to be a counter; the timesteps of these samplers are float32."""

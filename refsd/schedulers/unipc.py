@@ -139,7 +139,7 @@ def moments(hh, b_h):
 
 
 def expm1_32(x):
-    """The float32 nearest to e^x - 1, of one float32; see noise_schedule.log32."""
+    """The float32 nearest to e^x - 1, of one float32; see sigma_tables.log32."""
     return np.float32(math.expm1(x))
 
 

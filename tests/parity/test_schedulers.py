@@ -22,7 +22,7 @@ import torch
 from refsd import schedulers
 from refsd.errors import ModelError, UsageError
 from refsd.random import TorchGenerator
-from refsd.schedulers import noise_schedule, prediction
+from refsd.schedulers import prediction, sigma_tables
 from refsd.schedulers.noise_schedule import cumprod_alphas, linspace32
 
 diffusers.utils.logging.set_verbosity_error()
@@ -146,7 +146,7 @@ def test_tables(nearest, name, beta):
 
 
 @pytest.mark.parametrize("name, choice", [
-    (name, choice) for name in schedulers.SCHEDULERS for choice in noise_schedule.SIGMAS
+    (name, choice) for name in schedulers.SCHEDULERS for choice in sigma_tables.SIGMAS
     if choice in schedulers.SCHEDULERS[name].DEFAULTS])
 @pytest.mark.parametrize("beta", [SD, COSINE], ids=["scaled_linear", "cosine"])
 def test_tables_of_chosen_sigmas(nearest, name, choice, beta):
