@@ -172,7 +172,8 @@ def _as_saved(config: dict[str, Any]) -> Any:
     except ModelError as problem:
         able = would_do(config)
         hint = (f"from_pretrained(..., scheduler=refsd.schedulers.{able[0]}) replaces it; "
-                f"{', '.join(able)} would do") if able else "no other sampler would do"
+                f"{', '.join(able[:4])} and {len(able[4:])} more would do"
+                ) if able else "no other sampler would do"
         raise ModelError(f"{problem}. {hint}") from None
 
 

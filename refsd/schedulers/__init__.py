@@ -83,8 +83,8 @@ def from_config(config: Mapping[str, Any]) -> Any:
 
 
 def would_do(config: Mapping[str, Any]) -> list[str]:
-    """The classes that a config can be read as, whichever class it is of."""
-    return [name for name, cls in SCHEDULERS.items() if _reads(cls, config)]
+    """The classes that a model whose config this is could be drawn with instead."""
+    return [name for name, cls in SCHEDULERS.items() if cls.draws_with_any and _reads(cls, config)]
 
 
 def _reads(cls, config):

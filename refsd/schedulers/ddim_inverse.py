@@ -35,6 +35,7 @@ class DDIMInverseScheduler(DiffusionScheduler):
         "timestep_spacing": "leading",
         "rescale_betas_zero_snr": False,
     }
+    draws_with_any = False
     CHOICES = {"timestep_spacing": ("leading", "trailing")}
 
     def __init__(self, **options: Any) -> None:

@@ -41,6 +41,7 @@ class PreconditionedScheduler(SigmaSpaceScheduler):
         "rho": 7.0,
         "final_sigmas_type": "zero",
     }
+    draws_with_any = False
     CHOICES = {"prediction_type": ("epsilon", "v_prediction")}
 
     def __init__(self, **options: Any) -> None:

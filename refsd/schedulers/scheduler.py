@@ -40,6 +40,7 @@ class Scheduler:
     DEFAULTS: dict[str, Any] = {}
     CHOICES: dict[str, tuple] = {}
     order = 1  # how many of `timesteps`, each a call of the model, make a step
+    draws_with_any = True  # whether for pictures, from noise, of models that other samplers draw
     has_history = False  # whether a step depends on what earlier steps read
     init_noise_sigma = 1.0  # the standard deviation that the first sample is to have
 

@@ -5,6 +5,7 @@ replayed from a pack alone. The samplers are those of refsd.schedulers, from the
 """
 
 import math
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def scheduler_step(model_output: Any, sample: Any, noise: np.ndarray | None = No
         return stepped.prev_sample
     sampler, timesteps = _at(scheduler, steps, index)
     options = {} if noise is None else {"generator": FixedNoise(noise)}
-    if eta:
+    if "eta" in inspect.signature(sampler.step).parameters:
         options["eta"] = eta
     return sampler.step(model_output, timesteps[index], sample, **options).prev_sample
 
