@@ -110,7 +110,7 @@ def test_the_index_decides_which_sampler_reads_the_scheduler(folder, caplog):
     assert "which model_index.json says to read as 'EulerDiscreteScheduler'" in caplog.text
 
 
-UNKNOWN = {"_class_name": "CosineDPMSolverMultistepScheduler", "solver_type": "logrho", "solver_order": 2,
+UNKNOWN = {"_class_name": "RePaintScheduler", "solver_type": "logrho", "solver_order": 2,
            "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -121,7 +121,7 @@ def unknown(folder):
 
 def test_a_sampler_that_is_not_there_is_answered_with_those_that_would_do(folder):
     place = str(unknown(folder) / "scheduler" / "scheduler_config.json")
-    refused(lambda: load(folder), place, "CosineDPMSolverMultistepScheduler", "DDIMScheduler", "would do",
+    refused(lambda: load(folder), place, "RePaintScheduler", "DDIMScheduler", "would do",
             "scheduler=refsd.schedulers.DDIMScheduler")
     with pytest.raises(ModelError, match="--sampler ddim or ddpm or .* would do"):
         samplers.of_model(None, UNKNOWN)
@@ -129,7 +129,7 @@ def test_a_sampler_that_is_not_there_is_answered_with_those_that_would_do(folder
         samplers.of_model(None, {"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"})
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", '{"_class_name": "CosineDPMSolverMultistepScheduler"}', None])
+@pytest.mark.parametrize("broken", ["{", "[]", '{"_class_name": "RePaintScheduler"}', None])
 def test_a_scheduler_that_is_replaced_is_not_read(folder, whole, broken):
     path = folder / "scheduler" / "scheduler_config.json"
     shutil.rmtree(folder / "scheduler") if broken is None else path.write_text(broken)

@@ -240,8 +240,8 @@ def test_custom_timesteps_and_sigmas(nearest):
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
                                   "DEISMultistepScheduler", "UniPCMultistepScheduler"])
 def test_limits_in_another_classs_config(nearest, name):
-    """Chosen sigmas keep to sigma_min and sigma_max of any class; lu lambdas to those of training."""
-    for choice in noise_schedule.SIGMAS:
+    """Chosen sigmas keep to the limits of any class; lu lambdas to those of training."""
+    for choice in sigma_tables.SIGMAS:
         if choice in schedulers.SCHEDULERS[name].DEFAULTS:
             config = SD | {"sigma_min": 0.1, "sigma_max": 20.0, choice: True}
             a = getattr(diffusers, name).from_config(config)

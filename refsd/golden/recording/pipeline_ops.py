@@ -4,8 +4,8 @@ Each takes the arrays of an entry's inputs and the values of its options, so tha
 replayed from a pack alone. The samplers are those of refsd.schedulers, from their full options.
 """
 
-import math
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
