@@ -12,6 +12,7 @@ from PIL import Image
 from refsd.__main__ import main
 from refsd.cli import drawing, progress, samplers, threads
 from refsd.cli.recipe import parse_recipe
+from refsd.errors import UsageError
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random.by_name import NumPyGenerator
 from refsd.weights import read_safetensors
@@ -165,9 +166,45 @@ def test_every_sampler(draw, name):
     ("dpmpp-2m-karras", "dpm++2m_karras"), ("k_euler", "euler"), ("DDIM", "ddim"),
     ("EulerDiscreteScheduler", "euler"), ("DPMSolverMultistepScheduler", "dpm++2m"),
     ("EulerAncestralDiscrete", "euler_a"), ("LCMScheduler", "lcm"),
+    ("DPM++ 2M SDE", "dpm++2m_sde"), ("DPM++ 2M SDE Karras", "dpm++2m_sde_karras"),
+    ("DPM++ 2M SDE Exponential", "dpm++2m_sde_exponential"), ("k_dpmpp_2m_sde_ka",
+                                                              "dpm++2m_sde_karras"),
+    ("DPM++ 2M SDE Heun", "dpm++2m_sde_heun"), ("dpmpp_2m_sde_gpu", "dpm++2m_sde"),
+    ("Euler Karras", "euler_karras"), ("euler_beta", "euler_beta"), ("DEIS", "deis"),
+    ("UniPC", "unipc"), ("uni_pc", "unipc"), ("uni_pc_bh2", "unipc_bh2"), ("dpmpp_2s", "dpm++2s"),
+    ("DPMSolverSinglestepScheduler", "dpm++2s"), ("UniPCMultistepScheduler", "unipc"),
+    ("DEISMultistep", "deis"), ("k_dpm_2", "dpm2"), ("k_heun", "heun"),
 ])
 def test_sampler_names_of_other_tools(name, wanted):
     assert samplers.find_sampler(name) == wanted
+
+
+@pytest.mark.parametrize("name, message", [
+    ("DPM++ 2S a", "'DPM[+][+] 2S a' adds noise in two calls of the model"),
+    ("DPM++ 2S a Karras", "adds noise"), ("k_dpmpp_2s_a", "adds noise"),
+    ("dpmpp_2s_ancestral", "adds noise"), ("DPM++ SDE", "calls the model twice a step"),
+    ("DPM++ 3M SDE Exponential", "has another sign in one term"),
+    ("DDIM Karras", "ddim has no use_karras_sigmas; leave karras out"),
+    ("dpm++2m karas", r"did you mean dpm\+\+2m_karras\? Give one of ddim"),
+])
+def test_samplers_that_are_not_what_they_are_taken_for(name, message):
+    with pytest.raises(UsageError, match=message):
+        samplers.find_sampler(name)
+
+
+@pytest.mark.parametrize("name", ["dpm++2m_sde_exponential", "unipc_beta", "euler_karras"])
+def test_a_schedule_behind_a_name_takes_the_place_of_the_models(name):
+    model = {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++", "beta_end": 0.012}
+    config = samplers.of_model(name, {"_class_name": "DPMSolverMultistepScheduler", **model}).config
+    chosen = [option for option in samplers.SCHEDULES.values() if config.get(option)]
+    assert chosen == [samplers.SCHEDULES[name.rpartition("_")[2]]] and config.beta_end == 0.012
+    sampler = samplers.SAMPLERS[name]
+    assert samplers.label(config) == (sampler.label, sampler.schedule)
+
+
+def test_a_config_that_no_name_says_is_labelled_by_its_class():
+    config = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}
+    assert samplers.label(config) == ("DPMSolverMultistepScheduler", "")
 
 
 def test_numpy_noise_is_numpys():
