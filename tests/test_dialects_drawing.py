@@ -298,3 +298,19 @@ def test_a_drawing_goes_on_with_its_changes_and_its_noise(pipe, tmp_path):
         draw(pipe, "[red|red cat]", resume=state)
     with pytest.raises(UsageError, match="dialect differs: 'a1111'"):
         draw(speak(pipe, "a1111"), "[red|cat]", resume=state)
+
+
+@pytest.mark.parametrize("before, first", [(11, 14), (12, 12), (14, 14)])
+def test_the_vectors_of_an_embedding_stay_in_one_chunk(tmp_path, before, first):
+    """A1111: what does not fit whole begins the next chunk; of 14 tokens three are the word's."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny.write_model(tmp_path / "m"),
+                                                   backend="numpy")
+    pipe.load_textual_inversion(np.ones((3, 16), "f4"), token="style-x")
+    found = chunks.of_fragments(pipe.tokenizer, [("red " * before + "style-x red", 1.0)])
+    assert [len(chunk.texts) for chunk in found] == [first, before + 4 - first]
+    for vectors in (1, tiny.LENGTH):  # one is as any token; what fits into no chunk is cut
+        other = StableDiffusionPipeline.from_pipe(pipe)
+        other.unload_textual_inversion()
+        other.load_textual_inversion(np.ones((vectors, 16), "f4"), token="style-x")
+        found = chunks.of_fragments(other.tokenizer, [("red " * before + "style-x", 1.0)])
+        assert len(found[0].texts) == min(before + vectors, 14)

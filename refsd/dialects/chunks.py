@@ -42,7 +42,8 @@ def of_fragments(tokenizer: Any, fragments: Iterable[Fragment]) -> list[Chunk]:
     """A1111's chunks: each fragment's tokens alone, and commas where a chunk may end early.
 
     Where a chunk is full and a comma among its last 20 tokens, what follows the comma moves to the
-    next one; BREAK ends a chunk. Source: modules/sd_hijack_clip.py, tokenize_line.
+    next one; an embedding's vectors stay together; BREAK ends a chunk. Source:
+    modules/sd_hijack_clip.py, tokenize_line.
     """
     room, comma = _room(tokenizer), tokenizer.find(COMMA)
     chunks: list[list[Token]] = []
@@ -59,7 +60,8 @@ def of_fragments(tokenizer: Any, fragments: Iterable[Fragment]) -> list[Chunk]:
             elif len(chunk) == room and last_comma >= 0 and room - last_comma <= BACKTRACK:
                 chunks.append(chunk[:last_comma + 1])
                 chunk, last_comma = chunk[last_comma + 1:], -1
-            if len(chunk) == room:
+            vectors = tokenizer.embedding(piece.token).count(" ") + 1
+            if len(chunk) == room or len(chunk) + vectors > room >= vectors:
                 chunks.append(chunk)
                 chunk, last_comma = [], -1
             chunk.append(Token(piece.id, weight, piece.text))
