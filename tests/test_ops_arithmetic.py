@@ -71,6 +71,16 @@ def test_exp_against_50_digits(dtype):
     assert F.exp(np.array([0, -math.inf, math.inf], dtype)).tolist() == [1, 0, math.inf]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tanh_against_50_digits(dtype):
+    x = np.concatenate([np.linspace(-20, 20, 301), [1e-30, -1e-5, 0.6, 1e4, 0, -0.0]]).astype(dtype)
+    with mpmath.workdps(50):
+        truth = np.array([float(mpmath.tanh(float(v))) for v in x])
+    bound = BOUNDS["tanh"]((x,), {}, truth, PRECISIONS[dtype]) + 2.0**-53 * abs(truth)
+    assert_within(F.tanh(x), truth, bound)
+    assert F.tanh(np.array([0, -math.inf, math.inf], dtype)).tolist() == [0, -1, 1]
+
+
 @pytest.mark.parametrize("name", sorted(EXACT))
 @pytest.mark.parametrize("number", [2, -3, 0.5, 0.1])
 def test_a_python_number_takes_the_dtype_of_the_array(name, number):

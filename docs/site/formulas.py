@@ -61,5 +61,6 @@ FORMULAS = {
     "div": r"y = \frac{a}{b}",
     "exp": r"y = e^{x}",
     "sqrt": r"y = \sqrt{x}",
+    "tanh": r"y = \tanh x = \frac{e^{x} - e^{-x}}{e^{x} + e^{-x}}",
     "clamp": r"y = \min(\max(x, \mathrm{low}), \mathrm{high})",
 }

@@ -61,7 +61,8 @@ def parser() -> Parser:
         help="the formats of these runs, as float32,float16 (float32,bfloat16)")
     # What drawing asks and recording does not: the truth is always computed the same way.
     parser.set_defaults(seed=0, batch_count=1, backend="numpy", dtype="float64", threads=None,
-                       exact=True, tuned=False, allow_nonfinite=False)
+                       exact=True, tuned=False, allow_nonfinite=False, variation_seed=None,
+                       variation_strength=0.0, seed_resize_from=None)
     return parser.answering(quiet="no word on the work", group=group)
 
 

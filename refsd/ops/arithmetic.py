@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refsd.kinds import Map, Pair, call
+from refsd.kinds import OTHERS, Map, Pair, call
 from refsd.options import Number
 from refsd.registry import op
 
@@ -53,6 +53,16 @@ def exp(x):
 def sqrt(x):
     """The square root, NaN below zero.   any shape -> the same"""
     return np.sqrt(x)
+
+
+@op(ALIKE, Map(roundings=OTHERS, scale=2), flops="size")
+def tanh(x):
+    """(e^x - e^-x) / (e^x + e^-x), between -1 and 1.   any shape -> the same
+
+    >>> tanh(np.array([0.0, 100.0]))
+    array([0., 1.])
+    """
+    return np.tanh(x)
 
 
 @op(ALIKE, Map(), flops="size", low=Number(finite=False), high=Number(finite=False),

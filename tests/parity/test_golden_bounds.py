@@ -80,7 +80,7 @@ TORCH = {
     "upsample_bilinear": lambda x, *, height, width, align_corners: TF.interpolate(
         x, size=(height, width), mode="bilinear", align_corners=align_corners),
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "exp": torch.exp,
-    "sqrt": torch.sqrt,
+    "sqrt": torch.sqrt, "tanh": torch.tanh,
 }
 
 

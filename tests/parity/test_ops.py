@@ -116,6 +116,7 @@ CASES = {
     "gelu": ("gelu", (a(2, 77, 3072, scale=2),), {}, TF.gelu),
     "gelu_tanh": ("gelu_tanh", (a(2, 77, 3072, scale=2),), {},
                   lambda x: TF.gelu(x, approximate="tanh")),
+    "tanh": ("tanh", (a(2, 77, 3072),), {}, torch.tanh),
     "geglu": ("geglu", (a(2, 256, 2560, scale=2),), {}, geglu),
     "softmax": ("softmax", (a(8, 256, 256, scale=3),), {"axis": -1}, lambda x: x.softmax(-1)),
     "softmax over channels": ("softmax", (a(2, 320, 77),), {"axis": 1}, lambda x: x.softmax(1)),

@@ -5,6 +5,7 @@ from numba.extending import register_jitable
 from refsd.numba_ops import simd
 from refsd.numba_ops.pointwise import each, pairwise
 from refsd.numba_ops.vecmath import exp as vector_exp
+from refsd.numba_ops.vecmath import tanh as vector_tanh
 from refsd.registry import kernel
 
 
@@ -39,13 +40,19 @@ def _sqrt(x):
 
 
 @register_jitable
+def _tanh(x):
+    return vector_tanh(x)
+
+
+@register_jitable
 def _clamp(x, low, high):
     low, high = simd.splat_like(x, low), simd.splat_like(x, high)
     return simd.minimum(simd.maximum(x, low), high)
 
 
 _add, _sub, _mul, _div = (pairwise(f) for f in (_sum, _difference, _product, _quotient))
-_each_exp, _each_sqrt, _each_clamp = each(_exp), each(_sqrt), each(_clamp)
+_each_exp, _each_sqrt, _each_tanh = each(_exp), each(_sqrt), each(_tanh)
+_each_clamp = each(_clamp)
 
 
 @kernel("numba", reads_halves=True)
@@ -76,6 +83,11 @@ def exp(x):
 @kernel("numba", reads_halves=True)
 def sqrt(x):
     return _each_sqrt(x)
+
+
+@kernel("numba", reads_halves=True)
+def tanh(x):
+    return _each_tanh(x)
 
 
 @kernel("numba", reads_halves=True)

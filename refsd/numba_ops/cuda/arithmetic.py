@@ -36,5 +36,10 @@ def sqrt(x):
 
 
 @kernel("cuda", reads_halves=True)
+def tanh(x):
+    return mapped("tanh", x)
+
+
+@kernel("cuda", reads_halves=True)
 def clamp(x, *, low, high):
     return mapped("clamp", x, low, high)

@@ -9,7 +9,8 @@ from typing import Any
 from refsd.numba_ops.cuda.numbers import number
 
 # plus, times and over: of a and the parameter p
-MAPS = ("silu", "quick_gelu", "gelu", "gelu_tanh", "exp", "sqrt", "clamp", "plus", "times", "over")
+MAPS = ("silu", "quick_gelu", "gelu", "gelu_tanh", "exp", "sqrt", "tanh", "clamp", "plus",
+        "times", "over")
 PAIRS = ("add", "sub", "mul", "div", "gated")
 
 
@@ -51,12 +52,13 @@ def _activations(gpu, dtype):
 
 
 def _arithmetic(gpu):
-    root, power = gpu.sqrt, gpu.exp
+    root, power, tanh = gpu.sqrt, gpu.exp, gpu.tanh
 
     def clamp(a, b, p, q):
         return p if a < p else q if a > q else a  # NaN is neither
 
-    return {"exp": lambda a, b, p, q: power(a), "sqrt": lambda a, b, p, q: root(a), "clamp": clamp,
+    return {"exp": lambda a, b, p, q: power(a), "sqrt": lambda a, b, p, q: root(a),
+            "tanh": lambda a, b, p, q: tanh(a), "clamp": clamp,
             "plus": lambda a, b, p, q: a + p, "times": lambda a, b, p, q: a * p,
             "over": lambda a, b, p, q: a / p, "add": lambda a, b, p, q: a + b,
             "sub": lambda a, b, p, q: a - b, "mul": lambda a, b, p, q: a * b,
