@@ -59,6 +59,12 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
     replaced = {part: None if part in objects else resolve(
         value, download=download, variant=variant, parts=(part,), **(hub or {}))
         for part, value in given.items()}
+    own = part_class(place, "vae") if place.is_dir() and "vae" not in given else None
+    if replaced.get("vae") is not None or own == "AutoencoderTiny":
+        from refsd.pipelines import taesd
+
+        taesd.replace_vae(place, replaced, objects, backend=backend, dtype=dtype, weights=weights,
+                          variant=variant, force=force, exact=exact)
     parts = load_checkpoint(place, dtype=dtype, weights=weights, variant=variant, ema=ema,
                             force=force, replaced=replaced, inputs=inputs)
     for part in parts.values():

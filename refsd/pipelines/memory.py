@@ -81,6 +81,8 @@ def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:
 def decoder_bytes(vae: Any, pixels: int, size: int) -> int:
     """The VAE decoder's peak, for one picture with latents of so many pixels."""
     model, tree = find_backend(vae.backend).memory, vae.tree["decoder"]
+    if "layers" in tree:  # a tiny autoencoder's
+        return vae.decoder_bytes(model, pixels * size)
     blocks = [tree["mid_block"], *tree["up_blocks"]]
     planes = [pixels * size * 4 ** max(i - 1, 0) for i in range(len(blocks))]
     scores = min(model.scores, pixels**2 * size)

@@ -39,6 +39,9 @@ def encode_image(vae: VAE, image: Any, generator: Any, *, samples: int | None = 
     posterior = vae.encode(image).latent_dist
     if isinstance(generator, list):
         samples = image.shape[0] if samples is None else samples
+        if not hasattr(posterior, "logvar"):  # a tiny VAE's, which draws nothing
+            return stages.scaled(repeated("image", posterior.mean, samples),
+                                 vae.config.scaling_factor)
         moments = (repeated("image", x, samples) for x in (posterior.mean, posterior.logvar))
         posterior = DiagonalGaussian(*moments, posterior.backend)
         generator = generator[:samples]

@@ -28,4 +28,7 @@ NETWORKS = {
     # not of a model, but added to one
     "controlnet": Network("ControlNet", ("ControlNetModel",), ("diffusion_pytorch_model",),
                           ("controlnet_cond_embedding.conv_in.weight",)),
+    # in the place of a VAE
+    "taesd": Network("tiny autoencoder", ("AutoencoderTiny",), ("diffusion_pytorch_model",),
+                     ("decoder.layers.0.weight",)),
 }  # fmt: skip

@@ -218,6 +218,8 @@ def _check_fit(component: str, config: dict[str, Any], where: str) -> None:
     """What one option says about another."""
     if component == "text_encoder":
         divisions = {"num_attention_heads": (config["hidden_size"], config["num_attention_heads"])}
+    elif "norm_num_groups" not in config:
+        return  # a network of other options, which looks at them itself
     else:
         widths = config["block_out_channels"]
         levels = len(widths)
