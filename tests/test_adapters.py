@@ -251,36 +251,119 @@ def test_several_are_merged_at_once_and_unloading_gives_the_very_leaves(pipe):
     assert not changed(before, leaves(pipe)) and pipe.get_list_adapters() == {}
 
 
-def test_disabling_scaling_and_fusing(pipe):
+def values(pipe):
+    return {name: np.array(leaf) for name, leaf in leaves(pipe).items()}
+
+
+def equal(some, others):
+    return all(np.array_equal(some[name], others[name]) for name in some)
+
+
+def test_disabling_and_scaling(pipe):
     before = leaves(pipe)
     pipe.load_lora_weights(two(pipe)[1], adapter_name="a", weight={"unet": 2, "text_encoder": 1})
-    merged = leaves(pipe)
+    merged = values(pipe)
     pipe.disable_lora()
     pipe.disable_lora()
     assert not changed(before, leaves(pipe)) and pipe.get_active_adapters() == []
     pipe.enable_lora()
-    assert all(np.array_equal(merged[k], v) for k, v in leaves(pipe).items())
-
+    assert equal(merged, values(pipe))
     with pipe.lora_scaled({"scale": 0.5}):
-        half = leaves(pipe)
+        half = values(pipe)
+    assert equal(merged, values(pipe)) and not equal(merged, half)
     pipe.set_adapters("a", {"unet": 1, "text_encoder": 0.5})
-    assert all(np.array_equal(half[k], v) for k, v in leaves(pipe).items())
-    pipe.set_adapters("a", {"unet": 4, "text_encoder": 2})
+    assert equal(half, values(pipe))
+    pipe.disable_lora()
+    pipe.set_adapters("a")
+    pipe.enable_lora()  # which has nothing to put back: the adapter was set since
+    assert not equal(half, values(pipe)) and pipe.get_active_adapters() == ["a"]
+
+
+def test_what_is_fused_stays(tiny_model):
+    pipe = refsd.StableDiffusionPipeline.from_pretrained(tiny_model, backend="numpy")
+    pipe.load_lora_weights(two(pipe)[1], adapter_name="a", weight=0.5)
+    half = values(pipe)
+    pipe.set_adapters("a", 2)
     pipe.fuse_lora(lora_scale=0.25)
+    assert equal(half, values(pipe))
     for call in (pipe.disable_lora, lambda: pipe.set_adapters("a"), pipe.fuse_lora,
-                 lambda: pipe.delete_adapters("a"), lambda: pipe.load_lora_weights(two(pipe)[0])):
+                 lambda: pipe.delete_adapters("a"), lambda: pipe.load_lora_weights(two(pipe)[0]),
+                 lambda: pipe("a", **CALL, cross_attention_kwargs={"scale": 0.5})):
         with pytest.raises(UsageError, match="unfuse_lora"):
             call()
-    fused = leaves(pipe)
-    assert all(np.array_equal(half[k], v) == (k not in changed(before, fused)) or
-               np.array_equal(fused[k], v) for k, v in leaves(pipe).items())
-    pipe.unload_lora_weights()  # what was fused stays, as in diffusers
-    assert not changed(fused, leaves(pipe)) and changed(before, fused)
-    # The module's pipeline is to be what it was.
-    for part, applied in loaded.applied(pipe).items():
-        for name in changed(before, fused):
-            if name.startswith(part):
-                applied._put(name.removeprefix(f"{part}."), before[name])
+    pipe.unfuse_lora()
+    pipe.set_adapters("a", 0.5)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    assert equal(half, values(pipe)) and pipe.get_list_adapters() == {}
+    pipe.load_lora_weights(two(pipe)[0])  # on top of what was fused
+    pipe.unload_lora_weights()
+    assert equal(half, values(pipe))
+
+
+def test_only_some_are_fused(tiny_model):
+    pipe = refsd.StableDiffusionPipeline.from_pretrained(tiny_model, backend="numpy")
+    one, other = two(pipe)
+    pipe.load_lora_weights(other, adapter_name="other")
+    alone = values(pipe)
+    pipe.load_lora_weights(one, adapter_name="one")
+    pipe.set_adapters(["one", "other"])
+    pipe.fuse_lora(components=["unet"], adapter_names=["other"])
+    assert equal(alone, values(pipe))
+
+
+def test_a_leaf_that_the_caller_puts_in_is_left_there(pipe):
+    """And adapters are then merged into it."""
+    one = two(pipe)[0]
+    pipe.load_lora_weights(one, adapter_name="a")
+    *path, last = f"{samples.ATTENTION}.weight".split(".")
+    node = pipe.unet.tree
+    for key in path:
+        node = node[int(key) if isinstance(node, list) else key]
+    old = loaded.applied(pipe)["unet"]._originals[f"{samples.ATTENTION}.weight"]
+    node[last] = mine = np.ones(old.shape, "f4")
+    pipe.set_adapters("a", 0.5)
+    low, high = (np.asarray(t, "f8") for t in one.values())
+    assert np.array_equal(node[last], (1 + 0.5 * (high @ low)).astype("f4"))
+    pipe.unload_lora_weights()
+    assert node[last] is mine
+    node[last] = old
+
+
+@pytest.mark.parametrize("tensors, name", [
+    ({"diff": "weight", "diff_b": "bias"}, samples.CONV),
+    ({"w_norm": "weight", "b_norm": "bias"}, samples.CONV.replace("conv1", "norm1")),
+    ({"diff_b": "bias"}, samples.CONV),
+])
+def test_full_differences_of_weights_and_biases(pipe, tensors, name):
+    before = leaves(pipe)
+    added = {key: samples.random(3, *before[f"unet.{name}.{kind}"].shape)
+             for key, kind in tensors.items()}
+    pipe.load_lora_weights({f"unet.{name}.{key}": t for key, t in added.items()}, weight=0.5)
+    after = leaves(pipe)
+    assert changed(before, after) == {f"unet.{name}.{kind}" for kind in tensors.values()}
+    for key, kind in tensors.items():
+        where = f"unet.{name}.{kind}"
+        true = np.asarray(before[where], "f8") + 0.5 * added[key].astype("f8")
+        assert np.array_equal(after[where], true.astype("f4"))
+
+
+def test_the_bias_of_pefts_lora_b_and_the_scale_of_a1111(pipe):
+    """lora_bias is scaled like the product; a scale in the file comes before alpha."""
+    before = leaves(pipe)
+    low, high = samples.lora(before[place(samples.CONV)].shape)
+    bias = samples.random(3, len(high))
+    module = f"unet.{samples.CONV}"
+    pipe.load_lora_weights({f"{module}.lora_A.weight": low, f"{module}.lora_B.weight": high,
+                            f"{module}.lora_B.bias": bias, f"{module}.alpha": np.float32(64),
+                            f"{module}.scale": np.float32(0.25)}, weight=2)
+    true = np.asarray(before[f"{module}.bias"], "f8") + 0.5 * bias.astype("f8")
+    assert np.array_equal(leaves(pipe)[f"{module}.bias"], true.astype("f4"))
+    product = (high[:, :, 0, 0].astype("f8") @ low.reshape(2, -1)).reshape(
+        before[f"{module}.weight"].shape)
+    true = np.asarray(before[f"{module}.weight"], "f8") + 0.5 * product
+    found = np.asarray(leaves(pipe)[f"{module}.weight"])
+    assert (np.abs(found - true) <= np.abs(true) * 2.0**-24 + 1e-14).all()
 
 
 def test_a_pipeline_that_shares_the_networks_shares_the_adapters(pipe):

@@ -35,7 +35,7 @@ class Applied:
         self.strengths: dict[str, float] = {}  # of those in the tree
         self.fused = False
         self._originals: dict[str, Weight] = {}
-        self._merged: dict[str, tuple] = {}  # weight -> what was merged into it
+        self._merged: dict[str, tuple[list, Weight]] = {}  # weight -> what is in it, and the leaf
 
     def show(self, strengths: Strengths, changes: Mapping[str, Mapping] | None = None) -> None:
         """Have these adapters in the tree at these strengths, of these `changes` if they are new.
@@ -72,16 +72,19 @@ class Applied:
             for weight, change in changes.get(name, {}).items():
                 wanted.setdefault(weight, []).append((change, strength))
         for weight in [*self._originals]:
-            if weight not in wanted:
+            if self._get(weight) is not self._merged[weight][1]:  # the caller has put another there
+                del self._originals[weight], self._merged[weight]
+            elif weight not in wanted:
                 self._put(weight, self._originals[weight])
                 del self._originals[weight], self._merged[weight]
         for weight, what in wanted.items():
-            if not _same(self._merged.get(weight, ()), what):
-                original = self._originals.get(weight, None) or self._get(weight)
+            if weight not in self._merged or not _same(self._merged[weight][0], what):
+                original = self._originals[weight] if weight in self._originals else (
+                    self._get(weight))
                 leaf = {weight: merged(original, what)}
                 find_backend(self.backend).place(leaf)
-                self._originals[weight], self._merged[weight] = original, tuple(what)
                 self._put(weight, leaf[weight])
+                self._originals[weight], self._merged[weight] = original, (what, leaf[weight])
         self.strengths, self.changes = dict(strengths), dict(changes)
 
     def _get(self, weight):

@@ -98,7 +98,7 @@ class Kind:
         if outputs != weight[0] or count != math.prod(weight):
             raise ModelError(f"{where}: its {self.name} is for a weight of {outputs} x "
                              f"{count // max(outputs, 1)}, the model's is {weight}. Give an "
-                             "adapter for this family of models")
+                             "adapter for such a model (refsd lora inspect says which it is for)")
         return sizes.get(self.rank, 0)
 
 
