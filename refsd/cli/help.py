@@ -11,8 +11,7 @@ from refsd.cli.samplers import SAMPLERS
 from refsd.pipelines.request import check_choice
 
 BEGINNING = """\
-usage: refsd PROMPT [options]
-       refsd COMMAND [options]
+usage: refsd PROMPT [options], or refsd COMMAND [options]
 
     refsd "a glossy red sphere left of a small blue cube"
 
