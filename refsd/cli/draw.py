@@ -10,6 +10,7 @@ from refsd.cli import (
     batch_options,
     compat,
     output,
+    pictures_in,
     preview,
     resuming,
     samplers,
@@ -48,6 +49,7 @@ def parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"refsd {__version__}",
                        help="show the version and stop")
     add_request(parser)
+    pictures_in.add_options(parser)
     variation.add_options(parser)
     adapters.add_options(parser)
     compat.add_options(parser)
@@ -208,5 +210,6 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     if options.cfg_scale is None:
         options.cfg_scale = CFG_SCALE if options.model else BUNDLED_CFG_SCALE
     threads.check(options.threads)
+    options.pictures = pictures_in.check(options)
     check_numbers(vars(options), lambda key: f"--{key.replace('_', '-')}")
     return prompt, seeds

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.backends import find_backend
-from refsd.cli import samplers, variation
+from refsd.cli import pictures_in, samplers, variation
 from refsd.cli.recipe import Recipe
 from refsd.errors import ResourceError
 from refsd.pipelines import stages
@@ -85,14 +85,15 @@ def effective(pipe: Any, recipe: Recipe) -> Recipe:
     return replace(recipe, **{name: NOTHING[name] for name in without_effect})
 
 
-def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = None) -> Drawn:
+def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = None,
+         pictures: pictures_in.Pictures | None = None) -> Drawn:
     """One picture, or the rest of one. Raises ResourceError when the memory does not suffice."""
     before, spoken = (pipe.check_finite, pipe.make_generator), pipe.dialect
     pipe.dialect, pipe.make_generator = recipe.compat, GENERATORS[recipe.rng]
     pipe.check_finite = not recipe.allow_nonfinite
     try:
         with tuned(recipe):
-            return _draw(pipe, recipe, on_step, resume)
+            return _draw(pipe, recipe, on_step, resume, pictures)
     except MemoryError:
         needed = estimate_bytes(pipe, recipe.width, recipe.height, 1) / 2**30
         raise ResourceError(f"out of memory: {recipe.width} x {recipe.height} needs about "
@@ -102,14 +103,16 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = N
         pipe.check_finite, pipe.make_generator = before
 
 
-def _draw(pipe, recipe, on_step, resume):
+def _draw(pipe, recipe, on_step, resume, pictures):
     generator = pipe.make_generator(recipe.seed)
-    generated = pipe(
+    begin = recipe.seed if pipe.dialect.reseeds else generator
+    generated = pictures_in.draw(
+        pipe, recipe, pictures.images, on_step, generator=begin) if recipe.pictures else pipe(
         recipe.prompt, height=recipe.height, width=recipe.width,
         num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale,
         guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
         negative_prompt=recipe.negative_prompt,
-        generator=recipe.seed if pipe.dialect.reseeds else generator,
+        generator=begin,
         latents=variation.first_latents(pipe, recipe, generator), output_type="latent",
         callback_on_step_end=on_step, resume=resume)
     begun = time.perf_counter()

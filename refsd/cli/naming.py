@@ -25,8 +25,9 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
             del values[field.name]
         elif field.type is float:
             values[field.name] = float(values[field.name])
-    for adapter in values.get("adapters", ()):
-        del adapter["file"]
+    for named in (*values.get("adapters", ()), *values.get("pictures", {}).values()):
+        if isinstance(named, dict):
+            del named["file"]
     values["model"] = {key: value for key, value in recipe.model.items() if key not in PLACES}
     values["model"]["files"] = sorted(recipe.model.get("files", {}).values())
     return values

@@ -39,13 +39,25 @@ class Picture:
 
         Raises UsageError where there are more than 4096 x 4096 or the file is damaged.
         """
-        if not 1 <= self.width <= MAX_SIDE or not 1 <= self.height <= MAX_SIDE:
-            raise UsageError(f"{self.path}: a picture of {self.width} x {self.height}; at most "
-                             f"{MAX_SIDE} x {MAX_SIDE} pixels are read")
+        self._require_size()
         import numpy as np
 
         with _opened(self.path, self.data, self.format) as image:
             return np.asarray(image.convert("RGB"))
+
+    def upright(self) -> Any:
+        """PIL's image in its own mode, turned as its EXIF says. Raises as `pixels` does."""
+        self._require_size()
+        from PIL import ImageOps
+
+        with _opened(self.path, self.data, self.format) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+
+    def _require_size(self):
+        if not 1 <= self.width <= MAX_SIDE or not 1 <= self.height <= MAX_SIDE:
+            raise UsageError(f"{self.path}: a picture of {self.width} x {self.height}; at most "
+                             f"{MAX_SIDE} x {MAX_SIDE} pixels are read")
 
 
 def read_picture(path: str, formats: tuple[str, ...] = FORMATS) -> Picture:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from refsd.backends import choose_backend
-from refsd.cli import adapters, output, threads
+from refsd.cli import adapters, output, pictures_in, threads
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.compiling import Compiling
 from refsd.cli.info import found_recipe
@@ -29,6 +29,9 @@ def parser() -> Parser:
         help="where the model is, if it is not the one in refsd or a model id")
     add("--vae", metavar="PATH", help="where the other VAE is, if the picture was drawn with one")
     add("--text-encoder", metavar="PATH", help="likewise the text encoder")
+    add("-i", "--init-img", metavar="PATH",
+        help="where the picture is that it was drawn from, if not beside it under its name")
+    add("--mask", metavar="PATH", help="likewise the mask")
     add("--lora", metavar="PATH", action="append", default=[],
         help="where a LoRA is that the picture was drawn with; may be repeated")
     add("--lora-dir", metavar="DIR", help="a folder of them, which is searched by their hashes")
@@ -49,10 +52,11 @@ def run(options: argparse.Namespace) -> int:
     recipe = _recipe(picture, options)
     model = _model(recipe, options)
     given = adapters.of_recipe(recipe.adapters, options, options.picture)
+    pictures = pictures_in.of_recipe(recipe.pictures, options, options.picture)
     target = output.plan(options.output, [recipe.seed])[0] if options.output is not None else None
     chatty = not (options.quiet or options.json)
     with Warnings(show=not options.json) as warnings, threads.limited(recipe.threads):
-        drawn = _draw(recipe, model, given, options, chatty)
+        drawn = _draw(recipe, model, given, pictures, options, chatty)
         if target is not None:
             from refsd.cli import png
 
@@ -113,16 +117,15 @@ def _parts(recipe: Recipe, options: argparse.Namespace) -> dict[str, str | None]
     return parts
 
 
-def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters,
+def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures: Any,
           options: argparse.Namespace, chatty: bool) -> Any:
     from refsd import schedulers
     from refsd.cli import drawing
     from refsd.pipelines import identity
-    from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
     variant, ema = recipe.model.get("variant"), "ema" in recipe.model
     parts = _parts(recipe, options)
-    pipe = StableDiffusionPipeline.from_pretrained(
+    pipe = pictures_in.loader(recipe.pictures).from_pretrained(
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
         weights=recipe.weights, download=options.download, exact=recipe.exact,
         scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts)
@@ -130,13 +133,13 @@ def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters,
     _require_same_files(recipe.model.get("files", {}), used["files"])
     if recipe.adapters:
         given.put_in(pipe, recipe.adapters)
-    calls = drawing.calls(pipe, recipe.steps)
+    calls = pictures_in.calls(pipe, recipe.pictures, recipe.steps)
     with Compiling(show=chatty):
         make_ready(recipe.backend, recipe.dtype)
     if chatty:
         note(f"refsd: drawing seed {recipe.seed} again")
     with Progress(calls, f"seed {recipe.seed}", show=chatty) as progress:
-        return drawing.draw(pipe, recipe, progress.step)
+        return drawing.draw(pipe, recipe, progress.step, pictures=pictures)
 
 
 def _require_same_files(recorded: dict[str, str], used: dict[str, str]) -> None:

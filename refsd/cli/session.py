@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from refsd.cli import output, preview, resuming, samplers, threads
+from refsd.cli import output, pictures_in, preview, resuming, samplers, threads
 from refsd.cli.adapters import Adapters, chosen
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
@@ -21,18 +21,19 @@ class Session:
 
     def __init__(self, options: argparse.Namespace, chatty: bool, screen: Any = None):
         from refsd.pipelines import identity
-        from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
         self.options, self.chatty, self.screen = options, chatty, screen
         self.seconds: dict[str, float] = {}
         self.step_seconds: list[float] = []
         self.latents: list[Any] = []
+        self.pictures = getattr(options, "pictures", None)
         self.adapters = Adapters(strict=not options.lora_partial)
         with self._timed("kernels"), Compiling(show=chatty):  # loading a model needs some of them
             make_ready(options.backend, options.dtype)
         with self._timed("model"):
             parts = {"vae": options.vae, "text_encoder": options.text_encoder}
-            self.pipe = StableDiffusionPipeline.from_pretrained(
+            load = pictures_in.loader({} if self.pictures is None else self.pictures.recorded)
+            self.pipe = load.from_pretrained(
                 options.model, backend=options.backend, dtype=options.dtype,
                 weights=options.weights, download=options.download, variant=options.variant,
                 exact=options.exact, scheduler=self._scheduler, ema=options.ema,
@@ -53,11 +54,13 @@ class Session:
         if options.sampler != self.options.sampler:
             self.pipe.scheduler = samplers.of_model(options.sampler, self.scheduler_config)
         prompt, asked = chosen(options, prompt)
-        preview.require_colours(options, self.pipe, drawing.calls(self.pipe, options.steps))
+        width, height = pictures_in.size(self.pipe, options, self.pictures)
+        pictures = pictures_in.settle(self.pipe, self.pictures, options)
+        preview.require_colours(options, self.pipe,
+                                pictures_in.calls(self.pipe, pictures, options.steps))
         return drawing.effective(self.pipe, Recipe(
             prompt=prompt, negative_prompt=options.negative_prompt, seed=options.seed,
-            width=options.width or self.pipe.default_size,
-            height=options.height or self.pipe.default_size,
+            width=width, height=height, pictures=pictures,
             steps=options.steps, cfg_scale=options.cfg_scale, eta=options.eta,
             guidance_rescale=options.guidance_rescale, clip_skip=options.clip_skip,
             rng=compat.rng(options), compat=options.compat,
@@ -72,7 +75,8 @@ class Session:
         """Draw the picture of a recipe, write it, and say so."""
         from refsd.cli import drawing, png
 
-        seed, calls = recipe.seed, drawing.calls(self.pipe, recipe.steps)
+        calls = pictures_in.calls(self.pipe, recipe.pictures, recipe.steps)
+        seed = recipe.seed
         if recipe.adapters or self.adapters.places:
             with self._timed("adapters"):
                 self.adapters.put_in(self.pipe, recipe.adapters)
@@ -81,7 +85,8 @@ class Session:
             so_far = None if self.options.preview is None else preview.Preview(
                 self.options, self.screen, target, progress)
             on_step = resuming.on_step(self.options, recipe, so_far or progress.step)
-            drawn = drawing.draw(self.pipe, recipe, on_step, resume=self.options.resume)
+            drawn = drawing.draw(self.pipe, recipe, on_step, resume=self.options.resume,
+                                 pictures=self.pictures)
         if so_far is not None:
             drawn.seconds["steps"] -= so_far.seconds
             drawn.seconds["preview"] = so_far.seconds

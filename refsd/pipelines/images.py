@@ -35,7 +35,7 @@ def as_image(name: str, image: Any, factor: int, *, latent_channels: int, height
         numbers = nearest(numbers, *_size(name, numbers.shape[2:], height, width, factor))
     else:
         size = _size(name, found[0].size[::-1], height, width, factor)
-        numbers = _stacked(name, [_resized(_rgb(one), size, crop) for one in found])
+        numbers = _stacked(name, [_resized(rgb(one), size, crop) for one in found])
     return numbers if numbers.min() < 0 else 2 * numbers - 1
 
 
@@ -47,7 +47,7 @@ def as_pixels(name: str, image: Any, factor: int, *, height: int | None = None,
         numbers = _numbers(name, image, (3,))
         return nearest(numbers, *_size(name, numbers.shape[2:], height, width, factor))
     size = _size(name, found[0].size[::-1], height, width, factor)
-    return _stacked(name, [_rgb(_resized(one, size)) for one in found])
+    return _stacked(name, [rgb(_resized(one, size)) for one in found])
 
 
 def as_mask(name: str, mask: Any, factor: int, *, height: int, width: int,
@@ -221,7 +221,8 @@ def _stacked(name, images):
     return arrays[:, None] if arrays.ndim == 3 else arrays.transpose(0, 3, 1, 2)
 
 
-def _rgb(image):
+def rgb(image: Any) -> Any:
+    """PIL's image in the mode RGB; transparency is not looked at."""
     return image if image.mode == "RGB" else _eight_bits(image).convert("RGB")
 
 

@@ -76,7 +76,7 @@ class StableDiffusionInpaintPipeline(Pipeline):
             num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale, eta=eta,
             generator=generator, output_type=output_type, return_dict=return_dict,
             clip_skip=clip_skip, callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs)
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, steps=steps)
         stages.make_schedule(self.scheduler, steps, timesteps=timesteps, sigmas=sigmas)
         left = starts.timesteps_left(self.scheduler, strength, steps=None if own else steps)
         with use(self.backend, exact=self.exact):
