@@ -148,7 +148,6 @@ def changed_recipe(**values):
 
 
 @pytest.mark.parametrize("texts, code, words", [
-    (lambda texts: {"parameters": texts["parameters"]}, 2, "made by another program"),
     (lambda texts: {}, 2, "does not say how it was made"),
     (changed_recipe(width=48), 2, "40 x 32 pixels, its recipe says 48 x 32"),
     (changed_recipe(backend="abacus"), 2, "backend 'abacus' is not one of"),
@@ -158,7 +157,7 @@ def changed_recipe(**values):
     (changed_recipe(model={"variant": 7}), 2, "expected an object of strings (wrong: 'variant')"),
     (changed_recipe(model={"files": [[]]}), 2, "model is {'files': [[]]}"),
     (changed_recipe(model={"variant": "../x"}), 2, "variant: got '../x'"),
-], ids=["infotext", "nothing", "cropped", "backend", "scheduler", "option", "model", "number",
+], ids=["nothing", "cropped", "backend", "scheduler", "option", "model", "number",
         "list", "variant"])
 def test_repro_refuses(drawn, model, tmp_path, capfd, texts, code, words):
     path = edited(drawn, tmp_path / "x.png", texts=texts)

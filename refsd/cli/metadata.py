@@ -33,7 +33,7 @@ class Description(NamedTuple):
 def find_infotext(texts: Mapping[str, str]) -> Infotext | None:
     """A1111's text: under `parameters` in any case, or elsewhere if it has settings."""
     named = {name.lower(): text for name, text in texts.items()}
-    if "parameters" in named and _object(named["parameters"]) is None:
+    if "parameters" in named and json_object(named["parameters"]) is None:
         return parse_infotext(named["parameters"])
     for name in ELSEWHERE:
         if name in named and (infotext := parse_infotext(named[name])).settings:
@@ -48,7 +48,7 @@ def find_description(texts: Mapping[str, str]) -> Description | None:
                         ("usercomment", "sui_image_params"), ("usercomment", None),
                         ("invokeai_metadata", None), ("sd-metadata", "image"), ("comment", None),
                         ("generation_data", None)):
-        data = _object(named.get(name, ""))
+        data = json_object(named.get(name, ""))
         if data is not None and inner is not None:
             data = data.get(inner)
         if isinstance(data, dict) and (not data.keys().isdisjoint((*PROMPTS, "uc"))
@@ -59,7 +59,7 @@ def find_description(texts: Mapping[str, str]) -> Description | None:
     if "dream" in named:
         return _of_dream(named["dream"])
     for name in ("prompt", "workflow"):
-        graph = _object(named.get(name, ""))
+        graph = json_object(named.get(name, ""))
         if graph is not None:
             return Description("ComfyUI", *comfy.describe(graph))
     return _of_xmp(named) or _of_plain_texts(texts)
@@ -123,7 +123,7 @@ def _program(name: str, inner: str | None, data: Mapping[str, Any],
     return named.get("software", UNKNOWN)
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def json_object(text: str) -> dict[str, Any] | None:
     """A JSON object as Python's json writes it (with NaN); None for any other text."""
     if not text.lstrip().startswith("{"):
         return None

@@ -10,21 +10,22 @@ from refsd.cli.arguments import Parser, integer
 from refsd.cli.compiling import Compiling
 from refsd.cli.info import found_recipe
 from refsd.cli.progress import Progress
-from refsd.cli.recipe import Recipe
+from refsd.cli.recipe import KEYWORD, Recipe
 from refsd.cli.report import Warnings, note, one_line, result, result_json
 from refsd.errors import ModelError, UsageError
 from refsd.registry import make_ready
 
 ABOUT = """\
 Draw a picture again from the recipe in its PNG, and compare: exit code 0 when all
-pixels are the same, 1 when some differ."""
+pixels are the same, 1 when some differ. Of A1111, stable-diffusion.cpp and ComfyUI
+it draws what they say of it, and says what refsd does not have."""
 
 
 def parser() -> Parser:
     """The options of repro."""
     parser = Parser("refsd repro PICTURE [options]", ABOUT)
     add = parser.add_argument
-    add("picture", metavar="PICTURE", help="a .png file that refsd wrote")
+    add("picture", metavar="PICTURE", help="a .png file, with its texts")
     add("-m", "--model", metavar="MODEL",
         help="where the model is, if it is not the one in refsd or a model id")
     add("--vae", metavar="PATH", help="where the other VAE is, if the picture was drawn with one")
@@ -49,6 +50,10 @@ def run(options: argparse.Namespace) -> int:
     from refsd.cli.png import read_png
 
     picture = read_png(options.picture)
+    if KEYWORD not in picture.texts:
+        from refsd.cli import redraw
+
+        return redraw.run(picture, options)
     recipe = _recipe(picture, options)
     model = _model(recipe, options)
     given = adapters.of_recipe(recipe.adapters, options, options.picture)
@@ -71,15 +76,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recipe(picture: Any, options: argparse.Namespace) -> Recipe:
-    """The picture's recipe, with what the options replace; UsageError if there is none."""
+    """The picture's recipe, with what the options replace."""
     recipe = found_recipe(picture.texts, options.picture)
-    if recipe is None:
-        other = "parameters" in picture.texts
-        raise UsageError(
-            f"{options.picture}: " + ("it has an infotext but no refsd recipe, so it was made by "
-                                      "another program. refsd info shows what it says" if other
-                                      else "it does not say how it was made. Give one that refsd "
-                                           "drew with its texts"))
     if (picture.height, picture.width) != (recipe.height, recipe.width):
         raise UsageError(f"{options.picture}: {picture.width} x {picture.height} pixels, its "
                          f"recipe says {recipe.width} x {recipe.height}: it was cropped or scaled. "
