@@ -17,17 +17,20 @@ import importlib
 from refsd.registry import use, watch
 from refsd.version import __version__
 
-__all__ = ["ControlNet", "F", "StableDiffusionControlNetPipeline", "StableDiffusionImg2ImgPipeline",
-           "StableDiffusionInpaintPipeline", "StableDiffusionInstructPix2PixPipeline",
-           "StableDiffusionPipeline", "__version__", "threads", "use", "watch"]
+__all__ = ["ControlNet", "F", "StableDiffusionControlNetImg2ImgPipeline",
+           "StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPipeline",
+           "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+           "StableDiffusionInstructPix2PixPipeline", "StableDiffusionPipeline", "__version__",
+           "threads", "use", "watch"]
 
 _LAZY = {
     "ControlNet": ("refsd.pipelines.controlnet", "ControlNet"),
     "ControlNetModel": ("refsd.pipelines.controlnet", "ControlNet"),
     "F": ("refsd.functional", None),
     "StableDiffusionImg2ImgPipeline": ("refsd.pipelines.img2img", "StableDiffusionImg2ImgPipeline"),
-    "StableDiffusionControlNetPipeline": ("refsd.pipelines.stable_diffusion_controlnet",
-                                          "StableDiffusionControlNetPipeline"),
+    **{name: ("refsd.pipelines.stable_diffusion_controlnet", name) for name in (
+        "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline")},
     "StableDiffusionInpaintPipeline": ("refsd.pipelines.inpaint", "StableDiffusionInpaintPipeline"),
     "StableDiffusionInstructPix2PixPipeline": ("refsd.pipelines.pix2pix",
                                                "StableDiffusionInstructPix2PixPipeline"),

@@ -226,3 +226,34 @@ def test_a_unet_reads_no_intrablock_residuals(pipe):
     with pytest.raises(UsageError, match="T2I-Adapter"):
         pipe.unet(values(1, 1, 4, 4, 4), 7, values(2, 1, 5, 16),
                   down_intrablock_additional_residuals=[1])
+
+
+def test_with_a_picture_and_with_a_mask(pipe):
+    image, mask = np.full((1, 3, 32, 32), 0.75, "f4"), np.ones((1, 1, 32, 32), "f4")
+    other = refsd.StableDiffusionControlNetImg2ImgPipeline.from_pipe(pipe)
+    drawn = other("a", image, P, num_inference_steps=2, generator=1, output_type="np").images
+    plain = refsd.StableDiffusionImg2ImgPipeline.from_pipe(pipe)(
+        "a", image, num_inference_steps=2, generator=1, output_type="np").images
+    silent = other("a", image, P, num_inference_steps=2, generator=1, output_type="np",
+                   controlnet_conditioning_scale=0.0).images
+    assert np.array_equal(silent, plain) and not np.array_equal(drawn, plain)
+    with pytest.raises(UsageError, match="image is 32 x 32, control_image 16 x 32"):
+        other("a", image, P[..., :16])
+    assert other.controlled is None, "after an error too"
+    other = refsd.StableDiffusionControlNetInpaintPipeline.from_pipe(pipe)
+    assert other("a", image, mask, P, num_inference_steps=1).images[0].size == (32, 32)
+    with pytest.raises(UsageError, match="padding_mask_crop"):
+        other("a", image, mask, P, padding_mask_crop=8)
+
+
+def test_what_is_added_decides_how_a_drawing_is_resumed(net):
+    """Another picture, scale or part of the steps, and a saved drawing is not gone on with."""
+    from refsd.pipelines.resume import _hash
+
+    hints = [net.embed(values(seed, 1, 3, 32, 32)) for seed in (1, 2)]
+    hashes = {_hash(*Control([Active(net, *how)], batch=1, steps=8, guess_mode=guess).arrays())
+              for how, guess in (((hints[0], 1.0, 0.0, 1.0), False), ((hints[1], 1.0, 0.0, 1.0),
+                                 False), ((hints[0], 0.9, 0.0, 1.0), False),
+                                 ((hints[0], 1.0, 0.5, 1.0), False),
+                                 ((hints[0], 1.0, 0.0, 1.0), True))}
+    assert len(hashes) == 5

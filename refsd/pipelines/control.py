@@ -38,6 +38,11 @@ class Control:
         self.nets, self.batch, self.steps, self.guess_mode = nets, batch, steps, guess_mode
         self._texts: tuple[Any, Any] = None, None  # the text that was read last, and its rest
 
+    def arrays(self) -> list[Any]:
+        """What decides what is added, as arrays."""
+        return [array for net, hint, *how in self.nets for array in
+                (hint.states, np.array([*how, self.guess_mode]))]
+
     def __call__(self, x: Any, timestep: Any, text: Text, index: int) -> dict[str, Any]:
         """The keywords for the UNet; none in steps in which no ControlNet acts."""
         acting = [one for one in self.nets if one.start <= index / self.steps
@@ -159,18 +164,30 @@ def pictures(nets: Sequence[ControlNet], image: Any, factor: int, *, name: str =
     return found
 
 
-def begin(pipe: Any, pictures: Sequence[np.ndarray], wishes: Wishes, batch: int, copies: int,
-          steps: int) -> Control:
-    """The Control of a drawing of `batch` pictures, `copies` of each prompt, in so many steps.
+class Asked(NamedTuple):
+    """What is asked of the ControlNets of a call: pictures, how they act, pictures a prompt."""
 
-    Each of its pictures is read once; it is for all prompts, or there is one for each.
-    """
-    acting = []
-    for net, picture, *how in zip(pipe._nets, pictures, wishes.scales, wishes.starts, wishes.ends):
-        count = picture.shape[0]
-        if count > 1 and count * copies != batch:
-            raise UsageError(f"there are {count} control pictures for {batch // copies} "
-                             "prompts; give 1, or one for each prompt")
-        picture = picture if count == 1 else picture.repeat(copies, axis=0)
-        acting.append(Active(net, net.embed(picture), *how))
-    return Control(acting, batch=batch, steps=steps, guess_mode=wishes.guess_mode)
+    nets: Sequence[ControlNet]
+    pictures: Sequence[np.ndarray]
+    wishes: Wishes
+    copies: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return self.pictures[0].shape[2:]
+
+    def begin(self, batch: int, steps: int) -> Control:
+        """The Control of a drawing of `batch` pictures in so many steps.
+
+        Each of its pictures is read once; it is for all prompts, or there is one for each.
+        """
+        acting, copies = [], self.copies
+        for net, picture, *how in zip(self.nets, self.pictures, *self.wishes[:3]):
+            count = picture.shape[0]
+            if count > 1 and count * copies != batch:
+                raise UsageError(f"there are {count} control pictures for {batch // copies} "
+                                 "prompts; give 1, or one for each prompt")
+            picture = picture if count == 1 else picture.repeat(copies, axis=0)
+            acting.append(Active(net, net.embed(picture), *how))
+        return Control(acting, batch=batch, steps=steps, guess_mode=self.wishes.guess_mode)

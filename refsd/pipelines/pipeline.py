@@ -40,6 +40,7 @@ class Pipeline:
     """
 
     inputs: tuple[str, ...] = ("latents",)
+    controlled: Any = None  # what ControlNets are to add, a refsd.pipelines.control.Asked
 
     def __init__(self, *, tokenizer: CLIPTokenizer, text_encoder: TextEncoder, unet: UNet, vae: VAE,
                  scheduler: Any, backend: str = "auto", name: str = "", exact: bool = False):
@@ -115,7 +116,7 @@ class Pipeline:
         made = cls(**{**parts, **replaced}, backend=pipe.backend, name=pipe.name, exact=pipe.exact)
         made.make_generator, made.check_finite = pipe.make_generator, pipe.check_finite
         made._dialect = pipe._dialect
-        made.safety_checker = pipe.safety_checker
+        made.safety_checker, made.controlled = pipe.safety_checker, pipe.controlled
         return made
 
     def __getattr__(self, name: str) -> Any:

@@ -166,7 +166,8 @@ def fingerprint(drawing: Any) -> dict[str, Any]:
             "texts": _hash(*drawing.callback.texts(), *drawing.later_texts()),
             "first": _hash(drawing.first),
             "timesteps": _hash(pipe.scheduler.timesteps),
-            "inputs": _hash(*drawing.inputs.values())}
+            "inputs": _hash(*(array for value in drawing.inputs.values() for array in (
+                value.arrays() if hasattr(value, "arrays") else [value])))}
 
 
 def as_list(generator: Any) -> list[Any]:

@@ -36,15 +36,15 @@ def picture(seed, width=SIZE, height=SIZE):
     return Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def pair(folder, nets, *names, **options):  # noqa: F811
+def pair(folder, nets, *names, kind="", **options):  # noqa: F811
     theirs = [ControlNetModel.from_pretrained(nets / name) for name in names]
     ours = [refsd.ControlNet.from_pretrained(nets / name, **options) for name in names]
     if len(names) == 1:
         theirs, ours = theirs[0], ours[0]
-    theirs = diffusers.StableDiffusionControlNetPipeline.from_pretrained(folder, controlnet=theirs)
+    kind = f"StableDiffusionControlNet{kind}Pipeline"
+    theirs = getattr(diffusers, kind).from_pretrained(folder, controlnet=theirs)
     theirs.set_progress_bar_config(disable=True)
-    ours = refsd.StableDiffusionControlNetPipeline.from_pretrained(folder, controlnet=ours,
-                                                                   **options)
+    ours = getattr(refsd, kind).from_pretrained(folder, controlnet=ours, **options)
     config = {**SD1, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
     theirs.scheduler = diffusers.DDIMScheduler(**config)
     ours.scheduler = schedulers.DDIMScheduler(**config)
@@ -95,6 +95,23 @@ def test_several(folder, nets, backend):  # noqa: F811
                  image=[picture(1), picture(2)], controlnet_conditioning_scale=[0.7, 1.5],
                  control_guidance_start=[0.0, 0.4], control_guidance_end=[0.6, 1.0],
                  negative_prompt="blurry")
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"strength": 0.5, "guess_mode": True, "control_guidance_end": 0.5},
+    {"image": picture(5, 40, 30), "control_image": picture(6, 100, 50)}], ids=str)
+def test_from_a_picture(folder, nets, options):  # noqa: F811
+    same_picture(*pair(folder, nets, "plain", kind="Img2Img"), **{
+        "prompt": PROMPT, "image": picture(3), "control_image": picture(1),
+        "num_inference_steps": 4} | options)
+
+
+@pytest.mark.parametrize("options", [{}, {"strength": 0.6, "num_images_per_prompt": 2}], ids=str)
+def test_with_a_mask(folder, nets, options):  # noqa: F811
+    mask = Image.fromarray(np.uint8(255) * (np.arange(SIZE) > SIZE // 2)[None].repeat(SIZE, 0))
+    same_picture(*pair(folder, nets, "plain", kind="Inpaint"), **{
+        "prompt": PROMPT, "image": picture(3), "mask_image": mask, "control_image": picture(1),
+        "num_inference_steps": 4} | options)
 
 
 def test_diffusers_reads_the_training_codes_names_alike(nets, tmp_path):
