@@ -314,3 +314,46 @@ def test_the_vectors_of_an_embedding_stay_in_one_chunk(tmp_path, before, first):
         other.load_textual_inversion(np.ones((vectors, 16), "f4"), token="style-x")
         found = chunks.of_fragments(other.tokenizer, [("red " * before + "style-x", 1.0)])
         assert len(found[0].texts) == min(before + vectors, 14)
+
+
+def test_a_control_is_given_the_rows_of_each_call(pipe):
+    seen = []
+
+    def control(x, timestep, text, index):
+        seen.append((x.shape[0], text.states.shape[0], index))
+        return {}
+
+    speak(pipe, "a1111")
+    *texts, make = guidance_of(pipe, ["red AND cat"], ["red " * tiny.LENGTH], copies=2,
+                               clip_skip=None, guided=True, steps=4)
+    make(pipe.unet, *texts, scale=7, control=control)(TorchGenerator(1).randn(2, 4, 4, 4), 500, 3)
+    assert seen == [(2, 2, 3), (4, 4, 3)]
+    control.guess_mode = True
+    with pytest.raises(UsageError, match="guess_mode is not for prompts that are composed"):
+        make(pipe.unet, *texts, scale=7, control=control)
+
+
+def test_seeds_of_a_list_are_added_to_and_generators_are_not(pipe, caplog):
+    caplog.set_level(logging.WARNING, "refsd")
+    pipe.dialect = "a1111,ensd=10"
+    first, later = generators(pipe, [5, 7], 2)
+    assert (seeds(first), seeds(later)) == ([5, 7], [15, 17]) and caplog.messages == []
+    generators(pipe, TorchGenerator(5), 1)
+    assert "goes on with them, not with new ones as in a1111,ensd=10" in caplog.messages[0]
+
+
+def test_a1111_skips_no_layers_of_an_encoder_padded_otherwise(pipe, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "refsd")
+    speak(pipe, "a1111")
+    monkeypatch.setattr(pipe.tokenizer, "pad_token_id", 0)
+    np.testing.assert_array_equal(vectors(pipe, "red", clip_skip=1), vectors(pipe, "red"))
+    assert "A1111 skips no layers" in caplog.messages[0]
+
+
+def test_more_than_fits_is_refused(pipe):
+    speak(pipe, "a1111")
+    with pytest.raises(UsageError, match="33 prompts joined by AND; give at most 32"):
+        draw(pipe, " AND ".join(["red"] * 33))
+    words = "|".join(f"cat{i}" for i in range(300))
+    with pytest.raises(UsageError, match="make 300 texts of 4 chunks; give at most 1024"):
+        draw(pipe, f"[{words}] " + "red " * 40, 300)

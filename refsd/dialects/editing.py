@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from refsd.errors import UsageError
 
+MAX_PARTS = 32  # joined by AND: the model is asked for all in one batch
 MAX_DEPTH = 50  # of editing within editing; a prompt of it takes as long as its pieces
 
 _PIECE = re.compile(r"(?:[^\\\[\]():|]|\\.)+|[\[\]():|]")
@@ -65,11 +66,15 @@ class _Open:
 def compose(text: str) -> list[Composed]:
     """The prompts that AND joins; a number behind a last colon is a weight also without AND.
 
+    UsageError: too many for one batch.
+
     >>> compose("a cat AND a dog :1.2")
     [Composed(text='a cat', weight=1.0), Composed(text=' a dog', weight=1.2)]
     """
-    parts = []
-    for part in _AND.split(text):
+    parts, found = [], _AND.split(text)
+    if len(found) > MAX_PARTS:
+        raise UsageError(f"prompt: {len(found)} prompts joined by AND; give at most {MAX_PARTS}")
+    for part in found:
         weighed = _WEIGHED.search(part)
         before, weight = (part[:weighed.start()], weighed[1]) if weighed else (part, 1)
         parts.append(Composed(before.rstrip(), float(weight)))

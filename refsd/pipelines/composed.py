@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd import functional as F
+from refsd.errors import UsageError
 from refsd.half import in_float32
 from refsd.pipelines.guidance import Guidance, as_text, rescale
 from refsd.places import beside, on_host
@@ -50,8 +51,16 @@ class ComposedGuidance(Guidance):
     def __init__(self, unet: Any, positive: Any, negative: Any = None, *, blocks: list[Block],
                  avoided: list[Timeline] | None, put: Any, **options: Any):
         super().__init__(unet, positive, None, **options)
+        if getattr(self.control, "guess_mode", False):
+            raise UsageError("guess_mode is not for prompts that are composed, that change between "
+                             "steps, or of two lengths; leave it out")
         self.blocks, self.avoided, self.put = blocks, avoided, put
         self._texts: dict[tuple, list[Any]] = {}
+
+    @staticmethod
+    def rows(blocks: list[Block], **others: Any) -> int:
+        """How many times as many samples the model is asked for at once as with one text."""
+        return -(-(len(blocks) + 1) // 2)
 
     @staticmethod
     def arrays(blocks: list[Block], avoided: list[Timeline] | None, **others: Any) -> list[Any]:

@@ -97,7 +97,8 @@ class Drawing:
         for name, why in idle(pipe, negative=avoided, **numbers).items():
             pipe.remark(f"{name} changes nothing: {why}")
         batch = callback.positive.shape[0]
-        check_memory(pipe.backend, working_bytes(pipe, width, height, batch),
+        rows = batch if composed is None else batch * composed.func.rows(**composed.keywords)
+        check_memory(pipe.backend, working_bytes(pipe, width, height, rows),
                      f"drawing {batch} x {width} x {height} pixels")
         seed = generator if generator is not None else secrets.randbits(32)
         generator = step_generator = as_generators(seed, pipe.make_generator, batch)

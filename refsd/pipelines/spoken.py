@@ -10,6 +10,7 @@ from refsd.arguments import as_array, as_number
 from refsd.backends import BACKENDS
 from refsd.dialects import weighing
 from refsd.dialects.chunks import Chunk, empty
+from refsd.dialects.names import spelled
 from refsd.dialects.reading import Part, read
 from refsd.errors import UsageError
 from refsd.half import is_half, to_float32
@@ -19,6 +20,7 @@ from refsd.pipelines.composed import Block, ComposedGuidance, Timeline, constant
 from refsd.places import on_host
 from refsd.random.by_name import GENERATORS
 
+MAX_ENCODED = 1024  # chunks of one prompt's changes: 250 MB for Stable Diffusion 1
 UNCOUNTED = 100  # steps, to see whether a prompt changes between them
 
 
@@ -30,6 +32,11 @@ def guidance_of(pipe: Any, positive: Any, negative: Any, *, copies: int, clip_sk
     picture has one text of one length that stays: then Guidance does. UsageError where prompts
     change in a drawing whose steps are not counted, or that cannot be guided.
     """
+    if clip_skip and pipe.dialect.syntax == "a1111" \
+            and pipe.tokenizer.pad_token_id != pipe.tokenizer.eos_token_id:
+        pipe.remark("clip_skip changes nothing: A1111 skips no layers of this text encoder, whose "
+                    "texts are not filled up with their end")
+        clip_skip = None
     calls = None if steps is None else steps * getattr(pipe.scheduler, "order", 1)
     lines = [_lines(pipe, text, clip_skip, calls) for text in positive] \
         if isinstance(positive, list) else [[(1.0, line)] for line in constants(positive)]
@@ -96,6 +103,9 @@ def _encoded(pipe: Any, part: Part, clip_skip: int | None) -> Timeline:
     chunks = {spell.text: spell.chunks for spell in part.spells}
     counts = [sum(spell.text == text for spell in part.spells) for text in texts]
     blank, most = empty(pipe.tokenizer), max(map(len, chunks.values()))
+    if len(texts) * most > MAX_ENCODED:
+        raise UsageError(f"prompt: its changes make {len(texts)} texts of {most} chunks; give at "
+                         f"most {MAX_ENCODED} chunks in all")
     columns = [[chunks[text][i] if i < len(chunks[text]) else blank for text in texts]
                for i in range(most)]
     encoded = [weighed(pipe, column, counts, blank, clip_skip) for column in columns]
@@ -150,18 +160,25 @@ def generators(pipe: Any, seed: Any, batch: int) -> tuple[Any, Any]:
     Of seeds; a generator is what it is, and goes on from the one to the other.
     """
     dialect, number = pipe.dialect, as_number(seed)
-    if not isinstance(number, int):
-        both = as_generators(seed, pipe.make_generator, batch)
-        return both, both
-
-    def made(make, first):
-        if not dialect.own_seed:
-            return as_generators(first, make, batch)
-        return [as_generators(first + i, make, 1) for i in range(batch)]
-
-    start = made(pipe.make_generator, number)
-    if dialect.step_rng is not None:
-        return start, made(GENERATORS[dialect.step_rng], number)
-    if dialect.step_seed is None:
+    if isinstance(number, int):
+        seeds = [number + i for i in range(batch)] if dialect.own_seed else [number]
+    else:
+        seeds = [as_number(one) for one in seed] if isinstance(seed, (list, tuple)) else [None]
+        start = as_generators(seed, pipe.make_generator, batch)
+    if not all(isinstance(one, int) for one in seeds):
+        if dialect.reseeds:
+            pipe.remark(f"generators are given, not seeds: the steps' noise goes on with them, not "
+                        f"with new ones as in {spelled(dialect)}")
         return start, start
-    return start, made(pipe.make_generator, number + dialect.step_seed)
+    start = made(pipe.make_generator, seeds)
+    if not dialect.reseeds:
+        return start, start
+    if dialect.step_rng is not None:
+        return start, made(GENERATORS[dialect.step_rng], seeds)
+    return start, made(pipe.make_generator, [one + dialect.step_seed for one in seeds])
+
+
+def made(make: Callable, seeds: list[int]) -> Any:
+    """A generator for each seed; of one seed the generator itself."""
+    found = [as_generators(seed, make, 1) for seed in seeds]
+    return found if len(found) > 1 else found[0]
