@@ -12,6 +12,7 @@ from markup import block, escaped, from_docstring, table
 MODULES = {
     "refsd": None,
     "refsd.pipelines.drawing": ("StableDiffusionOutput",),
+    "refsd.pipelines.hires": ("StableDiffusionHiresPipeline",),
     "refsd.pipelines.resume": ("SaveState", "read_state", "State"),
     "refsd.notebook": ("playground",),
     "refsd.random": None,
