@@ -220,6 +220,20 @@ def test_a_picture_is_drawn_again_where_its_files_are(models, files, capfd):
     assert "mask.png: not the file that the picture was drawn from" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("channels, args", [(4, []), (4, ["--mask", "mask.png"]), (8, [])])
+def test_a_picture_from_a_picture_is_continued_with_its_bits(models, files, channels, args):
+    args = ["-i", "in.png", "--sampler", "euler_a", *args]
+    assert run(models[channels], *args, "--save-state", "half.safetensors",
+               "--save-state-at", "1") == 0
+    with Image.open("out.png") as image:
+        whole = np.asarray(image)
+    assert run(models[channels], *args, "--resume", "half.safetensors") == 0
+    with Image.open("out.png") as image:
+        assert np.array_equal(np.asarray(image), whole)
+    args[1] = "mask.png"
+    assert run(models[channels], *args, "--resume", "half.safetensors") == 2
+
+
 def saved(name, image, **options):
     image.save(name, **options)
     return name
@@ -281,8 +295,6 @@ REFUSALS = {
     "no step": (lambda: [*IN, "--strength", "0.2"], 2, "leaves none of 4 steps"),
     "variation": (lambda: [*IN, "--variation-strength", "0.5"], 2, "--variation-strength"),
     "rescale": (lambda: [*IN, "--guidance-rescale", "0.5"], 2, "--guidance-rescale: not"),
-    "state": (lambda: [*IN, "--save-state", "x.safetensors", "--save-state-at", "1"], 2,
-              "--save-state, --resume: not"),
     "two scales": (lambda: [*IN, "--img-cfg-scale", "2"], 3, "no InstructPix2Pix model"),
 }
 

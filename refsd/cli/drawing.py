@@ -105,16 +105,17 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = N
 
 def _draw(pipe, recipe, on_step, resume, pictures):
     generator = pipe.make_generator(recipe.seed)
-    begin = recipe.seed if pipe.dialect.reseeds else generator
-    generated = pictures_in.draw(
-        pipe, recipe, pictures.images, on_step, generator=begin) if recipe.pictures else pipe(
-        recipe.prompt, height=recipe.height, width=recipe.width,
-        num_inference_steps=recipe.steps, guidance_scale=recipe.cfg_scale,
-        guidance_rescale=recipe.guidance_rescale, eta=recipe.eta, clip_skip=recipe.clip_skip,
-        negative_prompt=recipe.negative_prompt,
-        generator=begin,
-        latents=variation.first_latents(pipe, recipe, generator), output_type="latent",
-        callback_on_step_end=on_step, resume=resume)
+    common = {"num_inference_steps": recipe.steps, "guidance_scale": recipe.cfg_scale,
+              "negative_prompt": recipe.negative_prompt, "eta": recipe.eta,
+              "generator": recipe.seed if pipe.dialect.reseeds else generator,
+              "output_type": "latent", "callback_on_step_end": on_step, "resume": resume}
+    if recipe.pictures:
+        generated = pictures_in.draw(pipe, recipe, pictures.images, **common)
+    else:
+        generated = pipe(
+            recipe.prompt, height=recipe.height, width=recipe.width, clip_skip=recipe.clip_skip,
+            guidance_rescale=recipe.guidance_rescale,
+            latents=variation.first_latents(pipe, recipe, generator), **common)
     begun = time.perf_counter()
     picture = pipe.to_output(generated.images, "np")
     pixels = pipe.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +50,7 @@ def check(options: argparse.Namespace) -> Pictures | None:
                                  "--init-img PICTURE too")
         return None
     unused = {"--variation-strength, --seed-resize-from": bool(options.variation),
-              "--guidance-rescale": options.guidance_rescale,
-              "--save-state, --resume": any(getattr(options, name, None) is not None
-                                            for name in ("save_state", "resume"))}
+              "--guidance-rescale": options.guidance_rescale}
     for name, given in unused.items():
         if given:
             raise UsageError(f"{name}: not for drawing from a picture; leave it out")
@@ -168,16 +165,16 @@ def calls(pipe: Any, pictures: dict[str, Any], steps: int) -> int:
     return len(timesteps)
 
 
-def draw(pipe: Any, recipe: Any, images: dict[str, Any], on_step: Callable, **options: Any) -> Any:
-    """The latents of a recipe with pictures, as the pipeline of its kind draws them."""
+def draw(pipe: Any, recipe: Any, images: dict[str, Any], **common: Any) -> Any:
+    """The latents of a recipe with pictures, as the pipeline of its kind draws them.
+
+    common: what the calls of all pipelines take.
+    """
     from refsd.pipelines.img2img import StableDiffusionImg2ImgPipeline
     from refsd.pipelines.inpaint import StableDiffusionInpaintPipeline
     from refsd.pipelines.pix2pix import StableDiffusionInstructPix2PixPipeline
 
     asked, image = recipe.pictures, images["init_img"]
-    common = {"num_inference_steps": recipe.steps, "guidance_scale": recipe.cfg_scale,
-              "negative_prompt": recipe.negative_prompt, "eta": recipe.eta,
-              "output_type": "latent", "callback_on_step_end": on_step, **options}
     sides = (recipe.width, recipe.height)
     if asked["mask"] is not None:
         made = StableDiffusionInpaintPipeline.from_pipe(pipe)
