@@ -14,6 +14,7 @@ from refsd.pipelines.request import check_flag
 ANY = object()  # any value is taken
 NO_IP = "refsd has no IP-Adapter: leave it out"
 OWN_CHECKER = "refsd ships none: load first, then set pipe.safety_checker to a function of images"
+FROM_PICTURES = "that is another class: write refsd.StableDiffusion"
 BY_BACKEND = "backend decides where it computes: write from_pretrained(backend=\"cuda\")"
 
 # keyword: the values that change nothing here, and what to write instead of others
@@ -62,9 +63,9 @@ CALLING: dict[str, tuple[tuple, str]] = {
     "cross_attention_kwargs": ((None, {}), "give a dict with scale"),
     "ip_adapter_image": ((None,), NO_IP),
     "ip_adapter_image_embeds": ((None,), NO_IP),
-    "image": ((None,), "refsd draws from text only: for another start give latents"),
-    "mask_image": ((None,), "refsd draws from text only"),
-    "strength": ((None,), "refsd draws from text only: for another start give latents"),
+    "image": ((None,), FROM_PICTURES + "Img2ImgPipeline.from_pipe(pipe)(...)"),
+    "mask_image": ((None,), FROM_PICTURES + "InpaintPipeline.from_pipe(pipe)(...)"),
+    "strength": ((None,), FROM_PICTURES + "Img2ImgPipeline.from_pipe(pipe)(...)"),
     "seed": ((None,), "write generator=SEED"),
     "num_images": ((None,), "write num_images_per_prompt=N"),
     "steps": ((None,), "write num_inference_steps=N"),
