@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 from refsd.__main__ import main
-from refsd.cli import drawing, progress, samplers, threads
+from refsd.cli import drawing, progress, sampler_names, threads
 from refsd.cli.recipe import parse_recipe
 from refsd.errors import UsageError
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
@@ -147,17 +147,29 @@ def test_threads_are_limited_while_drawing_and_not_after(draw, monkeypatch):
     assert threads.in_use() == before
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_every_sampler(draw, name):
-    assert draw("--sampler", name, "-o", "x.png")[0] == 0
-    sampler = samplers.SAMPLERS[name]
+@pytest.mark.parametrize("name, schedule", [
+    *((name, "") for name in sampler_names.SAMPLERS), ("dpm++2m", "karras"), ("lms", "exponential"),
+    ("dpm++2m_sde", "beta"),
+])
+def test_every_sampler(draw, name, schedule):
+    assert draw("--sampler", f"{name}_{schedule}".rstrip("_"), "-o", "x.png")[0] == 0
+    sampler = sampler_names.SAMPLERS[name]
     found = recipe("x.png")["scheduler"]
     assert found["_class_name"] == sampler.scheduler
     assert found["beta_end"] == 0.012, "the model's own options are kept"
     with Image.open("x.png") as image:
         line = image.text["parameters"].splitlines()[-1]
     assert f"Sampler: {sampler.label}, " in line
-    assert ("Schedule type: Karras" in line) == ("karras" in name)
+    assert (f"Schedule type: {schedule.capitalize()}, " in line) == bool(schedule)
+
+
+def test_the_schedule_is_an_option_of_its_own(draw):
+    assert draw("--sampler", "heun", "--schedule", "karras", "-o", "x.png")[0] == 0
+    assert recipe("x.png")["scheduler"]["use_karras_sigmas"] is True
+    for name, wanted in ((None, "give --sampler with it"), ("ddim", "ddim has no use_beta_sigmas; leave"),
+                         ("euler_karras", "says euler_karras already; give one")):
+        with pytest.raises(UsageError, match=wanted):
+            sampler_names.chosen(name, "beta")
 
 
 @pytest.mark.parametrize("name, wanted", [
@@ -174,9 +186,12 @@ def test_every_sampler(draw, name):
     ("UniPC", "unipc"), ("uni_pc", "unipc"), ("uni_pc_bh2", "unipc_bh2"), ("dpmpp_2s", "dpm++2s"),
     ("DPMSolverSinglestepScheduler", "dpm++2s"), ("UniPCMultistepScheduler", "unipc"),
     ("DEISMultistep", "deis"), ("k_dpm_2", "dpm2"), ("k_heun", "heun"),
+    ("DPM2 a Karras", "dpm2_a_karras"), ("k_dpm_2_a_ka", "dpm2_a_karras"), ("dpm_2", "dpm2"),
+    ("DPM++ 2M SDE Heun Exponential", "dpm++2m_sde_heun_exponential"), ("k_lms", "lms"),
+    ("dpm_solver_singlestep", "dpm++2s"), ("ddim_trailing", "ddim"), ("TCD", "tcd"),
 ])
 def test_sampler_names_of_other_tools(name, wanted):
-    assert samplers.find_sampler(name) == wanted
+    assert sampler_names.find_sampler(name) == wanted
 
 
 @pytest.mark.parametrize("name, message", [
@@ -189,22 +204,23 @@ def test_sampler_names_of_other_tools(name, wanted):
 ])
 def test_samplers_that_are_not_what_they_are_taken_for(name, message):
     with pytest.raises(UsageError, match=message):
-        samplers.find_sampler(name)
+        sampler_names.find_sampler(name)
 
 
 @pytest.mark.parametrize("name", ["dpm++2m_sde_exponential", "unipc_beta", "euler_karras"])
 def test_a_schedule_behind_a_name_takes_the_place_of_the_models(name):
     model = {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++", "beta_end": 0.012}
-    config = samplers.of_model(name, {"_class_name": "DPMSolverMultistepScheduler", **model}).config
-    chosen = [option for option in samplers.SCHEDULES.values() if config.get(option)]
-    assert chosen == [samplers.SCHEDULES[name.rpartition("_")[2]]] and config.beta_end == 0.012
-    sampler = samplers.SAMPLERS[name]
-    assert samplers.label(config) == (sampler.label, sampler.schedule)
+    model["_class_name"] = "DPMSolverMultistepScheduler"
+    config = sampler_names.of_model(name, model).config
+    chosen = [option for option in sampler_names.SCHEDULES.values() if config.get(option)]
+    assert chosen == [sampler_names.SCHEDULES[name.rpartition("_")[2]]] and config.beta_end == 0.012
+    sampler = sampler_names.SAMPLERS[name]
+    assert sampler_names.label(config) == (sampler.label, sampler.schedule)
 
 
 def test_a_config_that_no_name_says_is_labelled_by_its_class():
     config = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}
-    assert samplers.label(config) == ("DPMSolverMultistepScheduler", "")
+    assert sampler_names.label(config) == ("DPMSolverMultistepScheduler", "")
 
 
 def test_numpy_noise_is_numpys():

@@ -40,7 +40,7 @@ def test_it_is_the_picture_of_the_varied_noise(draw, model, rng):
     assert draw("--variation-seed", "9", "--variation-strength", "0.25", "--seed-resize-from",
                 "16x24", "--rng", rng, "-o", "x.png")[0] == 0
     pipe = StableDiffusionPipeline.from_pretrained(model)
-    from refsd.cli.samplers import of_model
+    from refsd.cli.sampler_names import of_model
 
     pipe.scheduler = of_model("euler_a", pipe.scheduler.config)
     generator = GENERATORS[rng](5)

@@ -41,7 +41,7 @@ def read(path):
         "RNG": "NV", "ENSD": "31337", "Emphasis": "No norm", "Pad conds": "True",
         "Use old prompt editing timelines": "True"})])
 def test_a_picture_in_a_dialect_is_that_of_the_pipeline(draw, model, compat, rng, told):
-    from refsd.cli.samplers import of_model
+    from refsd.cli.sampler_names import of_model
 
     assert draw("--compat", compat)[0] == 0
     settings, recipe, pixels = read("x.png")

@@ -16,7 +16,7 @@ import tiny
 
 from refsd import parallel, schedulers
 from refsd.__main__ import main
-from refsd.cli import samplers
+from refsd.cli import sampler_names
 from refsd.cli.drawing import choose_sampler
 from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.manifest import references
@@ -244,7 +244,7 @@ def test_a_sampler_without_betas_is_recorded_as_it_runs(pipe, model, tmp_path, m
         assert np.abs(found - pack.read(entry.name)).max() <= 3 * 2.0**-24 * np.abs(found).max()
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.parametrize("name", sampler_names.SAMPLERS)
 def test_the_run_is_the_pipelines(pipe, model, tmp_path, monkeypatch, name):
     """The same picture as the pipeline's in float64, and each step of the sampler replays."""
     drawing = StableDiffusionPipeline.from_pretrained(model, backend="numpy", dtype="float64",

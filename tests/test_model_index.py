@@ -10,7 +10,7 @@ from weights_samples import refused
 
 import refsd
 from refsd import schedulers
-from refsd.cli import draw, samplers
+from refsd.cli import draw, sampler_names
 from refsd.errors import ModelError, UsageError
 from refsd.golden.recording.request import load_truth
 from refsd.pipelines import loading
@@ -124,9 +124,9 @@ def test_a_sampler_that_is_not_there_is_answered_with_those_that_would_do(folder
     refused(lambda: load(folder), place, "RePaintScheduler", "DDIMScheduler", "would do",
             "scheduler=refsd.schedulers.DDIMScheduler")
     with pytest.raises(ModelError, match="--sampler ddim or ddpm or .* would do"):
-        samplers.of_model(None, UNKNOWN)
+        sampler_names.of_model(None, UNKNOWN)
     with pytest.raises(ModelError, match="no other sampler"):
-        samplers.of_model(None, {"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"})
+        sampler_names.of_model(None, {"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"})
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"_class_name": "RePaintScheduler"}', None])
@@ -140,14 +140,14 @@ def test_a_scheduler_that_is_replaced_is_not_read(folder, whole, broken):
     assert np.array_equal(latents(pipe), latents(load(whole)))
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.parametrize("name", sampler_names.SAMPLERS)
 def test_every_sampler_replaces_one_that_is_not_there(folder, name, recwarn):
-    cls = schedulers.SCHEDULERS[samplers.SAMPLERS[name].scheduler]
-    for made in (cls, lambda config: samplers.of_model(name, config)):
+    cls = schedulers.SCHEDULERS[sampler_names.SAMPLERS[name].scheduler]
+    for made in (cls, lambda config: sampler_names.of_model(name, config)):
         found = load(unknown(folder), scheduler=made).scheduler
         assert type(found) is cls and found.config.beta_end == 0.012
     assert not recwarn.list
-    assert np.isfinite(load_truth(folder, scheduler=lambda c: samplers.own_or(name, c))
+    assert np.isfinite(load_truth(folder, scheduler=lambda c: sampler_names.own_or(name, c))
                        .scheduler.alphas_cumprod).all()
 
 

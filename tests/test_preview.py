@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from refsd.__main__ import main
-from refsd.cli import graphics, interrupt, preview, progress, samplers, terminal
+from refsd.cli import graphics, interrupt, preview, progress, sampler_names, terminal
 from refsd.errors import ResourceError, UsageError
 from refsd.models.config import VAEConfig
 from refsd.pipelines import stages
@@ -94,10 +94,10 @@ def test_what_the_bundled_model_has_is_fitted_on_it():
     assert explained(known.matrix, known.bias, *samples(whole, range(11_000_000, 11_000_003))) > 0.8
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.parametrize("name", sampler_names.SAMPLERS)
 def test_x0_as_seen_from_every_step(pipe, name):
     """A model that knows the picture predicts the noise that leads back to it, from anywhere."""
-    scheduler = samplers.of_model(name, pipe.scheduler.config)
+    scheduler = sampler_names.of_model(name, pipe.scheduler.config)
     scheduler.set_timesteps(STEPS)
     x0 = np.random.default_rng(1).standard_normal((1, 4, 4, 4))
 

@@ -16,6 +16,7 @@ GROUPS = {
     "look inside": {
         "info": ("FILE", "how a picture was made, or what a model's file holds"),
         "lora": ("ACTION", "LoRA files: what one is, and for which models"),
+        "samplers": ("", "the samplers, their names in other tools, and what each takes"),
         "tokenize": ("TEXT", "the tokens that a prompt becomes"),
         "dialects": ("PROMPT", "how diffusers, A1111 and ComfyUI read a prompt"),
         "ops": ("", "the operations, and how each is computed"),

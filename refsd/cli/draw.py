@@ -13,7 +13,7 @@ from refsd.cli import (
     pictures_in,
     preview,
     resuming,
-    samplers,
+    sampler_names,
     threads,
     variation,
 )
@@ -113,7 +113,9 @@ def add_picture(parser: Parser, *, seed: str = "; below 0: a new one (the defaul
     add("--guidance-rescale", type=number, metavar="X", default=0.0,
         help="0 to 1: keep the contrast that a large --cfg-scale exaggerates (0)")
     add("--sampler", "--sampling-method", metavar="NAME",
-        help=f"{', '.join(samplers.SAMPLERS)} (default: the model's own)")
+        help=f"{', '.join(sampler_names.SAMPLERS)} (default: the model's own)")
+    add("--schedule", type=choice(*sampler_names.SCHEDULES), metavar="NAME",
+        help=f"the sigmas of a sampler that takes them: {', '.join(sampler_names.SCHEDULES)}")
     add("--eta", type=number, metavar="X", default=0.0,
         help="0 to 1: noise that ddim adds at each step (0)")
     add("--clip-skip", type=integer, metavar="N",
@@ -192,8 +194,7 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     compat.check(options)
     if options.json and options.output == output.STDOUT:
         raise UsageError("--json and --output - both want stdout; give one of them")
-    if options.sampler is not None:
-        options.sampler = samplers.find_sampler(options.sampler)
+    options.sampler = sampler_names.chosen(options.sampler, options.schedule)
     backend = find_backend(options.backend)
     if options.tuned and (options.exact or not backend.tunable):
         raise UsageError("--tuned is for the backend numba without --exact: leave it out")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.backends import find_backend
-from refsd.cli import pictures_in, samplers, variation
+from refsd.cli import pictures_in, sampler_names, variation
 from refsd.cli.recipe import Recipe
 from refsd.errors import ResourceError
 from refsd.pipelines import stages
@@ -43,7 +43,7 @@ def choose_sampler(pipe: Any, name: str | None) -> None:
     None keeps the model's own.
     """
     if name is not None:
-        pipe.scheduler = samplers.of_model(name, pipe.scheduler.config)
+        pipe.scheduler = sampler_names.of_model(name, pipe.scheduler.config)
 
 
 def versions(backend: str) -> dict[str, str]:

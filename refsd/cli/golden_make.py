@@ -168,7 +168,7 @@ def _ops(options):
 
 
 def _runs(options):
-    from refsd.cli import samplers
+    from refsd.cli import sampler_names
     from refsd.golden.recording.request import load_truth, model_of
     from refsd.golden.recording.suites import write_index
 
@@ -176,7 +176,7 @@ def _runs(options):
     named = [run.get("sampler") for run in suite.runs] if suite else []
     sampler = next(filter(None, [options.sampler, *named]), None)
     pipe = load_truth(options.model, variant=options.variant, download=options.download,
-                      scheduler=partial(samplers.own_or, sampler))
+                      scheduler=partial(sampler_names.own_or, sampler))
     options.about_model = model_of(pipe, options.model, variant=options.variant)
     if suite is None:
         level = 1 if options.level is None else options.level
@@ -234,12 +234,12 @@ def _finished(folder):
 
 
 def _request(pipe, options, run):
-    from refsd.cli import drawing, samplers
+    from refsd.cli import drawing, sampler_names
     from refsd.golden.recording.request import Request
 
     sampler = run.get("sampler", options.sampler)
     before = pipe.scheduler
-    drawing.choose_sampler(pipe, None if sampler is None else samplers.find_sampler(sampler))
+    drawing.choose_sampler(pipe, None if sampler is None else sampler_names.find_sampler(sampler))
     scheduler, pipe.scheduler = pipe.scheduler.config.plain(), before
     values = {"prompt": options.words if options.prompt is None else options.prompt,
              "width": options.width or pipe.default_size,

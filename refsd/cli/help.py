@@ -7,7 +7,6 @@ from refsd.cli import actions
 from refsd.cli.arguments import Parser
 from refsd.cli.commands import COMMANDS, GROUPS, find
 from refsd.cli.report import result
-from refsd.cli.samplers import SAMPLERS
 from refsd.pipelines.request import check_choice
 
 BEGINNING = """\
@@ -53,7 +52,7 @@ def overview() -> str:
               _row("-o FILE, -s SEED", "where to, and which of all pictures"),
               _row("-W N, -H N, --steps N", "its size in pixels, and the denoising steps"),
               _row("--preview N", "the picture so far, every N steps, on the terminal too"),
-              *_rows("--sampler NAME", ", ".join(SAMPLERS))]
+              _row("--sampler NAME", "ddim, euler_a, dpm++2m_karras ...: see refsd samplers")]
     return "\n".join(lines)
 
 

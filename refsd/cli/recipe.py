@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from refsd.cli import adapters, compat, pictures_in, samplers, variation
+from refsd.cli import adapters, compat, pictures_in, sampler_names, variation
 from refsd.cli.infotext import format_infotext
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS
@@ -73,7 +73,7 @@ class Recipe:
         A1111's "Eta" is that of ancestral samplers; its RNG has no word for NumPy's noise, and it
         does not say the precision.
         """
-        sampler, schedule = samplers.label(self.scheduler)
+        sampler, schedule = sampler_names.label(self.scheduler)
         return {
             "Steps": self.steps,
             "Sampler": sampler,

@@ -4,7 +4,7 @@ import argparse
 from typing import Any, NamedTuple
 
 from refsd.arguments import nearest, shown
-from refsd.cli import samplers
+from refsd.cli import sampler_names
 from refsd.cli.recipe import RNGS
 from refsd.dialects.names import find, spelled
 from refsd.errors import ModelError, UsageError
@@ -115,7 +115,7 @@ def _with(options, said, prompt):
     if prompt is None:
         raise UsageError("there is no prompt; give one")
     if "sampler" in said:
-        said["sampler"] = samplers.find_sampler(said["sampler"])
+        said["sampler"] = sampler_names.find_sampler(said["sampler"])
     if "compat" in said:
         said["compat"] = spelled(find(said["compat"]))
     if "rng" in said:

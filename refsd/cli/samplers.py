@@ -1,161 +1,105 @@
-"""Sampler names, those of other tools included, and the scheduler class and options of each."""
+"""`refsd samplers`: the samplers, their names in other tools, and what each takes."""
 
-import difflib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import argparse
+from typing import Any
 
 from refsd import schedulers
-from refsd.errors import ModelError, UsageError
+from refsd.cli.arguments import Parser
+from refsd.cli.report import result, result_json
+from refsd.cli.sampler_names import SAMPLERS, scheduler_of, schedules_of
 
+ABOUT = """\
+List the samplers of refsd: the class and options of each in diffusers, its name in
+A1111, ComfyUI and stable-diffusion.cpp, how often it calls the model in n steps, its
+order of convergence, whether it draws noise in its steps, and which sigmas it takes
+besides evenly spaced ones: `--sampler euler_karras`, or `--schedule karras`. Then what
+these tools have and refsd has not, and why.
 
-class Sampler(NamedTuple):
-    """A scheduler class, the options that make it this sampler, and A1111's two names for it."""
-
-    scheduler: str
-    options: dict[str, Any]
-    label: str
-    schedule: str = ""
-
-
-MULTI, SINGLE = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
-DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-SDE = DPM | {"algorithm_type": "sde-dpmsolver++"}
-OWN = {  # the samplers of a class that are not just called as its file is
-    "pndm": {"pndm": Sampler("PNDMScheduler", {"skip_prk_steps": True}, "PLMS")},
-    "euler_ancestral": {"euler_a": Sampler("EulerAncestralDiscreteScheduler", {}, "Euler a")},
-    "kdpm2": {"dpm2": Sampler("KDPM2DiscreteScheduler", {}, "DPM2")},
-    "kdpm2_ancestral": {"dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", {}, "DPM2 a")},
-    # These are for pictures going back to noise, and for EDM's models, which name them themselves.
-    "ddim_inverse": {}, "edm_euler": {}, "edm_dpm_solver": {},
-    "dpm_solver": {
-        "dpm++2m": Sampler(MULTI, DPM, "DPM++ 2M"),
-        "dpm++2m_sde": Sampler(MULTI, SDE, "DPM++ 2M SDE"),
-        "dpm++2m_sde_heun": Sampler(MULTI, SDE | {"solver_type": "heun"}, "DPM++ 2M SDE Heun"),
-    },
-    "dpm_solver_singlestep": {"dpm++2s": Sampler(SINGLE, DPM, "DPM++ 2S")},
-    "deis": {"deis": Sampler("DEISMultistepScheduler",
-                             {"algorithm_type": "deis", "solver_type": "logrho"}, "DEIS")},
-    "unipc": {
-        "unipc": Sampler("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2"},
-                         "UniPC"),
-        "unipc_bh2": Sampler("UniPCMultistepScheduler", {"solver_order": 3, "solver_type": "bh2"},
-                             "UniPC bh2"),
-    },
+The same name is the same method. Its picture is that of diffusers: A1111 leaves out one
+sigma with DPM2, and draws the noise of the SDEs from a Brownian tree."""
+# Classes that are not for drawing a picture with any model.
+ONLY_CLASSES = {
+    "DDIMInverseScheduler": "from a picture up to the noise it comes from; from Python",
+    "EDMEulerScheduler": "for models trained with EDM's preconditioning, whose configs name it",
+    "EDMDPMSolverMultistepScheduler": "likewise",
 }
-SCHEDULES = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas",
-             "beta": "use_beta_sigmas"}
-ENDINGS = {**{name: name for name in SCHEDULES}, "ka": "karras"}
-
-
-class Samplers(dict):
-    """The samplers by name; "_karras", "_exponential" and "_beta" behind one chooses its sigmas."""
-
-    def __missing__(self, key: str) -> Sampler:
-        name, _, schedule = key.rpartition("_")
-        sampler, option = self.get(name), SCHEDULES.get(schedule)
-        if sampler is None or option not in schedulers.SCHEDULERS[sampler.scheduler].DEFAULTS:
-            raise KeyError(key)
-        return sampler._replace(options=sampler.options | {option: True},
-                                schedule=schedule.capitalize())
-
-
-SAMPLERS = Samplers()
-for _class, _file in schedulers.FILES.items():
-    _label = _class.removesuffix("Scheduler").removesuffix("Discrete")
-    SAMPLERS |= OWN.get(_file, {_file: Sampler(_class, {}, _label)})
-for _name in ("dpm++2m_karras", "dpm++2m_sde_karras"):  # so well known that they are listed
-    SAMPLERS[_name] = SAMPLERS[_name]
-ALIASES = {"plms": "pndm", "eulerancestral": "euler_a", "dpm2ancestral": "dpm2_a",
-           "dpm++2msdegpu": "dpm++2m_sde", "dpm++2msdeheungpu": "dpm++2m_sde_heun",
-           "dpmsolver++": "dpm++2m"}
-DIFFERENT = {  # well-known samplers that are not what they are taken for; in _plain's spelling
-    "dpm++2sa": "adds noise in two calls of the model a step; dpm++2s adds none",
-    "dpm++2sancestral": "adds noise in two calls of the model a step; dpm++2s adds none",
-    "dpm++sde": "calls the model twice a step; dpm++2m_sde once",
-    "dpm++3msde": "is of third order; that of diffusers has another sign in one term and "
-                  "converges at first (docs/schedules.md): take dpm++2m_sde",
+NOT_IN_DIFFUSERS = "diffusers has none, so there is nothing to hold it to"
+# Names in A1111 1.10, ComfyUI and stable-diffusion.cpp of August 2026 -> why refsd has them not.
+ELSEWHERE = {
+    "DPM++ SDE, dpmpp_sde": "its noise is a Brownian tree of torchsde's (docs/schedules.md)",
+    "dpm++2m_sde_bt": "likewise",
+    "DPM++ 3M SDE, dpmpp_3m_sde": "diffusers' third order has another sign (docs/schedules.md); "
+                                  "solver_order 3 in Python gives that",
+    "DPM++ 2S a, dpmpp_2s_ancestral, dpm++2s_a": f"{NOT_IN_DIFFUSERS}; dpm++2s is without noise",
+    "DPM fast, DPM adaptive, dpm_fast, dpm_adaptive": NOT_IN_DIFFUSERS,
+    "Restart": NOT_IN_DIFFUSERS,
+    "DDIM CFG++, euler_cfg_pp, euler_a_cfg_pp and others in _cfg_pp": NOT_IN_DIFFUSERS,
+    "dpm++2mv2, heunpp2": NOT_IN_DIFFUSERS,
+    "ipndm, ipndm_v": "diffusers' IPNDMScheduler knows no betas, so not Stable Diffusion's either",
+    "res_multistep, res_2s, er_sde, euler_ge, gradient_estimation": NOT_IN_DIFFUSERS,
+    "seeds_2, seeds_3": NOT_IN_DIFFUSERS,
+    "sa_solver, sa_solver_pece": "diffusers' SASolverScheduler has not been rebuilt here",
+    "UniPC and uni_pc of bh1": "solver_type bh1 in Python; unipc is bh2, diffusers' default",
 }
+SIGMAS_ELSEWHERE = {
+    "Uniform, Normal, discrete": "evenly spaced timesteps, as the model's timestep_spacing says",
+    "SGM Uniform, Simple, DDIM": "the nearest is timestep_spacing trailing or leading, in Python",
+    "Align Your Steps, GITS": "timesteps of the caller's own, in Python: pipe(timesteps=...)",
+    "Polyexponential, KL Optimal, smoothstep, bong_tangent": NOT_IN_DIFFUSERS,
+}
+COLUMNS = ("name", "diffusers", "a1111", "comfyui", "sd_cpp", "calls", "order", "noise", "sigmas")
 
 
-def find_sampler(name: str) -> str:
-    """The key in SAMPLERS of a name in anyone's spelling: "DPM++ 2M Karras", "k_dpmpp_2m".
-
-    Raises UsageError with a suggestion, or what is known of a sampler that refsd does not have.
-    """
-    plain, names = _plain(name), _names()
-    schedule = next((end for end in ENDINGS if plain.endswith(end) and plain not in names), "")
-    plain = plain.removesuffix(schedule)
-    for spelling in (plain, plain.removeprefix("k")):
-        if spelling in DIFFERENT:
-            raise UsageError(f"--sampler: {name[:40]!r} {DIFFERENT[spelling]}")
-        if spelling in names:
-            return _with_schedule(names[spelling], ENDINGS.get(schedule))
-    near = difflib.get_close_matches(_plain(name), names, 1)
-    hint = f"did you mean {names[near[0]]}? Give" if near else "give"
-    raise UsageError(f"--sampler: got {name[:40]!r}; {hint} one of {', '.join(SAMPLERS)}")
+def parser() -> Parser:
+    """The options of samplers: none of its own."""
+    return Parser("refsd samplers [options]", ABOUT).answering()
 
 
-def _names():
-    """Every spelling of a name, as _plain has it; a class's is that of its first sampler."""
-    names = {}
-    for key, sampler in SAMPLERS.items():
-        names[_plain(key)] = key
-        names.setdefault(_plain(sampler.scheduler), key)
-        names.setdefault(_plain(sampler.scheduler.removesuffix("Scheduler")), key)
-    return names | ALIASES
+def run(options: argparse.Namespace) -> int:
+    """Print the tables."""
+    rows = [describe(name) for name in SAMPLERS]
+    if options.json:
+        result_json({"samplers": rows, "classes": ONLY_CLASSES, "not_here": ELSEWHERE,
+                     "sigmas_not_here": SIGMAS_ELSEWHERE})
+        return 0
+    table = [COLUMNS, *([_cell(row[column]) for column in COLUMNS] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+    for line in table:
+        result("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    for title, notes in (("classes for Python alone", ONLY_CLASSES),
+                         ("elsewhere, and not here", ELSEWHERE),
+                         ("sigmas elsewhere, and not here", SIGMAS_ELSEWHERE)):
+        result(f"\n{title}")
+        for names, why in notes.items():
+            result(f"  {names}: {why}")
+    return 0
 
 
-def _with_schedule(key, schedule):
-    if schedule is None:
-        return key
-    option = SCHEDULES[schedule]
-    if option not in schedulers.SCHEDULERS[SAMPLERS[key].scheduler].DEFAULTS:
-        raise UsageError(f"--sampler: {key} has no {option}; leave {schedule} out, or take a "
-                         "sampler that has it, such as euler")
-    return f"{key}_{schedule}"
+def describe(name: str) -> dict[str, Any]:
+    """A sampler's row: what it is called, and what its class says of itself."""
+    sampler, (kind, options) = SAMPLERS[name], scheduler_of(name)
+    set_apart = ", ".join(f"{key}={value}" for key, value in sampler.options.items()
+                          if schedulers.SCHEDULERS[kind].DEFAULTS[key] != value)
+    return {"name": name, "diffusers": f"{kind}({set_apart})", "class": kind, "options": options,
+            "a1111": sampler.label if sampler.in_a1111 else "", "comfyui": sampler.comfyui,
+            "sd_cpp": sampler.sd_cpp,
+            "calls": calls_of(kind, sampler.options), "order": sampler.order,
+            "noise": sampler.noise, "sigmas": schedules_of(name)}
 
 
-def of_model(name: str | None, config: Mapping[str, Any]) -> Any:
-    """The scheduler of a sampler with a model's options; None is the sampler the model names.
-
-    Raises ModelError for what refsd does not have, naming the samplers that would do.
-    """
-    try:
-        if name is None:
-            return schedulers.from_config(config)
-        sampler = SAMPLERS[name]
-        cls = schedulers.SCHEDULERS[sampler.scheduler]
-        options = dict.fromkeys(SCHEDULES.values(), False) | sampler.options
-        known = {key: value for key, value in options.items() if key in cls.DEFAULTS}
-        dropped = set(getattr(config, "defaulted", ())) - set(known)
-        return cls.from_config({**config, **known, "_use_default_values": list(dropped)})
-    except ModelError as problem:
-        able = schedulers.would_do(config)
-        names = [key for key, sampler in SAMPLERS.items() if sampler.scheduler in able]
-        hint = f"--sampler {' or '.join(names)} would do" if names else "no other sampler does"
-        raise ModelError(f"{problem}; {hint}") from None
+def calls_of(kind: str, options: dict[str, Any]) -> str:
+    """How many calls of the model n steps take, found from two runs of the class."""
+    counts = []
+    for steps in (10, 11):
+        scheduler = schedulers.SCHEDULERS[kind](**options)
+        scheduler.set_timesteps(steps)
+        counts.append(len(scheduler.timesteps))
+    each = counts[1] - counts[0]
+    more = counts[0] - 10 * each
+    return ("n" if each == 1 else f"{each} n") + (f" {'+-'[more < 0]} {abs(more)}" if more else "")
 
 
-def own_or(name: str | None, config: Mapping[str, Any]) -> Any:
-    """The model's own sampler; the named one with its options where refsd does not have that."""
-    try:
-        return of_model(None, config)
-    except ModelError:
-        if name is None:
-            raise
-        return of_model(find_sampler(name), config)
-
-
-def _plain(name: str) -> str:
-    """Lower case without spaces, underscores and hyphens; "pp" is "++"."""
-    return "".join(c for c in name.lower() if c not in " _-").replace("pp", "++")
-
-
-def label(config: Mapping[str, Any]) -> tuple[str, str]:
-    """A1111's sampler and schedule name of a resolved scheduler config; the class's own if none."""
-    schedule = next((name for name, option in SCHEDULES.items() if config.get(option)), "")
-    for sampler in SAMPLERS.values():
-        if sampler.scheduler == config["_class_name"] and not sampler.schedule and all(
-                config.get(key, value) == value for key, value in sampler.options.items()):
-            return sampler.label, schedule.capitalize()
-    return config["_class_name"], schedule.capitalize()
+def _cell(value):
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return " ".join(value) if isinstance(value, list) else "" if value is None else str(value)

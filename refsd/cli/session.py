@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from refsd.cli import output, pictures_in, preview, resuming, samplers, threads
+from refsd.cli import output, pictures_in, preview, resuming, sampler_names, threads
 from refsd.cli.adapters import Adapters, chosen
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
@@ -44,7 +44,7 @@ class Session:
     def _scheduler(self, config: dict[str, Any]) -> Any:
         """The sampler asked for, of the model's options, which stay for other requests."""
         self.scheduler_config = config
-        return samplers.of_model(self.options.sampler, config)
+        return sampler_names.of_model(self.options.sampler, config)
 
     def recipe(self, options: argparse.Namespace, prompt: str) -> Recipe:
         """The resolved request, refused where this model or its sampler cannot do it."""
@@ -52,7 +52,7 @@ class Session:
 
         self.pipe.dialect = options.compat
         if options.sampler != self.options.sampler:
-            self.pipe.scheduler = samplers.of_model(options.sampler, self.scheduler_config)
+            self.pipe.scheduler = sampler_names.of_model(options.sampler, self.scheduler_config)
         prompt, asked = chosen(options, prompt)
         width, height = pictures_in.size(self.pipe, options, self.pictures)
         pictures = pictures_in.settle(self.pipe, self.pictures, options)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from refsd import schedulers
-from refsd.cli import samplers
+from refsd.cli import sampler_names
 from refsd.errors import ModelError, UsageError
 
 diffusers.utils.logging.set_verbosity(50)
@@ -118,7 +118,7 @@ def test_every_saved_config_is_read_as_in_diffusers_or_answered(name):
                         tables(schedulers.from_config, config), f"{config}")
         else:
             with pytest.raises(ModelError, match="_class_name is .*(would do|no other sampler)"):
-                samplers.of_model(None, config)
+                sampler_names.of_model(None, config)
 
 
 @pytest.mark.parametrize("name", THEIRS)
