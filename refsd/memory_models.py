@@ -18,6 +18,8 @@ class MemoryModel(NamedTuple):
     dense: bool  # whether a layer's small weights are made an array before they are multiplied
 
 
+BAND = 8 << 20  # bytes of a band of a VAE that is computed in bands (refsd.bands)
+KEPT = 1 << 30  # bytes of results that it may keep between its passes
 WINDOWS, SCORES = 16 << 20, 8 << 20  # slices: refsd.ops.conv and refsd.ops.attention.SLICE_BYTES
 # A block: its input, normalised, two of the activation, the padded copy; 9 windows a pixel.
 NUMPY_MEMORY = MemoryModel(80 << 20, 5, 3, 24, 1.5 * 9, 3 * WINDOWS // 2, 0, SCORES, 0, True)

@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 import tiny
 
-from refsd import bands
 from refsd import functional as F
+from refsd.__main__ import main
 from refsd.backends import Backend
+from refsd.bands import compute, graph
+from refsd.cli.png import read_png
+from refsd.cli.recipe import parse_recipe
 from refsd.errors import UsageError
 from refsd.half import HALVES
 from refsd.models.config import VAEConfig
 from refsd.ops import conv
 from refsd.ops.bands import Sums
+from refsd.pipelines import vae_tiling
 from refsd.pipelines.components import VAE
+from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.registry import use
 from refsd.weights import to_tree
 
@@ -42,8 +47,8 @@ def bits(array):
 def bands_of(monkeypatch):
     """Bands of so many bytes, and what may be kept between passes: all, unless it says."""
     def set_sizes(size, kept=2**30):
-        monkeypatch.setattr(bands, "BAND_BYTES", size)
-        monkeypatch.setattr(bands, "KEPT_BYTES", kept)
+        monkeypatch.setattr(graph, "BAND", size)
+        monkeypatch.setattr(graph, "KEPT", kept)
     return set_sizes
 
 
@@ -102,7 +107,7 @@ def test_memory_does_not_grow_with_the_picture(bands_of, monkeypatch):
     def most(height):
         x = normal(1, 8, height, 16)
         tracemalloc.start()
-        made = bands.compute(network, x)
+        made = compute(network, x)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak - 2 * made.nbytes  # its bands, and these joined
@@ -114,13 +119,13 @@ def test_memory_does_not_grow_with_the_picture(bands_of, monkeypatch):
 
 def test_large_kernels_have_no_bands():
     with use("numpy"), pytest.raises(UsageError, match="fft has no bands .* for a 7 x 7 kernel"):
-        bands.compute(lambda x: F.conv2d(x, normal(2, 2, 7, 7)), normal(1, 2, 9, 9))
+        compute(lambda x: F.conv2d(x, normal(2, 2, 7, 7)), normal(1, 2, 9, 9))
 
 
 def test_a_backend_without_bands_says_so():
     for module in ("refsd.registry", "refsd.numba_ops.cuda"):
         with pytest.raises(UsageError, match="'its own' has no exact tiling; take tiling off or"):
-            bands.rules_of(Backend("its own", module))
+            graph.rules_of(Backend("its own", module))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3, 5, 7), (2, 2, 4, 3, 200), (1, 1, 7, 61, 64),
@@ -159,11 +164,56 @@ def test_what_fits_into_one_tile_is_whole():
     ("tile_latent_min_size", 1, "tile_latent_min_size is 1; give at least 2"),
     ("tile_sample_min_size", 7.5, "tile_sample_min_size is 7.5; give at least 2"),
     ("tile_overlap_factor", 1, "tile_overlap_factor is 1; give a number from 0 to 0.5"),
-    ("tiling", "tiles", "tiling is 'tiles'; .*give one of off, exact, blend"),
+    ("tiling", "tiles", "vae.tiling is 'tiles'; give one of off, auto, exact, blend"),
 ])
 def test_what_cannot_be_tiled_is_refused(name, value, message):
     vae = small_vae(sample_size=32)
     vae.enable_tiling()
-    setattr(vae, name, value)
     with pytest.raises(UsageError, match=message):
+        setattr(vae, name, value)
         vae.decode(normal(1, 4, 6, 4))
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_auto_takes_bands_where_the_memory_is_short(part, caplog, monkeypatch):
+    """At 4096 pixels a side, of the bundled model's sizes; nothing is computed."""
+    vae = small_vae(block_out_channels=[64, 64, 128, 128])
+    whole, banded = (vae_tiling.coding_bytes(vae, part, 512, 512, how) for how in ("off", "exact"))
+    assert banded < whole / 2 and vae_tiling.coding_bytes(vae, part, 512, 512, "auto") == banded
+    assert vae_tiling.fitting_tiling(vae, part, 512, 512, whole) == "off"
+    assert vae_tiling.fitting_tiling(vae, part, 512, 512, None) == "off" and not caplog.messages
+    assert vae_tiling.fitting_tiling(vae, part, 512, 512, whole - 1) == "exact"
+    line, = caplog.messages
+    assert f"the VAE's {part} works in bands of rows" in line and "The bits are the same" in line
+
+
+def test_a_pipeline_takes_diffusers_words(model):
+    pipe = StableDiffusionPipeline.from_pretrained(model, backend="numpy")
+    latents = normal(1, 4, 6, 5)
+    whole = pipe.to_output(latents, "np")
+    pipe.enable_vae_tiling()
+    assert pipe.vae.use_tiling and abs(pipe.to_output(latents, "np") - whole).max() > 0.01
+    pipe.disable_vae_tiling()
+    assert not pipe.vae.use_tiling
+    np.testing.assert_array_equal(pipe.to_output(latents, "np"), whole)
+
+
+def test_the_command_line_and_its_recipe(model, tmp_path, capsys):
+    """sd-cli's --vae-tiling without a value takes bands; blended tiles are another picture."""
+    def draw(name, *args):
+        path = str(tmp_path / name)
+        assert main(["a red cat", "-m", model, "--steps", "1", "-s", "1", "-W", "64", "-H", "48",
+                     "--backend", "numpy", "-q", *args, "-o", path]) == 0
+        picture = read_png(path)
+        return picture.pixels, parse_recipe(picture.texts["refsd"], name).vae_tiling, path
+
+    whole, bare, blended = (draw(name, *args) for name, args in (
+        ("a.png", ()), ("b.png", ("--vae-tiling",)), ("c.png", ("--vae-tiling", "blend"))))
+    assert [whole[1], bare[1], blended[1]] == ["auto", "exact", "blend"]
+    np.testing.assert_array_equal(bare[0], whole[0])
+    assert (blended[0] != whole[0]).any()
+    assert main(["repro", blended[2], "-m", model, "-q"]) == 0
+    capsys.readouterr()
+    assert main(["--vae-tiling", "a red cat"]) == 2
+    assert "--vae-tiling: got 'a red cat'; give one of auto, off, exact, blend" in (
+        capsys.readouterr().err)

@@ -15,6 +15,7 @@ from refsd.cli import (
     resuming,
     sampler_names,
     threads,
+    tiling,
     variation,
 )
 from refsd.cli.arguments import Parser, choice, integer, number
@@ -53,6 +54,7 @@ def parser() -> Parser:
     variation.add_options(parser)
     adapters.add_options(parser)
     compat.add_options(parser)
+    tiling.add_options(parser)
     batch_options.add_options(parser)
     resuming.add_options(parser)
 

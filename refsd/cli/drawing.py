@@ -91,6 +91,7 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = N
     before, spoken = (pipe.check_finite, pipe.make_generator), pipe.dialect
     pipe.dialect, pipe.make_generator = recipe.compat, GENERATORS[recipe.rng]
     pipe.check_finite = not recipe.allow_nonfinite
+    pipe.vae.tiling = recipe.vae_tiling
     try:
         with tuned(recipe):
             return _draw(pipe, recipe, on_step, resume, pictures)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from refsd.cli import adapters, compat, pictures_in, sampler_names, variation
+from refsd.cli import adapters, compat, pictures_in, sampler_names, tiling, variation
 from refsd.cli.infotext import format_infotext
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS
@@ -25,8 +25,9 @@ class Recipe:
 
     Sizes in pixels; `clip_skip` as in diffusers; `scheduler` is the full resolved configuration;
     `model` holds the name and the SHA-256 of each file of weights; `weights` is the form in which
-    they were held, if asked for; `compat` is the dialect; `variation`, `adapters` and `pictures`
-    are those of refsd.cli.variation, .adapters and .pictures_in; `threads` are the backend's.
+    they were held, if asked for; `compat` is the dialect; `variation`, `adapters`, `pictures` and
+    `vae_tiling` are those of refsd.cli.variation, .adapters, .pictures_in and .tiling; `threads`
+    are the backend's.
     """
 
     prompt: str
@@ -52,6 +53,7 @@ class Recipe:
     variation: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Any] = field(default_factory=dict)
     adapters: list[dict[str, Any]] = field(default_factory=list)
+    vae_tiling: str = "auto"
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     pixels: str = ""
@@ -105,7 +107,7 @@ RULES = NUMBERS | {
     "allow_nonfinite": boolean, "exact": boolean,
     "scheduler": table(anything, "an object"),
     "compat": compat.RULE, "variation": variation.RULE, "adapters": adapters.RULE,
-    "pictures": pictures_in.RULE,
+    "pictures": pictures_in.RULE, "vae_tiling": only(*tiling.TILINGS),
     "tuned": STRINGS, "versions": STRINGS,
     "model": table(TEXT, "an object of strings", files=STRINGS, variant=optional(TEXT)),
     "schema": only(SCHEMA),
@@ -128,7 +130,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
         raise UsageError(f"{where} is a JSON {type(found).__name__}, expected an object")
     check_schema(found.get("schema"), SCHEMA, where, "the picture", error=UsageError)
     for key, value in (("exact", False), ("tuned", {}), ("weights", None), ("variation", {}),
-                       ("adapters", []), ("pictures", {}), ("compat", "diffusers")):
+                       ("adapters", []), ("pictures", {}), ("compat", "diffusers"),
+                       ("vae_tiling", "auto")):
         found.setdefault(key, value)  # in no picture drawn before there was a choice
     check(found, RULES, where, error=UsageError)
     return Recipe(**found)

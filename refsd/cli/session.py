@@ -69,7 +69,8 @@ class Session:
             threads=threads.in_use(self.pipe.backend), exact=options.exact,
             tuned=drawing.tuned_choices() if options.tuned else {}, weights=options.weights,
             allow_nonfinite=options.allow_nonfinite, model=self.model, variation=options.variation,
-            adapters=self.adapters.recorded(asked), versions=drawing.versions(self.pipe.backend)))
+            vae_tiling=options.vae_tiling, adapters=self.adapters.recorded(asked),
+            versions=drawing.versions(self.pipe.backend)))
 
     def picture(self, recipe: Recipe, target: output.Target, *, say: bool = True) -> dict[str, Any]:
         """Draw the picture of a recipe, write it, and say so."""

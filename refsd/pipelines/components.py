@@ -21,6 +21,7 @@ from refsd.models import clip, unet, vae
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.models.layers import Text
 from refsd.pipelines.from_diffusers import answer
+from refsd.pipelines.memory import TILED_FROM
 from refsd.pipelines.request import check_choice, check_integer
 from refsd.pipelines.tensors import shaped, text_width
 from refsd.places import beside, on_host
@@ -28,7 +29,6 @@ from refsd.random import TorchGenerator, draw_noise
 from refsd.random.borrowed import BorrowedGenerator, is_torch_generator
 from refsd.registry import use
 
-TILINGS = ("off", "exact", "blend")
 NO_GENERATORS = (type, ModuleType)  # torch.Generator itself, np.random: they have a randn too
 
 
@@ -171,14 +171,17 @@ class DiagonalGaussian:
 class VAE:
     """Pictures to latents and back; latents here are not scaled by `config.scaling_factor`.
 
-    `tiling` is how both work where a call does not say: "off", in one piece, or "blend", in
-    overlapping tiles of the sizes below, as diffusers' enable_tiling().
+    `tiling` is how both work where a call does not say: "off", in one piece; "exact", in bands of
+    rows, with the same bits, less memory and more time; "auto", whichever the memory allows; or
+    "blend", in overlapping tiles of the sizes below, as after diffusers' enable_tiling().
     """
+
+    TILINGS: tuple[str, ...] = ("off", "auto", "exact", "blend")
 
     def __init__(self, tree: dict, config: VAEConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["decoder"]["conv_in"]["weight"].dtype)
-        self.tiling, self.tile_overlap_factor = "off", 0.25
+        self.tiling, self.tile_overlap_factor = "auto", 0.25
         self.tile_sample_min_size = config.sample_size
         self.tile_latent_min_size = config.sample_size // config.downscale
 
@@ -187,8 +190,17 @@ class VAE:
         self.tiling = "blend"
 
     def disable_tiling(self) -> None:
-        """As before enable_tiling."""
-        self.tiling = "off"
+        """In one piece again, or in bands that give the same bits."""
+        self.tiling = "auto"
+
+    @property
+    def tiling(self) -> str:
+        """One of TILINGS; UsageError for others."""
+        return self._tiling
+
+    @tiling.setter
+    def tiling(self, name: str) -> None:
+        self._tiling = check_choice("vae.tiling", name, self.TILINGS)
 
     @property
     def use_tiling(self) -> bool:
@@ -214,9 +226,7 @@ class VAE:
         weights = {"encoder": self.tree["encoder"], "quant_conv": self.tree.get("quant_conv")}
         network = partial(vae.moments, **weights, config=self.config)
         with use(self.backend, exact=self.exact):
-            moments = [self._tiled(network, F.slice(image, axis=0, start=i, stop=i + 1), "sample",
-                                   tiling) for i in range(image.shape[0])]
-            mean, logvar = vae.posterior(F.concat(moments, axis=0))
+            mean, logvar = vae.posterior(self._one_by_one(network, "encoder", image, tiling))
         return answered(DiagonalGaussian(mean, logvar, self.backend))
 
     def decode(self, latents: Any, *, tiling: str | None = None, **others: Any) -> Any:
@@ -230,23 +240,17 @@ class VAE:
         find_backend(self.backend).release()  # small memory that the UNet's steps left
         network = partial(vae.decode, **weights, config=self.config)
         with use(self.backend, exact=self.exact):
-            pictures = [self._tiled(network, F.slice(latents, axis=0, start=i, stop=i + 1),
-                                    "latent", tiling) for i in range(latents.shape[0])]
-            return answered(F.concat(pictures, axis=0))
+            return answered(self._one_by_one(network, "decoder", latents, tiling))
 
-    def _tiled(self, network, x, read, tiling):
-        """network(x), of a "latent" or a "sample", in one piece or in tiles."""
-        tiling = check_choice("tiling", self.tiling if tiling is None else tiling, TILINGS)
-        if tiling == "off":
-            return network(x)
-        if tiling == "exact":
-            from refsd import bands
+    def _one_by_one(self, network, part, x, tiling):
+        """network(x), one picture after the other, each as `tiling` says"""
+        tiling, side = tiling or self.tiling, self.config.downscale if part == "decoder" else 1
+        if tiling != "auto" or x.shape[2] * x.shape[3] * side**2 > TILED_FROM:
+            from refsd.pipelines.vae_tiling import tiled
 
-            return bands.compute(network, x)
-        from refsd.pipelines.vae_tiles import blend, tiles
-
-        cut = tiles(self, read)
-        return blend(network, x, cut) if cut.needed(x) else network(x)
+            network = tiled(self, network, part, x, tiling)
+        return F.concat([network(F.slice(x, axis=0, start=i, stop=i + 1))
+                         for i in range(x.shape[0])], axis=0)
 
 
 def as_generators(generator: Any, make: Any, count: int) -> Any:

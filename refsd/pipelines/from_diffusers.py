@@ -101,7 +101,6 @@ ALREADY = {
     "enable_attention_slicing": "attention never holds its whole matrix on numba",
     "enable_xformers_memory_efficient_attention": "attention never holds its whole matrix on numba",
     "enable_vae_slicing": "pictures are decoded one at a time",
-    "enable_vae_tiling": "pictures are decoded whole, in one piece",
     "enable_model_cpu_offload": "everything stays where the backend computes",
     "enable_sequential_cpu_offload": "everything stays where the backend computes",
     "enable_group_offload": "everything stays where the backend computes",
@@ -112,7 +111,6 @@ ALREADY = {
     "disable_attention_slicing": "",
     "disable_xformers_memory_efficient_attention": "",
     "disable_vae_slicing": "",
-    "disable_vae_tiling": "",
     "maybe_free_model_hooks": "",
     "remove_all_hooks": "",
     "set_progress_bar_config": "",  # there is no progress bar to configure

@@ -18,6 +18,7 @@ from refsd.backends import MemoryModel, find_backend
 from refsd.contracts import itemsize
 from refsd.weights.tree import flatten
 
+TILED_FROM = 2**16  # pixels of a picture: of smaller ones the VAE takes little in any way
 PICTURE = 6 * 3  # floats a pixel while pictures are joined, scaled and clipped
 
 
@@ -61,6 +62,11 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     pixels = math.ceil(width / factor) * math.ceil(height / factor)  # of the latents
     pictures = PICTURE * batch * width * height * size
     decoder = decoder_bytes(pipe.vae, pixels, size)
+    if width * height > TILED_FROM:
+        from refsd.pipelines.vae_tiling import coding_bytes
+
+        decoder = coding_bytes(pipe.vae, "decoder", math.ceil(height / factor),
+                               math.ceil(width / factor), pipe.vae.tiling)
     return max(unet_bytes(pipe.unet, pixels, 2 * batch, size), decoder + pictures)
 
 
@@ -72,18 +78,18 @@ def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:
               for i, heads in enumerate(unet.config.heads)]
     down = list(zip(unet.tree["down_blocks"], planes, scores))
     up = list(zip(unet.tree["up_blocks"], reversed(planes), reversed(scores)))
-    skips = sum(plane * len(block["resnets"]) * _widest(block["resnets"][:1], 0)
+    skips = sum(plane * len(block["resnets"]) * widest(block["resnets"][:1], 0)
                 for block, plane, _ in down)
     peak = skips + max(_block(*level, model) for level in down + up)
     return int((1 + model.gaps) * peak)
 
 
-def decoder_bytes(vae: Any, pixels: int, size: int) -> int:
-    """The VAE decoder's peak, for one picture with latents of so many pixels."""
-    model, tree = find_backend(vae.backend).memory, vae.tree["decoder"]
+def decoder_bytes(vae: Any, pixels: int, size: int, part: str = "decoder") -> int:
+    """The VAE decoder's peak, for one picture with latents of so many pixels; or the encoder's."""
+    model, tree = find_backend(vae.backend).memory, vae.tree[part]
     if "layers" in tree:  # a tiny autoencoder's
         return vae.decoder_bytes(model, pixels * size)
-    blocks = [tree["mid_block"], *tree["up_blocks"]]
+    blocks = [tree["mid_block"], *(tree.get("up_blocks") or tree["down_blocks"][::-1])]
     planes = [pixels * size * 4 ** max(i - 1, 0) for i in range(len(blocks))]
     scores = min(model.scores, pixels**2 * size)
     peak = max(_block(block, plane, scores, model) for block, plane in zip(blocks, planes))
@@ -97,10 +103,10 @@ def _block(block: dict, plane: float, scores: float, model: MemoryModel) -> floa
                 + min(model.transformed, 4 * max(_wide(r["conv1"]["weight"]) for r in resnets)))
 
     resnets = block["resnets"]
-    activation = plane * max(_widest(resnets, 0), _widest(resnets, 1))
+    activation = plane * max(widest(resnets, 0), widest(resnets, 1))
     peak = convolving(activation, model.at_once)
     if "upsamplers" in block:  # works at twice the size, with the level's width
-        peak = max(peak, convolving(4 * plane * _widest(resnets, 0), model.enlarged))
+        peak = max(peak, convolving(4 * plane * widest(resnets, 0), model.enlarged))
     for attention in block.get("attentions", ()):
         if "transformer_blocks" in attention:
             channels = attention["proj_in"]["weight"].shape[0]
@@ -109,6 +115,6 @@ def _block(block: dict, plane: float, scores: float, model: MemoryModel) -> floa
     return peak + model.dense * max(map(_made, flatten(block).values()))
 
 
-def _widest(resnets: Iterable[dict], axis: int) -> int:
+def widest(resnets: Iterable[dict], axis: int) -> int:
     """The most channels that a residual block gives (axis 0) or takes (axis 1)."""
     return max(resnet["conv1"]["weight"].shape[axis] for resnet in resnets)

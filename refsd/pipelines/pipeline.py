@@ -172,6 +172,14 @@ class Pipeline:
         """The side in pixels that the model was trained at."""
         return self.unet.config.sample_size * self.vae.config.downscale
 
+    def enable_vae_tiling(self) -> None:
+        """Decode and encode in overlapping tiles, as diffusers: see VAE.enable_tiling."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """In one piece again, or in bands that give the same bits."""
+        self.vae.disable_tiling()
+
     def to_output(self, latents: Any, output_type: str) -> Any:
         """Final latents as what the caller wants: "pil", "np" or "latent"."""
         latents = as_array("latents", latents, self.vae.dtype)

@@ -143,10 +143,15 @@ def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta
 
 def check_memory(backend: str, needed: int, what: str) -> None:
     """Refuse what cannot fit where a backend computes; unknown available memory passes."""
-    from refsd.weights import memory  # here: a page of help needs no NumPy
-
-    available = BACKENDS[backend].free_memory()
-    available = memory.available_bytes() if available is None else available
+    available = free_bytes(backend)
     if available is not None and needed > available:
         raise ResourceError(f"{what} needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} "
                             "GiB are free: ask for smaller or fewer pictures")
+
+
+def free_bytes(backend: str) -> int | None:
+    """The memory that is free where a backend computes; None where nobody knows."""
+    from refsd.weights import memory  # here: a page of help needs no NumPy
+
+    available = BACKENDS[backend].free_memory()
+    return memory.available_bytes() if available is None else available

@@ -44,6 +44,8 @@ class TinyLatents(NamedTuple):
 class TinyVAE(VAE):
     """TAESD, diffusers' AutoencoderTiny. Its latents are the diffusion's: scaling_factor is 1."""
 
+    TILINGS = ("off", "auto")
+
     def __init__(self, tree: dict, config: TinyVAEConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["decoder"]["layers"]["0"]["weight"].dtype)
@@ -92,7 +94,7 @@ class TinyVAE(VAE):
         return answered(self._each(taesd.decode, latents, half))
 
     def _half(self, name, tiling):
-        if tiling not in (None, "off"):
+        if tiling not in (None, *self.TILINGS):
             self.enable_tiling()
         if name not in self.tree:
             raise UsageError(f"this tiny autoencoder has no {name}; give a file or a folder that "

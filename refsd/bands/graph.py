@@ -1,15 +1,4 @@
-"""A network computed in bands of rows: the very bits of the whole, in the memory of some bands.
-
-The network is called once with a picture that has only a shape (registry.trace), which gives its
-graph. Bands then flow through the graph from above to below: a convolution waits for the rows below
-its own and keeps those above, a residual's bands wait for those that they are added to. A group
-norm needs all of its input first: a pass over everything before it, which sums and forgets. So that
-the next passes need not begin at the picture, they begin at what was last kept: results of which
-all that later passes need fits into KEPT_BYTES. Ops of tokens are computed whole.
-
-Each band goes through the op's own kernel, with the algorithm of the whole picture's shape and
-heights that keep its bits (`rules`: refsd/ops/bands.py, refsd/numba_ops/cpu/bands.py).
-"""
+"""The graph of a network, and the passes of bands through it."""
 
 import math
 from collections import deque
@@ -20,15 +9,15 @@ from typing import Any
 
 from refsd import functional as F
 from refsd.backends import Backend, find_backend
+from refsd.bands.streams import Rows, keeping, part, pieces, shared
 from refsd.contracts import itemsize
 from refsd.dense import to_dense
 from refsd.errors import UsageError
 from refsd.half import is_half, to_float32, to_half
+from refsd.memory_models import BAND, KEPT
 from refsd.ops.conv import pair, sides
-from refsd.registry import active_backend, trace
+from refsd.registry import active_backend
 
-BAND_BYTES = 8 << 20  # of the larger of a convolution's input and output
-KEPT_BYTES = 1 << 30
 MAPS = ("silu", "add")
 
 
@@ -52,22 +41,7 @@ class Node:
 
     def rows(self) -> int:
         """The rows of a band, at least one."""
-        return max(1, BAND_BYTES * self.shape[2] // self.nbytes)
-
-
-def compute(network: Callable[[Any], Any], x: Any) -> Any:
-    """network(x), in bands, keeping up to KEPT_BYTES between passes.   x (N, C, H, W)
-
-    On top of these come the bands of a pass, and what attention over all pixels takes. UsageError
-    for a backend or a convolution whose bands would have other bits.
-    """
-    graph = Graph()
-    source = Node("", {}, {}, x.shape, x.dtype)
-    graph.kept[source] = deque([x])
-    with trace(graph.answer):
-        result = network(source)
-    del x
-    return graph.compute(result)
+        return max(1, BAND * self.shape[2] // self.nbytes)
 
 
 def rules_of(backend: Backend) -> ModuleType:
@@ -90,6 +64,12 @@ class Graph:
         self.normalise: dict[Node, Callable] = {}
         self.backend = find_backend(active_backend())
         self.rules = rules_of(self.backend)
+
+    def source(self, x: Any) -> Node:
+        """The node of an array."""
+        node = Node("", {}, {}, x.shape, x.dtype)
+        self.kept[node] = deque([x])
+        return node
 
     def answer(self, op: str, inputs: dict[str, Any], options: dict[str, Any],
                inferred: Any) -> Node:
@@ -168,10 +148,10 @@ class Graph:
 
         def stream(node):
             if node not in streams:
-                bands = (_pieces(node, found[node], node not in needed) if node in found
+                bands = (pieces(found[node], node.rows(), node not in needed) if node in found
                          else self._bands(node, stream))
-                bands = _keeping(bands, self.kept[node]) if node is chosen else bands
-                streams[node] = _shared(bands, users[node])
+                bands = keeping(bands, self.kept[node]) if node is chosen else bands
+                streams[node] = shared(bands, users[node])
             return streams[node].pop()
 
         return stream(goal)
@@ -186,7 +166,7 @@ class Graph:
         for node in (goal, *enlarged):
             needed = set(self._reach(later, {*self.kept, node}))
             beside = sum(one.nbytes for one in self.kept if one in needed)
-            if node in needed and node not in self.kept and beside + node.nbytes <= KEPT_BYTES:
+            if node in needed and node not in self.kept and beside + node.nbytes <= KEPT:
                 return node, needed
         return None, set(self._reach(later, self.kept))
 
@@ -226,69 +206,11 @@ class Graph:
             if (missing := min(high, H) - first - have) > 0:
                 more = rows.take(missing)
                 held = more if held is None else F.concat([held, more], axis=2)
-            yield F.conv2d(_part(held, max(low, 0) - first, held.shape[2]), weight, bias, **options,
+            yield F.conv2d(part(held, max(low, 0) - first, held.shape[2]), weight, bias, **options,
                            padding=((max(-low, 0), max(high - H, 0)), across),
                            algorithm=algorithm)
             following = max(0, min((i + tall) * stride[0] - above, min(high, H)))
-            held, first = _part(held, following - first, held.shape[2]), following
-
-
-class Rows:
-    """Bands as a stream of rows."""
-
-    def __init__(self, bands: Iterator[Any]):
-        self.bands, self.rest = bands, None
-
-    def take(self, count: int) -> Any:
-        """The next `count` rows, at least one."""
-        parts = []
-        while count:
-            band = next(self.bands) if self.rest is None else self.rest
-            have = min(count, band.shape[2])
-            parts.append(_part(band, 0, have))
-            self.rest = _part(band, have, band.shape[2]) if have < band.shape[2] else None
-            count -= have
-        return parts[0] if len(parts) == 1 else F.concat(parts, axis=2)
-
-
-def _part(band, start, stop):
-    """Rows start .. stop - 1, of the whole the band itself"""
-    return band if stop - start == band.shape[2] else F.slice(band, axis=2, start=start, stop=stop)
-
-
-def _pieces(node, bands, drop):
-    """What is kept, in bands; dropped as it is read if nobody needs it later."""
-    tall, waiting = node.rows(), bands if drop else deque(bands)
-    while waiting:
-        band = waiting.popleft()
-        for i in range(0, band.shape[2], tall):
-            yield _part(band, i, min(i + tall, band.shape[2]))
-
-
-def _shared(bands, count):
-    """As many iterators over them. (itertools.tee holds 57 bands longer than they are needed.)"""
-    if count == 1:
-        return [bands]
-    waiting = [deque() for _ in range(count)]
-
-    def reader(mine):
-        while True:
-            if not mine:
-                band = next(bands, None)
-                if band is None:
-                    return
-                for each in waiting:
-                    each.append(band)
-                del band
-            yield mine.popleft()
-
-    return [reader(mine) for mine in waiting]
-
-
-def _keeping(bands, kept):
-    for band in bands:
-        kept.append(band)
-        yield band
+            held, first = part(held, following - first, held.shape[2]), following
 
 
 def _enlarged(node, bands):
