@@ -14,6 +14,7 @@ from refsd.pipelines.resume import SaveState
 from refsd.pipelines.spoken import generators, guidance_of
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random import PhiloxGenerator, TorchGenerator
+from refsd.random.philox import philox
 from refsd.schedulers import EulerAncestralDiscreteScheduler
 
 
@@ -357,3 +358,27 @@ def test_more_than_fits_is_refused(pipe):
     words = "|".join(f"cat{i}" for i in range(300))
     with pytest.raises(UsageError, match="make 300 texts of 4 chunks; give at most 1024"):
         draw(pipe, f"[{words}] " + "red " * 40, 300)
+
+
+def test_a1111s_noise_nv_is_that_of_a_gpu():
+    """The numbers in modules/rng_philox.py, which computes in float64 what a GPU has in float32."""
+    published = [[-0.92466259, -0.42534415, -2.6438457, 0.14518388],
+                 [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
+                 [-1.07454231, -0.36314407, -1.67105067, 2.26550497]]
+    np.testing.assert_allclose(PhiloxGenerator(0).randn(3, 4), published, rtol=0, atol=1e-6)
+
+
+def test_a1111s_noise_nv_within_roundings():
+    """u, its logarithm, the root, v, its sine and the product are rounded once each in float32."""
+    bits = philox(11, 0, np.arange(100_000))
+    inverse, turn = np.float32(2.3283064e-10), np.float32(2.3283064e-10 * 6.2831855)
+    u = bits[0].astype("f8") * inverse + inverse / 2
+    v = bits[1].astype("f8") * turn + turn / 2
+    exact = np.sqrt(-2 * np.log(u)) * np.sin(v)
+    got = PhiloxGenerator(11).randn(100_000)
+    radius = np.sqrt(-2 * np.log(u))
+    eps = 2.0**-24
+    # of log u: eps for u's rounding and its own; of the radius 1 / radius of that and its own;
+    # of v up to 2 pi eps, of the sine and of the product one more each
+    bound = eps * ((1 + np.abs(np.log(u))) / radius + radius * (2 * np.pi + 3))
+    assert (np.abs(got - exact) <= bound).all()

@@ -13,7 +13,9 @@ from op_table import normal
 import refsd
 from refsd.models.layers import Text
 from refsd.numba_ops.cuda.array import copies, to_device
-from refsd.pipelines.guidance import guided
+from refsd.pipelines.composed import ComposedGuidance, composed
+from refsd.pipelines.guidance import Guidance, guided
+from refsd.pipelines.spoken import guidance_of
 from refsd.random import TorchGenerator
 from refsd.registry import use
 from refsd.schedulers import SCHEDULERS
@@ -81,3 +83,20 @@ def test_every_sampler_steps_with_the_bits_of_the_host(name, dtype):
 
 
 NOISY = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler")
+
+
+def test_prompts_of_a_dialect_are_composed_with_the_bits_of_the_host(folder, monkeypatch):
+    """The texts are made on the host and put beside the model; two pictures have two weights."""
+    plain_kernels.choose(monkeypatch)
+    pipe = refsd.StableDiffusionPipeline.from_pretrained(folder, backend="cuda")
+    pipe.dialect = "a1111"
+    *texts, make = guidance_of(pipe, ["red AND cat:2", "(cat:0.5) AND red:0.5"], ["red"], copies=1,
+                               clip_skip=None, guided=True, steps=4)
+    asked = []
+    monkeypatch.setattr(ComposedGuidance, "ask", lambda *given: asked.append(
+        Guidance.ask(*given)) or asked[0])
+    with use("cuda"):
+        got = make(pipe.unet, *texts, scale=7.0)(to_device(normal((2, 4, 1, 2), 1)), 500, 0)
+    away, one, two = np.split(asked[0].numpy(), 3)
+    weights = np.array([14, 3.5], "f4").reshape(2, 1, 1, 1)
+    np.testing.assert_array_equal(got.numpy(), composed(away, [one, two], [7.0, weights]))
