@@ -9,11 +9,14 @@ from refsd.cli import (
     auditing,
     batch_options,
     compat,
+    control,
+    embeddings,
     output,
     pictures_in,
     preview,
     resuming,
     sampler_names,
+    taesd,
     threads,
     tiling,
     variation,
@@ -51,8 +54,11 @@ def parser() -> Parser:
                        help="show the version and stop")
     add_request(parser)
     pictures_in.add_options(parser)
+    control.add_options(parser)
+    taesd.add_options(parser)
     variation.add_options(parser)
     adapters.add_options(parser)
+    embeddings.add_options(parser)
     compat.add_options(parser)
     tiling.add_options(parser)
     batch_options.add_options(parser)
@@ -213,6 +219,8 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     if options.cfg_scale is None:
         options.cfg_scale = CFG_SCALE if options.model else BUNDLED_CFG_SCALE
     threads.check(options.threads)
-    options.pictures = pictures_in.check(options)
+    options.pictures, options.control = pictures_in.check(options), control.check(options)
+    options.embeddings = embeddings.chosen(options)
+    taesd.check(options)
     check_numbers(vars(options), lambda key: f"--{key.replace('_', '-')}")
     return prompt, seeds

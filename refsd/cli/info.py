@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from refsd.cli import info_model
+from refsd.cli import control, embeddings, info_model
 from refsd.cli.adapters import in_words
 from refsd.cli.arguments import Parser
 from refsd.cli.recipe import KEYWORD, parse_recipe
@@ -110,6 +110,10 @@ def _of_recipe(recipe: Any) -> dict[str, Any]:
                  "scheduler", "model", "versions", "schema", "pixels")}
     scheduler = dict(recipe.scheduler)
     shown["scheduler"] = f"{scheduler.pop('_class_name', 'unknown')} {json.dumps(scheduler)}"
+    if recipe.control:
+        shown["control"] = control.in_words(recipe.control)
+    if recipe.embeddings:
+        shown["embeddings"] = embeddings.in_words(recipe.embeddings)
     if recipe.adapters:
         shown["adapters"] = in_words(recipe.adapters)
     shown["model"] = recipe.model.get("name", "")

@@ -25,7 +25,10 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
             del values[field.name]
         elif field.type is float:
             values[field.name] = float(values[field.name])
-    for named in (*values.get("adapters", ()), *values.get("pictures", {}).values()):
+    for named in (*values.get("adapters", ()), *values.get("embeddings", ()),
+                  *values.get("pictures", {}).values(),
+                  *(one for net in values.get("control", {}).get("nets", ())
+                    for one in net.values())):
         if isinstance(named, dict):
             del named["file"]
     values["model"] = {key: value for key, value in recipe.model.items() if key not in PLACES}

@@ -4,7 +4,16 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from refsd.cli import adapters, compat, pictures_in, sampler_names, tiling, variation
+from refsd.cli import (
+    adapters,
+    compat,
+    control,
+    embeddings,
+    pictures_in,
+    sampler_names,
+    tiling,
+    variation,
+)
 from refsd.cli.infotext import format_infotext
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS
@@ -25,9 +34,9 @@ class Recipe:
 
     Sizes in pixels; `clip_skip` as in diffusers; `scheduler` is the full resolved configuration;
     `model` holds the name and the SHA-256 of each file of weights; `weights` is the form in which
-    they were held, if asked for; `compat` is the dialect; `variation`, `adapters`, `pictures` and
-    `vae_tiling` are those of refsd.cli.variation, .adapters, .pictures_in and .tiling; `threads`
-    are the backend's.
+    they were held, if asked for; `compat` is the dialect; `variation`, `adapters`, `pictures`,
+    `control`, `embeddings` and `vae_tiling` are those of refsd.cli.variation, .adapters,
+    .pictures_in, .control, .embeddings and .tiling; `threads` are the backend's.
     """
 
     prompt: str
@@ -54,6 +63,8 @@ class Recipe:
     pictures: dict[str, Any] = field(default_factory=dict)
     adapters: list[dict[str, Any]] = field(default_factory=list)
     vae_tiling: str = "auto"
+    control: dict[str, Any] = field(default_factory=dict)
+    embeddings: list[dict[str, str]] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     pixels: str = ""
@@ -88,6 +99,8 @@ class Recipe:
             **variation.settings(self.variation),
             **pictures_in.settings(self.pictures),
             **adapters.settings(self.adapters),
+            **embeddings.settings(self.embeddings),
+            **control.settings(self.control),
             **compat.settings(self.compat),
             **({"Clip skip": self.clip_skip + 1} if self.clip_skip else {}),
             **({"Eta DDIM": f"{self.eta:g}"} if self.eta else {}),
@@ -108,6 +121,7 @@ RULES = NUMBERS | {
     "scheduler": table(anything, "an object"),
     "compat": compat.RULE, "variation": variation.RULE, "adapters": adapters.RULE,
     "pictures": pictures_in.RULE, "vae_tiling": only(*tiling.TILINGS),
+    "control": control.RULE, "embeddings": embeddings.RULE,
     "tuned": STRINGS, "versions": STRINGS,
     "model": table(TEXT, "an object of strings", files=STRINGS, variant=optional(TEXT)),
     "schema": only(SCHEMA),
@@ -131,7 +145,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     check_schema(found.get("schema"), SCHEMA, where, "the picture", error=UsageError)
     for key, value in (("exact", False), ("tuned", {}), ("weights", None), ("variation", {}),
                        ("adapters", []), ("pictures", {}), ("compat", "diffusers"),
-                       ("vae_tiling", "auto")):
+                       ("vae_tiling", "auto"), ("control", {}), ("embeddings", [])):
         found.setdefault(key, value)  # in no picture drawn before there was a choice
     check(found, RULES, where, error=UsageError)
     return Recipe(**found)

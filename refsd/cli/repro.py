@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from refsd.backends import choose_backend
-from refsd.cli import adapters, output, pictures_in, threads
+from refsd.cli import adapters, control, embeddings, output, pictures_in, threads
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.compiling import Compiling
 from refsd.cli.info import found_recipe
@@ -33,6 +33,13 @@ def parser() -> Parser:
     add("-i", "--init-img", metavar="PATH",
         help="where the picture is that it was drawn from, if not beside it under its name")
     add("--mask", metavar="PATH", help="likewise the mask")
+    add("--control-net", metavar="PATH", action="append", default=[],
+        help="where a ControlNet is that it was drawn with; may be repeated, in the recipe's order")
+    add("--control-image", metavar="PATH", action="append", default=[],
+        help="likewise what it read, if not beside the picture under its name")
+    add("--embedding", metavar="PATH", action="append", default=[],
+        help="where an embedding is that it was drawn with; may be repeated")
+    add("--embd-dir", metavar="DIR", help="a folder of them, which is searched by their hashes")
     add("--lora", metavar="PATH", action="append", default=[],
         help="where a LoRA is that the picture was drawn with; may be repeated")
     add("--lora-dir", metavar="DIR", help="a folder of them, which is searched by their hashes")
@@ -58,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     model = _model(recipe, options)
     given = adapters.of_recipe(recipe.adapters, options, options.picture)
     pictures = pictures_in.of_recipe(recipe.pictures, options, options.picture)
+    options.control = control.of_recipe(recipe.control, options, options.picture)
     target = output.plan(options.output, [recipe.seed])[0] if options.output is not None else None
     chatty = not (options.quiet or options.json)
     with Warnings(show=not options.json) as warnings, threads.limited(recipe.threads):
@@ -131,6 +139,11 @@ def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures:
     _require_same_files(recipe.model.get("files", {}), used["files"])
     if recipe.adapters:
         given.put_in(pipe, recipe.adapters)
+    embeddings.chosen(options).put_in(pipe, recipe.embeddings, options.picture)
+    if options.control is not None:
+        options.dtype, options.weights, options.exact = recipe.dtype, recipe.weights, recipe.exact
+        options.control.load(pipe, options)
+        options.control.put_on(pipe, recipe)
     calls = pictures_in.calls(pipe, recipe.pictures, recipe.steps)
     with Compiling(show=chatty):
         make_ready(recipe.backend, recipe.dtype)

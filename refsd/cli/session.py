@@ -7,7 +7,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from refsd.cli import output, pictures_in, preview, resuming, sampler_names, threads
+from refsd.cli import (
+    control,
+    output,
+    pictures_in,
+    preview,
+    resuming,
+    sampler_names,
+    taesd,
+    threads,
+)
 from refsd.cli.adapters import Adapters, chosen
 from refsd.cli.compiling import Compiling
 from refsd.cli.progress import Progress
@@ -27,6 +36,7 @@ class Session:
         self.step_seconds: list[float] = []
         self.latents: list[Any] = []
         self.pictures = getattr(options, "pictures", None)
+        self.control, self.embeddings = options.control, options.embeddings
         self.adapters = Adapters(strict=not options.lora_partial)
         with self._timed("kernels"), Compiling(show=chatty):  # loading a model needs some of them
             make_ready(options.backend, options.dtype)
@@ -40,6 +50,8 @@ class Session:
                 prediction_type=options.prediction, **parts)
             self.model = identity.of(options.model, variant=options.variant, parts=parts,
                                      ema=options.ema, hashes=not options.disable_image_metadata)
+            taesd.put_on(self.pipe, options)
+            self.controlled = {} if self.control is None else self.control.load(self.pipe, options)
 
     def _scheduler(self, config: dict[str, Any]) -> Any:
         """The sampler asked for, of the model's options, which stay for other requests."""
@@ -54,13 +66,15 @@ class Session:
         if options.sampler != self.options.sampler:
             self.pipe.scheduler = sampler_names.of_model(options.sampler, self.scheduler_config)
         prompt, asked = chosen(options, prompt)
-        width, height = pictures_in.size(self.pipe, options, self.pictures)
+        embeddings = self.embeddings.recorded(self.pipe, prompt, options.negative_prompt)
+        size = pictures_in.size(self.pipe, options, self.pictures)
+        width, height = control.size(self.control, self.pipe, options, size)
         pictures = pictures_in.settle(self.pipe, self.pictures, options)
         preview.require_colours(options, self.pipe,
                                 pictures_in.calls(self.pipe, pictures, options.steps))
         return drawing.effective(self.pipe, Recipe(
             prompt=prompt, negative_prompt=options.negative_prompt, seed=options.seed,
-            width=width, height=height, pictures=pictures,
+            width=width, height=height, pictures=pictures, control=self.controlled,
             steps=options.steps, cfg_scale=options.cfg_scale, eta=options.eta,
             guidance_rescale=options.guidance_rescale, clip_skip=options.clip_skip,
             rng=compat.rng(options), compat=options.compat,
@@ -70,6 +84,7 @@ class Session:
             tuned=drawing.tuned_choices() if options.tuned else {}, weights=options.weights,
             allow_nonfinite=options.allow_nonfinite, model=self.model, variation=options.variation,
             vae_tiling=options.vae_tiling, adapters=self.adapters.recorded(asked),
+            embeddings=embeddings,
             versions=drawing.versions(self.pipe.backend)))
 
     def picture(self, recipe: Recipe, target: output.Target, *, say: bool = True) -> dict[str, Any]:
@@ -78,6 +93,8 @@ class Session:
 
         calls = pictures_in.calls(self.pipe, recipe.pictures, recipe.steps)
         seed = recipe.seed
+        if self.control is not None:
+            self.control.put_on(self.pipe, recipe)
         if recipe.adapters or self.adapters.places:
             with self._timed("adapters"):
                 self.adapters.put_in(self.pipe, recipe.adapters)

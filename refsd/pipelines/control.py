@@ -177,12 +177,16 @@ class Asked(NamedTuple):
         """Height and width of the pictures."""
         return self.pictures[0].shape[2:]
 
-    def begin(self, batch: int, steps: int) -> Control:
-        """The Control of a drawing of `batch` pictures in so many steps.
+    def begin(self, batch: int, steps: int, latents: tuple[int, int]) -> Control:
+        """The Control of a drawing of `batch` pictures in so many steps, of latents (h, w).
 
         Each of its pictures is read once; it is for all prompts, or there is one for each.
         """
         acting, copies = [], self.copies
+        height, width = (n * self.nets[0].downscale for n in latents)
+        if (height, width) != tuple(self.size):
+            raise UsageError(f"the control pictures are {self.size[1]} x {self.size[0]}, what is "
+                             f"drawn {width} x {height}; give them in that size")
         for net, picture, *how in zip(self.nets, self.pictures, *self.wishes[:3]):
             count = picture.shape[0]
             if count > 1 and count * copies != batch:

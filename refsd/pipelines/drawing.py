@@ -125,7 +125,8 @@ class Drawing:
         pipe.num_timesteps = len(pipe.scheduler.timesteps if timesteps is None else timesteps)
         pipe._interrupt, pipe._guidance_scale = False, numbers["guidance_scale"]
         if pipe.controlled is not None:
-            inputs["control"] = pipe.controlled.begin(self.batch, pipe.num_timesteps)
+            inputs["control"] = pipe.controlled.begin(
+                self.batch, pipe.num_timesteps, tuple(latents.shape[2:]))
         pipe.drawing, self.first, self.inputs = self, latents, inputs
         latents, done = (latents, 0) if pipe.resumed is None else pipe.resumed(self)
         with use(pipe.backend, exact=pipe.exact):
