@@ -36,6 +36,20 @@ SCHEDULERS = {
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {"steps_offset": 1}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++2m-sde-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++",
+                                                           "use_karras_sigmas": True}),
+    "dpm++2m-sde-heun": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++",
+                                                         "solver_type": "heun",
+                                                         "use_exponential_sigmas": True}),
+    "dpm-solver-3": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver",
+                                                     "final_sigmas_type": "sigma_min",
+                                                     "solver_order": 3}),
+    "dpm++2s": ("DPMSolverSinglestepScheduler", {}),
+    "dpm++2s-sde": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "unipc-karras-v": ("UniPCMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True,
+                                                   "prediction_type": "v_prediction"}),
     "lcm": ("LCMScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "heun-karras-v": ("HeunDiscreteScheduler", {"use_karras_sigmas": True,
@@ -225,6 +239,7 @@ def test_torch_tensors_and_numbers_at_every_argument(theirs, ours):
     ("EulerDiscrete", {}, {"timesteps": [999, 500, 100]}),
     ("EulerDiscrete", {}, {"sigmas": [14.0, 5.0, 1.0, 0.0]}),
     ("LCM", {}, {"timesteps": [999, 759, 499, 259]}),
+    ("DPMSolverSinglestep", {"solver_order": 3}, {"timesteps": [999, 759, 499, 259]}),
     ("HeunDiscrete", {}, {"timesteps": [999, 500, 100]}),
     ("TCD", {}, {"timesteps": [999, 759, 499, 259]}),
 ])
@@ -238,7 +253,8 @@ def test_own_timesteps_and_sigmas(theirs, ours, name, options, own):
 @pytest.mark.parametrize("own", ["timesteps", "sigmas"])
 def test_own_schedules_are_refused_where_diffusers_refuses_them(theirs, ours, name, own):
     takes = own in inspect.signature(getattr(diffusers, name).set_timesteps).parameters
-    takes &= name != "EDMEulerScheduler"  # theirs takes a tensor alone, and it is not of sigmas
+    # The one takes a tensor alone, and it is not of sigmas, the other flow sigmas alone.
+    takes &= name not in ("EDMEulerScheduler", "UniPCMultistepScheduler") or own == "timesteps"
     kind = getattr(schedulers, name)
     assert (own in inspect.signature(kind.set_timesteps).parameters) == takes
     if not takes:
