@@ -13,6 +13,7 @@ from refsd.golden.recording.request import Request
 from refsd.golden.recording.run import run
 from refsd.numba_ops.cuda import array
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, to_device
+from refsd.pipelines.vae_tiling import coding_bytes
 from refsd.places import is_on_device, on_host
 from refsd.schedulers import SCHEDULERS
 
@@ -94,6 +95,19 @@ def test_thresholds_are_found_on_the_host_and_counted(folder, pipes):
     np.testing.assert_array_equal(*both(pipes))
     _, copies, steps = draw(pipes[1])
     assert copies == {"to_device": steps, "to_host": steps}
+
+
+def test_tiles_blend_to_the_same_bits_and_bands_are_refused(pipes):
+    """Latents of 6 x 5 in tiles of 4; auto is one piece on a device."""
+    host, device = pipes
+    latents = np.random.default_rng(3).standard_normal((1, 4, 6, 5)).astype("f4")
+    found, expected = (pipe.vae.decode(latents, tiling="blend") for pipe in (device, host))
+    assert is_on_device(found)
+    np.testing.assert_array_equal(on_host(found), expected)
+    with pytest.raises(UsageError, match="backend 'cuda' has no exact tiling; take tiling off"):
+        device.vae.decode(latents, tiling="exact")
+    assert coding_bytes(device.vae, "decoder", 512, 512, "auto") == coding_bytes(
+        device.vae, "decoder", 512, 512, "off")
 
 
 def test_a_callback_is_given_arrays_on_the_device_and_may_give_either(pipes):
