@@ -51,7 +51,7 @@ def vectors(pipe, text, **options):
 
 
 @pytest.mark.parametrize("name", ["a1111", "comfy", "a1111,emphasis=none,pad=yes"])
-@pytest.mark.parametrize("options", [{}, {"negative_prompt": "cat"}, {"guidance_scale": 1.0}])
+@pytest.mark.parametrize("options", [{}, {"negative_prompt": "cat"}])
 def test_a_prompt_without_syntax_is_the_same_to_the_bit(pipe, name, options):
     plain = draw(pipe, **options)
     np.testing.assert_array_equal(draw(speak(pipe, name), **options), plain)
@@ -119,7 +119,7 @@ def replacing(pipe, changes):
     ("red [cat:0.25]", "red ", {1: "red cat"}),
     ("[red|cat]", "red", {1: "cat", 2: "red"}),
 ])
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"guidance_rescale": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 2.0}, {"guidance_rescale": 0.5}])
 def test_prompt_editing(pipe, prompt, first, changes, options):
     by_hand = draw(pipe, first, **replacing(pipe, changes), **options)
     np.testing.assert_array_equal(draw(speak(pipe, "a1111"), prompt, **options), by_hand)
@@ -199,6 +199,16 @@ def test_scales_below_one_guide(pipe):
     alone = draw(pipe, guidance_scale=1.0)
     np.testing.assert_array_equal(draw(pipe, **options), alone)
     assert not np.array_equal(draw(speak(pipe, "a1111"), **options), alone)
+    np.testing.assert_array_equal(draw(speak(pipe, "comfy"), guidance_scale=1.0), alone)
+
+
+def test_a1111_asks_for_both_at_a_scale_of_one_too(pipe, caplog):
+    """There the negative prompt cancels out of one prompt, but not of several."""
+    caplog.set_level(logging.WARNING, "refsd")
+    speak(pipe, "a1111")
+    options = {"prompt": "red AND cat", "guidance_scale": 1.0}
+    assert not np.array_equal(draw(pipe, **options), draw(pipe, negative_prompt="cat", **options))
+    assert caplog.messages == []
 
 
 def seeds(generator):

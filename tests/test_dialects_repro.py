@@ -131,7 +131,7 @@ def test_all_settings_have_an_effect_or_a_line(write):
         "RNG 'TPU': drawn with the noise of a GPU", "Hires upscale",
         "the picture it began with", "ControlNet 0", "Foo"]
     unknown = read(write(a1111(sampler="Euler", schedule="Schedule type: Turbo, ")))
-    assert unknown.sampler == "euler" and "the schedule 'Turbo'" in unknown.missing[0]
+    assert unknown.sampler == "euler" and "the schedule 'Turbo' of Euler" in unknown.missing[0]
 
 
 def test_stable_diffusion_cpp(write):
@@ -160,7 +160,7 @@ def test_what_a_graph_has_besides_is_said(write):
 
 
 @pytest.mark.parametrize("texts, told", [
-    (a1111(sampler="Quantum"), "got 'Quantum'"),
+    (a1111(sampler="Quantum"), "got 'Quantum'"), (a1111(sampler="DDIM CFG++"), "got 'DDIM CFG"),
     (a1111("Seed: 5", "Seed: 99999999999999999999"), "seed"),
     (a1111("32x32", "99999x32"), "width is 99999"),
     (a1111("Steps: 3", "Steps: 100000"), "steps is 100000"),

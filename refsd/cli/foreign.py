@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from refsd.arguments import shown
-from refsd.cli import comfy_graph, samplers
+from refsd.cli import comfy_graph, sampler_names
 from refsd.cli.infotext import Infotext
 from refsd.cli.metadata import find_infotext, json_object
 from refsd.dialects.names import find
@@ -28,6 +28,9 @@ READ = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model
         "Variation seed strength", "Seed resize from", "Use old prompt editing timelines"}
 SAID = {"Version", "Hashes", "Lora hashes", "Lora", "User", "Guidance", "Batch size", "Batch pos",
         "VAE hash", "TI hashes", "Backend", "Operations", "Parser", "Pipeline", "App"}
+SCHEDULES = {"karras", "exponential", "beta", "discrete", "ays", "gits", "simple", "sgm_uniform",
+             "smoothstep"}  # at the end of a sampler's name
+USUAL = {"", "automatic", "uniform", "normal", "discrete", "default"}
 NAMES = {"Eta": "the noise of ancestral steps", "Denoising strength": "the picture it began with"}
 # Samplers of A1111 and ComfyUI that step through training steps, not through sigmas.
 BY_STEPS = ("ddim", "ddpm", "pndm", "lcm", "unipc", "unipc_bh2", "tcd")
@@ -51,7 +54,7 @@ class Foreign(NamedTuple):
 
     def scheduler(self, config: Mapping[str, Any]) -> Any:
         """The sampler of a model's options, with sigmas where these programs have them."""
-        scheduler = samplers.of_model(self.sampler, config)
+        scheduler = sampler_names.of_model(self.sampler, config)
         if self.sampler in BY_STEPS or self.program == "refsd":
             return scheduler
         wanted = {"timestep_spacing": "linspace", "steps_offset": 0}
@@ -98,43 +101,46 @@ def _of_infotext(infotext: Infotext) -> Foreign:
         if name not in READ | SAID and not (name == "Eta" and float_of(said[name]) in (1.0, None)) \
                 and not (cpp and name == "Eta"):
             missing.append(f"{NAMES.get(name, name)} ({name}: {said[name][:60]})")
-    sampler = f"{said.get('Sampler', 'Euler')} {_schedule(said.get('Schedule type', ''))}"
-    return _made(PROGRAMS[0] if cpp else "refsd" if own else "A1111", values, sampler,
-                 "diffusers" if own else _dialect(said), RNGS.get(said.get("RNG", "GPU"), "cuda"),
-                 variation, said.get("Model", ""), said.get("Model hash", ""), missing)
+    sampler, _, schedule = said.get("Sampler", "Euler").rpartition(" ")
+    if schedule.lower() not in SCHEDULES:  # A1111 before 1.9 and sd.cpp have it in the name
+        sampler, schedule = said.get("Sampler", "Euler"), said.get("Schedule type", "")
+    return _made(PROGRAMS[0] if cpp else "refsd" if own else "A1111", values,
+                 _sampler(sampler, schedule, missing), "diffusers" if own else _dialect(said),
+                 RNGS.get(said.get("RNG", "GPU"), "cuda"), variation, said.get("Model", ""),
+                 said.get("Model hash", ""), missing)
 
 
 def _of_graph(found: comfy_graph.Request) -> Foreign:
     missing = list(found.missing)
-    schedule = found.schedule if found.schedule not in ("normal", "") else ""
-    return _made("ComfyUI", found.values, f"{found.sampler} {schedule}", "comfy", "torch-cpu", {},
-                 found.model, "", missing)
+    sampler = _sampler(found.sampler, found.schedule, missing)
+    return _made("ComfyUI", found.values, sampler, "comfy", "torch-cpu", {}, found.model, "",
+                 missing)
 
 
 def _made(program, values, sampler, compat, rng, variation, model, model_hash, missing):
     values = {"guidance_rescale": 0.0, "eta": 0.0, "clip_skip": None, **values}
     find(compat)
     check_numbers({**values, **({"seed": variation["seed"]} if variation else {})})
-    return Foreign(program, values, _sampler(sampler, missing), compat, rng, variation, model,
+    return Foreign(program, values, sampler, compat, rng, variation, model,
                    model_hash, list(dict.fromkeys(missing)))
 
 
-def _sampler(name: str, missing: list[str]) -> str:
-    """refsd's name; of a schedule that it does not have the sampler alone, which is said."""
+def _sampler(name: str, schedule: str, missing: list[str]) -> str:
+    """refsd's name of both; of a schedule that it does not have the sampler alone, which is said.
+
+    Raises UsageError for a sampler that refsd does not have.
+    """
     try:
-        return samplers.find_sampler(name.strip())
+        found = sampler_names.find_sampler(name)
     except UsageError as problem:
-        first, _, schedule = name.strip().rpartition(" ")
-        try:
-            found = samplers.find_sampler(first)
-        except UsageError:
-            raise UsageError(str(problem).removeprefix("--sampler: ")) from None
-        missing.append(f"the schedule {shown(schedule)}: drawn with the sampler's own")
+        raise UsageError(str(problem).removeprefix("--sampler: ")) from None
+    if schedule.lower() in USUAL:
         return found
-
-
-def _schedule(label: str) -> str:
-    return "" if label in ("Automatic", "Uniform", "Normal") else label.replace(" ", "-")
+    try:
+        return sampler_names.find_sampler(f"{name} {schedule}")
+    except UsageError:
+        missing.append(f"the schedule {shown(schedule)} of {name}: its own is taken")
+        return found
 
 
 def _dialect(said: Mapping[str, str]) -> str:

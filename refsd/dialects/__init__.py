@@ -14,11 +14,11 @@ class Dialect:
     syntax: whose prompts: "plain", "a1111" or "comfy". emphasis: what weights do ("lerp" is
     ComfyUI's). old_editing: A1111's first rule of when words change. pad: the shorter of the prompt
     and the negative prompt is filled up with empty chunks. skip_both: clip skip is for the negative
-    prompt too. guide_below: guidance scales below 1 guide. rng: whose noise a seed makes. own_seed:
-    picture i of a batch has a generator of its own, of seed + i. step_seed: what is added to the
-    seed for the noise that samplers add in their steps, from new generators; None goes on with the
-    first. step_rng: whose noise that is instead, with the seed itself. nearest: bytes are rounded,
-    not cut.
+    prompt too. guide: at which scales the model is asked for the negative prompt, "above-one",
+    "not-one" or "always". rng: whose noise a seed makes. own_seed: picture i of a batch has a
+    generator of its own, of seed + i. step_seed: what is added to the seed for the noise that
+    samplers add in their steps, from new generators; None goes on with the first. step_rng: whose
+    noise that is instead, with the seed itself. nearest: bytes are rounded, not cut.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Dialect:
     old_editing: bool = False
     pad: bool = False
     skip_both: bool = True
-    guide_below: bool = True
+    guide: str = "always"
     rng: str = "torch-cpu"
     own_seed: bool = False
     step_seed: int | None = None
@@ -41,10 +41,10 @@ class Dialect:
 
     def guides(self, scale: float) -> bool:
         """Whether the model is asked for the negative prompt too."""
-        return scale > 1 or self.guide_below and scale != 1
+        return self.guide == "always" or scale > 1 or self.guide == "not-one" and scale != 1
 
 
-DIFFUSERS = Dialect("diffusers", "plain", skip_both=False, guide_below=False, nearest=True)
+DIFFUSERS = Dialect("diffusers", "plain", skip_both=False, guide="above-one", nearest=True)
 A1111 = Dialect("a1111", "a1111", emphasis="original", rng="cuda", own_seed=True)
-COMFY = Dialect("comfy", "comfy", emphasis="lerp", step_seed=1)
+COMFY = Dialect("comfy", "comfy", emphasis="lerp", guide="not-one", step_seed=1)
 DIALECTS = {dialect.name: dialect for dialect in (DIFFUSERS, A1111, COMFY)}
