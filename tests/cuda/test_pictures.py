@@ -13,8 +13,11 @@ from op_table import normal
 import refsd
 from refsd.models.layers import Text
 from refsd.numba_ops.cuda.array import copies, to_device
+from refsd.pipelines import starts
 from refsd.pipelines.composed import ComposedGuidance, composed
 from refsd.pipelines.guidance import Guidance, guided
+from refsd.pipelines.inpaint import blended
+from refsd.pipelines.pix2pix import guided_twice
 from refsd.pipelines.spoken import guidance_of
 from refsd.random import TorchGenerator
 from refsd.registry import use
@@ -100,3 +103,26 @@ def test_prompts_of_a_dialect_are_composed_with_the_bits_of_the_host(folder, mon
     away, one, two = np.split(asked[0].numpy(), 3)
     weights = np.array([14, 3.5], "f4").reshape(2, 1, 1, 1)
     np.testing.assert_array_equal(got.numpy(), composed(away, [one, two], [7.0, weights]))
+
+
+def started(x, y, z, scheduler):
+    """What drawing from pictures does between the networks."""
+    scheduler.set_timesteps(STEPS)
+    left = starts.timesteps_left(scheduler, 0.5, steps=STEPS)
+    return (starts.repeated("image", x, 2 * len(x)), scheduler.add_noise(x, y, left[0]),
+            blended(x, y, z), guided_twice(x, y, z, 7.5, 1.5))
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_pictures_to_start_from_stay_on_the_device(name):
+    """And have the bits of the host: each operation is a kernel by itself."""
+    arrays, scheduler = [normal(SHAPE, i) for i in range(3)], SCHEDULERS[name]()
+    with use("numpy"):
+        expected = started(*arrays, scheduler)
+    moved = [to_device(array) for array in arrays]
+    with use("cuda"):
+        before = dict(copies)
+        found = started(*moved, scheduler)
+        assert dict(copies) == before
+    for a, b in zip(expected, found):
+        np.testing.assert_array_equal(a, b.numpy())
