@@ -202,6 +202,14 @@ def test_a_reading_says_how_long_a_text_lasts(tokenizer):
     assert part.spells[0].chunks[0].texts == ["(", "a", ")"]
 
 
+def test_a1111_takes_tags_out_of_prompts(tokenizer):
+    for text, negative, wanted in (("a <lora:x:0.5>cat", False, ["a", "cat"]),
+                                   ("<red:x>", True, ["<", "red", ":", "x", ">"]),
+                                   ("a <b> c", False, ["a", "<", "b", ">", "c"])):
+        (part,) = read(dialects.A1111, tokenizer, text, 10, negative=negative)
+        assert part.spells[0].chunks[0].texts == wanted
+
+
 def test_names_of_dialects():
     assert spelled(find("a1111,ensd=31337,pad=yes")) == "a1111,ensd=31337,pad=yes"
     assert find("comfy,step-noise=cuda").step_rng == "cuda"

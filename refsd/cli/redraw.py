@@ -30,13 +30,12 @@ def run(picture: Any, options: argparse.Namespace) -> int:
     chatty = not (options.quiet or options.json)
     with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
         prompt, without = foreign.untagged(prompt)
-        negative, more = foreign.untagged(found.values["negative_prompt"])
-        missing = [line for line in (*found.missing, *without, *more)
+        missing = [line for line in (*found.missing, *without)
                    if not (options.vae and line.startswith("VAE "))]
         for line in missing:
             warnings.say(one_line(f"drawn without what refsd does not have, or cannot know: {line}",
                                   300))
-        recipe, pipe, adapted = _loaded(found, prompt, negative, asked, options, warnings)
+        recipe, pipe, adapted = _loaded(found, prompt, asked, options, warnings)
         adapted.put_in(pipe, recipe.adapters)
         drawn = _draw(pipe, recipe, chatty)
         if target is not None:
@@ -53,7 +52,7 @@ def run(picture: Any, options: argparse.Namespace) -> int:
     return 0 if comparison["same"] else 1
 
 
-def _loaded(found: foreign.Foreign, prompt: str, negative: str, asked: list[dict[str, Any]],
+def _loaded(found: foreign.Foreign, prompt: str, asked: list[dict[str, Any]],
             options: argparse.Namespace, warnings: Warnings) -> tuple[Recipe, Any, Any]:
     """The recipe, the model's pipeline, and the adapters of the command line."""
     from refsd.cli import drawing
@@ -72,7 +71,7 @@ def _loaded(found: foreign.Foreign, prompt: str, negative: str, asked: list[dict
     if theirs and single and not ours.startswith(theirs[:10].lower()):
         warnings.say(one_line(f"the model's hash is {ours[:10]}, the picture's {theirs[:10]}: "
                               "another model", 200))
-    recipe = Recipe(**{**found.values, "prompt": prompt, "negative_prompt": negative},
+    recipe = Recipe(**{**found.values, "prompt": prompt},
                     rng=found.rng, compat=found.compat, variation=found.variation, model=model,
                     scheduler=pipe.scheduler.config.plain(), backend=backend, dtype="float32",
                     threads=threads.in_use(backend), allow_nonfinite=False,

@@ -1,5 +1,6 @@
 """A prompt as a dialect reads it: which texts, with which weights, up to which steps, as chunks."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ from refsd.dialects import Dialect, chunks, editing
 from refsd.dialects.chunks import Chunk
 from refsd.dialects.emphasis import Fragment, fragments
 from refsd.dialects.words import words
+
+_TAG = re.compile(r"<\w+:[^<>]+>")  # of LoRAs and the like: A1111 takes them out, of prompts only
 
 
 class Spell(NamedTuple):
@@ -37,7 +40,7 @@ def read(dialect: Dialect, tokenizer: Any, text: str, steps: int, *,
     if dialect.syntax == "comfy":
         found = chunks.of_words(tokenizer, words(text, tokenizer.embedding))
         return [Part(1.0, [Spell(steps, text, found)])]
-    composed = [editing.Composed(text, 1.0)] if negative else editing.compose(text)
+    composed = [editing.Composed(text, 1.0)] if negative else editing.compose(_TAG.sub("", text))
     return [Part(weight, list(_spells(dialect, tokenizer, part, steps)))
             for part, weight in composed]
 

@@ -53,6 +53,8 @@ def literal(text: str, syntax: str = "plain") -> Iterator[tuple[str, str]]:
     """Syntax of tools in a text that the dialect's does not read, and what becomes of it."""
     for readers, pattern, meaning in _SYNTAX:
         if syntax not in readers and (match := pattern.search(text)):
+            if not readers and syntax == "a1111":  # tags, which it takes out whatever they name
+                meaning = meaning.replace("taken literally", "left out")
             yield match[0][:80], meaning
 
 
