@@ -111,7 +111,8 @@ def _picture(session, recipe, folder):
     path = os.path.join(folder, f"{name}.png")
     finished = read_finished(path, name)
     if finished is not None:
-        said = {"path": path, "seed": recipe.seed, "width": recipe.width, "height": recipe.height,
+        width, height = recipe.size
+        said = {"path": path, "seed": recipe.seed, "width": width, "height": height,
                 "pixels": finished.pixels}
     else:
         session.pipe.scheduler = schedulers.from_config(recipe.scheduler)

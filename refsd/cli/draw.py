@@ -11,6 +11,7 @@ from refsd.cli import (
     compat,
     control,
     embeddings,
+    hires,
     output,
     pictures_in,
     preview,
@@ -62,6 +63,7 @@ def parser() -> Parser:
     compat.add_options(parser)
     tiling.add_options(parser)
     batch_options.add_options(parser)
+    hires.add_options(parser)
     resuming.add_options(parser)
 
     add = parser.add_argument_group("how many, where to, and what to say").add_argument
@@ -222,5 +224,6 @@ def check(options: argparse.Namespace) -> tuple[str, list[int]]:
     options.pictures, options.control = pictures_in.check(options), control.check(options)
     options.embeddings = embeddings.chosen(options)
     taesd.check(options)
+    hires.check(options)
     check_numbers(vars(options), lambda key: f"--{key.replace('_', '-')}")
     return prompt, seeds

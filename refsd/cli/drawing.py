@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.backends import find_backend
-from refsd.cli import pictures_in, sampler_names, variation
+from refsd.cli import hires, pictures_in, sampler_names, variation
 from refsd.cli.recipe import Recipe
 from refsd.errors import ResourceError
 from refsd.pipelines import stages
@@ -117,6 +117,8 @@ def _draw(pipe, recipe, on_step, resume, pictures):
             recipe.prompt, height=recipe.height, width=recipe.width, clip_skip=recipe.clip_skip,
             guidance_rescale=recipe.guidance_rescale,
             latents=variation.first_latents(pipe, recipe, generator), **common)
+    if recipe.hires:
+        generated = hires.draw(pipe, recipe, generated, on_step)
     begun = time.perf_counter()
     picture = pipe.to_output(generated.images, "np")
     pixels = pipe.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black

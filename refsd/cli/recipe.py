@@ -9,6 +9,7 @@ from refsd.cli import (
     compat,
     control,
     embeddings,
+    hires,
     pictures_in,
     sampler_names,
     tiling,
@@ -65,10 +66,17 @@ class Recipe:
     vae_tiling: str = "auto"
     control: dict[str, Any] = field(default_factory=dict)
     embeddings: list[dict[str, str]] = field(default_factory=list)
+    hires: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     pixels: str = ""
     schema: int = SCHEMA
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture, which a second pass makes larger."""
+        last = self.hires or {"width": self.width, "height": self.height}
+        return last["width"], last["height"]
 
     def to_json(self) -> str:
         """One line of plain ASCII."""
@@ -97,6 +105,7 @@ class Recipe:
             **({"Model hash": self.model["hash"][:10]} if self.model.get("hash") else {}),
             **({"Model": self.model["name"]} if self.model.get("name") else {}),
             **variation.settings(self.variation),
+            **hires.settings(self.hires),
             **pictures_in.settings(self.pictures),
             **adapters.settings(self.adapters),
             **embeddings.settings(self.embeddings),
@@ -122,6 +131,7 @@ RULES = NUMBERS | {
     "compat": compat.RULE, "variation": variation.RULE, "adapters": adapters.RULE,
     "pictures": pictures_in.RULE, "vae_tiling": only(*tiling.TILINGS),
     "control": control.RULE, "embeddings": embeddings.RULE,
+    "hires": hires.RULE,
     "tuned": STRINGS, "versions": STRINGS,
     "model": table(TEXT, "an object of strings", files=STRINGS, variant=optional(TEXT)),
     "schema": only(SCHEMA),
@@ -145,7 +155,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     check_schema(found.get("schema"), SCHEMA, where, "the picture", error=UsageError)
     for key, value in (("exact", False), ("tuned", {}), ("weights", None), ("variation", {}),
                        ("adapters", []), ("pictures", {}), ("compat", "diffusers"),
-                       ("vae_tiling", "auto"), ("control", {}), ("embeddings", [])):
+                       ("vae_tiling", "auto"), ("control", {}), ("embeddings", []), ("hires", {})):
         found.setdefault(key, value)  # in no picture drawn before there was a choice
     check(found, RULES, where, error=UsageError)
     return Recipe(**found)

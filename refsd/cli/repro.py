@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from refsd.backends import choose_backend
-from refsd.cli import adapters, control, embeddings, output, pictures_in, threads
+from refsd.cli import adapters, control, embeddings, hires, output, pictures_in, threads
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.compiling import Compiling
 from refsd.cli.info import found_recipe
@@ -86,9 +86,10 @@ def run(options: argparse.Namespace) -> int:
 def _recipe(picture: Any, options: argparse.Namespace) -> Recipe:
     """The picture's recipe, with what the options replace."""
     recipe = found_recipe(picture.texts, options.picture)
-    if (picture.height, picture.width) != (recipe.height, recipe.width):
+    width, height = recipe.size
+    if (picture.width, picture.height) != (width, height):
         raise UsageError(f"{options.picture}: {picture.width} x {picture.height} pixels, its "
-                         f"recipe says {recipe.width} x {recipe.height}: it was cropped or scaled. "
+                         f"recipe says {width} x {height}: it was cropped or scaled. "
                          "Give the picture as it was drawn")
     return replace(recipe, backend=choose_backend(options.backend or recipe.backend),
                    threads=options.threads or recipe.threads)
@@ -144,7 +145,8 @@ def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures:
         options.dtype, options.weights, options.exact = recipe.dtype, recipe.weights, recipe.exact
         options.control.load(pipe, options)
         options.control.put_on(pipe, recipe)
-    calls = pictures_in.calls(pipe, recipe.pictures, recipe.steps)
+    calls = pictures_in.calls(pipe, recipe.pictures, recipe.steps) + hires.calls(
+        pipe, recipe.hires)
     with Compiling(show=chatty):
         make_ready(recipe.backend, recipe.dtype)
     if chatty:

@@ -9,6 +9,7 @@ from typing import Any
 
 from refsd.cli import (
     control,
+    hires,
     output,
     pictures_in,
     preview,
@@ -84,14 +85,15 @@ class Session:
             tuned=drawing.tuned_choices() if options.tuned else {}, weights=options.weights,
             allow_nonfinite=options.allow_nonfinite, model=self.model, variation=options.variation,
             vae_tiling=options.vae_tiling, adapters=self.adapters.recorded(asked),
-            embeddings=embeddings,
+            embeddings=embeddings, hires=hires.settle(self.pipe, options, width, height),
             versions=drawing.versions(self.pipe.backend)))
 
     def picture(self, recipe: Recipe, target: output.Target, *, say: bool = True) -> dict[str, Any]:
         """Draw the picture of a recipe, write it, and say so."""
         from refsd.cli import drawing, png
 
-        calls = pictures_in.calls(self.pipe, recipe.pictures, recipe.steps)
+        calls = pictures_in.calls(self.pipe, recipe.pictures, recipe.steps) + hires.calls(
+            self.pipe, recipe.hires)
         seed = recipe.seed
         if self.control is not None:
             self.control.put_on(self.pipe, recipe)
@@ -125,7 +127,8 @@ class Session:
             note(f"refsd: written to stdout (seed {seed})")
         elif say and not self.options.json:
             result(f"{path} (seed {seed})")
-        return {"path": path, "seed": seed, "width": recipe.width, "height": recipe.height,
+        width, height = recipe.size
+        return {"path": path, "seed": seed, "width": width, "height": height,
                 "pixels": recipe.pixels}
 
     def save_latents(self, path: str) -> None:
