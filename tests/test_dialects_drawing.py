@@ -9,6 +9,7 @@ import tiny
 from refsd.dialects import chunks
 from refsd.errors import UsageError
 from refsd.pipelines import composed, stages
+from refsd.pipelines.drawing import Drawing
 from refsd.pipelines.guidance import Guidance
 from refsd.pipelines.resume import SaveState
 from refsd.pipelines.spoken import generators, guidance_of
@@ -394,3 +395,40 @@ def test_a1111s_noise_nv_within_roundings():
     # of v up to 2 pi eps, of the sine and of the product one more each
     bound = eps * ((1 + np.abs(np.log(u))) / radius + radius * (2 * np.pi + 3))
     assert (np.abs(got - exact) <= bound).all()
+
+
+def begun(pipe, prompt):
+    return Drawing.begin(
+        pipe, 32, 32, prompt=prompt, negative_prompt=None, prompt_embeds=None,
+        negative_prompt_embeds=None, num_images_per_prompt=1, guidance_scale=7.0, eta=0.0,
+        generator=1, output_type="latent", return_dict=True, clip_skip=None,
+        callback_on_step_end=None, callback_on_step_end_tensor_inputs=(), steps=4)
+
+
+def test_a_guidance_of_its_own_composes_nothing(pipe):
+    with pytest.raises(UsageError, match="this pipeline does not compose prompts"):
+        begun(speak(pipe, "a1111"), "red AND cat").finish(None, guidance=object)
+
+
+def test_memory_is_asked_for_with_the_rows_of_all_prompts(pipe, monkeypatch):
+    asked = []
+    monkeypatch.setattr("refsd.pipelines.drawing.working_bytes",
+                        lambda pipe, width, height, batch: asked.append(batch) or 0)
+    for prompt in ("red", "red AND cat", "red AND cat AND red"):
+        begun(speak(pipe, "a1111"), prompt)
+    assert asked == [1, 2, 2]
+
+
+def test_texts_are_kept_within_bounds_and_may_be_replaced(pipe):
+    speak(pipe, "a1111")
+    words = "|".join("red" + " cat" * i for i in range(11))
+    *texts, make = guidance_of(pipe, [f"[{words}]"], ["cat"], copies=1, clip_skip=None, guided=True,
+                               steps=20)
+    x, predict = TorchGenerator(1).randn(1, 4, 4, 4), make(pipe.unet, *texts, scale=7)
+    for call in range(11):
+        predict(x, 500, call)
+    assert len(predict._texts) == composed.KEPT
+    red, cat = (states(pipe, text)[None] for text in ("red", "cat"))
+    predict.change({"prompt_embeds": cat, "negative_prompt_embeds": red, "guidance_scale": 3.0})
+    np.testing.assert_array_equal(predict(x, 500, 11), Guidance(pipe.unet, cat, red, scale=3.0)(
+        x, 500, 11))

@@ -206,3 +206,42 @@ def test_our_own_infotext_without_a_recipe_is_diffusers(write, model, tmp_path, 
         again = write(texts, np.asarray(image))
     assert main(["repro", again, "-m", model, "-q"]) == 0
     assert "refsd, drawn with --compat diffusers" in capfd.readouterr().out
+
+
+def test_another_models_hash_is_said(write, model, monkeypatch, capfd):
+    """Of a single file, which is what A1111 hashes."""
+    from refsd.pipelines import identity
+
+    monkeypatch.setattr(identity, "of", lambda *_, **__: {
+        "name": "x", "variant": None, "hash": "f" * 64, "files": {"x.safetensors": "f" * 64}})
+    assert main(["repro", write(a1111()), "-m", model, "-q"]) == 1
+    err = capfd.readouterr().err
+    assert "the model's hash is ffffffffff, the picture's 0123456789: another model" in err
+
+
+def test_a_vae_that_is_given_is_not_missing(write, model, capfd):
+    path = write(a1111(more="VAE: other.safetensors, "))
+    main(["repro", path, "-m", model, "-q"])
+    assert "VAE: other.safetensors" in capfd.readouterr().err
+    main(["repro", path, "-m", model, "-q", "--vae", f"{model}/vae"])
+    assert "VAE: other.safetensors" not in capfd.readouterr().err
+
+
+def test_muted_nodes_of_the_editor_did_not_run(write):
+    graph = editor()
+    graph["nodes"].append({"id": 20, "type": "LoraLoader", "mode": 4, "inputs": []})
+    assert read(write({"workflow": json.dumps(graph)})).missing == []
+
+
+def test_the_advanced_sampler_starts_and_ends_where_it_says(write):
+    graph = json.loads(json.dumps(GRAPH))
+    inputs = graph["5"]["inputs"]
+    graph["5"] = {"class_type": "KSamplerAdvanced", "inputs": {
+        **inputs, "noise_seed": 7, "add_noise": "enable", "start_at_step": 0, "end_at_step": 10000,
+        "return_with_leftover_noise": "disable"}}
+    del graph["5"]["inputs"]["seed"], graph["5"]["inputs"]["denoise"]
+    found = read(write({"prompt": json.dumps(graph)}))
+    assert found.values["seed"] == 7 and found.missing == ["the node PrimitiveInt"]
+    for name in ("start_at_step", "end_at_step"):
+        graph["5"]["inputs"] |= {"start_at_step": 0, "end_at_step": 10000, name: 2}
+        assert "left steps to" in read(write({"prompt": json.dumps(graph)})).missing[1]

@@ -24,7 +24,8 @@ WIDGETS = {
     "CheckpointLoaderSimple": ("ckpt_name",), "CLIPSetLastLayer": ("stop_at_clip_layer",),
     "PrimitiveNode": ("value",),
 }
-DEFAULTS = {"denoise": 1, "add_noise": "enable", "start_at_step": 0, "batch_size": 1,
+DEFAULTS = {"denoise": 1, "add_noise": "enable", "start_at_step": 0, "end_at_step": None,
+            "batch_size": 1,
             "return_with_leftover_noise": "disable"}
 
 
@@ -53,8 +54,10 @@ def request(graph: Mapping[str, Any]) -> Request | None:
     missing = [f"{len(asking)} samplers: the first is drawn"] if len(asking) > 1 else []
     kinds = dict.fromkeys(str(node.get("class_type"))[:80] for node in nodes.values())
     missing += [f"the node {kind}" for kind in kinds if kind not in KNOWN]
+    steps, end = _number(inputs, "steps", nodes), inputs["end_at_step"]
     if inputs["denoise"] != 1 or inputs["start_at_step"] or inputs["add_noise"] != "enable" \
-            or inputs["return_with_leftover_noise"] != "disable":
+            or inputs["return_with_leftover_noise"] != "disable" \
+            or (isinstance(end, int) and end < steps):
         missing.append("the latents that it began with, or left steps to: all steps are drawn from "
                        "noise")
     latent = _behind(inputs.get("latent_image"), "EmptyLatentImage", nodes)
@@ -65,7 +68,7 @@ def request(graph: Mapping[str, Any]) -> Request | None:
         "prompt": _text(inputs.get("positive"), nodes),
         "negative_prompt": _text(inputs.get("negative"), nodes),
         "seed": _number(inputs, "seed" if "seed" in inputs else "noise_seed", nodes),
-        "steps": _number(inputs, "steps", nodes), "cfg_scale": _number(inputs, "cfg", nodes),
+        "steps": steps, "cfg_scale": _number(inputs, "cfg", nodes),
         "width": _number(latent, "width", nodes), "height": _number(latent, "height", nodes),
         "clip_skip": max(-_number(last, "stop_at_clip_layer", nodes) - 1, 0) or None
         if last else None,
