@@ -11,7 +11,7 @@ import tiny
 from weights_samples import refused
 
 import refsd
-from refsd.adapters import formats, loaded, names
+from refsd.adapters import formats, loaded, names, peft_config
 from refsd.adapters.kinds import Change, kind_of
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import FAMILIES
@@ -115,6 +115,19 @@ def test_what_each_kind_adds(pipe, name):
     assert (np.abs(np.asarray(after[place(samples.CONV)]) - true) <= bound).all()
 
 
+@pytest.mark.parametrize("name", SCALES)
+def test_a_matrix_may_be_stored_as_a_1x1_kernel(pipe, name):
+    before = leaves(pipe)
+    tensors = samples.kinds(before[place(samples.CONV)].shape)[name]
+    found = []
+    for stored in (tensors, {key: t[..., None, None] if t.ndim == 2 else t
+                             for key, t in tensors.items()}):
+        pipe.load_lora_weights({f"unet.{samples.CONV}.{key}": t for key, t in stored.items()})
+        found.append(np.array(leaves(pipe)[place(samples.CONV)]))
+        pipe.unload_lora_weights()
+    assert np.array_equal(*found)
+
+
 @pytest.mark.parametrize("on_input", [0, 1])
 def test_ia3_scales_inputs_or_outputs(pipe, on_input):
     old = leaves(pipe)[place(samples.CONV)]
@@ -194,6 +207,8 @@ def test_no_name_means_two_modules(family):
     ({"r": 2, "lora_alpha": 6}, 3), ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4),
     ({"r": 2, "lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 1}}, 0.5),
     ({"r": 9, "lora_alpha": 8, "rank_pattern": {f"^{samples.ATTENTION}": 2}}, 4), ({}, 1),
+    ({"r": 4, "lora_alpha": 8, "rank_pattern": {"^attn1.to_q": 2, "o_q": 1}}, 2), ({"r": 9}, 1),
+    ({"r": 4, "lora_alpha": 8, "rank_pattern": None, "alpha_pattern": None, "peft_type": 3}, 2),
 ])
 def test_the_scale_of_pefts_config(pipe, config, scale):
     shape = leaves(pipe)[place(samples.ATTENTION)].shape
@@ -201,10 +216,26 @@ def test_the_scale_of_pefts_config(pipe, config, scale):
     low, high = samples.lora(shape)
     tensors = {module + down: low, module + up: high}
     trees = {part: one.tree for part, one in loaded.applied(pipe).items()}
-    metadata = {formats.METADATA: json.dumps({f"unet.{k}": v for k, v in config.items()})}
+    metadata = {peft_config.METADATA: json.dumps({f"unet.{k}": v for k, v in config.items()})}
     plan = formats.plan({k: t.shape for k, t in tensors.items()}, names.targets(trees),
                         loaded.shapes(trees), metadata=metadata, where="x")
     assert formats.scale_of(plan.parts[0], tensors, plan.configs.get("unet")) == scale
+
+
+def test_the_names_of_text_encoders_in_pefts_config():
+    config = {"lora_alpha": 2, "rank_pattern": {"^" + samples.TEXT.removeprefix("text_model."): 8}}
+    assert peft_config.scale(config, samples.TEXT, 2) == 0.25
+
+
+@pytest.mark.parametrize("text", [
+    "", "[]", "{", '{"a":' * 3000, '{"unet.r": 0}', '{"unet.r": null}', '{"unet.lora_alpha": NaN}',
+    '{"unet.use_rslora": 2}', '{"unet.rank_pattern": [1]}', '{"unet.rank_pattern": {"to_q": 0}}',
+    '{"unet.alpha_pattern": {"to_(q|k)": 1}}', '{"unet.alpha_pattern": {"to_q": "1"}}',
+    '{"unet.lora_alpha": 1e400}',
+])
+def test_a_config_of_pefts_that_makes_no_sense(text):
+    with pytest.raises(ModelError, match="x: its lora_adapter_metadata"):
+        peft_config.configs({peft_config.METADATA: text}, "x")
 
 
 # In and out of the networks.

@@ -54,7 +54,7 @@ ALLOWED = {
                 "rules"},
     "text": {"errors", "weights"},
     "adapters": {"arguments", "backends", "errors", "families", "half", "leaf", "places",
-                 "quantized", "weights"},
+                 "quantized", "rules", "weights"},
     "dialects": {"errors"},
     "pipelines": {"adapters", "arguments", "atomic", "backends", "bands", "contracts", "dialects",
                   "errors", "families", "functional", "half", "leaf", "memory_models", "models",

@@ -4,7 +4,6 @@ PEFT and diffusers write lora_A and lora_B, older diffusers lora.down, or to_q_l
 attention's processor, transformers once lora_linear_layer, kohya lora_down; the rest is LyCORIS'.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.adapters import peft_config
 from refsd.adapters.kinds import IA3, KINDS, OTHERS, Change, Kind, Shape, kind_of, magnitude_axis
 from refsd.adapters.names import HARMLESS, Target, foreign, written
 from refsd.errors import ModelError
@@ -26,7 +26,6 @@ _OTHER = re.compile(
     r"(.+?)\.(alpha|scale|dora_scale|diff|diff_b|w_norm|b_norm|weight|on_input|hada_w[12]_[ab]|"
     rf"hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|(?:{'|'.join(OTHERS)})(?:\.weight)?)")
 EXTRAS = ("alpha", "scale", "dora_scale", "magnitude", "lora_bias", "diff_b")
-METADATA = "lora_adapter_metadata"  # where diffusers writes PEFT's config
 
 
 def split(key: str) -> tuple[str, str] | None:
@@ -102,7 +101,7 @@ def plan(shapes: Mapping[str, Shape], known: Mapping[str, Target],
                              "module. Take one out")
         seen[target] = module
         parts.append(_part(target, module, tensors, shapes, weights[target], where))
-    return Plan(parts, unknown, configs(metadata, where))
+    return Plan(parts, unknown, peft_config.configs(metadata, where))
 
 
 def _part(target, module, tensors, shapes, weights, where):
@@ -173,45 +172,17 @@ def _shown(keys: list[str]) -> str:
     return names + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def configs(metadata: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
-    """PEFT's config of each network, where diffusers wrote it into the file."""
-    if METADATA not in metadata:
-        return {}
-    try:
-        found = json.loads(metadata[METADATA])
-        parted = [(*key.split(".", 1), value) for key, value in found.items() if "." in key]
-    except (ValueError, AttributeError, RecursionError):
-        raise ModelError(f"{where}: its {METADATA} is no JSON object. Fetch the file again") from (
-            None)
-    return {network: {key: value for net, key, value in parted if net == network}
-            for network in {network for network, _, _ in parted}}
-
-
 def scale_of(part: Part, tensors: Mapping[str, np.ndarray],
              config: Mapping[str, Any] | None) -> float:
     """alpha / rank; 1 where there is no alpha, or no rank that it could be of.
 
-    As A1111 has it, a `scale` in the file comes first. PEFT's config says lora_alpha and r, for
-    some modules others, and whether the root of the rank counts (rslora).
+    As A1111 has it, a `scale` in the file comes first; PEFT's config is asked last.
     """
     if "scale" in part.tensors:
         return float(tensors[part.tensors["scale"]].item())
     if "alpha" in part.tensors and part.rank:
         return float(tensors[part.tensors["alpha"]].item()) / part.rank
-    if config is not None and part.rank and "lora_alpha" in config:
-        alpha = _of_pattern(config.get("alpha_pattern"), part, config["lora_alpha"])
-        rank = _of_pattern(config.get("rank_pattern"), part, config.get("r", part.rank))
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return 1.0
-
-
-def _of_pattern(patterns, part, otherwise):
-    """What PEFT takes for a module: of the first pattern that is the end of its name"""
-    name = part.target.module
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({re.escape(pattern.lstrip('^'))})$", name):
-            return value
-    return otherwise
+    return peft_config.scale(config, part.target.module, part.rank) if config and part.rank else 1.0
 
 
 def changes(plan: Plan, tensors: Mapping[str, np.ndarray]) -> dict[tuple[str, str], Change]:

@@ -31,11 +31,9 @@ def lora(*, lora_up: np.ndarray, lora_down: np.ndarray,
 
     Outputs are innermost in memory, as kernels have weights: what is added to those is added fast.
     """
-    up = _matrix(lora_up)
     if lora_mid is not None:
-        return _core(lora_mid, up.T, _matrix(lora_down))
-    rows = np.moveaxis(lora_down, (0, 1), (-1, -2))
-    return np.moveaxis(rows @ up.T, (-1, -2), (0, 1))
+        return _core(lora_mid, lora_up.T, lora_down)
+    return (lora_down.T @ lora_up.T).T
 
 
 def loha(*, hada_w1_a: np.ndarray, hada_w1_b: np.ndarray, hada_w2_a: np.ndarray,
@@ -77,7 +75,7 @@ class Kind:
         for name, letters in self.tensors.items():
             shape = shapes[name]
             if not letters.endswith("..."):
-                shape = (*shape[:len(letters) - 1], math.prod(shape[len(letters) - 1:]))
+                shape = _folded(shape, letters)
             named = letters.removesuffix("...")
             if len(shape) < len(named) or not math.prod(shape):
                 raise ModelError(f"{where}: its {name} has shape {shapes[name]}, {self.name} has "
@@ -90,6 +88,13 @@ class Kind:
                                      f"other: {told}. Fetch the file again")
         return found
 
+    def value(self, tensors: Mapping[str, Any]) -> np.ndarray:
+        """What the tensors make, a new array in float64."""
+        wide = {name: np.array(tensors[name], np.float64) for name in self.tensors}
+        return self.formula(**{name: array if self.tensors[name].endswith("...") else
+                               array.reshape(_folded(array.shape, self.tensors[name]))
+                               for name, array in wide.items()})
+
     def check(self, shapes: Mapping[str, Shape], weight: Shape, where: str) -> int:
         """The rank; ModelError where the result is not of a weight's shape."""
         sizes = self.sizes(shapes, where)
@@ -100,6 +105,11 @@ class Kind:
                              f"{count // max(outputs, 1)}, the model's is {weight}. Give an "
                              "adapter for such a model (refsd lora inspect says which it is for)")
         return sizes.get(self.rank, 0)
+
+
+def _folded(shape, letters):
+    """As many sizes as letters: the last is all that follow"""
+    return (*shape[:len(letters) - 1], math.prod(shape[len(letters) - 1:]))
 
 
 _W1 = [({"lokr_w1": "AC"}, "-"), ({"lokr_w1_a": "Ar", "lokr_w1_b": "rC"}, "r")]
@@ -143,11 +153,11 @@ class Change:
 
     def delta(self, weight: np.ndarray, strength: float) -> np.ndarray:
         """What is added, a new array.   (O, ...) -> the same in float64"""
-        wide = {name: np.array(t, np.float64) for name, t in self.tensors.items()}
         if self.kind is None:
-            axis = int(bool(wide["on_input"].item()))
-            return weight * (strength * _along(wide["ia3"], weight, axis))
-        change = self.kind.formula(**wide).reshape(weight.shape)
+            axis = int(bool(self.tensors["on_input"].item()))
+            factors = strength * self.tensors["ia3"].astype(np.float64)
+            return weight * _along(factors, weight, axis)
+        change = self.kind.value(self.tensors).reshape(weight.shape)
         if self.magnitude is None or self.inside:
             change *= self.scale * strength
             return change if self.magnitude is None else self._decomposed(change + weight) - weight
@@ -179,13 +189,9 @@ def _along(vector, weight, axis):
     return vector.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
 
 
-def _matrix(array):
-    return array.reshape(len(array), -1)
-
-
 def _factors(a, b, core):
     """a b; or sum_rs core[r, s, ...] a[r, O] b[s, I]"""
-    return a @ _matrix(b) if core is None else _core(core, a, b)
+    return a @ b if core is None else _core(core, a, b)
 
 
 def _core(core, a, b):
