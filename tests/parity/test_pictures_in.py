@@ -13,6 +13,7 @@ from tiny_diffusers import PROMPT, SD1, same_picture, write_model
 import refsd
 from refsd import schedulers
 from refsd.pipelines import from_diffusers, images
+from refsd.random import TorchGenerator
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (75, 98, 3)).astype(np.uint8)
@@ -240,3 +241,39 @@ def test_parts_are_shared_by_the_pipelines_of_a_model(models):
     image = refsd.StableDiffusionImg2ImgPipeline.from_pipe(text)
     mask = refsd.StableDiffusionInpaintPipeline.from_pipe(image)
     assert mask.unet is image.unet is text.unet and mask.vae is text.vae
+
+
+class InSingle:
+    """Noise of float32, in whatever dtype it is drawn."""
+
+    def __init__(self, seed):
+        self.own = TorchGenerator(seed)
+
+    def randn(self, shape, dtype):
+        return self.own.randn(shape, "float32").astype(dtype)
+
+
+@pytest.mark.parametrize("name, channels", [(IMG2IMG, 4), (INPAINT, 4), (INPAINT, 9), (PIX2PIX, 8)])
+def test_latents_are_as_exact_as_torchs(models, name, channels):
+    """Against the same in float64: sums of products to 1.5 of torch's error, with Winograd 4.2.
+
+    As tests/parity/test_full_size.py has it of the networks by themselves.
+    """
+    theirs, ours = sampling(models(name, channels, "numpy"), "euler")
+    folder, kind = ours.name, type(ours)
+    options = {"prompt": PROMPT, "image": SMALL, "num_inference_steps": 4, "output_type": "latent",
+               **({"mask_image": WHITE, "height": 40, "width": 48} if name == INPAINT else {})}
+    pipes = {key: kind.from_pretrained(folder, **made) for key, made in {
+        "truth": {"backend": "numpy", "dtype": "float64"}, "numba": {"backend": "numba"},
+        "exact": {"backend": "numba", "exact": True}}.items()}
+    found = {"numpy": ours, **pipes}
+    for key, pipe in found.items():
+        pipe.scheduler = ours.scheduler
+        found[key] = pipe(generator=InSingle(3), **options).images
+    truth = found.pop("truth")
+    torchs = theirs(generator=torch.Generator().manual_seed(3), **options).images.numpy()
+    errors = {key: np.sqrt(np.mean((x - truth) ** 2)) for key, x in found.items()}
+    bar = np.sqrt(np.mean((torchs - truth) ** 2))
+    assert 0 < bar < 1e-4
+    assert errors["numpy"] <= 1.5 * bar and errors["exact"] <= 1.5 * bar
+    assert errors["numba"] <= 4.2 * bar
