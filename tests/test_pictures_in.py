@@ -11,7 +11,7 @@ import refsd
 from refsd.__main__ import main
 from refsd.cli.recipe import parse_recipe
 from refsd.errors import ModelError, UsageError
-from refsd.pipelines import starts
+from refsd.pipelines import memory, starts
 from refsd.pipelines.inpaint import blended
 from refsd.pipelines.pix2pix import guided_twice
 from refsd.random import TorchGenerator
@@ -141,6 +141,19 @@ def test_a_model_of_another_kind_says_what_draws_with_it(models, channels, name,
                                                                            backend="numpy")
     with pytest.raises(ModelError, match=words):
         kind.from_pipe(pipe)
+
+
+def test_editing_takes_the_memory_of_three_texts(models, monkeypatch):
+    """Text and picture, the picture, neither; and a VAE of another pipeline fits 8 channels."""
+    other = refsd.StableDiffusionPipeline.from_pretrained(models[4], backend="numpy")
+    kind = refsd.StableDiffusionInstructPix2PixPipeline
+    pipe = kind.from_pretrained(models[8], backend="numpy", vae=other.vae)
+    assert pipe.vae is other.vae
+    asked = []
+    monkeypatch.setattr(memory, "unet_bytes", lambda *given: asked.append(given[2]) or 0)
+    for one in (pipe, other):
+        memory.working_bytes(one, 64, 64, 5)
+    assert asked == [15, 10]
 
 
 def test_what_cannot_be_inpainted_is_refused(models):
@@ -316,7 +329,7 @@ def test_the_command_says_which_options_a_model_wants(models, files, capfd, chan
     assert words in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_a_single_file_says_its_channels_itself(models, tmp_path):
+def test_a_single_file_says_its_channels_itself(models, tmp_path, capfd):
     """A whole checkpoint of Stable Diffusion 1's names, its configs given: it is so small."""
     parts = load_checkpoint(models[9])
     tensors = {}
@@ -328,4 +341,6 @@ def test_a_single_file_says_its_channels_itself(models, tmp_path):
         "unet": {**parts["unet"].config, "in_channels": 4}})
     weight = found["unet"].tensors["conv_in.weight"]
     assert found["unet"].config["in_channels"] == 9
+    assert main(["info", str(tmp_path / "x.safetensors")]) == 0
+    assert "Stable Diffusion 1.x, an inpainting model: " in capfd.readouterr().out
     assert np.array_equal(weight, parts["unet"].tensors["conv_in.weight"])

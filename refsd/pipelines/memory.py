@@ -57,7 +57,10 @@ def _made(leaf):
 
 
 def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
-    """What drawing takes on top of the loaded weights; `batch` pictures at once, guided."""
+    """What drawing takes on top of the loaded weights; `batch` pictures at once, guided.
+
+    Each is with the UNet twice then, in InstructPix2Pix three times (`pipe.copies`).
+    """
     factor, size = pipe.vae.config.downscale, itemsize(pipe.unet.dtype)
     pixels = math.ceil(width / factor) * math.ceil(height / factor)  # of the latents
     pictures = PICTURE * batch * width * height * size
@@ -67,7 +70,8 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
         decoder = coding_bytes(pipe.vae, "decoder", math.ceil(height / factor),
                                math.ceil(width / factor), pipe.vae.tiling)
-    return max(unet_bytes(pipe.unet, pixels, 2 * batch, size), decoder + pictures)
+    asked = batch * getattr(pipe, "copies", 2)
+    return max(unet_bytes(pipe.unet, pixels, asked, size), decoder + pictures)
 
 
 def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:

@@ -32,6 +32,7 @@ class StableDiffusionInstructPix2PixPipeline(Pipeline):
     """Editing a picture by an instruction, with a model for it."""
 
     inputs = ("image",)
+    copies = 3  # of each picture in a step's batch
 
     def __call__(self, prompt: str | list[str] | None = None, image: Any = None,
                  num_inference_steps: int = 100, guidance_scale: float = 7.5,
