@@ -279,6 +279,8 @@ def test_what_cannot_be_drawn_is_refused(pipe):
         draw(pipe, "[red:cat:2]", None, timesteps=[900, 500])
     with pytest.raises(UsageError, match="negative_prompt: texts of several lengths"):
         draw(pipe, ["red", "cat"], negative_prompt=["", "red " * tiny.LENGTH])
+    with pytest.raises(UsageError, match="negative_prompt_embeds has 3 texts for 2 prompts"):
+        draw(pipe, ["red", "cat"], negative_prompt_embeds=np.zeros((3, tiny.LENGTH, 16), "f4"))
     with pytest.raises(UsageError, match=f"give at most {chunks.MAX_CHUNKS}"):
         draw(pipe, "red " * 1000)
     with pytest.raises(UsageError, match="did you mean comfy"):

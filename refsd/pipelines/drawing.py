@@ -52,7 +52,9 @@ class Drawing:
     """One call of a pipeline: what was asked for, checked, and when its stages ended.
 
     `numbers` are guidance_scale, guidance_rescale and eta; `generator` is one, or a list with one
-    for each of the `batch` pictures, and `seed` what the caller gave for it.
+    for each of the `batch` pictures, and `seed` what the caller gave for it; `step_generator` is
+    that of the noise that samplers add. `composed` makes the prediction object of prompts that
+    Guidance is not enough for (refsd.pipelines.spoken), else it is None.
     """
 
     pipe: Any

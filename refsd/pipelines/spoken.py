@@ -49,6 +49,9 @@ def guidance_of(pipe: Any, positive: Any, negative: Any, *, copies: int, clip_sk
         skip = clip_skip if pipe.dialect.skip_both else None
         avoided = [_lines(pipe, text, skip, calls, negative=True)[0][1] for text in negative] \
             if isinstance(negative, list) else constants(negative)
+        if len(lines) % len(avoided):
+            raise UsageError(f"negative_prompt_embeds has {len(avoided)} texts for {len(lines)} "
+                             "prompts; give 1, or one for each")
         avoided *= len(lines) // len(avoided)
         if len({len(line.states[0]) for line in avoided}) > 1:
             raise UsageError("negative_prompt: texts of several lengths; give one for all, or "
