@@ -187,11 +187,13 @@ def options_that_were_defaults_are_dropped(schedulers):
 def options_of_other_classes_have_no_effect(schedulers):
     """They are kept for the next class; clip_sample, say, must not clip in DPM++."""
     clipping = {"clip_sample": True, "clip_sample_range": 0.1, "rescale_betas_zero_snr": False}
-    clipping |= {"set_alpha_to_one": False, "use_karras_sigmas": True, "steps_offset": 1}
-    clipping |= {"timestep_spacing": "trailing", "lambda_min_clipped": -3.0}
-    for name in ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "DDPMScheduler",
-                 "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"):
+    clipping |= {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing"}
+    clipping |= {"lambda_min_clipped": -3.0}
+    names = ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "DDPMScheduler",
+             "DPMSolverSinglestepScheduler", "DEISMultistepScheduler")
+    for name, karras in itertools.product(names, (False, True)):
         cls = schedulers.SCHEDULERS[name]
+        clipping["use_karras_sigmas"] = karras
         own = {key: value for key, value in clipping.items() if key in cls.DEFAULTS}
         results = []
         for scheduler in (cls.from_config(clipping), cls(**own)):

@@ -402,7 +402,7 @@ def test_new_weights_between_two_steps_are_seen(draw, pipe):
 @pytest.mark.parametrize("own, numbers", [("timesteps", [900, 500, 3]), ("sigmas", [9.0, 2, 0])])
 def test_own_timesteps_and_sigmas(pipe, monkeypatch, name, own, numbers):
     takers = {"timesteps": ("DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerDiscrete",
-                            "HeunDiscrete", "LCM"),
+                            "HeunDiscrete", "LCM", "TCD"),
               "sigmas": ("EulerDiscrete",)}
     monkeypatch.setattr(pipe, "scheduler", getattr(refsd.schedulers, name)())
     request = {"prompt": "a", "generator": 1, "output_type": "latent", own: numbers}
@@ -552,7 +552,8 @@ def test_schedulers_as_code_for_diffusers_calls_them(name):
     cls, x = getattr(refsd.schedulers, name), exact(1, 2, 4, 4, 4)
 
     def first_step(*args, **options):
-        scheduler = cls(num_train_timesteps=np.int64(1000), beta_start=np.array(0.0001))
+        betas = {"beta_start": np.array(0.0001)} if "beta_start" in cls.DEFAULTS else {}
+        scheduler = cls(num_train_timesteps=np.int64(1000), **betas)
         scheduler.set_timesteps(4, *args, **options)
         noise = {"generator": TorchGenerator(0)} if name in NOISY else {}
         return scheduler, scheduler.step(x, scheduler.timesteps[0], x, return_dict=False, **noise)
@@ -583,7 +584,7 @@ def test_schedulers_as_code_for_diffusers_calls_them(name):
     assert np.array_equal(scheduler.add_noise(x, x, [t]), scheduler.add_noise(x, x, [t, t]))
 
 
-NOISY = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler")
+NOISY = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "TCDScheduler")
 
 
 def test_networks_as_code_for_diffusers_calls_them():
