@@ -192,6 +192,9 @@ COMMANDS = {  # UNet's channels, options: the pipeline, its keywords, and what A
         "Size: 24x48"),
     "mask": (4, ["--mask", "mask.png", "--sampler", "euler_a"], "Inpaint", {"strength": 0.75},
              "Denoising strength: 0.75"),
+    "a part": (4, ["--mask", "mask.png", "--mask-padding", "3"], "Inpaint", {
+        "padding_mask_crop": 3, "strength": 0.75},
+        "Inpaint area: Only masked, Masked area padding: 3"),
     "an inpainting model": (9, ["--mask", "mask.png", "--strength", "1"], "Inpaint", {},
                             "Denoising strength: 1"),
     "edited": (8, ["--img-cfg-scale", "1.25"], "InstructPix2Pix", {"image_guidance_scale": 1.25},
@@ -307,6 +310,10 @@ REFUSALS = {
     "strength": (lambda: [*IN, "--strength", "1.5"], 2, "--strength is 1.5; give a number"),
     "no step": (lambda: [*IN, "--strength", "0.2"], 2, "leaves none of 4 steps"),
     "variation": (lambda: [*IN, "--variation-strength", "0.5"], 2, "--variation-strength"),
+    "a part of all": (lambda: [*IN, "--mask-padding", "3"], 2, "--mask-padding is for what a mask"),
+    "a part and no picture": (lambda: ["--mask-padding", "3"], 2, "--mask-padding is for drawing"),
+    "another size": (lambda: [*IN, "--mask", saved("x.png", MASK.resize((9, 9))), "--mask-padding",
+                              "3"], 2, "x.png: 9 x 9, in.png is 41 x 35"),
     "rescale": (lambda: [*IN, "--guidance-rescale", "0.5"], 2, "--guidance-rescale: not"),
     "two scales": (lambda: [*IN, "--img-cfg-scale", "2"], 3, "no InstructPix2Pix model"),
 }

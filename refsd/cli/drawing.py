@@ -124,6 +124,7 @@ def _draw(pipe, recipe, on_step, resume, pictures):
     pixels = pipe.to_bytes(np.nan_to_num(picture))[0]  # NaN, where allowed, is black
     seconds = {"text": generated.seconds["encode"], "steps": generated.seconds["denoise"],
                "decode": time.perf_counter() - begun}
+    pixels = pictures_in.put_back(recipe, pictures, pixels)
     return Drawn(np.ascontiguousarray(pixels), np.asarray(generated.images), seconds,
                  generated.step_seconds)
 

@@ -30,7 +30,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
                   *(one for net in values.get("control", {}).get("nets", ())
                     for one in net.values())):
         if isinstance(named, dict):
-            del named["file"]
+            named.pop("file", None)
     values["model"] = {key: value for key, value in recipe.model.items() if key not in PLACES}
     values["model"]["files"] = sorted(recipe.model.get("files", {}).values())
     return values

@@ -5,10 +5,11 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refsd.cli.arguments import Parser, number
+from refsd.cli.arguments import Parser, integer, number
 from refsd.errors import ModelError, UsageError
-from refsd.pipelines.request import check_number
+from refsd.pipelines.request import MAX_SIDE, check_integer, check_number
 from refsd.rules import Rule, optional, that
+from refsd.rules import integer as whole
 from refsd.rules import number as real
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ def add_options(parser: Parser) -> None:
         help="0 to 1: how much of the steps are made, and so how far from --init-img "
         f"({STRENGTH:g}; the Python API has diffusers' 0.8, and 1 with a mask)")
     add("--mask", metavar="PATH", help="draw only where this picture is white, keep the rest")
+    add("--mask-padding", metavar="N", type=integer,
+        help="draw the part around what --mask paints alone, with N pixels more on each side, and "
+        "put it back into --init-img (A1111's Only masked)")
     add("--img-cfg-scale", type=number, metavar="X",
         help=f"how near to --init-img an InstructPix2Pix model stays ({IMAGE_SCALE:g})")
 
@@ -42,7 +46,7 @@ def add_options(parser: Parser) -> None:
 def check(options: argparse.Namespace) -> Pictures | None:
     """The pictures, read; UsageError for what is none, and for options that go with none."""
     asked = {name: getattr(options, name, None) for name in
-             ("init_img", "mask", "strength", "img_cfg_scale")}
+             ("init_img", "mask", "strength", "mask_padding", "img_cfg_scale")}
     if asked["init_img"] is None:
         for name in asked:
             if asked[name] is not None:
@@ -60,7 +64,17 @@ def check(options: argparse.Namespace) -> Pictures | None:
     if scale is not None:
         check_number("--img-cfg-scale", scale, 1, 1000)
     return read({name: asked[name] for name in FILES if asked[name] is not None},
-                {"strength": strength, "img_cfg_scale": scale})
+                {"strength": strength, "img_cfg_scale": scale,
+                 "part": _part(asked["mask"], asked["mask_padding"])})
+
+
+def _part(mask, padding):
+    """What the recipe says of a part that is drawn alone; its sizes come with the pictures."""
+    if padding is None:
+        return None
+    if mask is None:
+        raise UsageError("--mask-padding is for what a mask paints; give --mask PICTURE too")
+    return {"padding": check_integer("--mask-padding", padding, 0, MAX_SIDE)}
 
 
 def read(paths: dict[str, str], numbers: dict[str, Any]) -> Pictures:
@@ -84,6 +98,13 @@ def read(paths: dict[str, str], numbers: dict[str, Any]) -> Pictures:
         found[name] = image
         recorded[name] = {"file": Path(path).name,
                           "sha256": hashlib.sha256(picture.data).hexdigest()}
+    if recorded.get("part"):
+        width, height = found["init_img"].size
+        if found["mask"].size != (width, height):
+            raise UsageError(f"{paths['mask']}: {found['mask'].width} x {found['mask'].height}, "
+                             f"{paths['init_img']} is {width} x {height}; --mask-padding needs two "
+                             "of one size")
+        recorded["part"] = {**recorded["part"], "width": width, "height": height}
     return Pictures(found, recorded)
 
 
@@ -105,7 +126,7 @@ def of_recipe(recorded: dict[str, Any], options: argparse.Namespace, where: str)
                              f"{known['sha256'][:16]}...), which is not beside it. Say with "
                              f"{option} where it is")
         paths[name] = str(path) if given is None else given
-    found = read(paths, {name: recorded[name] for name in ("strength", "img_cfg_scale")})
+    found = read(paths, {name: recorded[name] for name in ("strength", "img_cfg_scale", "part")})
     for name, path in paths.items():
         if found.recorded[name]["sha256"] != recorded[name]["sha256"]:
             raise UsageError(f"{path}: not the file that the picture was drawn from, SHA-256 "
@@ -179,6 +200,7 @@ def draw(pipe: Any, recipe: Any, images: dict[str, Any], **common: Any) -> Any:
     if asked["mask"] is not None:
         made = StableDiffusionInpaintPipeline.from_pipe(pipe)
         return made(recipe.prompt, image, images["mask"], width=sides[0], height=sides[1],
+                    padding_mask_crop=asked["part"] and asked["part"]["padding"],
                     strength=asked["strength"], clip_skip=recipe.clip_skip, **common)
     image = image if image.size == sides else _rgb(image).resize(sides, 1)  # Lanczos
     if asked["img_cfg_scale"] is not None:
@@ -186,6 +208,21 @@ def draw(pipe: Any, recipe: Any, images: dict[str, Any], **common: Any) -> Any:
         return made(recipe.prompt, image, image_guidance_scale=asked["img_cfg_scale"], **common)
     made = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     return made(recipe.prompt, image, asked["strength"], clip_skip=recipe.clip_skip, **common)
+
+
+def put_back(recipe: Any, found: Pictures | None, pixels: Any) -> Any:
+    """The whole picture of the part that was drawn, where one was.   (H, W, 3) uint8"""
+    part = recipe.pictures.get("part")
+    if part is None:
+        return pixels
+    import numpy as np
+    from PIL import Image
+
+    from refsd.pipelines.images import crop_region, overlay
+
+    image, mask = found.images["init_img"], found.images["mask"]
+    crop = crop_region(mask, width=recipe.width, height=recipe.height, padding=part["padding"])
+    return np.asarray(overlay(mask, image, Image.fromarray(pixels), crop))
 
 
 def _rgb(image: Any) -> Any:
@@ -197,17 +234,24 @@ def _rgb(image: Any) -> Any:
 def settings(pictures: dict[str, Any]) -> dict[str, Any]:
     """What A1111's line says of it."""
     named = {"Denoising strength": "strength", "Image CFG scale": "img_cfg_scale"}
-    return {name: f"{pictures[key]:g}" for name, key in named.items()
-            if pictures and pictures[key] is not None}
+    found = {name: f"{pictures[key]:g}" for name, key in named.items()
+             if pictures and pictures[key] is not None}
+    if pictures.get("part"):
+        found |= {"Inpaint area": "Only masked", "Masked area padding": pictures["part"]["padding"]}
+    return found
 
 
 TEXT = that(lambda value: isinstance(value, str), "a text")
 FILE = that(lambda value: isinstance(value, dict) and value.keys() == {"file", "sha256"}
             and all(isinstance(text, str) and text for text in value.values())
             and Path(value["file"]).name == value["file"], "an object of file and sha256")
+SIDES = {"padding": whole(0, MAX_SIDE), "width": whole(1, MAX_SIDE), "height": whole(1, MAX_SIDE)}
+PART = that(lambda value: isinstance(value, dict) and value.keys() == SIDES.keys()
+            and not any(SIDES[key](one) for key, one in value.items()),
+            "an object of padding, width and height")
 FIELDS = {"init_img": FILE, "mask": optional(FILE), "strength": optional(real(0, 1)),
-          "img_cfg_scale": optional(real(1, 1000))}
+          "img_cfg_scale": optional(real(1, 1000)), "part": optional(PART)}
 RULE: Rule = that(
     lambda value: isinstance(value, dict) and value.keys() in (set(), FIELDS.keys())
     and not any(FIELDS[key](one) for key, one in value.items()),
-    "an object of init_img, mask, strength and img_cfg_scale, or an empty one")
+    f"an object of {', '.join(FIELDS)}, or an empty one")

@@ -74,9 +74,9 @@ class Recipe:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the picture, which a second pass makes larger."""
-        last = self.hires or {"width": self.width, "height": self.height}
-        return last["width"], last["height"]
+        """Width and height of the picture: of a second pass, or of that whose part was drawn."""
+        last = self.hires or self.pictures.get("part") or {}
+        return last.get("width", self.width), last.get("height", self.height)
 
     def to_json(self) -> str:
         """One line of plain ASCII."""

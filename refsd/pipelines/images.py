@@ -107,7 +107,7 @@ def overlay(mask: Any, original: Any, painted: Any, crop: Box) -> Any:
 
     left, top, right, below = crop
     kept = Image.new("RGBa", original.size)
-    kept.paste(original.convert("RGBA").convert("RGBa"),
+    kept.paste(_eight_bits(original).convert("RGBA").convert("RGBa"),
                mask=ImageOps.invert(_eight_bits(mask).convert("L")))
     under = Image.new("RGBA", original.size)
     under.paste(_covering(painted, right - left, below - top), (left, top))

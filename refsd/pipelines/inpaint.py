@@ -54,8 +54,8 @@ class StableDiffusionInpaintPipeline(Pipeline):
 
         image and mask_image: see refsd.pipelines.images. The size is the model's own unless it is
         given. At a strength of 1 the steps start from noise alone. padding_mask_crop draws the part
-        around what the mask paints, with so many pixels more on each side, and puts it back. The
-        rest as in StableDiffusionPipeline.
+        around what the mask paints, with so many pixels more on each side, and puts it back (but
+        where latents are asked for, which are the part's). The rest as in StableDiffusionPipeline.
         """
         from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
         strength = check_number("strength", strength, 0, 1)
@@ -85,7 +85,7 @@ class StableDiffusionInpaintPipeline(Pipeline):
             extra = start.channels(masked_image_latents)
         keep = start.kept if start.blends else None
         output = drawing.finish(latents, timesteps=left, after_step=keep, channels=extra)
-        if crop is not None:
+        if crop is not None and output_type == "pil":
             drawn = output.images if drawing.as_dict else output[0]
             drawn[:] = [images.overlay(mask_image, image, one, crop) for one in drawn]
         return output
@@ -166,7 +166,7 @@ def blended(latents: Any, original: Any, mask: Any) -> Any:
 
 def _part(image, mask, output_type, **asked):
     """The part of a picture to draw, which padding_mask_crop asks for: of PIL's pictures alone."""
-    if not images.is_pil(image) or not images.is_pil(mask) or output_type != "pil":
+    if not images.is_pil(image) or not images.is_pil(mask) or output_type == "np":
         raise UsageError("padding_mask_crop is for an image and a mask_image of PIL's and the "
                          "output_type pil; give these, or leave it out")
     if image.size != mask.size:
