@@ -1,4 +1,4 @@
-"""PEFT's config of an adapter, where diffusers wrote it into the file: what it says of scales."""
+"""PEFT's config of an adapter, where diffusers wrote it into the file: what it says of scale."""
 
 import json
 import math
