@@ -4,6 +4,7 @@ tests/parity compares with diffusers.
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from refsd.errors import ModelError, UsageError
 from refsd.families import CONTROLNET
 from refsd.models.controlnet import ControlNetConfig, controlnet, embed_hint
 from refsd.models.unet import down, embed_time, middle
-from refsd.pipelines.control import Active, Control
+from refsd.pipelines.control import Active, Control, check_nets
 from refsd.pipelines.controlnet import ControlNet
 from refsd.weights import to_tree, write_safetensors
 from refsd.weights.control import TABLE, controlnet_shapes
@@ -257,3 +258,15 @@ def test_what_is_added_decides_how_a_drawing_is_resumed(net):
                                  ((hints[0], 1.0, 0.5, 1.0), False),
                                  ((hints[0], 1.0, 0.0, 1.0), True))}
     assert len(hashes) == 5
+
+
+def test_it_reads_latents_whatever_else_the_unet_reads(net):
+    """An inpainting UNet of nine channels takes the ControlNets of any other."""
+    unet = SimpleNamespace(backend=net.backend, dtype=net.dtype, text_width=net.text_width,
+                           in_channels=9)
+    vae = SimpleNamespace(config=SimpleNamespace(latent_channels=4, downscale=8))
+    pipe = SimpleNamespace(unet=unet, vae=vae)
+    assert check_nets(pipe, net) == [net]
+    vae.config.latent_channels = 16
+    with pytest.raises(UsageError, match="in_channels is 4, latents have 16 channels; give one"):
+        check_nets(pipe, net)

@@ -92,11 +92,15 @@ def check_nets(pipe: Any, nets: Any) -> list[ControlNet]:
         if not isinstance(net, ControlNet):
             raise UsageError(f"controlnet is {shown(net)}; give refsd.ControlNet.from_pretrained("
                              "path), or a list of them")
-        for what in ("backend", "dtype", "in_channels", "text_width"):
+        for what in ("backend", "dtype", "text_width"):
             mine, theirs = getattr(pipe.unet, what), getattr(net, what)
             if mine != theirs:
                 raise UsageError(f"the ControlNet's {what} is {theirs}, the UNet's {mine}; load "
                                  "it as the pipeline is loaded, and of the same kind of model")
+        latents = pipe.vae.config.latent_channels  # the mask of an inpainting UNet is not for it
+        if net.in_channels != latents:
+            raise UsageError(f"the ControlNet's in_channels is {net.in_channels}, latents have "
+                             f"{latents} channels; give one of the same kind of model")
         if (net.channels, net.downscale) != (3, pipe.vae.config.downscale):
             raise UsageError(f"the ControlNet reads {net.channels} channels and makes them "
                              f"{net.downscale} times smaller, the pipeline gives 3 for "

@@ -9,15 +9,19 @@ import numpy as np
 import peft
 import pytest
 import torch
+from bounds import rms
 from diffusers import ControlNetModel
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from test_adapters import ATTENTION, TEXT, config, made
 from test_controlnet import without_zeros
+from test_halves import Rounded, as_array, judge, narrow_weights
+from test_models import randomised
 from tiny_diffusers import PROMPT, SD1, same_picture, write_model
 
 import refsd
 from refsd import schedulers
+from refsd.half import to_float32
 from refsd.weights import write_safetensors
 
 LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
@@ -173,13 +177,81 @@ def test_a_word_of_three_vectors_with_other_adapters_by_heun(pair, tmp_path, kin
     else:
         with_loha(pipes)
     same_picture(*pipes, prompt="a style-x cat, in the style-x", negative_prompt="style-x",
-                 num_inference_steps=4, clip_skip=1, **SIZED)
+                 num_inference_steps=4, clip_skip=1, guidance_rescale=0.6, **SIZED)
 
 
 @pytest.mark.parametrize("sigmas", [[14.0, 6.0, 2.5, 1.0, 0.3, 0.0]])
 def test_own_sigmas_from_a_picture_with_an_adapter(pair, sigmas):
     pipes = with_adapter(pair("StableDiffusionImg2ImgPipeline", "euler"))
     same_picture(*pipes, prompt=PROMPT, image=PICTURE, strength=0.7, sigmas=sigmas)
+
+
+def test_nine_channels_a_controlnet_an_adapter_and_karras_sigmas(pair, nets):
+    pipes = with_adapter(pair("StableDiffusionControlNetInpaintPipeline", "dpm++2m_karras", 9,
+                              nets[:1]), weight=0.8)
+    same_picture(*pipes, seeds=[3, 4], prompt=[PROMPT, "soup"], image=PICTURE, mask_image=MASK,
+                 control_image=PICTURE.rotate(180), strength=1.0, num_inference_steps=4,
+                 control_guidance_end=0.7, clip_skip=1, **SIZED)
+
+
+def test_chosen_sigmas_from_a_picture_with_controlnets_for_parts_of_the_steps(pair, nets):
+    """The parts are of the steps that are made, not of the whole schedule."""
+    pipes = pair("StableDiffusionControlNetImg2ImgPipeline", "euler", nets=nets,
+                 use_exponential_sigmas=True, timestep_spacing="linspace", steps_offset=0)
+    same_picture(*pipes, prompt=PROMPT, image=PICTURE, strength=0.6, num_inference_steps=7,
+                 control_image=[PICTURE.rotate(180), PICTURE], eta=0.0,
+                 control_guidance_start=[0.0, 0.5], control_guidance_end=[0.5, 1.0],
+                 controlnet_conditioning_scale=[1.0, 1.4], **SIZED)
+
+
+def test_a_tiny_autoencoder_from_a_picture_in_few_steps(pair, folders, tmp_path):
+    """LCM draws noise in every step; of the picture's latents none is drawn."""
+    torch.manual_seed(3)
+    tiny = randomised(diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(16,) * 4, decoder_block_out_channels=(16,) * 4))
+    with torch.no_grad():  # so that its pictures are not all grey
+        for parameter in tiny.parameters():
+            parameter *= 1.5
+    tiny.save_pretrained(tmp_path / "tiny")
+    theirs, ours = pair("StableDiffusionImg2ImgPipeline", "lcm")
+    theirs.vae = tiny
+    ours = type(ours).from_pretrained(folders(), vae=tmp_path / "tiny", scheduler=ours.scheduler,
+                                      **NUMPY)
+    same_picture(*with_adapter((theirs, ours)), prompt=[PROMPT, "soup"], seeds=[1, 2],
+                 image=PICTURE, strength=0.7, num_inference_steps=6, guidance_scale=1.5)
+
+
+def test_bfloat16_from_a_picture_with_a_fused_adapter(folders):
+    """As test_halves judges: against float64 refsd errs no more than diffusers does."""
+    name = "StableDiffusionImg2ImgPipeline"
+    theirs = getattr(diffusers, name).from_pretrained(folders(), torch_dtype=torch.bfloat16)
+    theirs.set_progress_bar_config(disable=True)
+    ours, truth = (getattr(refsd, name).from_pretrained(folders(), dtype=dtype, **NUMPY)
+                   for dtype in ("bfloat16", "float64"))
+    for part in ("text_encoder", "unet", "vae"):
+        narrow_weights(getattr(truth, part).tree, "bfloat16")
+    whole = diffusers.StableDiffusionPipeline.from_pretrained(folders())
+    found = made((whole,), config(r=4, lora_alpha=3, targets=[*ATTENTION, "conv1"]))["unet"]
+    tensors = {f"unet.{name}": tensor.bfloat16() for name, tensor in found.items()}
+    for pipe in (theirs, ours, truth):
+        pipe.load_lora_weights({key: tensor if pipe is theirs else tensor.float()
+                                for key, tensor in tensors.items()})
+    theirs.fuse_lora()
+    errors = []
+    for sampler in ("ddim", "euler", "euler_a", "dpm++2m_karras"):
+        kind, options = SAMPLERS[sampler]
+        for pipe, package in ((theirs, diffusers), (ours, schedulers), (truth, schedulers)):
+            pipe.scheduler = getattr(package, kind)(**SD1, **options)
+        for seed in range(3):
+            call = {"prompt": PROMPT, "image": PICTURE, "strength": 0.7, "num_inference_steps": 6,
+                    "output_type": "latent"}
+            expected = theirs(generator=torch.Generator().manual_seed(seed), **call).images
+            mine = ours(generator=seed, **call).images
+            rounded = Rounded(seed)
+            rounded.half = "bfloat16"
+            exact = truth(generator=rounded, **call).images
+            errors.append((rms(to_float32(mine) - exact), rms(as_array(expected) - exact)))
+    judge("bfloat16 from a picture with an adapter", errors)
 
 
 def long_states(theirs, text_before, text_after):
