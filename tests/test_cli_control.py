@@ -135,3 +135,22 @@ def test_what_is_refused(run, files, options, code, message):
     found, out, err = run("a", "--steps", 1, "-o", "x.png", *at(files, *options))
     assert found == code and message in err.splitlines()[-1], err
     assert err.count("refsd: error") == 1 and not out
+
+
+@pytest.mark.parametrize("option", ["--control-net", "--embedding", "--taesd", "--vae"])
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{}", b"\x80\x02pickle",
+                                     b"<!doctype html>", None], ids=str)
+def test_damaged_files_are_one_line(run, files, tmp_path, option, content):
+    """Empty, cut short, a pickle, a web page, half of the tensors' bytes: exit code 3."""
+    path = tmp_path / "x.safetensors"
+    if content is None:
+        whole = files / ("net" if option == "--control-net" else "tae")
+        source = (files / "words" / "mine.safetensors" if option == "--embedding" else
+                  whole / "diffusion_pytorch_model.safetensors")
+        content = source.read_bytes()
+        content = content[:len(content) // 2 + len(content) // 4]
+    path.write_bytes(content)
+    more = ("--control-image", files / "edges.png") if option == "--control-net" else ()
+    code, out, err = run("a", "--steps", 1, "-o", "y.png", option, path, *more)
+    assert code == 3 and not out and not (tmp_path / "y.png").exists()
+    assert err.count("refsd: error") == 1 and "x.safetensors" in err.splitlines()[-1], err

@@ -270,3 +270,17 @@ def test_it_reads_latents_whatever_else_the_unet_reads(net):
     vae.config.latent_channels = 16
     with pytest.raises(UsageError, match="in_channels is 4, latents have 16 channels; give one"):
         check_nets(pipe, net)
+
+
+def test_recorders_have_the_checkpoints_names(net):
+    """Golden packs, the audit and the profiler name a tensor by its layer."""
+    from refsd.leaf import layer_of
+
+    layers = []
+    with refsd.watch(lambda op, inputs, options, output: layers.append(layer_of(inputs))):
+        net(values(1, 1, 4, 4, 4), 7, values(2, 1, 5, 16), values(3, 1, 3, 32, 32))
+    named = [layer for layer in layers if layer]
+    assert all(layer.startswith("controlnet.") for layer in named)
+    assert {"controlnet.conv_in", "controlnet.controlnet_cond_embedding.blocks.0",
+            "controlnet.controlnet_down_blocks.3", "controlnet.controlnet_mid_block",
+            "controlnet.mid_block.attentions.0.proj_in"} <= set(named)

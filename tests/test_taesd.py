@@ -96,6 +96,17 @@ def test_latents_beyond_three_are_held_and_blocks_of_zeros_pass_what_is_positive
     np.testing.assert_allclose(y, np.broadcast_to(expected, y.shape), rtol=1e-6)
 
 
+def test_the_encoder_reads_0_to_1_and_halves_without_a_bias():
+    """Convolutions that add up their channels' centres: one grey pixel of four is left."""
+    centre = np.zeros((3, 3, 3, 3), "f4")
+    centre[range(3), range(3), 1, 1] = 1
+    layers = [{"weight": centre, "bias": np.zeros(3, "f4")}, {"weight": centre},
+              {"weight": centre, "bias": np.zeros(3, "f4")}]
+    image = values(1, 1, 3, 4, 6)
+    y = taesd.encode(image, layers=layers)
+    np.testing.assert_allclose(y, (image[:, :, ::2, ::2] + 1) / 2, rtol=1e-6)
+
+
 def test_it_draws_in_the_place_of_the_vae(nets, tmp_path):
     folder = tiny.write_model(tmp_path / "model")
     pipe = refsd.StableDiffusionPipeline.from_pretrained(folder, vae=nets / "folder",
