@@ -12,16 +12,19 @@ from refsd.backends import Backend
 from refsd.bands import compute, graph
 from refsd.cli.png import read_png
 from refsd.cli.recipe import parse_recipe
+from refsd.contracts import Spec
 from refsd.errors import UsageError
+from refsd.families import sd1
 from refsd.half import HALVES
 from refsd.models.config import VAEConfig
 from refsd.ops import conv
 from refsd.ops.bands import Sums
-from refsd.pipelines import vae_tiling
+from refsd.pipelines import components, vae_tiling
 from refsd.pipelines.components import VAE
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
-from refsd.registry import use
+from refsd.registry import use, watch
 from refsd.weights import to_tree
+from refsd.weights.expect import SHAPES
 
 BACKENDS = ("numpy", "numba")
 
@@ -187,6 +190,20 @@ def test_auto_takes_bands_where_the_memory_is_short(part, caplog, monkeypatch):
     assert f"the VAE's {part} works in bands of rows" in line and "The bits are the same" in line
 
 
+def test_auto_decides_at_each_call_and_not_for_listeners(caplog, monkeypatch):
+    vae, latents, heard = small_vae(), normal(1, 4, 3, 2), []
+    whole = vae.decode(latents)
+    monkeypatch.setattr(components, "TILED_FROM", 0)
+    monkeypatch.setattr(vae_tiling, "free_bytes", lambda backend: 1)
+    monkeypatch.setattr(vae_tiling, "_banded_bytes", lambda *sizes: 0)
+    with watch(lambda op, *others: heard.append(op)):
+        vae.decode(latents)
+    assert heard.count("group_norm") == 22 and not caplog.messages
+    np.testing.assert_array_equal(bits(vae.decode(latents)), bits(whole))
+    line, = caplog.messages
+    assert "works in bands of rows" in line
+
+
 def test_a_pipeline_takes_diffusers_words(model):
     pipe = StableDiffusionPipeline.from_pretrained(model, backend="numpy")
     latents = normal(1, 4, 6, 5)
@@ -217,3 +234,12 @@ def test_the_command_line_and_its_recipe(model, tmp_path, capsys):
     assert main(["--vae-tiling", "a red cat"]) == 2
     assert "--vae-tiling: got 'a red cat'; give one of auto, off, exact, blend" in (
         capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("side, measured", [(512, 465e6), (1024, 1.20e9)])
+def test_the_memory_of_bands_is_estimated(side, measured):
+    """What docs/memory.md has of Stable Diffusion 1's VAE, within tests/test_memory.py's 1.5."""
+    tree = to_tree({name: Spec(shape, "float32") for name, shape in SHAPES["vae"](sd1.VAE).items()})
+    vae = VAE(tree, VAEConfig.from_json(sd1.VAE), "numba")
+    estimated = vae_tiling.coding_bytes(vae, "decoder", side // 8, side // 8, "exact")
+    assert 1 / 1.5 < estimated / measured < 1.5, estimated

@@ -9,7 +9,7 @@ from typing import Any
 
 from refsd import functional as F
 from refsd.backends import Backend, find_backend
-from refsd.bands.streams import Rows, keeping, part, pieces, shared
+from refsd.bands.streams import Rows, Window, keeping, pieces, shared
 from refsd.contracts import itemsize
 from refsd.dense import to_dense
 from refsd.errors import UsageError
@@ -198,19 +198,14 @@ class Graph:
             raise UsageError(f"exact tiling: {algorithm} has no bands of the same bits for a "
                              f"{weight.shape[2]} x {weight.shape[3]} kernel; take tiling off or "
                              "blend")
-        rows, held, first = Rows(bands), None, 0  # the rows that are held begin with `first`
+        window = Window(bands)
         for i in range(0, Ho, tall):
             n = min(tall, Ho - i)
             low, high = i * stride[0] - above, (i + n - 1) * stride[0] + reach - above
-            have = 0 if held is None else held.shape[2]
-            if (missing := min(high, H) - first - have) > 0:
-                more = rows.take(missing)
-                held = more if held is None else F.concat([held, more], axis=2)
-            yield F.conv2d(part(held, max(low, 0) - first, held.shape[2]), weight, bias, **options,
+            following = max(0, (i + tall) * stride[0] - above)
+            yield F.conv2d(window.see(max(low, 0), min(high, H), following), weight, bias,
                            padding=((max(-low, 0), max(high - H, 0)), across),
-                           algorithm=algorithm)
-            following = max(0, min((i + tall) * stride[0] - above, min(high, H)))
-            held, first = part(held, following - first, held.shape[2]), following
+                           algorithm=algorithm, **options)
 
 
 def _enlarged(node, bands):
@@ -227,7 +222,10 @@ def _mapped(node, streams):
     """Element by element, in the bands of the last input."""
     *others, last = streams
     rows = [Rows(stream) for stream in others]
-    for band in last:
+
+    def apply(band):
         aligned = iter([*(each.take(band.shape[2]) for each in rows), band])
-        yield getattr(F, node.op)(*(next(aligned) if isinstance(value, Node) else value
-                                    for value in node.inputs.values()), **node.options)
+        return getattr(F, node.op)(*(next(aligned) if isinstance(value, Node) else value
+                                     for value in node.inputs.values()), **node.options)
+
+    return map(apply, last)  # which, unlike a generator, holds no band while it waits

@@ -25,6 +25,24 @@ class Rows:
         return parts[0] if len(parts) == 1 else F.concat(parts, axis=2)
 
 
+class Window:
+    """A stream of rows seen through a window that moves down."""
+
+    def __init__(self, bands: Iterator[Any]):
+        self.rows, self.held, self.first = Rows(bands), [], 0  # its rows begin with `first`
+
+    def see(self, low: int, high: int, following: int) -> Any:
+        """Rows low .. high - 1. The next window begins with `following`: others are let go of."""
+        missing = high - self.first - sum(band.shape[2] for band in self.held)
+        seen = self.held + ([self.rows.take(missing)] if missing > 0 else [])
+        seen = seen[0] if len(seen) == 1 else F.concat(seen, axis=2)
+        first, end = self.first, self.first + seen.shape[2]
+        self.first, self.held = min(following, end), []
+        if following < end:  # a copy: a view would hold all of the rows
+            self.held = [F.concat([part(seen, following - first, end - first)], axis=2)]
+        return part(seen, low - first, high - first)
+
+
 def part(band, start, stop):
     """Rows start .. stop - 1, of the whole the band itself"""
     return band if stop - start == band.shape[2] else F.slice(band, axis=2, start=start, stop=stop)
@@ -60,6 +78,5 @@ def shared(bands, count):
 
 
 def keeping(bands, kept):
-    for band in bands:
-        kept.append(band)
-        yield band
+    """The bands, which are put on a list as they come."""
+    return map(lambda band: kept.append(band) or band, bands)

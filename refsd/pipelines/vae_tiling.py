@@ -13,6 +13,7 @@ from refsd.memory_models import BAND, KEPT
 from refsd.pipelines.memory import decoder_bytes, widest
 from refsd.pipelines.request import check_choice, free_bytes
 from refsd.pipelines.vae_tiles import blend, tiles
+from refsd.registry import is_watched
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +23,16 @@ TOKENS = 7  # arrays of attention: its input, q, k, v, two packed, and the outpu
 
 def tiled(vae: Any, network: Callable[[Any], Any], part: str, x: Any,
           tiling: str) -> Callable[[Any], Any]:
-    """network as a function of one picture, or latents, like those of x."""
+    """network as a function of one picture, or latents, like those of x.
+
+    auto is one piece where ops have a listener, which is to hear of whole ones.
+    """
     tiling = check_choice("tiling", tiling, vae.TILINGS)
-    if tiling == "auto":
+    if tiling == "auto" and not is_watched():
         factor = 1 if part == "decoder" else vae.config.downscale
         tiling = fitting_tiling(vae, part, *(n // factor for n in x.shape[2:]),
                                 free_bytes(vae.backend))
-    if tiling == "off":
+    if tiling in ("off", "auto"):
         return network
     if tiling == "exact":
         return partial(compute, network)
