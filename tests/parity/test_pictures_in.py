@@ -99,6 +99,7 @@ SAMPLERS = {
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {"steps_offset": 1}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "lcm": ("LCMScheduler", {}),
+    "dpm2-ancestral": ("KDPM2AncestralDiscreteScheduler", {}),
 }
 
 
