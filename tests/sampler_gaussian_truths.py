@@ -350,7 +350,33 @@ def edm_samplers_converge_at_their_order(schedulers):
         has_order(label, errors, order)
 
 
+def dpm_sde_converges_in_distribution(schedulers):
+    """With the two noises of a step as a Brownian path has them, of which the first is a part."""
+    errors = []
+    for steps in (25, 50, 100):
+        scheduler = make(schedulers, "DPMSolverSDEScheduler", steps, use_exponential_sigmas=True,
+                         **SD)
+        sigmas, probes = scheduler.sigmas.astype(np.float64), iter(())
+        scheduler._noise_along = lambda *_: next(probes)  # noqa: B023
+        mean, variance = MEAN, deviation(sigmas[0]) ** 2
+        for i in range(0, 2 * steps - 2, 2):
+            start, end = sigmas[i], sigmas[i + 1]
+            middle = math.sqrt(start * end)
+            parts = np.sqrt([start - middle, middle - end]) / math.sqrt(start - end)
+            probes = iter((np.array([[0, 0, 1.0, 0]]), np.array([[0, 0, *parts]])))
+            x = np.array([[0, 1.0, 0, 0]])
+            for j, sigma in ((i, start), (i + 1, middle)):
+                x = scheduler.step(best_guess(x, sigma), scheduler.timesteps[j], x).prev_sample
+            b, ab, first, second = x[0].tolist()
+            mean = (ab - b) * mean + b
+            variance = (ab - b) ** 2 * variance + (first - b) ** 2 + (second - b) ** 2
+        errors.append(abs(math.sqrt(variance) - deviation(end)))
+        assert abs(mean - MEAN) < 1e-3
+    has_order("dpm++sde", errors, 2)
+
+
 TRUTHS = [
+    dpm_sde_converges_in_distribution,
     samplers_converge_at_their_order,
     lms_of_four_exact_slopes_is_of_order_4,
     exponential_integrators_converge_at_their_order,

@@ -4,8 +4,12 @@ Each is a function of a `schedulers` package, so that test_schedulers.py can run
 one planted mistake. Samples are float64, so that only the coefficients round.
 """
 
+import math
+
 import numpy as np
 from scheduler_samples import EPS, SD, Noise, make, one, run
+
+from refsd.random.brownian import BrownianPath
 
 
 def pndm_integrates_polynomials(schedulers):
@@ -76,6 +80,7 @@ def noise_is_drawn_in_diffusers_order(schedulers):
         ("KDPM2Discrete", {}, {}, 0),
         ("KDPM2AncestralDiscrete", {}, {}, 4),
         ("LMSDiscrete", {}, {}, 0),
+        ("DPMSolverSDE", {}, {}, 0),
         ("DPMSolverMultistep", {}, {}, 0),
         ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {}, 5),
         ("DPMSolverSinglestep", {}, {}, 0),
@@ -107,7 +112,30 @@ def noise_is_drawn_in_diffusers_order(schedulers):
                     assert user.draws == [(shape or (1, 2, 4), drawn)] * draws, name
 
 
+def dpm_sde_adds_the_noise_of_one_path(schedulers):
+    """Of a model of zeros x is scaled, and what a call adds is W(sigma, r) / sqrt(sigma - r)."""
+    path = BrownianPath(0.029168, 14.614647, (1, 1), "float32", 5)
+    for seed, generator in ((5, None), (None, Noise(5)), (None, [Noise(5)])):
+        scheduler = make(schedulers, "DPMSolverSDEScheduler", 4, noise_sampler_seed=seed, **SD,
+                         use_exponential_sigmas=True)
+        sigmas = np.geomspace(14.614647, 0.0291675, 4)
+        for i, t in enumerate(scheduler.timesteps[:-1]):
+            start, end = sigmas[i // 2], sigmas[i // 2 + 1]
+            seen = scheduler.scale_model_input(one(), t).item()
+            middle = math.sqrt(start * end)
+            at = middle if i % 2 else start
+            assert abs(seen - 1 / math.sqrt(at**2 + 1)) < 16 * EPS
+            end = end if i % 2 else middle
+            step = scheduler.step(one(0), t, one(0), generator=generator, s_noise=2.0)
+            z = -path.increment(end, start).item() / math.sqrt(start - end)
+            up = math.sqrt(end**2 * (start**2 - end**2) / start**2)
+            # Times are rounded to 1e-6, of lengths of 0.025 or more: so is where the path is.
+            assert abs(step.prev_sample.item() - 2 * up * z) < 0.02 * up * 2, (seed, i)
+            assert step.pred_original_sample == 0
+
+
 TRUTHS = [
+    dpm_sde_adds_the_noise_of_one_path,
     pndm_integrates_polynomials,
     lms_integrates_polynomials,
     noise_is_drawn_in_diffusers_order,

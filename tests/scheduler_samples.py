@@ -27,6 +27,10 @@ class Noise:
 
     def __init__(self, seed=0, value=None):
         self.random, self.value, self.draws = np.random.default_rng(seed), value, []
+        self.seed = seed
+
+    def initial_seed(self):
+        return self.seed
 
     def randn(self, shape, dtype):
         self.draws.append((shape, np.dtype(dtype)))

@@ -67,6 +67,7 @@ SAMPLERS = Samplers({
     "dpm++2m_sde": Sampler(MULTI, SDE, "DPM++ 2M SDE", "dpmpp_2m_sde", "dpm++2m_sde", 2, True),
     "dpm++2m_sde_heun": Sampler(MULTI, SDE | {"solver_type": "heun"}, "DPM++ 2M SDE Heun",
                                 "dpmpp_2m_sde_heun", "", 2, True),
+    "dpm++sde": Sampler("DPMSolverSDEScheduler", {}, "DPM++ SDE", "dpmpp_sde", "", 2, True),
     "dpm++2s": Sampler(SINGLE, DPM, "DPM++ 2S", order=2, in_a1111=False),
     "deis": Sampler("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"},
                     "DEIS", "deis", "", 2, in_a1111=False),
@@ -79,11 +80,10 @@ SAMPLERS = Samplers({
 })
 ALIASES = {"plms": "pndm", "eulerancestral": "euler_a", "dpm2ancestral": "dpm2_a",
            "dpm++2msdegpu": "dpm++2m_sde", "dpm++2msdeheungpu": "dpm++2m_sde_heun",
-           "dpmsolver++": "dpm++2m", "ddimtrailing": "ddim"}
+           "dpmsolver++": "dpm++2m", "dpm++sdegpu": "dpm++sde", "ddimtrailing": "ddim"}
 DIFFERENT = {  # well-known samplers that are not what they are taken for; in _plain's spelling
     "dpm++2sa": "adds noise in two calls of the model a step; dpm++2s adds none",
     "dpm++2sancestral": "adds noise in two calls of the model a step; dpm++2s adds none",
-    "dpm++sde": "calls the model twice a step; dpm++2m_sde once",
     "dpm++3msde": "is of third order; that of diffusers has another sign in one term and "
                   "converges at first (docs/schedules.md): take dpm++2m_sde",
 }

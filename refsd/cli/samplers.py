@@ -16,7 +16,7 @@ besides evenly spaced ones: `--sampler euler_karras`, or `--schedule karras`. Th
 these tools have and refsd has not, and why.
 
 The same name is the same method. Its picture is that of diffusers: A1111 leaves out one
-sigma with DPM2, and draws the noise of the SDEs from a Brownian tree."""
+sigma with DPM2, and draws the noise of all SDEs from a Brownian path; here dpm++sde alone."""
 # Classes that are not for drawing a picture with any model.
 ONLY_CLASSES = {
     "DDIMInverseScheduler": "from a picture up to the noise it comes from; from Python",
@@ -26,8 +26,7 @@ ONLY_CLASSES = {
 NOT_IN_DIFFUSERS = "diffusers has none, so there is nothing to hold it to"
 # Names in A1111 1.10, ComfyUI and stable-diffusion.cpp of August 2026 -> why refsd has them not.
 ELSEWHERE = {
-    "DPM++ SDE, dpmpp_sde": "its noise is a Brownian tree of torchsde's (docs/schedules.md)",
-    "dpm++2m_sde_bt": "likewise",
+    "dpm++2m_sde_bt": "diffusers' DPM++ 2M SDE has no Brownian path; dpm++sde has one",
     "DPM++ 3M SDE, dpmpp_3m_sde": "diffusers' third order has another sign (docs/schedules.md); "
                                   "solver_order 3 in Python gives that",
     "DPM++ 2S a, dpmpp_2s_ancestral, dpm++2s_a": f"{NOT_IN_DIFFUSERS}; dpm++2s is without noise",

@@ -23,6 +23,10 @@ class BorrowedGenerator:
             )
         self.theirs = generator
 
+    def initial_seed(self) -> int:
+        """The seed that it was given."""
+        return self.theirs.initial_seed()
+
     def randn(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
         """Normal numbers of mean 0 and variance 1.   shape -> (shape) dtype"""
         state = self.theirs.get_state()

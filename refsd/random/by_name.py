@@ -28,6 +28,10 @@ class NumPyGenerator:
         self._generator = np.random.Generator(np.random.Philox(self.seed))
         return self
 
+    def initial_seed(self) -> int:
+        """The seed that it was given."""
+        return self.seed
+
     def randn(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
         """Normal numbers of mean 0 and variance 1.   shape -> (shape) dtype
 

@@ -32,6 +32,7 @@ FILES = {  # the file of each class, in the order in which they are listed
     "KDPM2DiscreteScheduler": "kdpm2",
     "KDPM2AncestralDiscreteScheduler": "kdpm2_ancestral",
     "LMSDiscreteScheduler": "lms",
+    "DPMSolverSDEScheduler": "dpm_solver_sde",
     "DPMSolverMultistepScheduler": "dpm_solver",
     "DPMSolverSinglestepScheduler": "dpm_solver_singlestep",
     "DEISMultistepScheduler": "deis",

@@ -45,6 +45,7 @@ RULES = {
     "original_inference_steps": integer(1, 1_000_000),
     "flow_shift": number(0, 1_000_000),
     "timestep_scaling": number(0, 1_000_000),
+    "noise_sampler_seed": optional(integer(0, 2**63 - 1)),
     "sigma_data": number(1e-10, 1e10),
     "sigma_schedule": only("karras", "exponential"),
     "rho": number(1e-3, 1e3),

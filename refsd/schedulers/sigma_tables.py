@@ -101,3 +101,8 @@ def log32(x):
 def exp32(x):
     """The float32 nearest to e^x, of float32s; see log32."""
     return np.exp(np.float64(x)).astype(np.float32)
+
+
+def expm1_32(x):
+    """The float32 nearest to e^x - 1, of one float32; see log32."""
+    return np.float32(math.expm1(x))

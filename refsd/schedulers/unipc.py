@@ -24,6 +24,7 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.schedulers.exponential import ExponentialIntegrator
 from refsd.schedulers.scheduler import Step
+from refsd.schedulers.sigma_tables import expm1_32
 
 
 class UniPCMultistepScheduler(ExponentialIntegrator):
@@ -136,11 +137,6 @@ def moments(hh, b_h):
         found.append(phi * math.factorial(n) / b_h)
         phi = phi / hh - 1 / math.factorial(n + 1)
     return np.array(found)
-
-
-def expm1_32(x):
-    """The float32 nearest to e^x - 1, of one float32; see sigma_tables.log32."""
-    return np.float32(math.expm1(x))
 
 
 def solve32(matrix, b):

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchsde
 
 from refsd.half import HALVES, to_float32
 from refsd.random import TorchGenerator
 from refsd.random.box_muller import box_muller_float32
+from refsd.random.brownian import BrownianPath
 from refsd.random.torch_cpu import _STATE
 from refsd.random.variation import varied_noise
 
@@ -20,6 +22,21 @@ SIZES = [*range(18), 31, 32, 33, 100, 623, 624, 625, 16384, 65537]
 SHAPES = [(), (1, 4, 64, 64), (2, 4, 24, 40), (3, 5), (2, 3, 5), (7, 0, 2)]
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 STREAMS = json.loads((Path(__file__).parents[1] / "random_streams.json").read_text())
+
+
+@pytest.mark.filterwarnings("ignore:Should have t")
+def test_brownian_paths_are_torchsdes():
+    """At the seeds and the sigmas of SD 1, which are float32 and asked for in the order of a run."""
+    low, high = (float(np.float32(sigma)) for sigma in (0.0291675, 14.614647))
+    sigmas = np.float32(np.geomspace(high, low, 7))
+    for seed in (0, 7, 2**40 + 3, 2**63 - 1):
+        theirs = torchsde.BrownianInterval(
+            t0=low, t1=high, size=(2, 4, 3, 5), dtype=torch.float32, entropy=seed, tol=1e-6,
+            pool_size=24, halfway_tree=True)
+        ours = BrownianPath(low, high, (2, 4, 3, 5), "float32", seed)
+        for a, b in [*zip(sigmas[1:], sigmas), (low, high), (0.5, 1e3)]:
+            expected = theirs(float(a), float(b)).numpy()
+            assert np.array_equal(expected, ours.increment(a, b)), (seed, a, b)
 
 
 def test_this_machine_takes_the_path_that_the_contract_names():

@@ -29,7 +29,7 @@ diffusers.utils.logging.set_verbosity_error()
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STEPS = (1, 4, 20, 50, 999)
-SLOW = ("Heun", "KDPM2", "LMS")  # diffusers finds timesteps one by one in all of their table
+SLOW = ("Heun", "KDPM2", "LMS", "DPMSolverSDE")  # diffusers finds timesteps one by one in all of their table
 SPACINGS = ("leading", "trailing", "linspace")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
@@ -335,7 +335,7 @@ def model(x, t):
 
 def assert_same_run(name, config, steps, *, batch=2, begin=None, generators=None, **options):
     """Every prev_sample and pred_original_sample of a run is equal, bit by bit."""
-    config = own(name, config)
+    config = own(name, {"noise_sampler_seed": 7} | config)  # else it is torch's global generator's
     a, b = theirs(name, config), schedulers.SCHEDULERS[name](**config)
     a.set_timesteps(steps)
     b.set_timesteps(steps)
@@ -433,6 +433,14 @@ RUNS = {
     "KDPM2AncestralDiscreteScheduler": [
         {},
         {"timestep_spacing": "leading", "steps_offset": 1},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"use_beta_sigmas": True},
+        V,
+    ],
+    "DPMSolverSDEScheduler": [
+        {},
+        {"timestep_spacing": "leading", "steps_offset": 1, "noise_sampler_seed": 2**40 + 3},
         {"use_karras_sigmas": True},
         {"use_exponential_sigmas": True},
         {"use_beta_sigmas": True},

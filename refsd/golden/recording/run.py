@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.errors import UsageError
 from refsd.golden.recording.pipeline_ops import initial_latents
 from refsd.golden.recording.record import BLOCK, Recorder
 from refsd.golden.recording.request import Request
@@ -48,6 +49,9 @@ def _encode(pipe, recorder, number, text, clip_skip):
 
 def _denoise(pipe, request, recorder, on_step, positive, negative=None):
     scheduler = from_config(request.scheduler)
+    if "noise_sampler_seed" in scheduler.config:
+        raise UsageError(f"{type(scheduler).__name__} has noise of a Brownian path, which packs do "
+                         "not record; give another sampler")
     timesteps = stages.make_schedule(scheduler, request.steps)
     recorder.tensor("schedule", None, "timesteps", timesteps, level=1)
     if hasattr(scheduler, "alphas_cumprod"):
