@@ -187,7 +187,8 @@ def test_the_schedule_is_an_option_of_its_own(draw):
     ("DPMSolverSinglestepScheduler", "dpm++2s"), ("UniPCMultistepScheduler", "unipc"),
     ("DEISMultistep", "deis"), ("k_dpm_2", "dpm2"), ("k_heun", "heun"),
     ("DPM2 a Karras", "dpm2_a_karras"), ("k_dpm_2_a_ka", "dpm2_a_karras"), ("dpm_2", "dpm2"),
-    ("DPM++ 2M SDE Heun Exponential", "dpm++2m_sde_heun_exponential"), ("k_lms", "lms"), ("DPM++ SDE Karras", "dpm++sde_karras"),
+    ("DPM++ 2M SDE Heun Exponential", "dpm++2m_sde_heun_exponential"), ("k_lms", "lms"),
+    ("DPM++ SDE Karras", "dpm++sde_karras"),
     ("dpm_solver_singlestep", "dpm++2s"), ("ddim_trailing", "ddim"), ("TCD", "tcd"),
 ])
 def test_sampler_names_of_other_tools(name, wanted):

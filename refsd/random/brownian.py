@@ -7,8 +7,8 @@ at m by a Brownian bridge, with noise of its own seed:
 
     W(s, m) = (m - s) / (e - s) W(s, e) + sqrt((m - s) (e - m) / (e - s)) noise
 
-The seeds are NumPy's SeedSequence of the path's seed and the interval's place in the tree. All times
-are rounded to six decimals. This is torchsde's BrownianInterval (0.2.6, tol=1e-6, pool_size=24,
+Seeds are NumPy's SeedSequence of the path's seed and the interval's place in the tree; times are
+rounded to six decimals. This is torchsde's BrownianInterval (0.2.6, tol=1e-6, pool_size=24,
 halfway_tree=True) to the bit, which diffusers' and k-diffusion's DPM++ SDE draw from. Li et al.
 2020, "Scalable Gradients for Stochastic Differential Equations", arXiv:2001.01328, section 4.
 """

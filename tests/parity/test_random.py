@@ -26,7 +26,7 @@ STREAMS = json.loads((Path(__file__).parents[1] / "random_streams.json").read_te
 
 @pytest.mark.filterwarnings("ignore:Should have t")
 def test_brownian_paths_are_torchsdes():
-    """At the seeds and the sigmas of SD 1, which are float32 and asked for in the order of a run."""
+    """At the sigmas of SD 1, which are float32 and asked for in the order of a run."""
     low, high = (float(np.float32(sigma)) for sigma in (0.0291675, 14.614647))
     sigmas = np.float32(np.geomspace(high, low, 7))
     for seed in (0, 7, 2**40 + 3, 2**63 - 1):

@@ -29,7 +29,8 @@ diffusers.utils.logging.set_verbosity_error()
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STEPS = (1, 4, 20, 50, 999)
-SLOW = ("Heun", "KDPM2", "LMS", "DPMSolverSDE")  # diffusers finds timesteps one by one in all of their table
+# diffusers finds their timesteps one by one in all of the table
+SLOW = ("Heun", "KDPM2", "LMS", "DPMSolverSDE")
 SPACINGS = ("leading", "trailing", "linspace")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
