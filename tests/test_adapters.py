@@ -12,6 +12,7 @@ from weights_samples import refused
 
 import refsd
 from refsd.adapters import formats, loaded, names, peft_config
+from refsd.adapters.blocks import blocks
 from refsd.adapters.kinds import Change, kind_of
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import FAMILIES
@@ -397,6 +398,29 @@ def test_the_bias_of_pefts_lora_b_and_the_scale_of_a1111(pipe):
     assert (np.abs(found - true) <= np.abs(true) * 2.0**-24 + 1e-14).all()
 
 
+def test_weights_of_blocks(pipe):
+    """Of transformers; of the layer of their number beside them; 1 elsewhere."""
+    given = {"down": 2, "mid": [3], "up": {"block_1": [4, 5]}}
+    found = 0.5 * blocks(given, pipe.unet.tree, "x")
+    for name, x in (("down_blocks.0.attentions.0.proj_in.weight", 1),
+                    ("down_blocks.0.resnets.0.conv1.bias", 1),
+                    ("down_blocks.0.downsamplers.0.conv.weight", 1),
+                    ("down_blocks.1.resnets.0.conv1.weight", 0.5),
+                    ("mid_block.attentions.0.norm.weight", 1.5),
+                    ("mid_block.resnets.0.conv1.weight", 0.5),
+                    ("up_blocks.1.attentions.0.proj_in.weight", 2),
+                    ("up_blocks.1.resnets.1.conv1.weight", 2.5), ("conv_in.weight", 0.5),
+                    ("time_embedding.linear_1.weight", 0.5)):
+        assert found.of(name) == x, name
+    before = leaves(pipe)
+    one = two(pipe)[0]
+    pipe.load_lora_weights(one, weight={"unet": given})
+    product = np.matmul(*(np.asarray(t, "f8") for t in reversed([*one.values()])))
+    where = place(samples.ATTENTION)
+    assert np.array_equal(leaves(pipe)[where], (np.asarray(before[where], "f8") + 2 * product)
+                          .astype("f4"))
+
+
 def test_a_pipeline_that_shares_the_networks_shares_the_adapters(pipe):
     pipe.load_lora_weights(two(pipe)[0], adapter_name="a")
     other = refsd.StableDiffusionPipeline.from_pipe(pipe)
@@ -575,6 +599,11 @@ def test_more_than_the_memory_holds_is_refused_before(pipe, tmp_path, monkeypatc
     (lambda p: p.set_adapters("a", "x"), "a weight is 'x'"),
     (lambda p: p.set_adapters("a", float("nan")), "a weight is nan"),
     (lambda p: p.set_adapters("a", {"vae": 1}), "weights for"),
+    (lambda p: p.set_adapters("a", {"unet": {"side": 1}}), "no block 'side'"),
+    (lambda p: p.set_adapters("a", {"unet": {"down": {"block_1": 1}}}), "no block with attentions"),
+    (lambda p: p.set_adapters("a", {"unet": {"up": {"block_1": [1, 2, 3]}}}), "give one, or 2"),
+    (lambda p: p.set_adapters("a", {"unet": {"mid": [1, 2]}}), "a weight is"),
+    (lambda p: p.set_adapters("a", {"text_encoder": {"down": 1}}), "a weight is"),
     (lambda p: p.delete_adapters("b"), "no adapter 'b'"),
     (lambda p: p.load_lora_weights({}, adapter_name="a"), "adapter_name is 'a'"),
     (lambda p: p.load_lora_weights({}, adapter_name="a.b"), "adapter_name is 'a.b'"),

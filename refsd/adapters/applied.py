@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from refsd.adapters.blocks import Blocks
 from refsd.adapters.kinds import Change
 from refsd.backends import find_backend
 from refsd.half import is_half, to_half
@@ -23,7 +24,7 @@ from refsd.places import is_on_device
 from refsd.quantized import Quantized, can_quantize, quantize
 from refsd.weights.memory import check_memory
 
-Strengths = Mapping[str, float]
+Strengths = Mapping[str, float | Blocks]
 
 
 class Applied:
@@ -32,7 +33,7 @@ class Applied:
     def __init__(self, tree: Mapping[str, Any], backend: str):
         self.tree, self.backend = tree, backend
         self.changes: dict[str, Mapping[str, Change]] = {}  # adapter -> weight -> what it adds
-        self.strengths: dict[str, float] = {}  # of those in the tree
+        self.strengths: dict[str, float | Blocks] = {}  # of those in the tree
         self.fused = False
         self._originals: dict[str, Weight] = {}
         self._merged: dict[str, tuple[list, Weight]] = {}  # weight -> what is in it, and the leaf
@@ -70,7 +71,8 @@ class Applied:
         wanted: dict[str, list] = {}
         for name, strength in strengths.items():
             for weight, change in changes.get(name, {}).items():
-                wanted.setdefault(weight, []).append((change, strength))
+                own = strength.of(weight) if isinstance(strength, Blocks) else strength
+                wanted.setdefault(weight, []).append((change, own))
         for weight in [*self._originals]:
             if self._get(weight) is not self._merged[weight][1]:  # the caller has put another there
                 del self._originals[weight], self._merged[weight]

@@ -5,8 +5,9 @@ from typing import Any
 
 from refsd.adapters import formats, names
 from refsd.adapters.applied import Applied
+from refsd.adapters.blocks import Blocks, blocks, number_of
 from refsd.adapters.file import Source
-from refsd.arguments import as_number, shown
+from refsd.arguments import shown
 from refsd.errors import UsageError
 from refsd.weights.tree import flatten
 
@@ -94,16 +95,17 @@ def show(pipe: Any, strengths: Mapping[str, Mapping[str, float]],
         raise
 
 
-def strengths_of(given: Sequence[str], weights: Any, where: str) -> dict[str, dict[str, float]]:
+def strengths_of(pipe: Any, given: Sequence[str], weights: Any,
+                 where: str) -> dict[str, dict[str, float | Blocks]]:
     """set_adapters' weights as network -> adapter -> strength.
 
     A number for all, a list with one each, None for 1; for one adapter a dict may say a number for
-    each network, and what it leaves out is 1.
+    each network, of the UNet for its blocks; what it leaves out is 1.
     """
     each = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(given)
     if len(each) != len(given):
         raise UsageError(f"{where}: {len(each)} weights for {len(given)} adapters; give one each")
-    found: dict[str, dict[str, float]] = {network: {} for network in NETWORKS}
+    found: dict[str, dict[str, float | Blocks]] = {network: {} for network in NETWORKS}
     for name, weight in zip(given, each):
         parts = weight if isinstance(weight, Mapping) else dict.fromkeys(NETWORKS, weight)
         if other := set(parts) - set(NETWORKS):
@@ -111,9 +113,8 @@ def strengths_of(given: Sequence[str], weights: Any, where: str) -> dict[str, di
                              f"for {' and '.join(NETWORKS)}")
         for network in NETWORKS:
             one = parts.get(network)
-            number = 1.0 if one is None else as_number(one)
-            if number is None or not -100 <= number <= 100:
-                raise UsageError(f"{where}: a weight is {shown(one)}; give a number from -100 to "
-                                 "100")
-            found[network][name] = float(number)
+            if network == "unet" and isinstance(one, Mapping):
+                found[network][name] = blocks(one, pipe.unet.tree, where)
+            else:
+                found[network][name] = 1.0 if one is None else number_of(one, where)
     return found

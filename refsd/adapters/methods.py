@@ -29,7 +29,7 @@ def load_lora_weights(pipe: Any, pretrained_model_name_or_path_or_dict: Any,
     ResourceError, UsageError; then nothing is changed.
     """
     refuse_unknown("load_lora_weights", [name for name in hub if name not in HUB], LOAD)
-    wanted = loaded.strengths_of(["one"], weight, "load_lora_weights")
+    wanted = loaded.strengths_of(pipe, ["one"], weight, "load_lora_weights")
     source = file.open_source(pretrained_model_name_or_path_or_dict, weight_name,
                               download=download, **hub)
     _refuse_fused(pipe, "load_lora_weights")
@@ -50,13 +50,13 @@ def set_adapters(pipe: Any, adapter_names: str | Sequence[str],
     """Have these adapters in the networks, and no others.
 
     adapter_weights: a number for all, or a list with one each: a number, None for 1, or a dict
-    {"unet": x, "text_encoder": y}.
+    {"unet": x, "text_encoder": y}, where x may be a dict of weights of the UNet's blocks.
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     refuse_unknown("set_adapters", names, loaded.adapters(pipe) or ["none is loaded"],
                    "adapter")
     _refuse_fused(pipe, "set_adapters")
-    loaded.show(pipe, loaded.strengths_of(names, adapter_weights, "set_adapters"))
+    loaded.show(pipe, loaded.strengths_of(pipe, names, adapter_weights, "set_adapters"))
     vars(pipe).pop("_disabled_lora", None)
 
 

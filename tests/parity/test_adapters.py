@@ -183,6 +183,18 @@ def test_two_at_once_and_which_is_active_before(both, tmp_path):
     draw(both)
 
 
+def test_weights_of_blocks(both):
+    """Of layers beside the transformers too; not of conv_in, where diffusers stops."""
+    found = made(both, config(r=4, targets=[*ATTENTION, "proj_in", "conv1", "downsamplers.0.conv"]))
+    tensors = {f"unet.{name}": tensor for name, tensor in found["unet"].items()}
+    weights = {"down": 0.2, "mid": 2, "up": {"block_1": [-1, 0.5]}}
+    for pipe in both:
+        pipe.load_lora_weights(dict(tensors), adapter_name="a")
+        pipe.set_adapters("a", [{"unet": weights}])
+    moves(both)
+    draw(both)
+
+
 def test_fused(model, pipes, tmp_path):
     """Pipelines of their own: what is fused stays."""
     theirs = copy.deepcopy(pipes[0])
