@@ -269,6 +269,12 @@ def test_the_run_is_the_pipelines(pipe, model, tmp_path, monkeypatch, name):
         assert (np.abs(found - pack.read(entry.name)) <= 2 * allowed).all(), entry.name
 
 
+def test_noise_of_a_brownian_path_is_refused(pipe, model, tmp_path):
+    changes = {"scheduler": {"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 5}}
+    with pytest.raises(UsageError, match="DPMSolverSDEScheduler has noise of a Brownian path"):
+        record(tmp_path / "x", pipe, model, changes, level=1)
+
+
 class Noise:
     """float32's stream in any dtype, as golden packs have it."""
 
