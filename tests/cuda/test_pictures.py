@@ -57,7 +57,7 @@ def test_a_step_that_is_replayed_has_the_bits_of_one_that_is_not(folder, monkeyp
 def sampled(scheduler, put, noise, dtype):
     """Latents of a run whose model predicts noise of its own, guided, and the copies of it."""
     scheduler.set_timesteps(STEPS)
-    generator = TorchGenerator(3)
+    generator = Counting(3)
     x = put(noise[0].astype(dtype))
     predictions = [(put(a.astype(dtype)), put(b.astype(dtype))) for a, b in noise[1:]]
     before, steps = dict(copies), []
@@ -66,26 +66,37 @@ def sampled(scheduler, put, noise, dtype):
         predicted = guided(away, towards, 3.0) + scaled * 0.25
         x = scheduler.step(predicted, t, x, generator=generator).prev_sample
         steps.append(x)
-    return steps, {name: copies[name] - before[name] for name in before}
+    return steps, {name: copies[name] - before[name] for name in before}, generator.draws
+
+
+class Counting(TorchGenerator):
+    draws = 0
+
+    def randn(self, shape, dtype):
+        self.draws += 1
+        return super().randn(shape, dtype)
+
+
+OPTIONS = [*((name, {}) for name in sorted(SCHEDULERS)),
+           ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+           ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+           ("DEISMultistepScheduler", {"solver_order": 3}),
+           ("UniPCMultistepScheduler", {"solver_order": 3})]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", sorted(SCHEDULERS))
-def test_every_sampler_steps_with_the_bits_of_the_host(name, dtype):
+@pytest.mark.parametrize("name, options", OPTIONS)
+def test_every_sampler_steps_with_the_bits_of_the_host(name, options, dtype):
     """Each operator is one kernel that rounds once, as NumPy's does; noise alone is copied."""
     noise = [normal(SHAPE, 1, 9.0), *((normal(SHAPE, i), normal(SHAPE, 100 + i))
                                       for i in range(2, 30))]
     make = getattr(refsd.schedulers, name)
-    expected, _ = sampled(make(), lambda x: x, noise, dtype)
+    expected, _, draws = sampled(make(**options), lambda x: x, noise, dtype)
     with use("cuda"):
-        found, moved = sampled(make(), to_device, noise, dtype)
-    assert moved["to_host"] == 0
-    assert moved["to_device"] in ((STEPS, STEPS - 1) if name in NOISY else (0,))
+        found, moved, _ = sampled(make(**options), to_device, noise, dtype)
+    assert moved == {"to_host": 0, "to_device": draws}
     for a, b in zip(found, expected):
         np.testing.assert_array_equal(a.numpy(), b)
-
-
-NOISY = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler")
 
 
 def test_prompts_of_a_dialect_are_composed_with_the_bits_of_the_host(folder, monkeypatch):

@@ -52,11 +52,12 @@ def test_every_sampler_has_the_bits_of_the_definitions(name, dtype, folder, monk
     expected, _, _ = draw(pipes["numpy"])
     found, copies, steps = draw(pipes["cuda"])
     np.testing.assert_array_equal(found, expected)
-    noise = steps - (name == "LCMScheduler") if name in NOISY else 0
-    assert copies == {"to_device": noise, "to_host": 0}
+    assert copies == {"to_device": DRAWS.get(name, lambda steps: 0)(steps), "to_host": 0}
 
 
-NOISY = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler")
+DRAWS = {"DDPMScheduler": int, "EulerAncestralDiscreteScheduler": int,
+         "KDPM2AncestralDiscreteScheduler": lambda calls: calls // 2,
+         "LCMScheduler": lambda steps: steps - 1}
 
 
 @pytest.fixture
