@@ -33,7 +33,7 @@ SCHEDULES = {"karras", "exponential", "beta", "discrete", "ays", "gits", "simple
 USUAL = {"", "automatic", "uniform", "normal", "discrete", "default"}
 NAMES = {"Eta": "the noise of ancestral steps", "Denoising strength": "the picture it began with"}
 # Samplers of A1111 and ComfyUI that step through training steps, not through sigmas.
-BY_STEPS = ("ddim", "ddpm", "pndm", "lcm", "unipc", "unipc_bh2", "tcd")
+BY_STEPS = ("ddim", "ddpm", "pndm", "lcm", "unipc", "unipc_bh1", "unipc_bh2", "tcd")
 
 
 class Foreign(NamedTuple):

@@ -32,6 +32,7 @@ class Sampler(NamedTuple):
 MULTI, SINGLE = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 SDE = DPM | {"algorithm_type": "sde-dpmsolver++"}
+BH1 = {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}
 BH2 = {"solver_type": "bh2"}
 # What a name may end in, for classes with the option.
 SCHEDULES = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas",
@@ -75,6 +76,8 @@ SAMPLERS = Samplers({
                      3),
     "unipc_bh2": Sampler("UniPCMultistepScheduler", BH2 | {"solver_order": 3}, "UniPC bh2",
                          "uni_pc_bh2", "", 4, in_a1111=False),
+    "unipc_bh1": Sampler("UniPCMultistepScheduler", BH1 | {"solver_order": 3}, "UniPC bh1", "", "",
+                         4, in_a1111=False),
     "lcm": Sampler("LCMScheduler", {}, "LCM", "lcm", "lcm", None, True),
     "tcd": Sampler("TCDScheduler", {}, "TCD", "", "tcd", None, True, in_a1111=False),
 })

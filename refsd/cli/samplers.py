@@ -38,7 +38,7 @@ ELSEWHERE = {
     "res_multistep, res_2s, er_sde, euler_ge, gradient_estimation": NOT_IN_DIFFUSERS,
     "seeds_2, seeds_3": NOT_IN_DIFFUSERS,
     "sa_solver, sa_solver_pece": "diffusers' SASolverScheduler has not been rebuilt here",
-    "UniPC and uni_pc of bh1": "solver_type bh1 in Python; unipc is bh2, diffusers' default",
+    "UniPC of A1111, uni_pc": "unipc_bh1 is nearer to these; unipc is diffusers' default",
 }
 SIGMAS_ELSEWHERE = {
     "Uniform, Normal, discrete": "evenly spaced timesteps, as the model's timestep_spacing says",
