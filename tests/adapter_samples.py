@@ -25,6 +25,9 @@ SPELLINGS = {
                   ".lora_down.weight", ".lora_up.weight"),
     "ldm": ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q",
             ".lora_A.weight", ".lora_B.weight"),
+    "onetrainer": (f"lora_unet.{ATTENTION}", ".lora_down.weight", ".lora_up.weight"),
+    "omi": ("unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q", ".lora_down.weight",
+            ".lora_up.weight"),
     "lycoris": ("lycoris_" + ATTENTION.replace(".", "_"), ".lora_down.weight", ".lora_up.weight"),
 }
 OTHER_MODULES = {  # the module, and a name of it with one of the endings above
@@ -50,6 +53,8 @@ OTHER_MODULES = {  # the module, and a name of it with one of the endings above
     "te-old-out": (TEXT_OUT, f"text_encoder.{TEXT_OUT.replace('out_proj', 'to_out')}",
                    "_lora.down.weight", "_lora.up.weight"),
     "te-peft": (TEXT, f"text_encoder.{TEXT}", ".lora_A.weight", ".lora_B.weight"),
+    "te-omi": (TEXT, f"clip_l.{TEXT}", ".lora_down.weight", ".lora_up.weight"),
+    "te-onetrainer": (TEXT, f"lora_te.{TEXT}", ".lora_down.weight", ".lora_up.weight"),
     "te-flat": (TEXT, f"text_encoder.{TEXT.removeprefix('text_model.')}", ".lora_A.weight",
                 ".lora_B.weight"),
 }
