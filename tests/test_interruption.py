@@ -1,4 +1,4 @@
-"""pipe._interrupt = True in a callback ends every pipeline after that step, with a picture."""
+"""Every pipeline stops after a step if a callback says so, and resumes where one was saved."""
 
 import inspect
 import json
@@ -10,13 +10,15 @@ import tiny
 
 import refsd
 from refsd.pipelines.pipeline import Pipeline
+from refsd.pipelines.resume import SaveState
+from refsd.schedulers import EulerAncestralDiscreteScheduler
 from refsd.weights import write_safetensors
 
 PIPELINES = [name for name in refsd.__all__ if inspect.isclass(getattr(refsd, name))
              and issubclass(getattr(refsd, name), Pipeline)]
-GREY = np.full((32, 32, 3), 0.5, np.float32)
-MASK = np.ones((32, 32), np.float32)
-INPUTS = {"image": GREY, "mask_image": MASK, "control_image": GREY}
+PICTURE = np.random.default_rng(0).random((32, 32, 3), "float32")
+MASK = np.pad(np.ones((16, 16), np.float32), 8)
+INPUTS = {"image": PICTURE, "mask_image": MASK, "control_image": PICTURE[::-1]}
 CHANNELS = {"StableDiffusionInstructPix2PixPipeline": 8}
 
 
@@ -28,28 +30,43 @@ def net(tmp_path_factory):
     return refsd.ControlNet.from_pretrained(folder, backend="numpy")
 
 
+@pytest.fixture(params=PIPELINES)
+def draw(request, tmp_path, net, monkeypatch):
+    """Latents of every pipeline in turn, by a sampler that draws noise in every step."""
+    cls = getattr(refsd, request.param)
+    monkeypatch.setitem(tiny.CONFIGS, "unet",
+                        tiny.UNET | {"in_channels": CHANNELS.get(request.param, 4)})
+    more = {"controlnet": net} if "ControlNet" in request.param else {}
+    pipe = cls.from_pretrained(tiny.write_model(tmp_path / "model"), backend="numpy", **more)
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    asked = inspect.signature(cls.__call__).parameters
+    inputs = {key: value for key, value in INPUTS.items() if key in asked}
+
+    def drawn(callback=None, **options):
+        return pipe("a red cat", num_inference_steps=8, generator=1, output_type="latent",
+                    callback_on_step_end=callback, **inputs, **options).images
+
+    return drawn
+
+
 def test_all_pipelines_are_asked():
     assert {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"} <= set(PIPELINES)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_every_pipeline_stops_with_the_picture_so_far(name, tmp_path, net, monkeypatch):
-    cls, seen = getattr(refsd, name), []
-    monkeypatch.setitem(tiny.CONFIGS, "unet",
-                        tiny.UNET | {"in_channels": CHANNELS.get(name, 4)})
-    more = {"controlnet": net} if hasattr(cls, "controlnet") else {}
-    pipe = cls.from_pretrained(tiny.write_model(tmp_path / "model"), backend="numpy", **more)
-    asked = inspect.signature(cls.__call__).parameters
-    inputs = {key: value for key, value in INPUTS.items() if key in asked}
+def test_every_pipeline_stops_with_the_picture_so_far(draw):
+    seen = []
 
     def stop(pipe, index, timestep, tensors):
         seen.append(tensors["latents"])
         pipe._interrupt = index == 1
 
-    def draw(callback):
-        return pipe("a red cat", num_inference_steps=8, generator=1, output_type="latent",
-                    callback_on_step_end=callback, **inputs).images
-
     assert np.array_equal(draw(stop), seen[-1]) and len(seen) == 2
     draw(lambda *_: seen.append(0))  # the next drawing is a whole one
-    assert len(seen) > 2 + 5 and not pipe.interrupt
+    assert len(seen) > 2 + 5
+
+
+def test_every_pipeline_resumes_with_the_bits_of_a_whole_drawing(draw, tmp_path):
+    whole = draw(SaveState(tmp_path / "x.safetensors", 3))
+    seen = []
+    resumed = draw(lambda pipe, index, *_: seen.append(index), resume=tmp_path / "x.safetensors")
+    assert seen[0] == 3 and np.array_equal(resumed, whole)
