@@ -1,6 +1,7 @@
 """Drawing from pictures: where the steps start, what is drawn when, and the command line's part."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 import refsd
 from refsd.__main__ import main
 from refsd.cli.recipe import parse_recipe
+from refsd.dialects.names import find
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines import memory, starts
 from refsd.pipelines.inpaint import blended
@@ -22,6 +24,7 @@ from refsd.weights.ldm import to_ldm
 
 RANDOM = np.random.default_rng(0)
 PICTURE = Image.fromarray(RANDOM.integers(0, 256, (35, 41, 3)).astype(np.uint8))
+LATENTS = (1, 4, 4, 5)  # of the picture, 40 x 32
 MASK = Image.new("L", (41, 35))
 MASK.paste(255, (0, 0, 21, 40))  # the left half of 40 x 32
 
@@ -53,24 +56,50 @@ class Listening(TorchGenerator):
         return super().randn(shape, dtype)
 
 
-# Sampler, steps, strength: the place in the schedule where it begins. 0.29 x 100 is 28.999... .
-STARTS = [(DDIMScheduler, 10, 1.0, 0), (DDIMScheduler, 10, 0.75, 3), (DDIMScheduler, 100, 0.29, 72),
-          (EulerDiscreteScheduler, 4, 0.25, 3), (PNDMScheduler, 10, 0.5, 5)]
+# Dialect, sampler, steps, strength: the length of the schedule, and the place where it begins.
+STARTS = [
+    ("diffusers", DDIMScheduler, 10, 1.0, 10, 0), ("diffusers", DDIMScheduler, 10, 0.75, 10, 3),
+    ("diffusers", DDIMScheduler, 100, 0.29, 100, 72),  # 0.29 x 100 is 28.999...
+    ("diffusers", EulerDiscreteScheduler, 4, 0.25, 4, 3),
+    ("diffusers", PNDMScheduler, 10, 0.5, 11, 5),
+    ("a1111", EulerDiscreteScheduler, 20, 0.75, 20, 4), ("a1111", DDIMScheduler, 20, 0.75, 20, 5),
+    ("a1111", EulerDiscreteScheduler, 20, 1.0, 20, 0),
+    ("a1111", EulerDiscreteScheduler, 9, 0, 9, 8),
+    ("comfy", EulerDiscreteScheduler, 20, 0.75, 26, 6), ("comfy", DDIMScheduler, 20, 1.0, 20, 0),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind, steps, strength, first", STARTS)
-def test_the_strength_decides_where_the_schedule_begins(kind, steps, strength, first):
+def drawn_with(scheduler, dialect="diffusers"):
+    return SimpleNamespace(scheduler=scheduler, dialect=find(dialect))
+
+
+@pytest.mark.parametrize("dialect, kind, steps, strength, length, first", STARTS)
+def test_the_strength_decides_where_the_schedule_begins(dialect, kind, steps, strength, length,
+                                                        first):
     scheduler = kind(**({"skip_prk_steps": True} if kind is PNDMScheduler else {}))
-    scheduler.set_timesteps(steps)
-    left = starts.timesteps_left(scheduler, strength, steps=steps)
-    assert np.array_equal(left, scheduler.timesteps[first:]) and scheduler.begin_index == first
+    left = starts.begin(drawn_with(scheduler, dialect), strength, steps)
+    assert len(scheduler.timesteps) == length and scheduler.begin_index == first
+    assert np.array_equal(left, scheduler.timesteps[first:])
 
 
 def test_a_strength_that_leaves_no_step_is_refused():
-    scheduler = DDIMScheduler()
-    scheduler.set_timesteps(20)
     with pytest.raises(UsageError, match="strength of 0.04 leaves none of 20 steps; give .* 0.05"):
-        starts.timesteps_left(scheduler, 0.04, steps=20)
+        starts.begin(drawn_with(DDIMScheduler()), 0.04, 20)
+    with pytest.raises(UsageError, match="strength of 0 leaves none"):
+        starts.begin(drawn_with(DDIMScheduler(), "comfy"), 0, 20)
+
+
+@pytest.mark.parametrize("dialect", ["a1111", "comfy"])
+@pytest.mark.parametrize("name, mask", [("Img2Img", {}), ("Inpaint", {"mask_image": MASK})])
+def test_the_seeds_first_noise_is_that_of_the_start_in_other_dialects(models, dialect, name, mask):
+    kind, made = getattr(refsd, f"StableDiffusion{name}Pipeline"), []
+    pipe = kind.from_pretrained(models[4], backend="numpy")
+    pipe.dialect = dialect
+    pipe.make_generator = lambda seed: made.append(Listening(seed)) or made[-1]
+    size = {"height": 32, "width": 40} if mask else {}
+    pipe("cat", image=PICTURE, num_inference_steps=2, strength=0.5, generator=3,
+         output_type="latent", **mask, **size)
+    assert [one.shapes for one in made if one.shapes] == [[LATENTS]]
 
 
 def draw(models, channels, name, generator, **options):
@@ -79,7 +108,6 @@ def draw(models, channels, name, generator, **options):
         "image": PICTURE, "num_inference_steps": 2, "output_type": "latent", **options}).images
 
 
-LATENTS = (1, 4, 4, 5)  # of the picture, 40 x 32
 ORDERS = {  # UNet's channels, pipeline, options: shapes drawn, in order
     "image": (4, "Img2Img", {}, [LATENTS, LATENTS]),
     "two copies": (4, "Img2Img", {"num_images_per_prompt": 2}, [LATENTS, (2, *LATENTS[1:])]),

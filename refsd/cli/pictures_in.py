@@ -180,10 +180,9 @@ def calls(pipe: Any, pictures: dict[str, Any], steps: int) -> int:
     """How many steps the picture takes; UsageError where the strength leaves none."""
     from refsd.pipelines import stages, starts
 
-    timesteps = stages.make_schedule(pipe.scheduler, steps)
     if pictures and pictures["strength"] is not None:
-        timesteps = starts.timesteps_left(pipe.scheduler, pictures["strength"], steps=steps)
-    return len(timesteps)
+        return len(starts.begin(pipe, pictures["strength"], steps))
+    return len(stages.make_schedule(pipe.scheduler, steps))
 
 
 def draw(pipe: Any, recipe: Any, images: dict[str, Any], **common: Any) -> Any:

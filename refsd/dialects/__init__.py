@@ -18,7 +18,9 @@ class Dialect:
     "not-one" or "always". rng: whose noise a seed makes. own_seed: picture i of a batch has a
     generator of its own, of seed + i. step_seed: what is added to the seed for the noise that
     samplers add in their steps, from new generators; None goes on with the first. step_rng: whose
-    noise that is instead, with the seed itself. nearest: bytes are rounded, not cut.
+    noise that is instead, with the seed itself. nearest: bytes are rounded, not cut. posterior:
+    what a picture's latents are, a "sample" from the generator or the "mean". strength: how many of
+    n steps are made from a picture: "share" is int(n s), "one-more", or "longer", n of int(n / s).
     """
 
     name: str
@@ -33,6 +35,8 @@ class Dialect:
     step_seed: int | None = None
     step_rng: str | None = None
     nearest: bool = False
+    posterior: str = "mean"
+    strength: str = "share"
 
     @property
     def reseeds(self) -> bool:
@@ -44,7 +48,10 @@ class Dialect:
         return self.guide == "always" or scale > 1 or self.guide == "not-one" and scale != 1
 
 
-DIFFUSERS = Dialect("diffusers", "plain", skip_both=False, guide="above-one", nearest=True)
-A1111 = Dialect("a1111", "a1111", emphasis="original", rng="cuda", own_seed=True)
-COMFY = Dialect("comfy", "comfy", emphasis="lerp", guide="not-one", step_seed=1)
+DIFFUSERS = Dialect("diffusers", "plain", skip_both=False, guide="above-one", nearest=True,
+                    posterior="sample")
+A1111 = Dialect("a1111", "a1111", emphasis="original", rng="cuda", own_seed=True,
+                strength="one-more")
+COMFY = Dialect("comfy", "comfy", emphasis="lerp", guide="not-one", step_seed=1,
+                strength="longer")
 DIALECTS = {dialect.name: dialect for dialect in (DIFFUSERS, A1111, COMFY)}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refsd.pipelines import from_diffusers, images, stages, starts
+from refsd.pipelines import from_diffusers, images, starts
 from refsd.pipelines.drawing import Drawing
 from refsd.pipelines.pipeline import Pipeline
 from refsd.pipelines.request import check_number, check_steps
@@ -58,8 +58,7 @@ class StableDiffusionImg2ImgPipeline(Pipeline):
             generator=generator, output_type=output_type, return_dict=return_dict,
             clip_skip=clip_skip, callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, steps=steps)
-        stages.make_schedule(self.scheduler, steps, timesteps=timesteps, sigmas=sigmas)
-        left = starts.timesteps_left(self.scheduler, strength, steps=None if own else steps)
+        left = starts.begin(self, strength, steps, timesteps=timesteps, sigmas=sigmas)
         with use(self.backend, exact=self.exact):
             latents = starts.as_latents(self, image, drawing.generator, drawing.batch,
                                         samples=drawing.batch)

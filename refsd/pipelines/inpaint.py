@@ -77,8 +77,7 @@ class StableDiffusionInpaintPipeline(Pipeline):
             generator=generator, output_type=output_type, return_dict=return_dict,
             clip_skip=clip_skip, callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, steps=steps)
-        stages.make_schedule(self.scheduler, steps, timesteps=timesteps, sigmas=sigmas)
-        left = starts.timesteps_left(self.scheduler, strength, steps=None if own else steps)
+        left = starts.begin(self, strength, steps, timesteps=timesteps, sigmas=sigmas)
         with use(self.backend, exact=self.exact):
             start = _Start(self, drawing, picture, mask, left)
             latents = start.latents(latents, strength)
@@ -132,6 +131,8 @@ class _Start:
         if masked is not None:
             masked = given(self.pipe, "masked_image_latents", masked, ("N", depth, *self.size))
             masked = starts.repeated("masked_image_latents", masked, self.count)
+        elif self.blends and self.pipe.dialect.posterior == "mean":
+            return None
         elif self.blends and self.encoded:  # not looked at: only its noise is drawn, as diffusers
             pictures = max(self.picture.shape[0], self.mask.shape[0])
             drawn = self.generator
@@ -143,7 +144,7 @@ class _Start:
                                  "mask leaves of the picture")
         else:
             left = self.picture * (self.mask < 0.5)
-            masked = starts.encode_image(self.pipe.vae, left, self.generator)
+            masked = starts.encode_image(self.pipe, left, self.generator)
             masked = starts.repeated("image", masked, self.count)
         if self.blends:
             return None

@@ -1,7 +1,8 @@
 """Where the steps start that are given a picture: its latents, and the later part of a schedule.
 
 The order in which noise is drawn is diffusers': a sample of the VAE's posterior first, then the
-noise of the start, then that of the steps.
+noise of the start, then that of the steps. A1111 and ComfyUI draw the sample from a generator that
+nobody seeds: in their dialects it is the mean, and the seed's first noise is that of the start.
 """
 
 from typing import Any
@@ -10,33 +11,51 @@ from refsd import functional as F
 from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.pipelines import stages
-from refsd.pipelines.components import VAE, DiagonalGaussian
+from refsd.pipelines.components import DiagonalGaussian
 from refsd.pipelines.tensors import given
 from refsd.random import draw_noise
 
+# A1111's samplers that count int(n strength) steps.
+OF_LDM = ("DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler")
 
-def timesteps_left(scheduler: Any, strength: float, *, steps: int | None = None) -> Any:
-    """The timesteps of the last min(int(n strength), n) of n steps; the scheduler begins there.
 
-    n is `steps`, without it the length of the schedule. UsageError where none is left.
+def begin(pipe: Any, strength: float, steps: int | None, *, timesteps: Any = None,
+          sigmas: Any = None) -> Any:
+    """Make the schedule, and give the timesteps that a strength leaves of it.
+
+    Of n steps, or of the caller's own schedule of n, diffusers makes int(n strength), and A1111 one
+    more, but for its samplers that are not k-diffusion's. ComfyUI makes n of int(n / strength).
+    UsageError where none is left.
     """
-    count = len(scheduler.timesteps) if steps is None else steps
+    scheduler, rule = pipe.scheduler, pipe.dialect.strength
+    own, total = timesteps is not None or sigmas is not None, steps
+    if rule == "longer" and not own and 0 < strength <= 0.9999:
+        total = int(steps / strength)
+    schedule = stages.make_schedule(scheduler, total, timesteps=timesteps, sigmas=sigmas)
+    count = len(schedule) if own else total
     left = min(int(count * strength), count)
+    if rule == "longer" and not own and strength > 0:
+        left = steps
+    elif rule == "one-more":
+        left = int(min(strength, 0.999) * count) + (type(scheduler).__name__ not in OF_LDM)
     first = (count - left) * getattr(scheduler, "order", 1)
-    if first >= len(scheduler.timesteps):
+    if first >= len(schedule):
         raise UsageError(f"a strength of {strength:g} leaves none of {count} steps; give at least "
                          f"{1 / count:.3g}, or more steps")
     scheduler.set_begin_index(first)
-    return scheduler.timesteps[first:]
+    return schedule[first:]
 
 
-def encode_image(vae: VAE, image: Any, generator: Any, *, samples: int | None = None) -> Any:
+def encode_image(pipe: Any, image: Any, generator: Any, *, samples: int | None = None) -> Any:
     """A sample of the VAE's posterior as latents of the diffusion.   (N, 3, H, W) -> (N, 4, h, w)
 
     Of a list of generators, one a picture, the first N draw; with `samples`, so many of them, for
-    the pictures in turn: -> (samples, 4, h, w).
+    the pictures in turn: -> (samples, 4, h, w). In dialects that do not sample it is the mean.
     """
+    vae = pipe.vae
     posterior = vae.encode(image).latent_dist
+    if pipe.dialect.posterior == "mean":
+        return stages.scaled(posterior.mode(), vae.config.scaling_factor)
     if isinstance(generator, list):
         samples = image.shape[0] if samples is None else samples
         if not hasattr(posterior, "logvar"):  # a tiny VAE's, which draws nothing
@@ -53,7 +72,7 @@ def as_latents(pipe: Any, image: Any, generator: Any, count: int, **options: Any
     channels = pipe.vae.config.latent_channels
     if image.shape[1] == channels:
         return repeated("image", given(pipe, "image", image, ("N", channels, "h", "w")), count)
-    latents = encode_image(pipe.vae, image, generator, **options)
+    latents = encode_image(pipe, image, generator, **options)
     pipe.require_finite("encode the picture", latents)
     return repeated("image", latents, count)
 

@@ -119,8 +119,8 @@ def test_prompts_of_a_dialect_are_composed_with_the_bits_of_the_host(folder, mon
 def started(x, y, z, scheduler):
     """What drawing from pictures does between the networks."""
     scheduler.set_timesteps(STEPS)
-    left = starts.timesteps_left(scheduler, 0.5, steps=STEPS)
-    return (starts.repeated("image", x, 2 * len(x)), scheduler.add_noise(x, y, left[0]),
+    noisy = scheduler.add_noise(x, y, scheduler.timesteps[2])
+    return (starts.repeated("image", x, 2 * len(x)), noisy,
             blended(x, y, z), guided_twice(x, y, z, 7.5, 1.5))
 
 
