@@ -6,7 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from refsd import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from refsd import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.resume import KEY, SaveState, read_state
 from refsd.random import PhiloxGenerator, TorchGenerator
@@ -101,6 +105,17 @@ def test_another_request_is_refused(pipe, saved, change, words):
         draw(pipe, **{"resume": saved, **change})
     assert pipe.resumed is None
     draw(pipe, num_inference_steps=1)  # and nothing of it is left
+
+
+def test_another_mask_is_refused(loaded, tmp_path):
+    """Of a model that blends the picture in after each step: the mask is in no input of its."""
+    pipe = StableDiffusionInpaintPipeline.from_pipe(loaded)
+    picture, mask = np.full((32, 32, 3), 0.3, "f4"), np.ones((32, 32), "f4")
+    run = partial(pipe, "a cat", picture, num_inference_steps=4, generator=1, strength=1.0)
+    run(mask, callback_on_step_end=SaveState(tmp_path / "x.safetensors", 2))
+    with pytest.raises(UsageError, match="a mask or another input of the model differs"):
+        run(mask * (np.arange(32) > 9), resume=tmp_path / "x.safetensors")
+    run(mask, resume=tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("name, words", [

@@ -129,7 +129,8 @@ class Drawing:
         if pipe.controlled is not None:
             inputs["control"] = pipe.controlled.begin(
                 self.batch, pipe.num_timesteps, tuple(latents.shape[2:]))
-        pipe.drawing, self.first, self.inputs = self, latents, inputs
+        pipe.drawing, self.first = self, latents
+        self.inputs = {**inputs, "after_step": getattr(after_step, "__self__", None)}
         latents, done = (latents, 0) if pipe.resumed is None else pipe.resumed(self)
         with use(pipe.backend, exact=pipe.exact):
             predict = guidance(pipe.unet, *self.callback.texts(), scale=numbers["guidance_scale"],

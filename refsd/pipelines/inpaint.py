@@ -103,6 +103,10 @@ class _Start:
         self.original, self.noise = None, None
         self.grey = self._grey()
 
+    def arrays(self):
+        """What `kept` keeps, and where."""
+        return [self.grey, self.original, self.noise]
+
     def _grey(self):
         """The mask at the size of the latents, in each of their channels.   (B, 4, h, w)"""
         grey = np.repeat(images.nearest(self.mask, *self.size), self.depth, axis=1)
