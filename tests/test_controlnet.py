@@ -4,6 +4,7 @@ tests/parity compares with diffusers.
 """
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -227,6 +228,17 @@ def test_a_unet_reads_no_intrablock_residuals(pipe):
     with pytest.raises(UsageError, match="T2I-Adapter"):
         pipe.unet(values(1, 1, 4, 4, 4), 7, values(2, 1, 5, 16),
                   down_intrablock_additional_residuals=[1])
+
+
+def test_a_folder_that_diffusers_saved_has_its_own(nets, tmp_path, net):
+    folder = tiny.write_model(tmp_path / "model")
+    for name in ("controlnet", "controlnet_1"):
+        shutil.copytree(nets / "folder", folder / name)
+    pipe = refsd.StableDiffusionControlNetPipeline.from_pretrained(folder, backend="numpy",
+                                                                   dtype="float64")
+    assert [one.dtype for one in pipe.controlnet] == ["float64", "float64"]
+    with pytest.raises(UsageError, match="StableDiffusionControlNetPipeline takes it"):
+        refsd.StableDiffusionPipeline.from_pretrained(folder, controlnet=net)
 
 
 def test_with_a_picture_and_with_a_mask(pipe):

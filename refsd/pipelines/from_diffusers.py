@@ -52,6 +52,7 @@ LOADING: dict[str, tuple[tuple, str]] = {
     "original_config": ((None,), "refsd knows the configuration of a single file: leave it out"),
     "original_config_file": ((None,), "refsd knows the configuration of a single file: leave it "
                                       "out"),
+    "controlnet": ((None,), "refsd.StableDiffusionControlNetPipeline takes it"),
     "unet": ((None,), "load first, then set pipe.unet"),
     "tokenizer": ((None,), "load first, then set pipe.tokenizer"),
 }
@@ -66,6 +67,8 @@ CALLING: dict[str, tuple[tuple, str]] = {
     "image": ((None,), FROM_PICTURES + "Img2ImgPipeline.from_pipe(pipe)(...)"),
     "mask_image": ((None,), FROM_PICTURES + "InpaintPipeline.from_pipe(pipe)(...)"),
     "strength": ((None,), FROM_PICTURES + "Img2ImgPipeline.from_pipe(pipe)(...)"),
+    "control_image": ((None,), "the pipelines with ControlNets take it"),
+    "controlnet_conditioning_scale": ((None,), "the pipelines with ControlNets take it"),
     "seed": ((None,), "write generator=SEED"),
     "num_images": ((None,), "write num_images_per_prompt=N"),
     "steps": ((None,), "write num_inference_steps=N"),

@@ -5,6 +5,7 @@ Each is the pipeline without, whose drawing has one more thing asked of it (Pipe
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 from refsd.errors import UsageError
@@ -15,6 +16,9 @@ from refsd.pipelines.inpaint import StableDiffusionInpaintPipeline
 from refsd.pipelines.pipeline import Pipeline
 from refsd.pipelines.request import check_side
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+
+MISSING = ("controlnet is missing; give controlnet=refsd.ControlNet.from_pretrained(path), or a "
+           "list of them")
 
 
 class WithControlNets(Pipeline):
@@ -28,9 +32,19 @@ class WithControlNets(Pipeline):
 
     @classmethod
     def from_pretrained(cls, path: Any = None, *, controlnet: Any = None, **options: Any) -> Self:
-        """As Pipeline.from_pretrained; `controlnet` is one ControlNet, or a list of them."""
+        """As Pipeline.from_pretrained; `controlnet` is one ControlNet, or a list of them.
+
+        Without it they are those of the model's folder, which diffusers saves as controlnet,
+        controlnet_1 and so on.
+        """
+        places = [] if controlnet is not None else _inside(path)
+        if controlnet is None and not places:
+            raise UsageError(MISSING)
         made = super().from_pretrained(path, **options)
-        made.controlnet = controlnet
+        made.controlnet = controlnet if controlnet is not None else [ControlNet.from_pretrained(
+            place, backend=made.backend, exact=made.exact, **{
+                key: options[key] for key in ("dtype", "torch_dtype", "weights", "force")
+                if key in options}) for place in places]
         return made
 
     from_single_file = from_pretrained
@@ -50,8 +64,7 @@ class WithControlNets(Pipeline):
     @controlnet.setter
     def controlnet(self, nets: Any) -> None:
         if nets is None:
-            raise UsageError("controlnet is missing; give controlnet=refsd.ControlNet."
-                             "from_pretrained(path), or a list of them")
+            raise UsageError(MISSING)
         self._nets = control.check_nets(self, nets)
 
     @contextmanager
@@ -156,6 +169,13 @@ class StableDiffusionControlNetInpaintPipeline(WithControlNets, StableDiffusionI
                 num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                 negative_prompt=negative_prompt, num_images_per_prompt=num_images_per_prompt,
                 eta=eta, generator=generator, latents=latents, **others)
+
+
+def _inside(path):
+    """The folders of the ControlNets that diffusers saved with a model."""
+    folder = Path(path or "nowhere")
+    names = ["controlnet", *(f"controlnet_{i}" for i in range(1, 16))]
+    return [folder / name for name in names if (folder / name / "config.json").is_file()]
 
 
 def _same_size(pipe, image, size):
