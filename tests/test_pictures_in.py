@@ -342,6 +342,7 @@ REFUSALS = {
     "a part and no picture": (lambda: ["--mask-padding", "3"], 2, "--mask-padding is for drawing"),
     "another size": (lambda: [*IN, "--mask", saved("x.png", MASK.resize((9, 9))), "--mask-padding",
                               "3"], 2, "x.png: 9 x 9, in.png is 41 x 35"),
+    "a side": (lambda: [*IN, "-W", "30"], 2, "width is 30; give a multiple of 8"),
     "rescale": (lambda: [*IN, "--guidance-rescale", "0.5"], 2, "--guidance-rescale: not"),
     "two scales": (lambda: [*IN, "--img-cfg-scale", "2"], 3, "no InstructPix2Pix model"),
 }

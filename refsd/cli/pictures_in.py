@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from refsd.cli.arguments import Parser, integer, number
 from refsd.errors import ModelError, UsageError
-from refsd.pipelines.request import MAX_SIDE, check_integer, check_number
+from refsd.pipelines.request import MAX_SIDE, check_integer, check_number, check_side
 from refsd.rules import Rule, optional, that
 from refsd.rules import integer as whole
 from refsd.rules import number as real
@@ -150,7 +150,13 @@ def loader(pictures: dict[str, Any]) -> Any:
 
 
 def size(pipe: Any, options: argparse.Namespace, pictures: Pictures | None) -> tuple[int, int]:
-    """Width and height: what is asked for, else the first picture's, else the model's own."""
+    """Width and height: what is asked for, else the first picture's, else the model's own.
+
+    UsageError for a side that is no multiple of the VAE's factor: the pipelines round a picture's.
+    """
+    for name in ("width", "height"):
+        if getattr(options, name) is not None:
+            check_side(name, getattr(options, name), pipe.vae_scale_factor)
     own, factor = (pipe.default_size,) * 2, pipe.vae_scale_factor
     if pictures is not None:
         own = tuple(max(side // factor * factor, factor) for side in
