@@ -43,7 +43,8 @@ MISSING = ("_class_name is", "algorithm_type is", "use_lu_lambdas is", "use_flow
            "use_dynamic_shifting is", "prediction_type is", "variance_type is", "beta_schedule is",
            "timestep_type is", "interpolation_type is", "solver_type is", "timestep_spacing is",
            "exclude each other", "alpha_bar ends at 0", "final_sigmas_type is", "trained_betas",
-           "the last step goes to sigma 0", "only the first order leads to sigma 0")
+           "the last step goes to sigma 0", "only the first order leads to sigma 0",
+           "sigma_data is")
 
 
 def saved(cls, **options):
