@@ -74,6 +74,18 @@ def test_it_is_the_picture_of_the_python_api(run, model, files):
     assert found["control"]["nets"][0]["strength"] == 0.9 and not control.RULE(found["control"])
 
 
+def test_a_second_pass_reads_the_picture_in_its_own_size(run, files, monkeypatch):
+    from refsd.pipelines.controlnet import ControlNet
+
+    read, embed = [], ControlNet.embed
+    monkeypatch.setattr(ControlNet, "embed",
+                        lambda net, picture: read.append(picture.shape) or embed(net, picture))
+    code, _, err = run("a cat", "--steps", 2, "-s", 3, "-o", "x.png", "--hires-scale", 2,
+                       *at(files, *CONTROLLED))
+    assert code == 0, err
+    assert read == [(1, 3, 40, 48), (1, 3, 80, 96)] and recipe("x.png")[2].shape == (80, 96, 3)
+
+
 def test_repro_asks_for_the_files_and_knows_them(run, files, tmp_path):
     (tmp_path / "edges.png").write_bytes((files / "edges.png").read_bytes())
     run("a mine cat", "--steps", 2, "-s", 3, "-o", "x.png", *at(files, *CONTROLLED),
@@ -122,6 +134,7 @@ def test_a_tiny_autoencoder_for_pictures_or_for_previews(run, files):
 @pytest.mark.parametrize("options, code, message", [
     (("--control-net", "net"), 2, "1 --control-net and 0 --control-image"),
     (("--control-image", "edges.png"), 2, "--control-image is for ControlNets"),
+    ((*CONTROLLED, "-i", "edges.png", "--mask", "edges.png", "--mask-padding", 4), 2, "a part of"),
     ((*CONTROLLED, "--control-end", 1.5), 2, "--control-end is 1.5"),
     ((*CONTROLLED, "--control-start", 0.5, "--control-end", 0.5), 2, "before the end"),
     ((*CONTROLLED, *["--control-strength", 1] * 3), 2, "given 3 times for 1"),

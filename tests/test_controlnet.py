@@ -18,7 +18,7 @@ from refsd.errors import ModelError, UsageError
 from refsd.families import CONTROLNET
 from refsd.models.controlnet import ControlNetConfig, controlnet, embed_hint
 from refsd.models.unet import down, embed_time, middle
-from refsd.pipelines.control import Active, Control, check_nets
+from refsd.pipelines.control import Active, Asked, Control, check_nets, check_wishes
 from refsd.pipelines.controlnet import ControlNet
 from refsd.weights import to_tree, write_safetensors
 from refsd.weights.control import TABLE, controlnet_shapes
@@ -253,6 +253,9 @@ def test_with_a_picture_and_with_a_mask(pipe):
     with pytest.raises(UsageError, match="image is 32 x 32, control_image 16 x 32"):
         other("a", image, P[..., :16])
     assert other.controlled is None, "after an error too"
+    with pytest.raises(UsageError, match="pictures are 32 x 32, what is drawn 16 x 16; give them"):
+        Asked([pipe.controlnet], [P], check_wishes([pipe.controlnet], 1, 0, 1, False)).begin(
+            1, 1, (2, 2))
     other = refsd.StableDiffusionControlNetInpaintPipeline.from_pipe(pipe)
     assert other("a", image, mask, P, num_inference_steps=1).images[0].size == (32, 32)
     with pytest.raises(UsageError, match="padding_mask_crop"):

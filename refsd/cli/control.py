@@ -85,7 +85,7 @@ class Control:
         pictures = control.pictures(self.nets, images, pipe.vae_scale_factor,
                                     name="--control-image", height=recipe.height,
                                     width=recipe.width)
-        pipe.controlled = control.Asked(self.nets, pictures, wishes)
+        pipe.controlled = control.Asked(self.nets, pictures, wishes, images=images)
 
 
 def check(options: argparse.Namespace) -> Control | None:
@@ -101,6 +101,9 @@ def check(options: argparse.Namespace) -> Control | None:
     if len(images) != len(places):
         raise UsageError(f"{len(places)} --control-net and {len(images)} --control-image; give "
                          "each a picture")
+    if getattr(options, "mask_padding", None) is not None:
+        raise UsageError("--mask-padding draws a part of the picture, and --control-image is of "
+                         "all of it; leave one out")
     columns = []
     for (name, values), usual, low, high in zip(given.items(), (STRENGTH, 0.0, 1.0),
                                                 (-LARGEST, 0, 0), (LARGEST, 1, 1)):

@@ -58,7 +58,7 @@ def check(options: argparse.Namespace) -> None:
         if getattr(options, other) is not None:
             raise UsageError(f"--{other.replace('_', '-')} is for a picture of one pass; leave out "
                              "--hires-scale")
-    if options.pictures is not None or options.control is not None:
+    if options.pictures is not None:
         raise UsageError("--hires-scale is for pictures of text alone; leave it out, and give the "
                          "size with --width and --height")
 

@@ -169,12 +169,16 @@ def pictures(nets: Sequence[ControlNet], image: Any, factor: int, *, name: str =
 
 
 class Asked(NamedTuple):
-    """What is asked of the ControlNets of a call: pictures, how they act, pictures a prompt."""
+    """What is asked of the ControlNets of a call: pictures, how they act, pictures a prompt.
+
+    `images` are what the pictures were made of: a second pass reads them in its own size.
+    """
 
     nets: Sequence[ControlNet]
     pictures: Sequence[np.ndarray]
     wishes: Wishes
     copies: int = 1
+    images: Any = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -186,12 +190,15 @@ class Asked(NamedTuple):
 
         Each of its pictures is read once; it is for all prompts, or there is one for each.
         """
-        acting, copies = [], self.copies
-        height, width = (n * self.nets[0].downscale for n in latents)
+        acting, copies, made = [], self.copies, self.pictures
+        factor = self.nets[0].downscale
+        height, width = (n * factor for n in latents)
         if (height, width) != tuple(self.size):
-            raise UsageError(f"the control pictures are {self.size[1]} x {self.size[0]}, what is "
-                             f"drawn {width} x {height}; give them in that size")
-        for net, picture, *how in zip(self.nets, self.pictures, *self.wishes[:3]):
+            if self.images is None:
+                raise UsageError(f"the control pictures are {self.size[1]} x {self.size[0]}, what "
+                                 f"is drawn {width} x {height}; give them in that size")
+            made = pictures(self.nets, self.images, factor, height=height, width=width)
+        for net, picture, *how in zip(self.nets, made, *self.wishes[:3]):
             count = picture.shape[0]
             if count > 1 and count * copies != batch:
                 raise UsageError(f"there are {count} control pictures for {batch // copies} "

@@ -77,7 +77,7 @@ class WithControlNets(Pipeline):
                          for side, size in (("height", height), ("width", width)))
         pictures = control.pictures(self._nets, image, self.vae_scale_factor, name=name,
                                     height=height, width=width)
-        self.controlled = control.Asked(self._nets, pictures, wishes, copies)
+        self.controlled = control.Asked(self._nets, pictures, wishes, copies, image)
         try:
             yield self.controlled.size
         finally:
