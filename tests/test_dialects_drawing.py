@@ -271,6 +271,8 @@ def test_only_what_a_dialect_does_not_read_is_said(pipe, caplog):
     assert len(caplog.messages) == 1 and "compat a1111" in caplog.messages[0]
     draw(speak(pipe, "a1111"), "red <lora:x:0.5>")
     assert "'<lora:x:0.5>': left out and not applied: " in caplog.messages[1]
+    draw(pipe, "red", negative_prompt="cat <lora:y:1>")  # a negative prompt's is text
+    assert "'<lora:y:1>': taken literally and not applied: tags are for" in caplog.messages[2]
 
 
 def test_what_cannot_be_drawn_is_refused(pipe):

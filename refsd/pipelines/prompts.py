@@ -49,11 +49,14 @@ def dropped(tokenizer: Any, text: str, name: str = "prompt") -> str:
     return f"the {name} is longer than {tokenizer.model_max_length - 2} tokens; dropped: {cut}"
 
 
-def literal(text: str, syntax: str = "plain") -> Iterator[tuple[str, str]]:
+def literal(text: str, syntax: str = "plain", *,
+            negative: bool = False) -> Iterator[tuple[str, str]]:
     """Syntax of tools in a text that the dialect's does not read, and what becomes of it."""
     for readers, pattern, meaning in _SYNTAX:
         if syntax not in readers and (match := pattern.search(text)):
-            if not readers and syntax == "a1111":  # tags, which it takes out whatever they name
+            if not readers and negative:  # where A1111 reads no tags, and neither does refsd
+                meaning = "taken literally and not applied: tags are for the prompt"
+            elif not readers and syntax == "a1111":  # it takes them out whatever they name
                 meaning = meaning.replace("taken literally", "left out")
             yield match[0][:80], meaning
 
@@ -120,7 +123,8 @@ def _said(pipe, name, texts):
         plain = pipe.dialect.syntax == "plain"
         if plain and (line := dropped(pipe.tokenizer, text, name)):
             logger.warning("%s", line)
-        for syntax, meaning in literal(text, pipe.dialect.syntax):
+        for syntax, meaning in literal(text, pipe.dialect.syntax,
+                                       negative=name == "negative prompt"):
             pipe.remark(f"{syntax!r}: {meaning}", meaning)
         if plain and pipe.name == BUNDLED:
             from refsd.text import words
