@@ -265,7 +265,7 @@ def test_a_picture_is_drawn_again_where_its_files_are(models, files, capfd):
 
 
 @pytest.mark.parametrize("channels, args", [(4, []), (4, ["--mask", "mask.png"]), (8, [])])
-def test_a_picture_from_a_picture_is_continued_with_its_bits(models, files, channels, args):
+def test_a_picture_from_a_picture_is_continued_with_its_bits(models, files, capfd, channels, args):
     args = ["-i", "in.png", "--sampler", "euler_a", *args]
     assert run(models[channels], *args, "--save-state", "half.safetensors",
                "--save-state-at", "1") == 0
@@ -276,6 +276,7 @@ def test_a_picture_from_a_picture_is_continued_with_its_bits(models, files, chan
         assert np.array_equal(np.asarray(image), whole)
     args[1] = "mask.png"
     assert run(models[channels], *args, "--resume", "half.safetensors") == 2
+    assert "pictures.init_img is {'sha256'" in capfd.readouterr().err
 
 
 def saved(name, image, **options):

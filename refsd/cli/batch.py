@@ -22,7 +22,9 @@ from refsd.pipelines.request import check_side
 NO = {"output_latents": "--output-latents is for pictures of one size",
       "disable_image_metadata": "--disable-image-metadata leaves out the recipe, by which a "
                                 "finished picture is known",
-      "save_state": "--save-state is for one picture", "resume": "--resume is for one picture",
+      "save_state": "--save-state is for one picture",
+      "save_state_at": "--save-state-at is for one picture",
+      "resume": "--resume is for one picture",
       "audit": "--audit is for one request"}
 
 

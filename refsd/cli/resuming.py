@@ -65,6 +65,10 @@ def require_same(options: argparse.Namespace, recipe: Recipe) -> None:
     if options.saved is None:
         return
     here, there = decisive(recipe), decisive(options.saved)
+    for name in ("pictures", "control"):  # each of what is in them by itself
+        for recorded in (here, there):
+            parts = recorded.pop(name, {})
+            recorded.update({f"{name}.{key}": value for key, value in parts.items()})
     for name in [*there, *(here.keys() - there.keys())]:
         if here.get(name) != there.get(name):
             raise UsageError(f"{options.resume}: saved by another request, {name} is "
@@ -72,10 +76,19 @@ def require_same(options: argparse.Namespace, recipe: Recipe) -> None:
                              "resume with the options it was saved with")
 
 
-def on_step(options: argparse.Namespace, recipe: Recipe, other: Callable) -> Callable:
-    """The callback of a drawing that also saves it, if that is asked for."""
+def on_step(options: argparse.Namespace, recipe: Recipe, steps: int, other: Callable) -> Callable:
+    """The callback of a drawing that also saves it, if that is asked for.
+
+    UsageError for a step after which there is none, or that --resume has behind it.
+    """
     if options.save_state is None:
         return other
+    at, done = options.save_state_at, steps_done(options)
+    if not done < at < steps:
+        why = f"step {at} of {steps} has none after it" if at >= steps else (
+            f"{options.resume} is after step {done} already")
+        raise UsageError(f"--save-state-at {at}: {why}; " + (
+            f"give {done + 1} to {steps - 1}" if done + 1 < steps else "leave it out"))
     from refsd.pipelines.resume import SaveState
 
     return Both(SaveState(options.save_state, options.save_state_at,

@@ -104,7 +104,7 @@ class Session:
                       done=resuming.steps_done(self.options)) as progress:
             so_far = None if self.options.preview is None else preview.Preview(
                 self.options, self.screen, target, progress)
-            on_step = resuming.on_step(self.options, recipe, so_far or progress.step)
+            on_step = resuming.on_step(self.options, recipe, calls, so_far or progress.step)
             drawn = drawing.draw(self.pipe, recipe, on_step, resume=self.options.resume,
                                  pictures=self.pictures)
         if so_far is not None:
