@@ -72,6 +72,8 @@ def test_it_is_the_picture_of_the_python_api(run, model, files):
     assert np.array_equal(pixels, wanted) and (found["width"], found["height"]) == (48, 40)
     assert "ControlNet 0: \"Module: none, Model: net [" in infotext
     assert found["control"]["nets"][0]["strength"] == 0.9 and not control.RULE(found["control"])
+    found["control"]["nets"][0]["image"]["file"] = "../edges.png"  # repro looks beside the picture
+    assert control.RULE(found["control"])
 
 
 def test_a_second_pass_reads_the_picture_in_its_own_size(run, files, monkeypatch):

@@ -18,7 +18,7 @@ STRENGTH = 0.9  # sd-cli's; diffusers has 1, A1111 too
 LARGEST = 100
 HEX = re.compile("[0-9a-f]{64}")
 NAMED = record({"file": text(255), "sha256": matching(HEX, "64 hexadecimal digits")})
-NETS = each(record({"net": NAMED, "image": NAMED, "strength": real(-LARGEST, LARGEST),
+NETS = each(record({"net": NAMED, "image": pictures_in.FILE, "strength": real(-LARGEST, LARGEST),
                     "start": real(0, 1), "end": real(0, 1)}), 1, 16)
 RULE: Rule = that(
     lambda value: value == {} or (isinstance(value, dict) and value.keys() == {"nets", "guess_mode"}
