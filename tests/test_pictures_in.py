@@ -352,8 +352,9 @@ REFUSALS = {
 @pytest.mark.parametrize("make, code, words", REFUSALS.values(), ids=REFUSALS)
 def test_what_cannot_be_drawn_from_is_one_line(models, files, capfd, make, code, words):
     assert run(models[4], *make()) == code
-    error = capfd.readouterr().err.splitlines()[-1]
+    *notes, error = capfd.readouterr().err.splitlines()
     assert error.startswith("refsd: error: ") and words in error
+    assert not [note for note in notes if "warning" in note]
     assert not (files / "out.png").exists()
 
 

@@ -86,9 +86,9 @@ def read(paths: dict[str, str], numbers: dict[str, Any]) -> Pictures:
     found, recorded = {}, {"mask": None, **numbers}
     for name, path in paths.items():
         picture = read_picture(path)
-        for damage in picture.damage:
-            logger.warning("%s: %s", path, damage)
         image = picture.upright()
+        for damage in picture.damage:  # of what can be drawn from all the same
+            logger.warning("%s: %s", path, damage)
         if image.mode in ("CMYK", "LAB", "HSV", "I", "F"):
             raise UsageError(f"{path}: its pixels are {image.mode}, which a profile would have to "
                              "turn into RGB; save it as RGB")
