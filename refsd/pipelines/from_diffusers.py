@@ -126,7 +126,8 @@ INSTEAD = {
     "load_ip_adapter": NO_IP,
     "load_attn_procs": "write load_lora_weights, which reads such files too",
     "components": "name them: pipe.tokenizer, .text_encoder, .unet, .vae, .scheduler",
-    "image_processor": "to_output(latents, \"pil\") makes pictures of latents",
+    "image_processor": "to_output(latents, \"pil\") makes pictures of latents, and "
+                       "refsd.pipelines.images arrays of pictures",
     "numpy_to_pil": "output_type=\"pil\" gives them",
     "decode_latents": "to_output(latents, \"np\") does that",
     "prepare_latents": "write stages.initial_latents(pipe.scheduler, shape, dtype, generator)",
