@@ -127,7 +127,7 @@ def add_picture(parser: Parser, *, seed: str = "; below 0: a new one (the defaul
     add("--schedule", type=choice(*sampler_names.SCHEDULES), metavar="NAME",
         help=f"the sigmas of a sampler that takes them: {', '.join(sampler_names.SCHEDULES)}")
     add("--eta", type=number, metavar="X", default=0.0,
-        help="0 to 1: noise that ddim adds at each step (0)")
+        help="0 to 1: noise that ddim and tcd add at each step (0)")
     add("--clip-skip", type=integer, metavar="N",
         help="last layers of the text encoder to leave out, as diffusers counts: 1 here is "
         "Clip skip 2 in A1111 (0)")
