@@ -94,6 +94,8 @@ def test_every_sampler_steps_with_the_bits_of_the_host(name, options, dtype):
     expected, _, draws = sampled(make(**options), lambda x: x, noise, dtype)
     with use("cuda"):
         found, moved, _ = sampled(make(**options), to_device, noise, dtype)
+    if name == "DPMSolverSDEScheduler":  # its noise is of a path with a seed, not of the generator
+        draws = len(found) - 1
     assert moved == {"to_host": 0, "to_device": draws}
     for a, b in zip(found, expected):
         np.testing.assert_array_equal(a.numpy(), b)
