@@ -109,7 +109,7 @@ def test_repro_asks_for_the_files_and_knows_them(run, files, tmp_path):
     assert code == 2 and "mine.safetensors (SHA-256" in err
 
 
-def test_embeddings_are_those_that_the_prompts_call(run, files):
+def test_embeddings_are_those_that_the_prompts_call(run, files, tmp_path):
     run("a Mine cat", "-n", "OTHER", "--steps", 1, "-s", 1, "-o", "x.png",
         *at(files, "--embd-dir", "words"))
     found, infotext, _ = recipe("x.png")
@@ -118,6 +118,12 @@ def test_embeddings_are_those_that_the_prompts_call(run, files):
     run("a cat", "--steps", 1, "-s", 1, "-o", "y.png", *at(files, "--embd-dir", "words"),
         "--embedding", files / "words" / "mine.safetensors")
     assert recipe("y.png")[0]["embeddings"] == []
+    same, copy = files / "words/../words/mine.safetensors", tmp_path / "mine.safetensors"
+    one = ("a mine cat", "--steps", 1, "--embedding", same, *at(files, "--embd-dir", "words"))
+    assert run(*one)[0] == 0  # one file, by two names
+    copy.write_bytes(same.read_bytes())
+    code, _, err = run(*one, "--embedding", copy)
+    assert code == 2 and f"{copy}: there is an embedding of the word 'mine' already" in err
 
 
 def test_a_tiny_autoencoder_for_pictures_or_for_previews(run, files):
@@ -145,6 +151,7 @@ def test_a_tiny_autoencoder_for_pictures_or_for_previews(run, files):
     (("--embedding", "nowhere"), 2, "no such file"), (("--embd-dir", "nowhere"), 2, "no such fold"),
     (("--embedding", "words"), 2, "a folder"), (("--embedding", "edges.png"), 3, "edges.png"),
     (("--taesd", "tae", "--vae", "x"), 2, "both replace"),
+    (("--taesd", "tae", "--vae-tiling", "exact"), 2, "--vae-tiling exact: a tiny autoencoder"),
     (("--taesd", "net"), 3, "net"), (("--taesd-preview-only",), 2, "--preview N")], ids=str)
 def test_what_is_refused(run, files, options, code, message):
     found, out, err = run("a", "--steps", 1, "-o", "x.png", *at(files, *options))

@@ -51,12 +51,16 @@ class Embeddings:
         from refsd.pipelines.identity import sha256
         from refsd.pipelines.textual_inversion import load, words
 
-        if path in self._known:
+        place = os.path.realpath(path)
+        if place in self._known:
             return
         before = words(pipe)
-        load(pipe, path, word)
+        try:
+            load(pipe, path, word)
+        except UsageError as error:
+            raise UsageError(str(error) if path in str(error) else f"{path}: {error}") from None
         word = next(one for one in words(pipe) if one not in before)
-        self._known[path] = {"word": word, "file": os.path.basename(path),
+        self._known[place] = {"word": word, "file": os.path.basename(path),
                              "sha256": sha256(Path(path))}
 
     def put_in(self, pipe: Any, wanted: list[dict[str, str]], where: str) -> None:
