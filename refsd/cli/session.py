@@ -17,6 +17,7 @@ from refsd.cli import (
     sampler_names,
     taesd,
     threads,
+    tiling,
 )
 from refsd.cli.adapters import Adapters, chosen
 from refsd.cli.compiling import Compiling
@@ -51,6 +52,7 @@ class Session:
                 prediction_type=options.prediction, **parts)
             self.model = identity.of(options.model, variant=options.variant, parts=parts,
                                      ema=options.ema, hashes=not options.disable_image_metadata)
+            tiling.require(self.pipe, options.vae_tiling)
             taesd.put_on(self.pipe, options)
             self.controlled = {} if self.control is None else self.control.load(self.pipe, options)
 
