@@ -14,7 +14,7 @@ from refsd.pipelines import images
 from refsd.pipelines.controlnet import ControlNet, Hint
 from refsd.pipelines.guidance import as_text
 from refsd.pipelines.request import check_flag, check_number
-from refsd.places import beside, on_host
+from refsd.places import beside
 
 
 class Active(NamedTuple):
@@ -79,7 +79,7 @@ def _copied(hint, count):
 
 
 def _after_zeros(y, count):
-    zeros = np.zeros((count, *y.shape[1:]), on_host(y).dtype)
+    zeros = np.zeros((count, *y.shape[1:]), y.dtype)
     return F.concat([beside(y, zeros), y], axis=0)
 
 
