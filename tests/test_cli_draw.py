@@ -189,7 +189,7 @@ def test_the_schedule_is_an_option_of_its_own(draw):
     ("DPM2 a Karras", "dpm2_a_karras"), ("k_dpm_2_a_ka", "dpm2_a_karras"), ("dpm_2", "dpm2"),
     ("DPM++ 2M SDE Heun Exponential", "dpm++2m_sde_heun_exponential"), ("k_lms", "lms"),
     ("DPM++ SDE Karras", "dpm++sde_karras"),
-    ("dpm_solver_singlestep", "dpm++2s"), ("ddim_trailing", "ddim"), ("TCD", "tcd"),
+    ("dpm_solver_singlestep", "dpm++2s"), ("TCD", "tcd"),
 ])
 def test_sampler_names_of_other_tools(name, wanted):
     assert sampler_names.find_sampler(name) == wanted
@@ -200,6 +200,7 @@ def test_sampler_names_of_other_tools(name, wanted):
     ("DPM++ 2S a Karras", "adds noise"), ("k_dpmpp_2s_a", "adds noise"),
     ("dpmpp_2s_ancestral", "adds noise"),
     ("DPM++ 3M SDE Exponential", "has another sign in one term"),
+    ("ddim_trailing", "is ddim with timestep_spacing trailing"),
     ("DDIM Karras", "ddim has no use_karras_sigmas; leave karras out"),
     ("dpm++2m karas", r"did you mean dpm\+\+2m_karras\? Give one of ddim"),
 ])

@@ -53,7 +53,7 @@ class Samplers(dict):
 
 
 SAMPLERS = Samplers({
-    "ddim": Sampler("DDIMScheduler", {}, "DDIM", "ddim", "ddim_trailing", 1),
+    "ddim": Sampler("DDIMScheduler", {}, "DDIM", "ddim", "", 1),
     "ddpm": Sampler("DDPMScheduler", {}, "DDPM", "ddpm", "", 1, True, in_a1111=False),
     "pndm": Sampler("PNDMScheduler", {"skip_prk_steps": True}, "PLMS", "", "", 2),
     "euler": Sampler("EulerDiscreteScheduler", {}, "Euler", "euler", "euler", 1),
@@ -83,10 +83,12 @@ SAMPLERS = Samplers({
 })
 ALIASES = {"plms": "pndm", "eulerancestral": "euler_a", "dpm2ancestral": "dpm2_a",
            "dpm++2msdegpu": "dpm++2m_sde", "dpm++2msdeheungpu": "dpm++2m_sde_heun",
-           "dpmsolver++": "dpm++2m", "dpm++sdegpu": "dpm++sde", "ddimtrailing": "ddim"}
+           "dpmsolver++": "dpm++2m", "dpm++sdegpu": "dpm++sde"}
 DIFFERENT = {  # well-known samplers that are not what they are taken for; in _plain's spelling
     "dpm++2sa": "adds noise in two calls of the model a step; dpm++2s adds none",
     "dpm++2sancestral": "adds noise in two calls of the model a step; dpm++2s adds none",
+    "ddimtrailing": "is ddim with timestep_spacing trailing, an option of DDIMScheduler in Python; "
+                    "ddim has the model's own spacing",
     "dpm++3msde": "is of third order; that of diffusers has another sign in one term and "
                   "converges at first (docs/schedules.md): take dpm++2m_sde",
 }

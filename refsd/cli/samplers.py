@@ -31,6 +31,7 @@ ELSEWHERE = {
                                   "solver_order 3 in Python gives that",
     "DPM++ 2S a, dpmpp_2s_ancestral, dpm++2s_a": f"{NOT_IN_DIFFUSERS}; dpm++2s is without noise",
     "DPM fast, DPM adaptive, dpm_fast, dpm_adaptive": NOT_IN_DIFFUSERS,
+    "ddim_trailing": "ddim with timestep_spacing trailing, in Python; ddim has the model's",
     "Restart": NOT_IN_DIFFUSERS,
     "DDIM CFG++, euler_cfg_pp, euler_a_cfg_pp and others in _cfg_pp": NOT_IN_DIFFUSERS,
     "dpm++2mv2, heunpp2": NOT_IN_DIFFUSERS,
