@@ -102,6 +102,9 @@ def test_what_the_picture_says_of_it(draw, run, loras):
     assert infotext.settings["Lora hashes"] == f"b: {HASH}, a: {short}"
     code, out, _ = run("info", "x.png")
     assert code == 0 and "b.safetensors 1, a.safetensors -2 (text encoder 0.5)" in out
+    assert draw("<lora:a:1>", "--lora-dir", loras, "-o", "y.png")[0] == 0
+    with Image.open("y.png") as image:  # nothing to escape: A1111 does not read \\u0020
+        assert image.text["parameters"].startswith("<lora:a:1>\n")
     assert draw("a cat", "-o", "plain.png")[0] == 0
     assert recipe("plain.png")[0].adapters == []
     assert "Lora hashes" not in recipe("plain.png")[1].settings
@@ -166,6 +169,7 @@ def test_a_drive_of_windows_is_no_weight(monkeypatch):
     (("a <lora:two:1>", "--lora-dir", "loras"), 2, "2 files of this name"),
     (("a", "--lora-dir", "nowhere"), 2, "--lora-dir nowhere: no such folder"),
     (("a", "--lora", "nowhere.safetensors:1"), 2, "no such file"),
+    (("a", "--lora", "loras:0.5"), 2, "--lora loras: a folder; give the file in it"),
     (("a", "--lora", "loras/a.safetensors:101"), 2, "the weight is '101'"),
     (("a", "--lora", "loras/broken.safetensors"), 3, "not a safetensors file"),
     (("a", "--lora", "loras/alien.safetensors"), 3, "2 of its 6 tensors have no place"),

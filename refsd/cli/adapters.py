@@ -60,6 +60,8 @@ def _argument(given: str) -> tuple[str, float]:
     path, colon, weight = given.rpartition(":")
     if os.path.exists(given) or not colon or "/" in weight or "\\" in weight:
         path, weight = given, "1"
+    if os.path.isdir(path):
+        raise UsageError(f"--lora {path}: a folder; give the file in it, or --lora-dir")
     if not os.path.isfile(path):
         raise UsageError(f"--lora {path or given}: no such file; give the path of one, and :X "
                          "after it for its weight")

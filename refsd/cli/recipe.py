@@ -85,6 +85,7 @@ class Recipe:
     def texts(self) -> dict[str, str]:
         """What goes into the PNG: A1111's infotext, which others read, and the recipe itself."""
         prompt = self.prompt + adapters.tags(self.adapters)
+        prompt = prompt if self.prompt else prompt.lstrip()
         infotext = format_infotext(prompt, self.negative_prompt, self.settings())
         return {"parameters": infotext, KEYWORD: self.to_json()}
 
