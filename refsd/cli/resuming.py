@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -43,6 +44,8 @@ def prepare(options: argparse.Namespace) -> None:
     if options.resume is not None:
         from refsd.pipelines.resume import read_state
 
+        if not os.path.isfile(options.resume):
+            raise UsageError(f"{options.resume}: no such file; give one that --save-state wrote")
         state = read_state(options.resume)
         if "recipe" not in state.about["notes"]:
             raise UsageError(f"{options.resume}: saved from Python, without a recipe; resume it "
