@@ -313,7 +313,13 @@ def test_transparency_is_said_not_to_be_looked_at(models, files, capfd):
     clear.putalpha(MASK)
     clear.save("x.png")
     assert run(models[4], "-i", "x.png") == 0
-    assert "x.png: its transparency is not looked at" in capfd.readouterr().err
+    said = "x.png: its transparency is not looked at"
+    assert said in capfd.readouterr().err
+    for args in (["-i", "x.png"], ["repro", "out.png"]):  # with --json it is in the answer
+        code = main([*args, "-m", models[4], "--json"]) if args[0] == "repro" else run(
+            models[4], *args, "--json")
+        found = capfd.readouterr()
+        assert (code, found.err) == (0, "") and said in json.loads(found.out)["warnings"][0]
 
 
 def broken(name, data):

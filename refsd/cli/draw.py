@@ -160,6 +160,11 @@ def run(options: argparse.Namespace) -> int:
         from refsd.cli import batch
 
         return batch.run(options, check)
+    with Warnings(show=not options.json) as warnings:
+        return _run(options, warnings)
+
+
+def _run(options, warnings):
     resuming.prepare(options)
     prompt, seeds = check(options)
     targets = output.plan(options.output, seeds)
@@ -172,7 +177,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         note(f"refsd: seed {seeds[0]}" + (f" to {seeds[-1]}" if seeds[-1] != seeds[0] else ""))
 
-    with Warnings(show=not options.json) as warnings, threads.limited(options.threads):
+    with threads.limited(options.threads):
         session = Session(options, chatty, screen)
         recipe = session.recipe(options, prompt)
         resuming.require_same(options, recipe)

@@ -64,11 +64,11 @@ def run(options: argparse.Namespace) -> int:
     recipe = _recipe(picture, options)
     model = _model(recipe, options)
     given = adapters.of_recipe(recipe.adapters, options, options.picture)
-    pictures = pictures_in.of_recipe(recipe.pictures, options, options.picture)
-    options.control = control.of_recipe(recipe.control, options, options.picture)
     target = output.plan(options.output, [recipe.seed])[0] if options.output is not None else None
     chatty = not (options.quiet or options.json)
     with Warnings(show=not options.json) as warnings, threads.limited(recipe.threads):
+        pictures = pictures_in.of_recipe(recipe.pictures, options, options.picture)
+        options.control = control.of_recipe(recipe.control, options, options.picture)
         drawn = _draw(recipe, model, given, pictures, options, chatty)
         if target is not None:
             from refsd.cli import png
