@@ -11,11 +11,11 @@ from refsd.models import taesd
 
 # configuration, size of the latents, batch
 NETS = {
-    "TAESD": ({}, (4, 3), 2),
+    "TAESD": ({}, (3, 2), 1),
     "three levels, other latents": (
         {"encoder_block_out_channels": (24,) * 3, "decoder_block_out_channels": (32,) * 3,
          "num_encoder_blocks": (1, 2, 1), "num_decoder_blocks": (2, 1, 1),
-         "latent_channels": 16}, (5, 7), 1),
+         "latent_channels": 16}, (5, 3), 2),
 }  # fmt: skip
 
 
