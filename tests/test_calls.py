@@ -584,7 +584,8 @@ def test_schedulers_as_code_for_diffusers_calls_them(name):
     assert np.array_equal(scheduler.add_noise(x, x, [t]), scheduler.add_noise(x, x, [t, t]))
 
 
-NOISY = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "TCDScheduler")
+NOISY = ("DDPMScheduler", "DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler",
+         "LCMScheduler", "TCDScheduler")
 
 
 def test_networks_as_code_for_diffusers_calls_them():

@@ -179,7 +179,7 @@ unipc.py | self.predictions[-2::-1] | self.predictions[:-1]
 unipc.py | order if corrects else order - 1 | order
 unipc.py | keep, scale, hh = alpha_t / alpha_s, sigma_t, h | keep, scale, hh = alpha_t / alpha_s, sigma_t, -h
 unipc.py | if h == 0 or ( | if (
-unipc.py | math.expm1(x) | math.exp(x)
+unipc.py | scale * expm1_32(hh) | scale * (expm1_32(hh) + 1)
 unipc.py | len(self.timesteps) - i) | len(self.timesteps) - i + 1)
 lcm.py | DATA_VARIANCE = 0.25 | DATA_VARIANCE = 0.5
 lcm.py | c_skip = DATA_VARIANCE / (np.square(k) | c_skip = DATA_VARIANCE / (k

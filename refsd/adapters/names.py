@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from refsd.families import FAMILIES
+from refsd.families import FAMILIES, others
 from refsd.weights.tree import flatten
 
 # What stands before a module's name, by who writes it so: diffusers, its old attention processors,
-# kohya (te1 is SDXL's first encoder, and what some write for the only one), LyCORIS, PEFT, ComfyUI.
+# kohya (te1 is the first of two encoders, for some the only one), LyCORIS, PEFT, ComfyUI.
 PREFIXES = {
     "unet": ("unet_", "", "lora_unet_", "lycoris_", "lycoris_unet_", "base_model_model_",
              "unet_base_model_model_", "diffusion_model_", "model_diffusion_model_"),
@@ -22,11 +22,6 @@ PREFIXES = {
                      "text_encoder_base_model_model_", "clip_l_transformer_", "clip_l_",
                      "text_encoders_clip_l_transformer_", "text_encoders_clip_l_"),
 }
-# Of models that refsd does not have: what their files hold besides.
-FOREIGN = {"lora_te2_": "SDXL", "text_encoder_2_": "SDXL", "lora_te3_": "Stable Diffusion 3",
-           "transformer_": "another kind of model (a transformer)",
-           "lora_transformer_": "another kind of model (a transformer)",
-           "bundle_emb": "an embedding in the file, which is not read"}
 # No picture depends on it: text encoders give their states.
 HARMLESS = re.compile(r"(.*_)?text_projection")
 # Names of old attention processors, which stand for those of layers.
@@ -58,8 +53,8 @@ def written(name: str) -> str:
 
 def foreign(name: str) -> str | None:
     """What a name tells of a file that is not for these models."""
-    return next((what for prefix, what in FOREIGN.items() if written(name).startswith(prefix)),
-                None)
+    return next((what for prefix, what in others.ADAPTERS.items()
+                 if written(name).startswith(prefix)), None)
 
 
 def _modules(network: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

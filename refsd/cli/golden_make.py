@@ -60,9 +60,10 @@ def parser() -> Parser:
     add("--spread-formats", metavar="LIST", default="float32,bfloat16",
         help="the formats of these runs, as float32,float16 (float32,bfloat16)")
     # What drawing asks and recording does not: the truth is always computed the same way.
-    parser.set_defaults(seed=0, batch_count=1, backend="numpy", dtype="float64", threads=None,
-                       exact=True, tuned=False, allow_nonfinite=False, variation_seed=None,
-                       variation_strength=0.0, seed_resize_from=None)
+    own = {action.dest for action in parser._actions}
+    drawing = vars(draw.parser().parse_args([])).items()
+    parser.set_defaults(**{key: value for key, value in drawing if key not in own}
+                        | {"seed": 0, "backend": "numpy", "dtype": "float64", "exact": True})
     return parser.answering(quiet="no word on the work", group=group)
 
 

@@ -109,7 +109,7 @@ def _checked(tokenizer, chunks):
 
 
 def _framed(tokenizer, tokens):
-    """bos, the tokens, eos, and the padding, which is eos again in Stable Diffusion 1."""
+    """bos, the tokens, eos, and the padding, which may be eos again."""
     padding = _room(tokenizer) - len(tokens)
     ids = [tokenizer.bos_token_id, *(token.id for token in tokens), tokenizer.eos_token_id,
            *[tokenizer.pad_token_id] * padding]

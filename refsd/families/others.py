@@ -14,6 +14,11 @@ BEGINNINGS = {
     "lora_": "a LoRA, not a whole model",
     "control_model.": "a ControlNet",
 }
+# How a module's name begins in an adapter's file, dots as underscores -> what the file is for.
+ADAPTERS = {"lora_te2_": "SDXL", "text_encoder_2_": "SDXL", "lora_te3_": "Stable Diffusion 3",
+            "transformer_": "another kind of model (a transformer)",
+            "lora_transformer_": "another kind of model (a transformer)",
+            "bundle_emb": "an embedding in the file, which is not read"}
 WIDTHS = {2048: "SDXL"}  # of the text that cross-attention reads
 CHANNELS = {5: "a depth model", 7: "an upscaler"}
 PARTS = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.", "input_blocks.",

@@ -20,7 +20,7 @@ from refsd.pipelines.composed import Block, ComposedGuidance, Timeline, constant
 from refsd.places import on_host
 from refsd.random.by_name import GENERATORS
 
-MAX_ENCODED = 1024  # chunks of one prompt's changes: 250 MB for Stable Diffusion 1
+MAX_ENCODED = 1024  # chunks of one prompt's changes: 250 MB of texts of width 768
 UNCOUNTED = 100  # steps, to see whether a prompt changes between them
 
 

@@ -138,7 +138,8 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
                              f"or {count}")
         seeds = [getattr(one, "initial_seed", None) for one in (generator if many else [generator])]
         if None in seeds:
-            raise UsageError("noise_sampler_seed is None, and there is no generator that tells its "
-                             "seed; give one of them")
+            raise UsageError(f"generator is {shown(generator)}, which tells no seed; give a "
+                             "TorchGenerator, one for each sample, or the option "
+                             "noise_sampler_seed")
         seeds = [int(seed()) % 2**64 for seed in seeds]
         return seeds if many else seeds[0]
