@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from test_pipelines import PROMPT, SIZE, _tokenizer, same_picture
+from tiny_diffusers import PROMPT, SIZE, clip_tokenizer, same_picture
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import refsd
@@ -20,7 +20,7 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 def small_sd2(root):
     """Stable Diffusion 2 is matrices, heads a level, gelu, v-prediction, padding with "!"."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer(root)
+    tokenizer = clip_tokenizer(root)
     tokenizer.pad_token = "!"
     return StableDiffusionPipeline(
         tokenizer=tokenizer,

@@ -21,7 +21,7 @@ def write_model(root, *, in_channels=4):
     """The folder of a model whose UNet takes so many channels, with CLIP's whole vocabulary."""
     torch.manual_seed(0)
     pipe = StableDiffusionPipeline(
-        tokenizer=_tokenizer(root),
+        tokenizer=clip_tokenizer(root),
         text_encoder=CLIPTextModel(CLIPTextConfig(
             vocab_size=49408, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
             num_attention_heads=4, max_position_embeddings=77, eos_token_id=2)),
@@ -40,7 +40,7 @@ def write_model(root, *, in_channels=4):
     return root / "model"
 
 
-def _tokenizer(root):
+def clip_tokenizer(root):
     """transformers' own tokenizer over the vocabulary that ships with refsd."""
     packed = (resources.files("refsd") / "data" / "clip_bpe_merges.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode().splitlines()[1:]
