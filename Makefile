@@ -69,7 +69,7 @@ bench-cuda: $(CUDA)/ready
 	$(CUDA)/bin/python -m benchmarks table && exit $$code
 
 parity: $(PARITY)/ready
-	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m "not full" $(PARITY_TESTS)
+	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile -m "not full" $(PARITY_TESTS)
 
 parity-full: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m full -s $(PARITY_TESTS)

@@ -99,7 +99,8 @@ def test_several(folder, nets, backend):  # noqa: F811
 
 @pytest.mark.parametrize("options", [
     {}, {"strength": 0.5, "guess_mode": True, "control_guidance_end": 0.5},
-    {"image": picture(5, 40, 30), "control_image": picture(6, 100, 50)}], ids=str)
+    {"image": picture(5, 40, 30), "control_image": picture(6, 100, 50)}],
+    ids=["plain", "guess mode", "pictures of other sizes"])
 def test_from_a_picture(folder, nets, options):  # noqa: F811
     same_picture(*pair(folder, nets, "plain", kind="Img2Img"), **{
         "prompt": PROMPT, "image": picture(3), "control_image": picture(1),
