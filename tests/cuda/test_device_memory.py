@@ -25,6 +25,10 @@ class Counting:
     def free(self, block):
         self.used -= block.nbytes
 
+    def available(self):
+        """Plenty, so that the VAE works in one piece."""
+        return 1 << 40
+
     def nothing(self, *_):
         """Not computed, not copied, not waited for."""
 
