@@ -152,6 +152,8 @@ def test_a_tiny_autoencoder_for_pictures_or_for_previews(run, files):
     (("--embedding", "words"), 2, "a folder"), (("--embedding", "edges.png"), 3, "edges.png"),
     (("--taesd", "tae", "--vae", "x"), 2, "both replace"),
     (("--taesd", "tae", "--vae-tiling", "exact"), 2, "--vae-tiling exact: a tiny autoencoder"),
+    (("--control-net", "x.gguf", "--control-image", "edges.png"), 2, "'x.gguf': no such file"),
+    (("--taesd", "x.safetensors"), 2, "'x.safetensors': no such file"),
     (("--taesd", "net"), 3, "net"), (("--taesd-preview-only",), 2, "--preview N")], ids=str)
 def test_what_is_refused(run, files, options, code, message):
     found, out, err = run("a", "--steps", 1, "-o", "x.png", *at(files, *options))

@@ -49,6 +49,14 @@ def test_what_is_neither_path_nor_id_is_refused(tmp_path, monkeypatch, model):
                 "neither an existing path nor a hub id", error=UsageError)  # fmt: skip
 
 
+@pytest.mark.parametrize("model", ["x.safetensors", "folder/x.gguf", "a/b/c.safetensors"])
+def test_the_hub_is_not_asked_for_what_is_meant_as_a_file(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    for download in (False, True):
+        refused(lambda download=download: resolve(model, download=download), "model: ", model,
+                "no such file", error=UsageError)  # fmt: skip
+
+
 @settings(deadline=None, max_examples=300)
 @given(model=st.text(st.characters() | st.sampled_from("ab/.-_"), max_size=30))
 def test_any_text_is_refused_or_looked_up_in_the_cache(tmp_path_factory, model):

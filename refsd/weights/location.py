@@ -12,6 +12,7 @@ from refsd.weights.choice import check_variant, choose
 from refsd.weights.folder import read_weight_map
 
 FOLDERS = ("scheduler", "tokenizer", *COMPONENTS)
+FILES = (".safetensors", ".gguf")
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def resolve(
     A path that exists is taken first. Only download=True touches the network, and then fetches the
     json and txt files of the components and the weights that would be read: those of the variant
     where there are any, of the networks that `parts` names. Raises UsageError for what is neither
-    a path nor a valid id, ModelError for a model that is not in the cache, ResourceError when a
+    a path nor a valid id, and for a file that is not there, ModelError for a model that is not in the cache, ResourceError when a
     download fails.
     """
     text = os.fspath(model) if isinstance(model, (str, bytes, os.PathLike)) else model
@@ -40,6 +41,8 @@ def resolve(
     if _exists(text):
         return Path(text)
     shown = ascii(text) if len(text) <= 120 else ascii(text[:117]) + "..."
+    if text.endswith(FILES):  # the hub is not asked for what is meant as a file
+        raise UsageError(f"model: {shown}: no such file; give the path of one")
 
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
