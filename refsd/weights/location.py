@@ -31,9 +31,9 @@ def resolve(
 
     A path that exists is taken first. Only download=True touches the network, and then fetches the
     json and txt files of the components and the weights that would be read: those of the variant
-    where there are any, of the networks that `parts` names. Raises UsageError for what is neither
-    a path nor a valid id, and for a file that is not there, ModelError for a model that is not in the cache, ResourceError when a
-    download fails.
+    where there are any, of the networks that `parts` names. Raises UsageError for a file that is
+    not there and for what is neither a path nor a valid id, ModelError for a model that is not in
+    the cache, ResourceError when a download fails.
     """
     text = os.fspath(model) if isinstance(model, (str, bytes, os.PathLike)) else model
     if not isinstance(text, str):
