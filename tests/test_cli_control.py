@@ -1,6 +1,7 @@
 """ControlNets, embeddings and tiny autoencoders on the command line, in recipes and in repro."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,20 @@ def test_a_tiny_autoencoder_for_pictures_or_for_previews(run, files):
     assert np.array_equal(recipe("z.png")[2], recipe("plain.png")[2])
     assert not np.array_equal(recipe("x.png")[2], recipe("plain.png")[2])
     assert recipe("x.png")[0]["model"]["vae"] == "tae"
+
+
+@pytest.mark.parametrize("more", [
+    ("--init-img", "edges.png", "--strength", 1), ("--hires-scale", 2)], ids=str)
+def test_previews_of_every_pass_are_the_tiny_autoencoder_s(run, files, monkeypatch, more):
+    from refsd.pipelines import preview
+
+    decoders, decode = [], preview.stages.decode
+    monkeypatch.setattr(preview, "stages", SimpleNamespace(
+        to_bytes=preview.stages.to_bytes,
+        decode=lambda vae, z: decoders.append(type(vae).__name__) or decode(vae, z)))
+    code, _, err = run("a cat", "--steps", 2, "-W", 48, "-H", 40, "-o", "x.png", "--preview", 1,
+                       *at(files, "--taesd", "tae", "--taesd-preview-only", *more))
+    assert code == 0 and decoders and set(decoders) == {"TinyVAE"}, (err, decoders)
 
 
 @pytest.mark.parametrize("options, code, message", [

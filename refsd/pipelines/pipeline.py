@@ -51,6 +51,7 @@ class Pipeline:
         self.make_generator, self.check_finite = TorchGenerator, True
         self.drawing, self.resumed = None, None  # the run at hand, and what it goes on from
         self.safety_checker = None  # a function of images, see refsd.pipelines.safety
+        self.preview_vae = None  # what decodes previews in the place of the VAE, such as a tiny one
         self.device = find_backend(backend).device
         self._interrupt, self._guidance_scale, self.num_timesteps = False, None, None
         self._said: set[str] = set()
@@ -117,6 +118,7 @@ class Pipeline:
         made.make_generator, made.check_finite = pipe.make_generator, pipe.check_finite
         made._dialect = pipe._dialect
         made.safety_checker, made.controlled = pipe.safety_checker, pipe.controlled
+        made.preview_vae = pipe.preview_vae
         return made
 
     def __getattr__(self, name: str) -> Any:

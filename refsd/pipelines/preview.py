@@ -56,9 +56,8 @@ def pictures(pipe: Any, latents: Any, *, vae: bool) -> list[Any]:
     latents = shaped("preview: latents", latents, ("B", config.latent_channels, "h", "w"),
                      pipe.vae.dtype)
     if vae:
-        decoder = getattr(pipe, "preview_vae", None) or pipe.vae  # a tiny one, if there is one
         with use(pipe.backend, exact=pipe.exact):
-            images = np.nan_to_num(stages.decode(decoder, latents))
+            images = np.nan_to_num(stages.decode(pipe.preview_vae or pipe.vae, latents))
         return [Image.fromarray(image) for image in stages.to_bytes(images)]
     small = stages.to_bytes(colours(config)(latents))
     size = tuple(n * config.downscale for n in small.shape[2:0:-1])
