@@ -638,6 +638,9 @@ def test_a_file_a_folder_and_a_damaged_file(pipe, tmp_path):
     assert np.array_equal(leaves(pipe)[place(samples.ATTENTION)], new)
     with pytest.raises(UsageError, match="there are 2 .safetensors files"):
         pipe.load_lora_weights(tmp_path)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(tmp_path.parent, "one.safetensors", "named", subfolder=tmp_path.name)
+    assert np.array_equal(leaves(pipe)[place(samples.ATTENTION)], new)
     whole = (tmp_path / "one.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-4])
     refused(lambda: pipe.load_lora_weights(tmp_path / "cut.safetensors"), "incomplete")

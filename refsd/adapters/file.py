@@ -63,8 +63,8 @@ def open_source(given: Any, weight_name: str | None = None, **hub: Any) -> Sourc
 
 
 def find_file(given: Any, weight_name: str | None = None, *, download: bool = False,
-              **hub: Any) -> Path:
-    """The file that is meant by a path, a folder or a hub id.
+              subfolder: str | None = None, **hub: Any) -> Path:
+    """The file that is meant by a path, a folder or a hub id, or by a `subfolder` of the two.
 
     Of a folder without `weight_name` it is diffusers' usual one, or the only .safetensors file.
     """
@@ -74,9 +74,10 @@ def find_file(given: Any, weight_name: str | None = None, *, download: bool = Fa
                          "folder or a hub id with weight_name, or a dict of arrays")
     place = Path(text)
     if "\0" in text or not os.path.exists(text):
-        return _from_hub(text, weight_name or USUAL, download, hub)
+        return _from_hub(text, weight_name or USUAL, download, {**hub, "subfolder": subfolder})
     if not place.is_dir():
         return place
+    place /= subfolder or ""
     names = sorted(path.name for path in place.glob("*.safetensors"))
     if weight_name is None and len(names) != 1 and USUAL not in names:
         raise UsageError(f"{place}: there are {len(names)} .safetensors files in it"
