@@ -66,7 +66,8 @@ def gradient(width=24, height=16):
 
 def test_colours_are_a_linear_map():
     """By hand, with the factors that were published."""
-    known = colours(VAEConfig(groups=1, scaling_factor=0.18215, latent_channels=4, downscale=8))
+    known = colours(VAEConfig(groups=1, scaling_factor=0.18215, latent_channels=4, downscale=8,
+                              sample_size=512))
     z = np.zeros((1, 4, 1, 2), np.float32)
     z[0, :, 0, 1] = 1, 0, -1, 0.5
     wanted = [[0.5] * 3, [(1 + 0.298 + 0.158 - 0.092) / 2, (1 + 0.207 - 0.189 - 0.1355) / 2,
@@ -212,7 +213,8 @@ def test_what_cannot_be_previewed(draw, args, words):
 
 
 def test_latents_without_known_colours(draw, monkeypatch):
-    config = VAEConfig(groups=1, scaling_factor=0.5, latent_channels=4, downscale=8)
+    config = VAEConfig(groups=1, scaling_factor=0.5, latent_channels=4, downscale=8,
+                       sample_size=512)
     with pytest.raises(UsageError, match="scaling factor 0.5.*--preview-vae"):
         colours(config)
 

@@ -75,11 +75,11 @@ class VAEConfig:
     scaling_factor: float
     latent_channels: int
     downscale: int
-    sample_size: int = 32  # diffusers' default
+    sample_size: int
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "VAEConfig":
-        size = config.get("sample_size") or cls.sample_size
+        size = config["sample_size"] or 32  # diffusers' own answer where a config says null
         return cls(
             groups=config["norm_num_groups"],
             scaling_factor=config["scaling_factor"],
