@@ -1,10 +1,9 @@
-"""The noise schedule: betas, alphas_cumprod, sigmas and the timesteps that a sampler visits.
+"""The noise schedule: betas, alphas_cumprod and the timesteps that a sampler visits.
 
 With beta_t the variance of the noise added at training step t (Ho et al. 2020, arXiv:2006.11239):
 
     alpha_bar_t = (1 - beta_0) (1 - beta_1) ... (1 - beta_t)
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
-    sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)
 
 Every table has the bits of diffusers 0.42.1 on torch 2.13.0 (x86 with AVX2). That decides how each
 line is written: which steps are float32, which float64, and where a product is not rounded.
