@@ -145,7 +145,7 @@ exponential.py | lambda_min_clipped", -np.inf)) | lambda_min_clipped", -np.inf))
 exponential.py | self.config[option] if option in self.DEFAULTS else | self.config[option] if option in self.config else
 exponential.py | if self.config.thresholding else | if self.config.get("clip_sample") else
 exponential.py | return float(alpha) * output + float(sigma) * x | return float(alpha) * output - float(sigma) * x
-exponential.py | return (x - float(alpha) * output) / float(sigma) | return (x - float(sigma) * output) / float(alpha)
+exponential.py | return (x - float(alpha) * x0) / float(sigma) | return (x - float(sigma) * x0) / float(alpha)
 exponential.py | self.alphas_cumprod[-1] = 2**-24 | self.alphas_cumprod[-1] = 2**-14
 exponential.py | else self.training_sigmas[0] | else self.training_sigmas[1]
 dpm_solver_singlestep.py | i % order + 1 | 1 + (i + 1) % order

@@ -21,13 +21,12 @@ BETAS = {
     "trained_betas": None,
 }
 # How a predicted x0 is kept in range, in the classes that do it.
-CLIPPING = {
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
+THRESHOLDING = {
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
 }
+CLIPPING = {"clip_sample": True, "clip_sample_range": 1.0, **THRESHOLDING}
 # What the options may be that are not true or false; a class may allow other words.
 RULES = {
     "beta_schedule": only("linear", "scaled_linear", "squaredcos_cap_v2"),

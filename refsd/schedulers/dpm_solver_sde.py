@@ -20,7 +20,6 @@ from refsd.arguments import as_number, shown
 from refsd.errors import UsageError
 from refsd.places import beside
 from refsd.random.brownian import BrownianPath
-from refsd.schedulers.config import BETAS
 from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.scheduler import Step
 from refsd.schedulers.sigma_tables import exp32, expm1_32, log32, sigma_to_timestep
@@ -34,18 +33,7 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
     path for each generator of a list. Nothing is drawn from the generator.
     """
 
-    DEFAULTS = {
-        **BETAS,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "prediction_type": "epsilon",
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "noise_sampler_seed": None,
-        "timestep_spacing": "linspace",
-        "steps_offset": 0,
-    }
+    DEFAULTS = {**TwoCallScheduler.DEFAULTS, "noise_sampler_seed": None}
     CHOICES = {"prediction_type": ("epsilon", "v_prediction")}
 
     def set_timesteps(self, num_inference_steps: int) -> None:

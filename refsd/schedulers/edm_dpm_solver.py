@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.schedulers.config import THRESHOLDING
 from refsd.schedulers.dpm_solver import DPMSolverMultistepScheduler
 from refsd.schedulers.edm import PreconditionedScheduler
 from refsd.schedulers.noise_schedule import linspace32
@@ -18,9 +19,7 @@ class EDMDPMSolverMultistepScheduler(PreconditionedScheduler, DPMSolverMultistep
     DEFAULTS = {
         **PreconditionedScheduler.DEFAULTS,
         "solver_order": 2,
-        "thresholding": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "sample_max_value": 1.0,
+        **THRESHOLDING,
         "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint",
         "lower_order_final": True,

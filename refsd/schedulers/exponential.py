@@ -12,7 +12,7 @@ import numpy as np
 
 from refsd.errors import UsageError
 from refsd.schedulers import sigma_tables
-from refsd.schedulers.config import BETAS, CLIPPING, Config
+from refsd.schedulers.config import BETAS, THRESHOLDING, Config
 from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.prediction import threshold
@@ -31,9 +31,7 @@ class ExponentialIntegrator(DiffusionScheduler):
         **BETAS,
         "solver_order": 2,
         "prediction_type": "epsilon",
-        "thresholding": CLIPPING["thresholding"],
-        "dynamic_thresholding_ratio": CLIPPING["dynamic_thresholding_ratio"],
-        "sample_max_value": CLIPPING["sample_max_value"],
+        **THRESHOLDING,
         "use_karras_sigmas": False,
         "use_exponential_sigmas": False,
         "use_beta_sigmas": False,
@@ -152,12 +150,12 @@ class ExponentialIntegrator(DiffusionScheduler):
 
     def _to_eps(self, output, x, i):
         """eps from the model's output at x."""
-        alpha, sigma, _ = self._levels(i)
         if self.config.prediction_type == "epsilon":
             return output
-        if self.config.prediction_type == "v_prediction":
-            return float(alpha) * output + float(sigma) * x
-        return (x - float(alpha) * output) / float(sigma)
+        if self.config.prediction_type == "sample":
+            return self._eps_of(output, x, i)
+        alpha, sigma, _ = self._levels(i)
+        return float(alpha) * output + float(sigma) * x
 
     def _eps_of(self, x0, x, i):
         """eps where x0 is known."""

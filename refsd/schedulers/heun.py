@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from refsd.schedulers.config import BETAS
 from refsd.schedulers.scheduler import Step, only_one
 from refsd.schedulers.two_calls import TwoCallScheduler, every_twice
 
@@ -21,19 +20,7 @@ from refsd.schedulers.two_calls import TwoCallScheduler, every_twice
 class HeunDiscreteScheduler(TwoCallScheduler):
     """Heun; two calls of the model a step, of which the last has one. Draws no noise."""
 
-    DEFAULTS = {
-        **BETAS,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "prediction_type": "epsilon",
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "clip_sample": False,
-        "clip_sample_range": 1.0,
-        "timestep_spacing": "linspace",
-        "steps_offset": 0,
-    }
+    DEFAULTS = {**TwoCallScheduler.DEFAULTS, "clip_sample": False, "clip_sample_range": 1.0}
     CHOICES = {"beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")}
 
     def set_timesteps(

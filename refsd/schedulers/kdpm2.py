@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.schedulers.config import BETAS
 from refsd.schedulers.scheduler import Step
 from refsd.schedulers.sigma_tables import exp32, log32, sigma_to_timestep
 from refsd.schedulers.two_calls import TwoCallScheduler, every_twice
@@ -23,17 +22,6 @@ from refsd.schedulers.two_calls import TwoCallScheduler, every_twice
 class KDPM2DiscreteScheduler(TwoCallScheduler):
     """DPM2; two calls of the model a step, of which the last has one. Draws no noise."""
 
-    DEFAULTS = {
-        **BETAS,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "linspace",
-        "steps_offset": 0,
-    }
     CHOICES = {"prediction_type": ("epsilon", "v_prediction")}
 
     def set_timesteps(self, num_inference_steps: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from refsd.arguments import shown
 from refsd.errors import UsageError
+from refsd.schedulers.config import BETAS
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
 
 
@@ -19,6 +20,17 @@ class TwoCallScheduler(SigmaSpaceScheduler):
 
     order = 2
     has_history = True
+    DEFAULTS = {
+        **BETAS,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": "epsilon",
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "timestep_spacing": "linspace",
+        "steps_offset": 0,
+    }
 
     def _enter(self, timestep):
         i = super()._enter(timestep)
