@@ -53,7 +53,7 @@ def nearest(monkeypatch):
 
 
 class LikeNumPy:
-    """NumPy for DEIS, which takes NumPy's float32 logarithm (11 % not nearest) of tensors."""
+    """NumPy for DEIS, which takes NumPy's float32 logarithm, not always the nearest, of tensors."""
 
     def __getattr__(self, name):
         return getattr(np, name)
