@@ -17,12 +17,13 @@ from refsd.errors import UsageError
 from refsd.families import sd1
 from refsd.half import HALVES
 from refsd.models.config import VAEConfig
+from refsd.models.vae import decode
 from refsd.ops import conv
 from refsd.ops.bands import Sums
 from refsd.pipelines import components, vae_tiling
 from refsd.pipelines.components import VAE
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
-from refsd.registry import use, watch
+from refsd.registry import trace, use, watch
 from refsd.weights import to_tree
 from refsd.weights.expect import SHAPES
 
@@ -118,6 +119,42 @@ def test_memory_does_not_grow_with_the_picture(bands_of, monkeypatch):
     most(64)  # whatever is imported and cached at first
     low, high, plane = most(256), most(1024), 768 * 16 * 8 * 4
     assert high < low + plane / 8, (low, high)  # partial sums of 64 numbers and more
+
+
+@pytest.mark.parametrize("side, kept, times", [
+    (512, 2**30, 1), (1024, 2**30, 1.06), (512, 2**26, 3.1), (512, 0, 12)])
+def test_what_is_kept_decides_the_work(side, kept, times, bands_of, monkeypatch):
+    """Multiplications of the convolutions of Stable Diffusion 1's decoder, of shapes alone.
+
+    512 with a sixteenth of what is kept is 2048, of whose pixels it has a sixteenth.
+    """
+    bands_of(2**23, kept)
+    config, counts = VAEConfig.from_json(sd1.VAE), []
+
+    def group_norm(shape, weight, bias, *, groups, eps, bands):
+        for _ in bands():
+            pass
+        return lambda band: band
+
+    def answer(op, inputs, options, inferred):
+        counts[-1] += inferred.flops if op == "conv2d" else 0
+        return np.broadcast_to(np.float32(0), inferred.shape)
+
+    tree = to_tree({name: np.broadcast_to(np.float32(0), shape)
+                    for name, shape in SHAPES["vae"](sd1.VAE).items()
+                    if name.startswith(("decoder", "post_quant_conv"))})
+    latents = np.broadcast_to(np.float32(0), (1, 4, side // 8, side // 8))
+    with use("numba"):
+        bands = graph.Graph()
+        monkeypatch.setattr(bands.rules, "group_norm", group_norm)
+        source = bands.source(latents)
+        for tracer in (answer, bands.answer):
+            counts.append(0)
+            with trace(tracer):
+                picture = decode(latents if tracer is answer else source, **tree, config=config)
+        with trace(answer):
+            bands.compute(picture)
+    assert counts[1] / counts[0] == pytest.approx(times, rel=0.01)  # to the digits of memory.md
 
 
 def test_large_kernels_have_no_bands():
