@@ -116,6 +116,12 @@ def record(rules: Mapping[str, Rule]) -> Rule:
                 f"an object of {', '.join(rules)}")
 
 
+def or_empty(rule: Rule) -> Rule:
+    """An empty object, or what fits the rule."""
+    return lambda value: "" if value == {} else (wanted := rule(value)) and (
+        f"{wanted}, or an empty one")
+
+
 def as_kind(value: Any, default: Any) -> Any:
     """The value as JSON could have said it too: null for false, 0 and 1, 1000.0 for 1000.
 

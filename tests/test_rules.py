@@ -31,6 +31,8 @@ RULES = {
                     [{"own": "a"}, {"a": "a", "own": 2}], "texts (wrong: 'own')"),
     "record": (rules.record({"a": rules.boolean}), [{"a": True}],
                [{}, {"a": 1}, {"a": True, "b": 1}, []], "an object of a"),
+    "or empty": (rules.or_empty(rules.record({"a": rules.boolean})), [{}, {"a": True}],
+                 [{"a": 1}, {"b": True}, [], None, ""], "an object of a, or an empty one"),
 }  # fmt: skip
 
 

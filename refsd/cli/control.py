@@ -11,7 +11,7 @@ from refsd.cli import pictures_in
 from refsd.cli.arguments import Parser, number
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_number
-from refsd.rules import Rule, boolean, each, matching, record, text, that
+from refsd.rules import Rule, boolean, each, matching, or_empty, record, text
 from refsd.rules import number as real
 
 STRENGTH = 0.9  # sd-cli's; diffusers has 1, A1111 too
@@ -20,10 +20,7 @@ HEX = re.compile("[0-9a-f]{64}")
 NAMED = record({"file": text(255), "sha256": matching(HEX, "64 hexadecimal digits")})
 NETS = each(record({"net": NAMED, "image": pictures_in.FILE, "strength": real(-LARGEST, LARGEST),
                     "start": real(0, 1), "end": real(0, 1)}), 1, 16)
-RULE: Rule = that(
-    lambda value: value == {} or (isinstance(value, dict) and value.keys() == {"nets", "guess_mode"}
-                                  and not NETS(value["nets"]) and not boolean(value["guess_mode"])),
-    "an object of nets and guess_mode, or an empty one")
+RULE: Rule = or_empty(record({"nets": NETS, "guess_mode": boolean}))
 
 
 def add_options(parser: Parser) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from refsd.arguments import shown
-from refsd.cli import comfy_graph, sampler_names
+from refsd.cli import comfy_graph, compat, sampler_names
 from refsd.cli.infotext import Infotext
 from refsd.cli.metadata import find_infotext, json_object
 from refsd.dialects.names import find
@@ -21,7 +21,7 @@ SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 RNGS = {"GPU": "cuda", "NV": "cuda", "CPU": "torch-cpu", "cuda": "cuda", "cpu": "torch-cpu",
         "std_default": "torch-cpu"}
 PROGRAMS = ("stable-diffusion.cpp", "refsd ")  # whose infotexts are not A1111's own
-EMPHASES = {"No norm": "no-norm", "None": "none", "Ignore": "ignore"}
+EMPHASES = {written: name for name, written in compat.EMPHASES.items()}
 # A1111's settings that are read here, and those that change no pixel or say it in other words.
 READ = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Model hash",
         "Clip skip", "RNG", "ENSD", "Eta DDIM", "Emphasis", "Pad conds", "Variation seed",

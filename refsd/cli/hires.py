@@ -8,7 +8,7 @@ from refsd.cli import variation
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.errors import UsageError
 from refsd.pipelines.request import MAX_SIDE, NUMBERS, check_integer, check_number, check_side
-from refsd.rules import Rule, only, that
+from refsd.rules import Rule, only, or_empty, record
 from refsd.rules import integer as whole
 from refsd.rules import number as real
 
@@ -21,10 +21,7 @@ NAMES = {"latent": "Latent", "latent-antialiased": "Latent (antialiased)",
 LARGEST = 8  # of a scale
 FIELDS = {"scale": real(1, LARGEST), "steps": NUMBERS["steps"], "denoising": real(1e-6, 1),
           "upscaler": only(*NAMES), "width": whole(1, MAX_SIDE), "height": whole(1, MAX_SIDE)}
-RULE: Rule = that(
-    lambda value: isinstance(value, dict) and value.keys() in (set(), FIELDS.keys())
-    and not any(FIELDS[key](item) for key, item in value.items()),
-    f"an object of {', '.join(FIELDS)}, or an empty one")
+RULE: Rule = or_empty(record(FIELDS))
 
 
 def add_options(parser: Parser) -> None:

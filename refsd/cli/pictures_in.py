@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from refsd.cli.arguments import Parser, integer, number
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import MAX_SIDE, check_integer, check_number, check_side
-from refsd.rules import Rule, optional, that
+from refsd.rules import Rule, optional, or_empty, record, that
 from refsd.rules import integer as whole
 from refsd.rules import number as real
 
@@ -246,17 +246,10 @@ def settings(pictures: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-TEXT = that(lambda value: isinstance(value, str), "a text")
 FILE = that(lambda value: isinstance(value, dict) and value.keys() == {"file", "sha256"}
             and all(isinstance(text, str) and text for text in value.values())
             and Path(value["file"]).name == value["file"], "an object of file and sha256")
 SIDES = {"padding": whole(0, MAX_SIDE), "width": whole(1, MAX_SIDE), "height": whole(1, MAX_SIDE)}
-PART = that(lambda value: isinstance(value, dict) and value.keys() == SIDES.keys()
-            and not any(SIDES[key](one) for key, one in value.items()),
-            "an object of padding, width and height")
 FIELDS = {"init_img": FILE, "mask": optional(FILE), "strength": optional(real(0, 1)),
-          "img_cfg_scale": optional(real(1, 1000)), "part": optional(PART)}
-RULE: Rule = that(
-    lambda value: isinstance(value, dict) and value.keys() in (set(), FIELDS.keys())
-    and not any(FIELDS[key](one) for key, one in value.items()),
-    f"an object of {', '.join(FIELDS)}, or an empty one")
+          "img_cfg_scale": optional(real(1, 1000)), "part": optional(record(SIDES))}
+RULE: Rule = or_empty(record(FIELDS))

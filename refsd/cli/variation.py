@@ -9,7 +9,7 @@ from refsd.arguments import shown
 from refsd.cli.arguments import Parser, integer, number
 from refsd.errors import UsageError
 from refsd.pipelines.request import MAX_SIDE, NUMBERS, check_integer, check_number
-from refsd.rules import Rule, each, optional, that
+from refsd.rules import Rule, each, optional, or_empty, record
 from refsd.rules import integer as whole
 from refsd.rules import number as real
 
@@ -82,10 +82,7 @@ def settings(variation: dict[str, Any]) -> dict[str, Any]:
 
 FIELDS = {"seed": NUMBERS["seed"], "strength": real(0, 1),
           "resize_from": optional(each(whole(1, MAX_SIDE), 2, 2))}
-RULE: Rule = that(
-    lambda value: isinstance(value, dict) and value.keys() in (set(), FIELDS.keys())
-    and not any(rule(value[key]) for key, rule in FIELDS.items() if key in value),
-    "an object of seed, strength and resize_from, or an empty one")
+RULE: Rule = or_empty(record(FIELDS))
 
 
 def first_latents(pipe: Any, recipe: Any, generator: Any) -> Any:
