@@ -84,6 +84,7 @@ def test_another_size_begins_with_that_sizes_noise():
     ({"shape": (2, 4, 8, 8)}, "1 generators; give .* one for each"),
     ({"resize_from": (0, 4)}, "resize_from is .*; give the height and the width"),
     ({"resize_from": (4,)}, "resize_from is"),
+    ({"resize_from": 4}, "resize_from is"),
     ({"variation_seed": -2**63, "strength": 0.1, "resize_from": (4, 4)}, None),
     ({"variation_seed": 2**64, "strength": 0.1}, "seed: got"),
 ])

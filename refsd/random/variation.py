@@ -91,7 +91,8 @@ def _inner(shape, resize_from):
     """The shape of the noise to begin with."""
     if resize_from is None:
         return shape
-    sides = [as_int(side) for side in resize_from]
+    sides = list(resize_from) if isinstance(resize_from, (Sequence, np.ndarray)) else []
+    sides = [as_int(side) for side in sides]
     if len(sides) != 2 or any(side is None or side < 1 for side in sides):
         raise UsageError(f"resize_from is {shown(resize_from)}; give the height and the width of "
                          "the latents, two integers of 1 or more")
