@@ -40,9 +40,9 @@ def blocks(given: Mapping[str, Any], tree: Mapping[str, Any], where: str) -> Blo
     A list has a weight for each transformer of a block, or one for all. Raises UsageError.
     """
     refuse_unknown(where, given, ("down", "mid", "up"), "block")
-    middle = given.get("mid", 1.0)
+    middle, weight = given.get("mid", 1.0), f"{where}: a weight"
     found = {"mid_block.attentions.0": number_of(
-        middle[0] if isinstance(middle, list) and len(middle) == 1 else middle, where)}
+        middle[0] if isinstance(middle, list) and len(middle) == 1 else middle, weight)}
     for side in ("down", "up"):
         counts = {f"block_{i}": len(block["attentions"])
                   for i, block in enumerate(tree[f"{side}_blocks"]) if "attentions" in block}
@@ -57,14 +57,13 @@ def blocks(given: Mapping[str, Any], tree: Mapping[str, Any], where: str) -> Blo
                                  f"{count}")
             for i, x in enumerate(each * count if len(each) == 1 else each):
                 number = block.removeprefix("block_")
-                found[f"{side}_blocks.{number}.attentions.{i}"] = number_of(x, where)
+                found[f"{side}_blocks.{number}.attentions.{i}"] = number_of(x, weight)
     return Blocks(found)
 
 
-def number_of(value: Any, where: str) -> float:
-    """A weight; UsageError for what is none."""
+def number_of(value: Any, what: str) -> float:
+    """A weight, or a factor of weights; UsageError, naming what it is, for what is none."""
     number = as_number(value)
     if number is None or not -LARGEST <= number <= LARGEST:
-        raise UsageError(f"{where}: a weight is {shown(value)}; give a number from -{LARGEST} to "
-                         f"{LARGEST}")
+        raise UsageError(f"{what} is {shown(value)}; give a number from -{LARGEST} to {LARGEST}")
     return float(number)

@@ -116,5 +116,5 @@ def strengths_of(pipe: Any, given: Sequence[str], weights: Any,
             if network == "unet" and isinstance(one, Mapping):
                 found[network][name] = blocks(one, pipe.unet.tree, where)
             else:
-                found[network][name] = 1.0 if one is None else number_of(one, where)
+                found[network][name] = 1.0 if one is None else number_of(one, f"{where}: a weight")
     return found

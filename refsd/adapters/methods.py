@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from refsd.adapters import file, loaded
-from refsd.arguments import as_number, refuse_unknown, shown
+from refsd.adapters.blocks import number_of
+from refsd.arguments import refuse_unknown
 from refsd.errors import UsageError
 
 HUB = ("cache_dir", "revision", "token", "subfolder")
@@ -119,7 +120,7 @@ def fuse_lora(pipe: Any, components: Sequence[str] = ("unet", "text_encoder"),
     networks = loaded.applied(pipe)
     refuse_unknown("fuse_lora", components, networks, "component")
     _refuse_fused(pipe, "fuse_lora")
-    scaled = _scaled(pipe, _scale("lora_scale", lora_scale), adapter_names)
+    scaled = _scaled(pipe, number_of(lora_scale, "lora_scale"), adapter_names)
     loaded.show(pipe, {part: found if part in components else _strengths(pipe)[part]
                        for part, found in scaled.items()})
     for part in components:
@@ -138,7 +139,7 @@ def unfuse_lora(pipe: Any, components: Sequence[str] = ("unet", "text_encoder"))
 def lora_scaled(pipe: Any, options: Mapping[str, Any]) -> Iterator[None]:
     """Within the block adapters have `scale` times their weights: cross_attention_kwargs."""
     refuse_unknown("cross_attention_kwargs", options, ["scale"], "key")
-    scale = _scale("cross_attention_kwargs: scale", options.get("scale", 1.0))
+    scale = number_of(options.get("scale", 1.0), "cross_attention_kwargs: scale")
     if scale == 1 or "adapters" not in vars(pipe.unet) or not any(_strengths(pipe).values()):
         yield
         return
@@ -164,10 +165,3 @@ def _refuse_fused(pipe, what):
     if any(found.fused for found in loaded.applied(pipe).values()):
         raise UsageError(f"{what}: the adapters are fused; call unfuse_lora() first, or "
                          "unload_lora_weights() to keep what they added")
-
-
-def _scale(name, value):
-    number = as_number(value)
-    if number is None or not -100 <= number <= 100:
-        raise UsageError(f"{name} is {shown(value)}; give a number from -100 to 100")
-    return float(number)
