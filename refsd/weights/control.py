@@ -13,11 +13,9 @@ from refsd.errors import ModelError, UsageError
 from refsd.families import CONTROLNET, FAMILIES, WIDTHS, Location, recognise, text_widths
 from refsd.rules import boolean
 from refsd.weights.expect import Shape, conv, flat, linear, way_down
-from refsd.weights.files import read_foreign_object
-from refsd.weights.folder import component_weights
 from refsd.weights.header import Header, read_header
 from refsd.weights.networks import NETWORKS
-from refsd.weights.plan import Plan, Source, checked, config_beside
+from refsd.weights.plan import Plan, Source, checked, config_beside, plan_added
 from refsd.weights.tree import to_tree
 from refsd.weights.validate import UNET, count, each, only, validate, width
 
@@ -75,12 +73,7 @@ def plan_controlnet(path: Path, *, variant: str | None = None) -> Plan:
     family. Raises ModelError for what is none, or one that refsd does not compute.
     """
     if path.is_dir():
-        file = path / "config.json"
-        config = validate(NAME, read_foreign_object(file), str(file), TABLE)
-        headers, taken = component_weights(path, NAME, variant)
-        sources = {name: Source(header, Location(name))
-                   for header in headers for name in header.tensors}
-        return checked(NAME, config, sources, str(path), controlnet_shapes(config), taken)
+        return plan_added(path, NAME, TABLE, controlnet_shapes, variant)
     if not path.is_file():
         raise UsageError(f"{str(path)[:200]}: no such file or folder. Give one that there is")
     header = read_header(path)

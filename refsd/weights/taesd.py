@@ -15,11 +15,10 @@ from refsd.families import Location
 from refsd.rules import anything, boolean, number
 from refsd.weights.expect import Shape, conv, flat
 from refsd.weights.files import read_foreign_object
-from refsd.weights.folder import component_weights
 from refsd.weights.header import Header, read_header
 from refsd.weights.model_index import part_class
 from refsd.weights.networks import NETWORKS
-from refsd.weights.plan import Plan, Source, checked, config_beside
+from refsd.weights.plan import Plan, Source, checked, config_beside, plan_added
 from refsd.weights.validate import count, each, only, validate, width
 
 NAME = "taesd"
@@ -80,9 +79,10 @@ def _block(wide: int) -> dict[str, Any]:
 def is_taesd(path: Path) -> bool:
     """Whether a path, or the VAE's folder of a model there, is a tiny autoencoder's."""
     if path.is_dir():
-        if (path / "vae").is_dir() and not (path / "config.json").is_file():
-            return part_class(path, "vae") in NETWORKS[NAME].classes or is_taesd(path / "vae")
-        file = path / "config.json"
+        own = _own_folder(path)
+        if own != path and part_class(path, "vae") in NETWORKS[NAME].classes:
+            return True
+        file = own / "config.json"
         found = read_foreign_object(file) if file.is_file() else {}
         return found.get("_class_name") in NETWORKS[NAME].classes
     if not path.is_file():
@@ -92,20 +92,19 @@ def is_taesd(path: Path) -> bool:
         name.startswith("decoder.layers.") for name in names)
 
 
+def _own_folder(path: Path) -> Path:
+    """Where the VAE is in a folder: in that of a model, below vae."""
+    inside = (path / "vae").is_dir() and not (path / "config.json").is_file()
+    return path / "vae" if inside else path
+
+
 def plan_taesd(path: Path, *, variant: str | None = None) -> Plan:
     """A tiny autoencoder, or the half that a file holds. Raises ModelError, UsageError.
 
     A file is read with the config.json beside it if that is of such a network, else as TAESD's.
     """
     if path.is_dir():
-        path = path / "vae" if (path / "vae").is_dir() and not (
-            path / "config.json").is_file() else path
-        file = path / "config.json"
-        config = validate(NAME, read_foreign_object(file), str(file), TABLE)
-        headers, taken = component_weights(path, NAME, variant)
-        sources = {name: Source(header, Location(name))
-                   for header in headers for name in header.tensors}
-        return checked(NAME, config, sources, str(path), taesd_shapes(config), taken)
+        return plan_added(_own_folder(path), NAME, TABLE, taesd_shapes, variant)
     if not path.is_file():
         raise UsageError(f"{str(path)[:200]}: no such file or folder. Give one that there is")
     header = read_header(path)
