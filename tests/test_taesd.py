@@ -16,7 +16,7 @@ from refsd.models import taesd
 from refsd.pipelines.memory import working_bytes
 from refsd.pipelines.taesd import TinyVAE
 from refsd.weights import to_tree, write_safetensors
-from refsd.weights.taesd import TABLE, plan_taesd, taesd_shapes
+from refsd.weights.taesd import TABLE, is_taesd, plan_taesd, taesd_shapes
 from refsd.weights.validate import validate
 
 CONFIG = {"_class_name": "AutoencoderTiny", "encoder_block_out_channels": [6] * 4,
@@ -75,6 +75,14 @@ def test_half_a_network(tmp_path):
         decoder.encode(values(1, 1, 3, 8, 8))
     with pytest.raises(UsageError, match="the encoder alone"):
         opened(tmp_path / "only_enc.safetensors")
+
+
+@pytest.mark.parametrize("held", [{}, {"foo.weight": np.ones((2, 2), np.float32)}])
+def test_a_file_of_something_else(tmp_path, held):
+    write_safetensors(tmp_path / "other.safetensors", held)
+    assert not is_taesd(tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="there is no tiny autoencoder in it"):
+        opened(tmp_path / "other.safetensors")
 
 
 def test_latents_beyond_three_are_held_and_blocks_of_zeros_pass_what_is_positive():

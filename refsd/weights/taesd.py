@@ -6,7 +6,7 @@ decoder's counted with the clamp that comes before the first. One without the ot
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,12 @@ def is_taesd(path: Path) -> bool:
     if not path.is_file():
         return False
     names = read_header(path).tensors
-    return all(BARE.fullmatch(name) for name in names) or any(
-        name.startswith("decoder.layers.") for name in names)
+    return _is_bare(names) or any(name.startswith("decoder.layers.") for name in names)
+
+
+def _is_bare(names: Collection[str]) -> bool:
+    """Whether a file is of one half, with numbered layers."""
+    return bool(names) and all(BARE.fullmatch(name) for name in names)
 
 
 def _own_folder(path: Path) -> Path:
@@ -111,7 +115,10 @@ def plan_taesd(path: Path, *, variant: str | None = None) -> Plan:
     sources = _halves(header)
     config = config_beside(path, NAME) or _config_of(sources)
     config = validate(NAME, config, str(path), TABLE)
-    halves = {name.partition(".")[0] for name in sources}
+    halves = {name.partition(".")[0] for name in sources} & {"encoder", "decoder"}
+    if not halves:
+        raise ModelError(f"{path}: there is no tiny autoencoder in it. Give one: a folder, or a "
+                         ".safetensors file")
     shapes = {name: shape for name, shape in taesd_shapes(config).items()
               if name.partition(".")[0] in halves}
     return checked(NAME, config, sources, str(path), shapes)
@@ -120,7 +127,7 @@ def plan_taesd(path: Path, *, variant: str | None = None) -> Plan:
 def _halves(header: Header) -> dict[str, Source]:
     """The tensors of a file by diffusers' names; of a half's own file those beside it too."""
     names = header.tensors
-    if not names or not all(BARE.fullmatch(name) for name in names):
+    if not _is_bare(names):
         return {name: Source(header, Location(name)) for name in names}
     path = Path(header.path)
     decoder = "0.weight" not in names  # the clamp has none
