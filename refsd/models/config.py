@@ -33,11 +33,7 @@ class CLIPTextConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """A UNet that reads text (diffusers' UNet2DConditionModel).
-
-    `heads` has one entry a level: diffusers' key attention_head_dim is the number of heads, unless
-    the newer num_attention_heads says it.
-    """
+    """A UNet that reads text (diffusers' UNet2DConditionModel); `heads` has one entry a level."""
 
     heads: tuple[int, ...]
     groups: int
@@ -49,11 +45,9 @@ class UNetConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "UNetConfig":
-        levels = len(config["block_out_channels"])
-        heads = config["num_attention_heads"] or config["attention_head_dim"]
         size = config["sample_size"] or 64  # diffusers' own answer where a config says null
         return cls(
-            heads=tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * levels,
+            heads=heads_of(config),
             groups=config["norm_num_groups"],
             eps=config["norm_eps"],
             flip_sin_to_cos=config["flip_sin_to_cos"],
@@ -61,6 +55,16 @@ class UNetConfig:
             sample_size=size[0] if isinstance(size, (list, tuple)) else size,
             center_input_sample=config["center_input_sample"],
         )
+
+
+def heads_of(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The heads of each level of a UNet or a ControlNet.
+
+    diffusers' key attention_head_dim is their number, unless the newer num_attention_heads says it.
+    """
+    heads = config["num_attention_heads"] or config["attention_head_dim"]
+    levels = len(config["block_out_channels"])
+    return tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * levels
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from refsd import functional as F
 from refsd.contracts import need
+from refsd.models.config import heads_of
 from refsd.models.unet import down, embed_time, middle
 
 
@@ -27,10 +28,8 @@ class ControlNetConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "ControlNetConfig":
-        levels = len(config["block_out_channels"])
-        heads = config["num_attention_heads"] or config["attention_head_dim"]
         return cls(
-            heads=tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * levels,
+            heads=heads_of(config),
             groups=config["norm_num_groups"],
             eps=config["norm_eps"],
             flip_sin_to_cos=config["flip_sin_to_cos"],
