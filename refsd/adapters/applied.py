@@ -44,8 +44,8 @@ class Applied:
         ResourceError where the copies would not fit into memory. Where that fails all the same, or
         by an interrupt, it is as before.
         """
-        before, changes = (self.strengths, self.changes), self.changes if changes is None else (
-            changes)
+        before = self.strengths, self.changes
+        changes = self.changes if changes is None else changes
         check_memory(self._more_bytes(strengths, changes), "merging the adapters")
         try:
             self._show(strengths, changes)
@@ -54,7 +54,7 @@ class Applied:
             raise
 
     def _more_bytes(self, strengths, changes):
-        """Of the host: a copy of each weight that none has yet, and float64 of the largest"""
+        """Of the host: a copy of each weight that none has yet, and float64 of the largest."""
         touched = {weight for name in strengths for weight in changes.get(name, ())}
         leaves = [self._get(weight) for weight in touched - self._originals.keys()]
         leaves = [leaf for leaf in leaves if not is_on_device(leaf)]
@@ -89,18 +89,15 @@ class Applied:
                 self._originals[weight], self._merged[weight] = original, (what, leaf[weight])
         self.strengths, self.changes = dict(strengths), dict(changes)
 
-    def _get(self, weight):
+    def _get(self, name):
         node = self.tree
-        for key in weight.split("."):
+        for key in name.split("."):
             node = node[int(key) if isinstance(node, list) else key]
         return node
 
     def _put(self, weight, leaf):
-        *path, last = weight.split(".")
-        node = self.tree
-        for key in path:
-            node = node[int(key) if isinstance(node, list) else key]
-        node[last] = leaf
+        module, _, last = weight.rpartition(".")
+        self._get(module)[last] = leaf
 
 
 def merged(original: Weight, changes: list[tuple[Change, float]]) -> Weight:
