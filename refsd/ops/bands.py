@@ -18,11 +18,10 @@ def conv2d_rows(channels, kernel, result, algorithm, itemsize, most):
 
     `most` is for backends whose bits leave the choice.
     """
-    N, _, Wo, _ = result
-    itemsize = max(itemsize, 4)  # halves are widened
-    taps = kernel[2] * kernel[3]
-    rows = max(1, conv.SLICE_BYTES // (channels * taps * N * Wo * itemsize))
-    return rows if algorithm == "im2col" else 0
+    if algorithm != "im2col":
+        return 0
+    N, _, Wo, _ = result  # halves are widened
+    return conv.slice_rows(channels * kernel[2] * kernel[3], N * Wo, max(itemsize, 4))
 
 
 def group_norm(shape, weight, bias, *, groups, eps, bands):

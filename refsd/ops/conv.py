@@ -87,11 +87,16 @@ def im2col(x, weight, stride, dilation, groups):
 
     matrix = weight.reshape(groups, O // groups, I * kh * kw)
     y = np.empty((N, O, Ho, Wo), x.dtype)
-    rows = max(1, SLICE_BYTES // (C * kh * kw * N * Wo * x.itemsize))
+    rows = slice_rows(C * kh * kw, N * Wo, x.itemsize)
     for i in range(0, Ho, rows):
         columns = windows[:, :, :, :, i:i + rows].reshape(groups, I * kh * kw, -1)
         y[:, :, i:i + rows] = in_runs(matrix, columns).reshape(O, N, -1, Wo).swapaxes(0, 1)
     return y
+
+
+def slice_rows(taps, width, itemsize):
+    """The rows of results that im2col makes at once: `taps` numbers for each pixel of a row."""
+    return max(1, SLICE_BYTES // (taps * width * itemsize))
 
 
 def in_runs(a, b):
