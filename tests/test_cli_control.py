@@ -110,6 +110,15 @@ def test_repro_asks_for_the_files_and_knows_them(run, files, tmp_path):
     assert code == 2 and "mine.safetensors (SHA-256" in err
 
 
+def test_repro_reads_a_control_net_once_and_fetches_it_where_it_may(run, files, monkeypatch):
+    run("a cat", "--steps", 1, "-s", 3, "-o", "x.png", *at(files, *CONTROLLED))
+    asked, digest = [], control.digest
+    monkeypatch.setattr(control, "digest", lambda place, *, download=False:
+                        asked.append(download) or digest(place))
+    code, _, err = run("repro", "x.png", "--download", *at(files, *CONTROLLED))
+    assert code == 0 and asked == [True], err
+
+
 def test_embeddings_are_those_that_the_prompts_call(run, files, tmp_path):
     run("a Mine cat", "-n", "OTHER", "--steps", 1, "-s", 1, "-o", "x.png",
         *at(files, "--embd-dir", "words"))

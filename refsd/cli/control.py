@@ -53,21 +53,20 @@ class Control:
         self._recorded = [{"image": one.recorded["control"], **own}
                           for one, own in zip(images, numbers)]
 
-    def load(self, pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
-        """Load the networks for a pipeline; what the recipe says of all this."""
+    def load(self, pipe: Any, options: argparse.Namespace) -> None:
+        """Load the networks for a pipeline."""
         from refsd.pipelines.control import check_nets
         from refsd.pipelines.controlnet import ControlNet
 
-        hashes = {}
-        for place in self.places:
-            if place not in hashes:
-                net = ControlNet.from_pretrained(
-                    place, backend=pipe.backend, dtype=options.dtype, weights=options.weights,
-                    exact=options.exact, download=options.download)
-                hashes[place] = net, digest(place)
-            self.nets.append(hashes[place][0])
-        check_nets(pipe, self.nets)
-        nets = [{"net": {"file": _name(place), "sha256": hashes[place][1]}, **own}
+        nets = {place: ControlNet.from_pretrained(
+            place, backend=pipe.backend, dtype=options.dtype, weights=options.weights,
+            exact=options.exact, download=options.download) for place in dict.fromkeys(self.places)}
+        self.nets = check_nets(pipe, [nets[place] for place in self.places])
+
+    def recorded(self) -> dict[str, Any]:
+        """What the recipe says of all this."""
+        hashes = {place: digest(place) for place in dict.fromkeys(self.places)}
+        nets = [{"net": {"file": _name(place), "sha256": hashes[place]}, **own}
                 for place, own in zip(self.places, self._recorded)]
         return {"nets": nets, "guess_mode": self.guess_mode}
 
@@ -141,7 +140,7 @@ def of_recipe(recorded: dict[str, Any], options: argparse.Namespace, where: str)
             raise UsageError(f"{path}: not the file that the picture was drawn with, SHA-256 "
                              f"{one['image']['sha256'][:16]}...; say with --control-image where "
                              "that is")
-        if digest(place) != one["net"]["sha256"]:
+        if digest(place, download=options.download) != one["net"]["sha256"]:
             raise UsageError(f"{place}: not the ControlNet that the picture was drawn with, "
                              f"{one['net']['file']} of SHA-256 {one['net']['sha256'][:16]}...; say "
                              "with --control-net where that is")
@@ -149,13 +148,13 @@ def of_recipe(recorded: dict[str, Any], options: argparse.Namespace, where: str)
     return Control(options.control_net, read, numbers, recorded["guess_mode"])
 
 
-def digest(place: str) -> str:
+def digest(place: str, *, download: bool = False) -> str:
     """The SHA-256 of a ControlNet's file; of several that of their SHA-256s, a line each."""
     from refsd.pipelines.identity import part_files, sha256
     from refsd.weights import resolve
 
-    found = [sha256(path) for path in part_files(resolve(place, parts=("controlnet",)),
-                                                 "controlnet", None)]
+    folder = resolve(place, download=download, parts=("controlnet",))
+    found = [sha256(path) for path in part_files(folder, "controlnet", None)]
     if len(found) == 1:
         return found[0]
     return hashlib.sha256("".join(f"{one}\n" for one in found).encode()).hexdigest()

@@ -54,7 +54,10 @@ class Session:
                                      ema=options.ema, hashes=not options.disable_image_metadata)
             tiling.require(self.pipe, options.vae_tiling)
             taesd.put_on(self.pipe, options)
-            self.controlled = {} if self.control is None else self.control.load(self.pipe, options)
+            self.controlled = {}
+            if self.control is not None:
+                self.control.load(self.pipe, options)
+                self.controlled = self.control.recorded()
 
     def _scheduler(self, config: dict[str, Any]) -> Any:
         """The sampler asked for, of the model's options, which stay for other requests."""
