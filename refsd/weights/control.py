@@ -12,10 +12,11 @@ from typing import Any
 from refsd.errors import ModelError, UsageError
 from refsd.families import CONTROLNET, FAMILIES, WIDTHS, Location, recognise, text_widths
 from refsd.rules import boolean
+from refsd.weights.added import plan_added
 from refsd.weights.expect import Shape, conv, flat, linear, way_down
 from refsd.weights.header import Header, read_header
 from refsd.weights.networks import NETWORKS
-from refsd.weights.plan import Plan, Source, checked, config_beside, plan_added
+from refsd.weights.plan import Plan, Source, checked, config_beside
 from refsd.weights.tree import to_tree
 from refsd.weights.validate import UNET, count, each, only, validate, width
 

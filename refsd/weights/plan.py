@@ -80,20 +80,6 @@ def _plan_component(
     return checked(component, config, sources, str(path), variant=taken)
 
 
-def plan_added(path: Path, component: str, table: Mapping[str, tuple], shapes: Any,
-               variant: str | None) -> Plan:
-    """A network that no model has as a part, from its own folder; `shapes` makes them of a config.
-
-    Tensors have the names of diffusers of today.
-    """
-    file = path / "config.json"
-    config = validate(component, read_foreign_object(file), str(file), table)
-    headers, taken = component_weights(path, component, variant)
-    sources = {name: Source(header, Location(name)) for header in headers
-               for name in header.tensors}
-    return checked(component, config, sources, str(path), shapes(config), taken)
-
-
 def plan_file(
     path: Path,
     *,

@@ -13,12 +13,13 @@ from typing import Any
 from refsd.errors import ModelError, UsageError
 from refsd.families import Location
 from refsd.rules import anything, boolean, number
+from refsd.weights.added import plan_added
 from refsd.weights.expect import Shape, conv, flat
 from refsd.weights.files import read_foreign_object
 from refsd.weights.header import Header, read_header
 from refsd.weights.model_index import part_class
 from refsd.weights.networks import NETWORKS
-from refsd.weights.plan import Plan, Source, checked, config_beside, plan_added
+from refsd.weights.plan import Plan, Source, checked, config_beside
 from refsd.weights.validate import count, each, only, validate, width
 
 NAME = "taesd"
