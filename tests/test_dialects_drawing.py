@@ -88,7 +88,8 @@ def test_the_mean_is_that_of_all_texts_of_a_prompt(pipe):
     w[2] = 2
     wanted = first * ((first.mean(dtype="f8") + second.mean(dtype="f8"))
                       / (first.mean(dtype="f8") + (second * w).mean(dtype="f8")))
-    np.testing.assert_allclose(vectors(pipe, "[red:cat (red:2):2]"), wanted, rtol=2e-7)
+    np.testing.assert_allclose(vectors(pipe, "[red:cat (red:2):2]"), wanted,
+                               rtol=2e-7)  # the factor and its product are rounded
 
 
 def test_a_long_prompt_is_chunks_side_by_side(pipe):
@@ -382,7 +383,9 @@ def test_a1111s_noise_nv_is_that_of_a_gpu():
     published = [[-0.92466259, -0.42534415, -2.6438457, 0.14518388],
                  [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
                  [-1.07454231, -0.36314407, -1.67105067, 2.26550497]]
-    np.testing.assert_allclose(PhiloxGenerator(0).randn(3, 4), published, rtol=0, atol=1e-6)
+    # Of eight digits, and numbers up to 2.7 of which four functions of float32 are rounded.
+    bound = 5e-9 + 2.7 * 4 * 2.0**-24
+    np.testing.assert_allclose(PhiloxGenerator(0).randn(3, 4), published, rtol=0, atol=bound)
 
 
 def test_a1111s_noise_nv_within_roundings():
