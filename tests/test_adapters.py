@@ -673,5 +673,7 @@ def test_a_file_of_the_hub(pipe, tmp_path, monkeypatch):
                      ("owner/name", "x.safetensors", {"local_files_only": False})]
     with pytest.raises(ModelError, match="no none.safetensors of it in the local hub cache"):
         pipe.load_lora_weights("owner/name", "none.safetensors")
+    with pytest.raises(ResourceError, match="owner/name: no. Try again, or fetch it by other"):
+        pipe.load_lora_weights("owner/name", "none.safetensors", download=True)
     with pytest.raises(ResourceError, match="cannot be had: the disk. Try again"):
         pipe.load_lora_weights("owner/name", "failing.safetensors")

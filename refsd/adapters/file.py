@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from refsd.arguments import as_array, shown
-from refsd.errors import ModelError, ResourceError, UsageError
+from refsd.errors import ModelError, UsageError
 from refsd.weights.header import Header, read_header
+from refsd.weights.location import from_hub
 from refsd.weights.memory import check_memory, needed_bytes
 from refsd.weights.reader import nonfinite, read_tensors
 
@@ -73,7 +74,7 @@ def find_file(given: Any, weight_name: str | None = None, *, download: bool = Fa
         raise UsageError(f"load_lora_weights: got {shown(given)}; give the path of a file, a "
                          "folder or a hub id with weight_name, or a dict of arrays")
     place = Path(text)
-    if "\0" in text or not os.path.exists(text):
+    if not os.path.exists(text):
         return _from_hub(text, weight_name or USUAL, download, {**hub, "subfolder": subfolder})
     if not place.is_dir():
         return place
@@ -88,18 +89,14 @@ def find_file(given: Any, weight_name: str | None = None, *, download: bool = Fa
 
 def _from_hub(name: str, file: str, download: bool, hub: Mapping[str, Any]) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
     try:
-        return Path(huggingface_hub.hf_hub_download(
-            name, file, local_files_only=not download,
-            **{key: value for key, value in hub.items() if value is not None}))
+        validate_repo_id(name)
     except HFValidationError:
         raise UsageError(f"{shown(name, 200)}: no such file or folder, and no hub id; give "
                          "one") from None
-    except LocalEntryNotFoundError:
-        raise ModelError(f"{name[:200]}: no such path, and no {file} of it in the local hub cache. "
-                         "Give a path, or let it be fetched with download=True") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ResourceError(f"{name[:200]}: {file} cannot be had: {str(error).split(chr(10))[0]}. "
-                            "Try again, or give the path of a copy") from None
+    return from_hub(huggingface_hub.hf_hub_download, name, file, where=name,
+                    missing=f"no {file} of it", download=download,
+                    **{key: value for key, value in hub.items() if value is not None})

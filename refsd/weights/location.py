@@ -3,8 +3,9 @@
 import glob
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import COMPONENTS
@@ -121,31 +122,27 @@ def _listing(text: str, shown: str, hub: dict) -> list[str]:
 def _snapshot(text: str, shown: str, download: bool, hub: dict, patterns: list[str]) -> Path:
     """The folder of a repository in the cache, after fetching what fits the patterns."""
     import huggingface_hub
+
+    return from_hub(huggingface_hub.snapshot_download, text, where=f"model {shown}",
+                    download=download, allow_patterns=patterns, **hub)
+
+
+def from_hub(fetch: Callable[..., str], *names: str, where: str, missing: str = "not",
+             download: bool, **options: Any) -> Path:
+    """What a function of huggingface_hub fetches, or finds in the cache, its errors as refsd's."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                text,
-                **hub,
-                local_files_only=not download,
-                allow_patterns=patterns,
-            )
-        )
+        return Path(fetch(*names, **options, local_files_only=not download))
     except LocalEntryNotFoundError as error:
         if download:
-            raise ResourceError(
-                f"model {shown}: {_cause(error)}. Try again, or fetch it by other means and give "
-                "its path"
-            ) from None
-        raise ModelError(
-            f"model {shown}: no such path, and not in the local hub cache. "
-            "Download it with download=True (--download)"
-        ) from None
+            raise ResourceError(f"{where}: {_cause(error)}. Try again, or fetch it by other means "
+                                "and give its path") from None
+        raise ModelError(f"{where}: no such path, and {missing} in the local hub cache. "
+                         "Download it with download=True (--download)") from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise ResourceError(
-            f"model {shown}: cannot be had: {_cause(error)}. Try again, or give the path of a copy"
-        ) from None
+        raise ResourceError(f"{where}: cannot be had: {_cause(error)}. Try again, or give the path "
+                            "of a copy") from None
 
 
 def _cause(error: BaseException) -> str:
