@@ -136,6 +136,30 @@ def test_embeddings_are_those_that_the_prompts_call(run, files, tmp_path):
     assert code == 2 and f"{copy}: there is an embedding of the word 'mine' already" in err
 
 
+def test_words_of_a_folder_are_called_by_themselves(run, files, tmp_path):
+    """As in A1111; and a picture of many is the one that is drawn alone, in whichever order."""
+    (tmp_path / "lines.txt").write_text("an examined cat\na (mine) cat\nanother cat\n")
+    folder = at(files, "--embd-dir", "words")
+    code, out, err = run("--prompts", "lines.txt", "--steps", 1, *folder)
+    assert code == 0, err
+    said = [json.loads(line) for line in out.splitlines()]
+    assert [[one["word"] for one in recipe(picture["path"])[0]["embeddings"]]
+            for picture in said] == [[], ["mine"], []]
+    for picture, options in zip(said, ((), folder, ())):
+        run(picture["prompt"], "--steps", 1, "-s", 0, "-o", "x.png", *options)
+        assert np.array_equal(recipe("x.png")[2], recipe(picture["path"])[2]), picture
+
+
+@pytest.mark.parametrize("said, word, by_itself", [
+    ("a mine, red", "Mine", True), ("mine's", "mine", True), ("(mine:1.2)", "mine", True),
+    ("mine2", "mine", True), ("embedding:mine", "mine", True), ("a 3d-art2d", "3d-art", True),
+    ("mines", "mine", False), ("examined", "mine", False), ("\u00e9mine", "mine", False),
+    ("bigart", "art", False), ("x<cat-toy>y", "<cat-toy>", True), ("a.b", "a b", False)])
+def test_a_word_by_itself(said, word, by_itself):
+    assert embeddings._says(said, word) is by_itself
+    assert embeddings._says(said, word, within=True) is (word.lower() in said)
+
+
 def test_a_tiny_autoencoder_for_pictures_or_for_previews(run, files):
     one = ("a cat", "--steps", 2, "-s", 1)
     run(*one, "-o", "plain.png")

@@ -30,22 +30,43 @@ class Embeddings:
 
     def __init__(self, files: list[str], folder: str | None):
         self.files, self.folder = files, folder
+        self._named = {os.path.realpath(path) for path in files}  # by the user, one by one
         self._known: dict[str, dict[str, str]] = {}  # where -> what a recipe says of it
 
     def recorded(self, pipe: Any, *texts: str) -> list[dict[str, str]]:
-        """Load what these prompts call; what the recipe says of it."""
+        """Load what these prompts call; what the recipe says of it.
+
+        A word of the folder is called by itself, as in A1111; one of --embedding, which diffusers'
+        tokenizer finds everywhere, within another word too.
+        """
+        said = " ".join(texts).lower()
         for path in self.files:
             self._load(pipe, path, None)
-        for path in self._in_folder(" ".join(texts).lower()):
+        for path in self._in_folder(said):
             self._load(pipe, str(path), path.stem)
-        said = " ".join(texts).lower()
-        return [one for one in self._known.values() if one["word"].lower() in said]
+        return [one for place, one in self._known.items() if _says(
+            said, one["word"], within=place in self._named)]
+
+    def put_on(self, pipe: Any, recipe: Any) -> None:
+        """Have the pipeline know the folder's words that a recipe has, not those of other prompts.
+        """
+        own = {one["word"]: place for place, one in self._known.items()
+               if place not in self._named}
+        if not own:
+            return
+        from refsd.pipelines.textual_inversion import load, unload, words
+
+        there, wanted = words(pipe), {one["word"] for one in recipe.embeddings}
+        if others := [word for word in own if word in there and word not in wanted]:
+            unload(pipe, others)
+        for word in own.keys() & wanted - there.keys():
+            load(pipe, own[word], word)
 
     def _in_folder(self, said):
         if self.folder is None:
             return []
         return [path for path in sorted(Path(self.folder).rglob("*.safetensors"))
-                if path.stem.lower() in said and path.is_file()]
+                if _says(said, path.stem) and path.is_file()]
 
     def _load(self, pipe, path, word):
         from refsd.pipelines.identity import sha256
@@ -98,6 +119,16 @@ def chosen(options: argparse.Namespace) -> Embeddings:
     if folder is not None and not os.path.isdir(folder):
         raise UsageError(f"--embd-dir {folder}: no such folder; name one")
     return Embeddings(files, folder)
+
+
+def _says(said: str, word: str, *, within: bool = False) -> bool:
+    """Whether a text has a word, by itself or anywhere: CLIP's tokens join letters, and no more."""
+    word, letter = word.lower(), r"[^\W\d_]"
+    if within:
+        return word in said
+    first = f"(?<!{letter})" if word[0].isalpha() else ""
+    last = f"(?!{letter})" if word[-1].isalpha() else ""
+    return re.search(first + re.escape(word) + last, said) is not None
 
 
 def settings(embeddings: list[dict[str, str]]) -> dict[str, str]:

@@ -102,6 +102,7 @@ class Session:
         seed = recipe.seed
         if self.control is not None:
             self.control.put_on(self.pipe, recipe)
+        self.embeddings.put_on(self.pipe, recipe)
         if recipe.adapters or self.adapters.places:
             with self._timed("adapters"):
                 self.adapters.put_in(self.pipe, recipe.adapters)
