@@ -127,7 +127,7 @@ def test_a_folder_of_stable_diffusion_2(models):
     theirs.set_progress_bar_config(disable=True)
     ours = refsd.StableDiffusionPipeline.from_pretrained(folder, backend="numpy")
     assert theirs.tokenizer.pad_token_id == 0
-    same_picture(theirs, ours, prompt=PROMPT, negative_prompt="blurry")
+    same_picture(theirs, ours, prompt=PROMPT, negative_prompt="blurry", num_inference_steps=6)
 
 
 def test_a_single_file_of_stable_diffusion_2(models, caplog):
@@ -151,4 +151,4 @@ def test_a_single_file_of_stable_diffusion_2(models, caplog):
     assert ours.tokenizer.pad_token_id == theirs.tokenizer.pad_token_id == 0
     assert ("predicts v_prediction, says its family alone (Stable Diffusion 2.x); prediction_type= "
             "(--prediction) overrules") in caplog.text
-    same_picture(theirs, ours, prompt=PROMPT, negative_prompt="blurry")
+    same_picture(theirs, ours, prompt=PROMPT, negative_prompt="blurry", num_inference_steps=6)
