@@ -65,19 +65,11 @@ def _modules(network: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         spelled = written(module)
         yield module, spelled
         yield module, spelled.removeprefix("text_model_")
-    for family in FAMILIES:
-        for name, location in _located(family.layouts[network], tree).items():
+    for locate in [family.layouts[network].locate for family in FAMILIES]:
+        for name, location in (locate(tree) if locate else {}).items():
             if name in modules and location.parts == 1:
                 yield modules[name], written(location.name.removesuffix(".weight"))
     for module in modules.values():
         for pattern, other in ALIASES:
             if pattern.search(written(module)):
                 yield module, pattern.sub(other, written(module))
-
-
-def _located(layout: Any, tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where single files of a family have the tree's tensors, if it is a tree of the family's."""
-    try:
-        return {} if layout.locate is None else layout.locate(tree)
-    except KeyError:
-        return {}
