@@ -21,7 +21,7 @@ from refsd.models.unet import down, embed_time, middle
 from refsd.pipelines.control import Active, Asked, Control, check_nets, check_wishes
 from refsd.pipelines.controlnet import ControlNet
 from refsd.weights import to_tree, write_safetensors
-from refsd.weights.control import TABLE, controlnet_shapes
+from refsd.weights.control import TABLE, controlnet_shapes, plan_controlnet
 from refsd.weights.validate import validate
 
 CONFIG = {key: value for key, value in tiny.UNET.items()
@@ -156,6 +156,8 @@ ODD = {
     "SDXL": ({"control_model.a.attn2.to_k.weight": np.zeros((4, 2048), "f4")}, "text width 2048"),
     "a VAE": ({"decoder.conv_in.weight": np.zeros(1, "f4")}, "there is no ControlNet in it"),
     "half of one": ({"input_hint_block.0.weight": np.zeros((16, 3, 3, 3), "f4")}, "missing"),
+    "of diffusers' names": ({"controlnet_cond_embedding.conv_in.weight":
+                             np.zeros((16, 3, 3, 3), "f4")}, "missing"),
 }  # fmt: skip
 
 
@@ -166,6 +168,8 @@ def test_other_files_are_refused_by_name(tmp_path, name):
     with pytest.raises(ModelError, match=message) as refused:
         ControlNet.from_pretrained(tmp_path / "x.safetensors")
     assert "\n" not in str(refused.value)
+    with pytest.raises(UsageError, match="no such file or folder"):
+        plan_controlnet(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("key, value", [

@@ -131,6 +131,11 @@ def test_it_draws_in_the_place_of_the_vae(nets, tmp_path):
         "_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderTiny"]}))
     own = refsd.StableDiffusionPipeline.from_pretrained(folder, backend="numpy")
     assert isinstance(own.vae, TinyVAE) and not isinstance(plain.vae, TinyVAE)
+    assert is_taesd(folder) and opened(folder).config == own.vae.config
+    (folder / "model_index.json").unlink()
+    assert is_taesd(folder) and is_taesd(folder / "vae")
+    with pytest.raises(UsageError, match="no such file or folder"):
+        opened(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("changed, message", [
