@@ -24,7 +24,7 @@ def add_options(parser: Parser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """UsageError where there is no such dialect."""
-    options.compat = spelled(find(getattr(options, "compat", "diffusers")))
+    options.compat = spelled(find(options.compat))
 
 
 def rng(options: argparse.Namespace) -> str:

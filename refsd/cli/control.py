@@ -86,18 +86,18 @@ class Control:
 
 def check(options: argparse.Namespace) -> Control | None:
     """What is asked for, its pictures read; UsageError for what does not fit together."""
-    places, images = (getattr(options, f"control_{name}", []) for name in ("net", "image"))
-    given = {name: getattr(options, f"control_{name}", []) for name in ("strength", "start", "end")}
+    places, images = options.control_net, options.control_image
+    given = {name: getattr(options, f"control_{name}") for name in ("strength", "start", "end")}
     if not places:
         for name in ("image", *given, "guess"):
-            if getattr(options, f"control_{name}", None):
+            if getattr(options, f"control_{name}"):
                 raise UsageError(f"--control-{name} is for ControlNets; give --control-net PATH "
                                  "too")
         return None
     if len(images) != len(places):
         raise UsageError(f"{len(places)} --control-net and {len(images)} --control-image; give "
                          "each a picture")
-    if getattr(options, "mask_padding", None) is not None:
+    if options.mask_padding is not None:
         raise UsageError("--mask-padding draws a part of the picture, and --control-image is of "
                          "all of it; leave one out")
     columns = []
@@ -167,7 +167,7 @@ def _name(place: str) -> str:
 def size(control: Control | None, pipe: Any, options: argparse.Namespace,
          otherwise: tuple[int, int]) -> tuple[int, int]:
     """Width and height: what is asked for or begun with, else the first control picture's."""
-    if control is None or getattr(options, "init_img", None) is not None:
+    if control is None or options.init_img is not None:
         return otherwise
     factor = pipe.vae_scale_factor
     own = [max(side // factor * factor, factor) for side in control.images[0].size]

@@ -109,8 +109,7 @@ class Embeddings:
 
 def chosen(options: argparse.Namespace) -> Embeddings:
     """Where a run takes them from; UsageError for what is not there."""
-    files = getattr(options, "embedding", [])
-    folder = getattr(options, "embd_dir", None)
+    files, folder = options.embedding, options.embd_dir
     for path in files:
         if not os.path.exists(path):
             raise UsageError(f"--embedding {path}: no such file; give the path of one")

@@ -45,7 +45,7 @@ def add_options(parser: Parser) -> None:
 
 def check(options: argparse.Namespace) -> Pictures | None:
     """The pictures, read; UsageError for what is none, and for options that go with none."""
-    asked = {name: getattr(options, name, None) for name in
+    asked = {name: getattr(options, name) for name in
              ("init_img", "mask", "strength", "mask_padding", "img_cfg_scale")}
     if asked["init_img"] is None:
         for name in asked:

@@ -37,8 +37,8 @@ class Session:
         self.seconds: dict[str, float] = {}
         self.step_seconds: list[float] = []
         self.latents: list[Any] = []
-        self.pictures = getattr(options, "pictures", None)
-        self.control, self.embeddings = options.control, options.embeddings
+        self.pictures, self.control = options.pictures, options.control
+        self.embeddings = options.embeddings
         self.adapters = Adapters(strict=not options.lora_partial)
         with self._timed("kernels"), Compiling(show=chatty):  # loading a model needs some of them
             make_ready(options.backend, options.dtype)

@@ -18,7 +18,7 @@ def add_options(parser: Parser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Let it be the VAE, and decode the previews; UsageError for what does not go together."""
-    place, only = getattr(options, "taesd", None), getattr(options, "taesd_preview_only", False)
+    place, only = options.taesd, options.taesd_preview_only
     if only and (place is None or options.preview is None):
         raise UsageError("--taesd-preview-only says what --preview decodes with; give --preview N "
                          "and --taesd PATH too")
@@ -35,7 +35,7 @@ def check(options: argparse.Namespace) -> None:
 
 def put_on(pipe: Any, options: argparse.Namespace) -> None:
     """Have the previews of a pipeline decoded by it, if by it alone."""
-    if not getattr(options, "taesd_preview_only", False):
+    if not options.taesd_preview_only:
         return
     from refsd.pipelines.taesd import TinyVAE
     from refsd.weights import resolve
