@@ -208,6 +208,20 @@ def test_bad_steps():
             euler.set_begin_index(index)
 
 
+@pytest.mark.parametrize("options, message", [
+    ({"s_noise": math.nan}, "s_noise is nan; give a number"),
+    ({"s_noise": "1"}, "s_noise is '1'"),
+    ({"generator": [Noise(), Noise()]}, "got 2 generators for 1 samples; give one, or 1"),
+    ({"generator": None}, "generator is None, which tells no seed"),
+    ({"generator": [np.random.default_rng(0)]}, "which tells no seed"),
+])
+def test_bad_steps_along_a_path(options, message):
+    sde = make(refsd.schedulers, "DPMSolverSDEScheduler", 2)
+    with pytest.raises(UsageError, match=message):
+        sde.step(one(), sde.timesteps[0], one(), **{"generator": Noise(), **options})
+    assert np.isfinite(sde.step(one(), sde.timesteps[0], one(), generator=[Noise()]).prev_sample)
+
+
 def test_epsilon_at_alpha_bar_0_and_sigmas_without_end():
     flawed = make(
         refsd.schedulers,
