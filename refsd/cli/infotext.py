@@ -5,7 +5,7 @@ r"""A1111's "infotext": the prompt, the negative prompt, and one line of setting
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 42, Size: 512x512, Model hash: ..., ...
 
 A prompt is free text, so one with a line break in it could forge the lines below. Control
-characters and line separators are therefore written as \n, \r or \uXXXX, so that a text stays one
+characters and line separators are therefore written as \n, \r or \uHHHH, so that a text stays one
 line; a run of backslashes before such an escape, or before n, r or u, is doubled. What is read back
 is what was written, and a text without any of these stays as it is.
 

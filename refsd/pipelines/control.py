@@ -140,7 +140,7 @@ def _each(name, value, count, low, high):
 
 
 def pictures(nets: Sequence[ControlNet], image: Any, factor: int, *, name: str = "image",
-                     height: int | None = None, width: int | None = None) -> list[np.ndarray]:
+             height: int | None = None, width: int | None = None) -> list[np.ndarray]:
     """A picture for each ControlNet in the size that is asked for, or its own.   (B, 3, H, W) each
 
     One ControlNet takes what refsd.pipelines.images takes; several a list with one each, or a list

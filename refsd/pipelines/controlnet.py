@@ -121,9 +121,6 @@ class ControlNet:
         return Residuals(found[:-1], found[-1])
 
 
-
-
-
 @in_float32
 def _times(x: Any, factor: float) -> Any:
     return x * factor

@@ -70,7 +70,7 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
         decoder = coding_bytes(pipe.vae, "decoder", math.ceil(height / factor),
                                math.ceil(width / factor), pipe.vae.tiling)
-    asked = batch * getattr(pipe, "copies", 2)
+    asked = batch * pipe.copies
     return max(unet_bytes(pipe.unet, pixels, asked, size), decoder + pictures)
 
 

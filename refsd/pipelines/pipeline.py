@@ -40,6 +40,7 @@ class Pipeline:
     """
 
     inputs: tuple[str, ...] = ("latents",)
+    copies = 2  # of each picture in a step's batch, where it is guided
     controlled: Any = None  # what ControlNets are to add, a refsd.pipelines.control.Asked
 
     def __init__(self, *, tokenizer: CLIPTokenizer, text_encoder: TextEncoder, unet: UNet, vae: VAE,
