@@ -28,7 +28,7 @@ from refsd.registry import kernels, trace
 
 PRODUCTS = ("conv2d", "linear", "matmul", "attention")
 BESIDE = re.compile(r"\.(add_|widen|copy|cast|softmax)")  # what is launched beside a product
-VIEWS = ("to_tokens", "to_image", "slice", "transpose")  # by rule they cost nothing
+VIEWS = ("to_tokens", "to_image", "slice", "transpose", "reshape")  # by rule they cost nothing
 TILE, QUERIES, ELEMENTS, ROWS = 128, 64, 1024, 8  # of one block, by rule
 
 

@@ -56,6 +56,7 @@ concat = dispatched(layout.concat)
 slice = dispatched(layout.slice)
 pad = dispatched(layout.pad)
 transpose = dispatched(layout.transpose)
+reshape = dispatched(layout.reshape)
 
 add = dispatched(arithmetic.add)
 sub = dispatched(arithmetic.sub)

@@ -174,6 +174,15 @@ class Axes(Option):
         return f"{self.words}, 0 to {len(sizes[self.of]) - 1}"
 
 
+class Sizes(Option):
+    """A size of at least 0 for each axis of the result."""
+
+    types, words = ("sizes",), "a list of integers >= 0"
+
+    def takes(self, value, sizes):
+        return isinstance(value, (list, tuple)) and all(is_int(n) and n >= 0 for n in value)
+
+
 class Widths(Option):
     """A pair (before, after) of integers of at least 0 for each axis of a tensor."""
 

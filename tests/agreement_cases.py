@@ -247,10 +247,15 @@ def _transpose(values):
         yield call(values(2, 17, 6, 5), axes=axes)
 
 
+def _reshape(values):
+    for shape in ((2, 17, 2, 3, 5), (34, 30), (1020,), (17, 60, 1)):
+        yield call(values(2, 17, 6, 5), shape=shape)
+
+
 WRITTEN = {
     "linear": _linear, "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
     "group_norm": _group_norm, "layer_norm": _row_norm(bias=True),
     "rms_norm": _row_norm(bias=False), "softmax": _softmax,
     "timestep_embedding": _timestep_embedding, "concat": _concat, "slice": _slice, "pad": _pad,
-    "transpose": _transpose,
+    "transpose": _transpose, "reshape": _reshape,
 }  # fmt: skip

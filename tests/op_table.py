@@ -339,7 +339,22 @@ def slice_(draw):
     return Call((draw(floats(shape)),), {"axis": axis, "start": start, "stop": stop})
 
 
+@st.composite
+def reshape(draw):
+    """Neighbours merged at random, then some of them split, and a 1 somewhere."""
+    shape = draw(shapes())
+    merged = list(shape)
+    while len(merged) > 1 and draw(st.booleans()):
+        i = draw(st.integers(1, len(merged) - 1))
+        merged[i - 1:i + 1] = [merged[i - 1] * merged[i]]
+    split = [part for n in merged for part in draw(st.sampled_from(
+        [(n,)] + [(d, n // d) for d in range(2, n) if n % d == 0]))]
+    split.insert(draw(st.integers(0, len(split))), 1)
+    return Call((draw(floats(shape)),), {"shape": draw(st.sampled_from([tuple(split), merged]))})
+
+
 WRITTEN = {"conv2d": conv2d(), "attention": attention(), "group_norm": group_norm(),
-           "to_image": to_image(), "concat": concat(), "slice": slice_()}
+           "to_image": to_image(), "concat": concat(), "slice": slice_(),
+           "reshape": reshape()}
 OPS: dict[str, st.SearchStrategy[Call]] = {
     name: WRITTEN[name] if name in WRITTEN else declared(op) for name, op in ops().items()}

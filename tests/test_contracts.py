@@ -134,6 +134,9 @@ ERRORS = [
      "axes is (0, 0), wanted an order of the axes of x, 0 to 1"),
     ("transpose", (a(2, 3),), {"axes": ("a", 0)},
      "axes is ('a', 0), wanted an order of the axes of x, 0 to 1"),
+    ("reshape", (a(2, 3),), {"shape": (2, 4)}, "x (2, 3) has not as many elements as (2, 4)"),
+    ("reshape", (a(2, 3),), {"shape": (2, -1)}, "shape is (2, -1), wanted a list of integers >= 0"),
+    ("reshape", (a(2, 3),), {"shape": 6}, "shape is 6, wanted a list of integers >= 0"),
     ("clamp", (a(3),), {"low": 2, "high": 1}, "low 2 is above high 1"),
 ]
 IDS = [f"{name}: {message[:40]}" for name, _, _, message in ERRORS]

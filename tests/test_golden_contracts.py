@@ -76,6 +76,7 @@ def test_types_and_ranges_are_those_of_the_contracts(described):
     assert described["softmax"]["options"]["axis"]["axis_of"] == "x"
     assert described["attention"]["options"]["causal"]["types"] == ["boolean"]
     assert described["transpose"]["options"]["axes"]["types"] == ["one an axis"]
+    assert described["reshape"]["options"]["shape"]["types"] == ["sizes"]
     assert described["pad"]["options"]["widths"]["types"] == ["pair an axis"]
     assert described["linear"]["inputs"]["bias"]["required"] is False
     assert described["div"]["inputs"]["b"]["kind"] == "tensor or number"

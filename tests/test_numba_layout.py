@@ -7,6 +7,7 @@ from op_table import LAYOUTS, normal, with_layout
 
 from refsd.half import HALVES
 from refsd.numba_ops.cpu import conv_gemm, layout
+from refsd.numba_ops.memory import layout_copies
 from refsd.numba_ops.weights import pack_weight
 
 
@@ -40,6 +41,15 @@ def test_slices_and_turned_arrays_are_views():
     x = channels_last(2, 5, 4, 3)
     assert np.shares_memory(KERNELS["slice"](x, axis=1, start=1, stop=3), x)
     assert np.shares_memory(KERNELS["transpose"](x, axes=(0, 2, 3, 1)), x)
+
+
+def test_axes_are_split_and_merged_in_place_where_they_lie_as_one():
+    x, before = channels_last(2, 6, 4, 3), layout_copies()
+    assert np.shares_memory(KERNELS["reshape"](x, shape=(2, 3, 2, 4, 3)), x)
+    assert np.shares_memory(KERNELS["reshape"](x, shape=(2, 6, 12)), x)
+    assert layout_copies() == before
+    KERNELS["reshape"](x, shape=(2, 72))
+    assert layout_copies() == before + 1
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])

@@ -61,6 +61,15 @@ def test_transpose(axes):
         assert y[tuple(i[a] for a in axes)] == x[i]
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (6, 4), (24,), [2, 1, 12]])
+def test_reshape_counts_row_by_row(shape):
+    x = normal((2, 3, 4), 1)
+    y = F.reshape(x, shape=shape)
+    assert y.shape == tuple(shape)
+    assert [y[i] for i in np.ndindex(y.shape)] == [x[i] for i in np.ndindex(x.shape)]
+    assert F.reshape(x[:0], shape=(3, 0)).shape == (3, 0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_bit_pattern_is_moved_as_it_is(dtype):
     """NaNs with their payload, infinities, subnormals, negative zero."""
@@ -71,6 +80,7 @@ def test_every_bit_pattern_is_moved_as_it_is(dtype):
     tokens = F.to_tokens(x)
     for y in (tokens, F.to_image(tokens, height=H, width=2), F.concat([x], axis=0),
               F.slice(x, axis=1, start=0, stop=4), F.transpose(x, axes=(3, 2, 1, 0)),
+              F.reshape(x, shape=(H, 8)),
               F.pad(x, widths=((0, 0),) * 4), F.upsample_nearest(x, height=H, width=2),
               F.embedding(np.arange(4), x[0].reshape(4, -1)), F.gather(tokens, np.array([3]))):
         moved = sorted(np.ascontiguousarray(y).view(f"u{x.itemsize}").ravel().tolist())

@@ -75,7 +75,7 @@ def test_layouts_are_what_they_say():
     assert laid["broadcast"].strides[0] == 0
 
 
-VIEWS = {"to_tokens", "to_image", "slice", "transpose"}
+VIEWS = {"to_tokens", "to_image", "slice", "transpose", "reshape"}
 
 
 @pytest.mark.parametrize("name", sorted(OPS))

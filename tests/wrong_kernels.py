@@ -255,6 +255,11 @@ def axes_the_other_way_round(real):
     return lambda x, *, axes: real(x, axes=tuple(np.argsort(axes)))
 
 
+@wrong("reshape", "layouts")
+def elements_as_memory_has_them(real):
+    return lambda x, *, shape: x.reshape(shape, order="A")
+
+
 @wrong("to_image", "layouts")
 def tokens_as_rows_of_pixels(real):
     def to_image(x, *, height, width):

@@ -54,6 +54,7 @@ FORMULAS = {
            r" \qquad b_a = \mathrm{widths}_{a,0}",
     "transpose": r"y_{i_{p(0)},\,i_{p(1)},\,\ldots} = x_{i_0,\,i_1,\,\ldots}, \qquad"
                  r" p = \mathrm{axes}",
+    "reshape": r"\operatorname{vec}(y) = \operatorname{vec}(x) \quad \text{(row by row)}",
 
     "add": r"y = a + b",
     "sub": r"y = a - b",

@@ -8,7 +8,7 @@ import numpy as np
 
 from refsd.contracts import need
 from refsd.kinds import Movement, call
-from refsd.options import Axes, Axis, Integer, Widths
+from refsd.options import Axes, Axis, Integer, Sizes, Widths
 from refsd.registry import op
 
 
@@ -117,3 +117,22 @@ def transpose(x, *, axes):
            [2., 4.]])
     """
     return np.transpose(x, axes)
+
+
+def _regrouped(x, shape):
+    return {"y...": tuple(shape)}
+
+
+@op("x (...) -> (y...)", Movement(), shape=Sizes(), infer=_regrouped,
+    rules={"prod(x) == prod(shape)": "x {x} has not as many elements as {shape}"},
+    examples=[call((2, 3, 8), shape=(2, 3, 4, 2)), call((2, 3, 4), shape=(6, 4))])
+def reshape(x, *, shape):
+    """The same elements row by row, axes split or merged.   (A, B C) -> (A, B, C) and back
+
+    The result may be a view of x.
+
+    >>> reshape(np.array([[1.0, 2.0, 3.0, 4.0]]), shape=(1, 2, 2))
+    array([[[1., 2.],
+            [3., 4.]]])
+    """
+    return x.reshape(shape)

@@ -12,6 +12,7 @@ from refsd import registry
 from refsd.half import HALVES
 from refsd.numba_ops.cuda import layout
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, to_device
+from refsd.numba_ops.cuda.strides import regrouped
 
 KINDS = ("uint8", "float16", "bfloat16", "float32", "int32", "float64", "int64")
 
@@ -78,7 +79,12 @@ def test_ops_move_elements_to_the_bit(images, dtype):
             ("pad", [tokens], {"widths": ((1, 0), (0, 2), (3, 1))}),
             ("pad", [tokens[:0]], {"widths": ((1, 0), (0, 0), (0, 0))}),
             ("transpose", [image], {"axes": (2, 0, 3, 1)}),
-            ("transpose", [normal((), 1)], {"axes": ()})]:
+            ("transpose", [normal((), 1)], {"axes": ()}),
+            ("reshape", [image], {"shape": (2, 2, 4, 15)}), ("reshape", [image], {"shape": (240,)}),
+            ("reshape", [tokens], {"shape": [2, 3, 5, 1, 8]}),
+            ("reshape", [thin], {"shape": (6, 8)}), ("reshape", [one], {"shape": (30, 1)}),
+            ("reshape", [image[:0]], {"shape": (5, 0)}),
+            ("reshape", [normal((), 1)], {"shape": (1, 1)})]:
         agree(name, args, options, dtype, images)
 
 
@@ -105,6 +111,23 @@ def test_images_and_tokens_share_memory(monkeypatch):
         half = F.slice(F.transpose(again, axes=(0, 2, 3, 1)), axis=0, start=1, stop=2)
         some = F.to_tokens(F.slice(image, axis=1, start=2, stop=7))
     assert {view.block for view in (tokens, again, half, some)} == {image.block}
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (2, 1, 6, 4, 1, 3), (2, 2, 3, 2, 2, 3), (12, 4, 3),
+                                   (12, 12), (2, 72), (144,), (2, 6, 12), (1, 12, 2, 6)])
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2), (1, 0, 2, 3), (0, 1, 3, 2)])
+def test_strides_are_found_where_numpy_finds_a_view(shape, axes):
+    """Whether they are right is compared to the bit above."""
+    sizes = np.argsort(axes)
+    x = np.zeros([(2, 6, 4, 3)[i] for i in axes], "i1").transpose(sizes)
+    for view in (x, x[:1], x[:, ::2], x[:, :, 1:3]):
+        wanted = shape if view is x else (*view.shape[:3], 1, view.shape[3])
+        seen = view.reshape(wanted)
+        strides = regrouped(view.shape, view.strides, wanted)
+        assert (strides is not None) == np.shares_memory(seen, view)
+        if strides is not None:
+            assert [s for s, n in zip(strides, wanted) if n > 1] == [
+                s for s, n in zip(seen.strides, wanted) if n > 1]
 
 
 def test_joined_images_lie_as_the_first():

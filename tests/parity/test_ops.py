@@ -211,6 +211,7 @@ EQUAL = {
     "pad": (F.pad(X, widths=((0, 0), (0, 0), (1, 0), (2, 3))),
             lambda t: TF.pad(t(X), (2, 3, 1, 0))),
     "transpose": (F.transpose(X, axes=(3, 0, 2, 1)), lambda t: t(X).permute(3, 0, 2, 1)),
+    "reshape": (F.reshape(X, shape=(2, 2, 2, 30)), lambda t: t(X).reshape(2, 2, 2, 30)),
     "embedding": (F.embedding(np.array([[1, 0], [3, 3]]), X[0, :, 0]),
                   lambda t: TF.embedding(torch.tensor([[1, 0], [3, 3]]), t(X[0, :, 0]))),
     "gather": (F.gather(X[0], np.array([1, 4, 0, 2])),

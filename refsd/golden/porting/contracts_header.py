@@ -58,7 +58,8 @@ END = """
 TYPES = (
     ("tensor", "const refsd_tensor *{name}"), ("pairs", "int64_t {name}[2][2]"),
     ("pair", "int64_t {name}[2]"), ("pair an axis", "int64_t {name}[REFSD_MAX_RANK][2]"),
-    ("one an axis", "int64_t {name}[REFSD_MAX_RANK]"), ("string", "{enum} {name}"),
+    ("one an axis", "int64_t {name}[REFSD_MAX_RANK]"),
+    ("sizes", "int64_t {name}[REFSD_MAX_RANK]"), ("string", "{enum} {name}"),
     ("number", "double {name}"), ("boolean", "bool {name}"), ("integer", "int64_t {name}"),
 )  # fmt: skip
 

@@ -179,4 +179,6 @@ HARD: dict[str, list[Row]] = {
             ("around", {"x": ((2, 3, 4, 5),)}, {"widths": ((1, 0), (2, 3), (1, 1), (0, 2))})],
     "transpose": [("channels_last", {"x": ((2, 5, 3, 7),)}, {"axes": (0, 2, 3, 1)}),
                   ("reversed", {"x": ((2, 5, 3, 7),)}, {"axes": (3, 2, 1, 0)})],
+    "reshape": [("heads", {"x": ((2, 5, 21),)}, {"shape": (2, 5, 3, 7)}),
+                ("merged", {"x": ((2, 5, 3, 7),)}, {"shape": (10, 21)})],
 }  # fmt: skip

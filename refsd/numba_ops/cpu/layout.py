@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from refsd.numba_ops.jit import jit
-from refsd.numba_ops.memory import as_bits, dense, empty, flat
+from refsd.numba_ops.memory import as_bits, count_copy, dense, empty, flat
 from refsd.numba_ops.pointwise import ALONE, BLOCK
 from refsd.numba_ops.simd import lanes, load, masked_load, masked_store, pointer, store
 from refsd.registry import kernel
@@ -51,6 +51,14 @@ def pad(x, *, widths):
 @kernel("numba", reads_halves=True)
 def transpose(x, *, axes):
     return np.transpose(x, axes)
+
+
+@kernel("numba", reads_halves=True)
+def reshape(x, *, shape):
+    y = x.reshape(shape)
+    if not np.may_share_memory(y, x):
+        count_copy()
+    return y
 
 
 def _along(x, axis, start, stop):

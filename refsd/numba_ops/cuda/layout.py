@@ -9,7 +9,7 @@ import numpy as np
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, empty, is_contiguous
 from refsd.numba_ops.cuda.device import launch
 from refsd.numba_ops.cuda.plan import Plan, factory
-from refsd.numba_ops.cuda.strides import merged, walker, walks
+from refsd.numba_ops.cuda.strides import merged, regrouped, walker, walks
 from refsd.registry import kernel
 
 THREADS = 256
@@ -189,3 +189,11 @@ def pad(x, *, widths):
 @kernel("cuda", reads_halves=True)
 def transpose(x, *, axes):
     return x.transpose([axis % x.ndim for axis in axes])
+
+
+@kernel("cuda", reads_halves=True)
+def reshape(x, *, shape):
+    strides = regrouped(x.shape, x.strides, shape)
+    if strides is None:
+        return ordered(x).reshape(*shape)
+    return DeviceArray(tuple(shape), strides, x.dtype, x.block, x.offset)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from refsd.numba_ops.cuda.array import DeviceArray
+from refsd.numba_ops.cuda.array import DeviceArray, contiguous_strides
 
 AXES = 4
 
@@ -33,6 +33,32 @@ def merged(shape: Sequence[int], *strides: Sequence[int]) -> list[list[int]]:
         elif n != 1:
             axes.append([n, *steps])
     return axes
+
+
+def regrouped(shape: Sequence[int], strides: Sequence[int],
+              wanted: Sequence[int]) -> tuple[int, ...] | None:
+    """Strides under which the same elements are seen in the wanted shape; None if there are none.
+
+    Neighbours that lie as one axis are one; from the innermost on each gives its sizes away.
+    """
+    if 0 in shape:
+        return contiguous_strides(wanted)
+    axes: list[list[int]] = [[1, 1]]
+    for n, step in zip(shape, strides):
+        if axes[-1][1] == n * step:
+            axes[-1] = [axes[-1][0] * n, step]
+        elif n != 1:
+            axes.append([n, step])
+    found = []
+    for n in reversed(wanted):
+        while n != 1 and axes[-1][0] == 1:
+            axes.pop()
+        size, step = axes[-1]
+        if size % n:
+            return None
+        found.append(step)
+        axes[-1] = [size // n, step * n]
+    return tuple(reversed(found))
 
 
 def walks(axes: list[list[int]], arrays: int) -> Iterator[Walk]:
