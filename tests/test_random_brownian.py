@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refsd.random.brownian import BrownianPath
+from refsd.random.brownian import BrownianPath, noise_of
 
 
 def test_increments_add_up_in_any_order():
@@ -45,3 +45,19 @@ def test_numbers_of_torchsde(seed, a, b, wanted):
     """Printed by torchsde 0.2.6 on torch 2.13.0; all of them are in tests/parity/test_random.py."""
     path = BrownianPath(0.0291675, 14.614647, (2, 2), "float32", seed)
     assert path.increment(a, b).ravel().tolist() == np.float32(wanted).tolist()
+
+
+def test_a_half_is_halved_at_an_interval_that_its_reciprocal_does_not_fit_into():
+    """2e-6 long: 1 / length is beyond float16. As torchsde printed it."""
+    path = BrownianPath(0.0291675, 14.614647, (2, 2), "float16", 3)
+    found = path.increment(0.7, 0.700001)
+    assert found.dtype == np.float16 and np.isfinite(found).all()
+    assert found.ravel().tolist() == [
+        -3.713369369506836e-05, -0.00012624263763427734, 0.0006127357482910156,
+        0.0002276897430419922]
+
+
+def test_what_is_drawn_once_is_kept_and_cannot_be_changed():
+    noise = noise_of(1, (2, 3), (4,), "float32")
+    assert noise_of(1, (2, 3), (4,), "float32") is noise and not noise.flags.writeable
+    assert noise_of(2, (2, 3), (4,), "float32") is not noise

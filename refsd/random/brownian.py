@@ -15,13 +15,31 @@ halfway_tree=True) to the bit, which diffusers' and k-diffusion's DPM++ SDE draw
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from refsd.half import in_float32
 from refsd.random.torch_cpu import TorchGenerator
 
 DECIMALS = 6
+KEPT = 64  # noises: both ways down the tree to where a step ends are those of where the next begins
+
+
+@lru_cache(maxsize=KEPT)
+def noise_of(seed: int, place: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> Any:
+    """The noise of a place in the tree of a path's seed."""
+    sequence = np.random.SeedSequence(seed, spawn_key=place, pool_size=24)
+    noise = TorchGenerator(int(sequence.generate_state(1)[0])).randn(shape, dtype=dtype)
+    noise.flags.writeable = False
+    return noise
+
+
+@in_float32
+def scaled(w: Any, factor: float) -> Any:
+    """factor w; of a half as torch does it: the factor is no half, which 10^6 is not below."""
+    return w * factor
 
 
 class BrownianPath:
@@ -37,7 +55,7 @@ class BrownianPath:
         a, b = (round(min(max(float(t), self.low), self.high), DECIMALS) for t in (a, b))
         if a == b:
             return np.zeros(self.shape, self.dtype)
-        whole = self._noise() * math.sqrt(self.length)
+        whole = scaled(self._noise(), math.sqrt(self.length))
         pieces = self._pieces(self.low, self.high, whole, 0, 0, a, b)
         total = next(pieces)
         for piece in pieces:
@@ -45,9 +63,7 @@ class BrownianPath:
         return total
 
     def _noise(self, *place):
-        sequence = np.random.SeedSequence(self.seed, spawn_key=place, pool_size=24)
-        seed = int(sequence.generate_state(1)[0])
-        return TorchGenerator(seed).randn(self.shape, dtype=self.dtype)
+        return noise_of(self.seed, place, self.shape, self.dtype)
 
     def _pieces(self, start, end, w, key, depth, a, b) -> Iterator[Any]:
         """The increments of the largest intervals of the tree that make up [a, b], in order."""
@@ -57,7 +73,8 @@ class BrownianPath:
         middle = round(0.5 * (end + start), DECIMALS)
         before, after, per_length = middle - start, end - middle, 1 / (end - start)
         spread = math.sqrt(before * after * per_length)
-        left = before * w * per_length + spread * self._noise(key, depth)
+        left = (scaled(scaled(w, before), per_length)
+                + scaled(self._noise(key, depth), spread))
         if a < middle:
             yield from self._pieces(start, middle, left, 2 * key, depth + 1, a, min(b, middle))
         if b > middle:

@@ -25,18 +25,20 @@ STREAMS = json.loads((Path(__file__).parents[1] / "random_streams.json").read_te
 
 
 @pytest.mark.filterwarnings("ignore:Should have t")
-def test_brownian_paths_are_torchsdes():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_brownian_paths_are_torchsdes(dtype):
     """At the sigmas of SD 1, which are float32 and asked for in the order of a run."""
     low, high = (float(np.float32(sigma)) for sigma in (0.0291675, 14.614647))
     sigmas = np.float32(np.geomspace(high, low, 7))
     for seed in (0, 7, 2**40 + 3, 2**63 - 1):
         theirs = torchsde.BrownianInterval(
-            t0=low, t1=high, size=(2, 4, 3, 5), dtype=torch.float32, entropy=seed, tol=1e-6,
-            pool_size=24, halfway_tree=True)
-        ours = BrownianPath(low, high, (2, 4, 3, 5), "float32", seed)
+            t0=low, t1=high, size=(2, 4, 3, 5), dtype=getattr(torch, dtype), entropy=seed,
+            tol=1e-6, pool_size=24, halfway_tree=True)
+        ours = BrownianPath(low, high, (2, 4, 3, 5), dtype, seed)
         for a, b in [*zip(sigmas[1:], sigmas), (low, high), (0.5, 1e3)]:
-            expected = theirs(float(a), float(b)).numpy()
-            assert np.array_equal(expected, ours.increment(a, b)), (seed, a, b)
+            expected, found = theirs(float(a), float(b)), ours.increment(a, b)
+            assert np.isfinite(np.float64(found)).all() and str(found.dtype) == dtype
+            assert np.array_equal(expected.double().numpy(), np.float64(found)), (seed, a, b)
 
 
 def test_this_machine_takes_the_path_that_the_contract_names():
