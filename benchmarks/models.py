@@ -7,8 +7,8 @@ import numpy as np
 
 from benchmarks.calls import IDS, LATENTS, PERIOD, PICTURE, SAMPLE, TEXT
 from refsd.families import sd1
+from refsd.networks import shapes_of
 from refsd.weights import write_safetensors
-from refsd.weights.expect import SHAPES
 
 STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model",
          "vae": "diffusion_pytorch_model"}
@@ -34,7 +34,7 @@ def make_model(folder: Path) -> Path:
         place = folder / component
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(config))
-        shapes = SHAPES[component](config)
+        shapes = shapes_of(component, config)
         tensors = {name: _weight(name, shape, i) for i, (name, shape) in enumerate(shapes.items())}
         write_safetensors(place / f"{STEMS[component]}.safetensors", tensors, {"format": "pt"})
     (folder / "scheduler").mkdir(exist_ok=True)

@@ -16,10 +16,10 @@ from refsd.backends import find_backend
 from refsd.families import sd1
 from refsd.leaf import Weight
 from refsd.models.config import VAEConfig
+from refsd.networks import shapes_of
 from refsd.pipelines.components import VAE
 from refsd.registry import make_ready
 from refsd.weights import to_tree
-from refsd.weights.expect import SHAPES
 
 
 def held_bytes():
@@ -31,7 +31,7 @@ def held_bytes():
 def random_vae():
     """In float32, packed, with outputs about as large as inputs."""
     random, tensors = np.random.default_rng(0), {}
-    for name, shape in SHAPES["vae"](sd1.VAE).items():
+    for name, shape in shapes_of("vae", sd1.VAE).items():
         values = random.standard_normal(shape, "f4") / np.float32(max(np.prod(shape[1:]), 1))**0.5
         tensors[name] = Weight(np.ones(shape, "f4") if "norm" in name else values, name)
     find_backend("numba").place(tensors)

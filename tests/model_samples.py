@@ -3,9 +3,8 @@
 import numpy as np
 
 from refsd.models.config import CONFIGS
+from refsd.networks import shapes_of, validate
 from refsd.weights import to_tree
-from refsd.weights.expect import SHAPES
-from refsd.weights.validate import validate
 
 CROSS_DOWN, DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, UP = "CrossAttnUpBlock2D", "UpBlock2D"
@@ -73,7 +72,7 @@ def weights(component, config, seed=0, dtype="float32"):
     """name -> random array: norms around 1, everything else so that values keep their size."""
     random = np.random.default_rng(seed)
     found = {}
-    for name, shape in SHAPES[component](config).items():
+    for name, shape in shapes_of(component, config).items():
         fan_in = np.prod(shape[1:]) if len(shape) > 1 else 4
         values = random.standard_normal(shape) / np.sqrt(max(fan_in, 1))
         scale_of_norm = "norm" in name and name.endswith("weight")

@@ -16,9 +16,9 @@ from refsd.adapters.blocks import blocks
 from refsd.adapters.kinds import Change, kind_of
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import FAMILIES
+from refsd.networks import shapes_of
 from refsd.quantized import W8A8, Quantized, quantize
 from refsd.weights import flatten, to_tree, write_safetensors
-from refsd.weights.expect import SHAPES
 
 CALL = {"height": 32, "width": 32, "num_inference_steps": 1, "generator": 1, "output_type": "np"}
 
@@ -194,7 +194,7 @@ def test_other_modules_are_found(pipe, name):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_no_name_means_two_modules(family):
     """So the first that is found is the only one; at the published sizes."""
-    trees = {part: to_tree(SHAPES[part](family.configs[part])) for part in loaded.NETWORKS}
+    trees = {part: to_tree(shapes_of(part, family.configs[part])) for part in loaded.NETWORKS}
     known = names.targets(trees)
     for network, tree in trees.items():
         for module, spelled in names._modules(network, tree):

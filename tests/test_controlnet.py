@@ -18,11 +18,11 @@ from refsd.errors import ModelError, UsageError
 from refsd.families import CONTROLNET
 from refsd.models.controlnet import ControlNetConfig, controlnet, embed_hint
 from refsd.models.unet import down, embed_time, middle
+from refsd.networks import shapes_of
 from refsd.pipelines.control import Active, Asked, Control, check_nets, check_wishes
 from refsd.pipelines.controlnet import ControlNet
 from refsd.weights import to_tree, write_safetensors
-from refsd.weights.control import TABLE, controlnet_shapes, plan_controlnet
-from refsd.weights.validate import validate
+from refsd.weights.control import plan_controlnet
 
 CONFIG = {key: value for key, value in tiny.UNET.items()
           if key not in ("sample_size", "up_block_types")} | {
@@ -31,7 +31,7 @@ CONFIG = {key: value for key, value in tiny.UNET.items()
 
 def tensors(seed=0, config=CONFIG):
     random = np.random.default_rng(seed)
-    shapes = controlnet_shapes(validate("controlnet", config, table=TABLE))
+    shapes = shapes_of("controlnet", config)
     return {name: tiny._weight(name, shape, random) for name, shape in shapes.items()}
 
 

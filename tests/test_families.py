@@ -12,9 +12,9 @@ from weights_samples import TINY, refused, tiny_tensors
 import refsd
 from refsd import families
 from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, recognise
+from refsd.networks import shapes_of
 from refsd.pipelines.loading import load_scheduler, load_tokenizer
 from refsd.weights import load_checkpoint, write_safetensors
-from refsd.weights.expect import SHAPES
 from refsd.weights.header import TensorInfo, read_header
 from refsd.weights.ldm import ldm_locations, to_ldm
 
@@ -33,7 +33,7 @@ def small(monkeypatch):
 
 def tensors_of(component, config=None, seed=0):
     random = np.random.default_rng(seed)
-    shapes = SHAPES[component](config or SMALL[component])
+    shapes = shapes_of(component, config or SMALL[component])
     return {name: random.standard_normal(shape).astype("f4") for name, shape in shapes.items()}
 
 
@@ -50,14 +50,14 @@ def test_every_tensor_has_a_location_of_its_own(family):
     for component in family.configs:
         locations = ldm_locations(component, family.configs[component], family)
         assert len(set(locations.values())) == len(locations)
-        assert list(locations) == list(SHAPES[component](family.configs[component]))
+        assert list(locations) == list(shapes_of(component, family.configs[component]))
 
 
 # The published numbers; of the text encoder without OpenCLIP's last layer and its projection.
 @pytest.mark.parametrize("component, parameters", [
     ("unet", 865_910_724), ("vae", 83_653_863), ("text_encoder", 340_387_840)])
 def test_stable_diffusion_2_has_the_published_number_of_parameters(component, parameters):
-    shapes = SHAPES[component](SD2.configs[component])
+    shapes = shapes_of(component, SD2.configs[component])
     assert sum(math.prod(shape) for shape in shapes.values()) == parameters
 
 
@@ -115,7 +115,7 @@ def test_no_other_family_takes_its_files(family):
     """A file of all its tensors is recognised as its own."""
     found = {}
     for component, config in family.configs.items():
-        shapes = SHAPES[component](config)
+        shapes = shapes_of(component, config)
         for name, location in ldm_locations(component, config, family).items():
             found[location.name] = TensorInfo("F32", shapes[name], 0, 0)
     assert recognise(found) is family

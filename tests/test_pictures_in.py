@@ -13,13 +13,13 @@ from refsd.__main__ import main
 from refsd.cli.recipe import parse_recipe
 from refsd.dialects.names import find
 from refsd.errors import ModelError, UsageError
+from refsd.networks import shapes_of
 from refsd.pipelines import memory, starts
 from refsd.pipelines.inpaint import blended
 from refsd.pipelines.pix2pix import guided_twice
 from refsd.random import TorchGenerator
 from refsd.schedulers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from refsd.weights import load_checkpoint, write_safetensors
-from refsd.weights.expect import SHAPES
 from refsd.weights.ldm import to_ldm
 
 RANDOM = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def models(tmp_path_factory):
         config = {**tiny.UNET, "in_channels": channels}
         random = np.random.default_rng(0)
         tensors = {name: tiny._weight(name, shape, random)
-                   for name, shape in SHAPES["unet"](config).items()}
+                   for name, shape in shapes_of("unet", config).items()}
         folder = tiny.write_model(tmp_path_factory.mktemp("models") / str(channels), unet=tensors)
         (folder / "unet" / "config.json").write_text(json.dumps(config))
         found[channels] = str(folder)

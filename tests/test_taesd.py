@@ -13,11 +13,11 @@ from model_samples import values
 import refsd
 from refsd.errors import ModelError, UsageError
 from refsd.models import taesd
+from refsd.networks import shapes_of
 from refsd.pipelines.memory import working_bytes
 from refsd.pipelines.taesd import TinyVAE
 from refsd.weights import to_tree, write_safetensors
-from refsd.weights.taesd import TABLE, is_taesd, plan_taesd, taesd_shapes
-from refsd.weights.validate import validate
+from refsd.weights.taesd import is_taesd, plan_taesd
 
 CONFIG = {"_class_name": "AutoencoderTiny", "encoder_block_out_channels": [6] * 4,
           "decoder_block_out_channels": [5] * 4, "num_encoder_blocks": [1, 1, 1, 1],
@@ -26,7 +26,7 @@ CONFIG = {"_class_name": "AutoencoderTiny", "encoder_block_out_channels": [6] * 
 
 def tensors(config=CONFIG, seed=0):
     random = np.random.default_rng(seed)
-    shapes = taesd_shapes(validate("taesd", config, table=TABLE))
+    shapes = shapes_of("taesd", config)
     return {name: tiny._weight(name, shape, random) for name, shape in shapes.items()}
 
 

@@ -18,6 +18,7 @@ from refsd.families import sd1
 from refsd.half import HALVES
 from refsd.models.config import VAEConfig
 from refsd.models.vae import decode
+from refsd.networks import shapes_of
 from refsd.ops import conv
 from refsd.ops.bands import Sums
 from refsd.pipelines import components, vae_tiling
@@ -25,7 +26,6 @@ from refsd.pipelines.components import VAE
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.registry import trace, use, watch
 from refsd.weights import to_tree
-from refsd.weights.expect import SHAPES
 
 BACKENDS = ("numpy", "numba")
 
@@ -141,7 +141,7 @@ def test_what_is_kept_decides_the_work(side, kept, times, bands_of, monkeypatch)
         return np.broadcast_to(np.float32(0), inferred.shape)
 
     tree = to_tree({name: np.broadcast_to(np.float32(0), shape)
-                    for name, shape in SHAPES["vae"](sd1.VAE).items()
+                    for name, shape in shapes_of("vae", sd1.VAE).items()
                     if name.startswith(("decoder", "post_quant_conv"))})
     latents = np.broadcast_to(np.float32(0), (1, 4, side // 8, side // 8))
     with use("numba"):
@@ -276,7 +276,8 @@ def test_the_command_line_and_its_recipe(model, tmp_path, capsys):
 @pytest.mark.parametrize("side, measured", [(512, 465e6), (1024, 1.20e9)])
 def test_the_memory_of_bands_is_estimated(side, measured):
     """What docs/memory.md has of Stable Diffusion 1's VAE, within tests/test_memory.py's 1.5."""
-    tree = to_tree({name: Spec(shape, "float32") for name, shape in SHAPES["vae"](sd1.VAE).items()})
+    tree = to_tree({name: Spec(shape, "float32")
+                    for name, shape in shapes_of("vae", sd1.VAE).items()})
     vae = VAE(tree, VAEConfig.from_json(sd1.VAE), "numba")
     estimated = vae_tiling.coding_bytes(vae, "decoder", side // 8, side // 8, "exact")
     assert 1 / 1.5 < estimated / measured < 1.5, estimated

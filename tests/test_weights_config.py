@@ -7,9 +7,8 @@ import pytest
 from weights_samples import TINY, refused, write_folder
 
 from refsd.errors import ModelError
+from refsd.networks import NETWORKS, shapes_of, validate
 from refsd.weights import checkpoint, load_checkpoint
-from refsd.weights.expect import SHAPES, unet_shapes
-from refsd.weights.validate import TABLES, validate
 
 BAD_CONFIGS = [
     ("unet", "sample_size", -1),
@@ -93,9 +92,9 @@ def test_options_that_refsd_does_not_compute_are_refused_by_name(component, opti
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("component", TABLES)
+@pytest.mark.parametrize("component", NETWORKS)
 def test_null_is_false_and_numbers_may_be_written_as_floats(component):
-    for name, (default, _) in TABLES[component].items():
+    for name, (default, _) in NETWORKS[component].options.items():
         if isinstance(default, bool):
             for value in (None, 0, 0.0, False):
                 assert validate(component, {name: value})[name] is False
@@ -113,7 +112,7 @@ def test_null_is_false_and_numbers_may_be_written_as_floats(component):
 ])
 def test_other_spellings_of_the_same_are_read(component, option, value):
     changed = validate(component, {**TINY[component], option: value})
-    assert SHAPES[component](changed) == SHAPES[component](TINY[component])
+    assert shapes_of(component, changed) == shapes_of(component, TINY[component])
 
 
 @pytest.mark.parametrize("component, option", [
@@ -126,10 +125,10 @@ def test_null_is_read_where_diffusers_reads_it(component, option):
     assert validate(component, {**TINY[component], option: None})[option] is None
 
 
-@pytest.mark.parametrize("component", TABLES)
+@pytest.mark.parametrize("component", NETWORKS)
 def test_every_default_is_accepted(component):
     found = validate(component, {})
-    assert found.keys() == TABLES[component].keys()
+    assert found.keys() == NETWORKS[component].options.keys()
 
 
 def test_unknown_options_are_logged(caplog):
@@ -146,4 +145,4 @@ def test_a_huge_config_is_refused_by_its_size(tmp_path):
 
 def test_a_config_of_too_many_parameters_is_refused():
     config = {"block_out_channels": [16_384] * 4, "layers_per_block": 8, "norm_num_groups": 32}
-    refused(lambda: unet_shapes(config), "the config of the unet", "at most 17,179,869,184")
+    refused(lambda: shapes_of("unet", config), "the config of the unet", "at most 17,179,869,184")

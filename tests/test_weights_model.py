@@ -8,6 +8,7 @@ from weights_samples import STEM, TINY, entry, file_of, refused, tiny_tensors, w
 
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import SD1
+from refsd.networks import shapes_of, validate
 from refsd.weights import (
     checkpoint,
     load_checkpoint,
@@ -15,9 +16,7 @@ from refsd.weights import (
     memory,
     write_safetensors,
 )
-from refsd.weights.expect import SHAPES, unet_shapes
 from refsd.weights.found import Stored, check
-from refsd.weights.validate import validate
 
 
 @pytest.fixture
@@ -153,16 +152,16 @@ def test_extra_tensors_are_logged_and_not_loaded(tmp_path, caplog):
 
 def test_weights_of_stable_diffusion_2_under_a_config_of_1_are_recognised():
     config = {**SD1.configs["unet"], "cross_attention_dim": 1024}
-    found = {name: Stored("F16", shape) for name, shape in unet_shapes(config).items()}
-    expected = unet_shapes(SD1.configs["unet"])
+    found = {name: Stored("F16", shape) for name, shape in shapes_of("unet", config).items()}
+    expected = shapes_of("unet", SD1.configs["unet"])
     refused(lambda: check(found, expected, "unet"), "The text width is 1024, not 768",
             "Stable Diffusion 2.x")  # fmt: skip
 
 
 def test_linear_and_convolutional_projections_are_told_apart():
-    found = {name: Stored("F32", shape) for name, shape in unet_shapes(TINY["unet"]).items()}
-    linear = unet_shapes({**TINY["unet"], "use_linear_projection": True})
-    check(found, unet_shapes(TINY["unet"]), "unet")
+    found = {name: Stored("F32", shape) for name, shape in shapes_of("unet", TINY["unet"]).items()}
+    linear = shapes_of("unet", {**TINY["unet"], "use_linear_projection": True})
+    check(found, shapes_of("unet", TINY["unet"]), "unet")
     refused(lambda: check(found, linear, "unet"), "proj_in.weight is (8, 8, 1, 1), expected (8, 8)")
 
 
@@ -338,7 +337,7 @@ def test_what_a_unet_reads_says_which_pipeline_draws_with_it(channels, words):
 def test_a_text_encoder_of_another_model_is_refused(tmp_path, unread):
     write_folder(tmp_path)
     config = {**TINY["text_encoder"], "hidden_size": 16}
-    tensors = {n: np.zeros(s, "f4") for n, s in SHAPES["text_encoder"](config).items()}
+    tensors = {n: np.zeros(s, "f4") for n, s in shapes_of("text_encoder", config).items()}
     (tmp_path / "text_encoder" / "config.json").write_text(json.dumps(config))
     write_safetensors(tmp_path / "text_encoder" / "model.safetensors", tensors)
     refused(lambda: load_checkpoint(tmp_path), str(tmp_path), "text of width 12", "gives 16")

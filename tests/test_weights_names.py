@@ -10,8 +10,8 @@ from weights_samples import TINY, entry, file_of, refused, tiny_tensors
 
 from refsd.errors import ModelError, UsageError
 from refsd.families import SD1
+from refsd.networks import shapes_of
 from refsd.weights import flatten, load_checkpoint, to_tree, write_safetensors
-from refsd.weights.expect import SHAPES
 from refsd.weights.ldm import ema_name, ldm_locations, to_ldm
 from refsd.weights.names import canonical
 
@@ -61,7 +61,7 @@ def test_old_names_become_todays():
 
 @pytest.mark.parametrize("component", TINY)
 def test_todays_names_stay(component):
-    assert all(canonical(component, name) == name for name in SHAPES[component](TINY[component]))
+    assert all(canonical(component, name) == name for name in shapes_of(component, TINY[component]))
 
 
 # Single files.
@@ -126,7 +126,7 @@ PREFIX = {
     [("unet", 859_520_964), ("vae", 83_653_863), ("text_encoder", 123_060_480)],
 )
 def test_stable_diffusion_15_has_the_published_number_of_parameters(component, parameters):
-    shapes = SHAPES[component](SD1.configs[component])
+    shapes = shapes_of(component, SD1.configs[component])
     assert sum(math.prod(shape) for shape in shapes.values()) == parameters
 
 

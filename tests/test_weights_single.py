@@ -8,8 +8,8 @@ from weights_samples import STEM, TINY, refused, tiny_tensors, write_folder
 
 from refsd.errors import UsageError
 from refsd.families import SD1
+from refsd.networks import shapes_of
 from refsd.weights import load_checkpoint, write_safetensors
-from refsd.weights.expect import SHAPES
 from refsd.weights.header import read_header
 from refsd.weights.ldm import ema_name, to_ldm
 from refsd.weights.single import evidence
@@ -101,7 +101,7 @@ def test_moving_averages_are_said_and_may_be_all_that_there_is(tmp_path, caplog)
 def test_lcm_and_no_middle_block_are_seen_in_the_file(tmp_path):
     file = tmp_path / "x.safetensors"
     config = {**TINY["unet"], "time_cond_proj_dim": 6, "mid_block_type": None}
-    shapes = SHAPES["unet"](config)
+    shapes = shapes_of("unet", config)
     tensors = {name: np.full(shape, i, "f4") for i, (name, shape) in enumerate(shapes.items())}
     write_safetensors(file, {**whole("vae", "text_encoder"), **to_ldm("unet", tensors, config)})
     found = load_checkpoint(file, configs=TINY)["unet"]

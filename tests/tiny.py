@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from refsd.networks import shapes_of
 from refsd.text.vocabulary import BOS, EOS, byte_alphabet
 from refsd.weights import write_safetensors
-from refsd.weights.expect import SHAPES
 
 MERGES = ["r e", "re d</w>", "c a", "ca t</w>"]
 LENGTH = 16  # tokens of a prompt, bos and eos included
@@ -40,7 +40,7 @@ CONFIGS = {"text_encoder": TEXT_ENCODER, "unet": UNET, "vae": VAE}
 def tensors(component, seed=0):
     """Random weights under the checkpoint's names, small enough that pictures are not all grey."""
     random = np.random.default_rng(seed)
-    shapes = SHAPES[component](CONFIGS[component])
+    shapes = shapes_of(component, CONFIGS[component])
     return {name: _weight(name, shape, random) for name, shape in shapes.items()}
 
 

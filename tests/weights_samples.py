@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from refsd.errors import ModelError, RefsdError, ResourceError, UsageError
+from refsd.networks import shapes_of
 from refsd.weights import write_safetensors
-from refsd.weights.expect import SHAPES
 
 
 def file_of(header, body=b"", length=None):
@@ -61,7 +61,7 @@ STEM["vae"] = STEM["unet"]
 def tiny_tensors(component, seed=0, dtype="f4"):
     """Random weights of the tiny model, under their names."""
     random = np.random.default_rng(seed)
-    shapes = SHAPES[component](TINY[component])
+    shapes = shapes_of(component, TINY[component])
     return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
 
 

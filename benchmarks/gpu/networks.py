@@ -14,11 +14,11 @@ from refsd.golden.recording.plan import planned_config
 from refsd.leaf import Weight
 from refsd.models import unet
 from refsd.models.layers import Text
+from refsd.networks import shapes_of
 from refsd.numba_ops.cuda.array import to_device
 from refsd.numba_ops.cuda.weights import place_all
 from refsd.registry import use
 from refsd.weights import to_tree
-from refsd.weights.expect import SHAPES
 
 # For a rehearsal: Stable Diffusion 1.5's kinds of blocks, as small as they can be.
 TINY = {"_class_name": "UNet2DConditionModel", "sample_size": 4, "block_out_channels": [6, 12],
@@ -48,7 +48,7 @@ class Network:
         config = TINY if tiny else DEFAULT.configs["unet"]
         self.config, self.dtype = planned_config("unet", config), dtype
         self.tensors = {name: _weight(name, shape, i, dtype) for i, (name, shape)
-                        in enumerate(SHAPES["unet"](config).items())}
+                        in enumerate(shapes_of("unet", config).items())}
         side, length = (4, 3) if tiny else (64, 77)
         random = np.random.default_rng(1)
         self.inputs = {

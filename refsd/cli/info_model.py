@@ -39,7 +39,7 @@ def _named(family: Any, tensors: Any) -> str:
 def describe(header: Any) -> dict[str, Any]:
     """What a header says: the family, or what else it is, its networks, types and metadata."""
     from refsd.families import other_family, text_widths
-    from refsd.weights.networks import NETWORKS
+    from refsd.networks import NETWORKS
     from refsd.weights.single import contents
 
     family, parts, outer = contents(header)

@@ -57,13 +57,13 @@ def _models(model: str | None) -> Iterator[tuple[str, dict[str, dict[str, tuple[
     """The names and shapes of the networks of a model, or of each family as it was published."""
     from refsd.adapters.loaded import NETWORKS
     from refsd.families import FAMILIES
+    from refsd.networks import shapes_of
     from refsd.weights import resolve
-    from refsd.weights.expect import SHAPES
     from refsd.weights.plan import plan_file, plan_folder
 
     if model is None:
         for family in FAMILIES:
-            yield family.name, {part: SHAPES[part](family.configs[part]) for part in NETWORKS}
+            yield family.name, {part: shapes_of(part, family.configs[part]) for part in NETWORKS}
         return
     place = resolve(model)
     plans = ({part: plan_folder(place, part) for part in NETWORKS} if place.is_dir() else

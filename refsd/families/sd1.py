@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x: the configs of its published folder, for single files, which carry none.
 
-What is a default of the class that wrote a config.json is left to refsd.weights.validate.
+What is a default of the class that wrote a config.json is left to refsd.networks.
 """
 
 from refsd.families import latent_diffusion

@@ -1,7 +1,7 @@
 """What a model's shapes cannot tell: heads, epsilons, activation, scaling.
 
 Each class reads the keys it needs, under the checkpoint's own names, from a config in which every
-key is there: refsd.weights.validate fills in the defaults of the library that wrote it, and refuses
+key is there: refsd.networks fills in the defaults of the library that wrote it, and refuses
 what these models do not compute. There are no defaults here.
 """
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from refsd.errors import ModelError, UsageError
+from refsd.networks import NETWORKS
 from refsd.weights.header import PICKLES
-from refsd.weights.networks import NETWORKS
 
 FALLBACKS = ("fp16", "bf16", "fp32")  # tried in this order where there are no plain weights
 _NAME = re.compile(

@@ -5,37 +5,20 @@ control_*.safetensors and ComfyUI's): `control_model.` before the names of the U
 """
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refsd.errors import ModelError, UsageError
 from refsd.families import CONTROLNET, FAMILIES, WIDTHS, Location, recognise, text_widths
-from refsd.rules import boolean
+from refsd.networks import NETWORKS, shapes_of, validate
 from refsd.weights.added import plan_added
-from refsd.weights.expect import Shape, conv, flat, linear, way_down
 from refsd.weights.header import Header, read_header
-from refsd.weights.networks import NETWORKS
 from refsd.weights.plan import Plan, Source, checked, config_beside
 from refsd.weights.tree import to_tree
-from refsd.weights.validate import UNET, count, each, only, validate, width
 
 logger = logging.getLogger(__name__)
 
 NAME = "controlnet"
-# Of a UNet's options those of its way down.
-_NONE_OF = ("sample_size", "out_channels", "center_input_sample", "up_block_types",
-            "time_cond_proj_dim", "time_embedding_dim", "conv_in_kernel", "conv_out_kernel")
-TABLE = {key: rule for key, rule in UNET.items() if key not in _NONE_OF} | {
-    "layers_per_block": (2, count),
-    "cross_attention_dim": (1280, width),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",
-                       only("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")),
-    "conditioning_channels": (3, count),
-    "controlnet_conditioning_channel_order": ("rgb", only("rgb", "bgr")),
-    "conditioning_embedding_out_channels": ((16, 32, 96, 256), each(width)),
-    "global_pool_conditions": (False, boolean),
-}
 # Tensors of what is like a ControlNet, and what that is.
 _OTHERS = {
     "lora_controlnet": "a Control-LoRA, which is applied to the UNet's own weights",
@@ -47,26 +30,6 @@ _OTHERS = {
 }  # fmt: skip
 
 
-def controlnet_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """name -> shape of a ControlNetModel whose config is complete."""
-    first, hints = config["block_out_channels"][0], config["conditioning_embedding_out_channels"]
-    down_blocks, mid_block, skips = way_down(config, 4 * first)
-    blocks = [conv(c, previous) for pair in zip(hints, hints[1:])
-              for previous, c in ((pair[0], pair[0]), pair)]
-    return flat(NAME, {
-        "conv_in": conv(first, config["in_channels"]),
-        "time_embedding": {"linear_1": linear(4 * first, first),
-                           "linear_2": linear(4 * first, 4 * first)},
-        "controlnet_cond_embedding": {
-            "conv_in": conv(hints[0], config["conditioning_channels"]), "blocks": blocks,
-            "conv_out": conv(first, hints[-1])},
-        "down_blocks": down_blocks,
-        "controlnet_down_blocks": [conv(c, c, 1) for c in skips],
-        "controlnet_mid_block": conv(*2 * (config["block_out_channels"][-1],), 1),
-        "mid_block": mid_block,
-    })  # fmt: skip
-
-
 def plan_controlnet(path: Path, *, variant: str | None = None) -> Plan:
     """A ControlNet of a diffusers folder, or of a single file.
 
@@ -74,14 +37,14 @@ def plan_controlnet(path: Path, *, variant: str | None = None) -> Plan:
     family. Raises ModelError for what is none, or one that refsd does not compute.
     """
     if path.is_dir():
-        return plan_added(path, NAME, TABLE, controlnet_shapes, variant)
+        return plan_added(path, NAME, variant)
     if not path.is_file():
         raise UsageError(f"{str(path)[:200]}: no such file or folder. Give one that there is")
     header = read_header(path)
     prefix, ldm = _place(header)
     config = config_beside(path, NAME) or _of_family(header, prefix, ldm)
-    config = validate(NAME, config, str(path), TABLE)
-    shapes = controlnet_shapes(config)
+    config = validate(NAME, config, str(path))
+    shapes = shapes_of(NAME, config)
     locations = {name: Location(name) for name in shapes}
     if ldm:
         locations = CONTROLNET.locate(to_tree(shapes))
@@ -116,7 +79,7 @@ def _place(header: Header) -> tuple[str, bool]:
 def _of_family(header: Header, prefix: str, ldm: bool) -> dict[str, Any]:
     """The config of a ControlNet of the file's family."""
     config = {key: value for key, value in recognise(header.tensors).configs["unet"].items()
-              if key in TABLE}
+              if key in NETWORKS[NAME].options}
     first = "input_blocks.1.1.proj_in.weight" if ldm else (
         "down_blocks.0.attentions.0.proj_in.weight")
     found = header.tensors.get(prefix + first)

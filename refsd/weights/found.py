@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from refsd.errors import ModelError
 from refsd.families import family_of_width
-from refsd.weights.expect import Shape
+from refsd.networks import Shape
 from refsd.weights.header import FLOATS, WEIGHTS, TensorInfo
 
 logger = logging.getLogger(__name__)

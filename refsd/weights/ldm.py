@@ -11,17 +11,16 @@ import numpy as np
 
 from refsd.errors import ModelError
 from refsd.families import DEFAULT, Family, Location
-from refsd.weights.expect import SHAPES
+from refsd.networks import shapes_of, validate
 from refsd.weights.names import canonical, is_pixel_projection
 from refsd.weights.tree import to_tree
-from refsd.weights.validate import validate
 
 
 def ldm_locations(
     component: str, config: Mapping[str, Any], family: Family = DEFAULT
 ) -> dict[str, Location]:
     """diffusers name -> location in a single file, for every tensor of the config."""
-    layout, shapes = family.layouts[component], SHAPES[component](validate(component, config))
+    layout, shapes = family.layouts[component], shapes_of(component, validate(component, config))
     found = ({name: Location(name) for name in shapes} if layout.locate is None
              else layout.locate(to_tree(shapes)))
     return {name: found[name]._replace(name=layout.prefix + found[name].name) for name in shapes}
@@ -76,7 +75,7 @@ def from_ldm(
         return found
     known = {location.name for location in found.values()}
     unused = None if layout.unused is None else layout.unused(
-        to_tree(SHAPES[component](validate(component, config))))
+        to_tree(shapes_of(component, validate(component, config))))
     known |= {n for n in names if unused is not None and n.startswith(prefix + unused)}
     return found | {name: Location(name) for name in names
                     if name.startswith(prefix) and name not in known}

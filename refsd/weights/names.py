@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from refsd.errors import ModelError
-from refsd.weights.expect import Shape
+from refsd.networks import Shape
 
 # diffusers before 0.14 named the VAE's attention so.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

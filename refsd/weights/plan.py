@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import COMPONENTS, FAMILIES, Location, other_family, recognise, text_widths
-from refsd.weights.expect import SHAPES, Shape
+from refsd.networks import NETWORKS, Shape, check_class, relabelled, shapes_of, validate
 from refsd.weights.files import read_foreign_object
 from refsd.weights.folder import component_weights
 from refsd.weights.found import Stored, check
@@ -16,9 +16,7 @@ from refsd.weights.header import Header, TensorInfo, read_header
 from refsd.weights.ldm import from_ldm
 from refsd.weights.model_index import part_class
 from refsd.weights.names import canonical_names, without_kernel
-from refsd.weights.networks import NETWORKS
 from refsd.weights.single import Contents, adapted, contents, missing_part, say_rest
-from refsd.weights.validate import check_class, relabelled, validate
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +181,7 @@ def _plan_part(
 def checked(component: str, config: dict, sources: Mapping[str, Source], source: str,
             shapes: Mapping[str, Shape] | None = None, variant: str | None = None) -> Plan:
     """The plan of what was found; ModelError where it is not the network of these shapes."""
-    shapes = SHAPES[component](config) if shapes is None else shapes
+    shapes = shapes_of(component, config) if shapes is None else shapes
     sources = _with_scales(sources, shapes)
     stored = {}
     for name, (_, location, scale) in sources.items():

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
 from refsd.families import COMPONENTS, Family, input_of, recognise
+from refsd.networks import NETWORKS
 from refsd.weights.header import Header
 from refsd.weights.ldm import ema_name
-from refsd.weights.networks import NETWORKS
 from refsd.weights.reader import read_tensors
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from refsd.errors import ModelError
-from refsd.weights.validate import TABLES, validate
+from refsd.networks import NETWORKS, validate
 
 diffusers.utils.logging.set_verbosity(50)
 transformers.logging.set_verbosity(50)
@@ -43,7 +43,8 @@ def outcome(component, config, folder):
         return None
 
 
-@pytest.mark.parametrize("component, option", [(c, o) for c in TABLES for o in TABLES[c]])
+@pytest.mark.parametrize("component, option", [
+    (c, o) for c in tiny.CONFIGS for o in NETWORKS[c].options])
 def test_null(component, option, tmp_path):
     config = {**tiny.CONFIGS[component], option: None}
     expected = outcome(component, config, tmp_path)

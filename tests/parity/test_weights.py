@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from refsd.families import SD1, sd1
+from refsd.networks import shapes_of
 from refsd.weights import load_checkpoint, load_folder, read_safetensors, write_safetensors
-from refsd.weights.expect import clip_shapes, unet_shapes, vae_shapes
 from refsd.weights.ldm import ema_name, ldm_locations, to_ldm
 
 torch.set_num_threads(1)
@@ -60,7 +60,7 @@ TEXTS = {
 }  # fmt: skip
 
 
-def shapes_of(model):
+def saved_shapes(model):
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -68,16 +68,16 @@ def shapes_of(model):
 def test_unet_names_and_shapes(config):
     with init_empty_weights():
         model = UNet2DConditionModel(**config)
-    assert unet_shapes(config) == shapes_of(model)
-    assert unet_shapes(model.config) == shapes_of(model)
+    assert shapes_of("unet", config) == saved_shapes(model)
+    assert shapes_of("unet", model.config) == saved_shapes(model)
 
 
 @pytest.mark.parametrize("config", VAES.values(), ids=VAES)
 def test_vae_names_and_shapes(config):
     with init_empty_weights():
         model = AutoencoderKL(**config)
-    assert vae_shapes(config) == shapes_of(model)
-    assert vae_shapes(model.config) == shapes_of(model)
+    assert shapes_of("vae", config) == saved_shapes(model)
+    assert shapes_of("vae", model.config) == saved_shapes(model)
 
 
 @pytest.mark.parametrize("config", TEXTS.values(), ids=TEXTS)
@@ -85,10 +85,11 @@ def test_text_encoder_names_and_shapes(config):
     with init_empty_weights():
         plain = CLIPTextModel(CLIPTextConfig(**config))
         projected = CLIPTextModelWithProjection(CLIPTextConfig(**config))
-    found = {name.removeprefix("text_model."): s for name, s in clip_shapes(config).items()}
-    assert found == shapes_of(plain)
+    found = {name.removeprefix("text_model."): s
+             for name, s in shapes_of("text_encoder", config).items()}
+    assert found == saved_shapes(plain)
     config = {**config, "architectures": ["CLIPTextModelWithProjection"]}
-    assert clip_shapes(config) == shapes_of(projected)
+    assert shapes_of("text_encoder", config) == saved_shapes(projected)
 
 
 def test_stable_diffusion_15_counts():
@@ -96,9 +97,9 @@ def test_stable_diffusion_15_counts():
     counts = {
         name: (len(shapes), sum(int(np.prod(s)) for s in shapes.values()))
         for name, shapes in (
-            ("unet", unet_shapes(sd1.UNET)),
-            ("vae", vae_shapes(sd1.VAE)),
-            ("text_encoder", clip_shapes(sd1.TEXT_ENCODER)),
+            ("unet", shapes_of("unet", sd1.UNET)),
+            ("vae", shapes_of("vae", sd1.VAE)),
+            ("text_encoder", shapes_of("text_encoder", sd1.TEXT_ENCODER)),
         )
     }
     assert counts == {
@@ -226,9 +227,9 @@ def test_single_file_is_read_by_diffusers(tmp_path):
 
     # diffusers' converter leaves out the guidance embedding of distilled models
     config = UNet2DConditionModel(**UNETS["small, LCM"] | {"time_cond_proj_dim": None}).config
-    unet = {n: np.full(s, i, "f4") for i, (n, s) in enumerate(unet_shapes(config).items())}
+    unet = {n: np.full(s, i, "f4") for i, (n, s) in enumerate(shapes_of("unet", config).items())}
     vae_config = AutoencoderKL(**VAES["SD 1.5"] | {"block_out_channels": [32] * 4}).config
-    vae = {n: np.full(s, i, "f4") for i, (n, s) in enumerate(vae_shapes(vae_config).items())}
+    vae = {n: np.full(s, i, "f4") for i, (n, s) in enumerate(shapes_of("vae", vae_config).items())}
     file = to_ldm("unet", unet, config) | to_ldm("vae", vae, vae_config)
     file = {name: torch.from_numpy(array) for name, array in file.items()}
 

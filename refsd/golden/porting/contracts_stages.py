@@ -20,11 +20,10 @@ from refsd.golden.recording.plan import (
     read_configs,
     sizes,
 )
+from refsd.networks import shapes_of, validate
 from refsd.pipelines import stages
 from refsd.schedulers import Scheduler
 from refsd.version import __version__
-from refsd.weights.expect import SHAPES
-from refsd.weights.validate import validate
 
 ModelConfigs = Mapping[str, Mapping[str, Any]]
 
@@ -99,7 +98,7 @@ def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any
     """
     model: dict[str, Any] = {}
     for part in CONFIGS:
-        shapes = SHAPES[part](configs[part])
+        shapes = shapes_of(part, configs[part])
         model[part] = {
             "config": validate(part, configs[part]),
             "reads": asdict(planned_config(part, configs[part])),

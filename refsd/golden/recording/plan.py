@@ -14,13 +14,12 @@ from refsd.families import COMPONENTS, DEFAULT
 from refsd.leaf import layer_of
 from refsd.models import clip, unet, vae
 from refsd.models.config import CONFIGS
+from refsd.networks import shapes_of, validate
 from refsd.pipelines.loading import bundled_model, load_scheduler
 from refsd.registry import trace
 from refsd.schedulers import Scheduler, from_config
 from refsd.weights import resolve, to_tree
-from refsd.weights.expect import SHAPES
 from refsd.weights.plan import plan_file, plan_folder
-from refsd.weights.validate import validate
 
 BUNDLED = "bundled"  # what the model in refsd is called where none is named by a file
 
@@ -59,7 +58,7 @@ def planned_tree(component: str, config: Mapping[str, Any] | None = None) -> dic
 
     config is a config.json's content; None is that of Stable Diffusion 1.5.
     """
-    shapes = SHAPES[component](DEFAULT.configs[component] if config is None else config)
+    shapes = shapes_of(component, DEFAULT.configs[component] if config is None else config)
     leaves = {}
     for name, shape in shapes.items():
         name = name.removeprefix("text_model.")
