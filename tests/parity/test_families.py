@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from original_names import SD2_BLOCKS, openclip, prefixed, unet, vae
 from safetensors.torch import save_file
 from tiny_diffusers import PROMPT, SIZE, clip_tokenizer, same_picture
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -43,71 +44,15 @@ def small_sd2(root):
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-# The original names of the small model, written by hand from the latent diffusion code's modules.
-UNET_BLOCKS = {
-    "down_blocks.0.resnets.0.": "input_blocks.1.0.", "down_blocks.0.attentions.0.":
-    "input_blocks.1.1.", "down_blocks.0.downsamplers.0.conv.": "input_blocks.2.0.op.",
-    "down_blocks.1.resnets.0.": "input_blocks.3.0.", "mid_block.resnets.0.": "middle_block.0.",
-    "mid_block.attentions.0.": "middle_block.1.", "mid_block.resnets.1.": "middle_block.2.",
-    "up_blocks.0.resnets.0.": "output_blocks.0.0.", "up_blocks.0.resnets.1.": "output_blocks.1.0.",
-    "up_blocks.0.upsamplers.0.": "output_blocks.1.1.", "up_blocks.1.resnets.0.":
-    "output_blocks.2.0.", "up_blocks.1.attentions.0.": "output_blocks.2.1.",
-    "up_blocks.1.resnets.1.": "output_blocks.3.0.", "up_blocks.1.attentions.1.":
-    "output_blocks.3.1.", "time_embedding.linear_": "time_embed.", "conv_norm_out.": "out.0.",
-    "conv_out.": "out.2.", "conv_in.": "input_blocks.0.0.",
-}  # fmt: skip
-RESNET = {"norm1.": "in_layers.0.", "conv1.": "in_layers.2.", "time_emb_proj.": "emb_layers.1.",
-          "norm2.": "out_layers.0.", "conv2.": "out_layers.3.",
-          "conv_shortcut.": "skip_connection."}  # fmt: skip
-VAE_NAMES = {
-    "mid_block.resnets.0": "mid.block_1", "mid_block.resnets.1": "mid.block_2",
-    "mid_block.attentions.0": "mid.attn_1", "conv_norm_out": "norm_out",
-    ".conv_shortcut": ".nin_shortcut", ".group_norm": ".norm", ".to_q.": ".q.", ".to_k.": ".k.",
-    ".to_v.": ".v.", ".to_out.0.": ".proj_out.", "samplers.0.": "sample.", ".resnets.": ".block.",
-    **{f"encoder.down_blocks.{i}": f"encoder.down.{i}" for i in range(4)},
-    **{f"decoder.up_blocks.{i}": f"decoder.up.{3 - i}" for i in range(4)},
-}  # fmt: skip
-CLIP_NAMES = {"layers.": "transformer.resblocks.", "layer_norm": "ln_", "mlp.fc1": "mlp.c_fc",
-              "mlp.fc2": "mlp.c_proj", "self_attn.out": "attn.out",
-              "embeddings.token_embedding": "token_embedding", "final_ln_": "ln_final",
-              "embeddings.position_embedding.weight": "positional_embedding",
-              "encoder.": ""}  # fmt: skip
-
-
-def renamed(name, table):
-    for ours, theirs in table.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
 def original(pipe):
     """The tensors of a small Stable Diffusion 2 as its training code saves them."""
-    file = {}
-    for name, tensor in pipe.unet.state_dict().items():
-        start = next(start for start in UNET_BLOCKS if name.startswith(start))
-        rest = name.removeprefix(start)
-        if start == "time_embedding.linear_":
-            rest = {"1": "0", "2": "2"}[rest[0]] + rest[1:]
-        rest = renamed(rest, RESNET) if "resnets" in start else rest
-        file[f"model.diffusion_model.{UNET_BLOCKS[start]}{rest}"] = tensor
-    for name, tensor in pipe.vae.state_dict().items():
-        kernel = "attentions" in name and tensor.dim() == 2
-        tensor = tensor[:, :, None, None] if kernel else tensor
-        file[f"first_stage_model.{renamed(name, VAE_NAMES)}"] = tensor
-    clip = "cond_stage_model.model."
-    state = {n.removeprefix("text_model."): t for n, t in pipe.text_encoder.state_dict().items()}
-    for name, tensor in state.items():
-        if "q_proj" in name:
-            fused = torch.cat([state[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
-            there = name.replace("self_attn.q_proj.", "attn.in_proj_")
-            file[clip + renamed(there, CLIP_NAMES)] = fused
-        elif "k_proj" not in name and "v_proj" not in name:
-            file[clip + renamed(name, CLIP_NAMES)] = tensor
-    last = {n: t for n, t in file.items() if ".resblocks.2." in n}
-    file |= {n.replace(".2.", ".3."): torch.full_like(t, 9) for n, t in last.items()}
-    file[f"{clip}text_projection"] = torch.randn(32, 32)
-    file[f"{clip}logit_scale"] = torch.tensor(4.6)
-    return {name: tensor.clone().contiguous() for name, tensor in file.items()}
+    text = openclip(pipe.text_encoder.state_dict())
+    last = {name: tensor for name, tensor in text.items() if ".resblocks.2." in name}
+    text |= {n.replace(".2.", ".3."): torch.full_like(t, 9) for n, t in last.items()}
+    text |= {"text_projection": torch.randn(32, 32), "logit_scale": torch.tensor(4.6)}
+    return {**prefixed("model.diffusion_model.", unet(pipe.unet.state_dict(), SD2_BLOCKS)),
+            **prefixed("first_stage_model.", vae(pipe.vae.state_dict())),
+            **prefixed("cond_stage_model.model.", text)}
 
 
 @pytest.fixture

@@ -1,0 +1,41 @@
+"""The names and shapes of the tensors in published single files: facts, written down compactly.
+
+A line of published/NAME.txt is a name and a shape ("-" is a number alone); {0..3} in a name stands
+for each of these numbers, {q,k} for each of these words. Where each comes from:
+
+sdxl_base, vae_4_channels: sd_xl_base_1.0.safetensors, as listed with shapes in
+    model_configs/sdxl-sgm.yaml of github.com/ljleb/sd-mecha (less what it marks as of training or
+    of other models), whose names are those of toolkit/keymaps/stable_diffusion_sdxl*.json of
+    github.com/ostris/ai-toolkit: 2,515 tensors together.
+sdxl_refiner: sd_xl_refiner_1.0.safetensors; names of ai-toolkit's keymaps/stable_diffusion_refiner
+    *.json, shapes of the modules of diffusers that it pairs them with, built from the published
+    config.json; 1,858 tensors together with vae_4_channels.
+"""
+
+import itertools
+import re
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "published"
+
+
+def published(*names):
+    """name -> shape of all tensors of these lists."""
+    found = {}
+    for name in names:
+        for line in (FOLDER / f"{name}.txt").read_text().splitlines():
+            pattern, shape = line.split()
+            sizes = () if shape == "-" else tuple(int(size) for size in shape.split("x"))
+            found |= dict.fromkeys(_expanded(pattern), sizes)
+    return found
+
+
+def _expanded(pattern):
+    pieces = re.split(r"\{(.*?)\}", pattern)
+    return ("".join(choice) for choice in itertools.product(
+        *[_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]))
+
+
+def _choices(piece):
+    first, dots, last = piece.partition("..")
+    return [str(i) for i in range(int(first), int(last) + 1)] if dots else piece.split(",")
