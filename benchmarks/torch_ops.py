@@ -29,8 +29,8 @@ def group_norm(x, weight, bias, *, groups, eps):
     return F.group_norm(x, groups, weight, bias, eps)
 
 
-def layer_norm(x, weight, bias, *, eps):
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+def layer_norm(x, weight=None, bias=None, *, eps):
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def silu(x):

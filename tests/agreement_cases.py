@@ -203,6 +203,13 @@ def _row_norm(*, bias):
     return cases
 
 
+def _layer_norm(values):
+    yield from _row_norm(bias=True)(values)
+    for K in WIDTHS:
+        yield call(values(11, K), eps=EPS)
+        yield call(values(11, K), values(K), eps=EPS)
+
+
 def _softmax(values):
     yield call(values(5, 33, 6), axis=1)
     for K in (*WIDTHS, 320, 1283):
@@ -254,7 +261,7 @@ def _reshape(values):
 
 WRITTEN = {
     "linear": _linear, "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
-    "group_norm": _group_norm, "layer_norm": _row_norm(bias=True),
+    "group_norm": _group_norm, "layer_norm": _layer_norm,
     "rms_norm": _row_norm(bias=False), "softmax": _softmax,
     "timestep_embedding": _timestep_embedding, "concat": _concat, "slice": _slice, "pad": _pad,
     "transpose": _transpose, "reshape": _reshape,

@@ -134,6 +134,8 @@ ERRORS = [
      "axes is (0, 0), wanted an order of the axes of x, 0 to 1"),
     ("transpose", (a(2, 3),), {"axes": ("a", 0)},
      "axes is ('a', 0), wanted an order of the axes of x, 0 to 1"),
+    ("layer_norm", (a(2, 3), None, a(3)), {"eps": 1e-6}, "bias is given without a weight: "
+     "give both, the weight alone, or neither"),
     ("reshape", (a(2, 3),), {"shape": (2, 4)}, "x (2, 3) has not as many elements as (2, 4)"),
     ("reshape", (a(2, 3),), {"shape": (2, -1)}, "shape is (2, -1), wanted a list of integers >= 0"),
     ("reshape", (a(2, 3),), {"shape": 6}, "shape is 6, wanted a list of integers >= 0"),

@@ -86,6 +86,8 @@ def test_hand_computed_rows(dtype):
     x, one, none = np.array([[1, 3, 5, 7]], dtype), np.ones(4, dtype), np.zeros(4, dtype)
     thirds = np.array([[-1, -1 / 3, 1 / 3, 1]]).astype(dtype)
     assert np.array_equal(F.layer_norm(x, one, none, eps=4.0), thirds)
+    assert np.array_equal(F.layer_norm(x, eps=4.0), thirds)
+    assert np.array_equal(F.layer_norm(x, 3 * one, eps=4.0), 3 * thirds)
     groups = F.group_norm(x.reshape(1, 2, 2), one[:2], none[:2], groups=1, eps=4.0)
     assert np.array_equal(groups.reshape(1, 4), thirds)
     # 1, 7, 5, 5: mean square 25, and 11 more is 36

@@ -303,7 +303,7 @@ def an_image_alone_is_widened(real):
 @_wrong_where_tested("layer_norm")
 @_of_halves
 def the_mean_is_rounded_to_a_half(real):
-    def layer_norm(x, weight, bias, *, eps):
+    def layer_norm(x, weight=None, bias=None, *, eps):
         wide, weight, bias = map(to_float32, (x, weight, bias))
         d = wide - to_float32(to_half(wide.mean(axis=-1, keepdims=True), x.dtype))
         root = np.sqrt((d * d).mean(axis=-1, keepdims=True) + np.float32(eps))

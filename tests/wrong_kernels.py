@@ -187,13 +187,13 @@ def a_bad_number_spoils_the_other_groups(real):
 
 @wrong("layer_norm")
 def eps_is_always_the_same(real):
-    return lambda x, weight, bias, *, eps: real(x, weight, bias, eps=1e-5)
+    return lambda *args, eps: real(*args, eps=1e-5)
 
 
 @wrong("layer_norm")
 def the_variance_in_one_pass(real):
     """E x^2 - (E x)^2, in float32, of numbers with a mean of 10^4."""
-    def layer_norm(x, weight, bias, *, eps):
+    def layer_norm(x, weight=None, bias=None, *, eps):
         mean = x.mean(axis=-1, keepdims=True)
         variance = np.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0)
         return (x - mean) / np.sqrt(variance + x.dtype.type(eps)) * weight + bias

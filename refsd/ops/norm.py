@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from refsd.contracts import need
 from refsd.kinds import call
 from refsd.options import Integer, Number
 from refsd.registry import op
@@ -39,19 +40,28 @@ def group_norm(x, weight, bias, *, groups, eps):
     return normal * weight.reshape(column) + bias.reshape(column)
 
 
+def _bias_after_weight(x, weight, bias, eps):
+    need(weight is not None or bias is None, "layer_norm",
+         "bias is given without a weight: give both, the weight alone, or neither")
+    return {}
+
+
 @op("x (... K), weight (K), bias (K) -> (... K)", flops="8 * size", eps=EPS, rules=NOT_EMPTY,
-    examples=[call((2, 3, 8), (8,), (8,), eps=1e-5)])
-def layer_norm(x, weight, bias, *, eps):
+    infer=_bias_after_weight,
+    examples=[call((2, 3, 8), (8,), (8,), eps=1e-5), call((2, 6), eps=1e-6)])
+def layer_norm(x, weight=None, bias=None, *, eps):
     """weight (x - mean) / sqrt(var + eps) + bias over the last axis.   (..., K) -> (..., K)
 
-    weight and bias are (K,).   Ba, Kiros and Hinton 2016.
+    weight and bias are (K,), or 1 and 0 where there are none.   Ba, Kiros and Hinton 2016.
 
     >>> layer_norm(np.array([1.0, 3.0]), np.ones(2), np.zeros(2), eps=1e-9).round(4)
     array([-1.,  1.])
     >>> layer_norm(np.array([1.0, 3.0]), np.ones(2), np.zeros(2), eps=3).round(4)  # sqrt(1 + 3)
     array([-0.5,  0.5])
     """
-    return _standardize(x, eps) * weight + bias
+    y = _standardize(x, eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
 
 
 def _standardize(x, eps):

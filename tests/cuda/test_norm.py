@@ -41,6 +41,13 @@ def test_a_constant_row_leaves_the_bias(K):
     agree("layer_norm", [x, normal((K,), 1), normal((K,), 2)], {"eps": 1e-6})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("K", [320, 33])
+def test_a_layer_norm_without_weight_or_bias(K, dtype):
+    for parameters in ([], [normal((K,), 2)]):
+        agree("layer_norm", [normal((3, K), 1), *parameters], {"eps": 1e-6}, dtype)
+
+
 GROUPED = [((2, 6, 5, 7), 2), ((1, 5, 3), 5), ((1, 513, 1, 2), 1), ((1, 6, 13, 15), 2),
            ((1, 2568, 1, 2), 2)]
 

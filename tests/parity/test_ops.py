@@ -108,6 +108,8 @@ CASES = {
     "layer_norm of the text": ("layer_norm", (a(2, 77, 768, scale=3), a(768, mean=1),
                                               a(768, seed=5)), {"eps": 1e-5},
                                lambda x, w, b: TF.layer_norm(x, (768,), w, b, 1e-5)),
+    "layer_norm without parameters": ("layer_norm", (a(2, 77, 768),), {"eps": 1e-6},
+                                      lambda x: TF.layer_norm(x, (768,), eps=1e-6)),
     "rms_norm": ("rms_norm", (a(2, 77, 768), a(768)), {"eps": 1e-6},
                  lambda x, w: TF.rms_norm(x, (768,), w, 1e-6)),
     "silu": ("silu", (a(2, 320, 32, 32, scale=2),), {}, TF.silu),

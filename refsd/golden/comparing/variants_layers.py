@@ -88,7 +88,9 @@ def group_norm(inputs, options, truth, got):
 
 
 def layer_norm(inputs, options, truth, got):
-    x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
+    x, weight, bias = inputs["x"], inputs.get("weight"), inputs.get("bias")
+    weight = np.ones(x.shape[-1]) if weight is None else weight
+    bias = np.zeros(x.shape[-1]) if bias is None else bias
     yield from _of_norm(lambda weight=weight, bias=bias, **changed: norm.layer_norm(
         x, weight, bias, **{**options, **changed}), options["eps"], truth, weight, bias,
         x.shape[-1])

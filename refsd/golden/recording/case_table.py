@@ -157,7 +157,9 @@ HARD: dict[str, list[Row]] = {
                     {"groups": 4, "eps": 1e-6})],
     "layer_norm": [*_norm(41, (5, 41), eps=1e-5),
                    *((f"{name}_long", *row) for name, *row in
-                     _norm(771, (3, 771), ("plain", "big"), eps=1e-5))],
+                     _norm(771, (3, 771), ("plain", "big"), eps=1e-5)),
+                   ("no_weight", {"x": ((2, 5, 41),)}, {"eps": 1e-6}),
+                   ("no_bias", {"x": ((2, 5, 41),), "weight": ((41,),)}, {"eps": 1e-6})],
     "rms_norm": _norm(41, (5, 41), bias=False, eps=1e-6),
     "embedding": [("tokens", {"ids": ((2, 9), "below_50"), "weight": ((50, 13),)}, {})],
     "gather": [("end_of_text", {"x": ((3, 7, 10),), "index": ((3,), "below_7")}, {})],

@@ -54,12 +54,12 @@ def group_norm(x, weight, bias, *, groups, eps):
 
 
 @kernel("numba", reads_halves=True)
-def layer_norm(x, weight, bias, *, eps):
+def layer_norm(x, weight=None, bias=None, *, eps):
     y = empty(x.shape, x.dtype)
     if y.size:
         memory, rows, step = as_rows(x)
-        _layer_norm(memory, step, rows, x.shape[-1], _flat(weight), _flat(bias), float(eps),
-                    flat(y))
+        _layer_norm(memory, step, rows, x.shape[-1], _vector(weight, 1, x), _vector(bias, 0, x),
+                    float(eps), flat(y))
     return y
 
 
@@ -70,6 +70,11 @@ def rms_norm(x, weight, *, eps):
         memory, rows, step = as_rows(x)
         _rms_norm(memory, step, rows, x.shape[-1], _flat(weight), float(eps), flat(y))
     return y
+
+
+def _vector(vector, value, x):
+    """The vector's memory; that of a value for each of x's features where there is none."""
+    return _flat(np.full(x.shape[-1], value, x.dtype) if vector is None else vector)
 
 
 def _flat(vector):

@@ -8,9 +8,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from refsd.numba_ops.cuda import norm_groups, norm_rows
 from refsd.numba_ops.cuda.array import empty
 from refsd.numba_ops.cuda.device import launch
+from refsd.numba_ops.cuda.fill import filled
 from refsd.numba_ops.cuda.layout import aligned, ordered
 from refsd.numba_ops.cuda.norm_rows import WARPS
 from refsd.numba_ops.cuda.numbers import number, reader, writer
@@ -181,8 +184,16 @@ def group_norm(x, weight, bias, *, groups, eps):
 
 
 @kernel("cuda", reads_halves=True)
-def layer_norm(x, weight, bias, *, eps):
-    return _of_rows(choose_layer_norm(x.shape, str(x.dtype)), x, (weight, bias), eps)
+def layer_norm(x, weight=None, bias=None, *, eps):
+    parameters = _or(weight, 1, x), _or(bias, 0, x)
+    return _of_rows(choose_layer_norm(x.shape, str(x.dtype)), x, parameters, eps)
+
+
+def _or(vector, value, x):
+    """The vector; a value for each of x's features where there is none."""
+    if vector is not None:
+        return vector
+    return filled(np.full(x.shape[-1:], value, "float32")).astype(x.dtype)
 
 
 @kernel("cuda", reads_halves=True)

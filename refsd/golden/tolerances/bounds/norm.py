@@ -14,7 +14,7 @@ def layer_norm(args, options, y, p, recentred=True):
 
     Not recentred: d = x - mean once, or x times a scale plus a shift, which round x and mean.
     """
-    (x, weight, bias), eps, K = args, options["eps"], args[0].shape[-1]
+    (x, weight, bias), eps, K = _affine(args), options["eps"], args[0].shape[-1]
     d = x - x.mean(axis=-1, keepdims=True)
     off = gamma(K + 1, p) * abs(x).mean(axis=-1, keepdims=True)  # of the first mean
     d_max = abs(d) + off
@@ -23,6 +23,8 @@ def layer_norm(args, options, y, p, recentred=True):
     else:
         of_d = off + gamma(3, p) * (abs(x) + abs(x - d) + off)
 
+    of_d = of_d + 2 * p.tiny  # of the means: below the normal numbers differences are exact
+
     variance = (d * d).mean(axis=-1, keepdims=True)
     squares = ((2 * abs(d) + of_d) * of_d).mean(axis=-1, keepdims=True)
     of_variance = squares + gamma(K + 1, p) * (variance + squares)
@@ -30,7 +32,7 @@ def layer_norm(args, options, y, p, recentred=True):
     of_s = of_sum / (1 + np.sqrt(np.maximum(1 - of_sum, 0))) + gamma(1, p)
 
     s = np.sqrt(variance + eps)
-    normal = (of_d + abs(d) * (of_s + gamma(3, p))) / (s * np.maximum(1 - of_s, 1e-3))
+    normal = (of_d + abs(d) * (of_s + gamma(3, p))) / (s * np.maximum(1 - of_s, 1e-3)) + p.tiny
     return abs(weight) * normal + gamma(1, p) * (abs(y) + abs(bias)) + 4 * p.tiny
 
 
@@ -41,7 +43,7 @@ def layer_norm_variance(args, options, y, p, factor):
     all that is above the mean may come first, then partial sums rise to K / 2 mean |d| above
     j mean. That of squares grows evenly (K / 3 of its square); half of its relative error is s's.
     """
-    x, weight, bias = args
+    x, weight, bias = _affine(args)
     K, one = x.shape[-1], p.u**2 / 3
     mean = x.mean(axis=-1, keepdims=True)
     d = x - mean
@@ -60,8 +62,8 @@ def layer_norm_variance(args, options, y, p, factor):
 
 def of_layer_norm(args, options, y, perturbations, factor):
     """d / s: each x's own error, the mean's, and that of s, which is the mean of d dx / s"""
-    x, weight, _ = args
-    dx, dw, db = _full(args, perturbations)
+    x, weight, _ = _affine(args)
+    dx, dw, db = (*_full(args, perturbations), 0.0, 0.0)[:3]
     K = x.shape[-1]
     d = x - x.mean(axis=-1, keepdims=True)
     s = np.sqrt((d * d).mean(axis=-1, keepdims=True) + options["eps"])
@@ -79,6 +81,12 @@ def of_layer_norm(args, options, y, perturbations, factor):
     variance = np.where(together, 3 * worst * worst, variance)
     return ((abs(weight) + dw) * worst + dw * normal + db,
             ((weight**2 + dw * dw) * variance + dw * dw * normal**2 + db * db) / 3)
+
+
+def _affine(args):
+    """x, weight and bias, 1 and 0 where the call has none"""
+    args = [arg for arg in args if arg is not None]
+    return (*args, *(1.0, 0.0)[len(args) - 1:])
 
 
 def _full(args, perturbations):
