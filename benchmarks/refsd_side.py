@@ -13,7 +13,8 @@ from refsd.backends import find_backend
 from refsd.half import to_float32, to_half
 from refsd.leaf import Weight
 from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
-from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.pipelines.autoencoder import VAE
+from refsd.pipelines.components import TextEncoder, UNet
 from refsd.weights import load_folder
 
 _loaded = {}

@@ -17,7 +17,7 @@ from refsd.families import sd1
 from refsd.leaf import Weight
 from refsd.models.config import VAEConfig
 from refsd.networks import shapes_of
-from refsd.pipelines.components import VAE
+from refsd.pipelines.autoencoder import VAE
 from refsd.registry import make_ready
 from refsd.weights import to_tree
 

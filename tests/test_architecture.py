@@ -59,8 +59,8 @@ ALLOWED = {
     "dialects": {"errors"},
     "pipelines": {"adapters", "arguments", "atomic", "backends", "bands", "contracts", "dialects",
                   "errors", "families", "functional", "half", "leaf", "memory_models", "models",
-                  "places", "quantized", "random", "registry", "rules", "schedulers", "text",
-                  "version", "weights"},
+                  "networks", "places", "quantized", "random", "registry", "rules", "schedulers",
+                  "text", "version", "weights"},
     "profiling": {"algorithms", "backends", "contracts", "dense", "half", "leaf", "pipelines",
                   "registry", "weights"},
     "notebook": {"errors", "pipelines"},
@@ -185,7 +185,7 @@ def test_an_image_on_numpy_imports_what_it_needs(model):
     # each further one of these is a file more
     files = [file for file in files if part(file) not in ("families", "networks")]
     lines = sum(len(file.read_text().splitlines()) for file in files)
-    assert len(files) <= 94 and lines <= 10160, (len(files), lines)
+    assert len(files) <= 96 and lines <= 10400, (len(files), lines)
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

@@ -16,7 +16,9 @@ from refsd.errors import UsageError
 from refsd.golden.recording.request import Request
 from refsd.half import HALVES, to_float32, to_half
 from refsd.pipelines import from_diffusers
-from refsd.pipelines.components import VAE, TextEncoder, UNet, as_generators
+from refsd.pipelines.autoencoder import VAE
+from refsd.pipelines.components import TextEncoder, UNet
+from refsd.pipelines.generators import as_generators
 from refsd.pipelines.prompts import literal
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random import PhiloxGenerator, TorchGenerator

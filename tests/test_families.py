@@ -12,7 +12,9 @@ from weights_samples import TINY, refused, tiny_tensors
 import refsd
 from refsd import families
 from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, recognise
-from refsd.networks import shapes_of
+from refsd.models.config import CLIPTextConfig
+from refsd.networks import shapes_of, validate
+from refsd.pipelines.components import TextEncoder
 from refsd.pipelines.loading import load_scheduler, load_tokenizer
 from refsd.weights import load_checkpoint, write_safetensors
 from refsd.weights.header import TensorInfo, read_header
@@ -145,7 +147,10 @@ def test_prompts_are_padded_as_the_family_pads(tmp_path):
     file = tmp_path / "x.safetensors"
     for width, pad in ((768, 49407), (1024, 0)):
         write_safetensors(file, {KEY: np.zeros((1, width), "f4")})
-        assert load_tokenizer(file, 49408).pad_token_id == pad
+        config = CLIPTextConfig.from_json(validate("text_encoder", SD1.configs["text_encoder"]))
+        tree = {"embeddings": {"token_embedding": {"weight": np.zeros((49408, 1))}}}
+        encoder = TextEncoder(tree, config, "numpy")
+        assert load_tokenizer(file, "text_encoder", encoder).pad_token_id == pad
 
 
 def test_a_text_encoder_that_replaces_a_files_is_of_the_files_family(tmp_path, small):

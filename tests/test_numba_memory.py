@@ -14,7 +14,7 @@ from refsd.leaf import Weight
 from refsd.numba_ops import memory, pool, threads, weights
 from refsd.numba_ops.cpu import conv_winograd
 from refsd.numba_ops.cpu.pixels import MOST_KC
-from refsd.pipelines import components
+from refsd.pipelines import autoencoder
 from refsd.registry import use, watch
 from refsd.weights.tree import flatten
 
@@ -338,7 +338,7 @@ def test_the_decoder_works_where_the_unet_did(pipe, monkeypatch):
         waiting.append(pool.idle_bytes())
         return latents
 
-    monkeypatch.setattr(components.vae, "decode", decode)
+    monkeypatch.setattr(autoencoder.vae, "decode", decode)
     pipe.vae.decode(draw(1, 4, side, side))
     assert waiting == [pool.LEAST]
 

@@ -12,7 +12,8 @@ from refsd.leaf import Weight
 from refsd.models import clip
 from refsd.models.layers import Text
 from refsd.pipelines import guidance, stages
-from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.pipelines.autoencoder import VAE
+from refsd.pipelines.components import TextEncoder, UNet
 from refsd.random import TorchGenerator
 from refsd.registry import watch
 from refsd.schedulers import DDIMScheduler, EulerDiscreteScheduler

@@ -21,8 +21,8 @@ from refsd.models.vae import decode
 from refsd.networks import shapes_of
 from refsd.ops import conv
 from refsd.ops.bands import Sums
-from refsd.pipelines import components, vae_tiling
-from refsd.pipelines.components import VAE
+from refsd.pipelines import autoencoder, vae_tiling
+from refsd.pipelines.autoencoder import VAE
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.registry import trace, use, watch
 from refsd.weights import to_tree
@@ -230,7 +230,7 @@ def test_auto_takes_bands_where_the_memory_is_short(part, caplog, monkeypatch):
 def test_auto_decides_at_each_call_and_not_for_listeners(caplog, monkeypatch):
     vae, latents, heard = small_vae(), normal(1, 4, 3, 2), []
     whole = vae.decode(latents)
-    monkeypatch.setattr(components, "TILED_FROM", 0)
+    monkeypatch.setattr(autoencoder, "TILED_FROM", 0)
     monkeypatch.setattr(vae_tiling, "free_bytes", lambda backend: 1)
     monkeypatch.setattr(vae_tiling, "_banded_bytes", lambda *sizes: 0)
     with watch(lambda op, *others: heard.append(op)):

@@ -206,13 +206,11 @@ def checks() -> dict[str, bool]:
 
 def _model_is_whole() -> bool:
     """Whether all the model's files are there, and have the tensors that its configs ask for."""
-    from refsd.families import COMPONENTS
     from refsd.pipelines.loading import bundled_model
-    from refsd.weights.plan import plan_folder
+    from refsd.weights.plan import plan_whole
 
     try:
-        for part in COMPONENTS:
-            plan_folder(bundled_model(), part)
+        plan_whole(bundled_model())
         return True
     except RefsdError:
         return False

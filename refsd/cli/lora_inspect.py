@@ -59,15 +59,14 @@ def _models(model: str | None) -> Iterator[tuple[str, dict[str, dict[str, tuple[
     from refsd.families import FAMILIES
     from refsd.networks import shapes_of
     from refsd.weights import resolve
-    from refsd.weights.plan import plan_file, plan_folder
+    from refsd.weights.plan import plan_whole
 
     if model is None:
         for family in FAMILIES:
             yield family.name, {part: shapes_of(part, family.configs[part]) for part in NETWORKS}
         return
     place = resolve(model)
-    plans = ({part: plan_folder(place, part) for part in NETWORKS} if place.is_dir() else
-             plan_file(place, components=NETWORKS))
+    plans = plan_whole(place)
     yield str(model), {part: plans[part].shapes for part in NETWORKS}
 
 

@@ -168,7 +168,7 @@ def settle(pipe: Any, pictures: Pictures | None, asked: argparse.Namespace) -> d
     """What the recipe says of the pictures, of the options those that the model has a use for."""
     if pictures is None:
         return {}
-    edits = pipe.unet.in_channels == 2 * pipe.vae.config.latent_channels
+    edits = pipe.denoiser.in_channels == 2 * pipe.vae.config.latent_channels
     scale = pictures.recorded["img_cfg_scale"]
     if edits and asked.strength is not None:
         raise UsageError("--strength: not for InstructPix2Pix models, which begin with noise; "

@@ -96,4 +96,4 @@ def first_latents(pipe: Any, recipe: Any, generator: Any) -> Any:
     inner = None if size is None else (size[1] // factor, size[0] // factor)
     return varied_noise(shape, generator, variation_seed=recipe.variation["seed"],
                         strength=recipe.variation["strength"], resize_from=inner,
-                        dtype=pipe.unet.dtype)
+                        dtype=pipe.denoiser.dtype)

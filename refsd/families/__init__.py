@@ -13,15 +13,17 @@ from refsd.families.others import WIDTHS, other_family
 from refsd.families.sd1 import SD1
 from refsd.families.sd2 import SD2
 
-__all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "INPUTS", "NOISE", "SD1", "WIDTHS",
-           "Family", "Layout", "Location", "family_of_width", "input_of", "other_family",
+__all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "INPUTS", "NOISE", "PARTS", "SD1",
+           "WIDTHS", "Family", "Layout", "Location", "family_of_width", "input_of", "other_family",
            "recognise",
            "text_widths"]  # fmt: skip
 
 FAMILIES = (SD1, SD2)
 DEFAULT = SD1  # what is meant, or taken for, where nothing tells
-# The networks of a model; every family here has the same.
-COMPONENTS = tuple(SD1.configs)
+# The parts of models, those with weights, and all.
+COMPONENTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.networks))
+PARTS = ("scheduler", *dict.fromkeys(
+    part for family in FAMILIES for part in family.tokenizers), *COMPONENTS)
 
 
 def recognise(tensors: Mapping[str, Any]) -> Family:

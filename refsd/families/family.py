@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+PIPELINES = {"text": "StableDiffusionPipeline", "image": "StableDiffusionImg2ImgPipeline",
+             "mask": "StableDiffusionInpaintPipeline"}
+
 
 class Location(NamedTuple):
     """Where a tensor lies in a file: part `part` of `parts` equal ones of a tensor's first axis."""
@@ -47,12 +50,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models, as its single files have it; folders say all of this themselves.
+    """A family of models, as its single files have it; folders say most of this themselves.
 
-    configs: config.json a network. scheduler: scheduler_config.json. A file is of the family that
-    has a tensor with one of `marks` in its name, or whose cross-attention reads `text_width`.
-    predictions: what is predicted after so many steps of training, where that is known to differ
-    from the scheduler's. pad: the token that fills up prompts, None for the end of text.
+    configs: config.json a network, under the names of a folder's parts; models may lack the
+    `optional` ones. scheduler: scheduler_config.json. A file is of the family that has a tensor
+    with one of `marks` in its name, or whose cross-attention reads `text_width`. predictions: what
+    is predicted after so many steps of training, where that is known to differ from the
+    scheduler's. pad: the token that fills up prompts, None for the end of text. pipelines: the
+    class that draws from a "text", an "image", or a picture and its "mask".
     """
 
     name: str
@@ -63,3 +68,16 @@ class Family:
     marks: tuple[str, ...] = ()
     predictions: Mapping[int, str] = field(default_factory=dict)
     pad: str | None = None
+    optional: tuple[str, ...] = ()
+    pipelines: Mapping[str, str] = field(default_factory=lambda: PIPELINES)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The parts that have weights."""
+        return tuple(self.configs)
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """The part that reads each text encoder's texts: tokenizer_2 those of text_encoder_2."""
+        return tuple(part.replace("text_encoder", "tokenizer") for part in self.networks
+                     if part.startswith("text_encoder"))

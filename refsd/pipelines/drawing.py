@@ -11,9 +11,9 @@ from refsd.arguments import as_number
 from refsd.backends import BACKENDS
 from refsd.dialects import DIFFUSERS
 from refsd.errors import UsageError
-from refsd.pipelines import from_diffusers, prompts, stages
+from refsd.pipelines import from_diffusers, stages
 from refsd.pipelines.callback import StepCallback
-from refsd.pipelines.components import as_generators
+from refsd.pipelines.generators import as_generators
 from refsd.pipelines.guidance import Guidance
 from refsd.pipelines.memory import working_bytes
 from refsd.pipelines.request import (
@@ -54,7 +54,8 @@ class Drawing:
     `numbers` are guidance_scale, guidance_rescale and eta; `generator` is one, or a list with one
     for each of the `batch` pictures, and `seed` what the caller gave for it; `step_generator` is
     that of the noise that samplers add. `composed` makes the prediction object of prompts that
-    Guidance is not enough for (refsd.pipelines.spoken), else it is None.
+    Guidance is not enough for (refsd.pipelines.spoken), else it is None; `added` are further inputs
+    of the network that the prompts gave.
     """
 
     pipe: Any
@@ -68,16 +69,18 @@ class Drawing:
     clock: dict[str, float]
     step_generator: Any
     composed: Callable | None
+    added: dict[str, Any]
 
     @classmethod
     def begin(cls, pipe: Any, height: int, width: int, *, prompt: Any, negative_prompt: Any,
               prompt_embeds: Any, negative_prompt_embeds: Any, num_images_per_prompt: Any,
               guidance_scale: Any, eta: Any, generator: Any, output_type: Any, return_dict: Any,
               clip_skip: Any, callback_on_step_end: Any, callback_on_step_end_tensor_inputs: Any,
-              guidance_rescale: Any = 0.0, steps: int | None = None) -> Self:
+              guidance_rescale: Any = 0.0, steps: int | None = None, **further: Any) -> Self:
         """Check what every call is given, encode the texts, and choose the seed.
 
-        steps: how many there are, for prompts that change from one to the next.
+        steps: how many there are, for prompts that change from one to the next. `further` is what
+        the pipeline's `embed` takes besides.
         """
         scale = check_number("guidance_scale", guidance_scale, -1000, 1000)
         numbers = {"guidance_rescale": check_number("guidance_rescale", guidance_rescale, 0, 1),
@@ -88,11 +91,11 @@ class Drawing:
         callback = StepCallback(pipe, callback_on_step_end, callback_on_step_end_tensor_inputs)
         from_diffusers.check_scheduler(pipe.scheduler)
 
-        make_ready(pipe.backend, str(pipe.unet.dtype))
+        make_ready(pipe.backend, str(pipe.denoiser.dtype))
         clock = {"start": time.perf_counter()}
-        callback.positive, callback.negative, composed = prompts.embed(
-            pipe, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, copies=copies,
-            clip_skip=clip_skip, guided=is_guided(pipe, scale), steps=steps)
+        callback.positive, callback.negative, composed, added = pipe.embed(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, copies=copies,
+            clip_skip=clip_skip, guided=is_guided(pipe, scale), steps=steps, **further)
         pipe.require_finite("encode_text", *callback.texts())
         clock["encode"] = time.perf_counter()
         avoided = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
@@ -109,7 +112,7 @@ class Drawing:
 
             generator, step_generator = generators(pipe, seed, batch)
         return cls(pipe, callback, batch, seed, generator, numbers, output_type, as_dict, clock,
-                   step_generator, composed)
+                   step_generator, composed, added)
 
     def finish(self, latents: Any, *, timesteps: Any = None,
                after_step: Callable | None = None, guidance: Callable = Guidance,
@@ -129,11 +132,14 @@ class Drawing:
         if pipe.controlled is not None:
             inputs["control"] = pipe.controlled.begin(
                 self.batch, pipe.num_timesteps, tuple(latents.shape[2:]))
+        if self.added:
+            inputs["added"] = self.added
         pipe.drawing, self.first = self, latents
         self.inputs = {**inputs, "after_step": getattr(after_step, "__self__", None)}
         latents, done = (latents, 0) if pipe.resumed is None else pipe.resumed(self)
         with use(pipe.backend, exact=pipe.exact):
-            predict = guidance(pipe.unet, *self.callback.texts(), scale=numbers["guidance_scale"],
+            predict = guidance(pipe.denoiser, *self.callback.texts(),
+                               scale=numbers["guidance_scale"],
                                rescale=numbers["guidance_rescale"], **inputs)
             steps = stages.denoise_with(predict, pipe.scheduler, latents, timesteps=timesteps,
                                         eta=numbers["eta"], generator=self.step_generator,

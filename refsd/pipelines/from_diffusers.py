@@ -184,8 +184,8 @@ def check_device(pipe: Any, *wanted: Any, device: Any = None, dtype: Any = None,
             if str(one).partition(":")[0] != pipe.device:
                 raise UsageError(f"to: {shown(one)}; the pipeline computes on {pipe.device}, and "
                                  f"{BY_BACKEND}, or another backend")
-        elif check_dtype("to: dtype", one) != pipe.unet.dtype:
-            raise UsageError(f"to: the pipeline is {pipe.unet.dtype}; load it with "
+        elif check_dtype("to: dtype", one) != pipe.denoiser.dtype:
+            raise UsageError(f"to: the pipeline is {pipe.denoiser.dtype}; load it with "
                              f"from_pretrained(dtype=\"{dtype_name(one)}\")")
     return pipe
 

@@ -22,14 +22,16 @@ class Guidance:
     `positive` and, or None, `negative` are (B, L, D); without the latter the model is asked once.
     `channels` (B, K, h, w) are further channels that the model sees after those of x, in every step
     the same; `control(x, timestep, text, index)` gives further keywords of a call of the model,
-    for the same x and text as it is called with.
+    for the same x and text as it is called with. `added` are further keywords of every call, arrays
+    in the order of the texts of a batch.
     """
 
     def __init__(self, unet: Any, positive: Any, negative: Any = None, *, scale: float,
-                 rescale: float = 0.0, channels: Any = None, control: Callable | None = None):
+                 rescale: float = 0.0, channels: Any = None, control: Callable | None = None,
+                 added: Mapping[str, Any] | None = None):
         self.unet, self.positive, self.negative = unet, positive, negative
         self.scale, self.rescale, self.control = scale, rescale, control
-        self.channels = channels
+        self.channels, self.added = channels, dict(added or {})
         self.condition = guidance_condition(unet, scale, positive.shape[0])
         self.text = as_text(negative, positive)
 
@@ -49,7 +51,8 @@ class Guidance:
         if self.channels is not None:
             copies = [self.channels] * (x.shape[0] // self.channels.shape[0])
             x = F.concat([x, F.concat(copies, axis=0)], axis=1)
-        return self.unet(x, timestep, self.text, timestep_cond=self.condition, **more)
+        return self.unet(x, timestep, self.text, timestep_cond=self.condition,
+                         **self.added, **more)
 
     def change(self, changed: Mapping[str, Any]) -> None:
         """Other texts or another scale from here on, under the names of diffusers' callbacks."""

@@ -63,7 +63,7 @@ class StableDiffusionHiresPipeline(Pipeline):
         if latents is None:
             raise UsageError("latents is None; give those of a first pass, output_type=\"latent\"")
         factor, channels = self.vae.config.downscale, self.vae.config.latent_channels
-        small = as_array("latents", latents, self.unet.dtype)
+        small = as_array("latents", latents, self.denoiser.dtype)
         small = given(self, "latents", small, ("N", channels, "h", "w"))
         height, width = (
             check_side(name, 2 * factor * old if value is None else value, factor)
@@ -87,7 +87,7 @@ class StableDiffusionHiresPipeline(Pipeline):
             shape = tuple(large.shape)
             if noise is None:
                 noise = starts.noise_of(self, shape, drawing.generator)
-            noise = given(self, "noise", as_array("noise", noise, self.unet.dtype), shape)
+            noise = given(self, "noise", as_array("noise", noise, self.denoiser.dtype), shape)
             latents = self.scheduler.add_noise(large, noise, left[0])
         return drawing.finish(latents, timesteps=left)
 

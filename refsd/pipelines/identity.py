@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from refsd.errors import ResourceError
-from refsd.families import COMPONENTS
 from refsd.pipelines.loading import BUNDLED, bundled_model
 from refsd.weights import resolve
 from refsd.weights.folder import component_headers, component_weights
+from refsd.weights.model_index import networks_of
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
@@ -59,7 +59,7 @@ def weight_files(place: Path, variant: str | None, without: Collection[str] = ()
     """The safetensors files that this model is read from, sorted by path."""
     if place.is_file():
         return [place]
-    headers = [h for part in COMPONENTS if part not in without
+    headers = [h for part in networks_of(place) if part not in without
                for h in component_headers(place, part, variant)]
     return sorted(Path(header.path) for header in headers)
 

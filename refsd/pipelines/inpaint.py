@@ -59,7 +59,7 @@ class StableDiffusionInpaintPipeline(Pipeline):
         """
         from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
         strength = check_number("strength", strength, 0, 1)
-        latents = latents if latents is None else as_array("latents", latents, self.unet.dtype)
+        latents = latents if latents is None else as_array("latents", latents, self.denoiser.dtype)
         height, width = self._side("height", height, latents), self._side("width", width, latents)
         own = timesteps is not None or sigmas is not None
         steps = check_steps(num_inference_steps, own=own)
@@ -98,7 +98,7 @@ class _Start:
         self.generator, self.count = drawing.generator, drawing.batch
         factor, self.depth = pipe.vae.config.downscale, pipe.vae.config.latent_channels
         self.size = tuple(n // factor for n in mask.shape[2:])
-        self.blends = pipe.unet.in_channels == self.depth
+        self.blends = pipe.denoiser.in_channels == self.depth
         self.encoded = picture.shape[1] != self.depth  # else it is latents
         self.original, self.noise = None, None
         self.grey = self._grey()
@@ -110,7 +110,7 @@ class _Start:
     def _grey(self):
         """The mask at the size of the latents, in each of their channels.   (B, 4, h, w)"""
         grey = np.repeat(images.nearest(self.mask, *self.size), self.depth, axis=1)
-        grey = BACKENDS[self.pipe.backend].put(as_array("mask", grey, self.pipe.unet.dtype))
+        grey = BACKENDS[self.pipe.backend].put(as_array("mask", grey, self.pipe.denoiser.dtype))
         return starts.repeated("mask_image", grey, self.count)
 
     def latents(self, latents, strength):
@@ -140,7 +140,7 @@ class _Start:
         elif self.blends and self.encoded:  # not looked at: only its noise is drawn, as diffusers
             pictures = max(self.picture.shape[0], self.mask.shape[0])
             drawn = self.generator
-            draw_noise((pictures, depth, *self.size), self.pipe.unet.dtype,
+            draw_noise((pictures, depth, *self.size), self.pipe.denoiser.dtype,
                        drawn[:pictures] if isinstance(drawn, list) else drawn)
         elif not self.encoded:
             if not self.blends:

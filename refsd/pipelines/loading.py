@@ -2,28 +2,34 @@
 
 import logging
 from collections.abc import Collection, Mapping
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
 from refsd.arguments import ARITHMETICS, shown
 from refsd.backends import find_backend
 from refsd.errors import ModelError, UsageError
-from refsd.families import COMPONENTS, input_of, recognise
-from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
-from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.families import Family, input_of, recognise
+from refsd.pipelines.autoencoder import VAE
+from refsd.pipelines.components import TextEncoder, UNet
 from refsd.pipelines.single_file import predicting, scheduler_of_file
 from refsd.schedulers import Config, from_config, would_do
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
 from refsd.weights.files import read_foreign_object
 from refsd.weights.header import read_header
-from refsd.weights.model_index import part_class
+from refsd.weights.model_index import family_of, networks_of, part_class, parts_of
 
 logger = logging.getLogger(__name__)
 
 BUNDLED = "refsd bundled model"  # the name of the one that ships
 CLIP_ROWS = 49408
+# A part with weights -> the module and the class that compute it.
+CLASSES = {
+    "unet": ("refsd.pipelines.components", "UNet"),
+    "vae": ("refsd.pipelines.autoencoder", "VAE"),
+    "text_encoder": ("refsd.pipelines.components", "TextEncoder"),
+}
 
 
 def bundled_model() -> Path:
@@ -36,13 +42,14 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
                     variant: str | None, ema: bool, force: bool, exact: bool = False,
                     hub: dict[str, Any] | None = None, scheduler: Any = None, vae: Any = None,
                     text_encoder: Any = None, prediction_type: str | None = None,
-                    inputs: Collection[str] = ("latents",)) -> dict[str, Any]:
-    """Everything StableDiffusionPipeline is made of, from a folder, a file or a hub id.
+                    inputs: Collection[str] = ("latents",),
+                    wanted: Collection[str] = ()) -> dict[str, Any]:
+    """Everything that a pipeline is made of, from a folder, a file or a hub id.
 
     No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` and
     `prediction_type` as in `load_scheduler`; `vae` and `text_encoder` are paths, hub ids or such
-    networks, and replace the model's; `inputs` are what the UNet may read. Raises ModelError,
-    ResourceError, UsageError.
+    networks, and replace the model's; `inputs` are what the UNet may read, `wanted` the parts that
+    the pipeline has. Raises ModelError, ResourceError, UsageError.
     """
     if dtype not in ARITHMETICS:
         raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(ARITHMETICS)}")
@@ -51,9 +58,10 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
     if path is None:
         place, name = bundled_model(), BUNDLED
     else:
-        own = [part for part in COMPONENTS if part not in given]
-        place = resolve(path, download=download, variant=variant, parts=own, **(hub or {}))
-        place, name = _whole(place, own), str(path)
+        place = resolve(path, download=download, variant=variant, without=given, **(hub or {}))
+        place, name = _whole(place, given), str(path)
+    family = family_at(place)
+    _check_family(family, wanted, name)
     scheduler = load_scheduler(place, scheduler, prediction_type)
     objects = {part: value for part, value in given.items() if hasattr(value, "tree")}
     replaced = {part: None if part in objects else resolve(
@@ -71,36 +79,42 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
         find_backend(backend).place(part.tensors)
     find_backend(backend).release()  # the memory that weights lay in before
 
-    unet = UNet(parts["unet"].tree, UNetConfig.from_json(parts["unet"].config), backend, exact)
-    encoder = objects.get("text_encoder") or _text_encoder(parts["text_encoder"], backend, exact)
-    vae = objects.get("vae") or VAE(parts["vae"].tree, VAEConfig.from_json(parts["vae"].config),
-                                    backend, exact)
-    _check_objects(objects, unet)
-    rows = encoder.tree["embeddings"]["token_embedding"]["weight"].shape[0]
-    tokenizer = load_tokenizer(place, rows)
-    tokenizer.require_rows(rows, encoder.config.max_length)
-    return {
-        "tokenizer": tokenizer,
-        "text_encoder": encoder,
-        "unet": unet,
-        "vae": vae,
-        "scheduler": scheduler,
-        "name": name,
-    }
+    networks = {part: computes(part).of(found, backend, exact) for part, found in parts.items()}
+    networks |= objects
+    if objects:
+        _check_objects(objects, networks["unet"])
+    tokenizers = {part.replace("text_encoder", "tokenizer"): load_tokenizer(place, part, network)
+                  for part, network in networks.items() if part.startswith("text_encoder")}
+    lacking = dict.fromkeys({*family.tokenizers, *family.networks} - {*tokenizers, *networks})
+    return {**lacking, **tokenizers, **networks, "scheduler": scheduler, "name": name}
 
 
-def _whole(place: Path, own: list[str]) -> Path:
+def computes(part: str) -> Any:
+    """The class whose objects compute a part of a model."""
+    module, name = CLASSES[part]
+    return getattr(import_module(module), name)
+
+
+def family_at(place: Path) -> Family:
+    """The family of the model in a folder or a file."""
+    return family_of(place) if place.is_dir() else recognise(read_header(place).tensors)
+
+
+def _check_family(family: Family, wanted: Collection[str], name: str) -> None:
+    """ModelError for a model of other parts than the pipeline at hand has."""
+    if wanted and {*wanted} != {"scheduler", *family.tokenizers, *family.networks}:
+        raise ModelError(f"{name}: {family.name}. Take {family.pipelines['text']} or "
+                         "AutoPipelineForText2Image")
+
+
+def _whole(place: Path, given: Collection[str]) -> Path:
     """The folder that a model_index.json stands for; ModelError for one part of several."""
     if place.name == "model_index.json":
         return place.parent
-    if len(own) > 1 and (place / "config.json").is_file() and not (place / "unet").is_dir():
+    alone = (place / "config.json").is_file() and not parts_of(place)
+    if alone and set(networks_of(place)) - {*given, "unet"}:
         raise ModelError(f"{place}: one part of a model; give the folder that holds all of them")
     return place
-
-
-def _text_encoder(part: Any, backend: str, exact: bool) -> TextEncoder:
-    config = CLIPTextConfig.from_json(part.config)
-    return TextEncoder(part.tree["text_model"], config, backend, exact)
 
 
 def _check_objects(objects: dict[str, Any], unet: UNet) -> None:
@@ -121,19 +135,25 @@ def _check_objects(objects: dict[str, Any], unet: UNet) -> None:
                          f"{unet.text_width}; give one of such a model")
 
 
-def load_tokenizer(place: Path, rows: int) -> CLIPTokenizer:
-    """The folder's tokenizer; where there is none, CLIP's own if the text encoder fits it.
+def load_tokenizer(place: Path, part: str, encoder: Any) -> Any:
+    """The tokenizer of a text encoder in a model, which fits it.
 
-    For a single file it pads as the file's family does.
+    That of the folder; where there is none, CLIP's own if the encoder is CLIP's. For a single file
+    it pads as the file's family does.
     """
-    if (place / "tokenizer").is_dir():
-        return CLIPTokenizer.from_folder(place / "tokenizer")
-    if rows != CLIP_ROWS:
+    folder = place / part.replace("text_encoder", "tokenizer")
+    rows = encoder.rows
+    if folder.is_dir():
+        tokenizer = CLIPTokenizer.from_folder(folder)
+    elif rows != CLIP_ROWS:
         raise ModelError(f"{place}: no tokenizer folder, and with {rows} embeddings the text "
                          f"encoder is not CLIP's ({CLIP_ROWS}): the vocabulary cannot be known. "
                          "Put the tokenizer folder of the model there")
-    pad = recognise(read_header(place).tensors).pad if place.is_file() else None
-    return CLIPTokenizer.clip() if pad is None else CLIPTokenizer.clip(pad=pad)
+    else:
+        pad = None if place.is_dir() else family_at(place).pad
+        tokenizer = CLIPTokenizer.clip() if pad is None else CLIPTokenizer.clip(pad=pad)
+    tokenizer.require_rows(rows, encoder.config.max_length)
+    return tokenizer
 
 
 def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = None) -> Any:

@@ -24,14 +24,14 @@ PICTURE = 6 * 3  # floats a pixel while pictures are joined, scaled and clipped
 
 def estimate_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     """The most that the process will hold while `pipe` draws `batch` pictures of this size."""
-    libraries = find_backend(pipe.unet.backend).memory.libraries
+    libraries = find_backend(pipe.denoiser.backend).memory.libraries
     return libraries + weight_bytes(pipe) + working_bytes(pipe, width, height, batch)
 
 
 def weight_bytes(pipe: Any) -> int:
     """The bytes of all loaded weights, with what fills up their rows in memory."""
-    parts = (pipe.text_encoder, pipe.unet, pipe.vae)
-    return sum(_held(leaf) for part in parts for leaf in flatten(part.tree).values())
+    return sum(_held(leaf) for part in pipe.networks.values()
+               for leaf in flatten(part.tree).values())
 
 
 def _held(leaf):
@@ -61,7 +61,7 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
     Each is with the UNet twice then, in InstructPix2Pix three times (`pipe.copies`).
     """
-    factor, size = pipe.vae.config.downscale, itemsize(pipe.unet.dtype)
+    factor, size = pipe.vae.config.downscale, itemsize(pipe.denoiser.dtype)
     pixels = math.ceil(width / factor) * math.ceil(height / factor)  # of the latents
     pictures = PICTURE * batch * width * height * size
     decoder = decoder_bytes(pipe.vae, pixels, size)
@@ -71,7 +71,7 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
         decoder = coding_bytes(pipe.vae, "decoder", math.ceil(height / factor),
                                math.ceil(width / factor), pipe.vae.tiling)
     asked = batch * pipe.copies
-    return max(unet_bytes(pipe.unet, pixels, asked, size), decoder + pictures)
+    return max(unet_bytes(pipe.denoiser, pixels, asked, size), decoder + pictures)
 
 
 def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:

@@ -16,12 +16,10 @@ from refsd.backends import choose_backend, find_backend
 from refsd.dialects import DIFFUSERS, Dialect
 from refsd.errors import UsageError
 from refsd.pipelines import from_diffusers, stages
-from refsd.pipelines.components import VAE, TextEncoder, UNet
 from refsd.pipelines.request import check_flag, check_side
 from refsd.places import on_host
 from refsd.random import TorchGenerator
 from refsd.registry import use
-from refsd.text import CLIPTokenizer
 from refsd.weights.checkpoint import check_input
 
 logger = logging.getLogger(__name__)
@@ -29,25 +27,33 @@ logger = logging.getLogger(__name__)
 LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "ema", "force",
                   "exact", "torch_dtype", "local_files_only", "scheduler", "vae", "text_encoder",
                   "prediction_type", "cache_dir", "revision", "token")
-PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 
 class Pipeline:
-    """The parts: tokenizer, text_encoder, unet, vae, scheduler; each works alone.
+    """The parts, under the names of a folder's: tokenizer, unet and so on; each works alone.
 
     The scheduler may be replaced. `from_pretrained` without a path gives the small model that ships
-    with refsd. `inputs` are what the UNet may read (refsd.families.inputs).
+    with refsd. `inputs` are what the UNet may read (refsd.families.inputs), `denoises` is the part
+    that predicts, and `optional` are parts that may be None.
     """
 
+    parts: tuple[str, ...] = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+    optional: tuple[str, ...] = ()
+    denoises = "unet"
     inputs: tuple[str, ...] = ("latents",)
     copies = 2  # of each picture in a step's batch, where it is guided
     controlled: Any = None  # what ControlNets are to add, a refsd.pipelines.control.Asked
 
-    def __init__(self, *, tokenizer: CLIPTokenizer, text_encoder: TextEncoder, unet: UNet, vae: VAE,
-                 scheduler: Any, backend: str = "auto", name: str = "", exact: bool = False):
-        check_input(unet.in_channels, vae.config.latent_channels, self.inputs, name or "the model")
-        self.tokenizer, self.text_encoder, self.unet = tokenizer, text_encoder, unet
-        self.vae, self.scheduler, self.name = vae, scheduler, name
+    def __init__(self, *, backend: str = "auto", name: str = "", exact: bool = False, **parts: Any):
+        if set(self.parts) ^ set(parts) or None in (
+                parts[part] for part in self.parts if part not in self.optional):
+            raise TypeError(f"{type(self).__name__} got the parts {', '.join(parts)}; give "
+                            f"{', '.join(self.parts)}")
+        vars(self).update(parts)
+        if self.denoises == "unet":
+            check_input(self.denoiser.in_channels, self.vae.config.latent_channels, self.inputs,
+                        name or "the model")
+        self.name = name
         self.backend, self.exact = choose_backend(backend), exact
         self.make_generator, self.check_finite = TorchGenerator, True
         self.drawing, self.resumed = None, None  # the run at hand, and what it goes on from
@@ -100,7 +106,7 @@ class Pipeline:
                                 download=download, variant=variant, ema=ema, force=force,
                                 exact=exact, hub=hub, scheduler=scheduler, vae=vae,
                                 text_encoder=text_encoder, prediction_type=prediction_type,
-                                inputs=cls.inputs)
+                                inputs=cls.inputs, wanted=cls.parts)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained
@@ -113,8 +119,11 @@ class Pipeline:
         """
         if not isinstance(pipe, Pipeline):
             raise UsageError(f"from_pipe got {shown(pipe)}; give a pipeline of refsd")
-        refuse_unknown("from_pipe", replaced, PARTS)
-        parts = {name: getattr(pipe, name) for name in PARTS}
+        refuse_unknown("from_pipe", replaced, cls.parts)
+        if cls.parts != pipe.parts:
+            raise UsageError(f"from_pipe got a {type(pipe).__name__}, whose model has other parts; "
+                             "give a pipeline of the same family")
+        parts = {name: getattr(pipe, name) for name in cls.parts}
         made = cls(**{**parts, **replaced}, backend=pipe.backend, name=pipe.name, exact=pipe.exact)
         made.make_generator, made.check_finite = pipe.make_generator, pipe.check_finite
         made._dialect = pipe._dialect
@@ -156,6 +165,23 @@ class Pipeline:
         textual_inversion.unload(self, tokens, **others)
 
     @property
+    def networks(self) -> dict[str, Any]:
+        """The parts that have weights."""
+        parts = {part: getattr(self, part) for part in self.parts}
+        return {part: value for part, value in parts.items() if hasattr(value, "tree")}
+
+    @property
+    def denoiser(self) -> Any:
+        """The network that predicts: the UNet, or a transformer in its place."""
+        return getattr(self, self.denoises)
+
+    def embed(self, *texts: Any, **options: Any) -> Any:
+        """The prompts as what the network reads, refsd.pipelines.prompts.Prompts."""
+        from refsd.pipelines import prompts
+
+        return prompts.embed(self, *texts, **options)
+
+    @property
     def guidance_scale(self) -> float | None:
         """That of the run at hand; a callback sets `_guidance_scale`, as in diffusers."""
         return self._guidance_scale
@@ -173,7 +199,7 @@ class Pipeline:
     @property
     def default_size(self) -> int:
         """The side in pixels that the model was trained at."""
-        return self.unet.config.sample_size * self.vae.config.downscale
+        return self.denoiser.config.sample_size * self.vae.config.downscale
 
     def enable_vae_tiling(self) -> None:
         """Decode and encode in overlapping tiles, as diffusers: see VAE.enable_tiling."""

@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from refsd.arguments import as_array
 from refsd.backends import BACKENDS
@@ -61,14 +62,26 @@ def literal(text: str, syntax: str = "plain", *,
             yield match[0][:80], meaning
 
 
+class Prompts(NamedTuple):
+    """Texts as a network reads them.   (B, L, D) and, for guided images, (B, L, D)
+
+    Read-only: what replaces them is returned by a callback, so that the steps read it. composed:
+    what makes the prediction object, where Guidance is not enough. added: further inputs of the
+    network, arrays with a row for each text, the negative ones first.
+    """
+
+    positive: Any
+    negative: Any
+    composed: Callable | None = None
+    added: Mapping[str, Any] = MappingProxyType({})
+
+
 def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
           negative_prompt_embeds: Any, *, copies: int, clip_skip: int | None, guided: bool,
-          steps: int | None = None) -> tuple[Any, Any, Callable | None]:
-    """The text and what to keep away from, for every image.   (B, L, D), (B, L, D) or None
+          steps: int | None = None) -> Prompts:
+    """The text and what to keep away from, for every image.
 
-    Read-only: what replaces them is returned by a callback, so that the steps read it. In a dialect
-    the two are those of the first of `steps` steps, and may differ in length; the third is then
-    what makes the prediction object of all, where Guidance does not.
+    In a dialect the two are those of the first of `steps` steps, and may differ in length.
     """
     if (prompt is None) == (prompt_embeds is None):
         raise UsageError("give either prompt or prompt_embeds, got "
@@ -78,14 +91,14 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     if prompt_embeds is None:
         positive = _said(pipe, "prompt", check_prompts("prompt", prompt))
     else:
-        positive = given(pipe, "prompt_embeds", prompt_embeds, ("B", "L", pipe.unet.text_width))
+        positive = given(pipe, "prompt_embeds", prompt_embeds, ("B", "L", pipe.denoiser.text_width))
         if clip_skip is not None:
             pipe.remark("clip_skip changes nothing: it is for prompt, and prompt_embeds is given")
     count = len(positive)
     negative = check_prompts("negative_prompt", "" if negative_prompt is None else negative_prompt)
     if negative_prompt_embeds is not None:
         negative = given(pipe, "negative_prompt_embeds", negative_prompt_embeds,
-                         ("B", "L", pipe.unet.text_width))
+                         ("B", "L", pipe.denoiser.text_width))
     elif guided:
         if len(negative) not in (1, count):
             raise UsageError(f"negative_prompt has {len(negative)} texts; give 1, or one for each "
@@ -94,12 +107,12 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     if pipe.dialect.syntax != "plain":
         from refsd.pipelines.spoken import guidance_of
 
-        return guidance_of(pipe, positive, negative, copies=copies, clip_skip=clip_skip,
-                           guided=guided, steps=steps)
+        return Prompts(*guidance_of(pipe, positive, negative, copies=copies, clip_skip=clip_skip,
+                                    guided=guided, steps=steps))
     if isinstance(positive, list):
         positive = _encode(pipe, "prompt", positive, clip_skip)
     if not guided and isinstance(negative, list):
-        return _repeated(positive, copies), None, None
+        return Prompts(_repeated(positive, copies), None)
     if isinstance(negative, list):  # diffusers skips layers for the positive prompt only
         negative = _encode(pipe, "negative prompt", negative * (count // len(negative)), None)
         if negative.shape != positive.shape:
@@ -108,7 +121,7 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     elif negative.shape != positive.shape:
         raise UsageError(f"negative_prompt_embeds has shape {negative.shape}, prompt_embeds "
                          f"{positive.shape}; give two of one shape")
-    return _repeated(positive, copies), _repeated(negative, copies) if guided else None, None
+    return Prompts(_repeated(positive, copies), _repeated(negative, copies) if guided else None)
 
 
 def _repeated(array, copies):
@@ -138,4 +151,4 @@ def _encode(pipe, name, texts, clip_skip):
     ids = stages.tokenize(pipe.tokenizer, texts)
     vectors = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
     # An encoder of another pipeline has a dtype and a place of its own.
-    return BACKENDS[pipe.backend].put(as_array(name, vectors, pipe.unet.dtype))
+    return BACKENDS[pipe.backend].put(as_array(name, vectors, pipe.denoiser.dtype))

@@ -13,15 +13,14 @@ import numpy as np
 from refsd import functional as F
 from refsd.atomic import empty_folder, write_file, writing
 from refsd.errors import UsageError
-from refsd.families import COMPONENTS
 from refsd.leaf import Weight
+from refsd.networks import NETWORKS
 from refsd.quantized import Quantized, can_quantize, quantize
 from refsd.registry import watch
 from refsd.weights import load_folder, write_safetensors
+from refsd.weights.model_index import networks_of, parts_of
 
 REPORT = "quantize.json"
-FILES = {"text_encoder": "model.safetensors"}
-OTHER = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass
@@ -106,7 +105,7 @@ def _places(pipe: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
             elif isinstance(value, Weight) and value.name:
                 yield value.name, (node, key)
 
-    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+    for part in pipe.networks.values():
         yield from walk(part.tree)
 
 
@@ -120,15 +119,14 @@ def write(model: Path, folder: str | Path, *, keep: Collection[str] = ()) -> dic
         raise UsageError(f"{model}: a single file; give a folder as diffusers writes it")
     out, sizes = empty_folder(folder), {}
     with writing(out):
-        for name in ("scheduler", "tokenizer"):
-            if (model / name).is_dir():
-                shutil.copytree(model / name, out / name)
+        for name in parts_of(model) - set(networks_of(model)):
+            shutil.copytree(model / name, out / name)
         shutil.copyfile(model / "model_index.json", out / "model_index.json")
-        for part in COMPONENTS:
+        for part in networks_of(model):
             (out / part).mkdir()
             shutil.copyfile(model / part / "config.json", out / part / "config.json")
-    for part in COMPONENTS:
-        file, tensors = out / part / FILES.get(part, OTHER), {}
+    for part in networks_of(model):
+        file, tensors = out / part / f"{NETWORKS[part].stems[0]}.safetensors", {}
         for name, leaf in load_folder(model, part, force=True).tensors.items():
             tensors |= stored(name, leaf if matches(leaf.name, keep) else as_int8(leaf))
         write_safetensors(file, tensors, {"format": "pt"})

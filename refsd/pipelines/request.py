@@ -118,7 +118,7 @@ def check_choice(name: str, value: Any, choices: Any) -> str:
 
 def is_guided(pipe: Any, guidance_scale: float) -> bool:
     """Whether the model predicts twice a step: above 1, unless it takes the scale as an input."""
-    return pipe.dialect.guides(guidance_scale) and pipe.unet.time_cond_dim is None
+    return pipe.dialect.guides(guidance_scale) and pipe.denoiser.time_cond_dim is None
 
 
 def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta: float = 0.0,
@@ -131,7 +131,7 @@ def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta
     without_effect, scheduler = {}, pipe.scheduler if scheduler is None else scheduler
     if not is_guided(pipe, guidance_scale):
         why = (f"at a guidance scale of {guidance_scale:g} the model is asked once, without it"
-               if pipe.unet.time_cond_dim is None else
+               if pipe.denoiser.time_cond_dim is None else
                "this model is distilled: it is asked once, and takes the scale as an input")
         without_effect |= {"guidance_rescale": why} if guidance_rescale else {}
         empty = negative is None or isinstance(negative, str) and not negative

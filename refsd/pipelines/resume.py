@@ -159,7 +159,7 @@ HASHES = {"texts": "the prompt, the negative prompt or the text encoder",
 def fingerprint(drawing: Any) -> dict[str, Any]:
     """What decides how a drawing goes on, as JSON; arrays as hashes."""
     pipe, config = drawing.pipe, drawing.pipe.scheduler.config
-    return {"pipeline": type(pipe).__name__, "dtype": str(pipe.unet.dtype),
+    return {"pipeline": type(pipe).__name__, "dtype": str(pipe.denoiser.dtype),
             "scheduler": type(pipe.scheduler).__name__,
             **{f"scheduler {key}": repr(value) for key, value in config.items()}, **drawing.numbers,
             "dialect": spelled(pipe.dialect),

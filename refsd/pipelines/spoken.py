@@ -15,8 +15,8 @@ from refsd.dialects.reading import Part, read
 from refsd.errors import UsageError
 from refsd.half import is_half, to_float32
 from refsd.pipelines import stages
-from refsd.pipelines.components import as_generators
 from refsd.pipelines.composed import Block, ComposedGuidance, Timeline, constants, even
+from refsd.pipelines.generators import as_generators
 from refsd.places import on_host
 from refsd.random.by_name import GENERATORS
 
@@ -41,7 +41,7 @@ def guidance_of(pipe: Any, positive: Any, negative: Any, *, copies: int, clip_sk
     lines = [_lines(pipe, text, clip_skip, calls) for text in positive] \
         if isinstance(positive, list) else [[(1.0, line)] for line in constants(positive)]
     composed = any(len(parts) > 1 or parts[0][0] != 1 for parts in lines)
-    if composed and pipe.unet.time_cond_dim is not None:
+    if composed and pipe.denoiser.time_cond_dim is not None:
         raise UsageError("prompt: this model is distilled, it has no guidance to weigh prompts "
                          "with; leave out AND and weights at the end")
     avoided = None
@@ -129,7 +129,7 @@ def weighed(pipe: Any, column: Sequence[Chunk], counts: Sequence[int], blank: Ch
             z = weighing.scaled(z, weights)
         case "lerp" if (weights != 1).any():
             z = weighing.lerp(z, weights, encode(pipe, [blank], clip_skip)[0])
-    return as_array("prompt", z, pipe.unet.dtype)
+    return as_array("prompt", z, pipe.denoiser.dtype)
 
 
 def encode(pipe: Any, chunks: Sequence[Chunk], clip_skip: int | None) -> np.ndarray:

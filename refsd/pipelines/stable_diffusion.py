@@ -47,7 +47,7 @@ class StableDiffusionPipeline(Pipeline):
         """
         from_diffusers.take("StableDiffusionPipeline", others, from_diffusers.CALLING,
                             CALL_ARGUMENTS)
-        latents = latents if latents is None else as_array("latents", latents, self.unet.dtype)
+        latents = latents if latents is None else as_array("latents", latents, self.denoiser.dtype)
         height, width = self._side("height", height, latents), self._side("width", width, latents)
         steps = check_steps(num_inference_steps, own=timesteps is not None or sigmas is not None)
         drawing = Drawing.begin(
@@ -66,7 +66,7 @@ class StableDiffusionPipeline(Pipeline):
         factor = self.vae.config.downscale
         shape = (batch, self.vae.config.latent_channels, height // factor, width // factor)
         if latents is None:
-            latents = stages.initial_latents(self.scheduler, shape, self.unet.dtype, generator)
+            latents = stages.initial_latents(self.scheduler, shape, self.denoiser.dtype, generator)
             return BACKENDS[self.backend].put(latents)
         latents = given(self, "latents", latents, shape)
         return stages.scaled(latents, float(self.scheduler.init_noise_sigma))

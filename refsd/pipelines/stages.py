@@ -16,7 +16,8 @@ import numpy as np
 
 from refsd.errors import ModelError, UsageError
 from refsd.half import in_float32, to_float32
-from refsd.pipelines.components import VAE, TextEncoder, UNet
+from refsd.pipelines.autoencoder import VAE
+from refsd.pipelines.components import TextEncoder, UNet
 from refsd.pipelines.guidance import Guidance
 from refsd.pipelines.tensors import not_finite
 from refsd.places import on_host

@@ -11,7 +11,7 @@ from refsd import functional as F
 from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.pipelines import stages
-from refsd.pipelines.components import DiagonalGaussian
+from refsd.pipelines.autoencoder import DiagonalGaussian
 from refsd.pipelines.tensors import given
 from refsd.random import draw_noise
 
@@ -79,7 +79,7 @@ def as_latents(pipe: Any, image: Any, generator: Any, count: int, **options: Any
 
 def noise_of(pipe: Any, shape: tuple[int, ...], generator: Any) -> Any:
     """N(0, 1) in the dtype of a pipeline's latents, where it computes."""
-    return BACKENDS[pipe.backend].put(draw_noise(shape, pipe.unet.dtype, generator))
+    return BACKENDS[pipe.backend].put(draw_noise(shape, pipe.denoiser.dtype, generator))
 
 
 def repeated(name: str, array: Any, count: int) -> Any:

@@ -8,7 +8,7 @@ from refsd.backends import BACKENDS, find_backend
 from refsd.errors import UsageError
 from refsd.models import taesd
 from refsd.models.taesd import TinyVAEConfig
-from refsd.pipelines.components import VAE
+from refsd.pipelines.autoencoder import VAE
 from refsd.pipelines.from_diffusers import answer
 from refsd.pipelines.tensors import shaped
 from refsd.registry import use

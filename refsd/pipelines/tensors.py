@@ -27,7 +27,7 @@ def shaped(name: str, value: Any, wanted: tuple, dtype: Any) -> Any:
 
 def given(pipe: Any, name: str, value: Any, wanted: tuple) -> Any:
     """The same in a pipeline's dtype, where its backend computes; refused unless it is finite."""
-    array = shaped(name, value, wanted, pipe.unet.dtype)
+    array = shaped(name, value, wanted, pipe.denoiser.dtype)
     if pipe.check_finite:
         require_finite(name, array)
     return BACKENDS[pipe.backend].put(array)

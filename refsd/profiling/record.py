@@ -146,7 +146,7 @@ class Silence:
 def _draw(pipe, recorder, prompt, negative_prompt, clip_skip, output_type, options):
     """The same as pipe(prompt, ...), taken apart where the stages meet."""
     with recorder.stage("text"):
-        guided = options["guidance_scale"] > 1 and pipe.unet.time_cond_dim is None
+        guided = options["guidance_scale"] > 1 and pipe.denoiser.time_cond_dim is None
         embeds = {"prompt_embeds": _encode(pipe, prompt, clip_skip)}
         if guided:
             embeds["negative_prompt_embeds"] = _encode(pipe, negative_prompt, None)

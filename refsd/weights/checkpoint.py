@@ -15,7 +15,7 @@ from refsd.quantized import Quantized
 from refsd.weights.folder import check_variants
 from refsd.weights.forms import check_form, hold, meant, read_as
 from refsd.weights.memory import check_memory, needed_bytes
-from refsd.weights.model_index import remark
+from refsd.weights.model_index import networks_of, remark
 from refsd.weights.plan import Plan, Source, own_config, plan_file, plan_folder, plan_replacement
 from refsd.weights.reader import iter_tensors, read_tensors, warn_nonfinite
 from refsd.weights.tree import to_tree
@@ -51,7 +51,7 @@ def load_checkpoint(
     replaced: Mapping[str, Path | None] | None = None,
     inputs: Collection[str] = tuple(INPUTS),
 ) -> dict[str, Component]:
-    """The text_encoder, unet and vae of a diffusers folder or a single file.
+    """The networks of a diffusers folder or a single file, under the names of a folder's parts.
 
     dtype: see `read_safetensors`; int8 is float32 of which linear layers, and 1 x 1 convolutions
     like them, multiply int8 activations by int8 weights (refsd.quantized.W8A8). weights is the form
@@ -67,19 +67,19 @@ def load_checkpoint(
     for a path that does not exist or an option that has no meaning for it.
     """
     path, replaced = Path(path), replaced or {}
-    own = [name for name in COMPONENTS if name not in replaced]
     if path.is_dir():
         if ema or configs:
             raise UsageError(f"{path}: ema and configs are for single files, this is a folder: "
                              "leave them out (its plain weights are the averages where it was "
                              "trained with some)")
         remark(path)
-        plans = {name: plan_folder(path, name, variant=variant) for name in own}
+        plans = {name: plan_folder(path, name, variant=variant) for name in networks_of(path)
+                 if name not in replaced}
         check_variants({name: plan.variant for name, plan in plans.items()}, variant, str(path))
     elif path.is_file():
         if variant is not None:
             raise UsageError(f"{path}: variant is for folders, this is a single file; leave it out")
-        plans = plan_file(path, ema=ema, configs=configs, components=own)
+        plans = plan_file(path, ema=ema, configs=configs, without=replaced)
     else:
         raise UsageError(f"{str(path)[:200]}: no such file or folder. Give one that there is")
 
@@ -110,8 +110,13 @@ def load_folder(
 
 def check_together(configs: Mapping[str, Mapping], where: str,
                    inputs: Collection[str] = tuple(INPUTS)) -> None:
-    """ModelError when the three networks of a model do not fit each other."""
-    unet, vae, text = configs["unet"], configs.get("vae"), configs.get("text_encoder")
+    """ModelError when the networks of a model do not fit each other.
+
+    A UNet reads the texts of all encoders side by side.
+    """
+    if "unet" not in configs:
+        return
+    unet, vae = configs["unet"], configs.get("vae")
     latent = unet["out_channels"] if vae is None else vae["latent_channels"]
     if unet["out_channels"] != latent:
         raise ModelError(f"{where}: the UNet gives {unet['out_channels']} channels, the VAE's "
@@ -119,10 +124,12 @@ def check_together(configs: Mapping[str, Mapping], where: str,
     check_input(unet["in_channels"], latent, inputs, where)
     widths = unet["cross_attention_dim"]
     widths = set(widths) if isinstance(widths, (list, tuple)) else {widths}
-    if text is not None and widths != {text["hidden_size"]}:
+    given = [config["hidden_size"] for part, config in configs.items()
+             if part.startswith("text_encoder")]
+    if given and widths != {sum(given)}:
         raise ModelError(
             f"{where}: the UNet reads text of width {', '.join(map(str, sorted(widths)))}, "
-            f"the text encoder gives {text['hidden_size']}. Give parts of one model"
+            f"the text encoder gives {sum(given)}. Give parts of one model"
         )
 
 

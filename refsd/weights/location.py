@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.families import COMPONENTS
+from refsd.families import PARTS
 from refsd.weights.choice import check_variant, choose
 from refsd.weights.folder import read_weight_map
+from refsd.weights.model_index import networks_of
 
-FOLDERS = ("scheduler", "tokenizer", *COMPONENTS)
 FILES = (".safetensors", ".gguf")
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ def resolve(
     download: bool = False,
     variant: str | None = None,
     cache_dir: str | Path | None = None,
-    parts: Collection[str] = COMPONENTS,
+    parts: Collection[str] | None = None,
+    without: Collection[str] = (),
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Path:
@@ -32,9 +33,10 @@ def resolve(
 
     A path that exists is taken first. Only download=True touches the network, and then fetches the
     json and txt files of the components and the weights that would be read: those of the variant
-    where there are any, of the networks that `parts` names. Raises UsageError for a file that is
-    not there and for what is neither a path nor a valid id, ModelError for a model that is not in
-    the cache, ResourceError when a download fails.
+    where there are any, of the networks that `parts` names, by default the model's own, but not of
+    those `without`. Raises UsageError for a file that is not there and for what is neither a path
+    nor a valid id, ModelError for a model that is not in the cache, ResourceError when a download
+    fails.
     """
     text = os.fspath(model) if isinstance(model, (str, bytes, os.PathLike)) else model
     if not isinstance(text, str):
@@ -57,11 +59,14 @@ def resolve(
         ) from None
     check_variant(variant)
     # Never a pickle, and of the root only what describes it: the single files are whole models.
-    small = [f"{folder}/*.{kind}" for folder in FOLDERS for kind in ("json", "txt")]
+    small = [f"{folder}/*.{kind}" for folder in PARTS for kind in ("json", "txt")]
     hub = {"cache_dir": cache_dir}
     hub |= {k: v for k, v in (("revision", revision), ("token", token)) if v is not None}
     found = _snapshot(text, shown, download, hub, ["model_index.json", "config.json", *small])
     if download and (names := _listing(text, shown, hub)):
+        if parts is None:
+            parts = networks_of(found, {name.partition("/")[0] for name in names if "/" in name})
+        parts = [part for part in parts if part not in without]
         wanted = weights_of(names, found, variant, parts, f"model {shown}")
         _snapshot(text, shown, download, hub, [glob.escape(name) for name in wanted])
     return found

@@ -5,23 +5,44 @@ them. A folder without this file is read by what each part says of itself.
 """
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from refsd.errors import ModelError
-from refsd.families import COMPONENTS
+from refsd.families import FAMILIES, PARTS, Family
 from refsd.weights.files import read_foreign_object
 
 logger = logging.getLogger(__name__)
 
 NAME = "model_index.json"
-# What refsd draws from these five parts.
-PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline",
-             "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
-             "StableDiffusionInstructPix2PixPipeline")
-PARTS = ("tokenizer", "scheduler", *COMPONENTS)
+# Whose parts refsd draws with.
+PIPELINES = ("LatentConsistencyModelPipeline", "StableDiffusionInstructPix2PixPipeline",
+             *(name for family in FAMILIES for name in family.pipelines.values()))
 # Parts that such a folder may hold and that its pictures do not come from.
 OTHERS = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def family_of(folder: Path, inside: Collection[str] | None = None) -> Family:
+    """The family whose networks a folder has most of; the first of several.
+
+    inside: the folders in it, where they are not fetched yet.
+    """
+    here = parts_of(folder, inside)
+    return max(FAMILIES, key=lambda family: len(here.intersection(family.networks)))
+
+
+def networks_of(folder: Path, inside: Collection[str] | None = None) -> tuple[str, ...]:
+    """The networks that a folder's model is to have: all of its family, but what it may lack."""
+    family, here = family_of(folder, inside), parts_of(folder, inside)
+    return tuple(part for part in family.networks if part not in family.optional or part in here)
+
+
+def parts_of(folder: Path, inside: Collection[str] | None = None) -> set[str]:
+    """The parts that a folder has, and its index does not call null."""
+    index = _index(folder)
+    return {part for part in PARTS if not _is_null(index.get(part, ""))
+            and ((folder / part).is_dir() if inside is None else part in inside)}
 
 
 def part_class(folder: Path, part: str) -> str | None:
@@ -33,7 +54,7 @@ def part_class(folder: Path, part: str) -> str | None:
     if part not in index:
         return None
     found = index[part]
-    if found is None or (isinstance(found, list) and found[:1] == [None]):
+    if _is_null(found):
         raise ModelError(f"{folder / NAME}: the pipeline was saved without its {part} ({part}: "
                          f"{_shown(found)}), which refsd needs to draw")
     if not isinstance(found, list) or len(found) != 2 or not isinstance(found[1], str):
@@ -53,6 +74,10 @@ def remark(folder: Path) -> None:
               and not part.startswith("_")]
     if unused:
         logger.warning("%s: not used: %s", folder / NAME, ascii(", ".join(unused))[1:-1][:200])
+
+
+def _is_null(found: Any) -> bool:
+    return found is None or (isinstance(found, list) and found[:1] == [None])
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.families import COMPONENTS, FAMILIES, Location, other_family, recognise, text_widths
+from refsd.families import FAMILIES, Location, other_family, recognise, text_widths
 from refsd.networks import NETWORKS, Shape, check_class, relabelled, shapes_of, validate
 from refsd.weights.files import read_foreign_object
 from refsd.weights.folder import component_weights
 from refsd.weights.found import Stored, check
 from refsd.weights.header import Header, TensorInfo, read_header
 from refsd.weights.ldm import from_ldm
-from refsd.weights.model_index import part_class
+from refsd.weights.model_index import networks_of, part_class
 from refsd.weights.names import canonical_names, without_kernel
 from refsd.weights.single import Contents, adapted, contents, missing_part, say_rest
 
@@ -55,13 +55,21 @@ def own_config(path: Path, component: str) -> dict[str, Any] | None:
         return None
 
 
+def plan_whole(path: Path, *, variant: str | None = None) -> dict[str, Plan]:
+    """All networks of a folder or a file."""
+    if path.is_dir():
+        return {part: plan_folder(path, part, variant=variant) for part in networks_of(path)}
+    return plan_file(path)
+
+
 def plan_folder(path: Path, component: str, *, variant: str | None = None) -> Plan:
     """A component of a diffusers folder, checked against its config.json; see `choose`."""
     named = part_class(path, component)
     if named is not None:
         check_class(component, named, str(path / "model_index.json"))
     if component != "unet" and not (path / component).is_dir():
-        raise missing_part(str(path), component, [n for n in COMPONENTS if (path / n).is_dir()])
+        held = [name for name in networks_of(path) if (path / name).is_dir()]
+        raise missing_part(str(path), component, held)
     return _plan_component(path / component, component, variant, path, named)
 
 
@@ -83,19 +91,21 @@ def plan_file(
     *,
     ema: bool = False,
     configs: Mapping[str, Mapping] | None = None,
-    components: Collection[str] = COMPONENTS,
+    without: Collection[str] = (),
 ) -> dict[str, Plan]:
     """The components of a single file, checked against its family's or the given configs.
 
-    ModelError names a component that the file does not hold.
+    All but those `without`. ModelError names a component that the file does not hold.
     """
     header = read_header(path)
     held = contents(header, ema=ema)
     family, parts, outer = held
     configs = family.configs if configs is None else configs
-    if set(configs) != set(COMPONENTS):
-        raise UsageError(f"configs: expected those of {', '.join(COMPONENTS)}")
-    configs = {name: validate(name, configs[name]) for name in COMPONENTS}
+    if set(configs) != set(family.networks):
+        raise UsageError(f"configs: expected those of {', '.join(family.networks)}")
+    configs = {name: validate(name, configs[name]) for name in family.networks}
+    components = [name for name in family.networks if name not in without
+                  and (name in parts or name not in family.optional)]
     tensors = {name.removeprefix(outer): info for name, info in header.tensors.items()}
     widths = text_widths(tensors) - {configs["text_encoder"]["hidden_size"]}
     if kind := other_family(tensors, widths):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
-from refsd.families import COMPONENTS, Family, input_of, recognise
+from refsd.families import Family, input_of, recognise
 from refsd.networks import NETWORKS
 from refsd.weights.header import Header
 from refsd.weights.ldm import ema_name
@@ -57,7 +57,7 @@ def contents(header: Header, *, ema: bool = False) -> Contents:
     A prefix may be any, as "state_dict." before all names; the published one is preferred.
     """
     names, family, parts, outer = header.tensors, recognise(header.tensors), {}, ""
-    for component in COMPONENTS:
+    for component in family.networks:
         layout = family.layouts[component]
         own = () if layout.landmark is None else (layout.landmark,)
         for landmark in (*own, *NETWORKS[component].landmarks):

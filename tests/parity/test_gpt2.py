@@ -7,8 +7,7 @@ float64 in units of torch's own float32's, and float64 by what float32 is seen t
 import numpy as np
 import pytest
 import torch
-from bounds import assert_within, rms
-from test_models import RATIO, WAYS, compare, randomised
+from test_models import WAYS, compare, randomised
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from refsd.models import gpt2

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from refsd import functional as F
 from refsd.models import clip, unet, vae
 from refsd.models import config as configs
-from refsd.pipelines.components import VAE
+from refsd.pipelines.autoencoder import VAE
 from refsd.registry import use
 from refsd.weights import to_tree
 

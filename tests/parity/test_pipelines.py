@@ -18,7 +18,7 @@ from tiny_diffusers import PROMPT, SD1, SIZE, write_model
 import refsd
 from refsd import schedulers
 from refsd.pipelines import from_diffusers, stages
-from refsd.pipelines.components import as_generators
+from refsd.pipelines.generators import as_generators
 from refsd.random import TorchGenerator
 
 SCHEDULERS = {

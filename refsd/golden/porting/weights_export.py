@@ -10,7 +10,7 @@ from refsd.errors import UsageError
 from refsd.families import COMPONENTS
 from refsd.golden.porting.export import Files, chosen
 from refsd.weights.checkpoint import iter_leaves
-from refsd.weights.plan import Plan, plan_file, plan_folder
+from refsd.weights.plan import Plan, plan_whole
 from refsd.weights.reader import nonfinite
 
 DTYPES = ("float32", "float16")
@@ -31,10 +31,8 @@ def export_weights(model: Path, folder: str | Path, kind: str, *, layout: str = 
     wrong = [part for part in parts if part not in COMPONENTS]
     if wrong:
         raise UsageError(f"--part {wrong[0]!r} is not one of: {', '.join(COMPONENTS)}; give one")
-    if model.is_dir():
-        plans = {part: plan_folder(model, part, variant=variant) for part in parts}
-    else:
-        plans = {part: plan for part, plan in plan_file(model).items() if part in parts}
+    plans = {part: plan for part, plan in plan_whole(model, variant=variant).items()
+             if part in parts}
     names = [f"{part}.{name}" for part, plan in plans.items() for name in plan.shapes]
     wanted = set(chosen(names, only))
     with Files(folder, kind, layout=layout) as out:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refsd.contracts import Output, Spec
-from refsd.families import COMPONENTS, DEFAULT
+from refsd.families import DEFAULT
 from refsd.leaf import layer_of
 from refsd.models import clip, unet, vae
 from refsd.models.config import CONFIGS
@@ -19,7 +19,7 @@ from refsd.pipelines.loading import bundled_model, load_scheduler
 from refsd.registry import trace
 from refsd.schedulers import Scheduler, from_config
 from refsd.weights import resolve, to_tree
-from refsd.weights.plan import plan_file, plan_folder
+from refsd.weights.plan import plan_whole
 
 BUNDLED = "bundled"  # what the model in refsd is called where none is named by a file
 
@@ -83,11 +83,8 @@ def read_configs(model: str | None) -> tuple[dict[str, dict[str, Any]], Schedule
         return dict(DEFAULT.configs), from_config(DEFAULT.scheduler)
     named = model == BUNDLED and not Path(model).exists()
     path = bundled_model() if named else resolve(model)
-    if path.is_dir():
-        plans = {part: plan_folder(path, part) for part in COMPONENTS}
-    else:
-        plans = plan_file(path)
-    return {part: plan.config for part, plan in plans.items()}, load_scheduler(path)
+    configs = {part: plan.config for part, plan in plan_whole(path).items()}
+    return configs, load_scheduler(path)
 
 
 class Sizes(NamedTuple):

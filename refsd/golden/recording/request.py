@@ -7,7 +7,6 @@ from typing import Any
 
 from refsd.arguments import as_integer, as_number
 from refsd.errors import UsageError
-from refsd.families import COMPONENTS
 from refsd.pipelines import identity, stages
 from refsd.pipelines.loading import bundled_model
 from refsd.pipelines.request import check_numbers, check_side, idle
@@ -15,7 +14,7 @@ from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.random.by_name import GENERATORS
 from refsd.schedulers import from_config
 from refsd.weights import resolve
-from refsd.weights.plan import plan_file, plan_folder
+from refsd.weights.plan import plan_whole
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +80,7 @@ def model_of(pipe: Any, model: str | Path | None, *, variant: str | None = None)
     """What a manifest says of a model: its files' SHA-256, the configs of all parts in full."""
     argument = None if model is None else str(model)
     path = bundled_model() if model is None else resolve(model, variant=variant)
-    if path.is_dir():
-        plans = {part: plan_folder(path, part, variant=variant) for part in COMPONENTS}
-    else:
-        plans = plan_file(path)
+    plans = plan_whole(path, variant=variant)
     return {**identity.of(argument, variant=variant),
             "configs": {part: _plain(plan.config) for part, plan in plans.items()},
             "scheduler": pipe.scheduler.config.plain(),
