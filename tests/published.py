@@ -10,6 +10,15 @@ sdxl_base, vae_4_channels: sd_xl_base_1.0.safetensors, as listed with shapes in
 sdxl_refiner: sd_xl_refiner_1.0.safetensors; names of ai-toolkit's keymaps/stable_diffusion_refiner
     *.json, shapes of the modules of diffusers that it pairs them with, built from the published
     config.json; 1,858 tensors together with vae_4_channels.
+sd3_medium, vae_16_channels: sd3_medium.safetensors, as in sd-mecha's sd3-comfyui.yaml: 735 tensors.
+sd3_text_encoders: those of sd3_medium_incl_clips_t5xxlfp16.safetensors: names of sd3_sgm_keys.txt
+    (sd-mecha at 450532e), shapes of sd3-comfyui.yaml, T5's names and shapes those of transformers'
+    T5EncoderModel of the published config.json.
+sd3.5_large: names of sd35_keys.txt (sd-mecha at 450532e), shapes of the modules of Stability AI's
+    mmdit.py (github.com/Stability-AI/sd3.5) at depth 38, built by hand.
+sd3.5_medium: names and shapes of the same modules at depth 24 with a second attention in blocks
+    0..12, a table of 384 x 384 positions; both are read by diffusers' converter without a rest
+    (tests/parity/test_families_published.py).
 """
 
 import itertools

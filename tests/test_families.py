@@ -63,13 +63,17 @@ def test_stable_diffusion_2_has_the_published_number_of_parameters(component, pa
     assert sum(math.prod(shape) for shape in shapes.values()) == parameters
 
 
-def test_a_location_is_a_part_of_a_tensor_or_lies_there_transposed():
+def test_a_location_is_a_part_of_a_tensor_or_lies_there_turned():
     stored = np.arange(12.0).reshape(6, 2)
     third, turned = Location("x", 1, 3), Location("x", transposed=True)
+    other = Location("x", exchanged=True)
     assert third.shape((6, 2)) == (2, 2) and (third.take(stored) == stored[2:4]).all()
     assert np.shares_memory(third.take(stored), stored)
     assert turned.shape((6, 2)) == (2, 6) and (turned.take(stored) == stored.T).all()
     assert turned.take(stored).flags.c_contiguous
+    assert other.shape((6, 2)) == (6, 2)
+    assert (other.take(stored) == stored[[3, 4, 5, 0, 1, 2]]).all() and stored[0, 0] == 0
+    assert (other.turned(other.take(stored)) == stored).all()
     assert third.shape((7, 2)) == (7, 2)  # no thirds: the check of shapes says so
 
 

@@ -1,6 +1,6 @@
 """What a family of models is: plain data, and the rules of its single files' names.
 
-A layout's rules are a function of the tree of what refsd.models takes apart (refsd.networks
+A layout's rules are a function of the tree of what refsd.models takes apart (refsd.weights.expect
 makes it of a config), so blocks are counted by walking it, never by a formula of their own.
 """
 
@@ -13,12 +13,16 @@ PIPELINES = {"text": "StableDiffusionPipeline", "image": "StableDiffusionImg2Img
 
 
 class Location(NamedTuple):
-    """Where a tensor lies in a file: part `part` of `parts` equal ones of a tensor's first axis."""
+    """Where a tensor lies in a file: part `part` of `parts` equal ones of a tensor's first axis.
+
+    transposed, or with its halves along the first axis exchanged: either undoes itself.
+    """
 
     name: str
     part: int = 0
     parts: int = 1
     transposed: bool = False
+    exchanged: bool = False
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of what lies here, from that of the file's tensor."""
@@ -27,11 +31,21 @@ class Location(NamedTuple):
         return stored[::-1] if self.transposed else stored
 
     def take(self, stored: Any) -> Any:
-        """What lies here of the file's tensor, an array; a view but where it is transposed."""
+        """What lies here of the file's tensor, an array; a view where it lies there as here."""
         if self.parts > 1:
             rows = stored.shape[0] // self.parts
             stored = stored[self.part * rows:(self.part + 1) * rows]
-        return stored.T.copy() if self.transposed else stored
+        return self.turned(stored)
+
+    def turned(self, array: Any) -> Any:
+        """An array as it lies here, of as it lies there; the other way round it is the same."""
+        if self.transposed:
+            return array.T.copy()
+        if not self.exchanged:
+            return array
+        turned, half = array.copy(), array.shape[0] // 2
+        turned[:half], turned[half:] = array[half:], array[:half]
+        return turned
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def to_ldm(
                          f"{missing[0]!r}. Fetch it again")
     parts: dict[str, list[np.ndarray]] = {}
     for name, location in sorted(locations.items(), key=lambda item: item[1].part):
-        array = today[name].T if location.transposed else today[name]
+        array = location.turned(today[name])
         kernel = (1, 1) if is_pixel_projection(name) else ()
         parts.setdefault(location.name, []).append(array.reshape(array.shape + kernel))
     order = dict.fromkeys(location.name for location in locations.values())

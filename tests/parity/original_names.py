@@ -1,7 +1,7 @@
 """State dicts of diffusers and transformers as the original training codes name and store them.
 
 Written by hand from those codes' modules (CompVis' latent diffusion, Stability AI's
-generative-models, OpenCLIP) for the small networks of these tests.
+generative-models and sd3.5, OpenCLIP) for the small networks of these tests.
 """
 
 import torch
@@ -42,6 +42,26 @@ _CLIP = {"layers.": "transformer.resblocks.", "layer_norm": "ln_", "mlp.fc1": "m
          "embeddings.token_embedding": "token_embedding", "final_ln_": "ln_final",
          "embeddings.position_embedding.weight": "positional_embedding",
          "encoder.": ""}  # fmt: skip
+_MMDIT = {
+    "pos_embed.pos_embed": "pos_embed", "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1", "proj_out": "final_layer.linear",
+    "transformer_blocks": "joint_blocks",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2",
+    "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2",
+    "attn.to_add_out": "context_block.attn.proj", "attn.add_q_proj": "context_block.attn.qkv",
+    "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn.to_q": "x_block.attn.qkv", "attn.to_out.0": "x_block.attn.proj",
+    "attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k",
+    "attn2.to_q": "x_block.attn2.qkv", "attn2.to_out.0": "x_block.attn2.proj",
+    "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k",
+}  # fmt: skip
+
 
 def prefixed(prefix, tensors):
     """The tensors below a prefix, each in memory of its own, as files are written from."""
@@ -80,6 +100,23 @@ def openclip(state):
             found["text_projection"] = tensor.T
         elif "k_proj" not in name and "v_proj" not in name:
             found[_renamed(name, _CLIP)] = tensor
+    return found
+
+
+def mmdit(state):
+    """An SD3Transformer2DModel: norms that are followed by nothing else shift first there."""
+    found, last = {}, max(int(n.split(".")[1]) for n in state if n.startswith("transformer_bl"))
+    for name, tensor in state.items():
+        if ".to_k." in name or ".to_v." in name or ".add_k_proj." in name or ".add_v" in name:
+            continue
+        if ".to_q." in name or ".add_q_proj." in name:
+            before, after = name.split("q_proj" if "add_q" in name else "to_q")
+            tensor = torch.cat([state[f"{before}{x}{after}"] for x in (
+                ("q_proj", "k_proj", "v_proj") if "add_q" in name else ("to_q", "to_k", "to_v"))])
+        elif name.startswith(("norm_out.", f"transformer_blocks.{last}.norm1_context.")):
+            scale, shift = tensor.chunk(2)
+            tensor = torch.cat([shift, scale])
+        found[_renamed(name, _MMDIT)] = tensor
     return found
 
 

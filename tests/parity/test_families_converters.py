@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from original_names import SDXL_BLOCKS, openclip, prefixed, unet
+from original_names import SDXL_BLOCKS, mmdit, openclip, prefixed, unet, vae
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from refsd.families import sdxl
+from refsd.families import sd3, sdxl
 from refsd.weights.names import is_pixel_projection
 from refsd.weights.tree import to_tree
 
@@ -60,3 +60,37 @@ def test_the_second_text_encoder_of_sdxl(family, prefix):
     assert layout.prefix == prefix
     same(layout, state, openclip(state),
          lambda file: single_file_utils.convert_open_clip_checkpoint(real, file, prefix))
+
+
+# SD 3 has no norms of queries and keys; 3.5 medium attends twice in its first blocks.
+@pytest.mark.parametrize("options", [
+    {}, {"qk_norm": "rms_norm"}, {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}],
+    ids=["SD 3", "3.5 large", "3.5 medium"])
+def test_a_transformer_of_sd3(options):
+    """Another way than the config's: its own sizes are found in the tensors of the file."""
+    torch.manual_seed(0)
+    real = diffusers.SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8,
+        num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=24,
+        pooled_projection_dim=12, pos_embed_max_size=6, **options)
+    state = real.state_dict()
+    file = mmdit(state)
+    same(sd3.SD3.layouts["transformer"], state, file,
+         single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers)
+    given = {**sd3.TRANSFORMER, "attention_head_dim": 8, "sample_size": 8}
+    found = sd3.transformer_config(given, file)
+    assert {name: tuple(value) if isinstance(value, list) else value
+            for name, value in found.items() if name[0] != "_"} == {
+        name: value for name, value in real.config.items() if name[0] != "_"}
+
+
+def test_a_vae_of_sd3():
+    """Without the convolutions on either side of the latents."""
+    torch.manual_seed(0)
+    real = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=16, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        use_quant_conv=False, use_post_quant_conv=False)
+    state = real.state_dict()
+    same(sd3.SD3.layouts["vae"], state, vae(state),
+         lambda file: single_file_utils.convert_ldm_vae_checkpoint(file, real.config))
