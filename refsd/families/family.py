@@ -54,12 +54,14 @@ class Layout:
 
     locate(tree): name here -> Location there; None is the names of diffusers. landmark is a tensor
     that the network always has. unused(tree): how the names begin that such files hold besides.
+    adapt(config, tensors): the config with what a file's tensors, by their names there, say.
     """
 
     prefix: str
     landmark: str | None = None
     locate: Callable[[Mapping[str, Any]], dict[str, Location]] | None = None
     unused: Callable[[Mapping[str, Any]], str] | None = None
+    adapt: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from refsd.families.family import Layout, Location
+from refsd.families.inputs import input_of
 
 NOISE = {
     "beta_start": 0.00085,
@@ -56,6 +57,24 @@ def unet_modules(tree: Mapping[str, Any]) -> dict[str, str]:
                 last = 2 if "attentions" in block else 1
                 modules[f"{here}.upsamplers.0"] = f"{there}.{index - 1}.{last}"
     return modules
+
+
+def unet_config(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what a file's tensors say: channels, LCM's condition, blocks, matrices."""
+    config, shapes = dict(config), {name: tensor.shape for name, tensor in tensors.items()}
+    if "input_blocks.0.0.weight" not in shapes:
+        return config
+    first = shapes["input_blocks.0.0.weight"]
+    if len(first) == 4 and input_of(first[1], config["out_channels"]):
+        config["in_channels"] = first[1]
+    condition = shapes.get("time_embed.cond_proj.weight", ())
+    if len(condition) == 2:
+        config["time_cond_proj_dim"] = condition[1]
+    if not any(name.startswith("middle_block.") for name in shapes):
+        config["mid_block_type"] = None
+    if len(shapes.get("input_blocks.1.1.proj_in.weight", ())) == 2:
+        config["use_linear_projection"] = True
+    return config
 
 
 def controlnet_modules(tree: Mapping[str, Any]) -> dict[str, str]:
@@ -116,7 +135,7 @@ def _names(node: Any, before: str = "") -> Iterator[str]:
 
 
 UNET = Layout("model.diffusion_model.", "input_blocks.0.0.weight",
-              lambda tree: renamed(tree, unet_modules(tree)))
+              lambda tree: renamed(tree, unet_modules(tree)), adapt=unet_config)
 VAE = Layout("first_stage_model.", "decoder.mid.block_1.conv1.weight",
              lambda tree: renamed(tree, vae_modules(tree)))
 CONTROLNET = Layout("control_model.", "input_hint_block.0.weight",

@@ -163,7 +163,7 @@ SD3 = Family(
         "text_encoder_2": Layout("text_encoders.clip_g.transformer."),
         "text_encoder_3": Layout("text_encoders.t5xxl.transformer."),
         "transformer": Layout("model.diffusion_model.", "joint_blocks.0.x_block.attn.qkv.weight",
-                              transformer),
+                              transformer, adapt=transformer_config),
         "vae": latent_diffusion.VAE,
     },
     scheduler=SCHEDULER,
@@ -171,4 +171,7 @@ SD3 = Family(
     marks=("joint_blocks.", "text_encoders.clip_l.", "text_encoders.clip_g.",
            "text_encoders.t5xxl."),
     pad="!",
+    optional=("text_encoder_3",),
+    pipelines={"text": "StableDiffusion3Pipeline", "image": "StableDiffusion3Img2ImgPipeline",
+               "mask": "StableDiffusion3InpaintPipeline"},
 )  # fmt: skip

@@ -68,6 +68,8 @@ DISTILLED = {
               "timestep_spacing": "trailing"},
     "lightning": {**SCHEDULER, "timestep_spacing": "trailing"},
 }  # fmt: skip
+PIPELINES = {"text": "StableDiffusionXLPipeline", "image": "StableDiffusionXLImg2ImgPipeline",
+             "mask": "StableDiffusionXLInpaintPipeline"}
 _SAID = ("modelspec.architecture", "modelspec.title")  # "stable-diffusion-xl-turbo-v1"
 
 
@@ -95,6 +97,7 @@ SDXL = Family(
     text_width=2048,
     marks=("conditioner.embedders.1.",),
     pad="!",  # of the second tokenizer; the first one's prompts end in ends
+    pipelines=PIPELINES,
 )  # fmt: skip
 
 REFINER = Family(
@@ -109,4 +112,5 @@ REFINER = Family(
     text_width=1280,
     marks=("conditioner.embedders.0.model.",),
     pad="!",
+    pipelines=PIPELINES,
 )

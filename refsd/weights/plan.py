@@ -177,7 +177,7 @@ def _plan_part(
             if not (longer and name.startswith(longer))]  # fmt: skip
     source = f"{header.path} ({component})"
     if part.ldm:
-        config = validate(component, adapted(component, config, header, part))
+        config = validate(component, adapted(held.family.layouts[component], config, header, part))
         locations = from_ldm(component, dict.fromkeys(mine), config, held.family, prefix=prefix,
                              ema=ema)
     else:

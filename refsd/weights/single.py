@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
-from refsd.families import Family, input_of, recognise
+from refsd.families import Family, Layout, recognise
 from refsd.networks import NETWORKS
 from refsd.weights.header import Header
 from refsd.weights.ldm import ema_name
@@ -141,21 +141,10 @@ def say_rest(header: Header, parts: Mapping[str, Part], outer: str) -> None:
                        more)  # fmt: skip
 
 
-def adapted(component: str, config: Mapping[str, Any], header: Header, part: Part) -> dict:
-    """The config with what a file's tensors say: channels, LCM's condition, blocks, matrices."""
-    config = dict(config)
-    tensors, prefix = header.tensors, part.prefix
-    if component != "unet" or f"{prefix}input_blocks.0.0.weight" not in tensors:
-        return config
-    landmark = tensors[f"{prefix}input_blocks.0.0.weight"].shape
-    if len(landmark) == 4 and input_of(landmark[1], config["out_channels"]):
-        config["in_channels"] = landmark[1]
-    condition = tensors.get(f"{prefix}time_embed.cond_proj.weight")
-    if condition is not None and len(condition.shape) == 2:
-        config["time_cond_proj_dim"] = condition.shape[1]
-    if not any(name.startswith(f"{prefix}middle_block.") for name in tensors):
-        config["mid_block_type"] = None
-    first = tensors.get(f"{prefix}input_blocks.1.1.proj_in.weight")
-    if first is not None and len(first.shape) == 2:
-        config["use_linear_projection"] = True
-    return config
+def adapted(layout: Layout, config: Mapping[str, Any], header: Header, part: Part) -> dict:
+    """The config with what the tensors of a part say of it."""
+    if layout.adapt is None:
+        return dict(config)
+    return layout.adapt(config, {name.removeprefix(part.prefix): info
+                                 for name, info in header.tensors.items()
+                                 if name.startswith(part.prefix)})

@@ -1,0 +1,69 @@
+"""What the published single files are, by their tensors' names and shapes (tests/published.py)."""
+
+import pytest
+from published import published
+
+from refsd.families import sd3, sdxl
+from refsd.weights.header import TensorInfo
+
+PREFIX = "model.diffusion_model."
+# What the published config.json of each has, that the other two have not.
+OWN = {
+    "sd3_medium": {},
+    "sd3.5_medium": {"qk_norm": "rms_norm", "pos_embed_max_size": 384,
+                     "dual_attention_layers": list(range(13))},
+    "sd3.5_large": {"qk_norm": "rms_norm", "num_layers": 38, "num_attention_heads": 38,
+                    "caption_projection_dim": 2432},
+}  # fmt: skip
+
+
+def infos(shapes, prefix=""):
+    return {name.removeprefix(prefix): TensorInfo("F16", shape, 0, 0)
+            for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("file", OWN)
+def test_a_transformers_config_is_read_from_its_shapes(file):
+    tensors = infos(published(file), PREFIX)
+    assert sd3.transformer_config({**sd3.TRANSFORMER, "in_channels": 3, "patch_size": 1},
+                                  tensors) == sd3.TRANSFORMER | OWN[file]
+
+
+@pytest.mark.parametrize("name, shape", [
+    ("pos_embed", (36864, 1536)), ("x_embedder.proj.weight", (1536, 16, 0, 0)),
+    ("joint_blocks.first.x_block.attn.qkv.bias", (1,)), ("context_embedder.weight", None)])
+def test_of_a_file_of_another_form_the_config_is_left_as_it_is(name, shape):
+    shapes = published("sd3_medium")
+    shapes.pop(PREFIX + name, None)
+    shapes |= {} if shape is None else {PREFIX + name: shape}
+    given = {**sd3.TRANSFORMER, "num_layers": 5}
+    assert sd3.transformer_config(given, infos(shapes, PREFIX)) == given
+
+
+@pytest.mark.parametrize("metadata, kind, spacing", [
+    ({}, "EulerDiscreteScheduler", "leading"),
+    ({"modelspec.architecture": "stable-diffusion-xl-v1-base"}, "EulerDiscreteScheduler",
+     "leading"),
+    ({"modelspec.architecture": "stable-diffusion-xl-turbo-v1"}, "EulerAncestralDiscreteScheduler",
+     "trailing"),
+    ({"modelspec.title": "SDXL Lightning, 4 steps"}, "EulerDiscreteScheduler", "trailing"),
+])
+def test_a_distilled_sdxl_is_told_by_its_metadata(metadata, kind, spacing):
+    found = sdxl.scheduler(metadata)
+    assert (found["_class_name"], found["timestep_spacing"]) == (kind, spacing)
+    assert found["steps_offset"] == 1 and found["beta_end"] == 0.012
+
+
+# Published numbers that no shape shows; all their heads are 64 channels wide.
+def test_what_no_shape_shows_is_as_published():
+    assert (sdxl.VAE["scaling_factor"], sd3.VAE["scaling_factor"], sd3.VAE["shift_factor"]) == (
+        0.13025, 1.5305, 0.0609)
+    for config in (sdxl.UNET, sdxl.REFINER_UNET):
+        assert [width // heads for width, heads in zip(
+            config["block_out_channels"], config["attention_head_dim"])] == [64] * len(
+                config["attention_head_dim"])
+    for config, activation in ((sdxl.TEXT_ENCODER, "quick_gelu"), (sdxl.TEXT_ENCODER_2, "gelu")):
+        assert config["hidden_size"] == 64 * config["num_attention_heads"]
+        assert (config["hidden_act"], config["eos_token_id"]) == (activation, 2)
+    assert sd3.TEXT_ENCODER_3["d_model"] == 64 * sd3.TEXT_ENCODER_3["num_heads"]
+    assert sd3.SCHEDULER["shift"] == 3.0
