@@ -94,6 +94,9 @@ def noise_is_drawn_in_diffusers_order(schedulers):
         ("EDMEuler", {}, {"s_churn": 1.0}, 5),
         ("EDMDPMSolverMultistep", {}, {}, 0),
         ("EDMDPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {}, 5),
+        ("FlowMatchEulerDiscrete", {}, {}, 0),
+        ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}, {}, 5),
+        ("FlowMatchHeunDiscrete", {}, {}, 0),
     )
     x = np.ones((3, 2, 4), np.float32)
     for name, config, options, draws in cases:
@@ -107,7 +110,8 @@ def noise_is_drawn_in_diffusers_order(schedulers):
                 used = noise if shape is None else [generator] if shape else []
                 for user in used:
                     user = user[0] if isinstance(user, list) else user
-                    drawn = np.dtype("f4" if name == "DPMSolverMultistep" else dtype)
+                    float32 = name in ("DPMSolverMultistep", "FlowMatchEulerDiscrete")
+                    drawn = np.dtype("f4" if float32 else dtype)
                     assert user.draws == [(shape or (1, 2, 4), drawn)] * draws, name
 
 

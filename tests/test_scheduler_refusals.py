@@ -56,6 +56,20 @@ def test_bad_step_counts(name, steps):
         ("DPMSolverMultistep", "algorithm_type", "sde"),
         ("DPMSolverMultistep", "solver_order", 4),
         ("DPMSolverMultistep", "use_flow_sigmas", True),
+        ("DPMSolverMultistep", "prediction_type", "flow_prediction"),
+        ("DEISMultistep", "use_flow_sigmas", True),
+        ("DEISMultistep", "prediction_type", "flow_prediction"),
+        ("DDIM", "prediction_type", "flow_prediction"),
+        ("FlowMatchEulerDiscrete", "shift", 0),
+        ("FlowMatchEulerDiscrete", "shift", None),
+        ("FlowMatchEulerDiscrete", "base_shift", math.nan),
+        ("FlowMatchEulerDiscrete", "max_shift", "1"),
+        ("FlowMatchEulerDiscrete", "base_image_seq_len", 0),
+        ("FlowMatchEulerDiscrete", "max_image_seq_len", 1.5),
+        ("FlowMatchEulerDiscrete", "shift_terminal", 1.0),
+        ("FlowMatchEulerDiscrete", "time_shift_type", None),
+        ("FlowMatchEulerDiscrete", "stochastic_sampling", "yes"),
+        ("FlowMatchHeunDiscrete", "shift", -3.0),
         ("DPMSolverMultistep", "use_dynamic_shifting", True),
         ("DPMSolverMultistep", "variance_type", "learned"),
         ("LCM", "original_inference_steps", 0),
@@ -146,6 +160,24 @@ def test_two_sigma_choices_exclude_each_other():
         ("LCM", {}, 4, {"strength": 0.0}, "strength is 0.0"),
         ("LCM", {}, 4, {"strength": math.nan}, "strength is nan"),
         ("LCM", {}, 4, {"strength": 0.01}, "strength is 0.01"),
+        ("FlowMatchEulerDiscrete", {}, None, {}, "got nothing; give one of num_inference_steps"),
+        ("FlowMatchEulerDiscrete", {}, 3, {"sigmas": [1, 0.5]},
+         "'sigmas': 2, 'num_inference_steps': 3}; give as many of each"),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [1, 0.5], "timesteps": [9]}, "as many"),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [0.5, 1]}, "descending from 1, all over 0"),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [1.5, 1]}, "sigmas is .*from 1, "),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [1, 0]}, "a last sigma of 0 is added"),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": []}, "sigmas is"),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [[1.0]]}, "sigmas is"),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [math.nan]}, "sigmas is"),
+        ("FlowMatchEulerDiscrete", {}, None, {"timesteps": [1001, 5]}, "descending from 1000"),
+        ("FlowMatchEulerDiscrete", {"use_dynamic_shifting": True}, 4, {}, "mu is None, .*needs it"),
+        ("FlowMatchEulerDiscrete", {"use_dynamic_shifting": True}, 4, {"mu": 1e3}, "-100 to 100"),
+        ("FlowMatchEulerDiscrete", {"use_dynamic_shifting": True, "time_shift_type": "linear"}, 4,
+         {"mu": 0}, "mu is 0, .*a number over 0"),
+        ("FlowMatchEulerDiscrete", {"shift_terminal": 0.1}, 1, {}, "nothing stretches; take more"),
+        ("DPMSolverMultistep", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+         None, {"timesteps": [5]}, "use_flow_sigmas chooses them"),
     ],
 )
 def test_bad_schedules(name, config, steps, kwargs, message):
@@ -163,6 +195,36 @@ def test_bad_schedules(name, config, steps, kwargs, message):
 def test_algorithms_without_a_formula(config, message):
     with pytest.raises(UsageError, match=message):
         make(refsd.schedulers, "DPMSolverMultistepScheduler", **config)
+
+
+@pytest.mark.parametrize("name, config, message", [
+    ("DPMSolverMultistep", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+     "algorithm_type is 'dpmsolver', which makes eps of no flow; give dpmsolver[+][+]"),
+    ("DPMSolverSinglestep", {"use_karras_sigmas": True},
+     "use_flow_sigmas and use_karras_sigmas exclude each other"),
+    ("UniPCMultistep", {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+     "predict_x0 is False, and of a flow no eps is made"),
+    ("UniPCMultistep", {"prediction_type": "epsilon"},
+     "use_flow_sigmas is True, prediction_type 'epsilon'; give both, True and"),
+])
+def test_flow_matching_without_a_formula(name, config, message):
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    with pytest.raises(UsageError, match=message):
+        make(refsd.schedulers, f"{name}Scheduler", **flow | config)
+
+
+def test_flow_matching_that_diffusers_mixes_up():
+    with pytest.raises(UsageError, match="invert_sigmas and stochastic_sampling exclude"):
+        make(refsd.schedulers, "FlowMatchEulerDiscreteScheduler", invert_sigmas=True,
+             stochastic_sampling=True)
+    for config in ({"base_shift": None}, {"max_shift": None}, {"base_image_seq_len": 4096}):
+        euler = make(refsd.schedulers, "FlowMatchEulerDiscreteScheduler", **config)
+        with pytest.raises(UsageError, match="which tell no mu; give set_timesteps one"):
+            euler.mu_of(1024)
+    for name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"):
+        flow = make(refsd.schedulers, name, 4)
+        with pytest.raises(UsageError, match="timestep is 1000; give one of scheduler.timesteps"):
+            flow.step(one(), 1000, one())
 
 
 def test_bad_steps():

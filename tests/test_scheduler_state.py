@@ -18,7 +18,9 @@ OTHERS = {
     "DPMSolverMultistepScheduler": {"solver_order": 3, "use_karras_sigmas": True},
     "PNDMScheduler": {"skip_prk_steps": True},
 }
-CASES = [(name, {}) for name in samples.NAMES] + list(OTHERS.items())
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+CASES = [(name, {}) for name in samples.NAMES] + list(OTHERS.items()) + [
+    ("UniPCMultistepScheduler", FLOW)]
 
 
 def model(x, t):

@@ -1,7 +1,8 @@
 """The samplers against what is not themselves, and mistakes planted in them, which must be noticed.
 
-The truths are in schedule_truths.py, sampler_step_truths.py, sampler_run_truths.py and
-sampler_gaussian_truths.py; what the samplers do with bad input is in test_scheduler_refusals.py.
+The truths are in schedule_truths.py, sampler_step_truths.py, sampler_run_truths.py,
+sampler_gaussian_truths.py and sampler_flow_truths.py; what the samplers do with bad input is in
+test_scheduler_refusals.py.
 """
 
 import importlib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sampler_flow_truths
 import sampler_gaussian_truths
 import sampler_run_truths
 import sampler_solver_truths
@@ -22,7 +24,8 @@ from scheduler_samples import EPS, SD, Noise, make, run
 import refsd.schedulers
 
 TRUTHS = (schedule_truths.TRUTHS + sampler_step_truths.TRUTHS + sampler_run_truths.TRUTHS
-          + sampler_solver_truths.TRUTHS + sampler_gaussian_truths.TRUTHS)
+          + sampler_solver_truths.TRUTHS + sampler_gaussian_truths.TRUTHS
+          + sampler_flow_truths.TRUTHS)
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=lambda function: function.__name__)
@@ -210,6 +213,36 @@ edm_dpm_solver.py | return self.config.sigma_min | return 0.1
 edm_dpm_solver.py | ** (1 / self.config.rho) | ** (1 / 7.0)
 edm_dpm_solver.py | if self.config.thresholding else x0 | if False else x0
 edm_dpm_solver.py | self.is_noisy = True, self.config.algorithm_type.startswith("sde") | self.is_noisy = True, False
+sigma_tables.py | return shift * sigmas / (1 + (shift - 1) * sigmas) | return shift * sigmas / (1 + shift * sigmas)
+flow_match.py | np.arange(train, 0, -1) | np.arange(train - 1, -1, -1)
+flow_match.py | self.sigma_max * train, self.sigma_min * train | train, 1
+flow_match.py | per_sample(1 - sigma, original) | per_sample(1 + 0 * sigma, original)
+flow_match.py | self.add_noise(sample, noise, timestep) | self.add_noise(noise, sample, timestep)
+flow_match_euler.py | sigmas if self.config.use_dynamic_shifting else super() | super()
+flow_match_euler.py | - slope * config.base_image_seq_len) | )
+flow_match_euler.py | scale + (1 / sigmas - 1) | scale + 1 / sigmas
+flow_match_euler.py | return number if linear else math.exp(number) | return math.exp(number)
+flow_match_euler.py | kept / (kept[-1] / (1 - config.shift_terminal)) | kept / kept[-1] * config.shift_terminal
+flow_match_euler.py | sigmas, told = 1 - sigmas, None | told = None
+flow_match_euler.py | np.float32(self.config.invert_sigmas) | np.float32(0)
+flow_match_euler.py | sigmas * train if told is None else told | sigmas * train
+flow_match_euler.py | if told is None else told) / train | ) / train
+flow_match_euler.py | float(end - sigma) * model_output | float(sigma - end) * model_output
+flow_match_euler.py | float(1 - sigma_next) * x0 | x0
+flow_match_euler.py | float(sigma_next) * z | float(sigma) * z
+flow_match_euler.py | float(sigma_next - sigma) | float(-sigma)
+flow_match_euler.py | sample.shape, "float32" | sample.shape, sample.dtype
+flow_match_heun.py | every_twice(sigmas * train)[1:] | every_twice(sigmas * train)[:-1]
+flow_match_heun.py | np.float32(0)))[1:-1] | np.float32(0)))[:-2]
+flow_match_heun.py | (first + slope) / 2 | first + slope
+flow_match_heun.py | x, first, length = self.started | first, length = self.started[1:]; x = sample
+flow_match_heun.py | (self._even_timesteps(steps) / train, self.config.shift) | (self._even_timesteps(steps) / train, 1)
+exponential.py | return 1 - ratio, ratio | return np.sqrt(1 - np.square(ratio)), ratio
+exponential.py | x0 = x - float(sigma) * output | x0 = x - output
+exponential.py | self.config.flow_shift)[:0:-1] | self.config.flow_shift)[::-1][:-1] / 2
+exponential.py | timesteps = sigmas * self.config.num_train_timesteps | timesteps = sigmas
+unipc.py | sigmas[0] -= 1e-6 * (abs(sigmas[0] - 1) < 1e-6) | pass
+unipc.py | shifted(even, self.config.flow_shift) | shifted(even, 1)
 prediction.py | return signal * x - noise * output | return signal * x + noise * output
 prediction.py | return signal * output + noise * x | return signal * output - noise * x
 prediction.py | np.clip(flat, -s, s) / s | np.clip(flat, -s, s)
@@ -281,6 +314,10 @@ RUNS = [
     ("DDIMInverseScheduler", {}, {}),
     ("EDMEulerScheduler", {}, {"s_churn": 2.0}),
     ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {}),
+    ("DPMSolverMultistepScheduler", sampler_flow_truths.FLOW, {}),
+    ("UniPCMultistepScheduler", sampler_flow_truths.FLOW, {}),
 ]
 
 

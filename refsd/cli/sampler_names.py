@@ -1,6 +1,7 @@
 """Sampler names, those of other tools included, and the scheduler class and options of each.
 
-A name may end in how the sigmas of a run are chosen: "euler_karras", "DPM++ 2M Exponential".
+A name may end in how the sigmas of a run are chosen: "euler_karras", "DPM++ 2M Exponential". With
+a model of flow matching (Stable Diffusion 3) a name is the same method along that model's paths.
 """
 
 import difflib
@@ -38,6 +39,9 @@ BH2 = {"solver_type": "bh2"}
 SCHEDULES = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas",
              "beta": "use_beta_sigmas"}
 ENDINGS = {**{name: name for name in SCHEDULES}, "ka": "karras"}
+# The classes that are the same methods with models of flow matching.
+FLOW = {"EulerDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
+        "HeunDiscreteScheduler": "FlowMatchHeunDiscreteScheduler"}
 
 
 class Samplers(dict):
@@ -135,8 +139,9 @@ def _names():
     names = {}
     for key, sampler in SAMPLERS.items():
         names[_plain(key)] = key
-        names.setdefault(_plain(sampler.scheduler), key)
-        names.setdefault(_plain(sampler.scheduler.removesuffix("Scheduler")), key)
+        for kind in filter(None, (sampler.scheduler, FLOW.get(sampler.scheduler))):
+            names.setdefault(_plain(kind), key)
+            names.setdefault(_plain(kind.removesuffix("Scheduler")), key)
     return names | ALIASES
 
 
@@ -157,6 +162,30 @@ def scheduler_of(name: str) -> tuple[str, dict[str, Any]]:
     return sampler.scheduler, {key: value for key, value in options.items() if key in known}
 
 
+def flow_class(name: str) -> str:
+    """The class of a sampler with models of flow matching; empty if it has none for them."""
+    kind, options = SAMPLERS[name].scheduler, SAMPLERS[name].options
+    cls = schedulers.SCHEDULERS[kind]
+    solves = "use_flow_sigmas" in cls.DEFAULTS and "use_flow_sigmas" not in cls.CHOICES
+    solves &= "final_sigmas_type" not in options  # a run's smallest, of flow sigmas, is large
+    return FLOW.get(kind, kind if solves else "")
+
+
+def _flow_scheduler_of(name, config):
+    """scheduler_of for a model of flow matching, whose own shift it keeps."""
+    kind, options = flow_class(name), scheduler_of(name)[1]
+    if not kind:
+        raise ModelError(f"{name} is not for models of flow matching, of which this is one; take "
+                         "one that is")
+    own = schedulers.SCHEDULERS[kind].DEFAULTS
+    if lacking := [key for key, value in options.items() if value is True and key not in own]:
+        raise ModelError(f"{kind} has no {lacking[0]}; leave it out")
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    options |= {"shift": shift, "flow_shift": shift, "use_flow_sigmas": True,
+                "prediction_type": "flow_prediction"}
+    return kind, {key: value for key, value in options.items() if key in own}
+
+
 def of_model(name: str | None, config: Mapping[str, Any]) -> Any:
     """The scheduler of a sampler with a model's options; None is the sampler the model names.
 
@@ -165,13 +194,15 @@ def of_model(name: str | None, config: Mapping[str, Any]) -> Any:
     try:
         if name is None:
             return schedulers.from_config(config)
-        kind, options = scheduler_of(name)
+        flows = schedulers.predicts_flow(config)
+        kind, options = _flow_scheduler_of(name, config) if flows else scheduler_of(name)
         dropped = set(getattr(config, "defaulted", ())) - set(options)
         return schedulers.SCHEDULERS[kind].from_config(
             {**config, **options, "_use_default_values": list(dropped)})
     except ModelError as problem:
         able = schedulers.would_do(config)
-        names = [key for key, sampler in SAMPLERS.items() if sampler.scheduler in able]
+        names = [key for key, sampler in SAMPLERS.items() if sampler.scheduler in able
+                 or FLOW.get(sampler.scheduler) in able]
         hint = f"--sampler {' or '.join(names)} would do" if names else "no other sampler does"
         raise ModelError(f"{problem}; {hint}") from None
 
@@ -197,6 +228,8 @@ def label(config: Mapping[str, Any]) -> tuple[str, str]:
     schedule = next((word for word, option in SCHEDULES.items()
                      if option in known and config.get(option)), "")
     for sampler in SAMPLERS.values():
+        if FLOW.get(sampler.scheduler) == config["_class_name"]:
+            return sampler.label, schedule.capitalize()
         if sampler.scheduler == config["_class_name"] and all(
                 config.get(key, value) == value for key, value in sampler.options.items()):
             return sampler.label, schedule.capitalize()

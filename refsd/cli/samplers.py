@@ -6,14 +6,15 @@ from typing import Any
 from refsd import schedulers
 from refsd.cli.arguments import Parser
 from refsd.cli.report import result, result_json
-from refsd.cli.sampler_names import SAMPLERS, scheduler_of, schedules_of
+from refsd.cli.sampler_names import SAMPLERS, flow_class, scheduler_of, schedules_of
 
 ABOUT = """\
 List the samplers of refsd: the class and options of each in diffusers, its name in
 A1111, ComfyUI and stable-diffusion.cpp, how often it calls the model in n steps, its
-order of convergence, whether it draws noise in its steps, and which sigmas it takes
-besides evenly spaced ones: `--sampler euler_karras`, or `--schedule karras`. Then what
-these tools have and refsd has not, and why.
+order of convergence, whether it draws noise in its steps, whether it draws with models
+of flow matching (Stable Diffusion 3) too, and which sigmas it takes besides evenly
+spaced ones: `--sampler euler_karras`, or `--schedule karras`. Then what these tools
+have and refsd has not, and why.
 
 The same name is the same method. Its picture is that of diffusers: A1111 leaves out one
 sigma with DPM2, and draws the noise of all SDEs from a Brownian path; here dpm++sde alone."""
@@ -22,6 +23,8 @@ ONLY_CLASSES = {
     "DDIMInverseScheduler": "from a picture up to the noise it comes from; from Python",
     "EDMEulerScheduler": "for models trained with EDM's preconditioning, whose configs name it",
     "EDMDPMSolverMultistepScheduler": "likewise",
+    "FlowMatchEulerDiscreteScheduler": "euler, with models of flow matching",
+    "FlowMatchHeunDiscreteScheduler": "heun, with models of flow matching",
 }
 NOT_IN_DIFFUSERS = "diffusers has none, so there is nothing to hold it to"
 # Names in A1111 1.10, ComfyUI and stable-diffusion.cpp of August 2026 -> why refsd has them not.
@@ -47,7 +50,8 @@ SIGMAS_ELSEWHERE = {
     "Align Your Steps, GITS": "timesteps of the caller's own, in Python: pipe(timesteps=...)",
     "Polyexponential, KL Optimal, smoothstep, bong_tangent": NOT_IN_DIFFUSERS,
 }
-COLUMNS = ("name", "diffusers", "a1111", "comfyui", "sd_cpp", "calls", "order", "noise", "sigmas")
+COLUMNS = ("name", "diffusers", "a1111", "comfyui", "sd_cpp", "calls", "order", "noise", "flow",
+           "sigmas")
 
 
 def parser() -> Parser:
@@ -84,7 +88,7 @@ def describe(name: str) -> dict[str, Any]:
             "a1111": sampler.label if sampler.in_a1111 else "", "comfyui": sampler.comfyui,
             "sd_cpp": sampler.sd_cpp,
             "calls": calls_of(kind, sampler.options), "order": sampler.order,
-            "noise": sampler.noise, "sigmas": schedules_of(name)}
+            "noise": sampler.noise, "flow": bool(flow_class(name)), "sigmas": schedules_of(name)}
 
 
 def calls_of(kind: str, options: dict[str, Any]) -> str:

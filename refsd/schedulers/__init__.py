@@ -42,6 +42,8 @@ FILES = {  # the file of each class, in the order in which they are listed
     "DDIMInverseScheduler": "ddim_inverse",
     "EDMEulerScheduler": "edm_euler",
     "EDMDPMSolverMultistepScheduler": "edm_dpm_solver",
+    "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
+    "FlowMatchHeunDiscreteScheduler": "flow_match_heun",
 }
 SHARED = {"Config": "config", "DiffusionScheduler": "diffusion", "Scheduler": "scheduler",
           "Step": "scheduler"}
@@ -83,9 +85,17 @@ def from_config(config: Mapping[str, Any]) -> Any:
     return SCHEDULERS[name].from_config(config)
 
 
+def predicts_flow(config: Mapping[str, Any]) -> bool:
+    """Whether the model whose config this is was trained by flow matching."""
+    return (str(config.get("_class_name")).startswith("FlowMatch")
+            or config.get("prediction_type") == "flow_prediction")
+
+
 def would_do(config: Mapping[str, Any]) -> list[str]:
     """The classes that a model whose config this is could be drawn with instead."""
-    return [name for name, cls in SCHEDULERS.items() if cls.draws_with_any and _reads(cls, config)]
+    flows = predicts_flow(config)
+    return [name for name, cls in SCHEDULERS.items() if _reads(cls, config) and (
+        name.startswith("FlowMatch") if flows else cls.draws_with_any)]
 
 
 def _reads(cls, config):
@@ -97,4 +107,4 @@ def _reads(cls, config):
     return True
 
 
-__all__ = [*FILES, *SHARED, "SCHEDULERS", "from_config", "would_do"]
+__all__ = [*FILES, *SHARED, "SCHEDULERS", "from_config", "predicts_flow", "would_do"]

@@ -52,12 +52,19 @@ RULES = {
     "sigma_max": optional(number(1e-10, 1e10)),
     "lambda_min_clipped": number(-math.inf, math.inf),
     "disable_corrector": each(integer(0, 1_000_000)),
+    "shift": number(1e-6, 1e6),
+    "base_shift": optional(number(-100, 100)),
+    "max_shift": optional(number(-100, 100)),
+    "base_image_seq_len": integer(1, 10**9),
+    "max_image_seq_len": integer(1, 10**9),
+    "shift_terminal": optional(number(0, 0.999)),
+    "time_shift_type": only("exponential", "linear"),
 }
 
 # Numbers that diffusers' samplers read in some runs only, where null stops them.
 NULL_IS_DEFAULT = {"steps_offset", "clip_sample_range", "dynamic_thresholding_ratio",
                    "sample_max_value", "flow_shift", "timestep_scaling", "disable_corrector",
-                   "sigma_min", "sigma_max"}
+                   "sigma_min", "sigma_max", "base_image_seq_len", "max_image_seq_len"}
 
 
 class Config(dict):

@@ -37,6 +37,8 @@ class DEISMultistepScheduler(ExponentialIntegrator):
     READ_AS = {"algorithm_type": dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis"),
                "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho")}
     CHOICES = {**ExponentialIntegrator.CHOICES,
+               "use_flow_sigmas": (False,),  # diffusers' end at the last sigma twice, not at 0
+               "prediction_type": ("epsilon", "sample", "v_prediction"),
                "algorithm_type": ("deis", *READ_AS["algorithm_type"]),
                "solver_type": ("logrho", *READ_AS["solver_type"])}
 

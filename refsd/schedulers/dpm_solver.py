@@ -63,6 +63,9 @@ class DPMSolver(ExponentialIntegrator):
         if not self.of_x0 and self.config.final_sigmas_type == "zero":
             raise UsageError(f"final_sigmas_type is 'zero', where {algorithm} has no step to go "
                              f"(e^h is infinite); give sigma_min, or {algorithm}++")
+        if self.config.use_flow_sigmas and not self.of_x0:
+            raise UsageError(f"algorithm_type is {algorithm!r}, which makes eps of no flow; give "
+                             f"{algorithm}++")
         if algorithm == "sde-dpmsolver" and self.config.solver_order == 3:
             raise UsageError("solver_order is 3, which sde-dpmsolver has no formula for; give 1 or "
                              "2, or sde-dpmsolver++")

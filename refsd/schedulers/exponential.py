@@ -4,6 +4,9 @@
 
 so that its linear part is exact and only x0 or eps, smooth in lambda, is approximated by what the
 last steps predicted (exponential integrators; Lu et al. 2022, arXiv:2206.00927, section 3).
+
+With use_flow_sigmas alpha = 1 - sigma, the straight path of flow matching (see flow_match.py), and
+the model predicts v = eps - x0; without, alpha = sqrt(1 - sigma^2).
 """
 
 from typing import Any
@@ -17,11 +20,11 @@ from refsd.schedulers.diffusion import DiffusionScheduler
 from refsd.schedulers.noise_schedule import spaced_timesteps
 from refsd.schedulers.prediction import threshold
 from refsd.schedulers.scheduler import per_sample
-from refsd.schedulers.sigma_tables import log32
+from refsd.schedulers.sigma_tables import log32, shifted
 
 
 class ExponentialIntegrator(DiffusionScheduler):
-    """`sigmas` has the ratio sigma / alpha of each step, and a last one.
+    """`sigmas` has the ratio sigma / alpha of each step, of flow matching sigma, and a last one.
 
     `predictions` has what the last steps predicted, newest last, and not of an earlier run.
     """
@@ -42,7 +45,7 @@ class ExponentialIntegrator(DiffusionScheduler):
     }
     CHOICES = {
         "solver_order": (1, 2, 3),
-        "use_flow_sigmas": (False,),
+        "prediction_type": ("epsilon", "sample", "v_prediction", "flow_prediction"),
         "use_dynamic_shifting": (False,),
         "time_shift_type": ("exponential", "linear", None),  # of use_dynamic_shifting
     }
@@ -53,6 +56,7 @@ class ExponentialIntegrator(DiffusionScheduler):
         super().__init__(**options)
         self._read_words()
         self.sigma_choice = sigma_tables.chosen_sigmas(self.config)
+        self._check_flow()
         if self.config.get("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # not 0, so that the first sigma, 4096, is finite
         self.training_sigmas = sigma_tables.training_sigmas(self.alphas_cumprod)
@@ -63,15 +67,28 @@ class ExponentialIntegrator(DiffusionScheduler):
                 if self.config[key] in words}
         self.config = Config(self.config | read, self.config.defaulted)
 
+    def _check_flow(self):
+        """What diffusers would compute besides is of no model, or stops at the first step."""
+        config, choice = self.config, self.sigma_choice
+        if config.use_flow_sigmas != (config.prediction_type == "flow_prediction"):
+            raise UsageError(f"use_flow_sigmas is {config.use_flow_sigmas}, prediction_type "
+                             f"{config.prediction_type!r}; give both, True and "
+                             "'flow_prediction', for flow matching, neither for other models")
+        if config.use_flow_sigmas and choice:
+            raise UsageError(f"use_flow_sigmas and {choice} exclude each other; give one")
+
     def set_timesteps(self, num_inference_steps: int) -> None:
         """Choose the sigmas and timesteps of a run, and start it."""
         self._start(num_inference_steps)
 
     def _start(self, steps, timesteps=None):
-        choice = self.sigma_choice
+        choice = "use_flow_sigmas" if self.config.use_flow_sigmas else self.sigma_choice
         if choice and timesteps is not None:
             raise UsageError(f"set_timesteps got timesteps, but {choice} chooses them; give steps")
-        if choice:
+        if self.config.use_flow_sigmas:
+            sigmas = self._flow_sigmas(self._check_steps(steps))
+            timesteps = sigmas * self.config.num_train_timesteps
+        elif choice:
             sigmas, timesteps = self._chosen_sigmas(self._check_steps(steps))
         else:
             if timesteps is None:
@@ -88,6 +105,11 @@ class ExponentialIntegrator(DiffusionScheduler):
     def _last_sigma(self, sigmas):
         """Where the last step goes."""
         return 0 if self.config.final_sigmas_type == "zero" else self.training_sigmas[0]
+
+    def _flow_sigmas(self, steps):
+        """n sigmas, shifted, of n + 1 even ones from 1 - 1 / T to 0, without the 0.   -> (n,)"""
+        even = 1 - np.linspace(1, 1 / self.config.num_train_timesteps, steps + 1)
+        return shifted(even, self.config.flow_shift)[:0:-1]
 
     def _chosen_sigmas(self, steps):
         low = high = None
@@ -132,10 +154,15 @@ class ExponentialIntegrator(DiffusionScheduler):
 
     def _levels(self, i):
         """alpha, sigma and lambda of x = alpha x0 + sigma eps at self.sigmas[i]."""
-        ratio = self.sigmas[i]
-        alpha = 1 / np.sqrt(np.square(ratio) + 1)
-        sigma = ratio * alpha
+        alpha, sigma = self._shares(self.sigmas[i])
         return alpha, sigma, log32(alpha) - log32(sigma)
+
+    def _shares(self, ratio):
+        """alpha and sigma of entries of self.sigmas."""
+        if self._own("use_flow_sigmas"):
+            return 1 - ratio, ratio
+        alpha = 1 / np.sqrt(np.square(ratio) + 1)
+        return alpha, ratio * alpha
 
     def _to_x0(self, output, x, i):
         """x0 from the model's output at x, in range."""
@@ -144,6 +171,8 @@ class ExponentialIntegrator(DiffusionScheduler):
             x0 = (x - float(sigma) * output) / float(alpha)
         elif self.config.prediction_type == "v_prediction":
             x0 = float(alpha) * x - float(sigma) * output
+        elif self.config.prediction_type == "flow_prediction":
+            x0 = x - float(sigma) * output
         else:
             x0 = output
         return threshold(x0, self.config) if self.config.thresholding else x0
@@ -170,5 +199,5 @@ class ExponentialIntegrator(DiffusionScheduler):
         """
         original, noise = self._noisy(original, noise)
         ratio = self.sigmas[self._steps_to_noise(timesteps, original)].astype(original.dtype)
-        alpha = 1 / np.sqrt(np.square(ratio) + 1)
-        return per_sample(alpha, original) * original + per_sample(ratio * alpha, original) * noise
+        alpha, sigma = self._shares(ratio)
+        return per_sample(alpha, original) * original + per_sample(sigma, original) * noise

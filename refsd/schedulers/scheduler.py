@@ -191,6 +191,14 @@ class Scheduler:
             )
         return number
 
+    def _check_float(self, timestep):
+        """An int is likely to be a counter; the timesteps of these samplers are float32."""
+        if not isinstance(as_number(timestep), float):
+            raise UsageError(
+                f"timestep is {shown(timestep)}; give one of scheduler.timesteps, a float "
+                f"({type(self).__name__} counts in fractions)"
+            )
+
     def _pair(self, model_output, sample):
         """A step's two arrays in one dtype: float64 if either is, else float32.
 

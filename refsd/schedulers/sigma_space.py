@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refsd.arguments import as_array, as_number, shown
+from refsd.arguments import as_array
 from refsd.errors import UsageError
 from refsd.half import in_float32
 from refsd.schedulers import sigma_tables
@@ -109,11 +109,3 @@ class SigmaSpaceScheduler(DiffusionScheduler):
 
     def _timesteps_of(self, sigmas):
         return sigma_tables.sigma_to_timestep(sigmas, np.log(self.training_sigmas))
-
-    def _check_float(self, timestep):
-        """An int is likely to be a counter; the timesteps of these samplers are float32."""
-        if not isinstance(as_number(timestep), float):
-            raise UsageError(
-                f"timestep is {shown(timestep)}; give one of scheduler.timesteps, a float "
-                f"({type(self).__name__} counts in fractions)"
-            )

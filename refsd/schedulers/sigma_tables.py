@@ -59,6 +59,11 @@ def lu_sigmas(low, high, steps):
     return np.exp(high + np.linspace(0, 1, steps) * (low - high))
 
 
+def shifted(sigmas, shift):
+    """s sigma / (1 + (s - 1) sigma), of flow matching (see flow_match.py).   (n,) -> (n,)"""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
 SIGMAS = {
     "use_karras_sigmas": karras_sigmas,
     "use_exponential_sigmas": exponential_sigmas,

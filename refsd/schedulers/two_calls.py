@@ -12,25 +12,15 @@ import numpy as np
 from refsd.arguments import shown
 from refsd.errors import UsageError
 from refsd.schedulers.config import BETAS
+from refsd.schedulers.scheduler import Scheduler
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
 
 
-class TwoCallScheduler(SigmaSpaceScheduler):
+class TwoCalls(Scheduler):
     """`sigmas` and `timesteps` have an entry a call; step i // 2 makes the calls i and i + 1."""
 
     order = 2
     has_history = True
-    DEFAULTS = {
-        **BETAS,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "prediction_type": "epsilon",
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "timestep_spacing": "linspace",
-        "steps_offset": 0,
-    }
 
     def _enter(self, timestep):
         i = super()._enter(timestep)
@@ -45,6 +35,22 @@ class TwoCallScheduler(SigmaSpaceScheduler):
     def _set_schedule(self, timesteps):
         super()._set_schedule(timesteps)
         self.started: Any = None  # what the first call of a step leaves to the second
+
+
+class TwoCallScheduler(TwoCalls, SigmaSpaceScheduler):
+    """Those trained on betas."""
+
+    DEFAULTS = {
+        **BETAS,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": "epsilon",
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "timestep_spacing": "linspace",
+        "steps_offset": 0,
+    }
 
 
 def every_twice(values):

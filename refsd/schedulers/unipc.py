@@ -24,7 +24,7 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.schedulers.exponential import ExponentialIntegrator
 from refsd.schedulers.scheduler import Step
-from refsd.schedulers.sigma_tables import expm1_32
+from refsd.schedulers.sigma_tables import expm1_32, shifted
 
 
 class UniPCMultistepScheduler(ExponentialIntegrator):
@@ -59,7 +59,23 @@ class UniPCMultistepScheduler(ExponentialIntegrator):
         """Where the last step goes; chosen sigmas that end at the smallest end there twice."""
         if self.config.final_sigmas_type == "zero":
             return 0
-        return sigmas[-1] if self.sigma_choice else self.training_sigmas[0]
+        own = self.sigma_choice or self.config.use_flow_sigmas
+        return sigmas[-1] if own else self.training_sigmas[0]
+
+    def _flow_sigmas(self, steps):
+        """n sigmas, shifted, of n + 1 even ones from 1 to 1 / T, without the last.   -> (n,)
+
+        A first one of 1, where lambda is infinite, is a millionth less.
+        """
+        even = np.linspace(1, 1 / self.config.num_train_timesteps, steps + 1)[:-1]
+        sigmas = shifted(even, self.config.flow_shift)
+        sigmas[0] -= 1e-6 * (abs(sigmas[0] - 1) < 1e-6)
+        return sigmas
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.config.use_flow_sigmas and not self.config.predict_x0:
+            raise UsageError("predict_x0 is False, and of a flow no eps is made; give True")
 
     def set_timesteps(self, num_inference_steps: int) -> None:
         """Choose the sigmas and timesteps of a run, and start it."""

@@ -75,7 +75,8 @@ def tables(make, config):
     except Exception as problem:
         return None, problem
     return {name: np.array(getattr(found, name)) for name in ("alphas_cumprod", "timesteps",
-            "sigmas") if hasattr(found, name)} | {"init": float(found.init_noise_sigma)}, None
+            "sigmas") if hasattr(found, name)} | {
+                "init": float(getattr(found, "init_noise_sigma", 1))}, None  # no flow's has it
 
 
 def theirs_of(name, config):
