@@ -11,11 +11,12 @@ from weights_samples import TINY, refused, tiny_tensors
 
 import refsd
 from refsd import families
-from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, recognise
+from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, others, recognise, sdxl
 from refsd.models.config import CLIPTextConfig
 from refsd.networks import shapes_of, validate
 from refsd.pipelines.components import TextEncoder
 from refsd.pipelines.loading import load_scheduler, load_tokenizer
+from refsd.pipelines.single_file import scheduler_of_file
 from refsd.weights import load_checkpoint, write_safetensors
 from refsd.weights.header import TensorInfo, read_header
 from refsd.weights.ldm import ldm_locations, to_ldm
@@ -33,16 +34,34 @@ def small(monkeypatch):
     return family
 
 
+# Two text encoders, side by side; the second is OpenCLIP's, whole.
+TWO = {
+    "text_encoder": TINY["text_encoder"],
+    "text_encoder_2": {**TINY["text_encoder"], "hidden_size": 8, "projection_dim": 6,
+                       "architectures": ["CLIPTextModelWithProjection"]},
+    "unet": {**TINY["unet"], "cross_attention_dim": 20}, "vae": TINY["vae"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """A family whose files hold two text encoders, at the size of the tests' tiny model."""
+    family = replace(sdxl.SDXL, configs=TWO)
+    monkeypatch.setattr(families, "FAMILIES", (SD1, SD2, family))
+    monkeypatch.delitem(others.BEGINNINGS, "conditioner.embedders.")
+    return family
+
+
 def tensors_of(component, config=None, seed=0):
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([seed, len(component)])
     shapes = shapes_of(component, config or SMALL[component])
     return {name: random.standard_normal(shape).astype("f4") for name, shape in shapes.items()}
 
 
 def whole(family, **configs):
     found = {}
-    for component in SMALL:
-        config = configs.get(component, SMALL[component])
+    for component in family.configs:
+        config = configs.get(component, family.configs[component])
         found |= to_ldm(component, tensors_of(component, config), config, family)
     return found
 
@@ -103,6 +122,47 @@ def test_what_is_wrong_with_a_fused_tensor_is_said(tmp_path, small):
     refused(lambda: load_checkpoint(path), "3 tensors missing", "layers.1.self_attn.q_proj.bias")
     write_safetensors(path, {**file, fused: np.zeros(37, "f4")})
     refused(lambda: load_checkpoint(path), "q_proj.bias is (37,), expected (12,)")
+
+
+def test_a_file_of_two_text_encoders_is_read_apart(tmp_path, two, caplog):
+    """Neither is taken for the other, though both have the names of one network somewhere."""
+    file, path = whole(two), tmp_path / "x.safetensors"
+    harmless = ("conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
+                "conditioner.embedders.1.model.logit_scale", "denoiser.sigmas",
+                "model.model_sampling.sigmas")
+    write_safetensors(path, file | dict.fromkeys(harmless, np.ones(1, "f4")))
+    parts = load_checkpoint(path)
+    assert list(parts) == list(TWO) and not caplog.records
+    for component, part in parts.items():
+        for name, array in tensors_of(component, TWO[component]).items():
+            assert (part.tensors[name] == array).all(), (component, name)
+
+    mark = "conditioner.embedders.1.model.ln_final.bias"
+    write_safetensors(path, {name: array for name, array in file.items()
+                             if name == mark or ".embedders.1." not in name})
+    refused(lambda: load_checkpoint(path), "no second text encoder in it", "text_encoder_2=",
+            "--text-encoder-2")
+
+
+@pytest.mark.parametrize("metadata, wanted, said", [
+    ({}, sdxl.SCHEDULER, ""),
+    ({"modelspec.architecture": "stable-diffusion-xl-turbo-v1"}, sdxl.DISTILLED["turbo"],
+     "its metadata say that it is distilled: drawn with EulerAncestralDiscreteScheduler")])
+def test_the_scheduler_of_a_distilled_model(tmp_path, two, caplog, metadata, wanted, said):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, whole(two), metadata)
+    config = scheduler_of_file(path)
+    assert config == {**wanted, "prediction_type": "epsilon"}
+    assert said in caplog.text and bool(said) == bool(caplog.records)
+
+
+def test_steps_along_straight_paths_predict_no_noise(tmp_path, two, monkeypatch):
+    """What the file says of predictions is of another training."""
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    monkeypatch.setattr(families, "FAMILIES", (SD1, replace(two, scheduler=flow)))
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, whole(two), {"modelspec.prediction_type": "v"})
+    assert scheduler_of_file(path) == flow
 
 
 KEY = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"

@@ -49,7 +49,7 @@ def test_of_a_file_of_another_form_the_config_is_left_as_it_is(name, shape):
     ({"modelspec.title": "SDXL Lightning, 4 steps"}, "EulerDiscreteScheduler", "trailing"),
 ])
 def test_a_distilled_sdxl_is_told_by_its_metadata(metadata, kind, spacing):
-    found = sdxl.scheduler(metadata)
+    found = sdxl.SDXL.scheduler_for(metadata)
     assert (found["_class_name"], found["timestep_spacing"]) == (kind, spacing)
     assert found["steps_offset"] == 1 and found["beta_end"] == 0.012
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 PIPELINES = {"text": "StableDiffusionPipeline", "image": "StableDiffusionImg2ImgPipeline",
              "mask": "StableDiffusionInpaintPipeline"}
+# Of a file's metadata, what says which model it is: "stable-diffusion-xl-turbo-v1".
+NAMING = ("modelspec.architecture", "modelspec.title")
 
 
 class Location(NamedTuple):
@@ -72,8 +74,9 @@ class Family:
     `optional` ones. scheduler: scheduler_config.json. A file is of the family that has a tensor
     with one of `marks` in its name, or whose cross-attention reads `text_width`. predictions: what
     is predicted after so many steps of training, where that is known to differ from the
-    scheduler's. pad: the token that fills up prompts, None for the end of text. pipelines: the
-    class that draws from a "text", an "image", or a picture and its "mask".
+    scheduler's. distilled: the scheduler of such models, by a word that their metadata have.
+    pads: the token that fills up the prompts of a tokenizer, where that is not the end of text.
+    pipelines: the class that draws from a "text", an "image", or a picture and its "mask".
     """
 
     name: str
@@ -83,7 +86,8 @@ class Family:
     text_width: int
     marks: tuple[str, ...] = ()
     predictions: Mapping[int, str] = field(default_factory=dict)
-    pad: str | None = None
+    distilled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pads: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     pipelines: Mapping[str, str] = field(default_factory=lambda: PIPELINES)
 
@@ -97,3 +101,9 @@ class Family:
         """The part that reads each text encoder's texts: tokenizer_2 those of text_encoder_2."""
         return tuple(part.replace("text_encoder", "tokenizer") for part in self.networks
                      if part.startswith("text_encoder"))
+
+    def scheduler_for(self, metadata: Mapping[str, str]) -> Mapping[str, Any]:
+        """That of a single file, which is a distilled model's where its metadata name one."""
+        said = " ".join(metadata.get(key, "") for key in NAMING).lower()
+        return next((config for word, config in self.distilled.items() if word in said),
+                    self.scheduler)

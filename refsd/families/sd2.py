@@ -83,5 +83,5 @@ SD2 = Family(
     text_width=1024,
     marks=("cond_stage_model.model.",),
     predictions={875000: "epsilon"},  # the base model's step, as diffusers' loader knows it
-    pad="!",
+    pads={"tokenizer": "!"},
 )

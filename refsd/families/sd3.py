@@ -170,7 +170,7 @@ SD3 = Family(
     text_width=4096,
     marks=("joint_blocks.", "text_encoders.clip_l.", "text_encoders.clip_g.",
            "text_encoders.t5xxl."),
-    pad="!",
+    pads={"tokenizer_2": "!"},
     optional=("text_encoder_3",),
     pipelines={"text": "StableDiffusion3Pipeline", "image": "StableDiffusion3Img2ImgPipeline",
                "mask": "StableDiffusion3InpaintPipeline"},

@@ -5,9 +5,6 @@ add the second's pooled vector, and sizes, to the time. Configs and schedulers a
 published folders stable-diffusion-xl-base-1.0, -refiner-1.0, sdxl-turbo and SDXL-Lightning.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from refsd.families import latent_diffusion, sd1
 from refsd.families.family import Family, Layout
 from refsd.families.sd2 import openclip
@@ -70,14 +67,6 @@ DISTILLED = {
 }  # fmt: skip
 PIPELINES = {"text": "StableDiffusionXLPipeline", "image": "StableDiffusionXLImg2ImgPipeline",
              "mask": "StableDiffusionXLInpaintPipeline"}
-_SAID = ("modelspec.architecture", "modelspec.title")  # "stable-diffusion-xl-turbo-v1"
-
-
-def scheduler(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The scheduler of a single file: the base's, but where its metadata name a distilled model."""
-    said = " ".join(metadata.get(key, "") for key in _SAID).lower()
-    return dict(next((config for word, config in DISTILLED.items() if word in said), SCHEDULER))
-
 
 def _openclip(prefix: str) -> Layout:
     return Layout(prefix, "transformer.resblocks.0.attn.in_proj_weight", openclip)
@@ -96,7 +85,8 @@ SDXL = Family(
     scheduler=SCHEDULER,
     text_width=2048,
     marks=("conditioner.embedders.1.",),
-    pad="!",  # of the second tokenizer; the first one's prompts end in ends
+    distilled=DISTILLED,
+    pads={"tokenizer_2": "!"},
     pipelines=PIPELINES,
 )  # fmt: skip
 
@@ -111,6 +101,6 @@ REFINER = Family(
     scheduler=SCHEDULER,
     text_width=1280,
     marks=("conditioner.embedders.0.model.",),
-    pad="!",
+    pads={"tokenizer_2": "!"},
     pipelines=PIPELINES,
 )

@@ -11,6 +11,7 @@ the models; names of single files are walked out of these trees.
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from refsd.arguments import shown
@@ -32,6 +33,7 @@ NETWORKS: dict[str, Network] = {
     "unet": UNET,
     "vae": VAE,
     "text_encoder": TEXT_ENCODER,
+    "text_encoder_2": replace(TEXT_ENCODER, word="second text encoder"),
     "controlnet": CONTROLNET,
     "taesd": TAESD,
 }

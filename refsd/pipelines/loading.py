@@ -141,7 +141,8 @@ def load_tokenizer(place: Path, part: str, encoder: Any) -> Any:
     That of the folder; where there is none, CLIP's own if the encoder is CLIP's. For a single file
     it pads as the file's family does.
     """
-    folder = place / part.replace("text_encoder", "tokenizer")
+    name = part.replace("text_encoder", "tokenizer")
+    folder = place / name
     rows = encoder.rows
     if folder.is_dir():
         tokenizer = CLIPTokenizer.from_folder(folder)
@@ -150,7 +151,7 @@ def load_tokenizer(place: Path, part: str, encoder: Any) -> Any:
                          f"encoder is not CLIP's ({CLIP_ROWS}): the vocabulary cannot be known. "
                          "Put the tokenizer folder of the model there")
     else:
-        pad = None if place.is_dir() else family_at(place).pad
+        pad = None if place.is_dir() else family_at(place).pads.get(name)
         tokenizer = CLIPTokenizer.clip() if pad is None else CLIPTokenizer.clip(pad=pad)
     tokenizer.require_rows(rows, encoder.config.max_length)
     return tokenizer

@@ -38,8 +38,14 @@ def scheduler_of_file(path: Path) -> dict[str, Any]:
     """
     header = read_header(path)
     family, _, outer = contents(header)
+    own = family.scheduler_for(header.metadata)
+    if own is not family.scheduler:
+        logger.warning("%s: its metadata say that it is distilled: drawn with %s; scheduler= "
+                       "(--sampler) overrules", path, own["_class_name"])
+    if "beta_schedule" not in own:  # its steps follow no noise, and there is one thing to predict
+        return dict(own)
     signs = evidence(header)
-    config = LCM_SCHEDULER if signs.lcm else family.scheduler
+    config = LCM_SCHEDULER if signs.lcm else own
     if signs.zero_snr:
         config = ZERO_SNR_SCHEDULER
     config = {**config, "prediction_type": signs.prediction}

@@ -9,19 +9,20 @@ from refsd.networks import Shape
 # diffusers before 0.14 named the VAE's attention so.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD = re.compile(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.(?:weight|bias)$)")
+CLIP = ("text_encoder", "text_encoder_2")
 # Its projections are 1x1 convolutions in the first checkpoints, matrices in the later ones.
 _PIXEL_PROJECTION = re.compile(r"\.mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight$")
 
 
 def canonical(component: str, name: str) -> str | None:
-    """Today's name of a tensor of a "unet", "vae" or "text_encoder"; None for one to leave out.
+    """Today's name of a tensor of a part of a model; None for one to leave out.
 
-    The text encoder keeps the prefix "text_model." of the published checkpoints, which
-    transformers 5 writes without; its position_ids are 0, 1, 2, .. and no weights.
+    CLIP's text encoders keep the prefix "text_model." of the published checkpoints, which
+    transformers 5 writes without; their position_ids are 0, 1, 2, .. and no weights.
     """
     if component == "vae":
         return _OLD.sub(lambda match: OLD_ATTENTION[match[0]], name)
-    if component == "text_encoder":
+    if component in CLIP:
         if name.endswith("embeddings.position_ids"):
             return None
         if not name.startswith(("text_model.", "text_projection.")):

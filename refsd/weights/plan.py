@@ -15,7 +15,7 @@ from refsd.weights.found import Stored, check
 from refsd.weights.header import Header, TensorInfo, read_header
 from refsd.weights.ldm import from_ldm
 from refsd.weights.model_index import networks_of, part_class
-from refsd.weights.names import canonical_names, without_kernel
+from refsd.weights.names import CLIP, canonical_names, without_kernel
 from refsd.weights.single import Contents, adapted, contents, missing_part, say_rest
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def plan_file(
     components = [name for name in family.networks if name not in without
                   and (name in parts or name not in family.optional)]
     tensors = {name.removeprefix(outer): info for name, info in header.tensors.items()}
-    widths = text_widths(tensors) - {configs["text_encoder"]["hidden_size"]}
+    widths = text_widths(tensors) - {config.get("hidden_size") for config in configs.values()}
     if kind := other_family(tensors, widths):
         known = " and ".join(family.name for family in FAMILIES)
         raise ModelError(f"{path}: this is {kind}. Give a whole {known} checkpoint")
@@ -162,7 +162,7 @@ def config_beside(file: Path, component: str) -> dict[str, Any] | None:
 def _text_part(component: str, config: dict[str, Any]) -> dict[str, Any]:
     """A whole CLIP's config.json keeps the text encoder's under text_config."""
     inner = config.get("text_config")
-    if component == "text_encoder" and config.get("model_type") == "clip" and inner:
+    if component in CLIP and config.get("model_type") == "clip" and inner:
         return {"architectures": ["CLIPTextModel"], **inner, "model_type": "clip_text_model"}
     return config
 

@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 OF_NO_PART = re.compile(
     r"(model_ema\..*|global_step|lvlb_weights|logvar|betas|alphas_cumprod(_prev)?|posterior_.*"
     r"|sqrt_.*alphas_cumprod|sqrt_recip.*|log_one_minus_alphas_cumprod|cond_stage_model\.logit_scale"
-    r"|cond_stage_model\.text_projection|v_pred|ztsnr|optimizer.*|loss\..*|scheduler.*)"
+    r"|cond_stage_model\.text_projection|text_encoders\.\w+\.logit_scale|denoiser\.sigmas"
+    r"|model\.model_sampling\.sigmas|v_pred|ztsnr|optimizer.*|loss\..*|scheduler.*)"
 )
 PREDICTIONS = {
     "epsilon": "epsilon", "eps": "epsilon", "noise": "epsilon", "v": "v_prediction",
@@ -59,17 +60,20 @@ def contents(header: Header, *, ema: bool = False) -> Contents:
     names, family, parts, outer = header.tensors, recognise(header.tensors), {}, ""
     for component in family.networks:
         layout = family.layouts[component]
+        others = ("control_model.", *(
+            other.prefix for other in family.layouts.values() if other.prefix != layout.prefix))
         own = () if layout.landmark is None else (layout.landmark,)
         for landmark in (*own, *NETWORKS[component].landmarks):
             heads = {name.removesuffix(landmark) for name in names if name.endswith(landmark)}
             heads = {head for head in heads if head in ("",) or head[-1] == "."}
-            heads -= {head for head in heads if head.endswith("control_model.")}
+            heads -= {head for head in heads if any(other in head for other in others)}
             if heads:
                 best = min(heads, key=lambda h: (not h.endswith(layout.prefix), len(h), h))
                 parts[component] = Part(best, landmark in own)
                 break
-    unet = family.layouts["unet"]
-    if ema and "unet" not in parts and ema_name(f"{unet.prefix}{unet.landmark}") in names:
+    unet = family.layouts.get("unet")
+    if ema and unet and "unet" not in parts and (
+            ema_name(f"{unet.prefix}{unet.landmark}") in names):
         parts["unet"] = Part(unet.prefix, True)
     for component, part in parts.items():
         if part.prefix.endswith(family.layouts[component].prefix):
