@@ -4,7 +4,10 @@ import pytest
 from published import published
 
 from refsd.families import sd3, sdxl
+from refsd.networks import shapes_of
 from refsd.weights.header import TensorInfo
+from refsd.weights.ldm import ldm_locations
+from refsd.weights.names import without_kernel
 
 PREFIX = "model.diffusion_model."
 # What the published config.json of each has, that the other two have not.
@@ -17,9 +20,40 @@ OWN = {
 }  # fmt: skip
 
 
+# List, family and part -> the tensors of the list that are not read.
+PARTS = {
+    ("sdxl_base", "SDXL", "text_encoder"): {"text_model.embeddings.position_ids"},
+    ("sdxl_base", "SDXL", "text_encoder_2"): {"logit_scale"},
+    ("sdxl_refiner", "REFINER", "text_encoder_2"): {"logit_scale"},
+    ("vae_4_channels", "SDXL", "vae"): set(),
+    ("vae_4_channels", "REFINER", "vae"): set(),
+    ("sd3_text_encoders", "SD3", "text_encoder"): set(),
+    ("sd3_text_encoders", "SD3", "text_encoder_2"): set(),
+}  # fmt: skip
+
+
 def infos(shapes, prefix=""):
     return {name.removeprefix(prefix): TensorInfo("F16", shape, 0, 0)
             for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("file, family, part", PARTS)
+def test_every_tensor_of_a_published_file_is_used_exactly_once(file, family, part):
+    """In the shape that the network has: what refsd plans a file by is all that it holds."""
+    unused, listed = PARTS[file, family, part], published(file)
+    family = getattr(sd3 if family == "SD3" else sdxl, family)
+    layout, config = family.layouts[part], family.configs[part]
+    stored = infos(listed, layout.prefix)
+    config = config if layout.adapt is None else layout.adapt(config, stored)
+    found, shapes = ldm_locations(part, config, family), shapes_of(part, config)
+    for name, location in found.items():
+        there = location.shape(listed[location.name])
+        assert without_kernel(name, there) == shapes[name], name
+    counts = {location.name: location.parts for location in found.values()}
+    assert sorted((location.name, location.part) for location in found.values()) == sorted(
+        (name, i) for name, count in counts.items() for i in range(count))
+    assert {layout.prefix + name for name in stored} - counts.keys() == {
+        layout.prefix + name for name in unused}
 
 
 @pytest.mark.parametrize("file", OWN)
