@@ -15,6 +15,7 @@ from op_table import normal
 from refsd.errors import UsageError
 from refsd.golden.tolerances import tolerance
 from refsd.golden.tolerances.bounds import Bound, bound, conv, moves_data
+from refsd.golden.tolerances.bounds.pipeline import pipeline_bound
 from refsd.golden.tolerances.formats import FORMATS, round_to
 from refsd.golden.tolerances.precision import PRECISIONS, gamma, quantile, running_sum
 from refsd.kinds import EXP, Map
@@ -145,6 +146,22 @@ def test_sums_in_the_format_itself_allow_more():
     assert 0.01 < likely <= 1
     with pytest.raises(UsageError, match="accumulate is 'int8'"):
         bound("linear", [x, w], {}, truth, accumulate="int8")
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+def test_latents_with_a_shift_stay_within_and_come_near(format):
+    """Also where x / s and the shift cancel, and the bound of a quotient would not hold."""
+    x = np.concatenate([normal((4096,), 3), -1.5305 * 0.5 + 1e-4 * normal((4096,), 4)])
+    options = {"scaling_factor": 1.5305, "shift_factor": 0.5}
+    x = round_to(x, format).astype("float64")
+    truth = x / 1.5305 + 0.5
+    quotient = round_to(x / float(round_to(np.array(1.5305), format)), format)
+    error = abs(round_to(quotient + 0.5, format).astype("float64") - truth)
+    found = pipeline_bound("unscale_latents", {"latents": x}, options, truth, format)
+    assert 0.05 < (error / found).max() <= 1
+    plain = pipeline_bound("unscale_latents", {"latents": x}, {"scaling_factor": 1.5305}, truth,
+                           format)
+    assert (error > plain).any()
 
 
 def test_a_sum_that_stagnates_has_its_worst_case_only():

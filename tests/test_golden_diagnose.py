@@ -75,6 +75,7 @@ EPS = normal(2, 8, 7, 6)
 XWB, TLB = {"x": X, "weight": W, "bias": B}, {"x": T, "weight": L, "bias": B}
 QKV = {"q": Q, "k": K, "v": V}
 ATTENTION = {"heads": 4, "mask": None, "causal": False}
+SHIFTED = {"scaling_factor": 1.5305, "shift_factor": 0.5}
 PAIR, GUIDE = {"uncond": X, "cond": EPS}, {"scale": 7.5, "rescale": 0.0}
 ONE = ((0, 0), (0, 0), (1, 1), (1, 1))  # a pixel around each image
 
@@ -149,6 +150,12 @@ PLANTED = {
                   {"model_output": EPS, "sample": X, "noise": None}),
     "scaling factor": ("missing_scaling_factor", "unscale_latents", {"scaling_factor": 0.18215}, X,
                        {"latents": X}),
+    "shift factor": ("missing_shift_factor", "unscale_latents", SHIFTED, X / 1.5305,
+                     {"latents": X}),
+    "shift factor, subtracted": ("missing_shift_factor", "unscale_latents", SHIFTED,
+                                 X / 1.5305 - 0.5, {"latents": X}),
+    "scaling factor beside a shift": ("missing_scaling_factor", "unscale_latents", SHIFTED, X,
+                                      {"latents": X}),
     "bytes": ("truncated", "to_bytes", None, np.floor(255 * SHARES), {"x": SHARES}),
 }
 

@@ -5,6 +5,7 @@ The model is tests/tiny.py's, but for memory, where the bundled one has tensors 
 
 import json
 import tracemalloc
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -238,6 +239,19 @@ def test_a_sampler_without_betas_is_recorded_as_it_runs(pipe, model, tmp_path):
         found = replay.replay(entry, replay.arrays_of(entry, tensor=pack.read, weight=weight))
         # a product and a sum in float32, and the latents before them rounded to it: 3 roundings
         assert np.abs(found - pack.read(entry.name)).max() <= 3 * 2.0**-24 * np.abs(found).max()
+
+
+def test_a_vaes_shift_is_recorded_where_there_is_one(pipe, model, tmp_path, monkeypatch):
+    """The tensor that it decodes replays; without a shift a pack says nothing of one."""
+    for shift in (0.0, 0.0609):
+        monkeypatch.setattr(pipe.vae, "config", replace(pipe.vae.config, shift_factor=shift))
+        pack = record(tmp_path / f"{shift}", pipe, model, level=1)
+        entry = pack.entries["decode/latents"]
+        assert entry.options.get("shift_factor", 0.0) == shift and len(entry.options) == 1 + (
+            shift > 0)
+        arrays = replay.arrays_of(entry, tensor=pack.read, weight=replay.weights(pack, model))
+        found, stored = replay.replay(entry, arrays), pack.read(entry.name)
+        assert np.abs(found - stored).max() <= 3 * 2.0**-24 * np.abs(found).max()  # roundings to it
 
 
 @pytest.mark.parametrize("name", [name for name in sampler_names.SAMPLERS if name != "dpm++sde"])

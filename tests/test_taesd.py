@@ -141,7 +141,7 @@ def test_it_draws_in_the_place_of_the_vae(nets, tmp_path):
 @pytest.mark.parametrize("changed, message", [
     ({"act_fn": "silu"}, "act_fn"), ({"upsample_fn": "bilinear"}, "upsample_fn"),
     ({"decoder_block_out_channels": [5, 6, 5, 5]}, "one width"),
-    ({"num_encoder_blocks": [1, 1]}, "one width"), ({"shift_factor": 0.1}, "shift_factor"),
+    ({"num_encoder_blocks": [1, 1]}, "one width"), ({"shift_factor": "0.1"}, "shift_factor"),
     ({"encoder_block_out_channels": [7] * 4}, "of another shape")])
 def test_configs_that_are_not_computed(tmp_path, changed, message):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **changed}))

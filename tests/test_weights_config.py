@@ -33,6 +33,7 @@ BAD_CONFIGS = [
     ("unet", "_class_name", "os.system"),
     ("unet", "_class_name", 7),
     ("vae", "scaling_factor", 0),
+    ("vae", "shift_factor", "0.1"),
     ("vae", "latent_channels", [4]),
     ("vae", "block_out_channels", [8, 16, 32]),
     ("vae", "sample_size", -1),
@@ -74,7 +75,7 @@ CHANGES_NUMBERS = {
         "mid_block_only_cross_attention": True, "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
     },
     "vae": {
-        "act_fn": "relu", "shift_factor": 0.1, "latents_mean": [0, 0, 0, 0],
+        "act_fn": "relu", "latents_mean": [0, 0, 0, 0],
         "latents_std": [1, 1, 1, 1], "in_channels": 4, "out_channels": 1,
     },
     "text_encoder": {"hidden_act": "gelu_new", "model_type": "bert"},
@@ -118,7 +119,7 @@ def test_other_spellings_of_the_same_are_read(component, option, value):
 @pytest.mark.parametrize("component, option", [
     ("unet", "sample_size"), ("unet", "num_attention_heads"), ("unet", "attention_type"),
     ("unet", "resnet_out_scale_factor"), ("unet", "time_cond_proj_dim"), ("vae", "sample_size"),
-    ("vae", "latents_mean"), ("text_encoder", "projection_dim"), ("text_encoder", "pad_token_id"),
+    ("vae", "shift_factor"), ("vae", "latents_mean"), ("text_encoder", "projection_dim"), ("text_encoder", "pad_token_id"),
     ("text_encoder", "model_type"), ("text_encoder", "architectures"),
 ])
 def test_null_is_read_where_diffusers_reads_it(component, option):

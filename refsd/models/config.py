@@ -71,12 +71,14 @@ def heads_of(config: Mapping[str, Any]) -> tuple[int, ...]:
 class VAEConfig:
     """A variational autoencoder with a KL-regularised latent space (diffusers' AutoencoderKL).
 
-    The diffusion works on scaling_factor times the latents, which are `downscale` times smaller
-    than the picture along each side. sample_size is the side of a picture that it was trained on.
+    The diffusion works on (latents - shift_factor) scaling_factor; latents are `downscale` times
+    smaller than the picture along each side. sample_size is the side of a picture that it was
+    trained on.
     """
 
     groups: int
     scaling_factor: float
+    shift_factor: float
     latent_channels: int
     downscale: int
     sample_size: int
@@ -87,6 +89,7 @@ class VAEConfig:
         return cls(
             groups=config["norm_num_groups"],
             scaling_factor=config["scaling_factor"],
+            shift_factor=config["shift_factor"] or 0.0,
             latent_channels=config["latent_channels"],
             downscale=2 ** (len(config["block_out_channels"]) - 1),
             sample_size=size[0] if isinstance(size, (list, tuple)) else size,

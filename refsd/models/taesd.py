@@ -15,9 +15,10 @@ INFINITY = float("inf")
 
 @dataclass(frozen=True)
 class TinyVAEConfig:
-    """A tiny autoencoder; its latents are those of the diffusion, so scaling_factor is 1."""
+    """A tiny autoencoder; its latents are those of the diffusion, so scaling_factor is 1 and shift_factor 0."""
 
     scaling_factor: float
+    shift_factor: float
     latent_channels: int
     downscale: int
 
@@ -25,6 +26,7 @@ class TinyVAEConfig:
     def from_json(cls, config: Mapping[str, Any]) -> "TinyVAEConfig":
         return cls(
             scaling_factor=config["scaling_factor"],
+            shift_factor=config["shift_factor"] or 0.0,
             latent_channels=config["latent_channels"],
             downscale=2 ** (len(config["decoder_block_out_channels"]) - 1),
         )

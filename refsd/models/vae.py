@@ -13,8 +13,8 @@ LOGVAR_RANGE = (-30, 20)
 def encode(image, *, encoder, quant_conv=None, config):
     """The posterior of the latents.   image (N, 3, H, W) in [-1, 1] -> mean, logvar (N, 4, h, w)
 
-    h = H / 8 with four levels. The latents are not scaled: the diffusion works on scaling_factor
-    times a sample.
+    h = H / 8 with four levels. The latents are not scaled: the diffusion works on
+    (a sample - shift_factor) scaling_factor.
     """
     return posterior(moments(image, encoder=encoder, quant_conv=quant_conv, config=config))
 

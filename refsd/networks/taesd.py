@@ -6,7 +6,7 @@ from typing import Any
 from refsd.errors import ModelError
 from refsd.networks.blocks import conv
 from refsd.networks.network import Network, Shape, count, each, only, width
-from refsd.rules import anything, boolean, number
+from refsd.rules import anything, boolean, number, optional
 
 OPTIONS = {
     "in_channels": (3, only(3)),
@@ -23,7 +23,7 @@ OPTIONS = {
     "latent_shift": (0.5, anything),
     "force_upcast": (False, boolean),
     "scaling_factor": (1.0, number(1e-6, 1e6)),
-    "shift_factor": (0.0, only(0.0, None)),
+    "shift_factor": (0.0, optional(number(-1e6, 1e6))),
     "block_out_channels": (None, anything),
 }
 

@@ -29,7 +29,7 @@ OPTIONS = {
     "norm_num_groups": (32, count),
     "sample_size": (32, optional(one_or_each(integer(1, 4096)))),
     "scaling_factor": (0.18215, number(1e-6, 1e6)),
-    "shift_factor": (None, only(None, 0)),
+    "shift_factor": (None, optional(number(-1e6, 1e6))),
     "latents_mean": (None, only(None)),
     "latents_std": (None, only(None)),
     "force_upcast": (True, anything),

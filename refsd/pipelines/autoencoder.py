@@ -45,7 +45,7 @@ class DiagonalGaussian:
 
 
 class VAE:
-    """Pictures to latents and back; latents here are not scaled by `config.scaling_factor`.
+    """Pictures to latents and back; latents here are neither shifted nor scaled as config says.
 
     `tiling` is how both work where a call does not say: "off", in one piece; "exact", in bands of
     rows, with the same bits, less memory and more time; "auto", whichever the memory allows; or

@@ -101,7 +101,7 @@ class StableDiffusionHiresPipeline(Pipeline):
         pictures = stages.cut_to_bytes(self.to_output(latents, "np"))
         pixels = upscaled_pictures(pictures, height, width, upscaler).transpose(0, 3, 1, 2)
         mean = self.vae.encode(np.float32(pixels) / 255 * 2 - 1).mode()
-        return stages.scaled(mean, self.vae.config.scaling_factor)
+        return stages.for_diffusion(mean, self.vae.config)
 
 
 def schedule_length(steps: int, strength: Any) -> int:

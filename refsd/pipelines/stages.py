@@ -142,15 +142,30 @@ def x0_of_step(scheduler: Any, stepped: Any, predicted: Any, timestep: Any, x: A
 
 def decode(vae: VAE, latents: Any) -> np.ndarray:
     """Stage 5: the images.   (B, 4, h, w) -> (B, H, W, 3) in [0, 1], float32 also of halves"""
-    decoded = vae.decode(unscaled(latents, vae.config.scaling_factor))
+    decoded = vae.decode(for_vae(latents, vae.config))
     images = to_float32(np.asarray(on_host(decoded)))
     return np.clip(images * 0.5 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
 
+def for_vae(latents: Any, config: Any) -> Any:
+    """z / scaling_factor + shift_factor: latents of the diffusion as the VAE's.   -> the same"""
+    return _for_vae(latents, config.scaling_factor, config.shift_factor)
+
+
+def for_diffusion(latents: Any, config: Any) -> Any:
+    """(z - shift_factor) scaling_factor: latents of the VAE as the diffusion's.   -> the same"""
+    return _for_diffusion(latents, config.scaling_factor, config.shift_factor)
+
+
 @in_float32
-def unscaled(latents: Any, factor: float) -> Any:
-    """Latents of the diffusion as those of the VAE.   (B, 4, h, w) -> the same"""
-    return latents / factor
+def _for_vae(z, factor, shift):
+    z = z / factor
+    return z + shift if shift else z
+
+
+@in_float32
+def _for_diffusion(z, factor, shift):
+    return (z - shift if shift else z) * factor
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:

@@ -55,16 +55,15 @@ def encode_image(pipe: Any, image: Any, generator: Any, *, samples: int | None =
     vae = pipe.vae
     posterior = vae.encode(image).latent_dist
     if pipe.dialect.posterior == "mean":
-        return stages.scaled(posterior.mode(), vae.config.scaling_factor)
+        return stages.for_diffusion(posterior.mode(), vae.config)
     if isinstance(generator, list):
         samples = image.shape[0] if samples is None else samples
         if not hasattr(posterior, "logvar"):  # a tiny VAE's, which draws nothing
-            return stages.scaled(repeated("image", posterior.mean, samples),
-                                 vae.config.scaling_factor)
+            return stages.for_diffusion(repeated("image", posterior.mean, samples), vae.config)
         moments = (repeated("image", x, samples) for x in (posterior.mean, posterior.logvar))
         posterior = DiagonalGaussian(*moments, posterior.backend)
         generator = generator[:samples]
-    return stages.scaled(posterior.sample(generator), vae.config.scaling_factor)
+    return stages.for_diffusion(posterior.sample(generator), vae.config)
 
 
 def as_latents(pipe: Any, image: Any, generator: Any, count: int, **options: Any) -> Any:

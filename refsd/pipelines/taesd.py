@@ -42,7 +42,7 @@ class TinyLatents(NamedTuple):
 
 
 class TinyVAE(VAE):
-    """TAESD, diffusers' AutoencoderTiny. Its latents are the diffusion's: scaling_factor is 1."""
+    """TAESD, diffusers' AutoencoderTiny. Its latents are the diffusion's, unscaled."""
 
     TILINGS = ("off", "auto")
 

@@ -193,8 +193,12 @@ def _try(reason, sentence, compute):
 
 
 def unscale(inputs, options, truth, got):
-    """Latents that were not divided by the VAE's factor."""
+    """Latents that were not divided by the VAE's factor, or not shifted back."""
     latents, factor = inputs["latents"], options["scaling_factor"]
+    if shift := options.get("shift_factor"):
+        yield ("missing_shift_factor", f"the shift factor {shift:g} was left out", latents / factor)
+        yield ("missing_shift_factor", f"the shift factor {shift:g} was subtracted, not added",
+               latents / factor - shift)
     yield ("missing_scaling_factor", f"the scaling factor {factor:g} was left out", latents)
     yield ("missing_scaling_factor", f"multiplied by the scaling factor {factor:g}, not divided",
            latents * factor)

@@ -76,9 +76,14 @@ def guide(uncond: np.ndarray, cond: np.ndarray, *, scale: float,
     return guidance.rescale(guided, cond, rescale) if rescale > 0 else guided
 
 
-def unscale_latents(latents: np.ndarray, *, scaling_factor: float) -> np.ndarray:
-    """latents / scaling_factor, what the VAE decodes.   any shape -> the same"""
-    return latents / scaling_factor
+def unscale_latents(latents: np.ndarray, *, scaling_factor: float,
+                    shift_factor: float = 0.0) -> np.ndarray:
+    """latents / scaling_factor + shift_factor, what the VAE decodes.   any shape -> the same
+
+    A pack says no shift where its model has none.
+    """
+    unscaled = latents / scaling_factor
+    return unscaled + shift_factor if shift_factor else unscaled
 
 
 def to_picture(x: np.ndarray) -> np.ndarray:

@@ -212,9 +212,11 @@ class RecordedVAE:
 
     def decode(self, latents: Any) -> Any:
         """(N, 4, h, w) -> (N, 3, H, W)"""
+        config = self._vae.config
+        shift = {"shift_factor": config.shift_factor} if config.shift_factor else {}
         self._recorder.tensor("decode", None, "latents", latents, level=1, op="unscale_latents",
                               inputs={"latents": self._latents},
-                              options={"scaling_factor": self._vae.config.scaling_factor})
+                              options={"scaling_factor": config.scaling_factor, **shift})
         with self._recorder.stage("decode"):
             self.decoded = self._vae.decode(latents)
         return self.decoded

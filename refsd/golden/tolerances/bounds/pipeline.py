@@ -33,6 +33,13 @@ def scaled(inputs, options, y, p):
     return gamma(5, p) * abs(y) + p.tiny
 
 
+def unscaled(inputs, options, y, p):
+    """x / s + c: a quotient as in `scaled`, of at most |y| + |c|; c and the sum rounded once."""
+    if not (shift := abs(options.get("shift_factor", 0))):
+        return scaled(inputs, options, y, p)
+    return gamma(7, p) * (abs(y) + shift) + p.tiny
+
+
 def guide(inputs, options, y, p):
     """The scale, a difference, a product, a sum; and twice a deviation over all n if rescaled.
 
@@ -134,7 +141,7 @@ def attention_probabilities(inputs, options, y, p):
 
 PIPELINE_BOUNDS = {
     "initial_latents": scaled, "scale_model_input": scaled, "guide": guide,
-    "scheduler_step": scheduler_step, "unscale_latents": scaled, "to_picture": to_picture,
+    "scheduler_step": scheduler_step, "unscale_latents": unscaled, "to_picture": to_picture,
     "to_bytes": to_bytes, "attention_scores": attention_scores,
     "attention_probabilities": attention_probabilities,
 }  # fmt: skip
