@@ -3,7 +3,7 @@
 import pytest
 from published import published
 
-from refsd.families import sd3, sdxl
+from refsd.families import SD1, SD2, sd3, sdxl
 from refsd.networks import shapes_of
 from refsd.weights.header import TensorInfo
 from refsd.weights.ldm import ldm_locations
@@ -20,8 +20,19 @@ OWN = {
 }  # fmt: skip
 
 
+# Of OpenCLIP's text encoder the last layer, whose output the UNet does not read, and more.
+LAST = {f"transformer.resblocks.23.{name}" for name in (
+    "ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
+    "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+    "mlp.c_proj.weight", "mlp.c_proj.bias")} | {"text_projection", "logit_scale"}
 # List, family and part -> the tensors of the list that are not read.
 PARTS = {
+    ("sd1", "SD1", "text_encoder"): {"text_model.embeddings.position_ids"},
+    ("sd1", "SD1", "unet"): set(),
+    ("vae_4_channels", "SD1", "vae"): set(),
+    ("sd2", "SD2", "text_encoder"): LAST,
+    ("sd2", "SD2", "unet"): set(),
+    ("vae_4_channels", "SD2", "vae"): set(),
     ("sdxl_base", "SDXL", "text_encoder"): {"text_model.embeddings.position_ids"},
     ("sdxl_base", "SDXL", "text_encoder_2"): {"logit_scale"},
     ("sdxl_refiner", "REFINER", "text_encoder_2"): {"logit_scale"},
@@ -41,7 +52,7 @@ def infos(shapes, prefix=""):
 def test_every_tensor_of_a_published_file_is_used_exactly_once(file, family, part):
     """In the shape that the network has: what refsd plans a file by is all that it holds."""
     unused, listed = PARTS[file, family, part], published(file)
-    family = getattr(sd3 if family == "SD3" else sdxl, family)
+    family = {"SD1": SD1, "SD2": SD2, "SD3": sd3.SD3}.get(family) or getattr(sdxl, family)
     layout, config = family.layouts[part], family.configs[part]
     stored = infos(listed, layout.prefix)
     config = config if layout.adapt is None else layout.adapt(config, stored)
