@@ -17,13 +17,16 @@ import importlib
 from refsd.registry import use, watch
 from refsd.version import __version__
 
-__all__ = ["ControlNet", "F", "StableDiffusionControlNetImg2ImgPipeline",
+__all__ = ["AutoPipelineForImage2Image", "AutoPipelineForInpainting", "AutoPipelineForText2Image",
+           "ControlNet", "F", "StableDiffusionControlNetImg2ImgPipeline",
            "StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPipeline",
            "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
            "StableDiffusionInstructPix2PixPipeline", "StableDiffusionPipeline", "__version__",
            "threads", "use", "watch"]
 
 _LAZY = {
+    **{name: ("refsd.pipelines.auto", name) for name in (
+        "AutoPipelineForImage2Image", "AutoPipelineForInpainting", "AutoPipelineForText2Image")},
     "ControlNet": ("refsd.pipelines.controlnet", "ControlNet"),
     "ControlNetModel": ("refsd.pipelines.controlnet", "ControlNet"),
     "F": ("refsd.functional", None),

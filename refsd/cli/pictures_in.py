@@ -135,18 +135,22 @@ def of_recipe(recorded: dict[str, Any], options: argparse.Namespace, where: str)
     return found
 
 
-def loader(pictures: dict[str, Any]) -> Any:
+def loader(pictures: dict[str, Any], family: Any) -> Any:
     """The class that loads what these pictures are drawn with, as a recipe has them."""
-    from refsd.pipelines.pipeline import Pipeline
-    from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+    from refsd.pipelines.auto import class_of
 
     if not pictures:
-        return StableDiffusionPipeline
+        return class_of(family, "text")
 
-    class FromPicture(Pipeline):
+    class FromPicture(class_of(family, task_of(pictures))):
         inputs = ("latents", "mask" if pictures["mask"] else "image")
 
     return FromPicture
+
+
+def task_of(pictures: dict[str, Any]) -> str:
+    """What a family's class is for that draws with a recipe's pictures."""
+    return "mask" if pictures["mask"] else "image"
 
 
 def size(pipe: Any, options: argparse.Namespace, pictures: Pictures | None) -> tuple[int, int]:
@@ -196,23 +200,24 @@ def draw(pipe: Any, recipe: Any, images: dict[str, Any], **common: Any) -> Any:
 
     common: what the calls of all pipelines take.
     """
-    from refsd.pipelines.img2img import StableDiffusionImg2ImgPipeline
-    from refsd.pipelines.inpaint import StableDiffusionInpaintPipeline
+    from refsd.families import of_parts
+    from refsd.pipelines.auto import class_of
     from refsd.pipelines.pix2pix import StableDiffusionInstructPix2PixPipeline
 
     asked, image = recipe.pictures, images["init_img"]
+    own = class_of(of_parts(pipe.parts), task_of(asked))
     sides = (recipe.width, recipe.height)
     if asked["mask"] is not None:
-        made = StableDiffusionInpaintPipeline.from_pipe(pipe)
-        return made(recipe.prompt, image, images["mask"], width=sides[0], height=sides[1],
-                    padding_mask_crop=asked["part"] and asked["part"]["padding"],
-                    strength=asked["strength"], clip_skip=recipe.clip_skip, **common)
+        return own.from_pipe(pipe)(
+            recipe.prompt, image, images["mask"], width=sides[0], height=sides[1],
+            padding_mask_crop=asked["part"] and asked["part"]["padding"],
+            strength=asked["strength"], clip_skip=recipe.clip_skip, **common)
     image = image if image.size == sides else _rgb(image).resize(sides, 1)  # Lanczos
     if asked["img_cfg_scale"] is not None:
         made = StableDiffusionInstructPix2PixPipeline.from_pipe(pipe)
         return made(recipe.prompt, image, image_guidance_scale=asked["img_cfg_scale"], **common)
-    made = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-    return made(recipe.prompt, image, asked["strength"], clip_skip=recipe.clip_skip, **common)
+    return own.from_pipe(pipe)(recipe.prompt, image, asked["strength"],
+                               clip_skip=recipe.clip_skip, **common)
 
 
 def put_back(recipe: Any, found: Pictures | None, pixels: Any) -> Any:

@@ -36,14 +36,14 @@ def run(options: argparse.Namespace) -> int:
     if options.output is None:
         raise UsageError("there is no folder to write. Give a new one with -o")
     from refsd.pipelines import quantize
+    from refsd.pipelines.auto import AutoPipelineForText2Image
     from refsd.pipelines.loading import bundled_model
-    from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
     from refsd.weights import resolve
 
     model = bundled_model() if options.model is None else resolve(options.model)
     with Warnings(show=not options.json) as warnings:
         sizes = quantize.write(model, options.output, keep=options.keep)
-        pipe = StableDiffusionPipeline.from_pretrained(model)
+        pipe = AutoPipelineForText2Image.from_pretrained(model)
         layers, error = quantize.measure(pipe, options.prompt, steps=options.steps,
                                          worst=options.worst, keep=options.keep)
     about = {"weights": options.weights, "keep": options.keep, "prompt": options.prompt,

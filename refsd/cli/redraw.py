@@ -57,11 +57,11 @@ def _loaded(found: foreign.Foreign, prompt: str, asked: list[dict[str, Any]],
     """The recipe, the model's pipeline, and the adapters of the command line."""
     from refsd.cli import drawing
     from refsd.pipelines import identity
-    from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+    from refsd.pipelines.auto import AutoPipelineForText2Image
 
     parts = {"vae": options.vae, "text_encoder": options.text_encoder}
     backend = choose_backend(options.backend or "auto")
-    pipe = StableDiffusionPipeline.from_pretrained(
+    pipe = AutoPipelineForText2Image.from_pretrained(
         options.model, backend=backend, download=options.download, scheduler=found.scheduler,
         **parts)
     pipe.dialect = found.compat

@@ -129,10 +129,12 @@ def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures:
     from refsd import schedulers
     from refsd.cli import drawing
     from refsd.pipelines import identity
+    from refsd.pipelines.auto import family_of_model
 
     variant, ema = recipe.model.get("variant"), "ema" in recipe.model
     parts = _parts(recipe, options)
-    pipe = pictures_in.loader(recipe.pictures).from_pretrained(
+    family = family_of_model(model, download=options.download, variant=variant)
+    pipe = pictures_in.loader(recipe.pictures, family).from_pretrained(
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
         weights=recipe.weights, download=options.download, exact=recipe.exact,
         scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts)

@@ -32,6 +32,7 @@ class Session:
 
     def __init__(self, options: argparse.Namespace, chatty: bool, screen: Any = None):
         from refsd.pipelines import identity
+        from refsd.pipelines.auto import family_of_model
 
         self.options, self.chatty, self.screen = options, chatty, screen
         self.seconds: dict[str, float] = {}
@@ -44,7 +45,12 @@ class Session:
             make_ready(options.backend, options.dtype)
         with self._timed("model"):
             parts = {"vae": options.vae, "text_encoder": options.text_encoder}
-            load = pictures_in.loader({} if self.pictures is None else self.pictures.recorded)
+            family = family_of_model(options.model, download=options.download,
+                                     variant=options.variant)
+            if chatty and options.model is not None:
+                note(f"refsd: {options.model} is {family.name}")
+            load = pictures_in.loader({} if self.pictures is None else self.pictures.recorded,
+                                      family)
             self.pipe = load.from_pretrained(
                 options.model, backend=options.backend, dtype=options.dtype,
                 weights=options.weights, download=options.download, variant=options.variant,

@@ -54,13 +54,13 @@ def run(options: argparse.Namespace) -> int:
 def _convolutions(options: argparse.Namespace) -> dict[str, Any]:
     """Profiled calls by what a choice depends on; of several the one with the most pictures."""
     from refsd.numba_ops.cpu import conv
-    from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+    from refsd.pipelines.auto import AutoPipelineForText2Image
     from refsd.profiling import profile
     from refsd.registry import make_ready, ops
     from refsd.schedulers import DDIMScheduler
 
-    pipe = StableDiffusionPipeline.from_pretrained(options.model, backend="numba",
-                                                   scheduler=DDIMScheduler())  # any would do
+    pipe = AutoPipelineForText2Image.from_pretrained(
+        options.model, backend="numba", scheduler=DDIMScheduler())  # any would do
     with Compiling(show=not options.json):
         make_ready("numba", "float32")
     heard = profile(pipe, "", width=options.width, height=options.height, num_inference_steps=1)

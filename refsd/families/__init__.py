@@ -3,7 +3,7 @@
 The networks are refsd.models' whatever the family; no other part of refsd names one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from refsd.families.family import Family, Layout, Location
@@ -14,16 +14,14 @@ from refsd.families.sd1 import SD1
 from refsd.families.sd2 import SD2
 
 __all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "INPUTS", "NOISE", "PARTS", "SD1",
-           "WIDTHS", "Family", "Layout", "Location", "family_of_width", "input_of", "other_family",
-           "recognise",
-           "text_widths"]  # fmt: skip
+           "WIDTHS", "Family", "Layout", "Location", "family_of_width", "input_of", "of_parts",
+           "other_family", "recognise", "text_widths"]  # fmt: skip
 
 FAMILIES = (SD1, SD2)
 DEFAULT = SD1  # what is meant, or taken for, where nothing tells
 # The parts of models, those with weights, and all.
 COMPONENTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.networks))
-PARTS = ("scheduler", *dict.fromkeys(
-    part for family in FAMILIES for part in family.tokenizers), *COMPONENTS)
+PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.parts))
 
 
 def recognise(tensors: Mapping[str, Any]) -> Family:
@@ -33,6 +31,11 @@ def recognise(tensors: Mapping[str, Any]) -> Family:
             return family
     widths = text_widths(tensors)
     return next((family for family in FAMILIES if family.text_width in widths), DEFAULT)
+
+
+def of_parts(parts: Collection[str]) -> Family:
+    """The first family of these parts."""
+    return next(family for family in FAMILIES if {*family.parts} == {*parts})
 
 
 def text_widths(tensors: Mapping[str, Any]) -> set[int]:

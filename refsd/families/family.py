@@ -97,6 +97,11 @@ class Family:
         return tuple(self.configs)
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """All parts."""
+        return ("scheduler", *self.tokenizers, *self.networks)
+
+    @property
     def tokenizers(self) -> tuple[str, ...]:
         """The part that reads each text encoder's texts: tokenizer_2 those of text_encoder_2."""
         return tuple(part.replace("text_encoder", "tokenizer") for part in self.networks

@@ -57,6 +57,8 @@ LOADING: dict[str, tuple[tuple, str]] = {
     "tokenizer": ((None,), "load first, then set pipe.tokenizer"),
 }
 
+HUB = ("cache_dir", "revision", "token")  # what goes to the hub
+
 CALLING: dict[str, tuple[tuple, str]] = {
     "callback": ((None,), "write callback_on_step_end=f with f(pipe, step, timestep, tensors)"),
     "callback_steps": ((None, 1), "callback_on_step_end is called at every step: test there "
@@ -193,7 +195,7 @@ def check_device(pipe: Any, *wanted: Any, device: Any = None, dtype: Any = None,
 def loading(others: dict[str, Any], known: Any, *, dtype: Any, torch_dtype: Any, download: bool,
             local_files_only: bool | None) -> tuple[str, bool, dict[str, Any]]:
     """from_pretrained's keywords of diffusers' as dtype, download, and what goes to the hub."""
-    hub = {key: others.pop(key) for key in ("cache_dir", "revision", "token") if key in others}
+    hub = {key: others.pop(key) for key in HUB if key in others}
     take("from_pretrained", others, LOADING, known)
     if torch_dtype is not None:
         dtype = check_dtype("torch_dtype", torch_dtype)

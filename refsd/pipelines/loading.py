@@ -85,7 +85,7 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
         _check_objects(objects, networks["unet"])
     tokenizers = {part.replace("text_encoder", "tokenizer"): load_tokenizer(place, part, network)
                   for part, network in networks.items() if part.startswith("text_encoder")}
-    lacking = dict.fromkeys({*family.tokenizers, *family.networks} - {*tokenizers, *networks})
+    lacking = dict.fromkeys({*family.parts} - {"scheduler", *tokenizers, *networks})
     return {**lacking, **tokenizers, **networks, "scheduler": scheduler, "name": name}
 
 
@@ -102,7 +102,7 @@ def family_at(place: Path) -> Family:
 
 def _check_family(family: Family, wanted: Collection[str], name: str) -> None:
     """ModelError for a model of other parts than the pipeline at hand has."""
-    if wanted and {*wanted} != {"scheduler", *family.tokenizers, *family.networks}:
+    if wanted and {*wanted} != {*family.parts}:
         raise ModelError(f"{name}: {family.name}. Take {family.pipelines['text']} or "
                          "AutoPipelineForText2Image")
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from refsd.errors import ModelError
+from refsd.errors import ModelError, ResourceError
 from refsd.families import FAMILIES, PARTS, Family
 from refsd.weights.files import read_foreign_object
 
@@ -24,12 +24,22 @@ OTHERS = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def family_of(folder: Path, inside: Collection[str] | None = None) -> Family:
-    """The family whose networks a folder has most of; the first of several.
+    """The family whose networks a folder has most of.
 
-    inside: the folders in it, where they are not fetched yet.
+    Of several that whose text is as wide as the UNet reads it, else the first. inside: the folders
+    in it, where they are not fetched yet.
     """
-    here = parts_of(folder, inside)
-    return max(FAMILIES, key=lambda family: len(here.intersection(family.networks)))
+    here, width = parts_of(folder, inside), _text_width(folder / "unet" / "config.json")
+    return max(FAMILIES, key=lambda family: (len(here.intersection(family.networks)),
+                                             family.text_width == width))
+
+
+def _text_width(file: Path) -> Any:
+    """What a UNet's config says of it; None where it cannot be read, which its reader will say."""
+    try:
+        return read_foreign_object(file).get("cross_attention_dim")
+    except (ModelError, ResourceError):
+        return None
 
 
 def networks_of(folder: Path, inside: Collection[str] | None = None) -> tuple[str, ...]:
