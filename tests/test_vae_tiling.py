@@ -32,8 +32,8 @@ BACKENDS = ("numpy", "numba")
 
 def small_vae(backend="numpy", dtype="float32", **changes):
     """The VAE of tests/tiny.py, with a sample_size of its own."""
-    config = VAEConfig.from_json({"scaling_factor": 0.18215, "shift_factor": None, "latent_channels": 4,
-                                  "sample_size": None, **tiny.VAE, **changes})
+    config = VAEConfig.from_json({"scaling_factor": 0.18215, "shift_factor": None,
+                                  "latent_channels": 4, "sample_size": None, **tiny.VAE, **changes})
     tensors = {name: tensor.astype(HALVES.get(dtype, dtype))
                for name, tensor in tiny.tensors("vae").items()}
     return VAE(to_tree(tensors), config, backend)

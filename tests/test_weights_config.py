@@ -119,8 +119,9 @@ def test_other_spellings_of_the_same_are_read(component, option, value):
 @pytest.mark.parametrize("component, option", [
     ("unet", "sample_size"), ("unet", "num_attention_heads"), ("unet", "attention_type"),
     ("unet", "resnet_out_scale_factor"), ("unet", "time_cond_proj_dim"), ("vae", "sample_size"),
-    ("vae", "shift_factor"), ("vae", "latents_mean"), ("text_encoder", "projection_dim"), ("text_encoder", "pad_token_id"),
-    ("text_encoder", "model_type"), ("text_encoder", "architectures"),
+    ("vae", "shift_factor"), ("vae", "latents_mean"), ("text_encoder", "projection_dim"),
+    ("text_encoder", "pad_token_id"), ("text_encoder", "model_type"),
+    ("text_encoder", "architectures"),
 ])
 def test_null_is_read_where_diffusers_reads_it(component, option):
     assert validate(component, {**TINY[component], option: None})[option] is None

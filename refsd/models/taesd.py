@@ -15,7 +15,7 @@ INFINITY = float("inf")
 
 @dataclass(frozen=True)
 class TinyVAEConfig:
-    """A tiny autoencoder; its latents are those of the diffusion, so scaling_factor is 1 and shift_factor 0."""
+    """A tiny autoencoder; its latents are those of the diffusion: by a factor of 1, not shifted."""
 
     scaling_factor: float
     shift_factor: float
