@@ -61,7 +61,7 @@ def test_every_op_has_a_kernel_on_every_backend():
 
 
 def test_what_changes_numbers_has_no_default():
-    """Defaults are for what leaves the formula alone: no mask, weight or bias, one group, no padding."""
+    """Defaults are for what leaves the formula alone: no mask, weight or bias, one group."""
     harmless = {("linear", "bias"): None, ("conv2d", "bias"): None, ("conv2d", "stride"): 1,
                 ("conv2d", "padding"): 0, ("conv2d", "dilation"): 1, ("conv2d", "groups"): 1,
                 ("conv2d", "algorithm"): "auto", ("attention", "mask"): None,
