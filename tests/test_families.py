@@ -144,6 +144,20 @@ def test_a_file_of_two_text_encoders_is_read_apart(tmp_path, two, caplog):
             "--text-encoder-2")
 
 
+@pytest.mark.parametrize("before", ["", "text_model."])
+def test_a_second_text_encoder_from_a_file_of_its_own(tmp_path, two, before):
+    """Such a file says nothing of itself: it has the names of any CLIP (clip_g.safetensors)."""
+    file, other = tmp_path / "x.safetensors", tmp_path / "clip_g.safetensors"
+    write_safetensors(file, {name: a for name, a in whole(two).items()
+                             if not name.startswith("conditioner.embedders.1.model.t")})
+    mine = tensors_of("text_encoder_2", TWO["text_encoder_2"], seed=1)
+    write_safetensors(other, {before + name.removeprefix("text_model.")
+                              if "text_model" in name else name: a for name, a in mine.items()})
+    parts = load_checkpoint(file, replaced={"text_encoder_2": other})
+    for name, array in mine.items():
+        assert (parts["text_encoder_2"].tensors[name] == array).all(), name
+
+
 @pytest.mark.parametrize("metadata, wanted, said", [
     ({}, sdxl.SCHEDULER, ""),
     ({"modelspec.architecture": "stable-diffusion-xl-turbo-v1"}, sdxl.DISTILLED["turbo"],

@@ -38,6 +38,7 @@ PARTS = {
     ("sdxl_refiner", "REFINER", "text_encoder_2"): {"logit_scale"},
     ("vae_4_channels", "SDXL", "vae"): set(),
     ("vae_4_channels", "REFINER", "vae"): set(),
+    ("vae_16_channels", "SD3", "vae"): set(),
     ("sd3_text_encoders", "SD3", "text_encoder"): set(),
     ("sd3_text_encoders", "SD3", "text_encoder_2"): set(),
 }  # fmt: skip

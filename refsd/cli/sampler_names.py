@@ -1,7 +1,7 @@
 """Sampler names, those of other tools included, and the scheduler class and options of each.
 
 A name may end in how the sigmas of a run are chosen: "euler_karras", "DPM++ 2M Exponential". With
-a model of flow matching (Stable Diffusion 3) a name is the same method along that model's paths.
+a model of flow matching a name is the same method along that model's paths.
 """
 
 import difflib

@@ -12,7 +12,7 @@ ABOUT = """\
 List the samplers of refsd: the class and options of each in diffusers, its name in
 A1111, ComfyUI and stable-diffusion.cpp, how often it calls the model in n steps, its
 order of convergence, whether it draws noise in its steps, whether it draws with models
-of flow matching (Stable Diffusion 3) too, and which sigmas it takes besides evenly
+of flow matching too, and which sigmas it takes besides evenly
 spaced ones: `--sampler euler_karras`, or `--schedule karras`. Then what these tools
 have and refsd has not, and why.
 

@@ -24,13 +24,16 @@ COMPONENTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.parts))
 
 
-def recognise(tensors: Mapping[str, Any]) -> Family:
-    """The family of a file of these tensors, by their names or by the width of its text."""
+def recognise(tensors: Mapping[str, Any], default: Family = DEFAULT) -> Family:
+    """The family of a file of these tensors, by their names or by the width of its text.
+
+    The default where nothing tells, as for a network alone that several families have.
+    """
     for family in FAMILIES:
         if any(mark in name for name in tensors for mark in family.marks):
             return family
     widths = text_widths(tensors)
-    return next((family for family in FAMILIES if family.text_width in widths), DEFAULT)
+    return next((family for family in FAMILIES if family.text_width in widths), default)
 
 
 def of_parts(parts: Collection[str]) -> Family:

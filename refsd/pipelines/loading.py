@@ -9,7 +9,7 @@ from typing import Any
 from refsd.arguments import ARITHMETICS, shown
 from refsd.backends import find_backend
 from refsd.errors import ModelError, UsageError
-from refsd.families import Family, input_of, recognise
+from refsd.families import Family, input_of
 from refsd.pipelines.autoencoder import VAE
 from refsd.pipelines.components import TextEncoder, UNet
 from refsd.pipelines.single_file import predicting, scheduler_of_file
@@ -17,8 +17,8 @@ from refsd.schedulers import Config, from_config, would_do
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
 from refsd.weights.files import read_foreign_object
-from refsd.weights.header import read_header
-from refsd.weights.model_index import family_of, networks_of, part_class, parts_of
+from refsd.weights.model_index import networks_of, part_class, parts_of
+from refsd.weights.plan import family_at
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +93,6 @@ def computes(part: str) -> Any:
     """The class whose objects compute a part of a model."""
     module, name = CLASSES[part]
     return getattr(import_module(module), name)
-
-
-def family_at(place: Path) -> Family:
-    """The family of the model in a folder or a file."""
-    return family_of(place) if place.is_dir() else recognise(read_header(place).tensors)
 
 
 def _check_family(family: Family, wanted: Collection[str], name: str) -> None:

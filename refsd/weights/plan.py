@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.families import FAMILIES, Location, other_family, recognise, text_widths
+from refsd.families import (
+    DEFAULT,
+    FAMILIES,
+    Family,
+    Location,
+    other_family,
+    recognise,
+    text_widths,
+)
 from refsd.networks import NETWORKS, Shape, check_class, relabelled, shapes_of, validate
 from refsd.weights.files import read_foreign_object
 from refsd.weights.folder import component_weights
 from refsd.weights.found import Stored, check
 from refsd.weights.header import Header, TensorInfo, read_header
 from refsd.weights.ldm import from_ldm
-from refsd.weights.model_index import networks_of, part_class
+from refsd.weights.model_index import family_of, networks_of, part_class
 from refsd.weights.names import CLIP, canonical_names, without_kernel
 from refsd.weights.single import Contents, adapted, contents, missing_part, say_rest
 
@@ -45,10 +53,15 @@ class Plan:
     variant: str | None = None
 
 
+def family_at(path: Path) -> Family:
+    """The family of the model in a folder or a file."""
+    return family_of(path) if path.is_dir() else recognise(read_header(path).tensors)
+
+
 def own_config(path: Path, component: str) -> dict[str, Any] | None:
     """What the replaced component's config.json says, if it can be read; of a file the family's."""
     if path.is_file():
-        return dict(recognise(read_header(path).tensors).configs[component])
+        return dict(family_at(path).configs[component])
     try:
         return validate(component, read_foreign_object(path / component / "config.json"))
     except (ModelError, ResourceError):
@@ -126,12 +139,14 @@ def plan_file(
 
 
 def plan_replacement(
-    path: Path, component: str, *, variant: str | None = None, like: Mapping | None = None
-) -> Plan:
+    path: Path, component: str, *, variant: str | None = None, like: Mapping | None = None,
+    family: Family = DEFAULT,
+) -> Plan:  # fmt: skip
     """A component from a path of its own: its folder, a model's folder, or a .safetensors file.
 
-    A file is read under the names of diffusers or of the latent diffusion code, with the
-    config.json beside it if that is of such a network, else with `like`, else with its family's.
+    A file is read under the names of diffusers or of its family's training code, with the
+    config.json beside it if that is of such a network, else with `like`, else with its family's:
+    that of the model, `family`, where the file does not tell.
     """
     if path.is_dir():
         inside = (path / component).is_dir() and not (path / "config.json").is_file()
@@ -142,7 +157,7 @@ def plan_replacement(
         raise UsageError(f"{component}: {str(path)[:200]}: no such file or folder. Give one that "
                          "there is")
     header = read_header(path)
-    held = contents(header)
+    held = contents(header, default=family)
     if component not in held.parts:
         raise missing_part(str(path), component, held.parts)
     config = config_beside(path, component) or like or held.family.configs[component]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
-from refsd.families import Family, Layout, recognise
+from refsd.families import DEFAULT, Family, Layout, recognise
 from refsd.networks import NETWORKS
 from refsd.weights.header import Header
 from refsd.weights.ldm import ema_name
@@ -52,12 +52,13 @@ class Evidence(NamedTuple):
     because: str
 
 
-def contents(header: Header, *, ema: bool = False) -> Contents:
-    """The family of a file and the networks that it holds.
+def contents(header: Header, *, ema: bool = False, default: Family = DEFAULT) -> Contents:
+    """The family of a file, `default` where nothing tells, and the networks that it holds.
 
     A prefix may be any, as "state_dict." before all names; the published one is preferred.
     """
-    names, family, parts, outer = header.tensors, recognise(header.tensors), {}, ""
+    names, parts, outer = header.tensors, {}, ""
+    family = recognise(names, default)
     for component in family.networks:
         layout = family.layouts[component]
         others = ("control_model.", *(
