@@ -144,17 +144,21 @@ def test_ops_know_numpy_and_two_corners_of_scipy(path):
             assert {module, full} & OUTSIDE_OF_OPS, f"{named(path)} imports {full}"
 
 
+# What makes whole numbers: positions, the end of a text, T5's buckets of distances.
+COUNTS = {"clip.py": {"arange", "argmax"}, "gpt2.py": {"arange"},
+          "t5.py": {"abs", "arange", "float32", "float64", "int64", "log", "maximum", "minimum",
+                    "where"}}
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=named)
 def test_models_compose_ops_and_nothing_else(path):
     for module, full in imports(path):
-        # clip.py and gpt2.py count positions, clip.py finds the end of the text: whole numbers
-        counts = path.name in ("clip.py", "gpt2.py") and module == "numpy"
+        counts = path.name in COUNTS and module == "numpy"
         assert module.startswith("refsd") or module in OUTSIDE_OF_MODELS or counts, full
-    if path.name in ("clip.py", "gpt2.py"):
-        attributes = {node.attr for node in ast.walk(ast.parse(path.read_text()))
-                      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-                      and node.value.id == "np"}
-        assert attributes <= {"arange", "argmax"}
+    attributes = {node.attr for node in ast.walk(ast.parse(path.read_text()))
+                  if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+                  and node.value.id == "np"}
+    assert attributes == COUNTS.get(path.name, set())
 
 
 @pytest.mark.parametrize("statement, absent", [

@@ -93,14 +93,19 @@ def test_options_that_refsd_does_not_compute_are_refused_by_name(component, opti
     assert caught.value.exit_code == 3
 
 
+# The first T5, which is transformers' default, is not computed.
+NEEDED = {"text_encoder_3": {"feed_forward_proj": "gated-gelu"}}
+
+
 @pytest.mark.parametrize("component", NETWORKS)
 def test_null_is_false_and_numbers_may_be_written_as_floats(component):
+    needed = NEEDED.get(component, {})
     for name, (default, _) in NETWORKS[component].options.items():
         if isinstance(default, bool):
             for value in (None, 0, 0.0, False):
-                assert validate(component, {name: value})[name] is False
+                assert validate(component, needed | {name: value})[name] is False
         elif isinstance(default, int):
-            found = validate(component, {name: float(default)})[name]
+            found = validate(component, needed | {name: float(default)})[name]
             assert found == default and type(found) is int
     found = validate("unet", {**TINY["unet"], "block_out_channels": [8.0, 16.0]})
     assert found["block_out_channels"] == [8, 16]
@@ -129,7 +134,7 @@ def test_null_is_read_where_diffusers_reads_it(component, option):
 
 @pytest.mark.parametrize("component", NETWORKS)
 def test_every_default_is_accepted(component):
-    found = validate(component, {})
+    found = validate(component, NEEDED.get(component, {}))
     assert found.keys() == NETWORKS[component].options.keys()
 
 

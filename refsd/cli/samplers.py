@@ -11,10 +11,10 @@ from refsd.cli.sampler_names import SAMPLERS, flow_class, scheduler_of, schedule
 ABOUT = """\
 List the samplers of refsd: the class and options of each in diffusers, its name in
 A1111, ComfyUI and stable-diffusion.cpp, how often it calls the model in n steps, its
-order of convergence, whether it draws noise in its steps, whether it draws with models
-of flow matching too, and which sigmas it takes besides evenly
-spaced ones: `--sampler euler_karras`, or `--schedule karras`. Then what these tools
-have and refsd has not, and why.
+order of convergence, whether it draws noise in its steps, whether models of flow
+matching take it too, and which sigmas it takes besides evenly spaced ones:
+`--sampler euler_karras`, or `--schedule karras`. Then what these tools have and refsd
+has not, and why.
 
 The same name is the same method. Its picture is that of diffusers: A1111 leaves out one
 sigma with DPM2, and draws the noise of all SDEs from a Brownian path; here dpm++sde alone."""

@@ -19,6 +19,7 @@ from refsd.errors import ModelError
 from refsd.networks.clip import TEXT_ENCODER
 from refsd.networks.controlnet import CONTROLNET
 from refsd.networks.network import Network, Shape
+from refsd.networks.t5 import T5_ENCODER
 from refsd.networks.taesd import TAESD
 from refsd.networks.unet import UNET
 from refsd.networks.vae import VAE
@@ -34,6 +35,7 @@ NETWORKS: dict[str, Network] = {
     "vae": VAE,
     "text_encoder": TEXT_ENCODER,
     "text_encoder_2": replace(TEXT_ENCODER, word="second text encoder"),
+    "text_encoder_3": T5_ENCODER,
     "controlnet": CONTROLNET,
     "taesd": TAESD,
 }

@@ -18,7 +18,8 @@ def canonical(component: str, name: str) -> str | None:
     """Today's name of a tensor of a part of a model; None for one to leave out.
 
     CLIP's text encoders keep the prefix "text_model." of the published checkpoints, which
-    transformers 5 writes without; their position_ids are 0, 1, 2, .. and no weights.
+    transformers 5 writes without; their position_ids are 0, 1, 2, .. and no weights. T5's table of
+    embeddings is in some files under two names, of which transformers too reads the first alone.
     """
     if component == "vae":
         return _OLD.sub(lambda match: OLD_ATTENTION[match[0]], name)
@@ -27,6 +28,8 @@ def canonical(component: str, name: str) -> str | None:
             return None
         if not name.startswith(("text_model.", "text_projection.")):
             return f"text_model.{name}"
+    if component == "text_encoder_3" and name == "encoder.embed_tokens.weight":
+        return None
     return name
 
 
