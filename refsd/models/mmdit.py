@@ -1,4 +1,4 @@
-"""SD 3's transformer (MMDiT): picture and text as two streams of tokens that attend to all of both.
+"""The MMDiT, a transformer: picture and text as two streams of tokens that attend to all of both.
 
 Source: Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image
 Synthesis"; Peebles and Xie 2022 (patches, adaLN-Zero); names as in diffusers'
@@ -17,7 +17,7 @@ EPS = 1e-6  # of every norm
 
 @dataclass(frozen=True)
 class MMDiTConfig:
-    """A transformer of SD 3 or 3.5; the rest of it, its shapes tell."""
+    """How many heads, and for which latents it was trained; the rest of it, its shapes tell."""
 
     heads: int
     sample_size: int
