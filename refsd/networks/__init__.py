@@ -18,6 +18,7 @@ from refsd.arguments import shown
 from refsd.errors import ModelError
 from refsd.networks.clip import TEXT_ENCODER
 from refsd.networks.controlnet import CONTROLNET
+from refsd.networks.mmdit import MMDIT
 from refsd.networks.network import Network, Shape
 from refsd.networks.t5 import T5_ENCODER
 from refsd.networks.taesd import TAESD
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 # A part of a model, or what is added to one or put in a part's place -> the network that it is.
 NETWORKS: dict[str, Network] = {
     "unet": UNET,
+    "transformer": MMDIT,
     "vae": VAE,
     "text_encoder": TEXT_ENCODER,
     "text_encoder_2": replace(TEXT_ENCODER, word="second text encoder"),

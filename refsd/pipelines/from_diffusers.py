@@ -85,6 +85,8 @@ NETWORKS: dict[str, tuple[tuple, str]] = {
     "return_dict": ((None, True), "give True or False"),
     "generator": ((ANY,), ""),  # decoding draws nothing
     "cross_attention_kwargs": ((None, {}), "give it to the pipeline, or call pipe.set_adapters"),
+    "joint_attention_kwargs": ((None, {}), "give it to the pipeline, or call pipe.set_adapters"),
+    "block_controlnet_hidden_states": ((None,), "they are of ControlNets: leave it out"),
     "added_cond_kwargs": ((None, {}), "SDXL's inputs are not here yet: leave it out"),
     "class_labels": ((None,), "the UNets of refsd have no classes: leave it out"),
     "attention_mask": ((None,), "refsd pads as CLIP does, without a mask: leave it out"),

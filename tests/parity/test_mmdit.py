@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from bounds import rms
+from mmdit_truth import LARGE_35, MEDIUM_3, MEDIUM_35
 from test_halves import as_array, inputs, judge, narrowed
 from test_models import WAYS, compare, normal, randomised, tree
 
 from refsd import functional as F
+from refsd.errors import ModelError
 from refsd.half import HALVES, to_float32
 from refsd.models import mmdit
+from refsd.networks import shapes_of
+from refsd.networks.mmdit import MMDIT
 from refsd.registry import use
 
 
@@ -112,6 +116,31 @@ def test_mmdit(name, allowed):
     # Torch's frequencies are up to an ulp off, which t = 700 makes as large as all else together:
     # each is judged by the float64 that has its own.
     compare(name, allowed, narrow, torch32 + (same64 - torch64), same64, wide, same64)
+
+
+@pytest.mark.parametrize("found", [{}, MEDIUM_3, MEDIUM_35, LARGE_35, *(
+    found for found, *_ in MMDITS.values()), config(4, 8, 2, in_channels=3, out_channels=None)])
+def test_names_and_shapes(found):
+    """Also the number of parameters, without the table of places."""
+    found = {key: value for key, value in found.items() if key != "_class_name"}
+    with torch.device("meta"):
+        model = diffusers.SD3Transformer2DModel(**found)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes_of("transformer", found) == shapes
+    assert shapes_of("transformer", model.config) == shapes
+
+
+@pytest.mark.parametrize("option", MMDIT.options)
+def test_null(option):
+    """It is refused, or read as diffusers reads it."""
+    found = {**config(2, 8, 1), option: None}
+    try:
+        shapes = shapes_of("transformer", found)
+    except ModelError as problem:
+        assert f"{option} is None" in str(problem)
+        return
+    model = diffusers.SD3Transformer2DModel.from_config(found)
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
