@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from refsd.families import sd3
+from refsd.networks import shapes_of
 from refsd.ops.embedding import timestep_embedding
 
 # The published configs.
@@ -17,6 +18,17 @@ MEDIUM_35 = {**MEDIUM_3, "qk_norm": "rms_norm", "pos_embed_max_size": 384,
              "dual_attention_layers": list(range(13))}
 LARGE_35 = {**MEDIUM_3, "qk_norm": "rms_norm", "num_layers": 38, "num_attention_heads": 38,
             "caption_projection_dim": 2432}
+
+
+def tensors(config, seed=0):
+    """Random weights; norms near 1, and biases, so that gates and shifts are not small."""
+    random = np.random.default_rng(seed)
+    found = {}
+    for name, shape in shapes_of("transformer", config).items():
+        array = random.standard_normal(shape) / math.sqrt(shape[-1] if len(shape) > 1 else 4)
+        norm = len(shape) == 1 and name.endswith("weight")
+        found[name] = (array + norm).astype("float32")
+    return found
 
 
 def mmdit(w, x, t, text, pooled, *, heads, patch, layers, skipped=()):

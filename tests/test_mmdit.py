@@ -9,7 +9,7 @@ from collections import Counter
 import mmdit_truth
 import numpy as np
 import pytest
-from mmdit_truth import LARGE_35, MEDIUM_3, MEDIUM_35
+from mmdit_truth import LARGE_35, MEDIUM_3, MEDIUM_35, tensors
 from model_samples import values
 
 import refsd
@@ -41,17 +41,6 @@ SAMPLES = {
     "skipped": (small(2, 6, 4, **NORMED, dual_attention_layers=[2]), (4, 4), (1, 3)),
     "patches of 3": (small(1, 8, 1, patch_size=3, out_channels=None), (3, 15), ()),
 }
-
-
-def tensors(config, seed=0):
-    """Random weights; norms near 1, and biases, so that gates and shifts are not small."""
-    random = np.random.default_rng(seed)
-    found = {}
-    for name, shape in shapes_of("transformer", config).items():
-        array = random.standard_normal(shape) / math.sqrt(shape[-1] if len(shape) > 1 else 4)
-        norm = len(shape) == 1 and name.endswith("weight")
-        found[name] = (array + norm).astype("float32")
-    return found
 
 
 def arrays(config, size, batch=2):
