@@ -1,6 +1,6 @@
 """Which ops Stable Diffusion 1.5 calls, with which shapes and how often: from its own models.
 
-The models run on shapes alone (refsd/golden/recording/plan.py), so nothing here is typed by hand.
+The models run on shapes alone (refsd/pipelines/planned.py), so nothing here is typed by hand.
 """
 
 import json
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refsd.golden.recording.plan import Sizes, plan_model
+from refsd.pipelines.planned import plan_model
+from refsd.planning import Asked
 
 # The work that every model section measures: a guided step, and one picture of 512 x 512.
 SAMPLE, TEXT, LATENTS, PICTURE, IDS = (
@@ -52,7 +53,8 @@ DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": 
 
 def plans():
     """All ops of each model, one after the other."""
-    return plan_model(shapes=Sizes(IDS, TEXT, SAMPLE, LATENTS, PICTURE))
+    found = plan_model(asked=Asked(pictures=1, copies=2, height=64, width=64, downscale=8))
+    return {**found, "clip": found.pop("text_encoder")}
 
 
 def distinct_calls(parts=("unet", "decode"), ops=TIMED):

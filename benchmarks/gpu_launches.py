@@ -15,7 +15,6 @@ from unittest.mock import patch
 import numpy as np
 
 from refsd.contracts import BYTES
-from refsd.golden.recording.plan import planned_config, planned_tree
 from refsd.leaf import Weight
 from refsd.models import clip, unet, vae
 from refsd.models.layers import Text
@@ -24,6 +23,7 @@ from refsd.numba_ops.cuda import lockstep
 from refsd.numba_ops.cuda.array import CHANNELS_LAST, DeviceArray, empty
 from refsd.numba_ops.cuda.device import Block, on
 from refsd.numba_ops.cuda.weights import DeviceWeight
+from refsd.pipelines.planned import planned_network
 from refsd.registry import kernels, trace
 
 PRODUCTS = ("conv2d", "linear", "matmul", "attention")
@@ -169,7 +169,7 @@ def _tree(component, dtype):
         if isinstance(node, list):
             return [placed(item) for item in node]
         return DeviceWeight(_array(node.shape, dtype), node.name)
-    return placed(planned_tree(component))
+    return placed(planned_network(component).tree)
 
 
 def _array(shape, dtype):
@@ -178,7 +178,7 @@ def _array(shape, dtype):
 
 def _clip(dtype, device):
     clip.clip_text(np.zeros((2, 77), "int64"), **_tree("text_encoder", dtype),
-                   config=planned_config("text_encoder"))
+                   config=planned_network("text_encoder").config)
 
 
 def _first_step(dtype, device):
@@ -195,13 +195,13 @@ def _steps(dtype, device, count):
     for _ in range(count):
         device.launches.clear()
         unet.unet(_array((2, 4, 64, 64), dtype), np.full(2, 981), text, **tree,
-                  config=planned_config("unet"))
+                  config=planned_network("unet").config)
 
 
 def _decode(dtype, device):
     tree = _tree("vae", dtype)
     vae.decode(_array((1, 4, 64, 64), dtype), decoder=tree["decoder"],
-               post_quant_conv=tree.get("post_quant_conv"), config=planned_config("vae"))
+               post_quant_conv=tree.get("post_quant_conv"), config=planned_network("vae").config)
 
 
 NETWORKS = {"clip": _clip, "first step": _first_step, "unet": _unet, "decode": _decode}

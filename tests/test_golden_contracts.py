@@ -21,9 +21,9 @@ from refsd.errors import UsageError
 from refsd.examples import calls, with_values
 from refsd.golden.porting.contracts import describe, describe_ops, refusals, refused
 from refsd.golden.porting.contracts_stages import describe_all
-from refsd.golden.recording.plan import plan_model
 from refsd.options import Number
 from refsd.pipelines import stages
+from refsd.pipelines.planned import plan_model
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
 OPS = registry.ops()

@@ -14,9 +14,9 @@ import refsd
 from refsd import functional as F
 from refsd.contracts import Output
 from refsd.dense import to_dense
-from refsd.golden.recording.plan import planned_tree
 from refsd.leaf import Weight, layer_of, seal
 from refsd.numba_ops import weights
+from refsd.pipelines.planned import planned_network
 from refsd.registry import ops, trace, use, watch
 from refsd.weights import flatten, load_checkpoint, read_safetensors, write_safetensors
 
@@ -201,9 +201,9 @@ def test_two_pipelines_of_one_file_share_names_and_no_leaf(folder):
 
 def test_planned_leaves_have_names_too():
     for component in PARTS:
-        for path, leaf in flatten(planned_tree(component)).items():
-            assert leaf.name == path
-    conv_in = planned_tree("unet")["conv_in"]
+        for path, leaf in flatten(planned_network(component).tree).items():
+            assert leaf.name.removeprefix("text_model.") == path
+    conv_in = planned_network("unet").tree["conv_in"]
     seen = []
 
     def answer(op, inputs, options, inferred):

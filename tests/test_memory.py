@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
+from refsd import functional as F
 from refsd import memory_models
 from refsd.backends import BACKENDS
+from refsd.contracts import Spec
 from refsd.numba_ops import pool
 from refsd.numba_ops.cpu import conv_winograd
 from refsd.numba_ops.cpu.pixels import MOST_KC
@@ -16,7 +18,9 @@ from refsd.numba_ops.memory import address_range, panel_width
 from refsd.numba_ops.simd import WIDTH
 from refsd.ops import attention, conv
 from refsd.pipelines import memory
+from refsd.pipelines.planned import plan_networks
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+from refsd.planning import Asked, planning
 from refsd.registry import make_ready
 from refsd.weights.tree import flatten
 
@@ -63,6 +67,43 @@ def test_the_unet_alone(pipe, batch, side):
     measured = peak(lambda: pipe.unet(x, 500, text))
     estimated = memory.unet_bytes(pipe.unet, side * side, 2 * batch, 4)
     assert 1 / 1.5 < estimated / measured < 1.5, (measured, estimated)
+    planned = plan_networks(pipe.networks, Asked(batch, 2, side, side, 8))["unet"]
+    assert 1 / 1.5 < planned.peak / measured < 1.5, (measured, planned.peak)
+
+
+def test_a_result_lives_as_long_as_somebody_holds_it():
+    """Counted by hand, in floats: results alone, then with what NumPy works in."""
+    def model(x):  # 8 and 8 are alive at once, then 16 + 8 + 8, and the view is of the 16
+        a = F.silu(F.silu(x))
+        b = F.concat([a, a], axis=0)
+        b = F.slice(b, axis=0, start=0, stop=1)
+        return F.silu(a)
+
+    for work, most in ((None, 16 + 8 + 8), (memory_models.NUMPY_MEMORY, 16 + 8 + 8 + 8)):
+        with planning(work) as plan:
+            kept = model(Spec((1, 8), "float32"))
+        assert (plan.peak, plan.naive) == (4 * most, 4 * (8 + 8 + 16 + 8))
+        assert plan.alive == 4 * 8 and kept == Spec((1, 8), "float32")
+        assert [planned.op for planned in plan] == ["silu", "silu", "concat", "slice", "silu"]
+        del kept
+        assert plan.alive == 0  # no list of ops keeps a result
+
+
+def test_what_a_convolution_and_attention_work_in():
+    x, weight = Spec((1, 2, 8, 8), "float32"), Spec((4, 2, 3, 3), "float32")
+    numba = memory_models.NUMBA_MEMORY
+    with planning(numba) as plan:
+        F.conv2d(x, weight, padding=1)
+    read, given = 4 * 2 * 64, 4 * 4 * 64
+    assert plan.peak == int(given + read + numba.unrolled * given + 4 * 4 * weight.shape[0] * 18)
+    with planning(numba) as plan:
+        F.conv2d(x, Spec((4, 2, 1, 1), "float32"))
+    assert plan.peak == given
+    q = Spec((1, 16, 8), "float32")
+    for work, more in ((numba, 0), (memory_models.NUMPY_MEMORY, 3 * 4 * 2 * 16 * 16)):
+        with planning(work) as plan:
+            F.attention(q, q, q, heads=2)
+        assert plan.peak == 4 * 16 * 8 + more
 
 
 @pytest.mark.parametrize("backend", HERE)

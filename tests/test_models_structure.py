@@ -10,8 +10,9 @@ from model_samples import CLIPS, UNETS, VAES, tree, values
 import refsd
 from refsd.contracts import Spec
 from refsd.errors import UsageError
-from refsd.golden.recording.plan import planned_config, planned_tree, planning
 from refsd.models import clip, layers, unet, vae
+from refsd.pipelines.planned import planned_network
+from refsd.planning import planning
 
 
 def f32(*shape):
@@ -21,15 +22,17 @@ def f32(*shape):
 @pytest.fixture(scope="module")
 def plans():
     """The ops of Stable Diffusion 1.5 for one picture of 512 x 512."""
+    net = planned_network("text_encoder")
     with planning() as text:
-        out = clip.clip_text(Spec((1, 77), "int64"), **planned_tree("text_encoder"),
-                             config=planned_config("text_encoder"))
+        out = clip.clip_text(Spec((1, 77), "int64"), **net.tree, config=net.config)
         assert out == f32(1, 77, 768)
+    net = planned_network("unet")
     with planning() as denoise:
-        out = unet.unet(f32(1, 4, 64, 64), Spec((1,), "int64"), f32(1, 77, 768),
-                        **planned_tree("unet"), config=planned_config("unet"))
+        out = unet.unet(f32(1, 4, 64, 64), Spec((1,), "int64"), f32(1, 77, 768), **net.tree,
+                        config=net.config)
         assert out == f32(1, 4, 64, 64)
-    found, config = planned_tree("vae"), planned_config("vae")
+    net = planned_network("vae")
+    found, config = net.tree, net.config
     with planning() as encode:
         out = vae.encode(f32(1, 3, 512, 512), encoder=found["encoder"],
                          quant_conv=found["quant_conv"], config=config)
@@ -276,7 +279,7 @@ def test_the_halving_of_the_vae_pads_right_and_below():
     x[0, 0, 3] = 1
     ones = {"weight": np.ones((1, 1, 3, 3), "float32"), "bias": np.zeros(1, "float32")}
     block = {"resnets": [], "downsamplers": [{"conv": ones}]}
-    y = vae.down(x, **block, config=planned_config("vae"))
+    y = vae.down(x, **block, config=planned_network("vae").config)
     assert y.tolist() == [[[[0, 0], [3, 2]]]]
     symmetric = layers.downsample(x, conv=ones, padding=1)
     assert symmetric.tolist() == [[[[0, 0], [2, 3]]]]

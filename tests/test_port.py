@@ -18,7 +18,9 @@ from refsd.contracts import Spec
 from refsd.errors import ModelError, UsageError
 from refsd.golden.porting.port import kind_of, new, plan
 from refsd.golden.porting.port_status import KINDS, status
-from refsd.golden.recording.plan import plan_model, planning, read_configs, sizes
+from refsd.pipelines.outline import outline
+from refsd.pipelines.planned import calls, plan_model, planned_networks, sized
+from refsd.planning import planning
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,13 +47,17 @@ def test_the_plan_names_weights_and_counts_work():
     """FLOPs against those of the published architecture: tests/test_models_structure.py."""
     plans = plan_model()
     assert [part for part, found in plans.items() if found[-1].path] == [
-        "clip", "unet", "decode"]  # the encoder ends in a clamp
+        "text_encoder", "unet", "decode"]  # the encoder ends in a clamp
     unet = plans["unet"]
     assert sum(p.op == "conv2d" for p in unet) == 98
     assert {p.path for p in unet if p.op == "conv2d"} >= {"conv_in", "conv_out",
                                                           "up_blocks.3.resnets.2.conv_shortcut"}
     assert all(p.path is None for p in unet if p.op in ("add", "silu", "concat"))
-    assert sizes() == ((2, 77), (2, 77, 768), (2, 4, 64, 64), (1, 4, 64, 64), (1, 3, 512, 512))
+    networks = planned_networks(outline().configs)
+    found = {name: [tuple(spec.shape) for spec in call.args]
+             for name, (call, *_) in calls(networks, sized(networks)).items()}
+    assert found == {"text_encoder": [(2, 77)], "unet": [(2, 4, 64, 64), (2,), (2, 77, 768)],
+                     "decode": [(1, 4, 64, 64)], "encode": [(1, 3, 512, 512)]}
 
 
 def test_planning_inside_planning_and_errors():
@@ -71,9 +77,9 @@ def test_configs_of_a_folder_are_read_without_its_weights(tmp_path):
         with open(path, "r+b") as file:
             file.seek(8 + int.from_bytes(file.read(8), "little"))
             file.write(b"\xff" * (path.stat().st_size - file.tell()))
-    configs, scheduler = read_configs(str(place))
-    assert configs["unet"]["block_out_channels"] == [8, 16]
-    assert type(scheduler).__name__ == "DDIMScheduler"
+    found = outline(str(place))
+    assert found.configs["unet"]["block_out_channels"] == [8, 16]
+    assert type(found.scheduler).__name__ == "DDIMScheduler"
     assert [entry["name"] for entry in plan("tiny", str(place))["ops"]][:2] == ["embedding", "add"]
 
 
@@ -140,11 +146,10 @@ def test_the_pages_commands_have_such_options(folder, page):
 
 def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    configs, _ = read_configs("bundled")
-    assert configs["unet"]["block_out_channels"] != read_configs(None)[0]["unet"][
-        "block_out_channels"]
+    configs = outline("bundled").configs
+    assert configs["unet"]["block_out_channels"] != outline().configs["unet"]["block_out_channels"]
     tiny.write_model(tmp_path / "bundled")  # a path of that name goes before
-    assert read_configs("bundled")[0]["unet"]["block_out_channels"] == [8, 16]
+    assert outline("bundled").configs["unet"]["block_out_channels"] == [8, 16]
 
 
 def test_names_and_folders_that_are_refused(folder, tmp_path):

@@ -10,13 +10,13 @@ import numpy as np
 
 from benchmarks.calls import PERIOD
 from refsd.families import DEFAULT
-from refsd.golden.recording.plan import planned_config
 from refsd.leaf import Weight
 from refsd.models import unet
 from refsd.models.layers import Text
 from refsd.networks import shapes_of
 from refsd.numba_ops.cuda.array import to_device
 from refsd.numba_ops.cuda.weights import place_all
+from refsd.pipelines.planned import planned_network
 from refsd.registry import use
 from refsd.weights import to_tree
 
@@ -46,7 +46,7 @@ class Network:
 
     def __init__(self, dtype: str, tiny: bool, batch: int = 2):
         config = TINY if tiny else DEFAULT.configs["unet"]
-        self.config, self.dtype = planned_config("unet", config), dtype
+        self.config, self.dtype = planned_network("unet", config).config, dtype
         self.tensors = {name: _weight(name, shape, i, dtype) for i, (name, shape)
                         in enumerate(shapes_of("unet", config).items())}
         side, length = (4, 3) if tiny else (64, 77)

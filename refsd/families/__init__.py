@@ -15,7 +15,7 @@ from refsd.families.sd2 import SD2
 
 __all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "INPUTS", "NOISE", "PARTS", "SD1",
            "WIDTHS", "Family", "Layout", "Location", "family_of_width", "input_of", "of_parts",
-           "other_family", "recognise", "text_widths"]  # fmt: skip
+           "other_family", "published", "recognise", "short_names", "text_widths"]  # fmt: skip
 
 FAMILIES = (SD1, SD2)
 DEFAULT = SD1  # what is meant, or taken for, where nothing tells
@@ -39,6 +39,20 @@ def recognise(tensors: Mapping[str, Any], default: Family = DEFAULT) -> Family:
 def of_parts(parts: Collection[str]) -> Family:
     """The first family of these parts."""
     return next(family for family in FAMILIES if {*family.parts} == {*parts})
+
+
+def short_names() -> list[str]:
+    """The short names of published models: "sd1"."""
+    return [name for family in FAMILIES for name in family.published]
+
+
+def published(name: str | None) -> tuple[Family, dict[str, Mapping[str, Any]]] | None:
+    """The family and the configs of the published model of a short name; of None the default's."""
+    if name is None:
+        return DEFAULT, dict(DEFAULT.configs)
+    family = next((family for family in FAMILIES if name in family.published), None)
+    return family and (family, {part: {**config, **family.published[name].get(part, {})}
+                                for part, config in family.configs.items()})
 
 
 def text_widths(tensors: Mapping[str, Any]) -> set[int]:

@@ -90,6 +90,7 @@ class Family:
     pads: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     pipelines: Mapping[str, str] = field(default_factory=lambda: PIPELINES)
+    published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -65,4 +65,5 @@ SD1 = Family(
     },
     scheduler=SCHEDULER,
     text_width=768,
+    published={"sd1": {}},
 )

@@ -84,4 +84,5 @@ SD2 = Family(
     marks=("cond_stage_model.model.",),
     predictions={875000: "epsilon"},  # the base model's step, as diffusers' loader knows it
     pads={"tokenizer": "!"},
+    published={"sd2": {}},
 )

@@ -1,11 +1,13 @@
 """The VAE of a pipeline as a callable that works alone: weights, configuration, backend."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Self
 
 from refsd import functional as F
 from refsd.arguments import as_array
 from refsd.backends import BACKENDS, find_backend
+from refsd.contracts import Spec
 from refsd.errors import UsageError
 from refsd.models import vae
 from refsd.models.config import VAEConfig
@@ -66,6 +68,19 @@ class VAE:
         """That of a loaded checkpoint."""
         return cls(part.tree, VAEConfig.from_json(part.config), backend, exact)
 
+    def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
+        """What a drawing (refsd.planning.Asked) computes of it: a picture decoded, or encoded."""
+        channels = self.tree["encoder"]["conv_in"]["weight"].shape[1]
+        latents = Spec((1, self.config.latent_channels, asked.height, asked.width), self.dtype)
+        picture = Spec((1, channels, asked.height * asked.downscale,
+                        asked.width * asked.downscale), self.dtype)
+        return {"decode": partial(vae.decode, latents, **self._with("decoder")),
+                "encode": partial(vae.encode, picture, **self._with("encoder"))}
+
+    def _with(self, part):
+        beside = {"decoder": "post_quant_conv", "encoder": "quant_conv"}[part]
+        return {part: self.tree[part], beside: self.tree.get(beside), "config": self.config}
+
     def enable_tiling(self) -> None:
         """Work in overlapping tiles from now on, as diffusers does."""
         self.tiling = "blend"
@@ -104,8 +119,7 @@ class VAE:
         if not good or any(n < 1 or n % factor for n in image.shape[2:]):
             raise UsageError(f"vae.encode: image has shape {tuple(image.shape)}; give "
                              f"(N, {channels}, H, W) with H and W multiples of {factor}")
-        weights = {"encoder": self.tree["encoder"], "quant_conv": self.tree.get("quant_conv")}
-        network = partial(vae.moments, **weights, config=self.config)
+        network = partial(vae.moments, **self._with("encoder"))
         with use(self.backend, exact=self.exact):
             mean, logvar = vae.posterior(self._one_by_one(network, "encoder", image, tiling))
         return answered(DiagonalGaussian(mean, logvar, self.backend))
@@ -116,10 +130,8 @@ class VAE:
         latents = BACKENDS[self.backend].put(shaped(
             "vae.decode: latents", latents, ("N", self.config.latent_channels, "h", "w"),
             self.dtype))
-        weights = {"decoder": self.tree["decoder"],
-                   "post_quant_conv": self.tree.get("post_quant_conv")}
         find_backend(self.backend).release()  # small memory that the UNet's steps left
-        network = partial(vae.decode, **weights, config=self.config)
+        network = partial(vae.decode, **self._with("decoder"))
         with use(self.backend, exact=self.exact):
             return answered(self._one_by_one(network, "decoder", latents, tiling))
 

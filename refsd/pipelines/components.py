@@ -5,6 +5,7 @@ NumPy's or of its backend, and gives the latter. `use` appears here, at the edge
 """
 
 import weakref
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from refsd.arguments import as_array
 from refsd.backends import BACKENDS
+from refsd.contracts import Spec
 from refsd.errors import UsageError
 from refsd.half import to_float32
 from refsd.models import clip, unet
@@ -43,6 +45,11 @@ class TextEncoder:
         """That of a loaded checkpoint."""
         config = CLIPTextConfig.from_json(part.config)
         return cls(part.tree["text_model"], config, backend, exact)
+
+    def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
+        """What a drawing (refsd.planning.Asked) computes of it: a picture's texts."""
+        ids = Spec((asked.copies, self.config.max_length), "int64")
+        return {part: partial(clip.clip_text, ids, **self.tree, config=self.config)}
 
     @property
     def rows(self) -> int:
@@ -136,6 +143,16 @@ class UNet:
         with use(self.backend, exact=self.exact):
             predict = self._predicting(encoder_hidden_states)
             return answered(predict(sample, steps, timestep_cond, *residuals))
+
+    def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
+        """What a drawing (refsd.planning.Asked) computes of it: a step's prediction."""
+        rows = asked.rows
+        sample = Spec((rows, self.in_channels, asked.height, asked.width), self.dtype)
+        text = Spec((rows, max(text.shape[1] for text in texts.values()), self.text_width),
+                    self.dtype)
+        condition = self.time_cond_dim and Spec((rows, self.time_cond_dim), self.dtype)
+        return {part: partial(unet.unet, sample, Spec((rows,), "int64"), text, **self.tree,
+                              config=self.config, timestep_cond=condition)}
 
     def _predicting(self, text):
         """The model with this text. With a Text it is called again: a backend may keep the call."""

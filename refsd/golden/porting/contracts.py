@@ -15,7 +15,7 @@ from refsd.golden.tolerances.bounds import error_model, moves_data
 from refsd.registry import Op, ops
 from refsd.shapes import Refusal, Tensor
 
-SCHEMA = 2
+SCHEMA = 3
 DTYPES = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "uint16",
           "int32", "uint32", "int64", "uint64")
 TAKEN = {"float": list(FLOATS), "int": [d for d in DTYPES if d in INTEGERS],

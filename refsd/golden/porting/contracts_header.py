@@ -150,6 +150,8 @@ def _part(name: str, network: Mapping[str, Any]) -> str:
     """A network: what it reads of its config as a struct, and REFSD_PART_WEIGHTS(ROW)."""
     fields, values = [], []
     for key, value in network["reads"].items():
+        if value is None:  # an option of other models of this class
+            continue
         declared, written = _field(key, value)
         fields.append(f"    {declared};\n")
         values.append(written)

@@ -11,17 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from refsd.contracts import Spec
 from refsd.golden.porting.contracts import SCHEMA, describe_ops, plain
-from refsd.golden.recording.plan import (
-    CONFIGS,
-    Sizes,
-    plan_model,
-    planned_config,
-    read_configs,
-    sizes,
-)
 from refsd.networks import shapes_of, validate
 from refsd.pipelines import stages
+from refsd.pipelines.outline import outline
+from refsd.pipelines.planned import calls, denoiser_of, plan_model, planned_networks, sized
+from refsd.planning import WeightSpec
 from refsd.schedulers import Scheduler
 from refsd.version import __version__
 
@@ -31,43 +27,59 @@ ModelConfigs = Mapping[str, Mapping[str, Any]]
 def describe_all(model: str | None = None) -> dict[str, Any]:
     """Every contract as JSON values: ops, stages, the model's configs, weights and calls of ops.
 
-    model is a path or a hub id; None is Stable Diffusion 1.5, for which no file is needed.
+    model is a path, a hub id or a short name; None is Stable Diffusion 1.5, which needs no file.
     """
-    configs, scheduler = read_configs(model)
+    found = outline(model)
     return {"schema": SCHEMA, "refsd": __version__, "ops": describe_ops(),
-            "stages": describe_stages(configs, scheduler),
-            "model": describe_model(configs, scheduler), "calls": describe_calls(configs)}
+            "stages": describe_stages(found.configs, found.scheduler),
+            "model": describe_model(found.configs, found.scheduler),
+            "calls": describe_calls(found.configs)}
 
 
 def describe_stages(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any]:
     """What each stage takes and gives for one prompt and one picture of a model.
 
-    configs holds the config.json of text_encoder, unet and vae.
+    configs holds a config.json for each network. Of a second text encoder it is encode_text_2.
     """
-    shapes = sizes(configs)
-    single = Sizes(*((1, *shape[1:]) for shape in shapes))
-    plans = plan_model(configs, shapes=single)
-    vocabulary = validate("text_encoder", configs["text_encoder"])["vocab_size"]
+    networks = planned_networks(configs)
+    found = calls(networks, sized(networks, copies=1))
     steps = scheduler.config.num_train_timesteps
+    texts = {}
+    for part, network in networks.items():
+        if part.startswith("text_encoder"):
+            (call, _, text), number = found[part], part.removeprefix("text_encoder")
+            ids = _tensor(call.args[0].shape, "int64", [0, network.rows - 1])
+            texts |= {
+                f"tokenize{number}": _stage(stages.tokenize, {"prompts": "a list of texts"}, ids),
+                f"encode_text{number}": _stage(stages.encode_text, {"ids": ids}, _result(text))}
 
-    ids = _tensor(single.ids, "int64", [0, vocabulary - 1])
-    text = _result(plans["clip"])
-    latents = _tensor(single.latents, "float32")
-    _, channels, height, width = plans["decode"][-1].output.shape
+    part, _ = denoiser_of(networks)
+    predict, _, predicted = found[part]
+    decode, _, decoded = found["decode"]
+    text, *further = _read_beside(predict)
+    latents = _tensor(decode.args[0].shape, "float32")
+    _, channels, height, width = decoded.shape
     pictures = _tensor((1, height, width, channels), "float32", [0, 1])
     return {
-        "tokenize": _stage(stages.tokenize, {"prompts": "a list of texts"}, ids),
-        "encode_text": _stage(stages.encode_text, {"ids": ids}, text),
+        **texts,
         "make_schedule": _stage(
             stages.make_schedule, {"steps": f"an integer from 1 to {steps}"},
             _tensor(["T"], str(scheduler.timesteps.dtype), [0, steps - 1])),
         "denoise": _stage(
-            stages.denoise, {"latents": latents, "prompt_embeds": text,
-                             "negative_prompt_embeds": text}, _result(plans["unet"])),
+            stages.denoise, {"latents": latents, "prompt_embeds": text[1],
+                             "negative_prompt_embeds": text[1], **dict(further)},
+            _result(predicted)),
         "decode": _stage(stages.decode, {"latents": latents}, pictures),
         "to_bytes": _stage(stages.to_bytes, {"pictures": pictures}, _tensor(
             pictures["shape"], "uint8", [0, 255])),
     }
+
+
+def _read_beside(predict: Any) -> list[tuple[str, dict[str, Any]]]:
+    """What a denoiser reads beside latents and the time: the text, and further inputs, by name."""
+    given = inspect.signature(predict.func).bind_partial(*predict.args, **predict.keywords)
+    return [(name, _tensor(*spec)) for name, spec in list(given.arguments.items())[2:]
+            if isinstance(spec, Spec) and not isinstance(spec, WeightSpec)]
 
 
 def _stage(function: Callable, inputs: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
@@ -86,8 +98,9 @@ def _tensor(shape, dtype, limits=None) -> dict[str, Any]:
     return {"shape": list(shape), "dtype": dtype, "range": limits}
 
 
-def _result(plan) -> dict[str, Any]:
-    return _tensor(plan[-1].output.shape, plan[-1].output.dtype)
+def _result(given) -> dict[str, Any]:
+    """Of a network that gives several, the first."""
+    return _tensor(*(given if isinstance(given, Spec) else given[0]))
 
 
 def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any]:
@@ -97,11 +110,11 @@ def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any
     "scheduler": {"config"}}
     """
     model: dict[str, Any] = {}
-    for part in CONFIGS:
+    for part, network in planned_networks(configs).items():
         shapes = shapes_of(part, configs[part])
         model[part] = {
             "config": validate(part, configs[part]),
-            "reads": asdict(planned_config(part, configs[part])),
+            "reads": asdict(network.config),
             "parameters": sum(math.prod(shape) for shape in shapes.values()),
             "weights": {name: list(shape) for name, shape in shapes.items()},
         }
@@ -112,7 +125,7 @@ def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any
 def describe_calls(configs: ModelConfigs) -> dict[str, list[dict[str, Any]]]:
     """op -> its different calls in the model, the ones with most work in all first.
 
-    Each with shapes, options, result, FLOPs and bytes of one, `count` by network (clip: two
+    Each with shapes, options, result, FLOPs and bytes of one, `count` by network (text_encoder: two
     prompts, unet: one guided step, decode and encode: one picture), and where it is used first.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}

@@ -16,20 +16,21 @@ from refsd.golden.porting.contracts_pytest import contract_tests
 from refsd.golden.porting.contracts_stages import describe_all
 from refsd.golden.porting.export import encode, write_folder
 from refsd.golden.recording.names import block_of, is_alone
-from refsd.golden.recording.plan import Planned, plan_model, read_configs
+from refsd.pipelines.outline import outline
+from refsd.pipelines.planned import plan_model
+from refsd.planning import Planned
 from refsd.registry import ops
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}")
-# The networks that text to image needs, in that order: how the golden names of their layers begin.
-PARTS = {"clip": "text/text_model.", "unet": "unet/", "decode": "decode/"}
+NOT_NEEDED = ("encode",)  # by text to image
 
 
 def new(name: str, folder: str | Path, *, model: str | None = None) -> Path:
     """Write the folder of a port: README.md, status.json, contracts/, results/.
 
-    model is a path or a hub id; None is Stable Diffusion 1.5. Raises UsageError for a name that is
-    not plain, and a folder that is not empty.
+    model is a path, a hub id or a short name; None is Stable Diffusion 1.5. Raises UsageError for
+    a name that is not plain, and a folder that is not empty.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"the name is {name[:80]!r}; give letters, digits, spaces and . _ + - "
@@ -50,43 +51,50 @@ def plan(name: str, model: str | None = None) -> dict[str, Any]:
 
     Every entry has what it costs in FLOPs, and its share of all the model's.
     """
-    configs, _ = read_configs(model)
-    plans = plan_model(configs)
-    steps = [(part, planned) for part in PARTS for planned in plans[part]]
+    plans = {golden_stage(name): planned for name, planned in
+             plan_model(outline(model).configs).items() if name not in NOT_NEEDED}
+    steps = [(stage, planned) for stage, plan in plans.items() for planned in plan]
     total = sum(planned.output.flops for _, planned in steps)
     unused = [op for op in ops() if op not in {planned.op for _, planned in steps}]
     return {
         "schema": SCHEMA, "name": name, "model": model or "Stable Diffusion 1.5",
         "flops": total,
-        "ops": [*_costs(((planned.op, part, planned) for part, planned in steps), total),
+        "ops": [*_costs(((planned.op, stage, planned) for stage, planned in steps), total),
                 *({"name": op, "calls": 0, "flops": 0, "share": 0.0, "first": None}
                   for op in unused)],
         "blocks": list(_costs(chain.from_iterable(
-            _of_blocks(part, plans[part]) for part in PARTS), total)),
-        "stages": ["tokens", "text", "schedule", "unet", "denoise", "decode", "picture"],
+            _of_blocks(stage, plan) for stage, plan in plans.items()), total)),
+        "stages": ["tokens", *(stage for stage in plans if stage.startswith("text")), "schedule",
+                   *(stage for stage in plans if not stage.startswith(("text", "decode"))),
+                   "denoise", "decode", "picture"],
     }
+
+
+def golden_stage(call: str) -> str:
+    """How the golden names of a network's tensors begin: text_encoder_2 -> text_2, unet -> unet."""
+    return call.replace("text_encoder", "text")
 
 
 def _costs(named: Iterable[tuple[str, str, Planned]], total: int) -> Iterable[dict[str, Any]]:
     """One entry a name, in the order of first use: calls, FLOPs, share, where it is first used."""
     entries: dict[str, dict[str, Any]] = {}
-    for name, part, planned in named:
+    for name, stage, planned in named:
         entry = entries.setdefault(name, {
             "name": name, "calls": 0, "flops": 0, "share": 0.0,
-            "first": f"{PARTS[part]}{planned.path}" if planned.path else PARTS[part].split("/")[0]})
+            "first": f"{stage}/{planned.path}" if planned.path else stage})
         entry["calls"] += 1
         entry["flops"] += planned.output.flops
         entry["share"] = round(entry["flops"] / max(total, 1), 6)
     return entries.values()
 
 
-def _of_blocks(part: str, plan: list[Planned]) -> Iterable[tuple[str, str, Planned]]:
+def _of_blocks(stage: str, plan: list[Planned]) -> Iterable[tuple[str, str, Planned]]:
     """Each op with the kind of block that it is in; an op without weights is in the one before."""
     kind = None
     for planned in plan:
-        kind = kind_of(f"{PARTS[part]}{planned.path}") if planned.path else kind
+        kind = kind_of(f"{stage}/{planned.path}") if planned.path else kind
         if kind:
-            yield kind, part, planned
+            yield kind, stage, planned
 
 
 def kind_of(name: str) -> str | None:
