@@ -54,7 +54,7 @@ ALLOWED = {
     "networks": {"arguments", "errors", "rules"},
     "weights": {"arguments", "atomic", "cgroups", "errors", "families", "half", "leaf", "networks",
                 "quantized", "rules"},
-    "text": {"errors", "weights"},
+    "text": {"arguments", "errors", "weights"},
     "adapters": {"arguments", "backends", "errors", "families", "half", "leaf", "places",
                  "quantized", "rules", "weights"},
     "dialects": {"errors"},

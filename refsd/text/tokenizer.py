@@ -27,6 +27,29 @@ class Piece(NamedTuple):
     text: str
 
 
+def as_prompts(prompt: str | Sequence[str]) -> Sequence[str]:
+    """One prompt or several as several; UsageError for what is neither."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or not prompts:
+        kind = "an empty list" if isinstance(prompts, Sequence) else type(prompts).__name__
+        raise UsageError(f"prompt: got {kind}, expected a string or a list of strings")
+    return prompts
+
+
+def as_text(prompt: str) -> str:
+    """The prompt, if it is text that can be encoded: no lone surrogates."""
+    if not isinstance(prompt, str):
+        raise UsageError(f"prompt: got {type(prompt).__name__}, expected a string")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"prompt: character {error.start} is the lone surrogate "
+            f"U+{ord(prompt[error.start]):04X}, which is no text. Remove it"
+        ) from None
+    return prompt
+
+
 class CLIPTokenizer:
     """prompt -> ids: [bos, at most model_max_length - 2 tokens, eos, pad ...].   -> (B, L) int64
 
@@ -68,11 +91,7 @@ class CLIPTokenizer:
 
         Raises UsageError for what is not text: another type, or a lone surrogate.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, Sequence) or not prompts:
-            kind = "an empty list" if isinstance(prompts, Sequence) else type(prompts).__name__
-            raise UsageError(f"prompt: got {kind}, expected a string or a list of strings")
-
+        prompts = as_prompts(prompt)
         ids = np.full((len(prompts), self.model_max_length), self.pad_token_id, np.int64)
         for row, text in zip(ids, prompts):
             kept = self._encode(text)[1].ids[: self.model_max_length - 2]
@@ -142,15 +161,7 @@ class CLIPTokenizer:
             )
 
     def _encode(self, prompt: str):
-        if not isinstance(prompt, str):
-            raise UsageError(f"prompt: got {type(prompt).__name__}, expected a string")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"prompt: character {error.start} is the lone surrogate "
-                f"U+{ord(prompt[error.start]):04X}, which is no text. Remove it"
-            ) from None
+        prompt = as_text(prompt)
         encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
         met = {token.lower() for token in encoding.tokens} if self._embeddings else ()
         named = [word for word, text in self._embeddings.items()

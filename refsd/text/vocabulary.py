@@ -53,7 +53,7 @@ def clip_vocabulary(pad: str = EOS) -> Vocabulary:
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges), BOS, EOS]
     special = {"normalized": True, "special": True}
     named = {role: {"content": EOS, **special} for role in ("eos_token", "unk_token")}
-    named |= {"bos_token": {"content": BOS, **special}, "pad_token": _special(pad)}
+    named |= {"bos_token": {"content": BOS, **special}, "pad_token": special_token(pad)}
     return Vocabulary({token: i for i, token in enumerate(tokens)}, merges, named)
 
 
@@ -66,7 +66,7 @@ def read_vocabulary(folder: str | Path) -> Vocabulary:
     Raises ModelError for a file that is absent, damaged, too large, or not a CLIP vocabulary.
     """
     folder = Path(folder)
-    config = _object(folder / "tokenizer_config.json")
+    config = read_optional(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         source = folder / "tokenizer.json"
         tokens, merges, listed = _read_tokenizer_json(source)
@@ -75,27 +75,37 @@ def read_vocabulary(folder: str | Path) -> Vocabulary:
         tokens, merges, listed = read_foreign(source, limit=MAX_FILE), _read_merges(folder), []
     _check_tokens(tokens, source)
 
-    named = {role: config[role] for role in NAMED if config.get(role) is not None}
+    named, added = special_tokens(folder, config, listed, {"bos_token": BOS, **dict.fromkeys(
+        NAMED[1:], EOS)})
+    return Vocabulary(tokens, merges, named, added, length_of(config, folder), str(source))
+
+
+def special_tokens(folder: Path, config: dict, listed: list[dict],
+                   otherwise: dict[str, str]) -> tuple[dict[str, dict], dict[int, dict]]:
+    """Special tokens by role, and added tokens by id.
+
+    config is tokenizer_config.json, listed what tokenizer.json adds, otherwise the names of a kind
+    of tokenizer's own.
+    """
+    named = {role: config[role] for role in otherwise if config.get(role) is not None}
     added = config.get("added_tokens_decoder")
     if added is None:
-        overruling = _object(folder / "special_tokens_map.json")
+        overruling = read_optional(folder / "special_tokens_map.json")
         named |= {
             role: {**value, "special": True} if isinstance(value, dict) else value
             for role, value in overruling.items()
-            if role in NAMED and value is not None
+            if role in otherwise and value is not None
         }
-        legacy = _object(folder / "added_tokens.json").items()
+        legacy = read_optional(folder / "added_tokens.json").items()
         added = {str(i): {"content": token} for token, i in legacy}
         added |= {str(token.get("id")): token for token in listed}
-    named = {"bos_token": BOS, **dict.fromkeys(NAMED[1:], EOS)} | named
-    named = {role: _special(value, source) for role, value in named.items()}
+    named = {role: special_token(value, folder) for role, value in (otherwise | named).items()}
     added = _added_tokens(added, named, folder)
     by_content = {token["content"]: token for token in added.values()}
-    named = {role: by_content.get(token["content"], token) for role, token in named.items()}
-    return Vocabulary(tokens, merges, named, added, _length(config, folder), str(source))
+    return {role: by_content.get(token["content"], token) for role, token in named.items()}, added
 
 
-def _object(path: Path) -> dict:
+def read_optional(path: Path) -> dict:
     """The JSON object of an optional file: {} where there is none."""
     content = read_foreign(path, limit=MAX_FILE) if path.is_file() else {}
     if not isinstance(content, dict):
@@ -104,7 +114,7 @@ def _object(path: Path) -> dict:
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict, list, list]:
-    found = _object(path)
+    found = read_optional(path)
     model = found.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     suffix = model.get("end_of_word_suffix") if isinstance(model, dict) else None
@@ -151,7 +161,7 @@ def _check_tokens(tokens: object, path: Path) -> None:
         raise damaged(f"{path}: two tokens share one id")
 
 
-def _special(value: object, path: str | Path = "") -> dict:
+def special_token(value: object, path: str | Path = "") -> dict:
     """A special token as a dict of its text and flags; a bare string is matched literally."""
     if isinstance(value, str):
         return {"content": value, "normalized": False, "special": True}
@@ -177,15 +187,15 @@ def _added_tokens(added: object, named: dict[str, dict], folder: Path) -> dict[i
             raise ModelError(f"{folder}: an added token has id {i[:40]!r}, expected an integer")
         if isinstance(token, dict) and token.get("content") in special:
             token = {"special": True, **token}
-        found[int(i)] = _special(token, folder)
+        found[int(i)] = special_token(token, folder)
     return dict(sorted(found.items()))
 
 
-def _length(config: dict, folder: Path) -> int:
-    """model_max_length; CLIP's 77 where the file does not say (transformers then writes 1e30)."""
+def length_of(config: dict, folder: Path, otherwise: int = CLIP_LENGTH) -> int:
+    """model_max_length; `otherwise` where the file does not say (transformers then writes 1e30)."""
     length = config.get("model_max_length")
     if length is None or isinstance(length, (int, float)) and length > 1e29:
-        return CLIP_LENGTH
+        return otherwise
     length = int(length) if isinstance(length, float) and length.is_integer() else length
     if type(length) is not int or not 2 <= length <= 4096:
         raise ModelError(
