@@ -1,11 +1,12 @@
 """Which class a model is drawn with."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import refsd
-from refsd.errors import UsageError
+from refsd.errors import ModelError, UsageError
 from refsd.families import DEFAULT
 from refsd.pipelines.auto import class_of, family_of_model
 
@@ -38,6 +39,15 @@ def test_of_families_with_the_same_parts_the_width_of_the_text_tells(tmp_path, w
     (tmp_path / "unet" / "config.json").write_text(
         "damaged" if width is None else json.dumps({"cross_attention_dim": width}))
     assert family_of_model(tmp_path).name == name
+
+
+def test_a_family_that_nothing_draws_with_is_refused_by_name(model, monkeypatch):
+    """For every task; its networks are read all the same."""
+    family = replace(DEFAULT, name="Nameless", pipelines=dict.fromkeys(DEFAULT.pipelines, "None_"))
+    monkeypatch.setattr("refsd.pipelines.auto.family_of_model", lambda *args, **options: family)
+    for name in TASKS:
+        with pytest.raises(ModelError, match="the model is Nameless, for which refsd has no None_"):
+            getattr(refsd, name).from_pretrained(model, backend="numpy")
 
 
 def test_options_go_to_the_class(model):

@@ -3,7 +3,7 @@
 import pytest
 from published import published
 
-from refsd.families import SD1, SD2, sd3, sdxl
+from refsd.families import SD1, SD2, other_family, recognise, sd3, sdxl
 from refsd.networks import shapes_of
 from refsd.weights.header import TensorInfo
 from refsd.weights.ldm import ldm_locations
@@ -41,6 +41,10 @@ PARTS = {
     ("vae_16_channels", "SD3", "vae"): set(),
     ("sd3_text_encoders", "SD3", "text_encoder"): set(),
     ("sd3_text_encoders", "SD3", "text_encoder_2"): set(),
+    ("sd3_text_encoders", "SD3", "text_encoder_3"): {"encoder.embed_tokens.weight"},
+    ("sd3_medium", "SD3", "transformer"): set(),
+    ("sd3.5_medium", "SD3", "transformer"): set(),
+    ("sd3.5_large", "SD3", "transformer"): set(),
 }  # fmt: skip
 
 
@@ -66,6 +70,25 @@ def test_every_tensor_of_a_published_file_is_used_exactly_once(file, family, par
         (name, i) for name, count in counts.items() for i in range(count))
     assert {layout.prefix + name for name in stored} - counts.keys() == {
         layout.prefix + name for name in unused}
+
+
+@pytest.mark.parametrize("lists, prefixes, name", [
+    (("sd1", "vae_4_channels"), ("",), "Stable Diffusion 1.x"),
+    (("sd2", "vae_4_channels"), ("", "model.", "cond_stage_model."), "Stable Diffusion 2.x"),
+    (("sd3_medium", "vae_16_channels"), ("", "model."), "Stable Diffusion 3"),
+    (("sd3.5_medium", "vae_16_channels", "sd3_text_encoders"),
+     ("", "model.", "text_encoders.t5xxl."), "Stable Diffusion 3"),
+    (("sd3.5_large",), ("",), "Stable Diffusion 3"),
+], ids=lambda found: found[0] if isinstance(found, tuple) else None)
+@pytest.mark.parametrize("outer", ["", "state_dict."])
+def test_the_published_files_are_recognised(lists, prefixes, name, outer):
+    """Whole, or one network alone; nothing else claims them."""
+    whole = published(*lists)
+    for prefix in prefixes:
+        part = {outer + tensor: shape for tensor, shape in whole.items()
+                if tensor.startswith(prefix)}
+        assert recognise(infos(part)).name == name
+    assert other_family(infos(whole), set()) == ""
 
 
 @pytest.mark.parametrize("file", OWN)

@@ -221,7 +221,7 @@ KEY = UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FAMILIES = {
     "SDXL": ({KEY: (640, 2048), "conditioner.embedders.1.model.x": (1,)}, "SDXL"),
     "SDXL alone": ({KEY: (640, 2048)}, "SDXL (text width 2048)"),
-    "SD 3": ({UNET + "joint_blocks.0.x": (1,)}, "Stable Diffusion 3"),
+    "Flux of diffusers' names": ({"single_transformer_blocks.0.x": (1,)}, "Flux"),
     "Flux": ({UNET + "double_blocks.0.x": (1,)}, "Flux"),
     "depth": (
         {KEY: (320, 768), UNET + "input_blocks.0.0.weight": (320, 5, 3, 3)},

@@ -65,7 +65,8 @@ def _modules(network: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         spelled = written(module)
         yield module, spelled
         yield module, spelled.removeprefix("text_model_")
-    for locate in [family.layouts[network].locate for family in FAMILIES]:
+    for locate in [family.layouts[network].locate for family in FAMILIES
+                   if network in family.layouts]:
         for name, location in (locate(tree) if locate else {}).items():
             if name in modules and location.parts == 1:
                 yield modules[name], written(location.name.removesuffix(".weight"))

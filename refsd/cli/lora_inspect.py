@@ -63,11 +63,12 @@ def _models(model: str | None) -> Iterator[tuple[str, dict[str, dict[str, tuple[
 
     if model is None:
         for family in FAMILIES:
-            yield family.name, {part: shapes_of(part, family.configs[part]) for part in NETWORKS}
+            yield family.name, {part: shapes_of(part, family.configs[part]) for part in NETWORKS
+                                if part in family.configs}
         return
     place = resolve(model)
     plans = plan_whole(place)
-    yield str(model), {part: plans[part].shapes for part in NETWORKS}
+    yield str(model), {part: plans[part].shapes for part in NETWORKS if part in plans}
 
 
 def _plan(source: Any, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Any:

@@ -12,12 +12,13 @@ from refsd.families.latent_diffusion import CONTROLNET, NOISE
 from refsd.families.others import WIDTHS, other_family
 from refsd.families.sd1 import SD1
 from refsd.families.sd2 import SD2
+from refsd.families.sd3 import SD3
 
 __all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "INPUTS", "NOISE", "PARTS", "SD1",
            "WIDTHS", "Family", "Layout", "Location", "family_of_width", "input_of", "of_parts",
            "other_family", "published", "recognise", "short_names", "text_widths"]  # fmt: skip
 
-FAMILIES = (SD1, SD2)
+FAMILIES = (SD1, SD2, SD3)
 DEFAULT = SD1  # what is meant, or taken for, where nothing tells
 # The parts of models, those with weights, and all.
 COMPONENTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.networks))

@@ -7,9 +7,9 @@ from refsd.families.latent_diffusion import UNET
 
 # How a tensor's name begins -> what such a file is.
 BEGINNINGS = {
-    UNET.prefix + "joint_blocks.": "Stable Diffusion 3",
     UNET.prefix + "double_blocks.": "Flux",
     "double_blocks.": "Flux",
+    "single_transformer_blocks.": "Flux",
     "conditioner.embedders.": "SDXL",
     "lora_": "a LoRA, not a whole model",
     "control_model.": "a ControlNet",
@@ -22,7 +22,8 @@ ADAPTERS = {"lora_te2_": "SDXL", "text_encoder_2_": "SDXL", "lora_te3_": "Stable
 WIDTHS = {2048: "SDXL"}  # of the text that cross-attention reads
 CHANNELS = {5: "a depth model", 7: "an upscaler"}
 PARTS = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.", "input_blocks.",
-         "first_stage_model.", "cond_stage_model.", "unet.", "vae.", "text_encoder.", "model_ema.",
+         "first_stage_model.", "cond_stage_model.", "text_encoders.", "joint_blocks.",
+         "transformer_blocks.", "unet.", "vae.", "text_encoder.", "model_ema.",
          UNET.prefix)  # fmt: skip
 
 

@@ -35,6 +35,7 @@ OPTIONS = {
     "pad_token_id": (0, anything),
     "eos_token_id": (1, anything),
     "decoder_start_token_id": (None, anything),
+    "scale_decoder_outputs": (None, anything),
     "output_past": (None, anything),
     "architectures": (None, anything),
     "model_type": ("t5", only("t5", None)),

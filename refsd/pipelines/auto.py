@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from refsd.errors import UsageError
+from refsd.errors import ModelError, UsageError
 from refsd.families import DEFAULT, Family, of_parts
 from refsd.pipelines import from_diffusers
 from refsd.pipelines.loading import family_at
@@ -22,8 +22,16 @@ def family_of_model(path: str | Path | None, *, download: bool = False,
 
 
 def class_of(family: Family, task: str) -> type[Pipeline]:
-    """The class that draws with models of a family from a "text", an "image" or with a "mask"."""
-    return getattr(import_module("refsd"), family.pipelines[task])
+    """The class that draws with models of a family from a "text", an "image" or with a "mask".
+
+    Raises ModelError where refsd reads a family's models and does not draw with them.
+    """
+    name = family.pipelines[task]
+    found = getattr(import_module("refsd"), name, None)
+    if found is None:
+        raise ModelError(f"the model is {family.name}, for which refsd has no {name}. Give one of "
+                         "another family")
+    return found
 
 
 class AutoPipeline:

@@ -16,15 +16,8 @@ from refsd.weights.folder import check_variants
 from refsd.weights.forms import check_form, hold, meant, read_as
 from refsd.weights.memory import check_memory, needed_bytes
 from refsd.weights.model_index import networks_of, remark
-from refsd.weights.plan import (
-    Plan,
-    Source,
-    family_at,
-    own_config,
-    plan_file,
-    plan_folder,
-    plan_replacement,
-)
+from refsd.weights.plan import Plan, Source, family_at, own_config, plan_file, plan_folder
+from refsd.weights.plan import plan_replacement as replacement
 from refsd.weights.reader import iter_tensors, read_tensors, warn_nonfinite
 from refsd.weights.tree import to_tree
 
@@ -94,8 +87,8 @@ def load_checkpoint(
     for name, other in replaced.items():
         if other is not None:
             like = (configs or {}).get(name) or own_config(path, name)
-            plans[name] = plan_replacement(other, name, variant=variant, like=like,
-                                           family=family_at(path))
+            plans[name] = replacement(other, name, variant=variant, like=like,
+                                      family=family_at(path))
     check_together({name: plan.config for name, plan in plans.items()}, str(path), inputs)
     return load(plans, dtype=dtype, weights=weights, force=force)
 

@@ -26,12 +26,13 @@ OTHERS = ("safety_checker", "feature_extractor", "image_encoder")
 def family_of(folder: Path, inside: Collection[str] | None = None) -> Family:
     """The family whose networks a folder has most of.
 
-    Of several that whose text is as wide as the UNet reads it, else the first. inside: the folders
-    in it, where they are not fetched yet.
+    Of several that whose text is as wide as the UNet reads it, else that which lacks the fewest,
+    else the first. inside: the folders in it, where they are not fetched yet.
     """
     here, width = parts_of(folder, inside), _text_width(folder / "unet" / "config.json")
     return max(FAMILIES, key=lambda family: (len(here.intersection(family.networks)),
-                                             family.text_width == width))
+                                             family.text_width == width,
+                                             -len({*family.networks} - here)))
 
 
 def _text_width(file: Path) -> Any:

@@ -58,10 +58,10 @@ def family_at(path: Path) -> Family:
     return family_of(path) if path.is_dir() else recognise(read_header(path).tensors)
 
 
-def own_config(path: Path, component: str) -> dict[str, Any] | None:
+def own_config(path: Path, component: str) -> Mapping[str, Any] | None:
     """What the replaced component's config.json says, if it can be read; of a file the family's."""
     if path.is_file():
-        return dict(family_at(path).configs[component])
+        return family_at(path).configs.get(component)
     try:
         return validate(component, read_foreign_object(path / component / "config.json"))
     except (ModelError, ResourceError):
