@@ -15,12 +15,12 @@ from model_samples import values
 import refsd
 from refsd.contracts import Spec
 from refsd.errors import ModelError, UsageError
-from refsd.golden.recording.plan import WeightSpec, planning
 from refsd.models import mmdit
 from refsd.models.layers import Text
 from refsd.models.mmdit import MMDiTConfig
 from refsd.networks import shapes_of, validate
 from refsd.pipelines.transformer import Transformer
+from refsd.planning import WeightSpec, planning
 from refsd.weights import to_tree
 from refsd.weights.checkpoint import Component
 
