@@ -29,9 +29,16 @@ class BorrowedGenerator:
 
     def randn(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
         """Normal numbers of mean 0 and variance 1.   shape -> (shape) dtype"""
+        return self._draw("randn", shape, dtype)
+
+    def exponential(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
+        """Exponential numbers of mean 1.   shape -> (shape) dtype"""
+        return self._draw("exponential", shape, dtype)
+
+    def _draw(self, method, shape, dtype):
         state = self.theirs.get_state()
         ours = TorchGenerator(0).set_state(state)
-        values = ours.randn(shape, dtype=dtype)
+        values = getattr(ours, method)(shape, dtype=dtype)
         np.asarray(state)[:] = ours.get_state()  # the tensor's memory is the array's
         self.theirs.set_state(state)
         return values

@@ -95,6 +95,17 @@ class TorchGenerator:
         offset = draws.astype(np.uint64) % np.uint64(high - low)
         return (offset + np.uint64(low % 2**64)).view(np.int64).reshape(shape)
 
+    def exponential(self, *shape: int | tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+        """-log(1 - u) of uniform u, of mean 1.   shape -> (shape) dtype
+
+        Always of float64's u, then rounded. torch.multinomial of one sample is the largest of
+        probability over this. Source: torch 2.13.0, ATen/core/DistributionsHelper.h.
+        """
+        shape, dtype = check_shape_and_dtype("exponential", shape, dtype)
+        u = self._uniform(math.prod(shape), "float64")
+        flat = np.array([-math.log1p(-x) for x in u.tolist()])  # the C library's, as box_muller's
+        return to_dtype(flat, dtype).reshape(shape)
+
     def get_state(self) -> np.ndarray:
         """The state in torch's own layout: `torch.from_numpy` of it fits torch's set_state.
 

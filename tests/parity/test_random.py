@@ -49,7 +49,7 @@ def test_this_machine_takes_the_path_that_the_contract_names():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ["randn", "rand"])
+@pytest.mark.parametrize("method", ["randn", "rand", "exponential"])
 def test_every_size_from_a_fresh_generator(method, dtype):
     for seed in SEEDS:
         for size in [*SIZES, *SHAPES]:
@@ -62,7 +62,7 @@ def test_any_order_of_calls(seed):
     random = np.random.default_rng(seed % 2**64)
     theirs, ours = torch.Generator().manual_seed(seed), TorchGenerator(seed)
     for _ in range(200):
-        method = random.choice(["randn", "randn", "randn", "rand"])
+        method = random.choice(["randn", "randn", "randn", "rand", "exponential"])
         size = int(random.choice([1, 2, 3, 5, 15, 16, 17, 40, 400, 1024]))
         assert_same(method, size, random.choice(DTYPES), theirs, ours)
 
@@ -194,6 +194,8 @@ def torch_call(call, dtype, generator):
     if method == "randint":
         return torch.randint(*arguments, generator=generator)
     options = {"generator": generator, "dtype": getattr(torch, dtype)}
+    if method == "exponential":
+        return torch.empty(arguments[0], dtype=options.pop("dtype")).exponential_(**options)
     return getattr(torch, method)(arguments[0], **options)
 
 
