@@ -17,8 +17,9 @@ import importlib
 from refsd.registry import use, watch
 from refsd.version import __version__
 
-__all__ = ["AutoPipelineForImage2Image", "AutoPipelineForInpainting", "AutoPipelineForText2Image",
-           "ControlNet", "F", "StableDiffusionControlNetImg2ImgPipeline",
+__all__ = ["GPT2", "AutoPipelineForImage2Image", "AutoPipelineForInpainting",
+           "AutoPipelineForText2Image", "ControlNet", "F",
+           "StableDiffusionControlNetImg2ImgPipeline",
            "StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPipeline",
            "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
            "StableDiffusionInstructPix2PixPipeline", "StableDiffusionPipeline", "__version__",
@@ -30,6 +31,7 @@ _LAZY = {
     "ControlNet": ("refsd.pipelines.controlnet", "ControlNet"),
     "ControlNetModel": ("refsd.pipelines.controlnet", "ControlNet"),
     "F": ("refsd.functional", None),
+    "GPT2": ("refsd.pipelines.gpt2", "GPT2"),
     "StableDiffusionImg2ImgPipeline": ("refsd.pipelines.img2img", "StableDiffusionImg2ImgPipeline"),
     **{name: ("refsd.pipelines.stable_diffusion_controlnet", name) for name in (
         "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",

@@ -1,5 +1,7 @@
 """python -m training: pictures, autoencoder, latents, text encoder, UNet, decoder, folder, figures.
 
+And a GPT-2 that completes prompts, in a folder beside.
+
 Every stage goes on where it was stopped; a stage that is finished is skipped.
 """
 
@@ -18,7 +20,8 @@ ALLOCATOR = {
 }
 
 
-STAGES = ("pictures", "vae", "latents", "text", "diffusion", "decoder", "export", "measure")
+STAGES = ("pictures", "vae", "latents", "text", "diffusion", "decoder", "export", "prompts",
+          "measure")
 
 
 def _start_again_with_allocator():
@@ -37,6 +40,7 @@ def _arguments():
     parser.add_argument("--text-steps", type=int, default=3_000)
     parser.add_argument("--steps", type=int, default=10_000, help="of the diffusion")
     parser.add_argument("--decoder-steps", type=int, default=400)
+    parser.add_argument("--prompt-steps", type=int, default=4_000, help="of the GPT-2")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--init", type=Path, help="a model folder to go on from")
     parser.add_argument("stages", nargs="*", help=f"{' '.join(STAGES)}; default: all")
@@ -47,7 +51,7 @@ def main():
     args = _arguments()
     _start_again_with_allocator()
     stages = args.stages or STAGES
-    from training import decoder, diffusion, export, latents, measure, pictures, text, vae
+    from training import decoder, diffusion, export, latents, measure, pictures, prompts, text, vae
     from training.tokenizer import load_tokenizer, write_tokenizer
 
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +75,10 @@ def main():
         decoder.train(args.folder, steps=args.decoder_steps)
     if "export" in stages:
         export.export(args.folder, args.target)
+    if "prompts" in stages:
+        if not (args.folder / "prompts.pt").exists():
+            prompts.train(args.folder, steps=args.prompt_steps)
+        prompts.export(args.folder, args.target.parent / "gpt2")
     if "measure" in stages:
         print("the check on ray-traced pictures")
         measure.report(measure.check_of_the_check())
@@ -79,6 +87,7 @@ def main():
         for guidance in (3.0, 7.5):
             print(f"the model at guidance {guidance}")
             measure.report(measure.measure(pipe, guidance=guidance))
+        measure.completions(args.target.parent / "gpt2")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 import re
 
+import numpy as np
+
 from training import captions
-from training.scenes import COLORS
+from training.scenes import COLORS, sample_scene
+
+HELD_OUT = 21_000_000  # scenes from here on are for judging completions
 
 
 def _one_of(phrases):
@@ -48,3 +52,24 @@ def accepts(text):
         return False
     colors = [_NAME.get(word, word) for word in _SOLIDS.findall(text)]
     return len(set(colors)) == len(colors)
+
+
+def caption(seed):
+    """The caption of a scene that the GPT-2 is taught, or judged by."""
+    return captions.describe(sample_scene(seed), np.random.default_rng([4669, seed])).text
+
+
+def beginnings(count, *, first=HELD_OUT):
+    """Beginnings of held-out captions, of one word at least and of all but one at most."""
+    found = []
+    for seed in range(first, first + count):
+        words = caption(seed).split(" ")
+        cut = int(np.random.default_rng([691, seed]).integers(1, len(words)))
+        found.append(" ".join(words[:cut]))
+    return found
+
+
+def measure(complete, count):
+    """(share that is accepted, share that is different) of complete(beginning, seed)."""
+    texts = [complete(text, seed) for seed, text in enumerate(beginnings(count))]
+    return sum(map(accepts, texts)) / count, len(set(texts)) / count

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+import refsd
+from training import grammar
 from training.fidelity import judge
 from training.pictures import PROMPTS_FROM, held_out, prompts
 from training.raytrace import render
@@ -65,3 +67,17 @@ def report(figures):
     for solids, shares in figures.items():
         words = ", ".join(f"{name} {100 * part:.1f} %" for name, part in shares.items())
         print(f"{solids} solid(s): {words}", flush=True)
+
+
+def completions(folder, count=1_000):
+    """How many completions of held-out beginnings are captions, at several temperatures."""
+    model = refsd.GPT2.from_pretrained(folder, backend="numpy")
+    for temperature in (0.0, 0.7, 1.0):
+
+        def complete(text, seed, temperature=temperature):
+            generator = seed if temperature else None
+            return model.generate(text, temperature=temperature, generator=generator).text
+
+        accepted, different = grammar.measure(complete, count)
+        print(f"temperature {temperature}: {100 * accepted:.1f} % of {count} completions are "
+              f"captions, {100 * different:.1f} % different", flush=True)

@@ -13,22 +13,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from training.captions import describe
 from training.checkpoints import learning_rate, load, save
-from training.grammar import accepts
-from training.pictures import PROMPTS_FROM
-from training.scenes import sample_scene
+from training.grammar import caption
 
 END = "<|endoftext|>"
 LENGTH = 64
 CAPTIONS = 120_000
 WIDTH, LAYERS, HEADS = 96, 4, 4
 IGNORED = -100  # what transformers' loss leaves out
-
-
-def caption(seed):
-    """The caption of a scene that this model is taught, or judged by."""
-    return describe(sample_scene(seed), np.random.default_rng([4669, seed])).text
 
 
 def make_tokenizer(texts):
@@ -123,19 +115,3 @@ def export(folder, target):
     for path in target.iterdir():
         path.chmod(0o644)
     print(f"{target}: {sum(path.stat().st_size for path in target.iterdir()) / 1e6:.2f} MB")
-
-
-def beginnings(count, *, first=PROMPTS_FROM):
-    """Beginnings of held-out captions: after one word at least, before the last at latest."""
-    found = []
-    for seed in range(first, first + count):
-        words = caption(seed).split(" ")
-        cut = int(np.random.default_rng([691, seed]).integers(1, len(words)))
-        found.append(" ".join(words[:cut]))
-    return found
-
-
-def measure(complete, count=1_000):
-    """(share that the grammar accepts, share that are different) of complete(beginning, seed)."""
-    texts = [complete(text, seed) for seed, text in enumerate(beginnings(count))]
-    return sum(map(accepts, texts)) / count, len(set(texts)) / count

@@ -2,7 +2,7 @@
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; names as in
 transformers' GPT2LMHeadModel, without its "transformer.". Its Conv1D holds weights as (in, out);
-here they are (out, in), as everywhere: refsd.networks.gpt2 turns them at loading.
+here they are (out, in), as everywhere: refsd.weights.gpt2 turns them at loading.
 """
 
 from collections.abc import Mapping

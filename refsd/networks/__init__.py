@@ -18,6 +18,7 @@ from refsd.arguments import shown
 from refsd.errors import ModelError
 from refsd.networks.clip import TEXT_ENCODER
 from refsd.networks.controlnet import CONTROLNET
+from refsd.networks.gpt2 import GPT2
 from refsd.networks.mmdit import MMDIT
 from refsd.networks.network import Network, Shape
 from refsd.networks.t5 import T5_ENCODER
@@ -40,6 +41,7 @@ NETWORKS: dict[str, Network] = {
     "text_encoder_3": T5_ENCODER,
     "controlnet": CONTROLNET,
     "taesd": TAESD,
+    "gpt2": GPT2,
 }
 MAX_PARAMETERS = 1 << 34
 # Keys that any transformers configuration may carry and that say nothing about the numbers.

@@ -57,8 +57,10 @@ def clip_vocabulary(pad: str = EOS) -> Vocabulary:
     return Vocabulary({token: i for i, token in enumerate(tokens)}, merges, named)
 
 
-def read_vocabulary(folder: str | Path) -> Vocabulary:
-    """The vocabulary of a diffusers `tokenizer` folder.
+def read_vocabulary(folder: str | Path, *, bos: str = BOS, suffix: str = "</w>") -> Vocabulary:
+    """The vocabulary of a diffusers `tokenizer` folder, or of another byte-level BPE.
+
+    bos is its token where no file names one, suffix what its tokens that end a word end in.
 
     Read: tokenizer.json, or vocab.json with merges.txt; tokenizer_config.json, and where that
     has no added_tokens_decoder also special_tokens_map.json and added_tokens.json, in the order
@@ -69,13 +71,13 @@ def read_vocabulary(folder: str | Path) -> Vocabulary:
     config = read_optional(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         source = folder / "tokenizer.json"
-        tokens, merges, listed = _read_tokenizer_json(source)
+        tokens, merges, listed = _read_tokenizer_json(source, suffix)
     else:
         source = folder / "vocab.json"
         tokens, merges, listed = read_foreign(source, limit=MAX_FILE), _read_merges(folder), []
     _check_tokens(tokens, source)
 
-    named, added = special_tokens(folder, config, listed, {"bos_token": BOS, **dict.fromkeys(
+    named, added = special_tokens(folder, config, listed, {"bos_token": bos, **dict.fromkeys(
         NAMED[1:], EOS)})
     return Vocabulary(tokens, merges, named, added, length_of(config, folder), str(source))
 
@@ -113,15 +115,15 @@ def read_optional(path: Path) -> dict:
     return content
 
 
-def _read_tokenizer_json(path: Path) -> tuple[dict, list, list]:
+def _read_tokenizer_json(path: Path, suffix: str) -> tuple[dict, list, list]:
     found = read_optional(path)
     model = found.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
-    suffix = model.get("end_of_word_suffix") if isinstance(model, dict) else None
-    if kind not in (None, "BPE") or suffix != "</w>":
+    ending = model.get("end_of_word_suffix") if isinstance(model, dict) else None
+    if kind not in (None, "BPE") or not isinstance(model, dict) or (ending or "") != suffix:
         raise ModelError(
-            f"{path}: a {kind} model with word ending {suffix!r}, expected CLIP's BPE with '</w>'. "
-            "Only CLIP tokenizers are supported"
+            f"{path}: a {kind} model with word ending {ending!r}, expected BPE with {suffix!r}, as "
+            f"{'CLIP' if suffix else 'GPT-2'} has it"
         )
     merges = model.get("merges", [])
     if not isinstance(merges, list):

@@ -28,15 +28,16 @@ def resolve(
     without: Collection[str] = (),
     revision: str | None = None,
     token: str | bool | None = None,
+    files: Collection[str] = (),
 ) -> Path:
     """The folder or file of a model, given by path or by hub id ("owner/name").
 
     A path that exists is taken first. Only download=True touches the network, and then fetches the
     json and txt files of the components and the weights that would be read: those of the variant
     where there are any, of the networks that `parts` names, by default the model's own, but not of
-    those `without`. Raises UsageError for a file that is not there and for what is neither a path
-    nor a valid id, ModelError for a model that is not in the cache, ResourceError when a download
-    fails.
+    those `without`; and `files` of the root. Raises UsageError for a file that is not there and for
+    what is neither a path nor a valid id, ModelError for a model that is not in the cache,
+    ResourceError when a download fails.
     """
     text = os.fspath(model) if isinstance(model, (str, bytes, os.PathLike)) else model
     if not isinstance(text, str):
@@ -62,7 +63,8 @@ def resolve(
     small = [f"{folder}/*.{kind}" for folder in PARTS for kind in ("json", "txt")]
     hub = {"cache_dir": cache_dir}
     hub |= {k: v for k, v in (("revision", revision), ("token", token)) if v is not None}
-    found = _snapshot(text, shown, download, hub, ["model_index.json", "config.json", *small])
+    described = ["model_index.json", "config.json", *files, *small]
+    found = _snapshot(text, shown, download, hub, described)
     if download and (names := _listing(text, shown, hub)):
         if parts is None:
             parts = networks_of(found, {name.partition("/")[0] for name in names if "/" in name})
