@@ -9,6 +9,7 @@ from refsd.cli import actions
 GROUPS = {
     "draw": {
         "draw": ("PROMPT", "pictures of a text; draw may be left out, as above"),
+        "text": ("PROMPT", "a text continued by GPT-2: without -m, a prompt to draw"),
         "words": ("", "what the model that comes with refsd can draw"),
         "repro": ("PICTURE", "draw a picture again from its recipe, and compare"),
         "quantize": ("-o FOLDER", "write a model with int8 weights, and what that costs"),
