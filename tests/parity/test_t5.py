@@ -9,11 +9,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from bounds import rms
+from test_halves import BACKENDS, judge, narrowed
 from test_models import WAYS, compare, randomised, tree
 from transformers import T5Config, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from refsd.families import sd3
+from refsd.half import HALVES, to_float32
 from refsd.models import t5
 from refsd.networks import shapes_of
 from refsd.networks.t5 import OPTIONS
@@ -32,8 +35,8 @@ CONFIGS = {
 }
 
 
-def model_of(name):
-    torch.manual_seed(0)
+def model_of(name, seed=0):
+    torch.manual_seed(seed)
     config = T5Config(vocab_size=VOCABULARY, feed_forward_proj="gated-gelu",
                       tie_word_embeddings=False, **CONFIGS[name])
     model = randomised(T5EncoderModel(config))
@@ -104,3 +107,21 @@ def test_tensors_and_options_are_theirs():
     defaults = {name: T5Config.__dataclass_fields__[name].default
                 for name in vars(T5Config)["__annotations__"] if name != "use_cache"}
     assert len(defaults) > 15 and defaults == {name: OPTIONS[name][0] for name in defaults}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_hidden_states_in_halves(dtype, backend):
+    """Eight nets; theirs with all tensors in the half, also those they would keep in float32."""
+    errors, ids = [], np.random.default_rng(0).integers(0, VOCABULARY, (2, 40))
+    for seed, name in enumerate(2 * list(CONFIGS)):
+        model, found = narrowed(model_of(name, seed), dtype)
+        found["encoder"].pop("embed_tokens")
+        config = t5.T5Config.from_json(model.config.to_dict())
+        with use(backend):
+            ours = to_float32(t5.t5_encoder(ids, **found, config=config))
+        with torch.no_grad():
+            halves = model(torch.from_numpy(ids)).last_hidden_state.double().numpy()
+        truth = theirs(in_double(model), ids)
+        errors.append((rms(ours - truth), rms(halves - truth)))
+    judge(f"T5, {dtype}, {backend}", errors)
