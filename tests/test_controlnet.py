@@ -153,7 +153,6 @@ ODD = {
     "Control-LoRA": ({"lora_controlnet": np.zeros(0, "f4")}, "Control-LoRA"),
     "difference": ({"difference": np.zeros(1, "f4")}, "difference from the UNet"),
     "T2I": ({"body.0.in_conv.weight": np.zeros(1, "f4")}, "T2I-Adapter"),
-    "SDXL": ({"control_model.a.attn2.to_k.weight": np.zeros((4, 2048), "f4")}, "text width 2048"),
     "a VAE": ({"decoder.conv_in.weight": np.zeros(1, "f4")}, "there is no ControlNet in it"),
     "half of one": ({"input_hint_block.0.weight": np.zeros((16, 3, 3, 3), "f4")}, "missing"),
     "of diffusers' names": ({"controlnet_cond_embedding.conv_in.weight":

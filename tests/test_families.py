@@ -11,7 +11,7 @@ from weights_samples import TINY, refused, tiny_tensors
 
 import refsd
 from refsd import families
-from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, others, recognise, sdxl
+from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, recognise, sd3, sdxl
 from refsd.models.config import CLIPTextConfig
 from refsd.networks import shapes_of, validate
 from refsd.pipelines.components import TextEncoder
@@ -20,6 +20,7 @@ from refsd.pipelines.single_file import scheduler_of_file
 from refsd.weights import load_checkpoint, write_safetensors
 from refsd.weights.header import TensorInfo, read_header
 from refsd.weights.ldm import ldm_locations, to_ldm
+from refsd.weights.model_index import family_of
 
 CLIP = "cond_stage_model.model."
 SMALL = {**TINY, "unet": {**TINY["unet"], "use_linear_projection": True,
@@ -48,7 +49,6 @@ def two(monkeypatch):
     """A family whose files hold two text encoders, at the size of the tests' tiny model."""
     family = replace(sdxl.SDXL, configs=TWO)
     monkeypatch.setattr(families, "FAMILIES", (SD1, SD2, family))
-    monkeypatch.delitem(others.BEGINNINGS, "conditioner.embedders.")
     return family
 
 
@@ -199,6 +199,23 @@ def test_no_other_family_takes_its_files(family):
         for name, location in ldm_locations(component, config, family).items():
             found[location.name] = TensorInfo("F32", shapes[name], 0, 0)
     assert recognise(found) is family
+
+
+THREE, SECOND = ("text_encoder", "unet", "vae"), ("text_encoder_2", "unet", "vae")
+
+
+@pytest.mark.parametrize("parts, width, family", [
+    (THREE, 768, SD1), (THREE, 1024, SD2), (THREE, None, SD1),
+    ((*THREE, "text_encoder_2"), 2048, sdxl.SDXL), ((*THREE, "text_encoder_2"), 9, sdxl.SDXL),
+    (THREE, 2048, sdxl.SDXL), (SECOND, 1280, sdxl.REFINER), (SECOND, 9, sdxl.REFINER),
+    (("text_encoder", "text_encoder_2", "transformer", "vae"), None, sd3.SD3)])
+def test_a_folder_is_of_the_family_of_its_parts(tmp_path, parts, width, family):
+    """Where two have as many, by the width of the text; a model may lack a part, which is said."""
+    for part in parts:
+        (tmp_path / part).mkdir()
+    if width:
+        (tmp_path / "unet" / "config.json").write_text(f'{{"cross_attention_dim": {width}}}')
+    assert family_of(tmp_path) is family
 
 
 MARKERS = {

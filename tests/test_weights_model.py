@@ -302,9 +302,9 @@ def test_incomplete_folders_are_refused(tmp_path, unread):
 def test_a_label_of_another_pipeline_gets_a_line(tmp_path, caplog):
     """The parts decide: test_model_index.py has more."""
     write_folder(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionSAGPipeline"}')
     load_checkpoint(tmp_path)
-    assert "made for 'StableDiffusionXLPipeline'" in caplog.text
+    assert "made for 'StableDiffusionSAGPipeline'" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -219,8 +219,6 @@ def test_unknown_tensors_of_a_single_file_are_logged(tmp_path, caplog):
 UNET = "model.diffusion_model."
 KEY = UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FAMILIES = {
-    "SDXL": ({KEY: (640, 2048), "conditioner.embedders.1.model.x": (1,)}, "SDXL"),
-    "SDXL alone": ({KEY: (640, 2048)}, "SDXL (text width 2048)"),
     "Flux of diffusers' names": ({"single_transformer_blocks.0.x": (1,)}, "Flux"),
     "Flux": ({UNET + "double_blocks.0.x": (1,)}, "Flux"),
     "depth": (

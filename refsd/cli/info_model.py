@@ -38,7 +38,7 @@ def _named(family: Any, tensors: Any) -> str:
 
 def describe(header: Any) -> dict[str, Any]:
     """What a header says: the family, or what else it is, its networks, types and metadata."""
-    from refsd.families import other_family, text_widths
+    from refsd.families import other_family
     from refsd.networks import NETWORKS
     from refsd.weights.single import contents
 
@@ -49,7 +49,7 @@ def describe(header: Any) -> dict[str, Any]:
         tensors_of[info.dtype] += 1
         numbers[info.dtype] += info.count
         size[info.dtype] += info.stop - info.start
-    other = other_family(tensors, text_widths(tensors))
+    other = other_family(tensors)
     return {"kind": other or _named(family, tensors),
             "networks": [] if other else [NETWORKS[part].word for part in parts],
             "types": {dtype: {"tensors": tensors_of[dtype], "numbers": numbers[dtype],

@@ -9,16 +9,17 @@ from typing import Any
 from refsd.families.family import Family, Layout, Location
 from refsd.families.inputs import INPUTS, input_of
 from refsd.families.latent_diffusion import CONTROLNET, NOISE
-from refsd.families.others import WIDTHS, other_family
+from refsd.families.others import other_family
 from refsd.families.sd1 import SD1
 from refsd.families.sd2 import SD2
 from refsd.families.sd3 import SD3
+from refsd.families.sdxl import REFINER, SDXL
 
 __all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "INPUTS", "NOISE", "PARTS", "SD1",
-           "WIDTHS", "Family", "Layout", "Location", "family_of_width", "input_of", "of_parts",
+           "Family", "Layout", "Location", "family_of_width", "input_of", "of_parts",
            "other_family", "published", "recognise", "short_names", "text_widths"]  # fmt: skip
 
-FAMILIES = (SD1, SD2, SD3)
+FAMILIES = (SD1, SD2, SDXL, REFINER, SD3)
 DEFAULT = SD1  # what is meant, or taken for, where nothing tells
 # The parts of models, those with weights, and all.
 COMPONENTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.networks))
@@ -64,4 +65,4 @@ def text_widths(tensors: Mapping[str, Any]) -> set[int]:
 
 def family_of_width(width: int) -> str | None:
     """The name of the family whose UNet reads text of a width; None where none is known."""
-    return ({family.text_width: family.name for family in FAMILIES} | WIDTHS).get(width)
+    return {family.text_width: family.name for family in FAMILIES}.get(width)

@@ -10,7 +10,6 @@ BEGINNINGS = {
     UNET.prefix + "double_blocks.": "Flux",
     "double_blocks.": "Flux",
     "single_transformer_blocks.": "Flux",
-    "conditioner.embedders.": "SDXL",
     "lora_": "a LoRA, not a whole model",
     "control_model.": "a ControlNet",
 }
@@ -19,19 +18,15 @@ ADAPTERS = {"lora_te2_": "SDXL", "text_encoder_2_": "SDXL", "lora_te3_": "Stable
             "transformer_": "another kind of model (a transformer)",
             "lora_transformer_": "another kind of model (a transformer)",
             "bundle_emb": "an embedding in the file, which is not read"}
-WIDTHS = {2048: "SDXL"}  # of the text that cross-attention reads
 CHANNELS = {5: "a depth model", 7: "an upscaler"}
 PARTS = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.", "input_blocks.",
-         "first_stage_model.", "cond_stage_model.", "text_encoders.", "joint_blocks.",
-         "transformer_blocks.", "unet.", "vae.", "text_encoder.", "model_ema.",
+         "first_stage_model.", "cond_stage_model.", "conditioner.embedders.", "text_encoders.",
+         "joint_blocks.", "transformer_blocks.", "unet.", "vae.", "text_encoder.", "model_ema.",
          UNET.prefix)  # fmt: skip
 
 
-def other_family(tensors: Mapping[str, Any], widths: set[int]) -> str:
-    """What a file of these tensors is that refsd does not draw with; empty where it may.
-
-    widths: the widths of the text that its cross-attention reads.
-    """
+def other_family(tensors: Mapping[str, Any]) -> str:
+    """What a file of these tensors is that refsd does not draw with; empty where it may."""
     for beginning, kind in BEGINNINGS.items():
         if any(name.startswith(beginning) for name in tensors):
             return kind
@@ -44,7 +39,4 @@ def other_family(tensors: Mapping[str, Any], widths: set[int]) -> str:
         return "a ControlNet"
     first = tensors.get(UNET.prefix + UNET.landmark)
     channels = first.shape[1] if first and len(first.shape) == 4 else 4
-    if channels in CHANNELS:
-        return CHANNELS[channels]
-    known = [width for width in WIDTHS if width in widths]
-    return f"{WIDTHS[known[0]]} (text width {known[0]})" if known else ""
+    return CHANNELS.get(channels, "")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refsd.errors import ModelError, UsageError
-from refsd.families import CONTROLNET, FAMILIES, WIDTHS, Location, recognise, text_widths
+from refsd.families import CONTROLNET, Location, recognise
 from refsd.networks import NETWORKS, shapes_of, validate
 from refsd.weights.added import plan_added
 from refsd.weights.header import Header, read_header
@@ -63,10 +63,6 @@ def _place(header: Header) -> tuple[str, bool]:
     for mark, what in _OTHERS.items():
         if mark in names:
             raise ModelError(f"{header.path}: this is {what}. Give a ControlNet")
-    if wide := sorted(text_widths(names) & WIDTHS.keys()):
-        known = " and ".join(family.name for family in FAMILIES)
-        raise ModelError(f"{header.path}: a ControlNet of {WIDTHS[wide[0]]} (text width {wide[0]})."
-                         f" Give one of {known}")
     for landmark in (CONTROLNET.landmark, *NETWORKS[NAME].landmarks):
         heads = [name.removesuffix(landmark) for name in names if name.endswith(landmark)]
         heads = [head for head in heads if head == "" or head[-1] == "."]

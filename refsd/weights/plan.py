@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.families import (
-    DEFAULT,
-    FAMILIES,
-    Family,
-    Location,
-    other_family,
-    recognise,
-    text_widths,
-)
+from refsd.families import DEFAULT, FAMILIES, Family, Location, other_family, recognise
 from refsd.networks import NETWORKS, Shape, check_class, relabelled, shapes_of, validate
 from refsd.weights.files import read_foreign_object
 from refsd.weights.folder import component_weights
@@ -120,8 +112,7 @@ def plan_file(
     components = [name for name in family.networks if name not in without
                   and (name in parts or name not in family.optional)]
     tensors = {name.removeprefix(outer): info for name, info in header.tensors.items()}
-    widths = text_widths(tensors) - {config.get("hidden_size") for config in configs.values()}
-    if kind := other_family(tensors, widths):
+    if kind := other_family(tensors):
         known = " and ".join(family.name for family in FAMILIES)
         raise ModelError(f"{path}: this is {kind}. Give a whole {known} checkpoint")
     averages = any(name.startswith(f"{outer}model_ema.") for name in header.tensors)

@@ -6,19 +6,22 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from original_names import mmdit, prefixed, vae
+from original_names import SDXL_BLOCKS, mmdit, openclip, prefixed, unet, vae
 from safetensors.torch import save_file
 from tiny_diffusers import clip_tokenizer
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     T5Config,
     T5EncoderModel,
 )
 
 from refsd import families
-from refsd.families import sd3
+from refsd.families import sd3, sdxl
 from refsd.weights import load_checkpoint
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def clip(kind, width, **more):
@@ -35,6 +38,46 @@ def small_vae(**more):
         **more)
 
 
+def small_sdxl(root, refiner):
+    """The base reads both text encoders' states, the refiner the second one's alone."""
+    torch.manual_seed(0)
+    second = clip(CLIPTextModelWithProjection, 24, hidden_act="gelu")
+    ids = 5 if refiner else 6
+    parts = {
+        "tokenizer": None if refiner else clip_tokenizer(root),
+        "tokenizer_2": clip_tokenizer(root),
+        "text_encoder": None if refiner else clip(CLIPTextModel, 32),
+        "text_encoder_2": second,
+        "unet": diffusers.UNet2DConditionModel(
+            block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
+            attention_head_dim=[2, 4], cross_attention_dim=24 if refiner else 56,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), use_linear_projection=True,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), addition_time_embed_dim=8,
+            transformer_layers_per_block=3 if refiner else [1, 2],
+            addition_embed_type="text_time", projection_class_embeddings_input_dim=24 + 8 * ids),
+        "vae": small_vae(scaling_factor=0.13025),
+        "scheduler": diffusers.EulerDiscreteScheduler(**NOISE, steps_offset=1,
+                                                      timestep_spacing="leading"),
+    }
+    kind = diffusers.StableDiffusionXLImg2ImgPipeline if refiner else (
+        diffusers.StableDiffusionXLPipeline)
+    pipe = kind(**parts, requires_aesthetics_score=True) if refiner else kind(**parts)
+    pipe.save_pretrained(root / "model")
+    return pipe
+
+
+def original_sdxl(pipe):
+    """As Stability AI's generative-models saves them."""
+    second = {**openclip(pipe.text_encoder_2.state_dict()), "logit_scale": torch.tensor(4.6)}
+    refiner = pipe.text_encoder is None
+    first = {} if refiner else {n if n.startswith("text_model.") else f"text_model.{n}": t for n, t
+                                in pipe.text_encoder.state_dict().items()}
+    return {**prefixed("model.diffusion_model.", unet(pipe.unet.state_dict(), SDXL_BLOCKS)),
+            **prefixed("first_stage_model.", vae(pipe.vae.state_dict())),
+            **prefixed("conditioner.embedders.0.transformer.", first),
+            **prefixed(f"conditioner.embedders.{0 if refiner else 1}.model.", second)}
+
+
 def same(theirs, parts, saved):
     """Every tensor of a file is the folder's, for diffusers as for refsd."""
     assert parts.keys() == saved.keys()
@@ -45,6 +88,20 @@ def same(theirs, parts, saved):
         for tensor, array in part.tensors.items():
             assert (parts[name].tensors[tensor] == array).all(), tensor
             assert (state[tensor.removeprefix("text_model.")] == array).all(), tensor
+
+
+@pytest.mark.parametrize("refiner", [False, True], ids=["base", "refiner"])
+def test_a_single_file_of_sdxl(tmp_path, monkeypatch, caplog, refiner):
+    pipe = small_sdxl(tmp_path, refiner)
+    family = sdxl.REFINER if refiner else sdxl.SDXL
+    saved = load_checkpoint(tmp_path / "model")
+    small = replace(family, configs={name: part.config for name, part in saved.items()})
+    monkeypatch.setattr(families, "FAMILIES", (families.SD1, small))
+    file = tmp_path / "x.safetensors"
+    save_file(original_sdxl(pipe), file)
+    theirs = type(pipe).from_single_file(str(file), config=str(tmp_path / "model"))
+    same(theirs, load_checkpoint(file), saved)
+    assert not caplog.records
 
 
 def small_sd3(root, options):
