@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
     """An input that keeps no result alive."""
     if isinstance(value, _Result):
         return Spec(*value)
-    return [_plain(one) for one in value] if type(value) is list else value
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _bytes(spec: Any) -> int:

@@ -75,7 +75,7 @@ def test_a_result_lives_as_long_as_somebody_holds_it():
     """Counted by hand, in floats: results alone, then with what NumPy works in."""
     def model(x):  # 8 and 8 are alive at once, then 16 + 8 + 8, and the view is of the 16
         a = F.silu(F.silu(x))
-        b = F.concat([a, a], axis=0)
+        b = F.concat((a, a), axis=0)
         b = F.slice(b, axis=0, start=0, stop=1)
         return F.silu(a)
 

@@ -148,8 +148,8 @@ class UNet:
         """What a drawing (refsd.planning.Asked) computes of it: a step's prediction."""
         rows = asked.rows
         sample = Spec((rows, self.in_channels, asked.height, asked.width), self.dtype)
-        text = Spec((rows, max(text.shape[1] for text in texts.values()), self.text_width),
-                    self.dtype)
+        length = max(states.shape[1] for states, *_ in texts.values())
+        text = Spec((rows, length, self.text_width), self.dtype)
         condition = self.time_cond_dim and Spec((rows, self.time_cond_dim), self.dtype)
         return {part: partial(unet.unet, sample, Spec((rows,), "int64"), text, **self.tree,
                               config=self.config, timestep_cond=condition)}

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from refsd.backends import find_backend
-from refsd.contracts import itemsize
+from refsd.contracts import Spec, itemsize
 from refsd.families import DEFAULT
 from refsd.half import HALVES
 from refsd.networks import shapes_of, validate
@@ -100,7 +100,7 @@ def calls(networks: Mapping[str, Any], asked: Asked) -> dict[str, tuple[partial,
                 result = call()
             found[name] = call, plan, result
             if part.startswith("text_encoder"):
-                texts[part] = result
+                texts[part] = (result,) if isinstance(result, Spec) else result
     return found
 
 

@@ -1,16 +1,22 @@
 """T5's encoder of a pipeline as a callable that works alone, as those of components.py."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from refsd.arguments import as_array
+from refsd.contracts import Spec
 from refsd.errors import UsageError
 from refsd.models.t5 import T5Config, t5_encoder
 from refsd.pipelines.from_diffusers import answer
 from refsd.places import on_host
 from refsd.registry import use
 from refsd.weights.checkpoint import Component
+
+
+TOKENS = 256  # of a prompt: what diffusers pads it to, or cuts it off at
 
 
 class T5Output(NamedTuple):
@@ -29,6 +35,11 @@ class T5Encoder:
     def of(cls, part: Component, backend: str, exact: bool) -> Self:
         """That of a loaded checkpoint."""
         return cls(part.tree, T5Config.from_json(part.config), backend, exact)
+
+    def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
+        """What a drawing (refsd.planning.Asked) computes of it: a picture's texts."""
+        return {part: partial(t5_encoder, Spec((asked.copies, TOKENS), "int64"), **self.tree,
+                              config=self.config)}
 
     @property
     def rows(self) -> int:

@@ -1,17 +1,19 @@
 """The transformer of a pipeline as a callable that works alone, in the place of a UNet."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Self
 
 from refsd.backends import BACKENDS
+from refsd.contracts import Spec
 from refsd.models import mmdit
 from refsd.models.layers import Text
 from refsd.models.mmdit import MMDiTConfig
 from refsd.pipelines.components import each_step
 from refsd.pipelines.from_diffusers import answer
 from refsd.pipelines.request import check_integer
+from refsd.pipelines.t5 import TOKENS
 from refsd.pipelines.tensors import shaped
 from refsd.registry import use
 from refsd.weights.checkpoint import Component
@@ -59,6 +61,20 @@ class Transformer:
         with use(self.backend, exact=self.exact):
             predict = self._predicting(encoder_hidden_states, skipped)
             return answered(predict(sample, steps, pooled))
+
+    def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
+        """What a drawing (refsd.planning.Asked) computes of it: a step's prediction.
+
+        The text is CLIP's, and after it T5's, or zeros in its place.
+        """
+        rows = asked.rows
+        clip = max(states.shape[1] for name, (states, *_) in texts.items()
+                   if name != "text_encoder_3")
+        sample = Spec((rows, self.in_channels, asked.height, asked.width), self.dtype)
+        text = Spec((rows, clip + TOKENS, self.text_width), self.dtype)
+        pooled = Spec((rows, self.pooled_width), self.dtype)
+        return {part: partial(mmdit.mmdit, sample, Spec((rows,), self.dtype), text, pooled,
+                              **self.tree, config=self.config)}
 
     def _predicting(self, text: Any, skipped: tuple[int, ...]) -> Callable[..., Any]:
         """The model with this text. With a Text it is called again: a backend may keep the call."""
