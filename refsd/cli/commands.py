@@ -22,6 +22,7 @@ GROUPS = {
         "dialects": ("PROMPT", "how diffusers, A1111 and ComfyUI read a prompt"),
         "ops": ("", "the operations, and how each is computed"),
         "profile": ("", "where the time of a picture goes"),
+        "plan": ("-m MODEL", "what a drawing costs, and whether it fits, without weights"),
     },
     "port to another machine": {
         "golden": ("ACTION", "reference tensors with the tolerance that each deserves"),

@@ -11,11 +11,14 @@ measured; docs/memory.md has the figures of Stable Diffusion 1.5.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from copy import copy
+from types import SimpleNamespace
 from typing import Any
 
 from refsd.backends import MemoryModel, find_backend
 from refsd.contracts import itemsize
+from refsd.weights.memory import Choice
 from refsd.weights.tree import flatten
 
 TILED_FROM = 2**16  # pixels of a picture: of smaller ones the VAE takes little in any way
@@ -70,8 +73,37 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
         decoder = coding_bytes(pipe.vae, "decoder", math.ceil(height / factor),
                                math.ceil(width / factor), pipe.vae.tiling)
-    asked = batch * pipe.copies
-    return max(unet_bytes(pipe.denoiser, pixels, asked, size), decoder + pictures)
+    return max(denoiser_bytes(pipe, width, height, batch), decoder + pictures)
+
+
+def denoiser_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
+    """The denoiser's peak: of a UNet by its levels, of other networks by planning a call."""
+    net, factor = pipe.denoiser, pipe.vae.config.downscale
+    rows, columns = math.ceil(height / factor), math.ceil(width / factor)
+    if "down_blocks" in net.tree:
+        return unet_bytes(net, rows * columns, batch * pipe.copies, itemsize(net.dtype))
+    from refsd.pipelines.planned import calls, denoiser_of
+    from refsd.planning import Asked
+
+    networks = {part: found for part, found in pipe.networks.items() if part != "vae"}
+    asked = Asked(batch, pipe.copies, rows, columns, factor)
+    _, plan, _ = calls(networks, asked)[denoiser_of(networks)[0]]
+    return int((1 + find_backend(net.backend).memory.gaps) * plan.peak)
+
+
+def lighter(pipe: Any, width: int, height: int, batch: int) -> Iterator[Choice]:
+    """What else could be drawn, and what that would take; what changes least first."""
+    if pipe.vae.tiling == "off" and "exact" in pipe.vae.TILINGS:
+        banded = copy(pipe.vae)
+        banded.tiling = "exact"
+        other = SimpleNamespace(vae=banded, denoiser=pipe.denoiser, networks=pipe.networks,
+                                copies=pipe.copies)
+        yield Choice({"vae.tiling": "exact"}, working_bytes(other, width, height, batch))
+    if batch > 1:
+        yield Choice({"num_images_per_prompt": 1}, working_bytes(pipe, width, height, 1))
+    for part in (4, 2, 1):
+        sides = [max(64, side * part // 512 * 64) for side in (width, height)]
+        yield Choice(dict(zip(("width", "height"), sides)), working_bytes(pipe, *sides, 1))
 
 
 def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:

@@ -15,7 +15,6 @@ from refsd.places import on_host
 from refsd.registry import use
 from refsd.weights.checkpoint import Component
 
-
 TOKENS = 256  # of a prompt: what diffusers pads it to, or cuts it off at
 
 

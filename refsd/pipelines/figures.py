@@ -1,0 +1,188 @@
+"""What a drawing costs, known from shapes: parameters, FLOPs, memory, and what would make it fit.
+
+The record alone: `refsd plan` prints it, errors about memory take their advice from the same
+estimates (refsd.weights.memory, refsd.pipelines.memory).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from refsd.backends import find_backend
+from refsd.half import HALVES
+from refsd.networks import NETWORKS, shapes_of
+from refsd.pipelines.memory import estimate_bytes, lighter, weight_bytes, working_bytes
+from refsd.pipelines.outline import Outline
+from refsd.pipelines.planned import denoiser_of, plan_networks, planned_networks, sized
+from refsd.pipelines.request import check_choice
+from refsd.planning import Plan
+from refsd.weights.forms import check_form
+from refsd.weights.memory import LIGHTER, Choice
+
+# What a model may compute in, and hold its weights as: the rows of a table of memory.
+HELD = ({"dtype": "float32"}, {"dtype": "float32", "weights": "float16"},
+        {"dtype": "float32", "weights": "int8"}, {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "weights": "int8"})
+
+
+@dataclass(frozen=True)
+class Request:
+    """A drawing that is planned: `pictures` at once, each guided or not.
+
+    dtype, weights, backend and tiling (of the VAE) are the options of drawing; None of width and
+    height is the model's own size.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    pictures: int = 1
+    steps: int = 20
+    guided: bool = True
+    dtype: str = "float32"
+    weights: str | None = None
+    backend: str = "auto"
+    tiling: str = "auto"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A part of a model: its kind in words, its parameters, and its bytes once loaded."""
+
+    part: str
+    word: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a network: ops, FLOPs, the most bytes at once, and those of all results."""
+
+    name: str
+    ops: int
+    flops: int
+    peak: int
+    results: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a drawing costs. model_calls: steps of the schedule, each one call of the denoiser.
+
+    libraries + weights + working = peak, all in bytes; `held` is the peak by dtype and weights;
+    free is what there is, None where nobody knows; `choices` are what would fit into it.
+    """
+
+    model: str
+    family: str
+    width: int
+    height: int
+    request: Request
+    networks: tuple[Network, ...]
+    calls: tuple[Call, ...]
+    model_calls: int
+    flops: Mapping[str, int]
+    libraries: int
+    weights: int
+    working: int
+    held: tuple[Choice, ...]
+    free: int | None
+    choices: tuple[Choice, ...]
+
+    @property
+    def peak(self) -> int:
+        """The most that the process will hold."""
+        return self.libraries + self.weights + self.working
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether that is there; None where nobody knows."""
+        return None if self.free is None else self.peak <= self.free
+
+
+def figures(found: Outline, request: Request, *, free: int | None = None) -> Figures:
+    """Of a model and a drawing. `free` bytes are what it may take; None: nobody knows.
+
+    Raises UsageError for a size that the model does not draw, and as load_checkpoint.
+    """
+    check_form(request.weights, request.dtype)
+    backend = find_backend(request.backend)
+    request = replace(request, backend=backend.name)
+    pipe = _pipe(found, request)
+    asked = sized(pipe.networks, pictures=request.pictures, copies=pipe.copies,
+                  width=request.width, height=request.height)
+    request = replace(request, width=request.width or asked.width * asked.downscale,
+                      height=request.height or asked.height * asked.downscale)
+    plans = plan_networks(pipe.networks, asked)
+    found.scheduler.set_timesteps(request.steps)
+    calls = len(found.scheduler.timesteps)
+    figures = Figures(
+        found.name, found.family.name, request.width, request.height, request,
+        tuple(_network(part, found, pipe) for part in pipe.networks),
+        tuple(Call(name, len(plan), plan.flops, plan.peak, plan.naive)
+              for name, plan in plans.items()),
+        calls, _flops(plans, denoiser_of(pipe.networks)[0], calls, request.pictures),
+        backend.memory.libraries, weight_bytes(pipe),
+        working_bytes(pipe, request.width, request.height, request.pictures),
+        tuple(_held(found, request)), free, ())
+    fitting = () if figures.fits in (None, True) else tuple(
+        choice for choice in _choices(found, request, pipe) if choice.bytes <= free)
+    return replace(figures, choices=fitting)
+
+
+def _pipe(found: Outline, request: Request) -> Any:
+    """What estimates of memory ask of a pipeline."""
+    stored = {part: _types(plan) for part, plan in (found.plans or {}).items()}
+    networks = planned_networks(found.configs, stored, backend=request.backend,
+                                dtype=request.dtype, weights=request.weights)
+    denoiser = denoiser_of(networks)[1]
+    networks["vae"].tiling = check_choice("vae.tiling", request.tiling, networks["vae"].TILINGS)
+    copies = 2 if request.guided and denoiser.time_cond_dim is None else 1
+    return SimpleNamespace(networks=networks, denoiser=denoiser, vae=networks["vae"],
+                           copies=copies)
+
+
+def _types(plan: Any) -> Any:
+    return lambda name: plan.sources[name].info.dtype
+
+
+def _network(part: str, found: Outline, pipe: Any) -> Network:
+    shapes = shapes_of(part, found.configs[part])
+    one = SimpleNamespace(networks={part: pipe.networks[part]})
+    return Network(part, NETWORKS[part].word, sum(map(math.prod, shapes.values())),
+                   weight_bytes(one))
+
+
+def _flops(plans: Mapping[str, Plan], denoiser: str, calls: int, pictures: int) -> dict[str, int]:
+    """Of the texts, a step, decoding, and of the whole drawing."""
+    texts = sum(plan.flops for name, plan in plans.items() if name.startswith("text_encoder"))
+    step, decode = plans[denoiser].flops, pictures * plans["decode"].flops
+    return {"texts": texts, "step": step, "decode": decode,
+            "drawing": texts + calls * step + decode}
+
+
+def _held(found: Outline, request: Request) -> Iterator[Choice]:
+    for options in HELD:
+        yield _with(found, request, options)
+
+
+def _with(found: Outline, request: Request, options: Mapping[str, str]) -> Choice:
+    """The peak with another dtype or other weights."""
+    other = replace(request, **{"weights": None, **options})
+    return Choice(options, estimate_bytes(_pipe(found, other), request.width, request.height,
+                                          request.pictures))
+
+
+def _choices(found: Outline, request: Request, pipe: Any) -> Iterator[Choice]:
+    """What else could be asked for; what changes the picture least comes first."""
+    fixed = find_backend(request.backend).memory.libraries + weight_bytes(pipe)
+    others = [Choice(choice.options, fixed + choice.bytes) for choice in lighter(
+        pipe, request.width, request.height, request.pictures)]
+    yield from (choice for choice in others if "width" not in choice.options)
+    for options in LIGHTER:
+        mixed = request.dtype in HALVES and options.get("weights") in HALVES
+        if not mixed and (found.plans is not None or options.get("weights") != "as-is"):
+            yield _with(found, request, options)
+    yield from (choice for choice in others if "width" in choice.options)
