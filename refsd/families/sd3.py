@@ -41,6 +41,11 @@ VAE = {
     "use_post_quant_conv": False,
 }
 
+# What differs in the transformers of 3.5; both have norms of queries and keys.
+_MEDIUM = {"pos_embed_max_size": 384, "dual_attention_layers": [*range(13)], "qk_norm": "rms_norm"}
+_LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432,
+          "qk_norm": "rms_norm"}  # fmt: skip
+
 # Its pooled vector is not projected: the published folder's projection is the identity.
 TEXT_ENCODER = sdxl.TEXT_ENCODER
 
@@ -173,4 +178,6 @@ SD3 = Family(
     optional=("text_encoder_3",),
     pipelines={"text": "StableDiffusion3Pipeline", "image": "StableDiffusion3Img2ImgPipeline",
                "mask": "StableDiffusion3InpaintPipeline"},
+    published={"sd3": {}, "sd3.5-medium": {"transformer": _MEDIUM},
+               "sd3.5-large": {"transformer": _LARGE}},
 )  # fmt: skip

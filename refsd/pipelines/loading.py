@@ -28,7 +28,10 @@ CLIP_ROWS = 49408
 CLASSES = {
     "unet": ("refsd.pipelines.components", "UNet"),
     "vae": ("refsd.pipelines.autoencoder", "VAE"),
+    "transformer": ("refsd.pipelines.transformer", "Transformer"),
     "text_encoder": ("refsd.pipelines.components", "TextEncoder"),
+    "text_encoder_2": ("refsd.pipelines.components", "TextEncoder"),
+    "text_encoder_3": ("refsd.pipelines.t5", "T5Encoder"),
 }
 
 
