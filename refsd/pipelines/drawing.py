@@ -15,7 +15,7 @@ from refsd.pipelines import from_diffusers, stages
 from refsd.pipelines.callback import StepCallback
 from refsd.pipelines.generators import as_generators
 from refsd.pipelines.guidance import Guidance
-from refsd.pipelines.memory import lighter, working_bytes
+from refsd.pipelines.memory import working_bytes
 from refsd.pipelines.request import (
     MAX_PICTURES,
     check_flag,
@@ -105,7 +105,7 @@ class Drawing:
         rows = batch if composed is None else batch * composed.func.rows(**composed.keywords)
         check_memory(pipe.backend, working_bytes(pipe, width, height, rows),
                      f"drawing {batch} x {width} x {height} pixels",
-                     lighter(pipe, width, height, rows))
+                     (pipe, width, height, rows))
         seed = generator if generator is not None else secrets.randbits(32)
         generator = step_generator = as_generators(seed, pipe.make_generator, batch)
         if pipe.dialect is not DIFFUSERS:

@@ -1,7 +1,7 @@
 """What a drawing costs, known from shapes: parameters, FLOPs, memory, and what would make it fit.
 
 The record alone: `refsd plan` prints it, errors about memory take their advice from the same
-estimates (refsd.weights.memory, refsd.pipelines.memory).
+estimates (refsd.weights.lighter, refsd.pipelines.lighter).
 """
 
 import math
@@ -13,13 +13,14 @@ from typing import Any
 from refsd.backends import find_backend
 from refsd.half import HALVES
 from refsd.networks import NETWORKS, shapes_of
-from refsd.pipelines.memory import estimate_bytes, lighter, weight_bytes, working_bytes
+from refsd.pipelines.lighter import lighter
+from refsd.pipelines.memory import estimate_bytes, weight_bytes, working_bytes
 from refsd.pipelines.outline import Outline
 from refsd.pipelines.planned import denoiser_of, plan_networks, planned_networks, sized
 from refsd.pipelines.request import check_choice
 from refsd.planning import Plan
 from refsd.weights.forms import check_form
-from refsd.weights.memory import LIGHTER, Choice
+from refsd.weights.lighter import LIGHTER, Choice
 
 # What a model may compute in, and hold its weights as: the rows of a table of memory.
 HELD = ({"dtype": "float32"}, {"dtype": "float32", "weights": "float16"},

@@ -11,14 +11,11 @@ measured; docs/memory.md has the figures of Stable Diffusion 1.5.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from copy import copy
-from types import SimpleNamespace
+from collections.abc import Iterable
 from typing import Any
 
 from refsd.backends import MemoryModel, find_backend
 from refsd.contracts import itemsize
-from refsd.weights.memory import Choice
 from refsd.weights.tree import flatten
 
 TILED_FROM = 2**16  # pixels of a picture: of smaller ones the VAE takes little in any way
@@ -89,21 +86,6 @@ def denoiser_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     asked = Asked(batch, pipe.copies, rows, columns, factor)
     _, plan, _ = calls(networks, asked)[denoiser_of(networks)[0]]
     return int((1 + find_backend(net.backend).memory.gaps) * plan.peak)
-
-
-def lighter(pipe: Any, width: int, height: int, batch: int) -> Iterator[Choice]:
-    """What else could be drawn, and what that would take; what changes least first."""
-    if pipe.vae.tiling == "off" and "exact" in pipe.vae.TILINGS:
-        banded = copy(pipe.vae)
-        banded.tiling = "exact"
-        other = SimpleNamespace(vae=banded, denoiser=pipe.denoiser, networks=pipe.networks,
-                                copies=pipe.copies)
-        yield Choice({"vae.tiling": "exact"}, working_bytes(other, width, height, batch))
-    if batch > 1:
-        yield Choice({"num_images_per_prompt": 1}, working_bytes(pipe, width, height, 1))
-    for part in (4, 2, 1):
-        sides = [max(64, side * part // 512 * 64) for side in (width, height)]
-        yield Choice(dict(zip(("width", "height"), sides)), working_bytes(pipe, *sides, 1))
 
 
 def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:

@@ -1,7 +1,7 @@
 """What may be requested of a pipeline, checked before anything is computed."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from refsd.arguments import as_integer, as_number, nearest, shown
@@ -141,19 +141,20 @@ def idle(pipe: Any, *, guidance_scale: float, guidance_rescale: float = 0.0, eta
     return without_effect
 
 
-def check_memory(backend: str, needed: int, what: str, choices: Iterable[Any] = ()) -> None:
+def check_memory(backend: str, needed: int, what: str, drawing: tuple | None = None) -> None:
     """Refuse what cannot fit where a backend computes; unknown available memory passes.
 
-    choices: what else would do (refsd.weights.memory.Choice); the first that fits is named.
+    drawing: a pipeline, width, height and number of pictures, of which it says what else would fit.
     """
     available = free_bytes(backend)
     if available is not None and needed > available:
-        from refsd.weights.memory import advice
+        from refsd.pipelines.lighter import lighter
+        from refsd.weights.lighter import advice
 
-        hint = advice(choices, available)
+        hint = drawing and advice(lighter(*drawing), available)
         raise ResourceError(
             f"{what} needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free: "
-            f"ask for smaller or fewer pictures{hint and '. ' + hint}")
+            f"ask for smaller or fewer pictures" + (f". {hint}" if hint else ""))
 
 
 def free_bytes(backend: str) -> int | None:

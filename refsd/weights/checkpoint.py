@@ -14,7 +14,7 @@ from refsd.leaf import Weight, seal
 from refsd.quantized import Quantized
 from refsd.weights.folder import check_variants
 from refsd.weights.forms import check_form, hold, meant, read_as
-from refsd.weights.memory import check_memory, lighter, needed_bytes
+from refsd.weights.memory import check_memory, needed_bytes
 from refsd.weights.model_index import networks_of, remark
 from refsd.weights.plan import Plan, Source, family_at, own_config, plan_file, plan_folder
 from refsd.weights.plan import plan_replacement as replacement
@@ -156,7 +156,7 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = 
                   for plan in plans.values() for header, location, _ in plan.sources.values()}
     source = next(iter(plans.values())).source
     check_memory(needed_bytes(everything.values(), dtype, weights), source, force=force,
-                 choices=lighter(everything.values(), dtype, weights))
+                 loading=(everything.values(), dtype, weights))
 
     components = {}
     for component, plan in plans.items():
