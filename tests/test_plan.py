@@ -1,27 +1,12 @@
 """What drawings cost, from shapes: the published models' parameters, memory, and what would fit."""
 
-import json
 import math
 
-import numpy as np
 import pytest
-import tiny
 
-from refsd.__main__ import main
 from refsd.backends import BACKENDS
-from refsd.cli.plan import size
-from refsd.errors import ResourceError, UsageError
 from refsd.families import FAMILIES, published, short_names
 from refsd.networks import shapes_of
-from refsd.pipelines import memory
-from refsd.pipelines.figures import Request, figures
-from refsd.pipelines.lighter import lighter
-from refsd.pipelines.outline import outline
-from refsd.pipelines.planned import planned_network
-from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
-from refsd.registry import make_ready
-from refsd.weights import load_checkpoint
-from refsd.weights.lighter import Choice, advice
 
 HERE = [name for name, backend in BACKENDS.items() if backend.device == "cpu"]
 CLIP_L, VAE_4, VAE_16 = 123_060_480, 83_653_863, 83_819_683
