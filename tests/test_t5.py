@@ -1,10 +1,12 @@
 """T5's encoder without torch: buckets, the formula, options and tensors, the callable."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from model_samples import values
+from safetensors.numpy import save_file
 
 import refsd
 from refsd.errors import ModelError, UsageError
@@ -14,6 +16,7 @@ from refsd.networks import shapes_of, validate
 from refsd.pipelines.t5 import T5Encoder
 from refsd.registry import use
 from refsd.weights import to_tree
+from refsd.weights.checkpoint import load_folder
 from refsd.weights.names import canonical_names
 
 SMALL = {"vocab_size": 30, "d_model": 12, "d_kv": 4, "d_ff": 20, "num_layers": 2, "num_heads": 3,
@@ -142,3 +145,28 @@ def test_it_is_called_with_ids():
             encoder(ids)
     with pytest.raises(UsageError, match="attention_mask"):
         encoder(IDS, attention_mask=np.ones_like(IDS))
+
+
+def test_float16_is_for_its_tensors_alone(tmp_path):
+    """A residual beyond 65504, as the published encoder's: infinite in float16, here a number."""
+    folder = tmp_path / "text_encoder_3"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMALL))
+    arrays = {name: values(i, *shape, dtype="float16") * np.float16(1 if "norm" in name else 9)
+              for i, (name, shape) in enumerate(shapes_of("text_encoder_3", SMALL).items())}
+    save_file(arrays, folder / "model.safetensors")
+    for dtype, reads in (("float16", "float32"), ("bfloat16", "bfloat16"), ("float32", "float32")):
+        part = load_folder(tmp_path, "text_encoder_3", dtype=dtype)
+        assert {str(leaf.dtype) for leaf in part.tensors.values()} == {reads}
+        table = part.tensors["shared.weight"]
+        assert table.nbytes == table.size * (4 if dtype == "float32" else 2)
+    seen = []
+    for backend in ("numpy", "numba"):
+        part = load_folder(tmp_path, "text_encoder_3", dtype="float16")
+        with refsd.watch(lambda *event: seen.append(np.abs(event[-1]).max())):
+            found = T5Encoder.of(part, backend, True)(IDS).last_hidden_state
+        assert found.dtype == np.float32 and np.isfinite(found).all()
+    assert max(seen) > 65504
+    int8 = load_folder(tmp_path, "text_encoder_3", dtype="float16", weights="int8")
+    table = int8.tensors["shared.weight"]
+    assert table.dtype == "float32" and table.values.dtype == "int8"

@@ -34,7 +34,8 @@ class Network:
     options: those of the class. shapes(config): the tree of every tensor's shape, of a config in
     which every option is there; fits(config, where): ModelError where one option of it contradicts
     another. whole_first: whether a whole file is taken before an index of shards, as transformers
-    does.
+    does. beyond_float16: whether its numbers pass float16's largest, so that it computes in float32
+    where float16 is asked for, of tensors that are held in float16.
     """
 
     word: str
@@ -45,6 +46,7 @@ class Network:
     shapes: Callable[[Mapping[str, Any]], dict[str, Any]]
     fits: Callable[[Mapping[str, Any], str], None] = _fits
     whole_first: bool = False
+    beyond_float16: bool = False
 
 
 each = partial(rules.each, least=1, most=MAX_LEVELS)  # a value for each level

@@ -11,6 +11,7 @@ import numpy as np
 from refsd.errors import ModelError, UsageError
 from refsd.families import COMPONENTS, INPUTS, input_of
 from refsd.leaf import Weight, seal
+from refsd.networks import NETWORKS
 from refsd.quantized import Quantized
 from refsd.weights.folder import check_variants
 from refsd.weights.forms import check_form, hold, meant, read_as
@@ -160,7 +161,10 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = 
 
     components = {}
     for component, plan in plans.items():
-        leaves = dict(iter_leaves(component, plan, dtype=dtype, weights=weights))
+        form, reads = weights, dtype
+        if dtype == "float16" and NETWORKS[component].beyond_float16:
+            form, reads = weights or "float16", "float32"
+        leaves = dict(iter_leaves(component, plan, dtype=reads, weights=form))
         leaves = {name: leaves[name] for name in plan.shapes}
         warn_nonfinite(leaves, plan.source)
         components[component] = Component(plan.config, leaves, plan.source)
