@@ -133,7 +133,15 @@ class Port:
         height, width = x.shape[2:]
         h = self.dense("group_norm", tree.at("norm"), x, groups=groups, eps=1e-6)
         h = self.op(tree, "to_tokens", self.dense("conv", tree.at("proj_in"), h))
-        block = tree.at("transformer_blocks.0")
+        depth = 0
+        while f"transformer_blocks.{depth}" in tree:
+            h, part = self.transformer_block(tree.at("transformer_blocks", depth), h, text, heads)
+            depth += 1
+        h = self.op(part, "to_image", h, height, width)
+        return self.op(tree, "residual", self.dense("conv", tree.at("proj_out"), h), x,
+                       called="add")
+
+    def transformer_block(self, block, h, text, heads):
         for norm, attn in (("norm1", "attn1"), ("norm2", "attn2")):
             y = self.dense("layer_norm", block.at(norm), h, eps=1e-5)
             y = self.attend(block.at(attn), y, *((y,) if attn == "attn1" else text[:1]),
@@ -142,15 +150,16 @@ class Port:
         y = self.dense("layer_norm", block.at("norm3"), h, eps=1e-5)
         part = block.at("ff")
         y = self.op(part, "geglu", self.dense("linear", part.at("net.0.proj"), y))
-        h = self.op(part, "residual", self.dense("linear", part.at("net.2"), y), h, called="add")
-        h = self.op(part, "to_image", h, height, width)
-        return self.op(tree, "residual", self.dense("conv", tree.at("proj_out"), h), x,
-                       called="add")
+        y = self.dense("linear", part.at("net.2"), y)
+        return self.op(part, "residual", y, h, called="add"), part
 
     # UNet
 
-    def unet(self, step, x, timesteps, text, condition=None):
-        """text: (N, L, C), and a dict that keeps its keys and values from step to step."""
+    def unet(self, step, x, timesteps, text, condition=None, added=None):
+        """text: (N, L, C), and a dict that keeps its keys and values from step to step.
+
+        added: the text as a vector (N, P), and time ids (N, K).
+        """
         self.enter(f"unet/{step:03d}")
         text = self.ops.round(text[0]), text[1]  # cast before the network, as x is
         config, tree, x = self.configs["unet"], self.trees["unet"], self.ops.round(x)
@@ -165,6 +174,8 @@ class Port:
                 block.at("attentions", i), h, text, heads=heads, groups=common["groups"])
 
         temb = self.time(tree.at("time_embedding"), np.resize(timesteps, len(x)), condition)
+        if added is not None:
+            temb = self.op(tree, "add", temb, self.added(tree.at("add_embedding"), *added))
         x = 2 * x - 1 if config.get("center_input_sample") else x
         h = self.dense("conv", tree.at("conv_in"), x, padding=1)
         skips = [h]
@@ -191,6 +202,16 @@ class Port:
             if level > 0:
                 h = self.enlarge(block.at("upsamplers.0"), h, *skips[-1].shape[2:])
         return self.finish(tree, h, **common)
+
+    def added(self, tree, vector, ids):
+        config = self.configs["unet"]
+        parts = [self.ops.timestep_embedding(
+            column, config["addition_time_embed_dim"],
+            cosines_first=config.get("flip_sin_to_cos", True),
+            shift=config.get("freq_shift", 0)) for column in np.transpose(ids)]
+        h = self.op(tree, "concat", [self.ops.round(vector), *parts], 1)
+        h = self.op(tree, "silu", self.dense("linear", tree.at("linear_1"), h))
+        return self.dense("linear", tree.at("linear_2"), h)
 
     def time(self, tree, timesteps, condition):
         config = self.configs["unet"]

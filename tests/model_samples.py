@@ -33,9 +33,28 @@ UNETS = {
                                         center_input_sample=True, norm_eps=1e-3),
     "no middle block": unet_config((8, 16), 2, 4, cross=[True, True], mid_block_type=None),
     "a middle block without text": unet_config((8, 16), 2, 4, mid_block_type="UNetMidBlock2D"),
+    "added embedding, depths a level": unet_config(
+        (8, 8, 16), [1, 2, 4], 4, cross=[False, True, True], use_linear_projection=True,
+        transformer_layers_per_block=[1, 2, 3], addition_embed_type="text_time",
+        addition_time_embed_dim=6, projection_class_embeddings_input_dim=9 + 5 * 6),
+    "depths a layer": unet_config(
+        (8, 16), 2, 4, layers=2, cross=[True, True],
+        transformer_layers_per_block=[[2, 1], [1, 3]],
+        reverse_transformer_layers_per_block=[[1, 2, 1], [3, 1, 2]]),
     "other channels": unet_config((8, 8), 2, 4, in_channels=9, out_channels=5,
                                   time_embedding_dim=20),
 }  # fmt: skip
+
+
+def added_inputs(config, batch):
+    """What the add_embedding reads, as keywords of the model: sizes and a vector of what is left.
+    """
+    if not config.get("addition_embed_type"):
+        return {}
+    K = 5
+    P = config["projection_class_embeddings_input_dim"] - K * config["addition_time_embed_dim"]
+    ids = np.random.default_rng(4).integers(0, 4097, (batch, K)).astype("float32")
+    return {"text_embeds": values(5, batch, P), "time_ids": ids}
 
 
 def vae_config(widths, groups, layers=1, **more):

@@ -606,7 +606,8 @@ def test_networks_as_code_for_diffusers_calls_them():
     calls["text_encoder"] = lambda **o: encoder(ids, **o)
     for function, call in calls.items():
         for name in from_diffusers.NETWORKS:
-            if name != "generator":
+            own = (function, name) == ("text_encoder", "output_hidden_states")
+            if name != "generator" and not own:
                 with pytest.raises(UsageError, match=f"^{function}: {name}='x' has no meaning"):
                     call(**{name: "x"})
         with pytest.raises(UsageError, match=f"^{function} has no argument 'retrun_dict'"):

@@ -262,8 +262,7 @@ def test_a_text_encoder_that_replaces_a_files_is_of_the_files_family(tmp_path, s
 # A family's name: Stable Diffusion 1.5 is a model's, which golden suites and contracts are of.
 FAMILY = re.compile(r"(stable diffusion|\bsd)[ _]?[123](\.x|\b(?!\.\d))|sdxl|\bflux\b|openclip",
                     re.IGNORECASE)
-# The answer to an argument of diffusers' that only one family has, and a help text.
-EXPLAINED = {"pipelines/from_diffusers.py": 1, "cli/tokenize.py": 1}
+EXPLAINED = {"cli/tokenize.py": 1}  # a help text
 
 
 def test_nothing_outside_names_a_family():

@@ -1,9 +1,11 @@
 """What the published single files are, by their tensors' names and shapes (tests/published.py)."""
 
+import math
+
 import pytest
 from published import published
 
-from refsd.families import SD1, SD2, other_family, recognise, sd3, sdxl
+from refsd.families import SD1, SD2, other_family, recognise, sd2, sd3, sdxl
 from refsd.networks import shapes_of
 from refsd.weights.header import TensorInfo
 from refsd.weights.ldm import ldm_locations
@@ -33,6 +35,8 @@ PARTS = {
     ("sd2", "SD2", "text_encoder"): LAST,
     ("sd2", "SD2", "unet"): set(),
     ("vae_4_channels", "SD2", "vae"): set(),
+    ("sdxl_base", "SDXL", "unet"): set(),
+    ("sdxl_refiner", "REFINER", "unet"): set(),
     ("sdxl_base", "SDXL", "text_encoder"): {"text_model.embeddings.position_ids"},
     ("sdxl_base", "SDXL", "text_encoder_2"): {"logit_scale"},
     ("sdxl_refiner", "REFINER", "text_encoder_2"): {"logit_scale"},
@@ -125,6 +129,17 @@ def test_a_distilled_sdxl_is_told_by_its_metadata(metadata, kind, spacing):
     found = sdxl.SDXL.scheduler_for(metadata)
     assert (found["_class_name"], found["timestep_spacing"]) == (kind, spacing)
     assert found["steps_offset"] == 1 and found["beta_end"] == 0.012
+
+
+# What torch's modules of the published configs hold.
+@pytest.mark.parametrize("config, component, parameters", [
+    (sdxl.UNET, "unet", 2_567_463_684), (sdxl.REFINER_UNET, "unet", 2_259_526_660),
+    (sdxl.VAE, "vae", 83_653_863), (sdxl.TEXT_ENCODER, "text_encoder", 123_060_480),
+    (sdxl.TEXT_ENCODER_2, "text_encoder", 694_659_840),
+    ({**sd2.UNET, "in_channels": 9}, "unet", 865_910_724 + 5 * 320 * 9),
+])
+def test_the_number_of_parameters(config, component, parameters):
+    assert sum(math.prod(shape) for shape in shapes_of(component, config).values()) == parameters
 
 
 # Published numbers that no shape shows; all their heads are 64 channels wide.

@@ -10,7 +10,7 @@ import pytest
 from bounds import assert_within
 from golden_port import Port
 from golden_port_ops import Ops
-from model_samples import CLIPS, UNETS, VAES, tree, values, weights
+from model_samples import CLIPS, UNETS, VAES, added_inputs, tree, values, weights
 
 from refsd import functional as F
 from refsd.models import clip, layers, unet, vae
@@ -43,9 +43,14 @@ def run_unet(config, size, batch, dtype, steps=(3,), seed=0):
     condition = values(3, batch, guided, dtype=dtype) if guided else None
     steps = np.resize(steps, batch)
     found, models_config = tree("unet", config, seed, dtype)
-    y = unet.unet(sample, steps, context, **found, config=models_config, timestep_cond=condition)
+    added = added_inputs(config, batch)
+    if added:
+        added["text_embeds"] = added["text_embeds"].astype(dtype)
+    y = unet.unet(sample, steps, context, **found, config=models_config, timestep_cond=condition,
+                  **added)
     truth = truth_of("unet", config, weights("unet", config, seed))
-    return y, truth.unet(0, sample, steps, (context, {}), condition)
+    return y, truth.unet(0, sample, steps, (context, {}), condition,
+                         tuple(added.values()) or None)
 
 
 @pytest.mark.parametrize("name", UNETS)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_samples import CLIPS, UNETS, VAES, tree, values
+from model_samples import CLIPS, UNETS, VAES, added_inputs, tree, values
 
 import refsd
 from refsd.contracts import Spec
@@ -144,9 +144,11 @@ def test_every_skip_is_used_once_latest_first(name):
     with refsd.watch(lambda *event: events.append(event)):
         unet.unet(values(1, 1, config.get("in_channels", 4), 8, 8), np.array([1]),
                   values(2, 1, 5, width[-1] if isinstance(width, list) else width), **found,
-                  config=models_config)
+                  config=models_config, **added_inputs(config, 1))
     made = {id(output): i for i, (*_, output) in enumerate(events)}
-    skips = [made[id(inputs["arrays"][1])] for op, inputs, _, _ in events if op == "concat"]
+    joined = [inputs["arrays"] for op, inputs, _, output in events
+              if op == "concat" and output.ndim == 4]
+    skips = [made[id(arrays[1])] for arrays in joined]
     layers_each = config["layers_per_block"]
     levels = len(config["block_out_channels"])
     total = sum(layers_each) if isinstance(layers_each, list) else layers_each * levels
@@ -154,7 +156,7 @@ def test_every_skip_is_used_once_latest_first(name):
     assert skips == sorted(set(skips), reverse=True)
     first_conv = next(i for i, event in enumerate(events) if event[0] == "conv2d")
     assert skips[-1] == first_conv
-    before = [made[id(inputs["arrays"][0])] for op, inputs, _, _ in events if op == "concat"]
+    before = [made[id(arrays[0])] for arrays in joined]
     # without a middle block the deepest level's output is its own skip
     deeper = before[0] - skips[0]
     assert before == sorted(before) and (deeper > 0) == ("mid_block" in found) and deeper >= 0
@@ -182,7 +184,8 @@ def test_planned_shapes_are_the_real_ones(component, name):
             width = config["cross_attention_dim"]
             width = width[-1] if isinstance(width, list) else width
             return unet.unet(values(1, 2, config.get("in_channels", 4), 6, 4), np.array([1, 2]),
-                             values(2, 2, 3, width), **found, config=models_config)
+                             values(2, 2, 3, width), **found, config=models_config,
+                             **added_inputs(config, 2))
         if component == "vae":
             return vae.encode(values(1, 2, 3, 10, 8), encoder=found["encoder"],
                               quant_conv=found.get("quant_conv"), config=models_config)

@@ -8,7 +8,7 @@ from weights_samples import TINY, refused, write_folder
 
 from refsd.errors import ModelError
 from refsd.networks import NETWORKS, shapes_of, validate
-from refsd.weights import checkpoint, load_checkpoint
+from refsd.weights import checkpoint, load_checkpoint, to_tree
 
 BAD_CONFIGS = [
     ("unet", "sample_size", -1),
@@ -29,6 +29,16 @@ BAD_CONFIGS = [
     ("unet", "down_block_types", ["AttnDownBlock2D", "DownBlock2D"]),
     ("unet", "up_block_types", ["os.system", "UpBlock2D"]),
     ("unet", "mid_block_type", "UNetMidBlock2DSimpleCrossAttn"),
+    ("unet", "transformer_layers_per_block", 0),
+    ("unet", "transformer_layers_per_block", [1, 2, 3]),
+    ("unet", "transformer_layers_per_block", [[1, 1], 1]),  # of one layer
+    ("unet", "transformer_layers_per_block", [[1], 1]),  # and none for the way up
+    ("unet", "reverse_transformer_layers_per_block", 1),
+    ("unet", "reverse_transformer_layers_per_block", [1]),
+    ("unet", "reverse_transformer_layers_per_block", [1, [1, 2, 3]]),  # of two layers
+    ("unet", "reverse_transformer_layers_per_block", [1, [1, 0]]),
+    ("unet", "addition_time_embed_dim", 1),
+    ("unet", "projection_class_embeddings_input_dim", "2816"),
     ("unet", "_class_name", "FluxTransformer2DModel"),
     ("unet", "_class_name", "os.system"),
     ("unet", "_class_name", 7),
@@ -64,8 +74,7 @@ def test_bad_configs_are_refused_by_option(tmp_path, monkeypatch, component, opt
 CHANGES_NUMBERS = {
     "unet": {
         "only_cross_attention": True, "downsample_padding": 0, "mid_block_scale_factor": 2,
-        "act_fn": "gelu", "transformer_layers_per_block": 2, "encoder_hid_dim": 8,
-        "reverse_transformer_layers_per_block": [1], "encoder_hid_dim_type": "text_proj",
+        "act_fn": "gelu", "encoder_hid_dim": 8, "encoder_hid_dim_type": "text_proj",
         "num_attention_heads": 8, "dual_cross_attention": True, "class_embed_type": "timestep",
         "addition_embed_type": "text", "num_class_embeds": 10, "resnet_skip_time_act": True,
         "resnet_time_scale_shift": "scale_shift", "resnet_out_scale_factor": 2.0,
@@ -91,6 +100,38 @@ def test_options_that_refsd_does_not_compute_are_refused_by_name(component, opti
     with pytest.raises(ModelError, match=f"{option} is .*, expected") as caught:
         validate(component, config)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("lacking", ["addition_time_embed_dim",
+                                     "projection_class_embeddings_input_dim"])
+@pytest.mark.parametrize("component", ["unet", "controlnet"])
+def test_an_added_embedding_needs_its_sizes(component, lacking):
+    whole = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+             "projection_class_embeddings_input_dim": 30}
+    config = {key: value for key, value in TINY["unet"].items() if key != "_class_name"} | whole
+    shapes = shapes_of(component, config)
+    assert shapes["add_embedding.linear_1.weight"] == (32, 30)
+    assert shapes["add_embedding.linear_2.weight"] == (32, 32)
+    with pytest.raises(ModelError, match=f"{lacking} is null, expected the integer that an"):
+        validate(component, {**config, lacking: None})
+
+
+def test_the_way_up_has_the_depths_of_the_way_down_unless_it_says_its_own():
+    levels = {"block_out_channels": [8, 16], "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+              "up_block_types": ["CrossAttnUpBlock2D"] * 2, "norm_num_groups": 4,
+              "attention_head_dim": 2, "layers_per_block": 2}
+
+    def depths(**options):
+        found = to_tree(shapes_of("unet", {**levels, **options}))
+        return [[len(one["transformer_blocks"]) for one in block["attentions"]]
+                for block in (*found["down_blocks"], found["mid_block"], *found["up_blocks"])]
+
+    assert depths() == [[1, 1], [1, 1], [1], [1] * 3, [1] * 3]
+    assert depths(transformer_layers_per_block=4) == [[4, 4], [4, 4], [4], [4] * 3, [4] * 3]
+    assert depths(transformer_layers_per_block=[1, 3]) == [[1, 1], [3, 3], [3], [3] * 3, [1] * 3]
+    assert depths(transformer_layers_per_block=[[2, 1], [3, 5]],
+                  reverse_transformer_layers_per_block=[[4, 1, 2], 6]) == [
+        [2, 1], [3, 5], [3], [4, 1, 2], [6] * 3]
 
 
 # The first T5, which is transformers' default, is not computed.

@@ -12,19 +12,42 @@ from refsd.options import is_int
 ACTIVATIONS = {"quick_gelu": F.quick_gelu, "gelu": F.gelu}
 
 
-def clip_text(input_ids, *, embeddings, encoder, final_layer_norm, config, layers_skipped=0):
+def clip_text(input_ids, *, embeddings, encoder, final_layer_norm, config, layers_skipped=0,
+              states=None):
     """The text as vectors.   ids (N, L), L <= 77 -> (N, L, D)
 
     The last layer's output under the final norm; `layers_skipped` leaves that many layers out
-    before the final norm (diffusers' clip_skip).
+    before the final norm (diffusers' clip_skip). To a list `states` is appended what each layer
+    reads, and what the last one gives: some models take states[-2], which no norm has seen.
     """
     layers = encoder["layers"]
     need(is_int(layers_skipped) and 0 <= layers_skipped <= len(layers), "clip_text",
          f"layers_skipped is {layers_skipped!r}, wanted an integer from 0 to {len(layers)}")
-    hidden = embed(input_ids, **embeddings)
-    for layer in layers[:len(layers) - layers_skipped]:
-        hidden = encoder_layer(hidden, **layer, config=config)
+    for hidden in hidden_states(input_ids, layers[:len(layers) - layers_skipped], **embeddings,
+                                config=config):
+        if states is not None:
+            states.append(hidden)
     return F.layer_norm(hidden, **final_layer_norm, eps=config.eps)
+
+
+def hidden_states(ids, layers, *, config, **embeddings):
+    """What the first layer reads, and what each layer gives.   (N, L) -> (N, L, D) again and again
+    """
+    hidden = embed(ids, **embeddings)
+    yield hidden
+    for layer in layers:
+        hidden = encoder_layer(hidden, **layer, config=config)
+        yield hidden
+
+
+def clip_text_pooled(input_ids, *, text_projection=None, config, **trunk):
+    """The text as vectors, and as one.   ids (N, L) -> (N, L, D), (N, D) or (N, P) if projected
+
+    trunk is what clip_text takes. The projection is to where CLIP has pictures too.
+    """
+    hidden = clip_text(input_ids, **trunk, config=config)
+    pooled = pool(hidden, input_ids, config=config)
+    return hidden, pooled if text_projection is None else F.linear(pooled, **text_projection)
 
 
 def embed(ids, *, token_embedding, position_embedding):

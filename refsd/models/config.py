@@ -42,6 +42,7 @@ class UNetConfig:
     freq_shift: int
     sample_size: int
     center_input_sample: bool
+    addition_time_embed_dim: int | None
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "UNetConfig":
@@ -54,6 +55,7 @@ class UNetConfig:
             freq_shift=config["freq_shift"],
             sample_size=size[0] if isinstance(size, (list, tuple)) else size,
             center_input_sample=config["center_input_sample"],
+            addition_time_embed_dim=config["addition_time_embed_dim"],
         )
 
 

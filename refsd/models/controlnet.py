@@ -11,7 +11,7 @@ from typing import Any
 from refsd import functional as F
 from refsd.contracts import need
 from refsd.models.config import heads_of
-from refsd.models.unet import down, embed_time, middle
+from refsd.models.unet import down, embed_added, embed_time, middle
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ControlNetConfig:
     eps: float
     flip_sin_to_cos: bool
     freq_shift: int
+    addition_time_embed_dim: int | None
     channel_order: str
     global_pool: bool
 
@@ -34,21 +35,25 @@ class ControlNetConfig:
             eps=config["norm_eps"],
             flip_sin_to_cos=config["flip_sin_to_cos"],
             freq_shift=config["freq_shift"],
+            addition_time_embed_dim=config["addition_time_embed_dim"],
             channel_order=config["controlnet_conditioning_channel_order"],
             global_pool=config["global_pool_conditions"],
         )
 
 
 def controlnet(sample, timesteps, encoder_hidden_states, hint, *, time_embedding, conv_in,
-               down_blocks, mid_block, controlnet_down_blocks, controlnet_mid_block, config):
+               down_blocks, mid_block, controlnet_down_blocks, controlnet_mid_block, config,
+               add_embedding=None, text_embeds=None, time_ids=None):
     """What a UNet adds to its skips and to its middle.   -> [(N, C_i, H_i, W_i)], (N, C, h, w)
 
-    sample (N, 4, H, W), timesteps (N,) and the text are the UNet's; hint (N or 1, C_0, H, W) is the
-    picture as `embed_hint` reads it. Each skip passes through a 1 x 1 convolution of its own, whose
-    weights were 0 when training began.
+    sample (N, 4, H, W), timesteps (N,), the text and what add_embedding reads are the UNet's; hint
+    (N or 1, C_0, H, W) is the picture as `embed_hint` reads it. Each skip passes through a 1 x 1
+    convolution of its own, whose weights were 0 when training began.
     """
     temb = embed_time(timesteps, None, **time_embedding, config=config,
                       dim=conv_in["weight"].shape[0], dtype=str(sample.dtype))
+    if add_embedding is not None:
+        temb = F.add(temb, embed_added(text_embeds, time_ids, **add_embedding, config=config))
     h = F.add(F.conv2d(sample, **conv_in, padding=1), hint)
 
     skips = [h]

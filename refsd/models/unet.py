@@ -10,15 +10,18 @@ from refsd.models.layers import downsample, resnet, transformer, upsample
 
 
 def unet(sample, timesteps, encoder_hidden_states, *, time_embedding, conv_in, down_blocks,
-         up_blocks, conv_norm_out, conv_out, config, mid_block=None, timestep_cond=None,
+         up_blocks, conv_norm_out, conv_out, config, mid_block=None, add_embedding=None,
+         text_embeds=None, time_ids=None, timestep_cond=None,
          down_block_additional_residuals=None, mid_block_additional_residual=None):
     """eps(x_t, t, text).   (N, 4, H, W), (N,), (N, S, D) -> (N, 4, H, W)
 
     sample is the noisy latent x_t as the scheduler scales it, timesteps the training steps 0..999,
-    encoder_hidden_states the text (an array, or a layers.Text that many calls share); timestep_cond
-    (N, K) is the guidance embedding of distilled models (LCM). What is predicted (noise, v or x_0)
-    is the scheduler's business. Small distilled models (BK-SDM, Kim et al. 2023) have no mid_block.
-    The additional residuals are a ControlNet's: one a skip, and one for what the middle gives.
+    encoder_hidden_states the text (an array, or a layers.Text that many calls share). Where there
+    is an add_embedding (Podell et al. 2023), text_embeds (N, P) is the text as one vector, time_ids
+    (N, K) in float32 the picture's sizes and where it was cropped. timestep_cond (N, C) is the
+    guidance embedding of distilled models (LCM). What is predicted (noise, v or x_0) is the
+    scheduler's business. Small distilled models (BK-SDM, Kim et al. 2023) have no mid_block. The
+    additional residuals are a ControlNet's: one a skip, and one for what the middle gives.
     """
     need(len(down_blocks) == len(up_blocks) == len(config.heads), "unet",
          f"{len(down_blocks)} levels down, {len(up_blocks)} up, heads {config.heads}: wanted as "
@@ -27,6 +30,8 @@ def unet(sample, timesteps, encoder_hidden_states, *, time_embedding, conv_in, d
         sample = F.sub(F.mul(sample, 2), 1)
     temb = embed_time(timesteps, timestep_cond, **time_embedding, config=config,
                       dim=conv_in["weight"].shape[0], dtype=str(sample.dtype))
+    if add_embedding is not None:
+        temb = F.add(temb, embed_added(text_embeds, time_ids, **add_embedding, config=config))
     h = F.conv2d(sample, **conv_in, padding=1)
 
     skips = [h]
@@ -54,6 +59,16 @@ def embed_time(timesteps, condition, *, linear_1, linear_2, cond_proj=None, dim,
                              freq_shift=config.freq_shift, dtype=dtype)
     if condition is not None:
         h = F.add(h, F.linear(condition, **cond_proj))
+    return F.linear(F.silu(F.linear(h, **linear_1)), **linear_2)
+
+
+def embed_added(text_embeds, time_ids, *, linear_1, linear_2, config):
+    """W2 silu(W1 [text | sinusoids of each id]).   (N, P), (N, K) -> (N, 4 dim)"""
+    (N, K), dim = time_ids.shape, config.addition_time_embed_dim
+    h = F.timestep_embedding(F.reshape(time_ids, shape=(N * K,)), dim=dim,
+                             flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift,
+                             dtype=str(text_embeds.dtype))
+    h = F.concat([text_embeds, F.reshape(h, shape=(N, K * dim))], axis=1)
     return F.linear(F.silu(F.linear(h, **linear_1)), **linear_2)
 
 

@@ -40,7 +40,7 @@ def attention_over_pixels(width: int) -> dict[str, Any]:
     return {"group_norm": norm(width), **attention(width, width, bias=True)}
 
 
-def transformer(width: int, context: int, as_linear: bool) -> dict[str, Any]:
+def transformer(width: int, context: int, as_linear: bool, depth: int) -> dict[str, Any]:
     block = {
         "norm1": norm(width),
         "attn1": attention(width, width),
@@ -53,6 +53,6 @@ def transformer(width: int, context: int, as_linear: bool) -> dict[str, Any]:
     return {
         "norm": norm(width),
         "proj_in": project,
-        "transformer_blocks": [block],
+        "transformer_blocks": [block] * depth,
         "proj_out": project,
     }

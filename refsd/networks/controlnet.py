@@ -10,7 +10,8 @@ from refsd.rules import boolean
 
 # Of a UNet's options those of its way down.
 _NONE_OF = ("sample_size", "out_channels", "center_input_sample", "up_block_types",
-            "time_cond_proj_dim", "time_embedding_dim", "conv_in_kernel", "conv_out_kernel")
+            "reverse_transformer_layers_per_block", "time_cond_proj_dim", "time_embedding_dim",
+            "conv_in_kernel", "conv_out_kernel")
 OPTIONS = {key: rule for key, rule in unet.OPTIONS.items() if key not in _NONE_OF} | {
     "layers_per_block": (2, count),
     "cross_attention_dim": (1280, width),
@@ -33,6 +34,7 @@ def shapes(config: Mapping[str, Any]) -> dict[str, Any]:
         "conv_in": conv(first, config["in_channels"]),
         "time_embedding": {"linear_1": linear(4 * first, first),
                            "linear_2": linear(4 * first, 4 * first)},
+        **unet.add_embedding(config, 4 * first),
         "controlnet_cond_embedding": {
             "conv_in": conv(hints[0], config["conditioning_channels"]), "blocks": blocks,
             "conv_out": conv(first, hints[-1])},

@@ -7,7 +7,7 @@ NumPy's or of its backend, and gives the latter. `use` appears here, at the edge
 import weakref
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -20,22 +20,31 @@ from refsd.models import clip, unet
 from refsd.models.config import CLIPTextConfig, UNetConfig
 from refsd.models.layers import Text
 from refsd.pipelines.from_diffusers import answer
-from refsd.pipelines.request import check_integer
-from refsd.pipelines.tensors import shaped, text_width
+from refsd.pipelines.request import check_flag, check_integer
+from refsd.pipelines.tensors import added_width, shaped, text_width
 from refsd.places import on_host
 from refsd.registry import use
 from refsd.weights.checkpoint import Component
 
 
-class TextOutput(NamedTuple):
-    """What CLIP says of a text: a vector a token, and one for the whole."""
+class TextOutput(tuple):
+    """What CLIP says of a text: a tuple, in transformers' order, of what there is.
 
-    last_hidden_state: Any
-    pooler_output: Any
+    last_hidden_state (N, L, D) and pooler_output (N, D); with a text_projection text_embeds (N, P)
+    and last_hidden_state; then hidden_states, if they are asked for. The names of others are None.
+    """
+
+    text_embeds = last_hidden_state = pooler_output = hidden_states = None
+
+    def __new__(cls, **found: Any) -> "TextOutput":
+        """Of the names and what they are."""
+        self = super().__new__(cls, found.values())
+        vars(self).update(found)
+        return self
 
 
 class TextEncoder:
-    """CLIP's text encoder: ids (N, L) -> TextOutput((N, L, D), (N, D))."""
+    """CLIP's text encoder: ids (N, L) -> TextOutput of (N, L, D) and (N, D) or (N, P)."""
 
     def __init__(self, tree: dict, config: CLIPTextConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
@@ -43,8 +52,9 @@ class TextEncoder:
     @classmethod
     def of(cls, part: Component, backend: str, exact: bool) -> Self:
         """That of a loaded checkpoint."""
-        config = CLIPTextConfig.from_json(part.config)
-        return cls(part.tree["text_model"], config, backend, exact)
+        tree = {key: branch for key, branch in part.tree.items() if key != "text_model"}
+        return cls({**part.tree["text_model"], **tree}, CLIPTextConfig.from_json(part.config),
+                   backend, exact)
 
     def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
         """What a drawing (refsd.planning.Asked) computes of it: a picture's texts."""
@@ -57,10 +67,12 @@ class TextEncoder:
         return self.tree["embeddings"]["token_embedding"]["weight"].shape[0]
 
     def __call__(self, input_ids: np.ndarray, *, clip_skip: int | None = None,
-                 **others: Any) -> TextOutput:
+                 output_hidden_states: bool = False, **others: Any) -> TextOutput:
         """Encode; `clip_skip` leaves that many last layers out, as in diffusers.
 
-        Raises UsageError for ids that are not integers (N, L) below the vocabulary's size.
+        hidden_states are a tuple of what the first layer reads and what each layer gives, as in
+        transformers. Raises UsageError for ids that are not integers (N, L) below the vocabulary's
+        size.
         """
         answer("text_encoder", others)  # what it gives is a tuple in any case
         ids = as_array("text_encoder: ids", on_host(input_ids))
@@ -76,9 +88,14 @@ class TextEncoder:
         if clip_skip is not None:
             clip_skip = check_integer("clip_skip", clip_skip, 0, layers - 1)
         skipped = 0 if clip_skip is None else clip_skip
+        states = [] if check_flag("output_hidden_states", output_hidden_states) else None
         with use(self.backend, exact=self.exact):
-            hidden = clip.clip_text(ids, **self.tree, config=self.config, layers_skipped=skipped)
-            return TextOutput(hidden, clip.pool(hidden, ids, config=self.config))
+            last, pooled = clip.clip_text_pooled(ids, **self.tree, config=self.config,
+                                                 layers_skipped=skipped, states=states)
+        found = ({"text_embeds": pooled, "last_hidden_state": last}
+                 if "text_projection" in self.tree else
+                 {"last_hidden_state": last, "pooler_output": pooled})
+        return TextOutput(**found, **({"hidden_states": tuple(states)} if states else {}))
 
 
 def each_step(name: str, timestep: Any, count: int) -> np.ndarray:
@@ -102,6 +119,7 @@ class UNet:
         self.text_width = text_width(tree)
         condition = tree["time_embedding"].get("cond_proj")
         self.time_cond_dim = None if condition is None else condition["weight"].shape[1]
+        self.added_width = added_width(tree)
         self._with_text: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     @classmethod
@@ -110,13 +128,16 @@ class UNet:
         return cls(part.tree, UNetConfig.from_json(part.config), backend, exact)
 
     def __call__(self, sample: Any, timestep: Any, encoder_hidden_states: Any, *,
-                 timestep_cond: Any = None, down_block_additional_residuals: Any = None,
+                 timestep_cond: Any = None, text_embeds: Any = None, time_ids: Any = None,
+                 added_cond_kwargs: Any = None, down_block_additional_residuals: Any = None,
                  mid_block_additional_residual: Any = None, **others: Any) -> Any:
         """Predict; timestep is one training step for the whole batch or one for each sample.
 
         encoder_hidden_states is an array (N, L, D), or a models.layers.Text of one: what layers
-        make of the text is then computed once for all calls that are given the same. The additional
-        residuals are what a ControlNet gives: a list, and an array.
+        make of the text is then computed once for all calls that are given the same. A model with
+        an add_embedding takes text_embeds (N, P) and time_ids (N, K), or a dict of both as
+        added_cond_kwargs. The additional residuals are what a ControlNet gives: a list, and an
+        array.
         """
         answered, put = answer("unet", others), BACKENDS[self.backend].put
         sample = put(shaped("unet: sample", sample, ("N", self.in_channels, "h", "w"), self.dtype))
@@ -130,6 +151,11 @@ class UNet:
         if timestep_cond is not None:
             timestep_cond = put(shaped("unet: timestep_cond", timestep_cond,
                                        (len(steps), self.time_cond_dim), self.dtype))
+        if self.added_width or added_cond_kwargs or not (text_embeds is time_ids is None):
+            from refsd.pipelines.added import added_inputs
+
+            text_embeds, time_ids = added_inputs("unet", self, len(steps), text_embeds, time_ids,
+                                                 added_cond_kwargs)
         if not isinstance(encoder_hidden_states, Text):
             encoder_hidden_states = put(shaped(
                 "unet: encoder_hidden_states", encoder_hidden_states,
@@ -142,7 +168,8 @@ class UNet:
             (*down_block_additional_residuals, mid_block_additional_residual)]
         with use(self.backend, exact=self.exact):
             predict = self._predicting(encoder_hidden_states)
-            return answered(predict(sample, steps, timestep_cond, *residuals))
+            return answered(predict(sample, steps, timestep_cond, text_embeds, time_ids,
+                                    *residuals))
 
     def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
         """What a drawing (refsd.planning.Asked) computes of it: a step's prediction."""
@@ -163,8 +190,9 @@ class UNet:
             self._with_text[text] = BACKENDS[self.backend].replayed(predict, self.tree)
         return self._with_text[text]
 
-    def _predict(self, text, sample, steps, condition, *residuals):
+    def _predict(self, text, sample, steps, condition, text_embeds, time_ids, *residuals):
         *skips, middle = residuals or (None,)
         return unet.unet(sample, steps, text(), **self.tree, config=self.config,
-                         timestep_cond=condition, down_block_additional_residuals=skips or None,
+                         timestep_cond=condition, text_embeds=text_embeds, time_ids=time_ids,
+                         down_block_additional_residuals=skips or None,
                          mid_block_additional_residual=middle)

@@ -11,9 +11,10 @@ from refsd.half import in_float32
 from refsd.models.controlnet import ControlNetConfig, controlnet, embed_hint
 from refsd.models.layers import Text
 from refsd.pipelines import from_diffusers
+from refsd.pipelines.added import added_inputs
 from refsd.pipelines.components import each_step
 from refsd.pipelines.request import check_flag
-from refsd.pipelines.tensors import shaped, text_width
+from refsd.pipelines.tensors import added_width, shaped, text_width
 from refsd.places import beside, on_host
 from refsd.registry import use
 from refsd.weights.checkpoint import load
@@ -45,7 +46,7 @@ class ControlNet:
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["conv_in"]["weight"].dtype)
         self.in_channels, self.text_width = tree["conv_in"]["weight"].shape[1], text_width(tree)
-        hint = tree["controlnet_cond_embedding"]
+        self.added_width, hint = added_width(tree), tree["controlnet_cond_embedding"]
         self.channels = hint["conv_in"]["weight"].shape[1]
         self.downscale = 2 ** (len(hint["blocks"]) // 2)
 
@@ -87,18 +88,22 @@ class ControlNet:
                                    **self.tree["controlnet_cond_embedding"], config=self.config))
 
     def __call__(self, sample: Any, timestep: Any, encoder_hidden_states: Any, controlnet_cond: Any,
-                 conditioning_scale: float = 1.0, guess_mode: bool = False,
+                 conditioning_scale: float = 1.0, guess_mode: bool = False, *,
+                 text_embeds: Any = None, time_ids: Any = None, added_cond_kwargs: Any = None,
                  **others: Any) -> Residuals:
         """What the UNet is to add, times the scale.
 
-        controlnet_cond is a picture, or what `embed` made of one, of N or one for all. In
-        guess_mode the scales rise from a tenth at the first skip to 1 in the middle.
+        controlnet_cond is a picture, or what `embed` made of one, of N or one for all; text_embeds,
+        time_ids and what stands before it are the UNet's. In guess_mode the scales rise from a
+        tenth at the first skip to 1 in the middle.
         """
         from_diffusers.answer("controlnet", others)  # what it gives is a tuple in any case
         put = BACKENDS[self.backend].put
         sample = put(shaped("controlnet: sample", sample, ("N", self.in_channels, "h", "w"),
                             self.dtype))
         steps = each_step("controlnet", timestep, sample.shape[0])
+        text_embeds, time_ids = added_inputs("controlnet", self, len(steps), text_embeds, time_ids,
+                                             added_cond_kwargs)
         if not isinstance(encoder_hidden_states, Text):
             encoder_hidden_states = put(shaped(
                 "controlnet: encoder_hidden_states", encoder_hidden_states,
@@ -109,7 +114,8 @@ class ControlNet:
                  if key != "controlnet_cond_embedding"}
         with use(self.backend, exact=self.exact):
             skips, middle = controlnet(sample, steps, encoder_hidden_states, controlnet_cond.states,
-                                       **trunk, config=self.config)
+                                       **trunk, config=self.config, text_embeds=text_embeds,
+                                       time_ids=time_ids)
         found = [*skips, middle]
         factors = [conditioning_scale] * len(found)
         if guess_mode and not self.config.global_pool:

@@ -87,13 +87,13 @@ NETWORKS: dict[str, tuple[tuple, str]] = {
     "cross_attention_kwargs": ((None, {}), "give it to the pipeline, or call pipe.set_adapters"),
     "joint_attention_kwargs": ((None, {}), "give it to the pipeline, or call pipe.set_adapters"),
     "block_controlnet_hidden_states": ((None,), "they are of ControlNets: leave it out"),
-    "added_cond_kwargs": ((None, {}), "SDXL's inputs are not here yet: leave it out"),
+    "added_cond_kwargs": ((None, {}), "only UNets and ControlNets have such inputs: leave it out"),
     "class_labels": ((None,), "the UNets of refsd have no classes: leave it out"),
     "attention_mask": ((None,), "refsd pads as CLIP does, without a mask: leave it out"),
     "encoder_attention_mask": ((None,), "refsd attends to all of the text: leave it out"),
     "down_intrablock_additional_residuals": ((None,), "refsd has no T2I-Adapter: leave it out"),
     "position_ids": ((None,), "they count from 0: leave it out"),
-    "output_hidden_states": ((None, False), "clip_skip gives an earlier layer's"),
+    "output_hidden_states": ((None, False), "only text encoders have them: leave it out"),
 }
 
 # Methods that refsd.adapters.methods has.

@@ -53,3 +53,10 @@ def text_width(tree: dict[str, Any]) -> int | str:
     widths = (leaf.shape[1] for name, leaf in flatten(tree).items()
               if name.endswith("attn2.to_k.weight"))
     return next(widths, "D")
+
+
+def added_width(tree: dict[str, Any]) -> int | None:
+    """How many numbers a sample the add_embedding of a UNet or a ControlNet reads, if it has one.
+    """
+    embedding = tree.get("add_embedding")
+    return None if embedding is None else embedding["linear_1"]["weight"].shape[1]

@@ -16,7 +16,7 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from refsd.families import SD1, sd1
+from refsd.families import SD1, sd1, sd2, sdxl
 from refsd.networks import shapes_of
 from refsd.weights import load_checkpoint, load_folder, read_safetensors, write_safetensors
 from refsd.weights.ldm import ema_name, ldm_locations, to_ldm
@@ -28,6 +28,18 @@ UNETS = {
     "SD 1.5": {k: v for k, v in sd1.UNET.items() if k != "_class_name"},
     "SD 2 like": {"use_linear_projection": True, "cross_attention_dim": 1024,
                   "attention_head_dim": [5, 10, 20, 20]},
+    "SDXL base": {k: v for k, v in sdxl.UNET.items() if k != "_class_name"},
+    "SDXL refiner": {k: v for k, v in sdxl.REFINER_UNET.items() if k != "_class_name"},
+    "SD 2.1": {k: v for k, v in sd2.UNET.items() if k != "_class_name"},
+    "SD 2 inpainting": {"use_linear_projection": True, "cross_attention_dim": 1024,
+                        "attention_head_dim": [5, 10, 20, 20], "in_channels": 9},
+    "depths a layer": {"block_out_channels": [32, 64], "cross_attention_dim": 8,
+                       "down_block_types": [CROSS_DOWN] * 2, "up_block_types": [CROSS_UP] * 2,
+                       "layers_per_block": [2, 1], "attention_head_dim": [2, 4],
+                       "transformer_layers_per_block": [[1, 3], [2]],
+                       "reverse_transformer_layers_per_block": [[4, 1], [2, 1, 5]],
+                       "addition_embed_type": "text_time", "addition_time_embed_dim": 6,
+                       "projection_class_embeddings_input_dim": 50},
     "small, LCM": {"block_out_channels": [32, 64], "cross_attention_dim": 8, "layers_per_block": 1,
                    "down_block_types": [CROSS_DOWN, "DownBlock2D"], "norm_num_groups": 8,
                    "up_block_types": ["UpBlock2D", CROSS_UP], "time_cond_proj_dim": 24,
@@ -54,6 +66,7 @@ VAES = {
               "mid_block_add_attention": False, "use_quant_conv": False},
 }  # fmt: skip
 TEXTS = {
+    "OpenCLIP bigG": {k: v for k, v in sdxl.TEXT_ENCODER_2.items() if k != "architectures"},
     "SD 1.5": {k: v for k, v in sd1.TEXT_ENCODER.items() if k != "architectures"},
     "small": {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "vocab_size": 50,
               "num_attention_heads": 4, "max_position_embeddings": 16, "projection_dim": 10},
