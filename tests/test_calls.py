@@ -404,8 +404,10 @@ def test_new_weights_between_two_steps_are_seen(draw, pipe):
 @pytest.mark.parametrize("own, numbers", [("timesteps", [900, 500, 3]), ("sigmas", [9.0, 2, 0])])
 def test_own_timesteps_and_sigmas(pipe, monkeypatch, name, own, numbers):
     takers = {"timesteps": ("DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerDiscrete",
-                            "HeunDiscrete", "LCM", "TCD"),
-              "sigmas": ("EulerDiscrete",)}
+                            "HeunDiscrete", "LCM", "TCD", "FlowMatchEulerDiscrete"),
+              "sigmas": ("EulerDiscrete", "FlowMatchEulerDiscrete")}
+    if (name, own) == ("FlowMatchEulerDiscreteScheduler", "sigmas"):
+        numbers = [0.9, 0.5]  # shares of the noise, to which a last one is added
     monkeypatch.setattr(pipe, "scheduler", getattr(refsd.schedulers, name)())
     request = {"prompt": "a", "generator": 1, "output_type": "latent", own: numbers}
     if name.removesuffix("Scheduler") not in takers[own]:
