@@ -17,6 +17,7 @@ from refsd.networks import shapes_of, validate
 from refsd.pipelines.components import TextEncoder
 from refsd.pipelines.loading import load_scheduler, load_tokenizer
 from refsd.pipelines.single_file import scheduler_of_file
+from refsd.schedulers import from_config
 from refsd.weights import load_checkpoint, write_safetensors
 from refsd.weights.header import TensorInfo, read_header
 from refsd.weights.ldm import ldm_locations, to_ldm
@@ -47,7 +48,7 @@ TWO = {
 @pytest.fixture
 def two(monkeypatch):
     """A family whose files hold two text encoders, at the size of the tests' tiny model."""
-    family = replace(sdxl.SDXL, configs=TWO)
+    family = replace(sdxl.SDXL, configs=TWO, text_width=20)
     monkeypatch.setattr(families, "FAMILIES", (SD1, SD2, family))
     return family
 
@@ -158,6 +159,37 @@ def test_a_second_text_encoder_from_a_file_of_its_own(tmp_path, two, before):
         assert (parts["text_encoder_2"].tensors[name] == array).all(), name
 
 
+WRITERS = {
+    "diffusers' names": lambda name: None,
+    "the training code's": lambda name: name,
+    "the same, bare": lambda name: name.removeprefix("model.diffusion_model."),
+}
+
+
+@pytest.mark.parametrize("written", WRITERS.values(), ids=WRITERS)
+def test_a_unet_alone_is_of_the_family_that_reads_such_text(tmp_path, two, written):
+    """As distilled ones are published: with the other parts from elsewhere it is a whole model."""
+    file, rest = tmp_path / "x.safetensors", tmp_path / "rest.safetensors"
+    unet = tensors_of("unet", TWO["unet"])
+    found = {written(name): array for name, array in to_ldm("unet", unet, None, two).items()}
+    write_safetensors(file, unet if None in found else found)
+    write_safetensors(rest, whole(two))
+    parts = load_checkpoint(file, replaced={part: rest for part in TWO if part != "unet"})
+    assert parts.keys() == TWO.keys()
+    for name, array in unet.items():
+        assert (parts["unet"].tensors[name] == array).all(), name
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_scheduler_of_a_family_is_one_of_refsds(family):
+    for config in (family.scheduler, *family.distilled.values()):
+        scheduler = from_config(config)
+        assert type(scheduler).__name__ == config["_class_name"]
+        assert config.items() <= {"_class_name": config["_class_name"], **scheduler.config}.items()
+    assert {*family.pads} <= {*family.tokenizers} and {*family.optional} <= {*family.networks}
+    assert family.layouts.keys() == family.configs.keys()
+
+
 @pytest.mark.parametrize("metadata, wanted, said", [
     ({}, sdxl.SCHEDULER, ""),
     ({"modelspec.architecture": "stable-diffusion-xl-turbo-v1"}, sdxl.DISTILLED["turbo"],
@@ -240,12 +272,14 @@ def test_what_is_predicted_is_v_unless_the_file_says_noise(tmp_path, caplog, mar
 
 def test_prompts_are_padded_as_the_family_pads(tmp_path):
     file = tmp_path / "x.safetensors"
-    for width, pad in ((768, 49407), (1024, 0)):
+    for width, part, pad in (
+            (768, "text_encoder", 49407), (1024, "text_encoder", 0), (2048, "text_encoder", 49407),
+            (2048, "text_encoder_2", 0), (1280, "text_encoder_2", 0)):
         write_safetensors(file, {KEY: np.zeros((1, width), "f4")})
         config = CLIPTextConfig.from_json(validate("text_encoder", SD1.configs["text_encoder"]))
         tree = {"embeddings": {"token_embedding": {"weight": np.zeros((49408, 1))}}}
         encoder = TextEncoder(tree, config, "numpy")
-        assert load_tokenizer(file, "text_encoder", encoder).pad_token_id == pad
+        assert load_tokenizer(file, part, encoder).pad_token_id == pad
 
 
 def test_a_text_encoder_that_replaces_a_files_is_of_the_files_family(tmp_path, small):
