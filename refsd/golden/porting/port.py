@@ -15,7 +15,7 @@ from refsd.golden.porting.contracts_header import header
 from refsd.golden.porting.contracts_pytest import contract_tests
 from refsd.golden.porting.contracts_stages import describe_all
 from refsd.golden.porting.export import encode, write_folder
-from refsd.golden.recording.names import block_of, is_alone
+from refsd.golden.recording.names import block_of, is_alone, stage_of
 from refsd.pipelines.outline import outline
 from refsd.pipelines.planned import plan_model
 from refsd.planning import Planned
@@ -51,7 +51,7 @@ def plan(name: str, model: str | None = None) -> dict[str, Any]:
 
     Every entry has what it costs in FLOPs, and its share of all the model's.
     """
-    plans = {golden_stage(name): planned for name, planned in
+    plans = {stage_of(name): planned for name, planned in
              plan_model(outline(model).configs).items() if name not in NOT_NEEDED}
     steps = [(stage, planned) for stage, plan in plans.items() for planned in plan]
     total = sum(planned.output.flops for _, planned in steps)
@@ -68,11 +68,6 @@ def plan(name: str, model: str | None = None) -> dict[str, Any]:
                    *(stage for stage in plans if not stage.startswith(("text", "decode"))),
                    "denoise", "decode", "picture"],
     }
-
-
-def golden_stage(call: str) -> str:
-    """How the golden names of a network's tensors begin: text_encoder_2 -> text_2, unet -> unet."""
-    return call.replace("text_encoder", "text")
 
 
 def _costs(named: Iterable[tuple[str, str, Planned]], total: int) -> Iterable[dict[str, Any]]:

@@ -14,15 +14,25 @@ PREPARING = ("concat", "pad", "silu", "slice", "upsample_bilinear", "upsample_ne
 # Lists within a block that no block is named after: to_out.0, net.0.proj, net.2.
 _INSIDE = re.compile(r"\.(?:to_out|net(?:\.\d+)?)\Z")
 _BLOCK = re.compile(r"(?:[a-z]\w*\.(?:\d+\.)?)*?(?:(?:resnets|attentions|downsamplers|upsamplers|"
-                    r"layers)\.\d+|time_embedding|embeddings)(?=\.)")
+                    r"layers|transformer_blocks|block)\.\d+|(?:time|add)_embedding|time_text_embed|"
+                    r"embeddings)(?=\.)")
 # Layers between the blocks, which count as blocks.
 _ALONE = ("conv_in", "conv_norm_out", "conv_out", "post_quant_conv", "quant_conv",
-          "final_layer_norm")
+          "final_layer_norm", "text_projection", "shared", "context_embedder", "proj", "linear",
+          "proj_out")
+DENOISERS = ("unet", "transformer")  # what is called in every step
 
 
 def full(stage: str, step: int | None, path: str) -> str:
     """unet, 3, conv_in -> unet/003/conv_in; without a step unet/conv_in."""
     return f"{stage}/{path}" if step is None else f"{stage}/{step:03d}/{path}"
+
+
+def stage_of(part: str) -> str:
+    """The stage of a model's part: text_encoder_2 -> text_2, tokenizer -> tokens, unet -> unet."""
+    named = {"text_encoder": "text", "tokenizer": "tokens", "vae": "decode"}
+    word, _, number = part.rpartition("_") if part[-1].isdigit() else (part, "", "")
+    return named.get(word, word) + (number and f"_{number}")
 
 
 def parent(layer: str) -> str:

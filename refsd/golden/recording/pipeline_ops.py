@@ -33,38 +33,41 @@ def initial_latents(noise: np.ndarray, *, init_noise_sigma: float) -> np.ndarray
 
 
 def scale_model_input(sample: np.ndarray, *, scheduler: Mapping[str, Any], steps: int,
-                      index: int) -> np.ndarray:
-    """What the model sees of the latents at step `index` of `steps`.   (N, 4, h, w) -> the same"""
-    sampler, timesteps = _at(scheduler, steps, index)
+                      index: int, mu: float | None = None) -> np.ndarray:
+    """What the model sees of the latents at step `index` of `steps`.   (N, 4, h, w) -> the same
+
+    mu: the shift of the sigmas that a picture's size asks for.
+    """
+    sampler, timesteps = _at(scheduler, steps, index, mu)
     return sampler.scale_model_input(sample, timesteps[index])
 
 
 def scheduler_step(model_output: Any, sample: Any, noise: np.ndarray | None = None, *,
                    scheduler: Mapping[str, Any], steps: int, index: int,
-                   eta: float = 0.0) -> np.ndarray:
+                   eta: float = 0.0, mu: float | None = None) -> np.ndarray:
     """The latents at the next timestep.   (N, 4, h, w), (N, 4, h, w) -> the same
 
     Samplers with a history are given lists: the model's outputs and the latents of the steps
     0 .. index. noise is what the sampler draws at this step, if it draws any.
     """
     if isinstance(model_output, Sequence):
-        sampler, timesteps = _at(scheduler, steps, 0)
+        sampler, timesteps = _at(scheduler, steps, 0, mu)
         for t, output, x in zip(timesteps, model_output, sample, strict=False):
             # Of earlier steps only what was predicted counts: any noise does.
             any_noise = FixedNoise(np.zeros_like(x) if noise is None else noise)
             stepped = sampler.step(output, t, x, generator=any_noise)
         return stepped.prev_sample
-    sampler, timesteps = _at(scheduler, steps, index)
+    sampler, timesteps = _at(scheduler, steps, index, mu)
     options = {} if noise is None else {"generator": FixedNoise(noise)}
     if "eta" in inspect.signature(sampler.step).parameters:
         options["eta"] = eta
     return sampler.step(model_output, timesteps[index], sample, **options).prev_sample
 
 
-def _at(config, steps, index):
+def _at(config, steps, index, mu):
     """A scheduler with the timesteps of a run, at step `index` of it, and its timesteps."""
     sampler = from_config(config)
-    timesteps = stages.make_schedule(sampler, steps)
+    timesteps = stages.make_schedule(sampler, steps, **({} if mu is None else {"mu": mu}))
     sampler.set_begin_index(index)
     return sampler, timesteps
 

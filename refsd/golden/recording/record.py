@@ -12,7 +12,7 @@ import numpy as np
 from refsd.dense import to_dense
 from refsd.errors import ModelError
 from refsd.golden.recording import invariants
-from refsd.golden.recording.names import Namer, block_of, full
+from refsd.golden.recording.names import DENOISERS, Namer, block_of, full
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.leaf import Weight, layer_of
 from refsd.pipelines.stages import require_finite
@@ -27,9 +27,10 @@ class Selection:
     """What is written of a run.
 
     level: 0 the ends of the stages, 1 every step's latents and noise, 2 every block's output,
-    3 every op, 4 also what `attention` matches: scores and probabilities. steps: those whose UNet
-    calls are opened from level 2 on, None for all. include, exclude, attention: patterns of names
-    (fnmatch). op: only that op's results. shard (i, n): of all that, every n-th from the i-th on.
+    3 every op, 4 also what `attention` matches: scores and probabilities. steps: those whose calls
+    of the denoiser are opened from level 2 on, None for all. include, exclude, attention: patterns
+    of names (fnmatch). op: only that op's results. shard (i, n): of all that, every n-th from the
+    i-th on.
     """
 
     level: int = 1
@@ -42,7 +43,8 @@ class Selection:
 
     def opens(self, stage: str, step: int | None) -> bool:
         """Whether the inside of this call of a network is looked at."""
-        return self.level >= 2 and (stage != "unet" or self.steps is None or step in self.steps)
+        return self.level >= 2 and (stage not in DENOISERS or self.steps is None
+                                    or step in self.steps)
 
     def wants(self, name: str, level: int, op: str | None) -> bool:
         """Whether a tensor of this level is written, whichever the shard."""

@@ -1,22 +1,21 @@
 """What a golden run is made of: the request with every choice spelled out, and its model."""
 
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from refsd.arguments import as_integer, as_number
 from refsd.errors import UsageError
+from refsd.families import DEFAULT
 from refsd.pipelines import identity, stages
+from refsd.pipelines.auto import AutoPipelineForText2Image, family_of_model
 from refsd.pipelines.loading import bundled_model
-from refsd.pipelines.request import check_numbers, check_side, idle
-from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
+from refsd.pipelines.pipeline import Pipeline
+from refsd.pipelines.request import check_numbers, check_side
 from refsd.random.by_name import GENERATORS
 from refsd.schedulers import from_config
 from refsd.weights import resolve
 from refsd.weights.plan import plan_whole
-
-logger = logging.getLogger(__name__)
 
 TRUTH = {"backend": "numpy", "dtype": "float64"}
 
@@ -58,34 +57,38 @@ class Request:
         if self.rng not in GENERATORS:
             raise UsageError(f"rng is {self.rng!r}; give one of {', '.join(GENERATORS)}")
         scheduler = from_config(self.scheduler)
-        without_effect = idle(
-            pipe, scheduler=scheduler, guidance_scale=self.cfg_scale, eta=self.eta,
-            guidance_rescale=self.guidance_rescale, negative=self.negative_prompt)
-        for name, why in without_effect.items():
-            logger.warning("%s changes nothing: %s", name, why)
         return len(stages.make_schedule(scheduler, self.steps))
 
 
 def load_truth(model: str | Path | None = None, *, variant: str | None = None,
-               download: bool = False, scheduler: Any = None) -> StableDiffusionPipeline:
+               download: bool = False, scheduler: Any = None) -> Pipeline:
     """The model in float64 on the definitions, as all truth is computed; None is the bundled one.
 
     Convolutions only add up the products of their formula. `scheduler` as in from_pretrained.
     """
-    return StableDiffusionPipeline.from_pretrained(model, variant=variant, download=download,
-                                                   exact=True, scheduler=scheduler, **TRUTH)
+    return AutoPipelineForText2Image.from_pretrained(model, variant=variant, download=download,
+                                                     exact=True, scheduler=scheduler, **TRUTH)
 
 
 def model_of(pipe: Any, model: str | Path | None, *, variant: str | None = None) -> dict[str, Any]:
-    """What a manifest says of a model: its files' SHA-256, the configs of all parts in full."""
+    """What a manifest says of a model: its files' SHA-256, the configs of all parts in full.
+
+    Of other families than the bundled model's also which it is, and its parts.
+    """
     argument = None if model is None else str(model)
     path = bundled_model() if model is None else resolve(model, variant=variant)
     plans = plan_whole(path, variant=variant)
+    lengths = {part: getattr(pipe, part).model_max_length for part in pipe.parts
+               if part.startswith("tokenizer") and getattr(pipe, part) is not None}
+    family = family_of_model(model, variant=variant)
+    parts = [part for part in pipe.parts if getattr(pipe, part) is not None]
+    further = {"family": family.name, "parts": parts, "max_lengths": lengths}
     return {**identity.of(argument, variant=variant),
             "configs": {part: _plain(plan.config) for part, plan in plans.items()},
             "scheduler": pipe.scheduler.config.plain(),
             "scaling_factor": pipe.vae.config.scaling_factor,
-            "max_length": pipe.tokenizer.model_max_length}
+            "max_length": next(iter(lengths.values())),
+            **({} if family is DEFAULT else further)}
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

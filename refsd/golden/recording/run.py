@@ -1,4 +1,7 @@
-"""A whole image, from the tokens to the pixels, with every tensor handed to a recorder."""
+"""A whole image, from the tokens to the pixels, with every tensor handed to a recorder.
+
+The pipeline draws it itself, with parts that record in the place of its own.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.golden.recording.names import stage_of
 from refsd.golden.recording.pipeline_ops import initial_latents
 from refsd.golden.recording.record import BLOCK, Recorder
 from refsd.golden.recording.request import Request
+from refsd.golden.recording.texts import RecordedTexts, Wrapped
 from refsd.pipelines import stages
 from refsd.places import beside
-from refsd.random import draw_noise
 from refsd.random.by_name import GENERATORS
 from refsd.registry import use, watch
 from refsd.schedulers import from_config
@@ -25,66 +29,40 @@ def run(pipe: Any, request: Request, recorder: Recorder,
     The noise is the float32 stream whatever pipe's dtype is, and the initial latents are rounded to
     float32, so that a port in float32 begins with the same bits. on_step(index) follows each step.
     """
-    with watch(recorder), use(pipe.backend, exact=pipe.exact):
-        texts = [request.prompt]
-        if request.cfg_scale > 1 and pipe.unet.time_cond_dim is None:
-            texts.append(request.negative_prompt)
-        # diffusers skips layers for the positive prompt only.
-        embeds = [_encode(pipe, recorder, i, text, request.clip_skip if i == 0 else None)
-                  for i, text in enumerate(texts)]
-        latents = _denoise(pipe, request, recorder, on_step, *embeds)
-        return _decode(pipe, recorder, latents)
-
-
-def _encode(pipe, recorder, number, text, clip_skip):
-    ids = stages.tokenize(pipe.tokenizer, [text])
-    pieces = " ".join(piece.token for piece in pipe.tokenizer.pieces(text))
-    recorder.tensor("tokens", number, "ids", ids, level=0, note=pieces[:2000])
-    with recorder.stage("text", number):
-        states = stages.encode_text(pipe.text_encoder, ids, clip_skip=clip_skip)
-    recorder.tensor("text", number, "last_hidden_state", states, level=0, op=BLOCK,
-                    inputs={"output": states})
-    return states
-
-
-def _denoise(pipe, request, recorder, on_step, positive, negative=None):
     scheduler = from_config(request.scheduler)
     if "noise_sampler_seed" in scheduler.config:
         raise UsageError(f"{type(scheduler).__name__} has noise of a Brownian path, which packs do "
                          "not record; give another sampler")
-    timesteps = stages.make_schedule(scheduler, request.steps)
-    recorder.tensor("schedule", None, "timesteps", timesteps, level=1)
-    if hasattr(scheduler, "alphas_cumprod"):
-        alpha_bar = scheduler.alphas_cumprod
-        recorder.tensor("schedule", None, "alphas_cumprod", alpha_bar, level=1)
-        recorder.worst.schedule(alpha_bar, recorder.held(alpha_bar))
-    if hasattr(scheduler, "sigmas"):
-        recorder.tensor("schedule", None, "sigmas", scheduler.sigmas, level=1)
+    with watch(recorder), use(pipe.backend, exact=pipe.exact):
+        latents = _denoise(pipe, request, recorder, scheduler, on_step)
+        return _decode(pipe, recorder, latents)
 
-    generator = Noise(GENERATORS[request.rng](request.seed))
-    factor = pipe.vae.config.downscale
-    shape = (1, pipe.vae.config.latent_channels, request.height // factor, request.width // factor)
-    noise = draw_noise(shape, pipe.unet.dtype, generator)
-    recorder.tensor("denoise", None, "noise", noise, level=1)
-    options = {"init_noise_sigma": float(scheduler.init_noise_sigma)}
-    latents = beside(positive, initial_latents(noise, **options))
-    recorder.tensor("denoise", None, "initial", latents, level=1, op="initial_latents",
-                    inputs={"noise": noise}, options=options)
 
-    recorder.enter("denoise")
-    recorded = RecordedScheduler(scheduler, request, recorder, generator)
-    unet = RecordedUNet(pipe.unet, recorded)
-    states = () if negative is None else (negative,)
-    for step in stages.denoise(unet, recorded, latents, positive, *states,
-                               guidance_scale=request.cfg_scale, eta=request.eta,
-                               guidance_rescale=request.guidance_rescale, generator=generator):
-        latents = step.latents
+def _denoise(pipe, request, recorder, scheduler, on_step):
+    """The pipeline's own call, up to the last latents."""
+    noise = Noise(GENERATORS[request.rng](request.seed))
+    recorded = RecordedScheduler(scheduler, request, recorder, noise)
+    denoiser = RecordedDenoiser(pipe.denoises, pipe.denoiser, recorded)
+    texts = RecordedTexts(pipe, recorder)
+    noise.start = lambda drawn: recorded.start(drawn, texts.positive)
+    shadow = type(pipe).from_pipe(
+        pipe, scheduler=recorded, **{pipe.denoises: denoiser}, **texts.parts)
+    shadow.embed = texts.embedding(shadow.embed)
+    shadow._said = pipe._said  # what a run warns of is not said again by the next
+
+    def step_end(shadow: Any, index: int, timestep: Any, tensors: Any) -> None:
         if on_step is not None:
-            on_step(step.index)
-    recorder.checkpoints(len(timesteps))
-    recorder.tensor("denoise", None, "final", latents, level=0, op=BLOCK,
-                    inputs={"output": latents})
-    return latents
+            on_step(index)
+
+    shadow(request.prompt, height=request.height, width=request.width,
+           num_inference_steps=request.steps, guidance_scale=request.cfg_scale,
+           negative_prompt=request.negative_prompt, eta=request.eta, generator=noise,
+           output_type="latent", clip_skip=request.clip_skip,
+           guidance_rescale=request.guidance_rescale, callback_on_step_end=step_end)
+    recorder.checkpoints(len(scheduler.timesteps))
+    recorder.tensor("denoise", None, "final", recorded.latents, level=0, op=BLOCK,
+                    inputs={"output": recorded.latents})
+    return recorded.latents
 
 
 def _decode(pipe, recorder, latents):
@@ -99,7 +77,12 @@ def _decode(pipe, recorder, latents):
 
 
 class Noise:
-    """A generator that always draws float32 values, and keeps what it has drawn last."""
+    """A generator that always draws float32 values, and keeps what it has drawn last.
+
+    start(noise), which comes before the first step, gives what a run starts from of the first.
+    """
+
+    start: Callable | None = None
 
     def __init__(self, generator: Any):
         self._generator, self.drawn = generator, None
@@ -107,51 +90,94 @@ class Noise:
     def randn(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
         """Normal values of float32, in the dtype that is wanted."""
         self.drawn = self._generator.randn(shape, "float32").astype(dtype)
-        return self.drawn
+        if self.start is None:
+            return self.drawn
+        start, self.start = self.start, None
+        return start(self.drawn)
 
 
-class RecordedScheduler:
-    """A scheduler whose steps are recorded. `index` is that of the step it is in."""
+class RecordedScheduler(Wrapped):
+    """A scheduler whose steps are recorded. `index` is that of the step it is in.
+
+    The first step takes the rounded latents that `start` made in the place of the pipeline's.
+    """
+
+    init_noise_sigma = 1.0  # `start` has scaled the noise
 
     def __init__(self, scheduler: Any, request: Request, recorder: Recorder, generator: Noise):
-        self._scheduler, self.request, self.recorder = scheduler, request, recorder
+        super().__init__(scheduler)
+        self.request, self.recorder = request, recorder
         self._generator = generator
         self._history: tuple[list, list] = ([], [])
+        self._shift: dict[str, float] = {}  # of a run's sigmas
         self.index = -1
+        self.latents: Any = None  # where the run is
         self.predictions: dict[str, Any] = {}  # with each text, in this step
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scheduler, name)
+    @property
+    def set_timesteps(self) -> Any:
+        """The scheduler's own, with its signature, which the pipeline reads; records them."""
+
+        @functools.wraps(self._wrapped.set_timesteps)
+        def set_timesteps(*args, **options):
+            self._wrapped.set_timesteps(*args, **options)
+            self._shift = {"mu": options["mu"]} if options.get("mu") is not None else {}
+            self._record_schedule()
+
+        return set_timesteps
+
+    def _record_schedule(self):
+        scheduler, recorder = self._wrapped, self.recorder
+        recorder.tensor("schedule", None, "timesteps", scheduler.timesteps, level=1)
+        if hasattr(scheduler, "alphas_cumprod"):
+            alpha_bar = scheduler.alphas_cumprod
+            recorder.tensor("schedule", None, "alphas_cumprod", alpha_bar, level=1)
+            recorder.worst.schedule(alpha_bar, recorder.held(alpha_bar))
+        if hasattr(scheduler, "sigmas"):
+            recorder.tensor("schedule", None, "sigmas", scheduler.sigmas, level=1)
+
+    def start(self, noise: np.ndarray, text: Any) -> np.ndarray:
+        """What the run begins with, of its first noise; its own copy lies where the text does."""
+        self.recorder.tensor("denoise", None, "noise", noise, level=1)
+        options = {"init_noise_sigma": float(self._wrapped.init_noise_sigma)}
+        initial = initial_latents(noise, **options)
+        self.latents = beside(text, initial)
+        self.recorder.tensor("denoise", None, "initial", self.latents, level=1,
+                             op="initial_latents", inputs={"noise": noise}, options=options)
+        self.recorder.enter("denoise")
+        return initial
 
     def scale_model_input(self, sample: Any, timestep: Any) -> Any:
         """The first thing that a step does."""
         self.index += 1
         self.recorder.enter("denoise", self.index)
         # A view of its own, also where the scheduler gives the sample itself: another name.
-        scaled = self._scheduler.scale_model_input(sample, timestep)[:]
-        self._record("scaled", scaled, "scale_model_input", {"sample": sample}, self._position())
+        scaled = self._wrapped.scale_model_input(self.latents, timestep)[:]
+        self._record("scaled", scaled, "scale_model_input", {"sample": self.latents},
+                     self._position())
         return scaled
 
     @property
     def step(self) -> Any:
         """The scheduler's own, with its signature, which the pipeline reads."""
 
-        @functools.wraps(self._scheduler.step)
+        @functools.wraps(self._wrapped.step)
         def step(model_output, timestep, sample, **options):
             if self.predictions:
                 self._record("guided", model_output, "guide", self.predictions, {
                     "scale": self.request.cfg_scale, "rescale": self.request.guidance_rescale})
             self.predictions, self._generator.drawn = {}, None
-            stepped = self._scheduler.step(model_output, timestep, sample, **options)
-            inputs = {"model_output": model_output, "sample": sample}
-            if self._scheduler.has_history:
+            stepped = self._wrapped.step(model_output, timestep, self.latents, **options)
+            inputs = {"model_output": model_output, "sample": self.latents}
+            if self._wrapped.has_history:
                 inputs = {key: self._remember(key == "sample", value)
                           for key, value in inputs.items()}
             if self._generator.drawn is not None:
                 inputs["noise"] = self._generator.drawn
                 self.recorder.tensor("denoise", self.index, "noise", inputs["noise"], level=1)
             eta = {"eta": self.request.eta} if "eta" in options and self.request.eta else {}
-            self._record("latents", stepped.prev_sample, "scheduler_step", inputs,
+            self.latents = stepped.prev_sample
+            self._record("latents", self.latents, "scheduler_step", inputs,
                        {**self._position(), **eta})
             return stepped
 
@@ -163,27 +189,25 @@ class RecordedScheduler:
 
     def _position(self):
         return {"scheduler": self.request.scheduler, "steps": self.request.steps,
-                "index": self.index}
+                "index": self.index, **self._shift}
 
     def _record(self, path, array, op, inputs, options):
         self.recorder.tensor("denoise", self.index, path, array, level=1, op=op, inputs=inputs,
                              options=options)
 
 
-class RecordedUNet:
-    """A UNet whose prediction with each text is recorded."""
+class RecordedDenoiser(Wrapped):
+    """The network that predicts: what it says of each text is recorded."""
 
-    def __init__(self, unet: Any, scheduler: RecordedScheduler):
-        self._unet, self._scheduler = unet, scheduler
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._unet, name)
+    def __init__(self, part: str, denoiser: Any, scheduler: RecordedScheduler):
+        super().__init__(denoiser)
+        self._stage, self._scheduler = stage_of(part), scheduler
 
     def __call__(self, sample: Any, *args: Any, **options: Any) -> Any:
         """Its answer; with two texts the first half is the negative one's."""
         recorder, index = self._scheduler.recorder, self._scheduler.index
-        with recorder.stage("unet", index):
-            output = self._unet(sample, *args, **options)
+        with recorder.stage(self._stage, index):
+            output = self._wrapped(sample, *args, **options)
         half = len(output) // 2
         if not half:
             recorder.tensor("denoise", index, "eps_cond", output, level=1, op=BLOCK,
@@ -200,23 +224,21 @@ class RecordedUNet:
         return output
 
 
-class RecordedVAE:
+class RecordedVAE(Wrapped):
     """A VAE whose input is recorded; `decoded` is its output."""
 
     def __init__(self, vae: Any, recorder: Recorder, latents: Any):
-        self._vae, self._recorder, self._latents = vae, recorder, latents
+        super().__init__(vae)
+        self._recorder, self._latents = recorder, latents
         self.decoded = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._vae, name)
 
     def decode(self, latents: Any) -> Any:
         """(N, 4, h, w) -> (N, 3, H, W)"""
-        config = self._vae.config
+        config = self._wrapped.config
         shift = {"shift_factor": config.shift_factor} if config.shift_factor else {}
         self._recorder.tensor("decode", None, "latents", latents, level=1, op="unscale_latents",
                               inputs={"latents": self._latents},
                               options={"scaling_factor": config.scaling_factor, **shift})
         with self._recorder.stage("decode"):
-            self.decoded = self._vae.decode(latents)
+            self.decoded = self._wrapped.decode(latents)
         return self.decoded

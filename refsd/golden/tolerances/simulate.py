@@ -6,6 +6,7 @@ the model costs most of it, each part alone in the format.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.golden.recording.names import block_of, parent
+from refsd.golden.recording.names import block_of, parent, stage_of
 from refsd.golden.recording.record import Selection
 from refsd.golden.recording.request import Request
 from refsd.golden.tolerances.bounds import moves_data
@@ -23,9 +24,11 @@ from refsd.golden.tolerances.spread import emulated_run
 from refsd.leaf import layer_of
 from refsd.registry import ops
 
-STAGES = {"text_encoder": "text", "unet": "unet", "vae": "decode"}
 # What of a run is compared with float64: relative errors of the last of each stage.
-ENDPOINTS = ("text/000/last_hidden_state", "denoise/final", "picture/image")
+LATENTS, PICTURE = "denoise/final", "picture/image"
+# Of the text: what is read of each encoder, and what is made of several.
+TEXT = re.compile(r"text(_\d+)?/000/(last_hidden_state|hidden_states\.\d+|text_embeds|"
+                  r"pooler_output|prompt_embeds)")
 UNITS = ("blocks", "layers")
 
 
@@ -43,7 +46,7 @@ class Layer(NamedTuple):
 
 
 class Impact(NamedTuple):
-    """What a part of the model does alone in the format: relative errors, as of ENDPOINTS."""
+    """What a part of the model does alone in the format: relative errors, as of Endpoints."""
 
     name: str
     latents: float
@@ -53,7 +56,7 @@ class Impact(NamedTuple):
 class Simulation(NamedTuple):
     """layers: the smallest margin first. first_overflow: a tensor's name, with its step.
 
-    errors: relative root mean squares of ENDPOINTS. ranking: the part that spoils the picture most
+    errors: relative root mean squares of Endpoints. ranking: the part that spoils the picture most
     first; None if it was not asked for.
     """
 
@@ -103,7 +106,7 @@ def simulate(pipe: Any, recipe: Request, format: str, *, accumulate: str = "floa
         alone = plan.emulator(format, scope, accumulate, unit=(rank, unit))
         emulated_run(pipe, recipe, Selection(level=1), ends, alone)
         errors = ends.errors(truth)
-        ranking.append(Impact(unit, errors[ENDPOINTS[1]], errors[ENDPOINTS[2]]))
+        ranking.append(Impact(unit, errors[LATENTS], errors[PICTURE]))
         if on_run is not None:
             on_run(done + 1, len(units))
     return found._replace(ranking=sorted(ranking, key=lambda d: -d.picture))
@@ -140,7 +143,7 @@ class Sites:
         layer = layer_of(inputs)
         if layer is not None:
             component, _, path = layer.partition(".")
-            self._last = STAGES[component], path
+            self._last = stage_of(component), path
             found = OpSite(*self._last, op)
         else:
             stage, path = self._last
@@ -184,7 +187,7 @@ class Endpoints:
 
     def add(self, name: str, array: np.ndarray, **more: Any) -> None:
         """One tensor."""
-        if name in ENDPOINTS:
+        if name in (LATENTS, PICTURE) or TEXT.fullmatch(name):
             self.ends[name] = np.array(array)
 
     def holds(self, name: str) -> bool:
