@@ -11,6 +11,7 @@ from weights_samples import TINY, refused, tiny_tensors
 
 import refsd
 from refsd import families
+from refsd.errors import UsageError
 from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, recognise, sd3, sdxl
 from refsd.models.config import CLIPTextConfig
 from refsd.networks import shapes_of, validate
@@ -178,6 +179,13 @@ def test_a_unet_alone_is_of_the_family_that_reads_such_text(tmp_path, two, writt
     assert parts.keys() == TWO.keys()
     for name, array in unet.items():
         assert (parts["unet"].tensors[name] == array).all(), name
+
+
+def test_a_part_that_a_family_has_not_is_not_replaced(tmp_path, two):
+    file = tmp_path / "x.safetensors"
+    write_safetensors(file, whole(two))
+    refused(lambda: load_checkpoint(file, replaced={"text_encoder_3": file}),
+            "Stable Diffusion XL, which has no text_encoder_3: leave it out", error=UsageError)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -85,11 +85,13 @@ def load_checkpoint(
     else:
         raise UsageError(f"{str(path)[:200]}: no such file or folder. Give one that there is")
 
+    family = family_at(path) if replaced else None
     for name, other in replaced.items():
+        if name not in family.networks:
+            raise UsageError(f"{path}: {family.name}, which has no {name}: leave it out")
         if other is not None:
             like = (configs or {}).get(name) or own_config(path, name)
-            plans[name] = replacement(other, name, variant=variant, like=like,
-                                      family=family_at(path))
+            plans[name] = replacement(other, name, variant=variant, like=like, family=family)
     check_together({name: plan.config for name, plan in plans.items()}, str(path), inputs)
     return load(plans, dtype=dtype, weights=weights, force=force)
 
