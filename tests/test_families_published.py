@@ -1,15 +1,18 @@
 """What the published single files are, by their tensors' names and shapes (tests/published.py)."""
 
 import math
+from pathlib import Path
 
 import pytest
 from published import published
 
+from refsd.errors import ModelError
 from refsd.families import SD1, SD2, other_family, recognise, sd2, sd3, sdxl
 from refsd.networks import shapes_of
-from refsd.weights.header import TensorInfo
+from refsd.weights.header import Header, TensorInfo
 from refsd.weights.ldm import ldm_locations
 from refsd.weights.names import without_kernel
+from refsd.weights.plan import plan_file
 
 PREFIX = "model.diffusion_model."
 # What the published config.json of each has, that the other two have not.
@@ -97,6 +100,37 @@ def test_the_published_files_are_recognised(lists, prefixes, name, outer):
                 if tensor.startswith(prefix)}
         assert recognise(infos(part)).name == name
     assert other_family(infos(whole)) == ""
+
+
+@pytest.mark.parametrize("lists, unread", [
+    (("sd1", "vae_4_channels"), 1), (("sd2", "vae_4_channels"), len(LAST)),
+    (("sdxl_base", "vae_4_channels"), 2), (("sdxl_refiner", "vae_4_channels"), 1),
+    *(((name, "vae_16_channels", "sd3_text_encoders"), 1) for name in OWN),
+], ids=lambda found: found[0] if isinstance(found, tuple) else None)
+def test_a_published_file_is_planned_whole(monkeypatch, caplog, lists, unread):
+    """Every part of its family, from every tensor but those that none has, without a word."""
+    tensors = infos(published(*lists))
+    header = Header("x.safetensors", tensors, {}, 0, ())
+    monkeypatch.setattr("refsd.weights.plan.read_header", lambda path: header)
+    plans = plan_file(Path("x.safetensors"))
+    assert {*plans} == {*recognise(tensors).networks} and not caplog.records
+    read = {source.location.name for plan in plans.values() for source in plan.sources.values()}
+    assert read < tensors.keys() and len(tensors) - len(read) == unread
+
+
+def test_a_file_without_text_encoders_is_planned_where_they_come_from_elsewhere(monkeypatch):
+    """T5 is no more asked for than where the file of all parts lacks it."""
+    header = Header("x.safetensors", infos(published("sd3_medium", "vae_16_channels")), {}, 0, ())
+    monkeypatch.setattr("refsd.weights.plan.read_header", lambda path: header)
+    with pytest.raises(ModelError, match="no text encoder in it, only the transformer and the VAE"):
+        plan_file(Path("x.safetensors"))
+    plans = plan_file(Path("x.safetensors"), without=("text_encoder", "text_encoder_2"))
+    assert {*plans} == {"transformer", "vae"}
+
+    header.tensors.clear()
+    header.tensors.update(infos(published("sd3_text_encoders")))
+    with pytest.raises(ModelError, match="no transformer in it.* Give the file that has it, and"):
+        plan_file(Path("x.safetensors"))
 
 
 @pytest.mark.parametrize("file", OWN)

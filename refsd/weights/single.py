@@ -89,7 +89,7 @@ def missing_part(path: str, component: str, held: Collection[str]) -> ModelError
     held = " and the ".join(NETWORKS[name].word for name in held)
     holds = f", only the {held}" if held else ", nor another whole network of such a model"
     how = f"Name one with {component}= (--{option} PATH): a folder or a .safetensors file"
-    if component == "unet":
+    if component in ("unet", "transformer"):
         how = "Give the file that has it, and this one with vae= or text_encoder="
     return ModelError(f"{path}: there is no {word} in it{holds}. {how}")
 
