@@ -102,6 +102,16 @@ def test_the_published_files_are_recognised(lists, prefixes, name, outer):
     assert other_family(infos(whole)) == ""
 
 
+@pytest.mark.parametrize("file", OWN)
+def test_norms_that_scale_and_shift_alone_lie_exchanged(file):
+    """The last one's, and that of the text in the last block: the shift stands first there."""
+    config = sd3.TRANSFORMER | OWN[file]
+    found = ldm_locations("transformer", config, sd3.SD3)
+    last = f"transformer_blocks.{config['num_layers'] - 1}.norm1_context.linear."
+    assert {name for name, location in found.items() if location.exchanged} == {
+        before + leaf for before in (last, "norm_out.linear.") for leaf in ("weight", "bias")}
+
+
 @pytest.mark.parametrize("lists, unread", [
     (("sd1", "vae_4_channels"), 1), (("sd2", "vae_4_channels"), len(LAST)),
     (("sdxl_base", "vae_4_channels"), 2), (("sdxl_refiner", "vae_4_channels"), 1),

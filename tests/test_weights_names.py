@@ -221,6 +221,7 @@ KEY = UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FAMILIES = {
     "Flux of diffusers' names": ({"single_transformer_blocks.0.x": (1,)}, "Flux"),
     "Flux": ({UNET + "double_blocks.0.x": (1,)}, "Flux"),
+    "video": ({KEY: (320, 1024), "conditioner.embedders.0.open_clip.model.x": (1,)}, "Video"),
     "depth": (
         {KEY: (320, 768), UNET + "input_blocks.0.0.weight": (320, 5, 3, 3)},
         "a depth model",

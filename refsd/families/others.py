@@ -10,6 +10,7 @@ BEGINNINGS = {
     UNET.prefix + "double_blocks.": "Flux",
     "double_blocks.": "Flux",
     "single_transformer_blocks.": "Flux",
+    "conditioner.embedders.0.open_clip.": "Stable Video Diffusion",
     "lora_": "a LoRA, not a whole model",
     "control_model.": "a ControlNet",
 }
