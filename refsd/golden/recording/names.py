@@ -2,14 +2,15 @@
 
 An op with weights has the checkpoint's path of its weight: unet/000/down_blocks.0.resnets.0.conv1.
 An op without is named PARENT.OP, PARENT the block around the layer that it belongs to: the next
-one if it prepares that layer's input, else the last one. The second of a name in a step is .2.
+one if it prepares that layer's input and no other op comes before, else the last one. The second of a name in a step is .2.
 """
 
 import re
 from typing import NamedTuple
 
 # Ops that make the next layer's input out of what is there.
-PREPARING = ("concat", "pad", "silu", "slice", "upsample_bilinear", "upsample_nearest")
+PREPARING = ("concat", "pad", "silu", "timestep_embedding", "upsample_bilinear",
+             "upsample_nearest")
 
 # Lists within a block that no block is named after: to_out.0, net.0.proj, net.2.
 _INSIDE = re.compile(r"\.(?:to_out|net(?:\.\d+)?)\Z")
@@ -58,7 +59,6 @@ class Waiting(NamedTuple):
     """An op that is not named yet, with whatever the caller wants to know again."""
 
     op: str
-    beside: str | None  # the parent it is to have; None: that of the layer to come
     event: object
 
 
@@ -76,19 +76,19 @@ class Namer:
     def add(self, op: str, layer: str | None, event: object) -> list[tuple[str, object]]:
         """An op has run; `layer` is the checkpoint's path of its weights, if it has any."""
         if layer is None:
+            self._waiting.append(Waiting(op, event))
             follows = op not in PREPARING and self._layer is not None
-            self._waiting.append(Waiting(op, parent(self._layer) if follows else None, event))
-            return self._named(parent(self._layer)) if follows and len(self._waiting) == 1 else []
+            return self._named(self._layer) if follows else []
         self._layer = layer
-        return [*self._named(parent(layer)), (self._once(layer), event)]
+        return [*self._named(layer), (self._once(layer), event)]
 
     def end(self) -> list[tuple[str, object]]:
         """Nothing comes any more: what still waits belongs to the last layer."""
-        return self._named(parent(self._layer or ""))
+        return self._named(self._layer or "")
 
-    def _named(self, beside):
-        named = [(self._once(f"{w.beside if w.beside is not None else beside}.{w.op}".lstrip(".")),
-                  w.event) for w in self._waiting]
+    def _named(self, layer):
+        beside = parent(layer)
+        named = [(self._once(f"{beside}.{w.op}".lstrip(".")), w.event) for w in self._waiting]
         self._waiting = []
         return named
 

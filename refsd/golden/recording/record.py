@@ -110,6 +110,7 @@ class Recorder:
         self.worst = invariants.Worst()
         self._host = OnHost()
         self._known: dict[int, Known] = {}
+        self._ends: list[tuple[np.ndarray, str]] = []  # floats between the networks, and names
         self._stage, self._step, self._namer = "", None, Namer()
         self._block: tuple[str, np.ndarray] | None = None
         self._count = 0
@@ -198,8 +199,10 @@ class Recorder:
             inputs = inputs or {}
             if not self._all_held(inputs):
                 op, inputs, options = BLOCK, {}, {}
-        self._write(name, array, level=level, op=op, stage=stage, step=step, note=note,
-                    inputs=inputs, options=options)
+        written = self._write(name, array, level=level, op=op, stage=stage, step=step, note=note,
+                              inputs=inputs, options=options)
+        if written and level == 0 and np.asarray(array).dtype.kind == "f":
+            self._ends.append((array, name))
 
     def held(self, array: Any) -> str | None:
         """The name under which the pack holds this very array."""
@@ -242,11 +245,18 @@ class Recorder:
         value = on_host(to_dense(value))
         if not isinstance(value, np.ndarray):
             return value
+        if self.held(value) is None and (end := self._end(value)):
+            self._learn(value, end)
         if self.held(value) is None:
             computed = value.dtype.kind == "f"  # by an op that is not recorded
             self.writer.add(name, value, op=BLOCK if computed else None, note="an input", **place)
             self._learn(value, name)
         return f"tensor:{self.held(value)}"
+
+    def _end(self, value):
+        """The end of a stage with an array's own numbers: pipelines copy, and cast, what is one."""
+        return next((name for array, name in self._ends if array.shape == value.shape
+                     and value.dtype.kind == "f" and np.array_equal(array, value)), None)
 
     def _learn(self, array, name):
         """Remember an array for as long as someone else holds it."""
