@@ -16,6 +16,7 @@ GROUPS = {
     },
     "look inside": {
         "info": ("FILE", "how a picture was made, or what a model's file holds"),
+        "models": ("[MODEL]", "what a model is made of, part for part, and what it lacks"),
         "lora": ("ACTION", "LoRA files: what one is, and for which models"),
         "samplers": ("", "the samplers, their names in other tools, and what each takes"),
         "tokenize": ("TEXT", "the tokens that a prompt becomes"),
