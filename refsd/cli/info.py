@@ -16,7 +16,8 @@ ABOUT = """\
 Show what a picture says of how it was made: refsd's recipe, the infotext that
 AUTOMATIC1111, Forge, SD.Next, stable-diffusion.cpp and refsd write, or what
 ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI and Draw Things say. Of a model's
-.safetensors or .gguf file: what it holds, in which types."""
+.safetensors or .gguf file: what it holds, in which types. What a whole model is
+made of, a folder's too, and what it lacks, says refsd models."""
 
 
 def parser() -> Parser:

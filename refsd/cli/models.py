@@ -51,7 +51,7 @@ def record(found: Any) -> dict[str, Any]:
 
 def show(found: Any) -> None:
     """One screen."""
-    result(one_line(f"{found.model}: {found.family}, drawn with by refsd.{found.pipeline}"))
+    result(one_line(f"{found.model}: {found.family}, for refsd.{found.pipeline}"))
     result(f"\n{'part':<18}{'class':<30}{'parameters':>16}{'on disk':>12}  types")
     for part in found.parts:
         if part.found:
@@ -65,13 +65,14 @@ def show(found: Any) -> None:
     result("")
     for name, whose in found.tokenizers.items():
         result(f"{name:<18}{whose}")
-    result(f"{'scheduler':<18}{found.scheduler or 'none that refsd has, see below'}")
+    if found.scheduler or found.scheduler_problem:
+        result(f"{'scheduler':<18}{found.scheduler or 'none that refsd has, see below'}")
     if found.unused:
         result(one_line(f"{'not used':<18}{', '.join(found.unused)}"))
     for problem in found.problems:
         result(one_line(f"problem: {problem}"))
     if found.problems:
-        result("as it is, it cannot be drawn with")
+        result("as it is, refsd cannot use it")
 
 
 def mib(count: int) -> str:

@@ -111,10 +111,12 @@ def record(planned: Any) -> dict[str, Any]:
 def show(planned: Any, *, given: bool) -> None:
     """One screen."""
     asked = planned.request
+    size = (f"{planned.width} x {planned.height}"
+            f"{f' x {asked.pictures}' if asked.pictures > 1 else ''}, {asked.steps} steps"
+            if planned.width else "the longest text")
     result(one_line(
-        f"{planned.model}: {planned.family}, {planned.width} x {planned.height}"
-        f"{f' x {asked.pictures}' if asked.pictures > 1 else ''}, {asked.steps} steps, "
-        f"{asked.backend}, {asked.dtype}{f', weights {asked.weights}' if asked.weights else ''}"))
+        f"{planned.model}: {planned.family}, {size}, {asked.backend}, {asked.dtype}"
+        f"{f', weights {asked.weights}' if asked.weights else ''}"))
     result(f"\n{'network':<22}{'parameters':>16}{'loaded':>12}")
     for network in planned.networks:
         result(f"{network.part:<22}{network.parameters:>16,}{gib(network.bytes):>12}")
@@ -126,9 +128,10 @@ def show(planned: Any, *, given: bool) -> None:
         result(f"{call.name:<22}{call.ops:>8,}{call.flops / 1e9:>14,.1f}{gib(call.peak):>12}"
                f"{gib(call.results):>14}")
     flops = planned.flops
-    result(f"the drawing: {flops['drawing'] / 1e12:,.2f} TFLOP = texts "
-           f"{flops['texts'] / 1e12:,.3f} + {planned.model_calls} steps x "
-           f"{flops['step'] / 1e12:,.3f} + decoding {flops['decode'] / 1e12:,.3f}")
+    if "drawing" in flops:
+        result(f"the drawing: {flops['drawing'] / 1e12:,.2f} TFLOP = texts "
+               f"{flops['texts'] / 1e12:,.3f} + {planned.model_calls} steps x "
+               f"{flops['step'] / 1e12:,.3f} + decoding {flops['decode'] / 1e12:,.3f}")
 
     result(f"\n{'peak memory':<34}{'all':>12}")
     for one in planned.held:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from refsd.families.family import Family, Layout, Location
+from refsd.families.gpt2 import GPT2
 from refsd.families.inputs import INPUTS, input_of
 from refsd.families.latent_diffusion import CONTROLNET, NOISE
 from refsd.families.others import other_family
@@ -15,11 +16,13 @@ from refsd.families.sd2 import SD2
 from refsd.families.sd3 import SD3
 from refsd.families.sdxl import REFINER, SDXL
 
-__all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "INPUTS", "NOISE", "PARTS", "SD1",
-           "Family", "Layout", "Location", "family_of_width", "input_of", "of_parts",
-           "other_family", "published", "recognise", "short_names", "text_widths"]  # fmt: skip
+__all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "GPT2", "INPUTS", "NOISE",
+           "PARTS", "SD1", "WRITING", "Family", "Layout", "Location", "family_of_width",
+           "input_of", "of_parts", "other_family", "published", "recognise", "short_names",
+           "text_widths"]  # fmt: skip
 
 FAMILIES = (SD1, SD2, SDXL, REFINER, SD3)
+WRITING = (GPT2,)  # families of models that continue texts
 DEFAULT = SD1  # what is meant, or taken for, where nothing tells
 # The parts of models, those with weights, and all.
 COMPONENTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.networks))
@@ -45,14 +48,14 @@ def of_parts(parts: Collection[str]) -> Family:
 
 def short_names() -> list[str]:
     """The short names of published models: "sd1"."""
-    return [name for family in FAMILIES for name in family.published]
+    return [name for family in (*FAMILIES, *WRITING) for name in family.published]
 
 
 def published(name: str | None) -> tuple[Family, dict[str, Mapping[str, Any]]] | None:
     """The family and the configs of the published model of a short name; of None the default's."""
     if name is None:
         return DEFAULT, dict(DEFAULT.configs)
-    family = next((family for family in FAMILIES if name in family.published), None)
+    family = next((f for f in (*FAMILIES, *WRITING) if name in f.published), None)
     return family and (family, {part: {**config, **family.published[name].get(part, {})}
                                 for part, config in family.configs.items()})
 

@@ -88,6 +88,7 @@ SDXL = Family(
     distilled=DISTILLED,
     pads={"tokenizer_2": "!"},
     pipelines=PIPELINES,
+    published={"sdxl": {}},
 )  # fmt: skip
 
 REFINER = Family(
@@ -103,4 +104,5 @@ REFINER = Family(
     marks=("conditioner.embedders.0.model.",),
     pads={"tokenizer_2": "!"},
     pipelines=PIPELINES,
+    published={"sdxl-refiner": {}},
 )

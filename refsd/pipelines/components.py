@@ -58,8 +58,10 @@ class TextEncoder:
 
     def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
         """What a drawing (refsd.planning.Asked) computes of it: a picture's texts."""
-        ids = Spec((asked.copies, self.config.max_length), "int64")
-        return {part: partial(clip.clip_text, ids, **self.tree, config=self.config)}
+        pooled = "text_projection" in self.tree  # else no picture comes of the pooled vector
+        ids = np.zeros((asked.copies, self.config.max_length), "int64")  # looked at for its end
+        return {part: partial(clip.clip_text_pooled if pooled else clip.clip_text, ids,
+                              **self.tree, config=self.config)}
 
     @property
     def rows(self) -> int:
@@ -177,9 +179,15 @@ class UNet:
         sample = Spec((rows, self.in_channels, asked.height, asked.width), self.dtype)
         length = max(states.shape[1] for states, *_ in texts.values())
         text = Spec((rows, length, self.text_width), self.dtype)
-        condition = self.time_cond_dim and Spec((rows, self.time_cond_dim), self.dtype)
+        further = {"timestep_cond": Spec((rows, self.time_cond_dim), self.dtype)
+                   } if self.time_cond_dim else {}
+        if self.added_width:  # the last text's vector, and as many ids as there is room for
+            vector = [*texts.values()][-1][-1].shape[-1]
+            ids = (self.added_width - vector) // self.config.addition_time_embed_dim
+            further |= {"text_embeds": Spec((rows, vector), self.dtype),
+                        "time_ids": Spec((rows, ids), "float32")}
         return {part: partial(unet.unet, sample, Spec((rows,), "int64"), text, **self.tree,
-                              config=self.config, timestep_cond=condition)}
+                              config=self.config, **further)}
 
     def _predicting(self, text):
         """The model with this text. With a Text it is called again: a backend may keep the call."""

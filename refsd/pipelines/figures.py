@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from refsd.backends import find_backend
+from refsd.errors import UsageError
 from refsd.half import HALVES
 from refsd.networks import NETWORKS, shapes_of
 from refsd.pipelines.lighter import lighter
-from refsd.pipelines.memory import estimate_bytes, weight_bytes, working_bytes
+from refsd.pipelines.memory import weight_bytes, working_bytes
 from refsd.pipelines.outline import Outline
 from refsd.pipelines.planned import denoiser_of, plan_networks, planned_networks, sized
 from refsd.pipelines.request import check_choice
@@ -72,14 +73,15 @@ class Call:
 class Figures:
     """What a drawing costs. model_calls: steps of the schedule, each one call of the denoiser.
 
+    Of a model that writes texts it is what the longest text costs, without sizes and steps.
     libraries + weights + working = peak, all in bytes; `held` is the peak by dtype and weights;
     free is what there is, None where nobody knows; `choices` are what would fit into it.
     """
 
     model: str
     family: str
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     request: Request
     networks: tuple[Network, ...]
     calls: tuple[Call, ...]
@@ -111,38 +113,48 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
     check_form(request.weights, request.dtype)
     backend = find_backend(request.backend)
     request = replace(request, backend=backend.name)
-    pipe = _pipe(found, request)
-    asked = sized(pipe.networks, pictures=request.pictures, copies=pipe.copies,
-                  width=request.width, height=request.height)
-    request = replace(request, width=request.width or asked.width * asked.downscale,
-                      height=request.height or asked.height * asked.downscale)
+    pipe, asked, calls = _pipe(found, request), None, 0
+    if pipe.vae is not None:
+        asked = sized(pipe.networks, pictures=request.pictures, copies=pipe.copies,
+                      width=request.width, height=request.height)
+        request = replace(request, width=request.width or asked.width * asked.downscale,
+                          height=request.height or asked.height * asked.downscale)
+        found.scheduler.set_timesteps(request.steps)
+        calls = len(found.scheduler.timesteps)
+    elif (request.width, request.height) != (None, None):
+        raise UsageError(f"{found.name}: {found.family.name} writes texts, which have no width and "
+                         "height; leave them out")
     plans = plan_networks(pipe.networks, asked)
-    found.scheduler.set_timesteps(request.steps)
-    calls = len(found.scheduler.timesteps)
     figures = Figures(
         found.name, found.family.name, request.width, request.height, request,
         tuple(_network(part, found, pipe) for part in pipe.networks),
         tuple(Call(name, len(plan), plan.flops, plan.peak, plan.naive)
               for name, plan in plans.items()),
-        calls, _flops(plans, denoiser_of(pipe.networks)[0], calls, request.pictures),
-        backend.memory.libraries, weight_bytes(pipe),
-        working_bytes(pipe, request.width, request.height, request.pictures),
-        tuple(_held(found, request)), free, ())
+        calls, _flops(plans, pipe, calls, request.pictures), backend.memory.libraries,
+        weight_bytes(pipe), _working(pipe, request), tuple(_held(found, request)), free, ())
     fitting = () if figures.fits in (None, True) else tuple(
         choice for choice in _choices(found, request, pipe) if choice.bytes <= free)
     return replace(figures, choices=fitting)
 
 
 def _pipe(found: Outline, request: Request) -> Any:
-    """What estimates of memory ask of a pipeline."""
+    """What estimates of memory ask of a pipeline; a model that writes texts has no vae."""
     stored = {part: _types(plan) for part, plan in (found.plans or {}).items()}
     networks = planned_networks(found.configs, stored, backend=request.backend,
                                 dtype=request.dtype, weights=request.weights)
-    denoiser = denoiser_of(networks)[1]
-    networks["vae"].tiling = check_choice("vae.tiling", request.tiling, networks["vae"].TILINGS)
-    copies = 2 if request.guided and denoiser.time_cond_dim is None else 1
-    return SimpleNamespace(networks=networks, denoiser=denoiser, vae=networks["vae"],
-                           copies=copies)
+    denoiser, vae, copies = denoiser_of(networks)[1], networks.get("vae"), 1
+    if vae is not None:
+        vae.tiling = check_choice("vae.tiling", request.tiling, vae.TILINGS)
+        copies = 2 if request.guided and denoiser.time_cond_dim is None else 1
+    return SimpleNamespace(networks=networks, denoiser=denoiser, vae=vae, copies=copies)
+
+
+def _working(pipe: Any, request: Request) -> int:
+    """What is held on top of the weights."""
+    if pipe.vae is not None:
+        return working_bytes(pipe, request.width, request.height, request.pictures)
+    gaps = find_backend(request.backend).memory.gaps
+    return int((1 + gaps) * max(plan.peak for plan in plan_networks(pipe.networks, None).values()))
 
 
 def _types(plan: Any) -> Any:
@@ -156,10 +168,13 @@ def _network(part: str, found: Outline, pipe: Any) -> Network:
                    weight_bytes(one))
 
 
-def _flops(plans: Mapping[str, Plan], denoiser: str, calls: int, pictures: int) -> dict[str, int]:
-    """Of the texts, a step, decoding, and of the whole drawing."""
+def _flops(plans: Mapping[str, Plan], pipe: Any, calls: int, pictures: int) -> dict[str, int]:
+    """Of the texts, a step, decoding, and of the whole drawing; of a text reading, and a token."""
+    if pipe.vae is None:
+        return {name: plan.flops for name, plan in plans.items()}
     texts = sum(plan.flops for name, plan in plans.items() if name.startswith("text_encoder"))
-    step, decode = plans[denoiser].flops, pictures * plans["decode"].flops
+    step = plans[denoiser_of(pipe.networks)[0]].flops
+    decode = pictures * plans["decode"].flops
     return {"texts": texts, "step": step, "decode": decode,
             "drawing": texts + calls * step + decode}
 
@@ -172,15 +187,16 @@ def _held(found: Outline, request: Request) -> Iterator[Choice]:
 def _with(found: Outline, request: Request, options: Mapping[str, str]) -> Choice:
     """The peak with another dtype or other weights."""
     other = replace(request, **{"weights": None, **options})
-    return Choice(options, estimate_bytes(_pipe(found, other), request.width, request.height,
-                                          request.pictures))
+    pipe, libraries = _pipe(found, other), find_backend(request.backend).memory.libraries
+    return Choice(options, libraries + weight_bytes(pipe) + _working(pipe, other))
 
 
 def _choices(found: Outline, request: Request, pipe: Any) -> Iterator[Choice]:
     """What else could be asked for; what changes the picture least comes first."""
     fixed = find_backend(request.backend).memory.libraries + weight_bytes(pipe)
-    others = [Choice(choice.options, fixed + choice.bytes) for choice in lighter(
-        pipe, request.width, request.height, request.pictures)]
+    others = [] if pipe.vae is None else [
+        Choice(choice.options, fixed + choice.bytes) for choice in lighter(
+            pipe, request.width, request.height, request.pictures)]
     yield from (choice for choice in others if "width" not in choice.options)
     for options in LIGHTER:
         mixed = request.dtype in HALVES and options.get("weights") in HALVES

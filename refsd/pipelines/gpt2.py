@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 from refsd import functional as F
 from refsd.arguments import as_array, shown
 from refsd.backends import BACKENDS, choose_backend, find_backend
+from refsd.contracts import Spec
 from refsd.errors import UsageError
 from refsd.half import to_float32
 from refsd.models import gpt2
@@ -24,6 +26,7 @@ from refsd.places import on_host
 from refsd.random import TorchGenerator
 from refsd.registry import make_ready, use
 from refsd.text.gpt2 import GPT2Tokenizer
+from refsd.weights.checkpoint import Component
 
 LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "force", "exact",
                   "torch_dtype", "local_files_only", "cache_dir", "revision", "token")
@@ -78,13 +81,14 @@ class GPT2:
     prompts for the bundled picture model. stop_ids end a text.
     """
 
-    def __init__(self, tree: dict, config: GPT2Config, tokenizer: GPT2Tokenizer,
+    def __init__(self, tree: dict, config: GPT2Config, tokenizer: GPT2Tokenizer | None,
                  stop_ids: Sequence[int], backend: str, exact: bool = False):
         self.tree, self.config, self.tokenizer = tree, config, tokenizer
         self.stop_ids, self.backend, self.exact = tuple(stop_ids), backend, exact
         self.dtype = str(tree["wte"]["weight"].dtype)
         self.vocabulary = tree["wte"]["weight"].shape[0]
-        tokenizer.require_rows(self.vocabulary)
+        if tokenizer is not None:
+            tokenizer.require_rows(self.vocabulary)
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
@@ -111,6 +115,25 @@ class GPT2:
         find_backend(backend).release()  # the memory that weights lay in before
         return cls(part.tree, GPT2Config.from_json(part.config), tokenizer, stop_ids, backend,
                    exact)
+
+    @classmethod
+    def of(cls, part: Component, backend: str, exact: bool) -> Self:
+        """The network of a loaded checkpoint alone: of ids, for it has no tokenizer."""
+        return cls(part.tree, GPT2Config.from_json(part.config), None, (), backend, exact)
+
+    def calls(self, part: str, asked: Any, texts: Any) -> dict[str, partial]:
+        """What a text computes of it (refsd.planning): as long a one as it takes, read; and the
+        last token that there is room for, after all others.
+        """
+        most, width = self.config.max_length, self.tree["wte"]["weight"].shape[1]
+        kept = Spec((1, most - 1, width), self.dtype)
+        past = [(kept, kept)] * len(self.tree["h"])
+        return {"read": partial(self._next, np.zeros((1, most), "int64"), None),
+                "token": partial(self._next, np.zeros((1, 1), "int64"), past)}
+
+    def _next(self, ids, past):
+        hidden, past = self._hidden(ids, past, None)
+        return self._logits(hidden, last=True), past
 
     def __call__(self, input_ids: Any, past: Any = None) -> GPT2Output:
         """What comes after each token.   ids (N, L) -> logits (N, L, V), past
@@ -217,10 +240,12 @@ class GPT2:
         if before and count > 1:
             seen = np.tri(count, before + count, before)
             mask = as_array("gpt2: mask", np.where(seen, 0, -np.inf), self.dtype)
+        return self._hidden(ids, past, BACKENDS[self.backend].put(mask))
+
+    def _hidden(self, ids, past, mask):
         trunk = {name: part for name, part in self.tree.items() if name != "lm_head"}
         with use(self.backend, exact=self.exact):
-            return gpt2.gpt2(ids, past, BACKENDS[self.backend].put(mask), **trunk,
-                             config=self.config)
+            return gpt2.gpt2(ids, past, mask, **trunk, config=self.config)
 
     def _logits(self, hidden, last=False):
         with use(self.backend, exact=self.exact):

@@ -3,15 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from refsd.errors import ModelError, ResourceError
-from refsd.families import Family, input_of
+from refsd.families import COMPONENTS, GPT2, Family, input_of, other_family
 from refsd.networks import NETWORKS
 from refsd.pipelines.loading import BUNDLED, bundled_model, family_at, load_scheduler
 from refsd.weights import resolve
+from refsd.weights.gpt2 import NAME, is_gpt2, plan_gpt2
 from refsd.weights.header import read_header
 from refsd.weights.model_index import OTHERS, PARTS
 from refsd.weights.plan import Plan, plan_folder, plan_replacement
@@ -77,12 +78,19 @@ def inventory(model: str | None = None, *, variant: str | None = None, **hub: An
     Raises UsageError for a path that does not exist, ModelError for what holds no such model.
     """
     place = bundled_model() if model is None else resolve(model, variant=variant, **hub)
-    family = family_at(place)
-    parts = tuple(_part(place, family, part, variant) for part in family.networks)
-    if not any(part.found for part in parts) and not any(
-            (place / part).is_dir() for part in family.networks):
-        raise ModelError(f"{place}: {_first(parts)}")
-    scheduler, problem = _scheduler(place)
+    family = GPT2 if is_gpt2(place) else family_at(place)
+    if place.is_file() and family is not GPT2:
+        header = read_header(place)
+        if kind := other_family(header.tensors):
+            raise ModelError(f"{place}: this is {kind}. See refsd info for what is in the file")
+        there = {*contents(header).parts}
+    else:
+        there = {part for part in family.networks if part == NAME or (place / part).is_dir()}
+    if not there:
+        raise ModelError(f"{place}: none of a model's networks is in it "
+                         f"({', '.join(COMPONENTS)}). Give the folder that holds them")
+    parts = tuple(_part(place, family, part, variant, part in there) for part in family.networks)
+    scheduler, problem = _scheduler(place) if family.scheduler else ("", "")
     return Inventory(
         BUNDLED if model is None else str(model), family.name, _pipeline(place, family, variant),
         scheduler, problem, parts,
@@ -90,30 +98,24 @@ def inventory(model: str | None = None, *, variant: str | None = None, **hub: An
          for name in family.tokenizers}, _unused(place))
 
 
-def _first(parts: tuple[Part, ...]) -> str:
-    """The problem of the first part, without the place that it begins with."""
-    problem = next(part.problem for part in parts if part.problem)
-    return problem.partition(": ")[2] or problem
-
-
 def _plan(place: Path, family: Family, part: str, variant: str | None) -> Plan:
+    if part == NAME:
+        return plan_gpt2(place, variant=variant)
     if place.is_dir():
         return plan_folder(place, part, variant=variant)
     return plan_replacement(place, part, family=family)
 
 
-def _part(place: Path, family: Family, part: str, variant: str | None) -> Part:
+def _part(place: Path, family: Family, part: str, variant: str | None, there: bool) -> Part:
     known = Part(part, NETWORKS[part].word, optional=part in family.optional)
-    there = (place / part).is_dir() if place.is_dir() else part in contents(
-        read_header(place)).parts
     if known.optional and not there:
         return known
     try:
         plan = _plan(place, family, part, variant)
     except (ModelError, ResourceError) as error:
-        return Part(part, known.word, optional=known.optional, problem=str(error))
-    return Part(part, known.word, _class(plan.config) or NETWORKS[part].classes[0],
-                sum(map(math.prod, plan.shapes.values())), types(plan), known.optional)
+        return replace(known, problem=str(error))
+    return replace(known, kind=_class(plan.config) or NETWORKS[part].classes[0],
+                   parameters=sum(map(math.prod, plan.shapes.values())), types=types(plan))
 
 
 def _class(config: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ CLASSES = {
     "text_encoder": ("refsd.pipelines.components", "TextEncoder"),
     "text_encoder_2": ("refsd.pipelines.components", "TextEncoder"),
     "text_encoder_3": ("refsd.pipelines.t5", "T5Encoder"),
+    "gpt2": ("refsd.pipelines.gpt2", "GPT2"),
 }
 
 

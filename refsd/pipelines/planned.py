@@ -61,9 +61,9 @@ def _held(name: str, shape: tuple[int, ...], dtype: str, form: str | None, store
         return count * size + (4 * shape[0] if size == 1 else 0)  # with a scale for each output
     if "embeddings" in name.split(".") or len(shape) not in (2, 4):
         return count * size
-    rows = find_backend(backend).conv2d_rows("im2col", shape[0], 1,
-                                             "float16" if dtype in HALVES else dtype)
-    return count // shape[0] * (rows or shape[0]) * size
+    step = find_backend(backend).conv2d_rows("im2col", shape[0], 1,
+                                             "float16" if dtype in HALVES else dtype) or shape[0]
+    return ((count // shape[0] - 1) * step + shape[0]) * size  # from the first number to the last
 
 
 def sized(networks: Mapping[str, Any], *, pictures: int = 1, copies: int = 2,
@@ -81,7 +81,7 @@ def denoiser_of(networks: Mapping[str, Any]) -> tuple[str, Any]:
                 if part != "vae" and not part.startswith("text_encoder"))
 
 
-def plan_networks(networks: Mapping[str, Any], asked: Asked) -> dict[str, Plan]:
+def plan_networks(networks: Mapping[str, Any], asked: Asked | None) -> dict[str, Plan]:
     """The ops of each call, in the order in which a picture needs them.
 
     A text encoder's: the texts of one picture; the denoiser's, under its part's name: one step;
@@ -90,7 +90,7 @@ def plan_networks(networks: Mapping[str, Any], asked: Asked) -> dict[str, Plan]:
     return {name: planned for name, (_, planned, _) in calls(networks, asked).items()}
 
 
-def calls(networks: Mapping[str, Any], asked: Asked) -> dict[str, tuple[partial, Plan, Any]]:
+def calls(networks: Mapping[str, Any], asked: Asked | None) -> dict[str, tuple[partial, Plan, Any]]:
     """Each call, whose `args` are the Specs of what it reads; its ops; and what it gives."""
     found, texts = {}, {}
     for part in sorted(networks, key=lambda part: not part.startswith("text_encoder")):

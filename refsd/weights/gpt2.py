@@ -7,9 +7,9 @@ Files have the names of transformers' GPT2LMHeadModel, or those of its GPT2Model
 import re
 from pathlib import Path
 
-from refsd.errors import UsageError
+from refsd.errors import ModelError, UsageError
 from refsd.families import Location
-from refsd.networks import validate
+from refsd.networks import NETWORKS, validate
 from refsd.weights.files import read_foreign_object
 from refsd.weights.folder import component_weights
 from refsd.weights.header import read_header
@@ -47,3 +47,17 @@ def plan_gpt2(path: Path, *, variant: str | None = None) -> Plan:
         sources.setdefault("wte.weight", sources["lm_head.weight"])
         config["tie_word_embeddings"] = False
     return checked(NAME, config, sources, str(path), variant=taken)
+
+
+def is_gpt2(path: Path) -> bool:
+    """Whether a folder's own config.json, or a file's tensors, are such a network's."""
+    network = NETWORKS[NAME]
+    if not path.is_dir():
+        return any(mark in read_header(path).tensors for mark in network.landmarks)
+    try:
+        config = read_foreign_object(path / "config.json")
+    except ModelError:
+        return False
+    said = config.get("architectures")
+    return config.get("model_type") == NAME or isinstance(said, list) and any(
+        name in network.classes for name in said)
