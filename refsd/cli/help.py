@@ -10,12 +10,11 @@ from refsd.cli.report import result
 from refsd.pipelines.request import check_choice
 
 BEGINNING = """\
-usage: refsd PROMPT [options], or refsd COMMAND [options]
+usage: refsd PROMPT [options], or refsd COMMAND [options]  (python -m refsd is the same)
 
     refsd "a glossy red sphere left of a small blue cube"
 
-draws this with the small model that comes with refsd (python -m refsd is the same).
-A prompt that is one of the words below goes after -p.
+draws this with the small model in refsd. A prompt that is a word below goes after -p.
 """
 COLUMN, WIDTH = 22, 88
 
@@ -49,9 +48,8 @@ def overview() -> str:
                 lines += _rows("", ", ".join(actions.FAMILIES[name]))
     lines += ["options of drawing (refsd draw --help has them all):",
               _row("-m MODEL", "a folder, a .safetensors or .gguf file, a Hugging Face id"),
-              _row("-o FILE, -s SEED", "where to, and which of all pictures"),
+              _row("-o FILE, -s SEED", "where to, and which of all pictures; --preview N: so far"),
               _row("-W N, -H N, --steps N", "its size in pixels, and the denoising steps"),
-              _row("--preview N", "the picture so far, every N steps, on the terminal too"),
               _row("--sampler NAME", "ddim, euler_a, dpm++2m_karras ...: see refsd samplers")]
     return "\n".join(lines)
 
