@@ -220,6 +220,8 @@ UNET = "model.diffusion_model."
 KEY = UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FAMILIES = {
     "Flux of diffusers' names": ({"single_transformer_blocks.0.x": (1,)}, "Flux"),
+    "GPT-2": ({"h.0.attn.c_attn.weight": (24, 8)}, "GPT-2, whose folder refsd text -m takes"),
+    "GPT-2 with its head": ({"transformer.h.0.x": (1,)}, "GPT-2, whose folder"),
     "Flux": ({UNET + "double_blocks.0.x": (1,)}, "Flux"),
     "video": ({KEY: (320, 1024), "conditioner.embedders.0.open_clip.model.x": (1,)}, "Video"),
     "depth": (

@@ -40,6 +40,8 @@ def parser() -> Parser:
     add("--level", type=integer, metavar="N", help="0 to 4 (1, or what the suite says)")
     add("--suite", metavar="FILE", help="a JSON file of prompts: a pack each, and an index")
     add("--ops", action="store_true", help="no model: every op alone, on hard inputs")
+    add("--text", action="store_true", help="PROMPT continued by a GPT-2, likeliest tokens first")
+    add("--tokens", metavar="N", type=integer, help="with --text: so many more tokens (8)")
     add("--record-steps", metavar="LIST", type=_steps, default=(0,),
         help="from level 2 on: the steps whose UNet calls are opened, as 0,5,10-12 or all (0)")
     add("--include", metavar="PATTERN", action="append", default=[],
@@ -94,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     with Warnings(show=not options.json) as warnings:
         begun = time.perf_counter()
-        made = _ops(options) if options.ops else _runs(options)
+        made = (_ops if options.ops else _text if options.text else _runs)(options)
         seconds = round(time.perf_counter() - begun, 3)
         if options.json:
             result_json({"packs": made, "seconds": seconds, "warnings": warnings.said})
@@ -111,6 +113,11 @@ def _check(options):
     if options.output is None:
         raise UsageError("there is no folder for the pack. Give one with -o")
     prompted = options.words is not None or options.prompt is not None
+    if options.tokens is not None and not options.text:
+        raise UsageError("--tokens is for --text: give both, or leave it out")
+    if options.text and (options.suite or options.ops or not prompted):
+        raise UsageError("--text records a prompt's continuation: give a prompt, and neither "
+                         "--suite nor --ops")
     if options.ops and (options.suite or prompted):
         raise UsageError("--ops records no model: leave out the prompt and --suite")
     if options.suite and prompted:
@@ -168,6 +175,17 @@ def _ops(options):
     return [_made(options.output, manifest)]
 
 
+def _text(options):
+    from refsd.golden.recording.text import TextRequest
+
+    request = TextRequest(options.words if options.prompt is None else options.prompt,
+                          tokens=8 if options.tokens is None else options.tokens)
+    pipe = request.load(options.model, variant=options.variant, download=options.download)
+    options.about_model = request.model_of(pipe, options.model, variant=options.variant)
+    level = 1 if options.level is None else options.level
+    return [_record(pipe, options, options.output, request, level)]
+
+
 def _runs(options):
     from refsd.cli import sampler_names
     from refsd.golden.recording.request import load_truth, model_of
@@ -181,23 +199,23 @@ def _runs(options):
     options.about_model = model_of(pipe, options.model, variant=options.variant)
     if suite is None:
         level = 1 if options.level is None else options.level
-        return [_record(pipe, options, options.output, {}, level)]
+        return [_record(pipe, options, options.output, _request(pipe, options, {}), level)]
 
     level = suite.level if options.level is None else options.level
     part, parts = options.shard
     options.shard = (1, 1)
-    made = [_record(pipe, options, os.path.join(options.output, run["name"]), run, level)
+    made = [_record(pipe, options, os.path.join(options.output, run["name"]),
+                    _request(pipe, options, run), level, run["name"])
             for run in suite.runs[part - 1::parts]]
     write_index(Path(options.output), suite)
     return made
 
 
-def _record(pipe, options, folder, run, level):
-    """A pack of one picture; what the suite's run says stands above the command line."""
+def _record(pipe, options, folder, request, level, name="recording"):
+    """A pack of one run."""
     from refsd.golden.recording.make import make
     from refsd.golden.recording.record import Selection
 
-    request = _request(pipe, options, run)
     show = not (options.quiet or options.json)
     manifest = _finished(folder) if options.resume else None
     if manifest is None:
@@ -205,7 +223,7 @@ def _record(pipe, options, folder, run, level):
             level=level, steps=options.record_steps, op=options.op,
             include=tuple(options.include), exclude=tuple(options.exclude),
             attention=tuple(options.attention), shard=options.shard)
-        with Progress(request.steps, run.get("name", "recording"), show=show) as progress:
+        with Progress(request.steps, name, show=show) as progress:
             manifest = make(
                 folder, request, pipe=pipe, about_model=options.about_model,
                 selection=selection, resume=options.resume, title=one_line(request.prompt, 900),
@@ -235,6 +253,7 @@ def _finished(folder):
 
 
 def _request(pipe, options, run):
+    """A picture's; what the suite's run says stands above the command line."""
     from refsd.cli import drawing, sampler_names
     from refsd.golden.recording.request import Request
 

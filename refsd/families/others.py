@@ -13,6 +13,8 @@ BEGINNINGS = {
     "conditioner.embedders.0.open_clip.": "Stable Video Diffusion",
     "lora_": "a LoRA, not a whole model",
     "control_model.": "a ControlNet",
+    "transformer.h.": "GPT-2, whose folder refsd text -m takes",
+    "h.0.attn.c_attn.": "GPT-2, whose folder refsd text -m takes",
 }
 # How a module's name begins in an adapter's file, dots as underscores -> what the file is for.
 ADAPTERS = {"lora_te2_": "SDXL", "text_encoder_2_": "SDXL", "lora_te3_": "Stable Diffusion 3",

@@ -141,8 +141,8 @@ class GPT2:
         past: that of a call with the tokens before these. Raises UsageError for ids that are not
         integers (N, L) below the vocabulary's size, or more tokens than the model has positions.
         """
-        hidden, past = self._read(input_ids, past)
-        return GPT2Output(self._logits(hidden), past)
+        hidden, past = self.read(input_ids, past)
+        return GPT2Output(self.logits(hidden), past)
 
     def generate(self, prompt: str = "", *, max_new_tokens: int | None = None,
                  temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
@@ -193,8 +193,8 @@ class GPT2:
         """The tokens of `stream`, for which everything was checked"""
         past, new, stopped = None, ids, ""
         while not stopped:
-            hidden, past = self._read([new], past)
-            logits = to_float32(on_host(self._logits(hidden, last=True)))
+            hidden, past = self.read([new], past)
+            logits = to_float32(on_host(self.logits(hidden, last=True)))
             scores = sampling.scores(logits[0, 0], np.array(ids))
             chosen = sampling.choose(scores, generator)
             text, found = writing.add(chosen)
@@ -225,7 +225,8 @@ class GPT2:
                              f"model has room for {room}; give at most that")
         return count
 
-    def _read(self, input_ids, past):
+    def read(self, input_ids: Any, past: Any = None) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The network without its head.   ids (N, L) -> (N, L, D), past; raises as a call"""
         ids = as_array("gpt2: ids", on_host(input_ids))
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
             raise UsageError(f"gpt2: ids are {ids.dtype} {ids.shape}; give integers (N, L)")
@@ -247,7 +248,8 @@ class GPT2:
         with use(self.backend, exact=self.exact):
             return gpt2.gpt2(ids, past, mask, **trunk, config=self.config)
 
-    def _logits(self, hidden, last=False):
+    def logits(self, hidden: Any, *, last: bool = False) -> Any:
+        """The head, for all tokens or the last ones.   (N, L, D) -> (N, L or 1, V)"""
         with use(self.backend, exact=self.exact):
             if last:
                 hidden = F.slice(hidden, axis=1, start=hidden.shape[1] - 1, stop=hidden.shape[1])

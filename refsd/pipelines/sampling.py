@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from refsd import functional as F
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import check_integer, check_number
-from refsd.registry import use
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,6 @@ class Sampling:
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
-    """softmax of the scores.   (V,) -> (V,) float32"""
-    with use("numpy"):
-        return F.softmax(scores, axis=-1)
+    """softmax of the scores, of which one is finite.   (V,) -> (V,) float32"""
+    shares = np.exp(scores - scores.max())
+    return shares / shares.sum()

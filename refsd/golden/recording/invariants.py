@@ -39,6 +39,12 @@ class Worst:
         rise = float(np.diff(alphas_cumprod.astype(np.float64)).max())
         self._note("schedule: the largest rise of alpha_bar", rise, 0.0, name)
 
+    def softmax(self, shares: np.ndarray, name: str | None) -> None:
+        """Rows of probabilities add up to 1: a sum of V numbers in the op, and another here."""
+        sums = np.abs(shares.astype(np.float64).sum(axis=-1) - 1)
+        limit = (shares.shape[-1] + 4) * float(np.finfo(shares.dtype).eps)
+        self._worst("softmax: |sum of a row - 1|", sums, np.full(sums.shape, limit), name)
+
     def write(self, writer: Any) -> None:
         """Add all of it to a pack."""
         for name, (value, limit, tensor) in sorted(self.found.items()):

@@ -13,6 +13,7 @@ import numpy as np
 
 from refsd.ops.activation import softmax
 from refsd.pipelines import guidance, stages
+from refsd.pipelines.sampling import Sampling
 from refsd.schedulers import from_config
 
 
@@ -25,6 +26,10 @@ class FixedNoise:
     def randn(self, shape: tuple[int, ...], dtype: Any = "float32") -> np.ndarray:
         """That noise, as it is."""
         return self.noise.reshape(shape).astype(dtype)
+
+    def exponential(self, shape: tuple[int, ...]) -> np.ndarray:
+        """That noise, of float32."""
+        return self.noise.reshape(shape).astype(np.float32)
 
 
 def initial_latents(noise: np.ndarray, *, init_noise_sigma: float) -> np.ndarray:
@@ -99,6 +104,18 @@ def to_bytes(x: np.ndarray) -> np.ndarray:
     return stages.to_bytes(x)
 
 
+def next_token(logits: np.ndarray, ids: np.ndarray, noise: np.ndarray | None = None, *,
+               temperature: float, top_k: int | None, top_p: float | None,
+               repetition_penalty: float) -> np.ndarray:
+    """What refsd.pipelines.sampling chooses.   (..., V), all tokens so far (L,) -> (1,) int64
+
+    noise (V,): exponential numbers, where temperature is not 0.
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    scores = sampling.scores(logits.reshape(-1), ids)
+    return np.array([sampling.choose(scores, noise is not None and FixedNoise(noise))])
+
+
 def attention_scores(q: np.ndarray, k: np.ndarray, *, heads: int) -> np.ndarray:
     """q k^T / sqrt(d) in each head, before any mask.   (N, L, C), (N, S, C) -> (N, heads, L, S)
 
@@ -135,4 +152,4 @@ def _scores(q, k, heads):
 
 PIPELINE_OPS = {f.__name__: f for f in (
     initial_latents, scale_model_input, guide, scheduler_step, unscale_latents, to_picture,
-    to_bytes, attention_scores, attention_probabilities)}
+    to_bytes, next_token, attention_scores, attention_probabilities)}

@@ -19,6 +19,7 @@ from refsd.pipelines.stages import require_finite
 from refsd.places import is_on_device, on_host
 
 PERCENT = (0, 25, 50, 75, 100)  # of a run's steps: where its latents are marked
+EACH_STEP = (*DENOISERS, "gpt2")  # the stages that are a call of a network in each step
 BLOCK = "block"  # in place of an op: made by several, or by some that are not in the pack
 
 
@@ -43,7 +44,7 @@ class Selection:
 
     def opens(self, stage: str, step: int | None) -> bool:
         """Whether the inside of this call of a network is looked at."""
-        return self.level >= 2 and (stage not in DENOISERS or self.steps is None
+        return self.level >= 2 and (stage not in EACH_STEP or self.steps is None
                                     or step in self.steps)
 
     def wants(self, name: str, level: int, op: str | None) -> bool:

@@ -7,12 +7,11 @@ import numpy as np
 
 from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.manifest import Entry
+from refsd.golden.recording.kinds import kind_of
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.leaf import Weight
 from refsd.pipelines import identity
-from refsd.pipelines.loading import bundled_model
 from refsd.registry import ops, use
-from refsd.weights import load_checkpoint, resolve
 
 TENSOR, WEIGHT = "tensor:", "weight:"
 
@@ -80,11 +79,11 @@ def weights(pack: Any, model: Any = None) -> Callable[[str], np.ndarray]:
     here. Its files are those of the pack by their SHA-256, or a ModelError says so. It is read at
     the first question.
     """
-    parts: dict[str, dict[str, Weight]] = {}
+    parts: dict[str, Mapping[str, Weight]] = {}
 
     def read(reference: str) -> np.ndarray:
         if not parts:
-            parts.update(_load(pack.manifest.model, model))
+            parts.update(_load(pack.manifest, model))
         part, _, path = reference.removeprefix(WEIGHT).partition(".")
         try:
             return parts[part][path].dense()
@@ -95,18 +94,17 @@ def weights(pack: Any, model: Any = None) -> Callable[[str], np.ndarray]:
     return read
 
 
-def _load(recorded: Mapping[str, Any], model: Any) -> dict[str, dict[str, Weight]]:
+def _load(manifest: Any, model: Any) -> dict[str, Mapping[str, Weight]]:
+    recorded, kind = manifest.model, kind_of(manifest.recipe)
     files, variant = recorded.get("files"), recorded.get("variant")
     name = recorded.get("name")
-    if model is None and name != identity.BUNDLED and not identity.HUB_ID.fullmatch(str(name)):
+    if model is None and name != kind.bundled and not identity.HUB_ID.fullmatch(str(name)):
         raise UsageError(f"the pack was made with the model {str(name)[:200]!r} from a local path, "
                          "which it does not keep. Say where it is")
-    model = name if model is None and name != identity.BUNDLED else model
-    hashes = identity.of(model, variant=variant)["files"]
+    model = name if model is None and name != kind.bundled else model
+    hashes = kind.files(model, variant)
     if not isinstance(files, dict) or sorted(files.values()) != sorted(hashes.values()):
         raise ModelError("the model is not the one that the pack was made with: the SHA-256 of its "
                          f"weights ({', '.join(hashes)}) differ from the pack's. Give the right "
                          "one")
-    path = bundled_model() if model is None else resolve(model, variant=variant)
-    return {part: component.tensors
-            for part, component in load_checkpoint(path, variant=variant).items()}
+    return kind.weights(model, variant)

@@ -1,8 +1,9 @@
 """What a golden run is made of: the request with every choice spelled out, and its model."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from refsd.arguments import as_integer, as_number
 from refsd.errors import UsageError
@@ -14,7 +15,7 @@ from refsd.pipelines.pipeline import Pipeline
 from refsd.pipelines.request import check_numbers, check_side
 from refsd.random.by_name import GENERATORS
 from refsd.schedulers import from_config
-from refsd.weights import resolve
+from refsd.weights import load_checkpoint, resolve
 from refsd.weights.plan import plan_whole
 
 TRUTH = {"backend": "numpy", "dtype": "float64"}
@@ -37,6 +38,8 @@ class Request:
     eta: float = 0.0
     clip_skip: int | None = None
 
+    bundled: ClassVar[str] = identity.BUNDLED
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             whole = name in ("width", "height", "steps", "seed", "clip_skip")
@@ -47,6 +50,38 @@ class Request:
     def plain(self) -> dict[str, Any]:
         """As JSON has it, with how the truth is computed."""
         return {**asdict(self), **TRUTH}
+
+    def load(self, model: str | Path | None = None, *, variant: str | None = None) -> Any:
+        """The model as all truth is computed: see load_truth."""
+        return load_truth(model, variant=variant, scheduler=from_config(self.scheduler))
+
+    def settled(self, pipe: Any) -> "Request":
+        """Itself: nothing of a picture is chosen on the way."""
+        return self
+
+    def record(self, pipe: Any, recorder: Any, on_step: Any = None) -> None:
+        """Draw, and record every tensor."""
+        from refsd.golden.recording.run import run
+
+        run(pipe, self, recorder, on_step)
+
+    @staticmethod
+    def model_of(pipe: Any, model: str | Path | None, *,
+                 variant: str | None = None) -> dict[str, Any]:
+        """What a manifest says of a model."""
+        return model_of(pipe, model, variant=variant)
+
+    @staticmethod
+    def files(model: str | None, variant: str | None) -> dict[str, str]:
+        """The SHA-256 of each file of weights."""
+        return identity.of(model, variant=variant)["files"]
+
+    @staticmethod
+    def weights(model: str | None, variant: str | None) -> dict[str, Mapping[str, Any]]:
+        """The tensors that a pack's references name, by the network."""
+        path = bundled_model() if model is None else resolve(model, variant=variant)
+        return {part: component.tensors
+                for part, component in load_checkpoint(path, variant=variant).items()}
 
     def check(self, pipe: Any) -> int:
         """How often the UNet is called; raises UsageError for what this model cannot be asked."""

@@ -20,18 +20,17 @@ from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.packs.pack import Pack
 from refsd.golden.packs.writer import seal
+from refsd.golden.recording.kinds import request_of
 from refsd.golden.recording.record import Recorder, Selection
-from refsd.golden.recording.request import Request, load_truth
-from refsd.golden.recording.run import run
 from refsd.golden.tolerances.emulate import Emulator
 from refsd.golden.tolerances.tolerance import with_spread
 from refsd.registry import trace
-from refsd.schedulers import from_config
 
 RUNS, CONFIDENCE = 4, 0.9999
 FORMATS = ("float32", "bfloat16")
 SKETCH = 64  # sums of signed errors, of which two runs' likeness is told
-ROUNDED = ("initial_latents", "guide", "scheduler_step", "unscale_latents", "to_picture")
+ROUNDED = ("initial_latents", "guide", "scheduler_step", "unscale_latents", "to_picture",
+           "softmax")
 
 
 def add_spread(folder: str | Path, *, formats: Iterable[str] = FORMATS, runs: int = RUNS,
@@ -39,7 +38,7 @@ def add_spread(folder: str | Path, *, formats: Iterable[str] = FORMATS, runs: in
                on_run: Callable[[str, int], None] | None = None) -> None:
     """Measure the spread for a pack in a folder, and write it into its manifest.
 
-    pipe: the model as load_truth gives it (None: loaded from `model`, the bundled one by default).
+    pipe: the model as its recipe loads it (None: loaded from `model`, the bundled one by default).
     """
     with Pack.open(folder) as pack:
         manifest, measured = pack.manifest, {}
@@ -71,7 +70,7 @@ def spread(pack: Pack, format: str, *, runs: int = RUNS, confidence: float = CON
         raise UsageError(f"runs is {runs}; give 2 or more, so that they can be compared")
     recipe = recipe_of(pack)
     selection = selection_of(pack)
-    pipe = load_truth(model, scheduler=from_config(recipe.scheduler)) if pipe is None else pipe
+    pipe = recipe.load(model) if pipe is None else pipe
     errors = Errors(pack)
     for number in range(runs):
         errors.begin()
@@ -85,13 +84,13 @@ def spread(pack: Pack, format: str, *, runs: int = RUNS, confidence: float = CON
     return {name: errors.limit(name, confidence) for name in errors.seen}
 
 
-def emulated_run(pipe: Any, recipe: Request, selection: Selection, writer: Any,
+def emulated_run(pipe: Any, recipe: Any, selection: Selection, writer: Any,
                  emulator: Emulator) -> None:
     """A run of make, in the emulator's arithmetic; writer.add hears of each tensor."""
     recorder = EmulatedRecorder(writer, selection, emulator)
     emulator.listener = recorder
     with parallel.limited(1), trace(emulator):
-        run(pipe, recipe, recorder)
+        recipe.record(pipe, recorder)
 
 
 class EmulatedRecorder(Recorder):
@@ -167,10 +166,9 @@ def independent(sketches: Iterable[np.ndarray]) -> float:
     return 1 / min(1.0, max(1 / SKETCH, float(np.mean(cosines**2))))
 
 
-def recipe_of(pack: Pack) -> Request:
+def recipe_of(pack: Pack) -> Any:
     """The recipe that a pack was made with."""
-    names = {field.name for field in dataclasses.fields(Request)}
-    return Request(**{key: value for key, value in pack.manifest.recipe.items() if key in names})
+    return request_of(pack.manifest.recipe)
 
 
 def selection_of(pack: Pack) -> Selection:

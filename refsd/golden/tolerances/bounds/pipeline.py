@@ -15,6 +15,7 @@ import numpy as np
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.golden.recording.replay import raise_to_float64
 from refsd.golden.tolerances.precision import PRECISIONS, gamma
+from refsd.pipelines.sampling import Sampling
 from refsd.pipelines.stages import make_schedule
 from refsd.schedulers import from_config
 
@@ -120,6 +121,23 @@ def to_bytes(inputs, options, y, p):
     return np.where(to_middle <= gamma(1, p) * abs(exact) + p.tiny, 1.0, 0.0)
 
 
+def next_token(inputs, options, y, p):
+    """An id is right or wrong, but where another token comes within rounding of being chosen.
+
+    Of log(e^s / noise), |s| <= M: penalty, temperature and the distance from the largest s round
+    once each, by at most 2 M; exp, its sum and two quotients by some of 1. What a cut leaves out
+    hangs on sums that round too: where the cut decides, any id will do.
+    """
+    how = Sampling(options["temperature"], repetition_penalty=options["repetition_penalty"])
+    scores = np.float64(how.scores(inputs["logits"].reshape(-1), inputs["ids"]))
+    size = abs(scores[np.isfinite(scores)]).max()
+    if inputs.get("noise") is not None:
+        scores = scores - np.log(inputs["noise"].reshape(-1))
+    *_, second, first = [-math.inf, *np.sort(scores)]
+    apart = first - second > gamma(4, p) * 2 * size + gamma(scores.size + 16, p)
+    return 0.0 if apart and scores.argmax() == y.item() else math.inf
+
+
 def attention_scores(inputs, options, y, p):
     """d products, their sum, and the scale."""
     d = inputs["q"].shape[-1] // options["heads"]
@@ -142,6 +160,6 @@ def attention_probabilities(inputs, options, y, p):
 PIPELINE_BOUNDS = {
     "initial_latents": scaled, "scale_model_input": scaled, "guide": guide,
     "scheduler_step": scheduler_step, "unscale_latents": unscaled, "to_picture": to_picture,
-    "to_bytes": to_bytes, "attention_scores": attention_scores,
+    "to_bytes": to_bytes, "next_token": next_token, "attention_scores": attention_scores,
     "attention_probabilities": attention_probabilities,
 }  # fmt: skip
