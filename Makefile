@@ -21,7 +21,7 @@ help:
 	@echo "make test-cuda    the same on a GPU: instructions, every kernel, bits, copies; five minutes"
 	@echo "make bench-cuda   that, and times beside torch's: eight minutes"
 	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
-	@echo "make parity-full  the same at the size of Stable Diffusion 1.5: minutes, 8 GB of memory"
+	@echo "make parity-full  the same at published sizes, FAMILY=sd1, sdxl or sd3: half an hour, 20 GB of memory"
 	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 20 minutes, 20 GB of memory, 9 GB of disk"
 	@echo "make notebooks    execute the notebooks anew, pictures and all: minutes"
 	@echo "make docs         the pages of docs/, the notebooks, and a page for every op: build/docs/index.html"
@@ -72,7 +72,8 @@ parity: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile -m "not full" $(PARITY_TESTS)
 
 parity-full: $(PARITY)/ready
-	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m full -s $(PARITY_TESTS)
+	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m full -s $(PARITY_TESTS) \
+		$(if $(FAMILY),-k "$(FAMILY)")
 
 # The tables are made even if something was red, which they show; the exit code stays.
 bench: $(BENCH)/ready

@@ -135,7 +135,7 @@ def ours(folder, single_file):
             "Numba, exact": (single_file, "numba", "exact", SUMS, 1, 6e9)}
 
 
-def test_full_size(models, inputs, folder, single_file, tmp_path):
+def test_full_size_of_sd1(models, inputs, folder, single_file, tmp_path):
     np.savez(tmp_path / "inputs.npz", **inputs)
     torch.set_num_threads(2)
     single, seconds = run(models, inputs, torch.float32, timed=True)
