@@ -1,5 +1,6 @@
 """Families: recognised by their files, read under their names, and named nowhere else."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -167,6 +168,20 @@ WRITERS = {
 }
 
 
+def test_a_second_text_encoder_out_of_a_whole_clip(tmp_path, two):
+    """Its config.json keeps the text encoder's inside; the projection belongs to it here."""
+    file, folder = tmp_path / "x.safetensors", tmp_path / "clip"
+    write_safetensors(file, whole(two))
+    folder.mkdir()
+    mine = tensors_of("text_encoder_2", TWO["text_encoder_2"], seed=1)
+    write_safetensors(folder / "model.safetensors", mine)
+    inner = {**TWO["text_encoder_2"], "architectures": None}
+    (folder / "config.json").write_text(json.dumps(
+        {"architectures": ["CLIPModel"], "model_type": "clip", "text_config": inner}))
+    parts = load_checkpoint(file, replaced={"text_encoder_2": folder})
+    assert parts["text_encoder_2"].tensors.keys() == mine.keys()
+
+
 @pytest.mark.parametrize("written", WRITERS.values(), ids=WRITERS)
 def test_a_unet_alone_is_of_the_family_that_reads_such_text(tmp_path, two, written):
     """As distilled ones are published: with the other parts from elsewhere it is a whole model."""
@@ -225,6 +240,7 @@ KEY = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.we
 @pytest.mark.parametrize("name, shape, family", [
     (KEY, (320, 768), SD1), (KEY, (320, 1024), SD2), (KEY, (320, 12), DEFAULT),
     (f"state_dict.{CLIP}positional_embedding", (77, 12), SD2),
+    ("pos_embed.pos_embed", (1, 36, 8), sd3.SD3),  # of a transformer alone, diffusers' name
     ("cond_stage_model.transformer.text_model.final_layer_norm.bias", (12,), DEFAULT)])
 def test_a_file_is_recognised_by_its_names_or_the_width_of_its_text(name, shape, family):
     assert recognise({name: TensorInfo("F32", shape, 0, 0)}) is family
@@ -282,8 +298,10 @@ def test_prompts_are_padded_as_the_family_pads(tmp_path):
     file = tmp_path / "x.safetensors"
     for width, part, pad in (
             (768, "text_encoder", 49407), (1024, "text_encoder", 0), (2048, "text_encoder", 49407),
-            (2048, "text_encoder_2", 0), (1280, "text_encoder_2", 0)):
-        write_safetensors(file, {KEY: np.zeros((1, width), "f4")})
+            (2048, "text_encoder_2", 0), (1280, "text_encoder_2", 0), (None, "text_encoder", 49407),
+            (None, "text_encoder_2", 0)):
+        write_safetensors(file, {KEY if width else "pos_embed.pos_embed":
+                                 np.zeros((1, width or 1), "f4")})
         config = CLIPTextConfig.from_json(validate("text_encoder", SD1.configs["text_encoder"]))
         tree = {"embeddings": {"token_embedding": {"weight": np.zeros((49408, 1))}}}
         encoder = TextEncoder(tree, config, "numpy")

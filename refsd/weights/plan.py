@@ -169,7 +169,8 @@ def _text_part(component: str, config: dict[str, Any]) -> dict[str, Any]:
     """A whole CLIP's config.json keeps the text encoder's under text_config."""
     inner = config.get("text_config")
     if component in CLIP and config.get("model_type") == "clip" and inner:
-        return {"architectures": ["CLIPTextModel"], **inner, "model_type": "clip_text_model"}
+        kind = "CLIPTextModel" if component == "text_encoder" else "CLIPTextModelWithProjection"
+        return {**inner, "architectures": [kind], "model_type": "clip_text_model"}
     return config
 
 
