@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from model_samples import CLIPS, UNETS, added_inputs, tree, values
+from model_samples import CLIPS, UNETS, VAES, added_inputs, tree, values
 
 from refsd import functional as F
+from refsd.contracts import Spec
 from refsd.errors import UsageError
+from refsd.golden.porting.contracts_stages import describe_stages
 from refsd.models import clip, unet
 from refsd.models.config import CLIPTextConfig
 from refsd.models.controlnet import ControlNetConfig
@@ -13,7 +15,10 @@ from refsd.models.layers import Text
 from refsd.networks import shapes_of, validate
 from refsd.pipelines.components import TextEncoder, UNet
 from refsd.pipelines.controlnet import ControlNet
-from refsd.registry import use
+from refsd.pipelines.planned import calls, planned_networks
+from refsd.planning import Asked
+from refsd.registry import use, watch
+from refsd.schedulers import DDIMScheduler
 from refsd.weights import flatten, to_tree
 from refsd.weights.checkpoint import Component
 
@@ -143,6 +148,34 @@ def test_a_model_without_takes_none():
         network(*inputs, added_cond_kwargs=ADDED)
     with pytest.raises(UsageError, match="^unet: time_ids given, but"):
         network(*inputs, time_ids=ADDED["time_ids"])
+
+
+TWO = {"text_encoder": CLIPS["quick_gelu"],
+       "text_encoder_2": {**CLIPS["gelu"], "projection_dim": 9,
+                          "architectures": ["CLIPTextModelWithProjection"]},
+       "unet": {**CONFIG, "cross_attention_dim": 16}, "vae": VAES["two levels"]}
+
+
+def test_a_plan_knows_what_is_read_beside_the_text():
+    """The vector is as wide as the encoder's projection, and the rest are sizes."""
+    networks = planned_networks(TWO)
+    predict, plan, found = calls(networks, Asked(3, 2, 8, 4, 2))["unet"]
+    assert found == Spec((6, 4, 8, 4), "float32")
+    assert predict.keywords["text_embeds"] == Spec((6, 9), "float32")
+    assert predict.keywords["time_ids"] == Spec((6, 5), "float32")
+    net = UNet(*tree("unet", TWO["unet"]), "numpy")
+    real, inputs = [], added_inputs(CONFIG, 6)
+    with watch(lambda op, _, __, output: real.append((op, output.shape))):
+        net(values(1, 6, 4, 8, 4), 7, values(2, 6, 12, 16), **inputs)
+    assert [(planned.op, planned.output.shape) for planned in plan] == real
+
+
+def test_contracts_say_what_is_read_beside_the_text():
+    denoise = describe_stages(TWO, DDIMScheduler())["denoise"]["inputs"]
+    assert {name: tensor["shape"] for name, tensor in denoise.items()} == {
+        "latents": [1, 4, 8, 8], "prompt_embeds": [1, 12, 16],
+        "negative_prompt_embeds": [1, 12, 16],
+        "text_embeds": [1, 9], "time_ids": [1, 5]}
 
 
 def encoder_of(config):

@@ -10,9 +10,10 @@ from model_samples import CLIPS, UNETS, VAES, added_inputs, tree, values
 import refsd
 from refsd.contracts import Spec
 from refsd.errors import UsageError
+from refsd.families import sdxl
 from refsd.models import clip, layers, unet, vae
 from refsd.pipelines.planned import planned_network
-from refsd.planning import planning
+from refsd.planning import Asked, planning
 
 
 def f32(*shape):
@@ -106,6 +107,57 @@ def test_heads_masks_and_paddings_of_stable_diffusion_1_5(plans):
         assert [p.options["padding"] for p in halvings] == [padding] * 3
 
 
+# Of the two larger UNets that read a vector and sizes too, counted from their published configs.
+# Base: 2 + 2 layers down, the middle and 3 + 3 up with transformers of 2, 10, 10, 10 and 2 blocks:
+# 11 of 70 blocks. Refiner: two levels of 2 and 3 layers and the middle, 11 of 4 blocks each. Of
+# residual blocks (two convolutions each) base has 6 + 2 + 9, 2 of the 6 and all 9 with a shortcut;
+# the refiner 8 + 2 + 12, 2 of the 8 and all 12 with one. Convolutions besides: halvings,
+# doublings, the first and the last. Linear layers: 10 a block, 2 a transformer, one a residual
+# block, 2 of the time and 2 of what is added.
+LARGE = {
+    "base": (sdxl.UNET, 6, {"attention": 140, "geglu": 70, "layer_norm": 210, "concat": 10,
+                            "linear": 700 + 22 + 17 + 4, "timestep_embedding": 2,
+                            "conv2d": 2 * 17 + 11 + 2 + 2 + 2, "group_norm": 2 * 17 + 11 + 1,
+                            "silu": 3 * 17 + 3, "to_tokens": 11}, {10: 20, 20: 120}),
+    "refiner": (sdxl.REFINER_UNET, 5, {"attention": 88, "geglu": 44, "layer_norm": 132,
+                                       "concat": 13, "linear": 440 + 22 + 22 + 4,
+                                       "timestep_embedding": 2, "to_tokens": 11,
+                                       "conv2d": 2 * 22 + 14 + 3 + 3 + 2,
+                                       "group_norm": 2 * 22 + 11 + 1, "silu": 3 * 22 + 3},
+                {12: 40, 24: 48}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_ops_of_unets_with_an_added_embedding(name):
+    config, ids, counts, heads = LARGE[name]
+    net = planned_network("unet", config)
+    with planning() as plan:
+        out = unet.unet(f32(1, 4, 128, 128), Spec((1,), "int64"), f32(1, 77, net.text_width),
+                        **net.tree, text_embeds=f32(1, 1280), time_ids=f32(1, ids),
+                        config=net.config)
+    assert out == f32(1, 4, 128, 128)
+    found = Counter(planned.op for planned in plan)
+    assert {op: found[op] for op in counts} == counts
+    assert Counter(p.options["heads"] for p in plan if p.op == "attention") == heads
+    assert {p.inputs["q"].shape[2] // p.options["heads"] for p in plan if p.op == "attention"} == {
+        64}
+    read = {id(array) for p in plan for array in p.inputs.values()}
+    assert {id(leaf) for leaf in leaves_of(net.tree, Spec)} <= read
+
+
+def test_a_text_encoder_with_a_projection_is_planned_with_it():
+    """Of OpenCLIP's bigG: 32 layers of 6 linear layers, and the projection of one vector a text."""
+    net = planned_network("text_encoder_2", sdxl.TEXT_ENCODER_2)
+    with planning() as plan:
+        states, vector = net.calls("text_encoder_2", Asked(1, 2, 8, 8, 8), {})[
+            "text_encoder_2"]()
+    assert (states, vector) == (f32(2, 77, 1280), f32(2, 1280))
+    found = Counter(planned.op for planned in plan)
+    assert (found["linear"], found["gelu"], found["gather"]) == (32 * 6 + 1, 32, 1)
+    assert plan[-1].path == "text_projection" and plan[-1].inputs["x"] == f32(2, 1280)
+
+
 def test_the_very_weights_arrive_and_every_one_is_used():
     """A recorder names tensors by identity; and no tensor of a checkpoint is left unread."""
     for component, config in (("unet", UNETS["four levels as SD 1.x"]),
@@ -126,13 +178,13 @@ def test_the_very_weights_arrive_and_every_one_is_used():
         assert leaves <= used
 
 
-def leaves_of(node):
+def leaves_of(node, kind=np.ndarray):
     children = node.values() if isinstance(node, dict) else node
     for child in children:
-        if isinstance(child, np.ndarray):
+        if isinstance(child, kind):
             yield child
         else:
-            yield from leaves_of(child)
+            yield from leaves_of(child, kind)
 
 
 @pytest.mark.parametrize("name", UNETS)
