@@ -3,8 +3,9 @@
 import json
 import os
 
+import numpy as np
 import pytest
-from weights_samples import TINY, refused, write_folder
+from weights_samples import TINY, refused, tiny_tensors, write_folder
 
 from refsd.errors import ModelError
 from refsd.networks import NETWORKS, shapes_of, validate
@@ -180,6 +181,19 @@ def test_null_is_read_where_diffusers_reads_it(component, option):
 def test_every_default_is_accepted(component):
     found = validate(component, NEEDED.get(component, {}))
     assert found.keys() == NETWORKS[component].options.keys()
+
+
+@pytest.mark.parametrize("channels, kind", [
+    (5, "a depth model, its UNet takes 5 channels; refsd draws with none"),
+    (7, "an upscaler, its UNet takes 7 channels; refsd draws with none"),
+    (6, "the UNet takes 6 channels, the VAE's latents have 4. Give parts of one model")])
+def test_models_that_read_what_refsd_has_not_are_named(tmp_path, channels, kind):
+    tensors = tiny_tensors("unet")
+    tensors["conv_in.weight"] = np.zeros((8, channels, 3, 3), "f4")
+    write_folder(tmp_path, unet=tensors)
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(
+        {**TINY["unet"], "in_channels": channels}))
+    refused(lambda: load_checkpoint(tmp_path), str(tmp_path), kind)
 
 
 def test_unknown_options_are_logged(caplog):

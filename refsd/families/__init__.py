@@ -8,7 +8,7 @@ from typing import Any
 
 from refsd.families.family import Family, Layout, Location
 from refsd.families.gpt2 import GPT2
-from refsd.families.inputs import INPUTS, input_of
+from refsd.families.inputs import INPUTS, input_of, not_drawn
 from refsd.families.latent_diffusion import CONTROLNET, NOISE
 from refsd.families.others import other_family
 from refsd.families.sd1 import SD1
@@ -18,8 +18,8 @@ from refsd.families.sdxl import REFINER, SDXL
 
 __all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "GPT2", "INPUTS", "NOISE",
            "PARTS", "SD1", "WRITING", "Family", "Layout", "Location", "family_of_width",
-           "input_of", "of_parts", "other_family", "published", "recognise", "short_names",
-           "text_widths"]  # fmt: skip
+           "input_of", "not_drawn", "of_parts", "other_family", "published", "recognise",
+           "short_names", "text_widths"]  # fmt: skip
 
 FAMILIES = (SD1, SD2, SDXL, REFINER, SD3)
 WRITING = (GPT2,)  # families of models that continue texts

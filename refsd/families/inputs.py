@@ -14,3 +14,9 @@ INPUTS = {
 def input_of(channels: int, latent: int) -> str | None:
     """"latents" alone, with an "image" or with a "mask" and what it leaves of one; None: others."""
     return {latent: "latents", 2 * latent: "image", 2 * latent + 1: "mask"}.get(channels)
+
+
+def not_drawn(channels: int, latent: int) -> str:
+    """What a model is whose UNet reads more than refsd has an input for; empty for what is unknown.
+    """
+    return {latent + 1: "a depth model", latent + 3: "an upscaler"}.get(channels, "")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from refsd.families.inputs import not_drawn
 from refsd.families.latent_diffusion import UNET
 
 # How a tensor's name begins -> what such a file is.
@@ -21,7 +22,6 @@ ADAPTERS = {"lora_te2_": "SDXL", "text_encoder_2_": "SDXL", "lora_te3_": "Stable
             "transformer_": "another kind of model (a transformer)",
             "lora_transformer_": "another kind of model (a transformer)",
             "bundle_emb": "an embedding in the file, which is not read"}
-CHANNELS = {5: "a depth model", 7: "an upscaler"}
 PARTS = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.", "input_blocks.",
          "first_stage_model.", "cond_stage_model.", "conditioner.embedders.", "text_encoders.",
          "joint_blocks.", "transformer_blocks.", "unet.", "vae.", "text_encoder.", "model_ema.",
@@ -42,4 +42,4 @@ def other_family(tensors: Mapping[str, Any]) -> str:
         return "a ControlNet"
     first = tensors.get(UNET.prefix + UNET.landmark)
     channels = first.shape[1] if first and len(first.shape) == 4 else 4
-    return CHANNELS.get(channels, "")
+    return not_drawn(channels, 4)

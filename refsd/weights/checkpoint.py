@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import ModelError, UsageError
-from refsd.families import COMPONENTS, INPUTS, input_of
+from refsd.families import COMPONENTS, INPUTS, input_of, not_drawn
 from refsd.leaf import Weight, seal
 from refsd.networks import NETWORKS
 from refsd.quantized import Quantized
@@ -141,6 +141,9 @@ def check_together(configs: Mapping[str, Mapping], where: str,
 def check_input(channels: int, latent: int, inputs: Collection[str], where: str) -> None:
     """ModelError for a UNet that reads other inputs than the pipeline at hand gives it."""
     found = input_of(channels, latent)
+    if kind := not_drawn(channels, latent):
+        raise ModelError(f"{where}: {kind}, its UNet takes {channels} channels; refsd draws "
+                         "with none. Give a text-to-image, inpainting or InstructPix2Pix model")
     if found is None:
         raise ModelError(f"{where}: the UNet takes {channels} channels, the VAE's latents have "
                          f"{latent}. Give parts of one model")
