@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from refsd.backends import find_backend
 from refsd.contracts import Spec
 from refsd.leaf import layer_of
-from refsd.pipelines import stages
 from refsd.registry import watch
 
 STAGES = ("text", "denoise", "decode")
@@ -83,7 +82,7 @@ class Recorder:
                  ended: int) -> None:
         layer = layer_of(inputs)
         if layer is not None:
-            self._layer = layer.replace("text_encoder.text_model.", "text_encoder.")
+            self._layer = layer.replace(".text_model.", ".")
         call = Call(op, self._layer, self._stage, begun, ended,
                     {name: _spec(value) for name, value in inputs.items()},
                     {name: _spec(value) for name, value in options.items()})
@@ -112,21 +111,19 @@ class Recorder:
         self._stage, self._layer = f"step {len(steps) + 1}", ""
 
 
-def profile(pipe: Any, prompt: str, *, negative_prompt: str = "", clip_skip: int | None = None,
-            num_inference_steps: int = 50, guidance_scale: float = 7.5, generator: Any = 0,
+def profile(pipe: Any, prompt: str, *, num_inference_steps: int = 50, generator: Any = 0,
             output_type: str = "np", **options: Any) -> Profile:
-    """Draw with a StableDiffusionPipeline, timing every op; arguments as in calling it.
+    """Draw with a pipeline of text to image, timing every op; arguments as in calling it.
 
     One step is drawn and decoded before, so that neither compiling nor packing weights is counted.
     generator: an int or a list of ints, from which the noise is made anew.
     """
-    options |= {"guidance_scale": guidance_scale, "generator": generator, "output_type": "latent"}
-    _draw(pipe, Silence(), prompt, negative_prompt, clip_skip, output_type,
-          {**options, "num_inference_steps": 1})
+    options |= {"generator": generator, "output_type": "latent"}
+    _draw(pipe, Silence(), prompt, output_type, {**options, "num_inference_steps": 1})
 
     recorder = Recorder(backend=pipe.backend, exact=pipe.exact)
     with watch(recorder, timed=True):
-        images = _draw(pipe, recorder, prompt, negative_prompt, clip_skip, output_type,
+        images = _draw(pipe, recorder, prompt, output_type,
                        {**options, "num_inference_steps": num_inference_steps})
     recorder.profile.images = images
     return recorder.profile
@@ -143,22 +140,23 @@ class Silence:
         """Nothing to note."""
 
 
-def _draw(pipe, recorder, prompt, negative_prompt, clip_skip, output_type, options):
+def _draw(pipe, recorder, prompt, output_type, options):
     """The same as pipe(prompt, ...), taken apart where the stages meet."""
-    with recorder.stage("text"):
-        guided = options["guidance_scale"] > 1 and pipe.denoiser.time_cond_dim is None
-        embeds = {"prompt_embeds": _encode(pipe, prompt, clip_skip)}
-        if guided:
-            embeds["negative_prompt_embeds"] = _encode(pipe, negative_prompt, None)
-    with recorder.stage("denoise", stepwise=True):
-        latents = pipe(**embeds, callback_on_step_end=recorder.step, **options).images
+    shadow, denoising = type(pipe).from_pipe(pipe), ExitStack()
+    shadow._said = pipe._said  # what the warm-up warned of is not said again
+    embed = shadow.embed
+
+    def timed(*texts: Any, **how: Any) -> Any:
+        with recorder.stage("text"):
+            prompts = embed(*texts, **how)
+        denoising.enter_context(recorder.stage("denoise", stepwise=True))
+        return prompts
+
+    shadow.embed = timed
+    with denoising:
+        latents = shadow(prompt, callback_on_step_end=recorder.step, **options).images
     with recorder.stage("decode"):
-        return pipe.to_output(latents, output_type)
-
-
-def _encode(pipe, text, clip_skip):
-    return stages.encode_text(pipe.text_encoder, stages.tokenize(pipe.tokenizer, [text]),
-                              clip_skip=clip_skip)
+        return shadow.to_output(latents, output_type)
 
 
 def _spec(value: Any) -> Any:

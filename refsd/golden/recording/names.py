@@ -2,7 +2,8 @@
 
 An op with weights has the checkpoint's path of its weight: unet/000/down_blocks.0.resnets.0.conv1.
 An op without is named PARENT.OP, PARENT the block around the layer that it belongs to: the next
-one if it prepares that layer's input and no other op comes before, else the last one. The second of a name in a step is .2.
+one if it prepares that layer's input and no other op comes before, else the last one. The second of
+a name in a step is .2.
 """
 
 import re

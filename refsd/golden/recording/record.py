@@ -20,6 +20,7 @@ from refsd.places import is_on_device, on_host
 
 PERCENT = (0, 25, 50, 75, 100)  # of a run's steps: where its latents are marked
 EACH_STEP = (*DENOISERS, "gpt2")  # the stages that are a call of a network in each step
+TEXTS = ("text", None)  # what a pipeline makes of what its text encoders give
 BLOCK = "block"  # in place of an op: made by several, or by some that are not in the pack
 
 
@@ -159,6 +160,8 @@ class Recorder:
             held = self._write(name, event.output, level=level, op=event.op, inputs=inputs,
                                options=options)
             self.worst.look(event, name if held else None, deep=self.selection.level >= 3)
+            if held and (self._stage, self._step) == TEXTS:
+                self._ends.append((event.output, name))
             if event.op == "attention" and matches(name, self.selection.attention):
                 self._inside(name, event)
         if block_of(path):

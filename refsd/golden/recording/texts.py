@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refsd.golden.recording.names import stage_of
-from refsd.golden.recording.record import BLOCK, Recorder
+from refsd.golden.recording.record import BLOCK, TEXTS, Recorder
 from refsd.places import on_host
 from refsd.registry import watch
 
@@ -47,7 +47,7 @@ class RecordedTexts:
         A text that is what one encoder gives is recorded as that alone.
         """
         def recorded(*texts: Any, **options: Any) -> Any:
-            self._recorder.enter("text")
+            self._recorder.enter(*TEXTS)
             with watch(self._listen):
                 prompts = embed(*texts, **options)
             found = [None if states is None else self._text(number, states)
