@@ -55,6 +55,7 @@ def plan(name: str, model: str | None = None) -> dict[str, Any]:
              plan_model(outline(model).configs).items() if name not in NOT_NEEDED}
     steps = [(stage, planned) for stage, plan in plans.items() for planned in plan]
     total = sum(planned.output.flops for _, planned in steps)
+    texts = [stage for stage in plans if stage.startswith("text")]
     unused = [op for op in ops() if op not in {planned.op for _, planned in steps}]
     return {
         "schema": SCHEMA, "name": name, "model": model or "Stable Diffusion 1.5",
@@ -64,7 +65,7 @@ def plan(name: str, model: str | None = None) -> dict[str, Any]:
                   for op in unused)],
         "blocks": list(_costs(chain.from_iterable(
             _of_blocks(stage, plan) for stage, plan in plans.items()), total)),
-        "stages": ["tokens", *(stage for stage in plans if stage.startswith("text")), "schedule",
+        "stages": [*(stage.replace("text", "tokens") for stage in texts), *texts, "schedule",
                    *(stage for stage in plans if not stage.startswith(("text", "decode"))),
                    "denoise", "decode", "picture"],
     }

@@ -127,14 +127,18 @@ def attention_scores(q: np.ndarray, k: np.ndarray, *, heads: int) -> np.ndarray:
     return result
 
 
-def attention_probabilities(q: np.ndarray, k: np.ndarray, *, heads: int,
-                            causal: bool = False) -> np.ndarray:
+def attention_probabilities(q: np.ndarray, k: np.ndarray, mask: np.ndarray | None = None, *,
+                            heads: int, causal: bool = False) -> np.ndarray:
     """softmax over the keys of the scores.   (N, L, C), (N, S, C) -> (N, heads, L, S) float32
 
-    `causal` lets query i see the keys 0..i only.
+    mask, which broadcasts to the result, is added to the scores; `causal` lets query i see the keys
+    0..i only.
     """
     result = np.empty((len(q), heads, q.shape[1], k.shape[1]), np.float32)
+    mask = mask if mask is None else np.broadcast_to(mask, result.shape)
     for n, h, scores in _scores(q, k, heads):
+        if mask is not None:
+            scores = scores + mask[n, h]
         if causal:
             scores[np.triu_indices(len(scores), 1)] = -math.inf
         result[n, h] = softmax(scores, axis=-1)

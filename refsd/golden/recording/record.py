@@ -171,12 +171,12 @@ class Recorder:
         """An attention's scores and probabilities."""
         q, k = event.inputs["q"], event.inputs["k"]
         heads, causal = event.options["heads"], event.options["causal"]
-        for what, options in (("scores", {"heads": heads}),
-                              ("probabilities", {"heads": heads, "causal": causal})):
-            op = f"attention_{what}"
-            result = PIPELINE_OPS[op](q, k, **options)
-            self._write(f"{name}.{what}", result, level=4, op=op, inputs={"q": q, "k": k},
-                        options=options)
+        mask = {key: event.options[key] for key in ("mask",) if event.options[key] is not None}
+        for what, further, options in (("scores", {}, {"heads": heads}),
+                                       ("probabilities", mask, {"heads": heads, "causal": causal})):
+            op, inputs = f"attention_{what}", {"q": q, "k": k, **further}
+            result = PIPELINE_OPS[op](**inputs, **options)
+            self._write(f"{name}.{what}", result, level=4, op=op, inputs=inputs, options=options)
 
     def _close_block(self, following: str | None) -> None:
         if self._block is None or self._block[0] == following:

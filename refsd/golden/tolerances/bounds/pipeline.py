@@ -74,7 +74,8 @@ def scheduler_step(inputs, options, y, p):
 def _paths(inputs, options):
     """The sum of |terms|, from x_t = a x0 + n eps with a^2 + n^2 = 1, or x = x0 + sigma eps."""
     scheduler = from_config(options["scheduler"])
-    timesteps = make_schedule(scheduler, options["steps"])
+    shift = {key: options[key] for key in ("mu",) if key in options}
+    timesteps = make_schedule(scheduler, options["steps"], **shift)
     index, outputs, samples = options["index"], inputs["model_output"], inputs["sample"]
     if isinstance(outputs, list):
         # Multistep rules weigh up to 4 predictions by at most 59 / 24 each, and start anew often.
@@ -148,12 +149,16 @@ def attention_scores(inputs, options, y, p):
 def attention_probabilities(inputs, options, y, p):
     """An error e of the scores changes a share by at most e^(2 e); exp, the sum and a quotient.
 
-    x - max is rounded too, by u (max - x), which is at most twice the largest |score|.
+    x - max is rounded too, by u (max - x), which is at most twice the largest |score|; so is the
+    sum with a mask, by u times what it is at most.
     """
-    heads = {"heads": options["heads"]}
+    heads, mask = {"heads": options["heads"]}, inputs.get("mask")
     error = attention_scores(inputs, heads, y, p).max(axis=-1, keepdims=True)
-    scores = PIPELINE_OPS["attention_scores"](inputs["q"], inputs["k"], **heads)
-    shift = 2 * error + gamma(2, p) * abs(scores).max(axis=-1, keepdims=True)
+    size = abs(PIPELINE_OPS["attention_scores"](inputs["q"], inputs["k"], **heads))
+    roundings = 2
+    if mask is not None:  # where it is infinite a key is not seen: its share is 0 in any case
+        size, roundings = size + np.where(np.isfinite(mask), abs(mask), 0), 4
+    shift = 2 * error + gamma(roundings, p) * size.max(axis=-1, keepdims=True)
     return y * (np.expm1(shift) + gamma(y.shape[-1] + 10, p) * np.exp(shift)) + 4 * p.tiny
 
 
