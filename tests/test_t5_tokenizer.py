@@ -98,6 +98,22 @@ def test_a_config_names_tokens_and_length(tmp_path):
     assert (found.find("<one>"), found.find("<two>")) == (size + 100, size + 101)
 
 
+def test_a_token_keeps_the_flags_of_its_first_mention(tmp_path):
+    size = len(samples.PIECES)
+    token = samples.added(samples.SENTINELS[0], 0, rstrip=True)
+    del token["id"]
+    config = {"added_tokens_decoder": {str(size + 99): token}}
+    found = T5Tokenizer.from_folder(samples.write(tmp_path, config=config))
+    assert found.pieces("a <extra_id_0>  a")[1].text == "<extra_id_0>  "
+
+
+def test_the_table_may_stand_among_other_normalizers(tmp_path):
+    table = samples.tokenizer_json([], samples.charsmap(samples.FORMS))["normalizer"]
+    change(tmp_path, normalizer={"type": "Sequence", "normalizers": [{"type": "Strip"}, table]})
+    found = T5Tokenizer.from_folder(tmp_path)
+    assert (found("ﬁ") == found("fi")).all()
+
+
 def test_rows_of_the_text_encoder(tokenizer):
     size = len(samples.PIECES) + 100
     tokenizer.require_rows(size)
@@ -189,7 +205,8 @@ def test_a_damaged_spiece_model_is_refused_or_read(tmp_path):
             assert str(tmp_path) in str(problem)
             refused += 1
     assert refused > 20
-    for data in (b"\xff" * 20, b"\x0a\x7f", b"\x0b\x01", b"\x0a\x02\x0d\x00", b""):
+    for data in (whole + b"\x80" * 10 + bytes(2), b"\xff" * 20, b"\x0a\x7f", b"\x0b\x01",
+                 b"\x0a\x02\x0d\x00", b""):
         path.write_bytes(data)
         with pytest.raises(ModelError, match="not a model of SentencePiece|0 pieces"):
             T5Tokenizer.from_folder(tmp_path)

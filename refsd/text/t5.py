@@ -23,7 +23,7 @@ class T5Tokenizer:
         self.source, self.model_max_length = unigram.source, unigram.length
         self._tokenizer = _build(unigram)
         self.eos_token_id, self.unk_token_id, self.pad_token_id = (
-            self._id(unigram.named[role]["content"])
+            self.find(unigram.named[role]["content"])  # _build adds it where no piece is it
             for role in ("eos_token", "unk_token", "pad_token"))
 
     @classmethod
@@ -82,12 +82,6 @@ class T5Tokenizer:
                 raise
             raise damaged(f"{self.source}: precompiled_charsmap is no table of characters"
                           ) from None
-
-    def _id(self, token):
-        number = self.find(token)
-        if number is None:
-            raise damaged(f"{self.source}: no token {token[:80]!r} in the vocabulary")
-        return number
 
 
 def _build(unigram):
