@@ -1,5 +1,7 @@
 """What a network with an add_embedding reads beside the text, and what text encoders give it."""
 
+import json
+
 import numpy as np
 import pytest
 from model_samples import CLIPS, UNETS, VAES, added_inputs, tree, values
@@ -19,7 +21,7 @@ from refsd.pipelines.planned import calls, planned_networks
 from refsd.planning import Asked
 from refsd.registry import use, watch
 from refsd.schedulers import DDIMScheduler
-from refsd.weights import flatten, to_tree
+from refsd.weights import flatten, to_tree, write_safetensors
 from refsd.weights.checkpoint import Component
 
 NAME = "added embedding, depths a level"
@@ -37,12 +39,14 @@ def unet_and_inputs():
     return UNet(*tree("unet", CONFIG), "numpy"), (values(1, 2, 4, 8, 8), 7, values(2, 2, 5, 10))
 
 
+OF_CONTROL = {key: value for key, value in CONFIG.items()
+              if key not in ("up_block_types", "sample_size")} | {
+    "conditioning_embedding_out_channels": [4, 4]}
+
+
 def controlnet_and_inputs():
-    config = {key: value for key, value in CONFIG.items()
-              if key not in ("up_block_types", "sample_size")}
-    config["conditioning_embedding_out_channels"] = [4, 4]
-    net = ControlNet(random_tree("controlnet", config),
-                     ControlNetConfig.from_json(validate("controlnet", config)), "numpy")
+    net = ControlNet(random_tree("controlnet", OF_CONTROL),
+                     ControlNetConfig.from_json(validate("controlnet", OF_CONTROL)), "numpy")
     picture = np.random.default_rng(3).random((2, 3, 16, 16), "f4")
     return net, (values(1, 2, 4, 8, 8), 7, values(2, 2, 5, 10), picture)
 
@@ -69,6 +73,18 @@ def test_both_spellings_are_the_models_own(name):
     for key in ADDED:
         other = flat(network(*inputs, **{**ADDED, key: ADDED[key][::-1]}))
         assert all(abs(one - two).max() > 1e-3 for one, two in zip(found[1:], other[1:]))
+
+
+def test_a_controlnet_of_such_a_model_is_loaded_from_a_folder(tmp_path):
+    network, inputs = controlnet_and_inputs()
+    write_safetensors(tmp_path / "diffusion_pytorch_model.safetensors", flatten(network.tree))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel",
+                                                      **OF_CONTROL}))
+    loaded = ControlNet.from_pretrained(tmp_path, backend="numpy")
+    assert loaded.added_width == 39
+    for one, two in zip(flat(loaded(*inputs, **ADDED)), flat(network(*inputs, **ADDED)),
+                        strict=True):
+        assert np.array_equal(one, two)
 
 
 def test_the_network_is_the_model_with_a_text_too():
