@@ -22,7 +22,9 @@ __all__ = ["GPT2", "AutoPipelineForImage2Image", "AutoPipelineForInpainting",
            "StableDiffusionControlNetImg2ImgPipeline",
            "StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPipeline",
            "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
-           "StableDiffusionInstructPix2PixPipeline", "StableDiffusionPipeline", "__version__",
+           "StableDiffusionInstructPix2PixPipeline", "StableDiffusionPipeline",
+           "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
+           "StableDiffusionXLPipeline", "__version__",
            "threads", "use", "watch"]
 
 _LAZY = {
@@ -40,6 +42,12 @@ _LAZY = {
     "StableDiffusionInstructPix2PixPipeline": ("refsd.pipelines.pix2pix",
                                                "StableDiffusionInstructPix2PixPipeline"),
     "StableDiffusionPipeline": ("refsd.pipelines.stable_diffusion", "StableDiffusionPipeline"),
+    "StableDiffusionXLImg2ImgPipeline": ("refsd.pipelines.xl_img2img",
+                                         "StableDiffusionXLImg2ImgPipeline"),
+    "StableDiffusionXLInpaintPipeline": ("refsd.pipelines.xl_inpaint",
+                                         "StableDiffusionXLInpaintPipeline"),
+    "StableDiffusionXLPipeline": ("refsd.pipelines.stable_diffusion_xl",
+                                  "StableDiffusionXLPipeline"),
     "threads": ("refsd.parallel", "threads"),
 }
 

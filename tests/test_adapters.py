@@ -194,8 +194,8 @@ def test_other_modules_are_found(pipe, name):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_no_name_means_two_modules(family):
     """So the first that is found is the only one; at the published sizes."""
-    trees = {part: to_tree(shapes_of(part, family.configs[part])) for part in loaded.NETWORKS
-             if part in family.configs}
+    trees = {part: to_tree(shapes_of(part, family.configs[part]))
+             for part in loaded.adapted(family.configs)}
     known = names.targets(trees)
     for network, tree in trees.items():
         for module, spelled in names._modules(network, tree):

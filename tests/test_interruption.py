@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import test_controlnet
 import tiny
+import tiny_xl
 
 import refsd
 from refsd.pipelines.pipeline import Pipeline
@@ -37,10 +38,12 @@ def draw(request, tmp_path, net, monkeypatch):
     monkeypatch.setitem(tiny.CONFIGS, "unet",
                         tiny.UNET | {"in_channels": CHANNELS.get(request.param, 4)})
     more = {"controlnet": net} if "ControlNet" in request.param else {}
-    pipe = cls.from_pretrained(tiny.write_model(tmp_path / "model"), backend="numpy", **more)
+    write = tiny_xl.write_model if "XL" in request.param else tiny.write_model
+    pipe = cls.from_pretrained(write(tmp_path / "model"), backend="numpy", **more)
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     asked = inspect.signature(cls.__call__).parameters
     inputs = {key: value for key, value in INPUTS.items() if key in asked}
+    inputs |= {"strength": 1.0} if "XLImg2Img" in request.param else {}  # 0.3 are too few steps
 
     def drawn(callback=None, **options):
         return pipe("a red cat", num_inference_steps=8, generator=1, output_type="latent",

@@ -37,10 +37,10 @@ SCHEDULER = {
 CONFIGS = {"text_encoder": TEXT_ENCODER, "unet": UNET, "vae": VAE}
 
 
-def tensors(component, seed=0):
+def tensors(component, seed=0, config=None):
     """Random weights under the checkpoint's names, small enough that pictures are not all grey."""
     random = np.random.default_rng(seed)
-    shapes = shapes_of(component, CONFIGS[component])
+    shapes = shapes_of(component, CONFIGS[component] if config is None else config)
     return {name: _weight(name, shape, random) for name, shape in shapes.items()}
 
 

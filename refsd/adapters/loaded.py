@@ -1,6 +1,6 @@
 """The adapters of a pipeline: files loaded into its networks, and the strength of each there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from refsd.adapters import formats, names
@@ -11,13 +11,19 @@ from refsd.arguments import shown
 from refsd.errors import UsageError
 from refsd.weights.tree import flatten
 
-NETWORKS = ("unet", "text_encoder")
+
+def adapted(parts: Iterable[str]) -> tuple[str, ...]:
+    """Those of a model's parts that adapters may change, the denoiser first."""
+    return tuple(part for part in names.PREFIXES if part in parts)
 
 
 def applied(pipe: Any) -> dict[str, Applied]:
     """The adapters of each network; they belong to it, not to the pipeline, which may share it."""
     found = {}
-    for network in NETWORKS:
+    if pipe.denoises not in names.PREFIXES:
+        raise UsageError(f"adapters: refsd knows no names of those for {type(pipe).__name__}; "
+                         "leave them out")
+    for network in adapted(pipe.networks):
         part = getattr(pipe, network)
         if "adapters" not in vars(part):
             part.adapters = Applied(_tree(network, part), part.backend)
@@ -105,13 +111,14 @@ def strengths_of(pipe: Any, given: Sequence[str], weights: Any,
     each = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(given)
     if len(each) != len(given):
         raise UsageError(f"{where}: {len(each)} weights for {len(given)} adapters; give one each")
-    found: dict[str, dict[str, float | Blocks]] = {network: {} for network in NETWORKS}
+    networks = adapted(pipe.networks)
+    found: dict[str, dict[str, float | Blocks]] = {network: {} for network in networks}
     for name, weight in zip(given, each):
-        parts = weight if isinstance(weight, Mapping) else dict.fromkeys(NETWORKS, weight)
-        if other := set(parts) - set(NETWORKS):
+        parts = weight if isinstance(weight, Mapping) else dict.fromkeys(networks, weight)
+        if other := set(parts) - set(networks):
             raise UsageError(f"{where}: weights for {shown(sorted(map(str, other)))}; give them "
-                             f"for {' and '.join(NETWORKS)}")
-        for network in NETWORKS:
+                             f"for {' and '.join(networks)}")
+        for network in networks:
             one = parts.get(network)
             if network == "unet" and isinstance(one, Mapping):
                 found[network][name] = blocks(one, pipe.unet.tree, where)

@@ -63,7 +63,7 @@ def set_adapters(pipe: Any, adapter_names: str | Sequence[str],
 
 def get_active_adapters(pipe: Any) -> list[str]:
     """The adapters that are in the networks."""
-    return [*_strengths(pipe)["unet"]]
+    return [*_strengths(pipe)[pipe.denoises]]
 
 
 def get_list_adapters(pipe: Any) -> dict[str, list[str]]:
@@ -110,14 +110,16 @@ def enable_lora(pipe: Any) -> None:
                            for part, found in disabled.items()})
 
 
-def fuse_lora(pipe: Any, components: Sequence[str] = ("unet", "text_encoder"),
+def fuse_lora(pipe: Any, components: Sequence[str] | None = None,
               lora_scale: float = 1.0, safe_fusing: bool = False,
               adapter_names: Sequence[str] | None = None) -> None:
     """Make what the adapters add part of the networks, which unload_lora_weights leaves.
 
-    refsd merges in any case: what is computed is the same. safe_fusing is always so.
+    Of these components, or of all. refsd merges in any case: what is computed is the same.
+    safe_fusing is always so.
     """
     networks = loaded.applied(pipe)
+    components = networks if components is None else components
     refuse_unknown("fuse_lora", components, networks, "component")
     _refuse_fused(pipe, "fuse_lora")
     scaled = _scaled(pipe, number_of(lora_scale, "lora_scale"), adapter_names)
@@ -127,9 +129,10 @@ def fuse_lora(pipe: Any, components: Sequence[str] = ("unet", "text_encoder"),
         networks[part].fused = True
 
 
-def unfuse_lora(pipe: Any, components: Sequence[str] = ("unet", "text_encoder")) -> None:
+def unfuse_lora(pipe: Any, components: Sequence[str] | None = None) -> None:
     """Undo fuse_lora: the adapters can be changed and unloaded again."""
     networks = loaded.applied(pipe)
+    components = networks if components is None else components
     refuse_unknown("unfuse_lora", components, networks, "component")
     for part in components:
         networks[part].fused = False
@@ -140,7 +143,7 @@ def lora_scaled(pipe: Any, options: Mapping[str, Any]) -> Iterator[None]:
     """Within the block adapters have `scale` times their weights: cross_attention_kwargs."""
     refuse_unknown("cross_attention_kwargs", options, ["scale"], "key")
     scale = number_of(options.get("scale", 1.0), "cross_attention_kwargs: scale")
-    if scale == 1 or "adapters" not in vars(pipe.unet) or not any(_strengths(pipe).values()):
+    if scale == 1 or "adapters" not in vars(pipe.denoiser) or not any(_strengths(pipe).values()):
         yield
         return
     _refuse_fused(pipe, "cross_attention_kwargs")

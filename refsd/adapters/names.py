@@ -21,8 +21,11 @@ PREFIXES = {
     "text_encoder": ("text_encoder_", "lora_te_", "lora_te1_", "lycoris_te_", "lycoris_te1_",
                      "text_encoder_base_model_model_", "clip_l_transformer_", "clip_l_",
                      "text_encoders_clip_l_transformer_", "text_encoders_clip_l_"),
+    "text_encoder_2": ("text_encoder_2_", "lora_te2_", "lycoris_te2_",
+                       "text_encoder_2_base_model_model_", "clip_g_transformer_", "clip_g_",
+                       "text_encoders_clip_g_transformer_", "text_encoders_clip_g_"),
 }
-# No picture depends on it: text encoders give their states.
+# No picture depends on it where the model has none: such text encoders give their states.
 HARMLESS = re.compile(r"(.*_)?text_projection")
 # Names of old attention processors, which stand for those of layers.
 ALIASES = ((re.compile(r"_to_out_0$"), "_to_out"), (re.compile(r"_([qkv])_proj$"), r"_to_\1"),

@@ -168,8 +168,13 @@ class Adapters:
             if one["sha256"] not in there:
                 source = file.open_source(self.places[one["sha256"]])
                 loaded.load(pipe, source, one["sha256"], strict=self.strict)
-        loaded.show(pipe, {network: {one["sha256"]: one[network] for one in wanted}
-                           for network in loaded.NETWORKS})
+        loaded.show(pipe, {network: {one["sha256"]: one[_kind(network)] for one in wanted}
+                           for network in loaded.applied(pipe)})
+
+
+def _kind(network):
+    """Under which of its two words a recipe has a network's weight: all text encoders have one."""
+    return "text_encoder" if network.startswith("text_encoder") else "unet"
 
 
 def of_recipe(wanted: list[dict[str, Any]], options: argparse.Namespace, where: str) -> Adapters:

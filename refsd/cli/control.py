@@ -58,6 +58,7 @@ class Control:
         from refsd.pipelines.control import check_nets
         from refsd.pipelines.controlnet import ControlNet
 
+        pipe.require("ControlNet")
         nets = {place: ControlNet.from_pretrained(
             place, backend=pipe.backend, dtype=options.dtype, weights=options.weights,
             exact=options.exact, download=options.download) for place in dict.fromkeys(self.places)}

@@ -107,7 +107,7 @@ def draw(pipe: Any, recipe: Recipe, on_step: Callable, *, resume: str | None = N
 def _draw(pipe, recipe, on_step, resume, pictures):
     generator = pipe.make_generator(recipe.seed)
     common = {"num_inference_steps": recipe.steps, "guidance_scale": recipe.cfg_scale,
-              "negative_prompt": recipe.negative_prompt, "eta": recipe.eta,
+              "negative_prompt": recipe.negative_prompt or None, "eta": recipe.eta,
               "generator": recipe.seed if pipe.dialect.reseeds else generator,
               "output_type": "latent", "callback_on_step_end": on_step, "resume": resume}
     if recipe.pictures:

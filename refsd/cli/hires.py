@@ -64,6 +64,7 @@ def settle(pipe: Any, options: argparse.Namespace, width: int, height: int) -> d
     """What the recipe says of it; {} is one pass. UsageError where the sampler cannot do it."""
     if options.hires_scale is None:
         return {}
+    pipe.require("hires")
     scale, factor = float(options.hires_scale), pipe.vae_scale_factor
     sides = [int(side * scale) // factor * factor for side in (width, height)]
     for side in sides:

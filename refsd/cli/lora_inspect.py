@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _models(model: str | None) -> Iterator[tuple[str, dict[str, dict[str, tuple[int, ...]]]]]:
     """The names and shapes of the networks of a model, or of each family as it was published."""
-    from refsd.adapters.loaded import NETWORKS
+    from refsd.adapters.loaded import adapted
     from refsd.families import FAMILIES
     from refsd.networks import shapes_of
     from refsd.weights import resolve
@@ -63,12 +63,12 @@ def _models(model: str | None) -> Iterator[tuple[str, dict[str, dict[str, tuple[
 
     if model is None:
         for family in FAMILIES:
-            yield family.name, {part: shapes_of(part, family.configs[part]) for part in NETWORKS
-                                if part in family.configs}
+            yield family.name, {part: shapes_of(part, family.configs[part])
+                                for part in adapted(family.networks)}
         return
     place = resolve(model)
     plans = plan_whole(place)
-    yield str(model), {part: plans[part].shapes for part in NETWORKS if part in plans}
+    yield str(model), {part: plans[part].shapes for part in adapted(plans)}
 
 
 def _plan(source: Any, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Any:

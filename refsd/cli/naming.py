@@ -9,7 +9,8 @@ from refsd.cli.recipe import Recipe
 
 # Where and by what it is computed, not what; the bits of these may differ, the picture does not.
 NOT_THE_PICTURE = ("backend", "threads", "tuned", "versions", "pixels", "allow_nonfinite", "schema")
-PLACES = ("name", "variant", "vae", "text_encoder", "hash")  # of the model; its files say it
+# Of the model; its files say it.
+PLACES = ("name", "variant", "vae", "text_encoder", "text_encoder_2", "hash")
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:

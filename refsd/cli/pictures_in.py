@@ -209,14 +209,15 @@ def draw(pipe: Any, recipe: Any, images: dict[str, Any], **common: Any) -> Any:
     sides = (recipe.width, recipe.height)
     if asked["mask"] is not None:
         return own.from_pipe(pipe)(
-            recipe.prompt, image, images["mask"], width=sides[0], height=sides[1],
+            recipe.prompt, image=image, mask_image=images["mask"], width=sides[0],
+            height=sides[1],
             padding_mask_crop=asked["part"] and asked["part"]["padding"],
             strength=asked["strength"], clip_skip=recipe.clip_skip, **common)
     image = image if image.size == sides else _rgb(image).resize(sides, 1)  # Lanczos
     if asked["img_cfg_scale"] is not None:
         made = StableDiffusionInstructPix2PixPipeline.from_pipe(pipe)
         return made(recipe.prompt, image, image_guidance_scale=asked["img_cfg_scale"], **common)
-    return own.from_pipe(pipe)(recipe.prompt, image, asked["strength"],
+    return own.from_pipe(pipe)(recipe.prompt, image=image, strength=asked["strength"],
                                clip_skip=recipe.clip_skip, **common)
 
 

@@ -59,7 +59,8 @@ def _loaded(found: foreign.Foreign, prompt: str, asked: list[dict[str, Any]],
     from refsd.pipelines import identity
     from refsd.pipelines.auto import AutoPipelineForText2Image
 
-    parts = {"vae": options.vae, "text_encoder": options.text_encoder}
+    parts = {"vae": options.vae, "text_encoder": options.text_encoder,
+             "text_encoder_2": options.text_encoder_2}
     backend = choose_backend(options.backend or "auto")
     pipe = AutoPipelineForText2Image.from_pretrained(
         options.model, backend=backend, download=options.download, scheduler=found.scheduler,

@@ -30,6 +30,7 @@ def parser() -> Parser:
         help="where the model is, if it is not the one in refsd or a model id")
     add("--vae", metavar="PATH", help="where the other VAE is, if the picture was drawn with one")
     add("--text-encoder", metavar="PATH", help="likewise the text encoder")
+    add("--text-encoder-2", metavar="PATH", help="likewise the second text encoder")
     add("-i", "--init-img", metavar="PATH",
         help="where the picture is that it was drawn from, if not beside it under its name")
     add("--mask", metavar="PATH", help="likewise the mask")
@@ -115,7 +116,7 @@ def _parts(recipe: Recipe, options: argparse.Namespace) -> dict[str, str | None]
     from refsd.pipelines import identity
 
     parts = {}
-    for part in ("vae", "text_encoder"):
+    for part in ("vae", "text_encoder", "text_encoder_2"):
         name, other = recipe.model.get(part), getattr(options, part)
         if name is not None and other is None and not identity.HUB_ID.fullmatch(name):
             raise UsageError(f"{options.picture}: drawn with another {part}, {name!r}. Say with "

@@ -44,7 +44,8 @@ class Session:
         with self._timed("kernels"), Compiling(show=chatty):  # loading a model needs some of them
             make_ready(options.backend, options.dtype)
         with self._timed("model"):
-            parts = {"vae": options.vae, "text_encoder": options.text_encoder}
+            parts = {"vae": options.vae, "text_encoder": options.text_encoder,
+                     "text_encoder_2": options.text_encoder_2}
             family = family_of_model(options.model, download=options.download,
                                      variant=options.variant)
             if chatty and options.model is not None:

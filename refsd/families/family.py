@@ -77,6 +77,7 @@ class Family:
     scheduler's. distilled: the scheduler of such models, by a word that their metadata have.
     pads: the token that fills up the prompts of a tokenizer, where that is not the end of text.
     pipelines: the class that draws from a "text", an "image", or a picture and its "mask".
+    settings: what model_index.json of a folder says besides the parts.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Family:
     optional: tuple[str, ...] = ()
     pipelines: Mapping[str, str] = field(default_factory=lambda: PIPELINES)
     published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def networks(self) -> tuple[str, ...]:

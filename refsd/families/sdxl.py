@@ -89,6 +89,7 @@ SDXL = Family(
     pads={"tokenizer_2": "!"},
     pipelines=PIPELINES,
     published={"sdxl": {}},
+    settings={"force_zeros_for_empty_prompt": True},
 )  # fmt: skip
 
 REFINER = Family(
@@ -105,4 +106,5 @@ REFINER = Family(
     pads={"tokenizer_2": "!"},
     pipelines=PIPELINES,
     published={"sdxl-refiner": {}},
+    settings={"force_zeros_for_empty_prompt": False},
 )

@@ -75,7 +75,7 @@ class VAEConfig:
 
     The diffusion works on (latents - shift_factor) scaling_factor; latents are `downscale` times
     smaller than the picture along each side. sample_size is the side of a picture that it was
-    trained on.
+    trained on. force_upcast: whether it is known to overflow in float16.
     """
 
     groups: int
@@ -84,6 +84,7 @@ class VAEConfig:
     latent_channels: int
     downscale: int
     sample_size: int
+    force_upcast: bool
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "VAEConfig":
@@ -95,6 +96,7 @@ class VAEConfig:
             latent_channels=config["latent_channels"],
             downscale=2 ** (len(config["block_out_channels"]) - 1),
             sample_size=size[0] if isinstance(size, (list, tuple)) else size,
+            force_upcast=bool(config["force_upcast"]),
         )
 
 

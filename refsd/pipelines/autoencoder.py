@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Self
 
+import numpy as np
+
 from refsd import functional as F
 from refsd.arguments import as_array
 from refsd.backends import BACKENDS, find_backend
@@ -16,10 +18,12 @@ from refsd.pipelines.generators import as_generators
 from refsd.pipelines.memory import TILED_FROM
 from refsd.pipelines.request import check_choice
 from refsd.pipelines.tensors import shaped
-from refsd.places import beside
+from refsd.places import beside, on_host
 from refsd.random import TorchGenerator, draw_noise
 from refsd.registry import use
 from refsd.weights.checkpoint import Component
+from refsd.weights.forms import widened
+from refsd.weights.tree import flatten, to_tree
 
 
 class DiagonalGaussian:
@@ -59,6 +63,7 @@ class VAE:
     def __init__(self, tree: dict, config: VAEConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["decoder"]["conv_in"]["weight"].dtype)
+        self._wide: tuple[list, VAE] | None = None
         self.tiling, self.tile_overlap_factor = "auto", 0.25
         self.tile_sample_min_size = config.sample_size
         self.tile_latent_min_size = config.sample_size // config.downscale
@@ -80,6 +85,21 @@ class VAE:
     def _with(self, part):
         beside = {"decoder": "post_quant_conv", "encoder": "quant_conv"}[part]
         return {part: self.tree[part], beside: self.tree.get(beside), "config": self.config}
+
+    def in_float32(self) -> "VAE":
+        """The same in float32, of the weights as they are held here; made once for them."""
+        leaves = flatten(self.tree)
+        if self._wide is None or any(a is not b for a, b in zip(self._wide[0], leaves.values())):
+            wide = {name: widened(np.asarray(on_host(leaf)), getattr(leaf, "name", None))
+                    for name, leaf in leaves.items()}
+            find_backend(self.backend).place(wide)
+            self._wide = [*leaves.values()], type(self)(to_tree(wide), self.config, self.backend,
+                                                        self.exact)
+        found = self._wide[1]
+        for name in ("tiling", "tile_overlap_factor", "tile_sample_min_size",
+                     "tile_latent_min_size"):
+            setattr(found, name, getattr(self, name))
+        return found
 
     def enable_tiling(self) -> None:
         """Work in overlapping tiles from now on, as diffusers does."""

@@ -95,8 +95,10 @@ class Drawing:
         clock = {"start": time.perf_counter()}
         callback.positive, callback.negative, composed, added = pipe.embed(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, copies=copies,
-            clip_skip=clip_skip, guided=is_guided(pipe, scale), steps=steps, **further)
-        pipe.require_finite("encode_text", *callback.texts())
+            clip_skip=clip_skip, guided=is_guided(pipe, scale), steps=steps,
+            size=(height, width), **further)
+        callback.added = added
+        pipe.require_finite("encode_text", *callback.texts(), *added.values())
         clock["encode"] = time.perf_counter()
         avoided = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
         for name, why in idle(pipe, negative=avoided, **numbers).items():

@@ -51,14 +51,16 @@ class Guidance:
         if self.channels is not None:
             copies = [self.channels] * (x.shape[0] // self.channels.shape[0])
             x = F.concat([x, F.concat(copies, axis=0)], axis=1)
-        return self.unet(x, timestep, self.text, timestep_cond=self.condition,
-                         **self.added, **more)
+        # without the negative texts, the last rows
+        added = {name: rows[-x.shape[0]:] for name, rows in self.added.items()}
+        return self.unet(x, timestep, self.text, timestep_cond=self.condition, **added, **more)
 
     def change(self, changed: Mapping[str, Any]) -> None:
         """Other texts or another scale from here on, under the names of diffusers' callbacks."""
         self.scale = changed.get("guidance_scale", self.scale)
         self.positive = changed.get("prompt_embeds", self.positive)
         self.negative = changed.get("negative_prompt_embeds", self.negative)
+        self.added = changed.get("added", self.added)
         if {"prompt_embeds", "negative_prompt_embeds"} & changed.keys():
             self.text = as_text(self.negative, self.positive)
 

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from refsd.pipelines import from_diffusers, images, starts
+from refsd.arguments import as_array
+from refsd.pipelines import from_diffusers, images, stages, starts
 from refsd.pipelines.drawing import Drawing
 from refsd.pipelines.pipeline import Pipeline
 from refsd.pipelines.request import check_number, check_steps
+from refsd.pipelines.tensors import given
 from refsd.registry import use
 
 CALL_ARGUMENTS = (
@@ -44,24 +46,43 @@ class StableDiffusionImg2ImgPipeline(Pipeline):
         int(n strength) are made. The rest as in StableDiffusionPipeline.
         """
         from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
-        strength = check_number("strength", strength, 0, 1)
-        own = timesteps is not None or sigmas is not None
-        steps = check_steps(num_inference_steps, own=own)
-        factor = self.vae.config.downscale
-        image = images.as_image("image", image, factor,
-                                latent_channels=self.vae.config.latent_channels)
-        height, width = (n * (1 if image.shape[1] == 3 else factor) for n in image.shape[2:])
-        drawing = Drawing.begin(
-            self, height, width, prompt=prompt, negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
+        return draw(
+            self, image, strength, num_inference_steps, timesteps, sigmas, prompt=prompt,
+            negative_prompt=negative_prompt, prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
             num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale, eta=eta,
             generator=generator, output_type=output_type, return_dict=return_dict,
             clip_skip=clip_skip, callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, steps=steps)
-        left = starts.begin(self, strength, steps, timesteps=timesteps, sigmas=sigmas)
-        with use(self.backend, exact=self.exact):
-            latents = starts.as_latents(self, image, drawing.generator, drawing.batch,
-                                        samples=drawing.batch)
-            noise = starts.noise_of(self, tuple(latents.shape), drawing.generator)
-            latents = self.scheduler.add_noise(latents, noise, left[0])
-        return drawing.finish(latents, timesteps=left)
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs)
+
+
+def draw(pipe: Any, image: Any, strength: Any, steps: Any, timesteps: Any, sigmas: Any, *,
+         start: float | None = None, end: float | None = None, latents: Any = None,
+         **asked: Any) -> Any:
+    """A drawing from a picture, whatever the model; `asked` is what Drawing.begin takes.
+
+    start and end: shares of the noise, of which the steps between are made. A picture at a `start`
+    has its noise already; `latents` are a picture with noise, in the place of one.
+    """
+    strength = check_number("strength", strength, 0, 1)
+    steps = check_steps(steps, own=timesteps is not None or sigmas is not None)
+    factor, channels = pipe.vae.config.downscale, pipe.vae.config.latent_channels
+    if latents is not None:
+        latents = as_array("latents", latents, pipe.denoiser.dtype)
+        height, width = (factor * n for n in latents.shape[2:])
+    else:
+        image = images.as_image("image", image, factor, latent_channels=channels)
+        height, width = (n * (1 if image.shape[1] == 3 else factor) for n in image.shape[2:])
+    drawing = Drawing.begin(pipe, height, width, steps=steps, **asked)
+    left = starts.begin(pipe, strength, steps, timesteps=timesteps, sigmas=sigmas, start=start)
+    left = stages.until(pipe.scheduler, left, end)
+    with use(pipe.backend, exact=pipe.exact):
+        if latents is not None:
+            shape = (drawing.batch, channels, height // factor, width // factor)
+            return drawing.finish(given(pipe, "latents", latents, shape), timesteps=left)
+        latents = starts.as_latents(pipe, image, drawing.generator, drawing.batch,
+                                    samples=drawing.batch)
+        if start is None:
+            noise = starts.noise_of(pipe, tuple(latents.shape), drawing.generator)
+            latents = pipe.scheduler.add_noise(latents, noise, left[0])
+    return drawing.finish(latents, timesteps=left)

@@ -58,36 +58,49 @@ class StableDiffusionInpaintPipeline(Pipeline):
         where latents are asked for, which are the part's). The rest as in StableDiffusionPipeline.
         """
         from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
-        strength = check_number("strength", strength, 0, 1)
-        latents = latents if latents is None else as_array("latents", latents, self.denoiser.dtype)
-        height, width = self._side("height", height, latents), self._side("width", width, latents)
-        own = timesteps is not None or sigmas is not None
-        steps = check_steps(num_inference_steps, own=own)
-        crop = None if padding_mask_crop is None else _part(
-            image, mask_image, output_type, width=width, height=height,
-            padding=check_integer("padding_mask_crop", padding_mask_crop, 0, 4096))
-        size = {"height": height, "width": width, "crop": crop}
-        factor, channels = self.vae.config.downscale, self.vae.config.latent_channels
-        picture = images.as_image("image", image, factor, latent_channels=channels, **size)
-        mask = images.as_mask("mask_image", mask_image, factor, **size)
-        drawing = Drawing.begin(
-            self, height, width, prompt=prompt, negative_prompt=negative_prompt,
+        return draw(
+            self, image, mask_image, strength, num_inference_steps, timesteps, sigmas,
+            masked=masked_image_latents, height=height, width=width, padding=padding_mask_crop,
+            latents=latents, prompt=prompt, negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
             num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale, eta=eta,
             generator=generator, output_type=output_type, return_dict=return_dict,
             clip_skip=clip_skip, callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, steps=steps)
-        left = starts.begin(self, strength, steps, timesteps=timesteps, sigmas=sigmas)
-        with use(self.backend, exact=self.exact):
-            start = _Start(self, drawing, picture, mask, left)
-            latents = start.latents(latents, strength)
-            extra = start.channels(masked_image_latents)
-        keep = start.kept if start.blends else None
-        output = drawing.finish(latents, timesteps=left, after_step=keep, channels=extra)
-        if crop is not None and output_type == "pil":
-            drawn = output.images if drawing.as_dict else output[0]
-            drawn[:] = [images.overlay(mask_image, image, one, crop) for one in drawn]
-        return output
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs)
+
+
+def draw(pipe: Any, image: Any, mask_image: Any, strength: Any, steps: Any, timesteps: Any,
+         sigmas: Any, *, masked: Any, height: Any, width: Any, padding: Any, latents: Any,
+         start: float | None = None, end: float | None = None, **asked: Any) -> Any:
+    """A drawing of what a mask paints, whatever the model; `asked` is what Drawing.begin takes.
+
+    start and end: as in refsd.pipelines.img2img.draw.
+    """
+    strength = check_number("strength", strength, 0, 1)
+    latents = latents if latents is None else as_array("latents", latents, pipe.denoiser.dtype)
+    height, width = pipe.side("height", height, latents), pipe.side("width", width, latents)
+    steps = check_steps(steps, own=timesteps is not None or sigmas is not None)
+    output_type = asked["output_type"]
+    crop = None if padding is None else _part(
+        image, mask_image, output_type, width=width, height=height,
+        padding=check_integer("padding_mask_crop", padding, 0, 4096))
+    size = {"height": height, "width": width, "crop": crop}
+    factor, channels = pipe.vae.config.downscale, pipe.vae.config.latent_channels
+    picture = images.as_image("image", image, factor, latent_channels=channels, **size)
+    mask = images.as_mask("mask_image", mask_image, factor, **size)
+    drawing = Drawing.begin(pipe, height, width, steps=steps, **asked)
+    left = starts.begin(pipe, strength, steps, timesteps=timesteps, sigmas=sigmas, start=start)
+    left = stages.until(pipe.scheduler, left, end)
+    with use(pipe.backend, exact=pipe.exact):
+        begun = _Start(pipe, drawing, picture, mask, left)
+        latents = begun.latents(latents, strength, noised=start is not None)
+        extra = begun.channels(masked)
+    keep = begun.kept if begun.blends else None
+    output = drawing.finish(latents, timesteps=left, after_step=keep, channels=extra)
+    if crop is not None and output_type == "pil":
+        drawn = output.images if drawing.as_dict else output[0]
+        drawn[:] = [images.overlay(mask_image, image, one, crop) for one in drawn]
+    return output
 
 
 class _Start:
@@ -113,14 +126,20 @@ class _Start:
         grey = BACKENDS[self.pipe.backend].put(as_array("mask", grey, self.pipe.denoiser.dtype))
         return starts.repeated("mask_image", grey, self.count)
 
-    def latents(self, latents, strength):
-        """The first latents: noise, or the picture's noised to the first timestep left."""
+    def latents(self, latents, strength, *, noised):
+        """The first latents: noise, or the picture's noised to the first timestep left.
+
+        Where the picture is `noised` already, its own.
+        """
         pipe, shape = self.pipe, (self.count, self.depth, *self.size)
-        if self.blends or latents is None and strength < 1:
+        if self.blends or noised or latents is None and strength < 1:
             self.original = starts.as_latents(pipe, self.picture, self.generator, self.count)
             if tuple(self.original.shape) != shape:
                 raise UsageError(f"image has latents of {tuple(self.original.shape)}; give "
                                  f"{shape}, or another height and width")
+        if noised:
+            self.noise = starts.noise_of(pipe, shape, self.generator)
+            return self.original
         if latents is not None:
             self.noise = given(pipe, "latents", latents, shape)
         else:

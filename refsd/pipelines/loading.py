@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping
+from functools import partial
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from refsd.backends import find_backend
 from refsd.errors import ModelError, UsageError
 from refsd.families import Family, input_of
 from refsd.pipelines.autoencoder import VAE
-from refsd.pipelines.components import TextEncoder, UNet
+from refsd.pipelines.kind import Kind
 from refsd.pipelines.single_file import predicting, scheduler_of_file
 from refsd.schedulers import Config, from_config, would_do
 from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
 from refsd.weights.files import read_foreign_object
-from refsd.weights.model_index import networks_of, part_class, parts_of
+from refsd.weights.model_index import index_of, networks_of, part_class, parts_of
 from refsd.weights.plan import family_at
 
 logger = logging.getLogger(__name__)
@@ -45,28 +46,27 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
                     weights: str | None = None, download: bool,
                     variant: str | None, ema: bool, force: bool, exact: bool = False,
                     hub: dict[str, Any] | None = None, scheduler: Any = None, vae: Any = None,
-                    text_encoder: Any = None, prediction_type: str | None = None,
-                    inputs: Collection[str] = ("latents",),
-                    wanted: Collection[str] = ()) -> dict[str, Any]:
+                    text_encoder: Any = None, text_encoder_2: Any = None,
+                    prediction_type: str | None = None, kind: type[Kind] = Kind) -> dict[str, Any]:
     """Everything that a pipeline is made of, from a folder, a file or a hub id.
 
     No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` and
-    `prediction_type` as in `load_scheduler`; `vae` and `text_encoder` are paths, hub ids or such
-    networks, and replace the model's; `inputs` are what the UNet may read, `wanted` the parts that
-    the pipeline has. Raises ModelError, ResourceError, UsageError.
+    `prediction_type` as in `load_scheduler`; `vae` and the text encoders are paths, hub ids or
+    such networks, and replace the model's; `kind` is the class that is to draw with it. Raises
+    ModelError, ResourceError, UsageError.
     """
     if dtype not in ARITHMETICS:
         raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(ARITHMETICS)}")
-    given = {part: value for part, value in (("vae", vae), ("text_encoder", text_encoder))
-             if value is not None}
+    given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+    given = {part: value for part, value in given.items() if value is not None}
     if path is None:
         place, name = bundled_model(), BUNDLED
     else:
         place = resolve(path, download=download, variant=variant, without=given, **(hub or {}))
         place, name = _whole(place, given), str(path)
     family = family_at(place)
-    _check_family(family, wanted, name)
-    scheduler = load_scheduler(place, scheduler, prediction_type)
+    _check_family(family, kind, name)
+    scheduler = load_scheduler(place, scheduler, prediction_type, upgrade=kind.upgrades_scheduler)
     objects = {part: value for part, value in given.items() if hasattr(value, "tree")}
     replaced = {part: None if part in objects else resolve(
         value, download=download, variant=variant, parts=(part,), **(hub or {}))
@@ -78,7 +78,7 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
         taesd.replace_vae(place, replaced, objects, backend=backend, dtype=dtype, weights=weights,
                           variant=variant, force=force, exact=exact)
     parts = load_checkpoint(place, dtype=dtype, weights=weights, variant=variant, ema=ema,
-                            force=force, replaced=replaced, inputs=inputs)
+                            force=force, replaced=replaced, inputs=kind.inputs)
     for part in parts.values():
         find_backend(backend).place(part.tensors)
     find_backend(backend).release()  # the memory that weights lay in before
@@ -86,11 +86,13 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
     networks = {part: computes(part).of(found, backend, exact) for part, found in parts.items()}
     networks |= objects
     if objects:
-        _check_objects(objects, networks["unet"])
+        _check_objects(objects, networks)
     tokenizers = {part.replace("text_encoder", "tokenizer"): load_tokenizer(place, part, network)
                   for part, network in networks.items() if part.startswith("text_encoder")}
-    lacking = dict.fromkeys({*family.parts} - {"scheduler", *tokenizers, *networks})
-    return {**lacking, **tokenizers, **networks, "scheduler": scheduler, "name": name}
+    lacking = dict.fromkeys({*kind.parts} - {"scheduler", *tokenizers, *networks})
+    said = index_of(place) if place.is_dir() else family.settings
+    settings = {name: bool(said.get(name, value)) for name, value in kind.settings.items()}
+    return {**lacking, **tokenizers, **networks, **settings, "scheduler": scheduler, "name": name}
 
 
 def computes(part: str) -> Any:
@@ -99,9 +101,9 @@ def computes(part: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _check_family(family: Family, wanted: Collection[str], name: str) -> None:
+def _check_family(family: Family, kind: type[Kind], name: str) -> None:
     """ModelError for a model of other parts than the pipeline at hand has."""
-    if wanted and {*wanted} != {*family.parts}:
+    if not {*kind.parts} - {*kind.optional} <= {*family.parts} <= {*kind.parts}:
         raise ModelError(f"{name}: {family.name}. Take {family.pipelines['text']} or "
                          "AutoPipelineForText2Image")
 
@@ -116,21 +118,24 @@ def _whole(place: Path, given: Collection[str]) -> Path:
     return place
 
 
-def _check_objects(objects: dict[str, Any], unet: UNet) -> None:
-    """UsageError for networks of another pipeline that do not fit this one."""
-    for part, kind in (("vae", VAE), ("text_encoder", TextEncoder)):
-        found = objects.get(part)
-        if found is not None and (not isinstance(found, kind) or found.backend != unet.backend):
+def _check_objects(objects: dict[str, Any], networks: dict[str, Any]) -> None:
+    """UsageError for networks of another pipeline that do not fit those of this one."""
+    unet = networks["unet"]
+    for part, found in objects.items():
+        kind = VAE if part == "vae" else computes(part)
+        if not isinstance(found, kind) or found.backend != unet.backend:
             raise UsageError(f"{part} is {type(found).__name__} on "
                              f"{getattr(found, 'backend', 'no backend')}; give a path, or the "
                              f"{part} of a refsd pipeline on {unet.backend}")
-    vae, text = objects.get("vae"), objects.get("text_encoder")
+    vae = objects.get("vae")
     if vae is not None and not input_of(unet.in_channels, vae.config.latent_channels):
         raise UsageError(f"vae has latents of {vae.config.latent_channels} channels, the UNet "
                          f"takes {unet.in_channels}; give one of such a model")
-    width = None if text is None else text.tree["embeddings"]["token_embedding"]["weight"].shape[1]
-    if width is not None and width != unet.text_width:
-        raise UsageError(f"text_encoder gives text of width {width}, the UNet reads "
+    encoders = sorted(part for part in networks if part.startswith("text_encoder"))
+    width = sum(networks[part].tree["embeddings"]["token_embedding"]["weight"].shape[1]
+                for part in encoders)
+    if {*encoders} & objects.keys() and width != unet.text_width:
+        raise UsageError(f"{' and '.join(encoders)} give text of width {width}, the UNet reads "
                          f"{unet.text_width}; give one of such a model")
 
 
@@ -156,13 +161,14 @@ def load_tokenizer(place: Path, part: str, encoder: Any) -> Any:
     return tokenizer
 
 
-def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = None) -> Any:
+def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = None, *,
+                   upgrade: bool = True) -> Any:
     """The folder's scheduler; for a single file what its tensors say (`scheduler_of_file`).
 
     `wanted` replaces it: a scheduler, for which the folder's is not even looked at, or what makes
     one of the folder's config: a class, or a function. As in diffusers the class is the one that
-    model_index.json names. `prediction` overrules what is predicted. Raises ModelError for a
-    sampler or an option that refsd does not have.
+    model_index.json names. `prediction` overrules what is predicted; `upgrade` replaces options of
+    older files. Raises ModelError for a sampler or an option that refsd does not have.
     """
     if wanted is not None and not callable(wanted):
         if not hasattr(wanted, "set_timesteps"):
@@ -172,10 +178,10 @@ def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = Non
             predicting(wanted.config, prediction))
     config, where = scheduler_config(place)
     config = predicting(config, prediction)
-    make = _as_saved
+    make = partial(_as_saved, upgrade=upgrade)
     if wanted is not None:
         make = getattr(wanted, "from_config", wanted)
-        config = {**config, **_outdated(config)}
+        config = {**config, **(_outdated(config) if upgrade else {})}
     try:
         found = make(config)
     except ModelError as problem:
@@ -186,11 +192,11 @@ def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = Non
     return found
 
 
-def _as_saved(config: dict[str, Any]) -> Any:
+def _as_saved(config: dict[str, Any], *, upgrade: bool) -> Any:
     """The scheduler that the config names; what would do in its place where refsd has it not."""
     try:
         found = from_config(config)
-        if changes := _outdated(found.config):
+        if upgrade and (changes := _outdated(found.config)):
             unchosen = found.config.defaulted  # also of what is put in its place, as in diffusers
             found = type(found).from_config(found.config, **changes)
             found.config = Config(found.config, unchosen)

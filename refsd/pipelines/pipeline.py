@@ -16,6 +16,7 @@ from refsd.backends import choose_backend, find_backend
 from refsd.dialects import DIFFUSERS, Dialect
 from refsd.errors import UsageError
 from refsd.pipelines import from_diffusers, stages
+from refsd.pipelines.kind import Kind
 from refsd.pipelines.request import check_flag, check_side
 from refsd.places import on_host
 from refsd.random import TorchGenerator
@@ -26,30 +27,25 @@ logger = logging.getLogger(__name__)
 
 LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "ema", "force",
                   "exact", "torch_dtype", "local_files_only", "scheduler", "vae", "text_encoder",
-                  "prediction_type", "cache_dir", "revision", "token")
+                  "text_encoder_2", "prediction_type", "cache_dir", "revision", "token")
 
 
-class Pipeline:
+class Pipeline(Kind):
     """The parts, under the names of a folder's: tokenizer, unet and so on; each works alone.
 
     The scheduler may be replaced. `from_pretrained` without a path gives the small model that ships
-    with refsd. `inputs` are what the UNet may read (refsd.families.inputs), `denoises` is the part
-    that predicts, and `optional` are parts that may be None.
+    with refsd.
     """
 
-    parts: tuple[str, ...] = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-    optional: tuple[str, ...] = ()
-    denoises = "unet"
-    inputs: tuple[str, ...] = ("latents",)
-    copies = 2  # of each picture in a step's batch, where it is guided
     controlled: Any = None  # what ControlNets are to add, a refsd.pipelines.control.Asked
 
     def __init__(self, *, backend: str = "auto", name: str = "", exact: bool = False, **parts: Any):
+        settings = {name: parts.pop(name, value) for name, value in self.settings.items()}
         if set(self.parts) ^ set(parts) or None in (
                 parts[part] for part in self.parts if part not in self.optional):
             raise TypeError(f"{type(self).__name__} got the parts {', '.join(parts)}; give "
                             f"{', '.join(self.parts)}")
-        vars(self).update(parts)
+        vars(self).update(parts, **settings)
         if self.denoises == "unet":
             check_input(self.denoiser.in_channels, self.vae.config.latent_channels, self.inputs,
                         name or "the model")
@@ -74,7 +70,7 @@ class Pipeline:
                         dtype: Any = "float32", weights: str | None = None,
                         download: bool = False, variant: str | None = None, ema: bool = False,
                         force: bool = False, exact: bool = False, scheduler: Any = None,
-                        vae: Any = None, text_encoder: Any = None,
+                        vae: Any = None, text_encoder: Any = None, text_encoder_2: Any = None,
                         prediction_type: str | None = None, torch_dtype: Any = None,
                         local_files_only: bool | None = None,
                         **others: Any) -> Self:
@@ -88,8 +84,8 @@ class Pipeline:
         ("float32", "bfloat16", "float16", "int8", "as-is": as in the file); `force` loads what may
         not fit into memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
         `scheduler` replaces the model's, which is then not read: a scheduler, or a class or
-        function that makes one of the model's options. `vae` and `text_encoder` replace the model's
-        by those of a path (a folder, a .safetensors file) or another pipeline; `prediction_type`
+        function that makes one of the model's options. `vae`, `text_encoder` and `text_encoder_2`
+        replace the model's by those of a path (a folder, a file) or a pipeline; `prediction_type`
         ("epsilon", "v_prediction", "sample") overrules what the model says. cache_dir, revision and
         token go to the hub. Raises ModelError, ResourceError, UsageError.
         """
@@ -105,8 +101,9 @@ class Pipeline:
         parts = load_components(path, backend=backend, dtype=dtype, weights=weights,
                                 download=download, variant=variant, ema=ema, force=force,
                                 exact=exact, hub=hub, scheduler=scheduler, vae=vae,
-                                text_encoder=text_encoder, prediction_type=prediction_type,
-                                inputs=cls.inputs, wanted=cls.parts)
+                                text_encoder=text_encoder, text_encoder_2=text_encoder_2,
+                                prediction_type=prediction_type,
+                                kind=cls)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained
@@ -119,11 +116,11 @@ class Pipeline:
         """
         if not isinstance(pipe, Pipeline):
             raise UsageError(f"from_pipe got {shown(pipe)}; give a pipeline of refsd")
-        refuse_unknown("from_pipe", replaced, cls.parts)
+        refuse_unknown("from_pipe", replaced, (*cls.parts, *cls.settings))
         if cls.parts != pipe.parts:
             raise UsageError(f"from_pipe got a {type(pipe).__name__}, whose model has other parts; "
                              "give a pipeline of the same family")
-        parts = {name: getattr(pipe, name) for name in cls.parts}
+        parts = {name: getattr(pipe, name) for name in (*cls.parts, *cls.settings)}
         made = cls(**{**parts, **replaced}, backend=pipe.backend, name=pipe.name, exact=pipe.exact)
         made.make_generator, made.check_finite = pipe.make_generator, pipe.check_finite
         made._dialect = pipe._dialect
@@ -175,8 +172,11 @@ class Pipeline:
         """The network that predicts: the UNet, or a transformer in its place."""
         return getattr(self, self.denoises)
 
-    def embed(self, *texts: Any, **options: Any) -> Any:
-        """The prompts as what the network reads, refsd.pipelines.prompts.Prompts."""
+    def embed(self, *texts: Any, size: tuple[int, int], **options: Any) -> Any:
+        """The prompts as what the network reads, refsd.pipelines.prompts.Prompts.
+
+        size: height and width of the pictures, which some networks read too.
+        """
         from refsd.pipelines import prompts
 
         return prompts.embed(self, *texts, **options)
@@ -214,8 +214,9 @@ class Pipeline:
         latents = as_array("latents", latents, self.vae.dtype)
         if output_type == "latent":
             return on_host(latents)
+        vae = self.coder("decoder")
         with use(self.backend, exact=self.exact):
-            images = stages.decode(self.vae, latents)
+            images = stages.decode(vae, as_array("latents", latents, vae.dtype))
         self.require_finite("decode", images)
         if output_type == "np":
             return images
@@ -240,7 +241,10 @@ class Pipeline:
         from refsd.dialects.names import find
         from refsd.random.by_name import GENERATORS
 
-        self._dialect = find(name)
+        found = find(name)
+        if found is not DIFFUSERS:
+            self.require("dialect")
+        self._dialect = found
         self.make_generator = GENERATORS[self._dialect.rng]
 
     def preview(self, latents: Any, *, vae: bool = False) -> list[Any]:
@@ -252,7 +256,7 @@ class Pipeline:
 
         return pictures(self, latents, vae=check_flag("vae", vae))
 
-    def _side(self, name, value, latents):
+    def side(self, name: str, value: Any, latents: Any) -> int:
         """The size requested, else that of the caller's latents, else the model's own."""
         if value is None and latents is not None and len(latents.shape) == 4:
             value = latents.shape[2 if name == "height" else 3] * self.vae.config.downscale

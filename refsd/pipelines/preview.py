@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refsd.arguments import as_array
 from refsd.errors import UsageError
 from refsd.half import to_float32
 from refsd.models.config import VAEConfig
@@ -56,8 +57,10 @@ def pictures(pipe: Any, latents: Any, *, vae: bool) -> list[Any]:
     latents = shaped("preview: latents", latents, ("B", config.latent_channels, "h", "w"),
                      pipe.vae.dtype)
     if vae:
+        decoder = pipe.preview_vae or pipe.coder("decoder")
+        latents = as_array("latents", latents, decoder.dtype)
         with use(pipe.backend, exact=pipe.exact):
-            images = np.nan_to_num(stages.decode(pipe.preview_vae or pipe.vae, latents))
+            images = np.nan_to_num(stages.decode(decoder, latents))
         return [Image.fromarray(image) for image in stages.to_bytes(images)]
     small = stages.to_bytes(colours(config)(latents))
     size = tuple(n * config.downscale for n in small.shape[2:0:-1])

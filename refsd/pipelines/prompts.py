@@ -89,7 +89,7 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise UsageError("give either negative_prompt or negative_prompt_embeds, got both")
     if prompt_embeds is None:
-        positive = _said(pipe, "prompt", check_prompts("prompt", prompt))
+        positive = said(pipe, "prompt", check_prompts("prompt", prompt), pipe.tokenizer)
     else:
         positive = given(pipe, "prompt_embeds", prompt_embeds, ("B", "L", pipe.denoiser.text_width))
         if clip_skip is not None:
@@ -103,7 +103,7 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
         if len(negative) not in (1, count):
             raise UsageError(f"negative_prompt has {len(negative)} texts; give 1, or one for each "
                              f"of the {count} prompts")
-        negative = _said(pipe, "negative prompt", negative)
+        negative = said(pipe, "negative prompt", negative, pipe.tokenizer)
     if pipe.dialect.syntax != "plain":
         from refsd.pipelines.spoken import guidance_of
 
@@ -112,7 +112,7 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     if isinstance(positive, list):
         positive = _encode(pipe, "prompt", positive, clip_skip)
     if not guided and isinstance(negative, list):
-        return Prompts(_repeated(positive, copies), None)
+        return Prompts(repeated(positive, copies), None)
     if isinstance(negative, list):  # diffusers skips layers for the positive prompt only
         negative = _encode(pipe, "negative prompt", negative * (count // len(negative)), None)
         if negative.shape != positive.shape:
@@ -121,20 +121,21 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     elif negative.shape != positive.shape:
         raise UsageError(f"negative_prompt_embeds has shape {negative.shape}, prompt_embeds "
                          f"{positive.shape}; give two of one shape")
-    return Prompts(_repeated(positive, copies), _repeated(negative, copies) if guided else None)
+    return Prompts(repeated(positive, copies), repeated(negative, copies) if guided else None)
 
 
-def _repeated(array, copies):
+def repeated(array: Any, copies: int) -> Any:
+    """Each text `copies` times, read-only.   (B, ...) -> (B copies, ...)"""
     copied = array.repeat(copies, axis=0)
     copied.flags.writeable = False
     return copied
 
 
-def _said(pipe, name, texts):
+def said(pipe: Any, name: str, texts: list[str], tokenizer: Any) -> list[str]:
     """The texts, after a line on what will not be read in them as it may be meant."""
     for text in texts:
         plain = pipe.dialect.syntax == "plain"
-        if plain and (line := dropped(pipe.tokenizer, text, name)):
+        if plain and (line := dropped(tokenizer, text, name)):
             logger.warning("%s", line)
         for syntax, meaning in literal(text, pipe.dialect.syntax,
                                        negative=name == "negative prompt"):

@@ -163,7 +163,8 @@ def fingerprint(drawing: Any) -> dict[str, Any]:
             "scheduler": type(pipe.scheduler).__name__,
             **{f"scheduler {key}": repr(value) for key, value in config.items()}, **drawing.numbers,
             "dialect": spelled(pipe.dialect),
-            "texts": _hash(*drawing.callback.texts(), *drawing.later_texts()),
+            "texts": _hash(*drawing.callback.texts(), *drawing.later_texts(),
+                           *drawing.added.values()),
             "first": _hash(drawing.first),
             "timesteps": _hash(pipe.scheduler.timesteps),
             "inputs": _hash(*(array for value in drawing.inputs.values() for array in (

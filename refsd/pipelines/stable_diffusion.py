@@ -48,7 +48,7 @@ class StableDiffusionPipeline(Pipeline):
         from_diffusers.take("StableDiffusionPipeline", others, from_diffusers.CALLING,
                             CALL_ARGUMENTS)
         latents = latents if latents is None else as_array("latents", latents, self.denoiser.dtype)
-        height, width = self._side("height", height, latents), self._side("width", width, latents)
+        height, width = self.side("height", height, latents), self.side("width", width, latents)
         steps = check_steps(num_inference_steps, own=timesteps is not None or sigmas is not None)
         drawing = Drawing.begin(
             self, height, width, prompt=prompt, negative_prompt=negative_prompt,
@@ -59,14 +59,16 @@ class StableDiffusionPipeline(Pipeline):
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, steps=steps)
         stages.make_schedule(self.scheduler, steps, timesteps=timesteps, sigmas=sigmas)
-        latents = self._start(latents, drawing.batch, height, width, drawing.generator)
-        return drawing.finish(latents)
+        return drawing.finish(first_latents(self, latents, drawing, height, width))
 
-    def _start(self, latents, batch, height, width, generator):
-        factor = self.vae.config.downscale
-        shape = (batch, self.vae.config.latent_channels, height // factor, width // factor)
-        if latents is None:
-            latents = stages.initial_latents(self.scheduler, shape, self.denoiser.dtype, generator)
-            return BACKENDS[self.backend].put(latents)
-        latents = given(self, "latents", latents, shape)
-        return stages.scaled(latents, float(self.scheduler.init_noise_sigma))
+
+def first_latents(pipe: Any, latents: Any, drawing: Drawing, height: int, width: int) -> Any:
+    """What text to image begins with: the caller's noise or new one, as the schedule scales it."""
+    factor = pipe.vae.config.downscale
+    shape = (drawing.batch, pipe.vae.config.latent_channels, height // factor, width // factor)
+    if latents is None:
+        latents = stages.initial_latents(pipe.scheduler, shape, pipe.denoiser.dtype,
+                                         drawing.generator)
+        return BACKENDS[pipe.backend].put(latents)
+    latents = given(pipe, "latents", latents, shape)
+    return stages.scaled(latents, float(pipe.scheduler.init_noise_sigma))

@@ -74,6 +74,21 @@ def make_schedule(scheduler: Any, steps: int | None, *, timesteps: Any = None,
     return scheduler.timesteps
 
 
+def until(scheduler: Any, timesteps: Any, share: float | None) -> Any:
+    """Those of a schedule's timesteps that lie in the first `share` of the training's.   (T,) ->
+
+    All for None and 1. diffusers' denoising_end; UsageError where none does.
+    """
+    if share is None or share == 1:
+        return timesteps
+    whole = scheduler.config.num_train_timesteps
+    count = int(np.sum(np.asarray(timesteps) >= round(whole - share * whole)))
+    if not count:
+        raise UsageError(f"denoising_end is {share:g}: no step comes before that; give more, or "
+                         "more steps")
+    return timesteps[:count]
+
+
 def initial_latents(scheduler: Any, shape: tuple[int, ...], dtype: str, generator: Any) -> Any:
     """Noise at the schedule's start.   -> (B, 4, h, w)   make_schedule comes first"""
     return scaled(draw_noise(shape, dtype, generator), float(scheduler.init_noise_sigma))

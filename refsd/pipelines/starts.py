@@ -7,7 +7,10 @@ nobody seeds: in their dialects it is the mean, and the seed's first noise is th
 
 from typing import Any
 
+import numpy as np
+
 from refsd import functional as F
+from refsd.arguments import as_array
 from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.pipelines import stages
@@ -20,13 +23,17 @@ OF_LDM = ("DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler")
 
 
 def begin(pipe: Any, strength: float, steps: int | None, *, timesteps: Any = None,
-          sigmas: Any = None) -> Any:
+          sigmas: Any = None, start: float | None = None) -> Any:
     """Make the schedule, and give the timesteps that a strength leaves of it.
 
     Of n steps, or of the caller's own schedule of n, diffusers makes int(n strength), and A1111 one
     more, but for its samplers that are not k-diffusion's. ComfyUI makes n of int(n / strength).
-    UsageError where none is left.
+    With a `start` (diffusers' denoising_start) those that lie behind this share of the training's,
+    whatever the strength. UsageError where none is left.
     """
+    if start is not None:
+        return _after(pipe.scheduler, start, stages.make_schedule(
+            pipe.scheduler, steps, timesteps=timesteps, sigmas=sigmas))
     scheduler, rule = pipe.scheduler, pipe.dialect.strength
     own, total = timesteps is not None or sigmas is not None, steps
     if rule == "longer" and not own and 0 < strength <= 0.9999:
@@ -46,24 +53,44 @@ def begin(pipe: Any, strength: float, steps: int | None, *, timesteps: Any = Non
     return schedule[first:]
 
 
+def _after(scheduler, share, schedule):
+    """The timesteps behind a share; of a sampler of two predictions a step whole steps."""
+    whole = scheduler.config.num_train_timesteps
+    left = int(np.sum(np.asarray(schedule) < round(whole - share * whole)))
+    if getattr(scheduler, "order", 1) == 2 and left % 2 == 0:
+        left += 1
+    if not left:
+        raise UsageError(f"denoising_start is {share:g}: no step comes after that; give less, or "
+                         "more steps")
+    first = len(schedule) - left
+    scheduler.set_begin_index(first)
+    return schedule[first:]
+
+
 def encode_image(pipe: Any, image: Any, generator: Any, *, samples: int | None = None) -> Any:
     """A sample of the VAE's posterior as latents of the diffusion.   (N, 3, H, W) -> (N, 4, h, w)
 
     Of a list of generators, one a picture, the first N draw; with `samples`, so many of them, for
     the pictures in turn: -> (samples, 4, h, w). In dialects that do not sample it is the mean.
     """
-    vae = pipe.vae
+    vae = pipe.coder("encoder")
     posterior = vae.encode(image).latent_dist
     if pipe.dialect.posterior == "mean":
-        return stages.for_diffusion(posterior.mode(), vae.config)
+        return _as_the_diffusions(pipe, posterior.mode())
     if isinstance(generator, list):
         samples = image.shape[0] if samples is None else samples
         if not hasattr(posterior, "logvar"):  # a tiny VAE's, which draws nothing
-            return stages.for_diffusion(repeated("image", posterior.mean, samples), vae.config)
+            return _as_the_diffusions(pipe, repeated("image", posterior.mean, samples))
         moments = (repeated("image", x, samples) for x in (posterior.mean, posterior.logvar))
         posterior = DiagonalGaussian(*moments, posterior.backend)
         generator = generator[:samples]
-    return stages.for_diffusion(posterior.sample(generator), vae.config)
+    return _as_the_diffusions(pipe, posterior.sample(generator))
+
+
+def _as_the_diffusions(pipe, latents):
+    """Rounded first, where a VAE encodes in float32 for a model of halves, as in diffusers."""
+    latents = as_array("latents", latents, pipe.denoiser.dtype)
+    return stages.for_diffusion(latents, pipe.vae.config)
 
 
 def as_latents(pipe: Any, image: Any, generator: Any, count: int, **options: Any) -> Any:

@@ -46,6 +46,7 @@ def load(pipe: Any, source: Any, token: Any = None, **others: Any) -> None:
 
     All or nothing: where one of a list is refused, none is taken. Raises ModelError, UsageError.
     """
+    pipe.require("textual inversion")
     from_diffusers.take("load_textual_inversion", others, LOADING, LOADING)
     sources = source if isinstance(source, list) else [source]
     words = token if isinstance(token, list) else [token] * len(sources)
@@ -65,6 +66,7 @@ def load(pipe: Any, source: Any, token: Any = None, **others: Any) -> None:
 
 def unload(pipe: Any, tokens: Any = None, **others: Any) -> None:
     """Take embeddings away: those of these words, or all. UsageError where there is none."""
+    pipe.require("textual inversion")
     from_diffusers.take("unload_textual_inversion", others, LOADING, LOADING)
     found = dict(_learned(pipe).vectors)
     for word in [tokens] if isinstance(tokens, str) else list(found) if tokens is None else tokens:
@@ -77,7 +79,8 @@ def unload(pipe: Any, tokens: Any = None, **others: Any) -> None:
 
 def words(pipe: Any) -> dict[str, int]:
     """The words that are loaded, and how many vectors each has."""
-    return {word: len(vectors) for word, vectors in _learned(pipe).vectors.items()}
+    found = {} if "textual inversion" in pipe.lacks else _learned(pipe).vectors
+    return {word: len(vectors) for word, vectors in found.items()}
 
 
 def _learned(pipe):

@@ -92,7 +92,9 @@ def load_checkpoint(
         if other is not None:
             like = (configs or {}).get(name) or own_config(path, name)
             plans[name] = replacement(other, name, variant=variant, like=like, family=family)
-    check_together({name: plan.config for name, plan in plans.items()}, str(path), inputs)
+    elsewhere = [name for name, other in replaced.items() if other is None]
+    check_together({name: plan.config for name, plan in plans.items()}, str(path), inputs,
+                   elsewhere)
     return load(plans, dtype=dtype, weights=weights, force=force)
 
 
@@ -114,10 +116,11 @@ def load_folder(
 
 
 def check_together(configs: Mapping[str, Mapping], where: str,
-                   inputs: Collection[str] = tuple(INPUTS)) -> None:
+                   inputs: Collection[str] = tuple(INPUTS),
+                   elsewhere: Collection[str] = ()) -> None:
     """ModelError when the networks of a model do not fit each other.
 
-    A UNet reads the texts of all encoders side by side.
+    A UNet reads the texts of all encoders side by side, of which some may lie elsewhere.
     """
     if "unet" not in configs:
         return
@@ -131,7 +134,8 @@ def check_together(configs: Mapping[str, Mapping], where: str,
     widths = set(widths) if isinstance(widths, (list, tuple)) else {widths}
     given = [config["hidden_size"] for part, config in configs.items()
              if part.startswith("text_encoder")]
-    if given and widths != {sum(given)}:
+    whole = not any(part.startswith("text_encoder") for part in elsewhere)
+    if whole and given and widths != {sum(given)}:
         raise ModelError(
             f"{where}: the UNet reads text of width {', '.join(map(str, sorted(widths)))}, "
             f"the text encoder gives {sum(given)}. Give parts of one model"

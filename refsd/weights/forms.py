@@ -63,6 +63,16 @@ def hold(array: np.ndarray | Quantized, name: str, *, form: str | None, stored: 
     return Weight(seal(array if dtype is None else _as(array, dtype)), name)
 
 
+def widened(array: np.ndarray, name: str | None) -> Weight:
+    """An array of halves as a leaf that reads as float32, with the same numbers.
+
+    Matrices and kernels stay in the memory of halves.
+    """
+    if array.ndim >= 2:
+        return Quantized(array, None, "float32", name)
+    return Weight(seal(array.astype(np.float32)), name)
+
+
 def _is_product(shape, name):
     """Whether a weight is a linear layer's, and no table, or a 1 x 1 kernel that acts like one.
 

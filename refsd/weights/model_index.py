@@ -51,7 +51,7 @@ def networks_of(folder: Path, inside: Collection[str] | None = None) -> tuple[st
 
 def parts_of(folder: Path, inside: Collection[str] | None = None) -> set[str]:
     """The parts that a folder has, and its index does not call null."""
-    index = _index(folder)
+    index = index_of(folder)
     return {part for part in PARTS if not _is_null(index.get(part, ""))
             and ((folder / part).is_dir() if inside is None else part in inside)}
 
@@ -61,7 +61,7 @@ def part_class(folder: Path, part: str) -> str | None:
 
     Raises ModelError for a part that the pipeline was saved without, or no [library, class].
     """
-    index = _index(folder)
+    index = index_of(folder)
     if part not in index:
         return None
     found = index[part]
@@ -75,7 +75,7 @@ def part_class(folder: Path, part: str) -> str | None:
 
 def remark(folder: Path) -> None:
     """One line where the index names another pipeline than text to image, or further parts."""
-    index = _index(folder)
+    index = index_of(folder)
     name = index.get("_class_name")
     if name is not None and name not in PIPELINES:
         logger.warning("%s: made for %s; refsd draws from text with its parts", folder / NAME,
@@ -91,7 +91,8 @@ def _is_null(found: Any) -> bool:
     return found is None or (isinstance(found, list) and found[:1] == [None])
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def index_of(folder: Path) -> dict[str, Any]:
+    """The file's entries; none where there is no file."""
     path = folder / NAME
     return read_foreign_object(path) if path.is_file() else {}
 
