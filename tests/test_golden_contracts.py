@@ -19,10 +19,13 @@ from refsd.__main__ import main
 from refsd.contracts import Spec
 from refsd.errors import UsageError
 from refsd.examples import calls, with_values
+from refsd.families import short_names
 from refsd.golden.porting.contracts import describe, describe_ops, refusals, refused
-from refsd.golden.porting.contracts_stages import describe_all
+from refsd.golden.porting.contracts_header import header
+from refsd.golden.porting.contracts_stages import describe_all, describe_model, describe_stages
 from refsd.options import Number
 from refsd.pipelines import stages
+from refsd.pipelines.outline import outline
 from refsd.pipelines.planned import plan_model
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 
@@ -328,6 +331,29 @@ def test_the_model_has_every_weight_and_setting():
     assert found["unet"]["reads"]["heads"] == (8, 8, 8, 8)
     assert found["scheduler"]["config"]["_class_name"] == "PNDMScheduler"
     assert found["scheduler"]["config"]["prediction_type"] == "epsilon"  # a default, spelled out
+
+
+@pytest.mark.parametrize("name", short_names())
+def test_contracts_of_every_published_model(name):
+    """Stages by the parts, every part's table; what a denoiser reads beside the text is named."""
+    found = outline(name)
+    stages_of = describe_stages(found.configs, found.scheduler)
+    model = describe_model(found.configs, found.scheduler)
+    assert {"scheduler", *found.configs} == model.keys() | {"scheduler"}
+    if found.scheduler is None:
+        assert stages_of["read"]["inputs"]["ids"]["shape"] == [1, 1024]
+        layers = found.configs["gpt2"].get("n_layer", 12)
+        assert stages_of["token"]["inputs"]["past"]["shape"][:4] == [layers, 2, 1, 1023]
+        return
+    encoders = [part for part in found.configs if part.startswith("text_encoder")]
+    numbers = [part.removeprefix("text_encoder") for part in encoders]
+    assert list(stages_of) == [f"{stage}{number}" for number in numbers for stage in (
+        "tokenize", "encode_text")] + ["make_schedule", "denoise", "decode", "to_bytes"]
+    beside = stages_of["denoise"]["inputs"].keys() - {"latents", "prompt_embeds",
+                                                      "negative_prompt_embeds"}
+    assert beside == ({"text_embeds", "time_ids"} if name.startswith("sdxl") else
+                      {"pooled_projections"} if name.startswith("sd3") else set())
+    header({"ops": {}, "stages": stages_of, "model": model})  # nothing that C cannot say
 
 
 def test_all_calls_of_the_model_are_listed():

@@ -152,6 +152,14 @@ def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
     assert outline("bundled").configs["unet"]["block_out_channels"] == [8, 16]
 
 
+def test_a_port_of_several_text_encoders_and_none_of_a_model_that_writes():
+    stages = plan("chip", "sd3")["stages"]
+    assert stages == ["tokens", "text", "text_2", "text_3", "schedule", "transformer", "denoise",
+                      "decode", "picture"]
+    with pytest.raises(UsageError, match="draws no pictures"):
+        plan("chip", "gpt2")
+
+
 def test_names_and_folders_that_are_refused(folder, tmp_path):
     for name in ("", "../x", "a\nb", "x" * 90, "-o"):
         with pytest.raises(UsageError, match="the name is"):

@@ -20,9 +20,9 @@ def parser() -> Parser:
     parser = Parser("refsd export contracts -o FOLDER [options]", ABOUT)
     add = parser.add_argument
     add("-o", "--output", metavar="FOLDER", required=True, help="a new or an empty folder")
-    add("-m", "--model", metavar="MODEL", help="path or hub id of the model whose tables are "
-        "written, or bundled for the one in refsd; without it Stable Diffusion 1.5, for "
-        "which no file is needed")
+    add("-m", "--model", metavar="MODEL", help="path, hub id or short name (see refsd plan) of the "
+        "model whose tables are written, or bundled for the one in refsd; without it Stable "
+        "Diffusion 1.5, for which no file is needed")
     return parser.answering()
 
 

@@ -16,9 +16,9 @@ def parser() -> Parser:
     add = parser.add_argument
     add("name", metavar="NAME", help="what the port is called: 'my accelerator'")
     add("-o", "--output", metavar="FOLDER", help="a new or an empty folder (port-NAME here)")
-    add("-m", "--model", metavar="MODEL", help="path or hub id of the model to bring up, or "
-        "bundled for the one in refsd; without it Stable Diffusion 1.5, for which no file is "
-        "needed")
+    add("-m", "--model", metavar="MODEL", help="path, hub id or short name (see refsd plan) of the "
+        "model to bring up, or bundled for the one in refsd; without it Stable Diffusion 1.5, for "
+        "which no file is needed")
     return parser.answering()
 
 

@@ -132,6 +132,7 @@ class GPT2:
                 "token": partial(self._next, np.zeros((1, 1), "int64"), past)}
 
     def _next(self, ids, past):
+        """The scores of what comes next, and what is kept.   (N, L), past -> (N, 1, V), past"""
         hidden, past = self._hidden(ids, past, None)
         return self._logits(hidden, last=True), past
 

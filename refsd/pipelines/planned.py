@@ -67,8 +67,13 @@ def _held(name: str, shape: tuple[int, ...], dtype: str, form: str | None, store
 
 
 def sized(networks: Mapping[str, Any], *, pictures: int = 1, copies: int = 2,
-          width: int | None = None, height: int | None = None) -> Asked:
-    """A drawing of pictures of this size, in pixels; by default of the denoiser's own."""
+          width: int | None = None, height: int | None = None) -> Asked | None:
+    """A drawing of pictures of this size, in pixels; by default of the denoiser's own.
+
+    None for networks that draw none.
+    """
+    if "vae" not in networks:
+        return None
     factor = networks["vae"].config.downscale
     side = denoiser_of(networks)[1].config.sample_size
     return Asked(pictures, copies, side if height is None else math.ceil(height / factor),

@@ -36,13 +36,16 @@ def describe_all(model: str | None = None) -> dict[str, Any]:
             "calls": describe_calls(found.configs)}
 
 
-def describe_stages(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any]:
+def describe_stages(configs: ModelConfigs, scheduler: Scheduler | None) -> dict[str, Any]:
     """What each stage takes and gives for one prompt and one picture of a model.
 
-    configs holds a config.json for each network. Of a second text encoder it is encode_text_2.
+    configs holds a config.json for each network. Of a second text encoder it is encode_text_2. A
+    model that writes texts has no scheduler, and the calls of its network in their place.
     """
     networks = planned_networks(configs)
     found = calls(networks, sized(networks, copies=1))
+    if scheduler is None:
+        return {name: _of_text(*call) for name, call in found.items()}
     steps = scheduler.config.num_train_timesteps
     texts = {}
     for part, network in networks.items():
@@ -75,6 +78,15 @@ def describe_stages(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, An
     }
 
 
+def _of_text(call: Any, plan: Any, result: Any) -> dict[str, Any]:
+    """A call of a network that writes: ids, and of each layer the keys and values of those before.
+    """
+    ids, past = call.args
+    kept = [] if past is None else [("past", _tensor((len(past), 2, *past[0][0].shape),
+                                                     past[0][0].dtype))]
+    return _stage(call.func, {"ids": _tensor(ids.shape, "int64"), **dict(kept)}, _result(result))
+
+
 def _read_beside(predict: Any) -> list[tuple[str, dict[str, Any]]]:
     """What a denoiser reads beside latents and the time: the text, and further inputs, by name."""
     given = inspect.signature(predict.func).bind_partial(*predict.args, **predict.keywords)
@@ -103,7 +115,7 @@ def _result(given) -> dict[str, Any]:
     return _tensor(*(given if isinstance(given, Spec) else given[0]))
 
 
-def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any]:
+def describe_model(configs: ModelConfigs, scheduler: Scheduler | None) -> dict[str, Any]:
     """Every part's config with all defaults, what the models read of it, and every weight's shape.
 
     {"text_encoder": {"config", "reads", "parameters", "weights": {name: shape}}, ..,
@@ -118,7 +130,7 @@ def describe_model(configs: ModelConfigs, scheduler: Scheduler) -> dict[str, Any
             "parameters": sum(math.prod(shape) for shape in shapes.values()),
             "weights": {name: list(shape) for name, shape in shapes.items()},
         }
-    return {**model, "scheduler": {"config": {
+    return model if scheduler is None else {**model, "scheduler": {"config": {
         "_class_name": type(scheduler).__name__, **scheduler.config}}}
 
 

@@ -35,8 +35,8 @@ def new(name: str, folder: str | Path, *, model: str | None = None) -> Path:
     if not NAME.fullmatch(name):
         raise UsageError(f"the name is {name[:80]!r}; give letters, digits, spaces and . _ + - "
                          "(up to 80)")
-    contracts = describe_all(model)
     status = plan(name, model)
+    contracts = describe_all(model)
     tests = {**contract_tests(contracts), "refsd.h": header(contracts).encode("utf-8")}
     return write_folder(folder, {
         "README.md": readme(status, contracts["stages"]).encode("utf-8"),
@@ -51,8 +51,12 @@ def plan(name: str, model: str | None = None) -> dict[str, Any]:
 
     Every entry has what it costs in FLOPs, and its share of all the model's.
     """
-    plans = {stage_of(name): planned for name, planned in
-             plan_model(outline(model).configs).items() if name not in NOT_NEEDED}
+    found = outline(model)
+    if found.scheduler is None:
+        raise UsageError(f"{model}: {found.family.name} draws no pictures, and the order of a port "
+                         "is that of a picture; give a model that draws")
+    plans = {stage_of(name): planned for name, planned in plan_model(found.configs).items()
+             if name not in NOT_NEEDED}
     steps = [(stage, planned) for stage, plan in plans.items() for planned in plan]
     total = sum(planned.output.flops for _, planned in steps)
     texts = [stage for stage in plans if stage.startswith("text")]
