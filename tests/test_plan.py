@@ -127,6 +127,14 @@ def test_planned_weights_have_the_bytes_of_loaded_ones(model, backend, dtype, we
     assert planned.peak == memory.estimate_bytes(pipe, 64, 64, 1)
 
 
+def test_a_network_beyond_float16_is_planned_in_float32():
+    networks = planned_networks(outline("sd3").configs, dtype="float16")
+    assert {part: network.dtype for part, network in networks.items() if hasattr(network, "dtype")
+            } == {"transformer": "float16", "vae": "float16"}
+    third = networks["text_encoder_3"].tree["shared"]["weight"]
+    assert third.dtype == "float32" and third.nbytes == 2 * math.prod(third.shape)
+
+
 def test_the_figures_of_a_drawing():
     found = figures(outline("sd1"), Request(steps=20, backend="numpy"), free=2**32)
     assert (found.width, found.height, found.model_calls) == (512, 512, 21)  # PNDM: one more

@@ -16,7 +16,7 @@ from refsd.half import HALVES
 from refsd.networks import shapes_of, validate
 from refsd.pipelines.loading import computes
 from refsd.planning import Asked, Plan, WeightSpec, planning
-from refsd.weights.checkpoint import Component
+from refsd.weights.checkpoint import Component, held_as
 from refsd.weights.forms import item_bytes, meant
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -32,7 +32,7 @@ def planned_network(part: str, config: Mapping[str, Any] | None = None, *,
     in load_checkpoint; stored(name) is a tensor's type in the file.
     """
     config = DEFAULT.configs[part] if config is None else config
-    form, dtype = meant(weights, dtype)
+    form, dtype = held_as(part, *meant(weights, dtype))
     leaves = {}
     for name, shape in shapes_of(part, config).items():
         leaf = leaves[name] = WeightSpec(shape, dtype)

@@ -170,14 +170,19 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = 
 
     components = {}
     for component, plan in plans.items():
-        form, reads = weights, dtype
-        if dtype == "float16" and NETWORKS[component].beyond_float16:
-            form, reads = weights or "float16", "float32"
+        form, reads = held_as(component, weights, dtype)
         leaves = dict(iter_leaves(component, plan, dtype=reads, weights=form))
         leaves = {name: leaves[name] for name in plan.shapes}
         warn_nonfinite(leaves, plan.source)
         components[component] = Component(plan.config, leaves, plan.source)
     return components
+
+
+def held_as(component: str, form: str | None, dtype: str | None) -> tuple[str | None, str | None]:
+    """The form and the dtype of one network: float16 holds those that do not compute in it."""
+    if dtype == "float16" and NETWORKS[component].beyond_float16:
+        return form or "float16", "float32"
+    return form, dtype
 
 
 def iter_leaves(component: str, plan: Plan, *, dtype: str | None, weights: str | None = None,
