@@ -83,6 +83,13 @@ def test_a_row_says_whether_a_sampler_draws_with_flow_matching(rows, name):
         assert of_model("euler_karras", model).config.use_karras_sigmas is True
 
 
+def test_the_shift_of_a_model_whose_config_is_a_solvers():
+    model = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction",
+             "use_flow_sigmas": True, "flow_shift": 2.5}
+    assert of_model("euler", model).config.shift == 2.5
+    assert of_model("heun", {"_class_name": "FlowMatchHeunDiscreteScheduler"}).config.shift == 1.0
+
+
 def test_what_would_do_for_a_model_of_flow_matching():
     for config in ({"_class_name": "FlowMatchLCMScheduler"},
                    {"_class_name": "DDIMScheduler", "prediction_type": "flow_prediction"}):

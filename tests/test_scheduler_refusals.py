@@ -165,6 +165,8 @@ def test_two_sigma_choices_exclude_each_other():
          "'sigmas': 2, 'num_inference_steps': 3}; give as many of each"),
         ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [1, 0.5], "timesteps": [9]}, "as many"),
         ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [0.5, 1]}, "descending from 1, all over 0"),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [0.9, 0.2, 0.3]}, "descending from 1"),
+        ("FlowMatchEulerDiscrete", {}, None, {"sigmas": 0.5}, "sigmas is 0.5; give numbers"),
         ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [1.5, 1]}, "sigmas is .*from 1, "),
         ("FlowMatchEulerDiscrete", {}, None, {"sigmas": [1, 0]}, "a last sigma of 0 is added"),
         ("FlowMatchEulerDiscrete", {}, None, {"sigmas": []}, "sigmas is"),
