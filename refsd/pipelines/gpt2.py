@@ -134,7 +134,7 @@ class GPT2:
     def _next(self, ids, past):
         """The scores of what comes next, and what is kept.   (N, L), past -> (N, 1, V), past"""
         hidden, past = self._hidden(ids, past, None)
-        return self._logits(hidden, last=True), past
+        return self.logits(hidden, last=True), past
 
     def __call__(self, input_ids: Any, past: Any = None) -> GPT2Output:
         """What comes after each token.   ids (N, L) -> logits (N, L, V), past
