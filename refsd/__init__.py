@@ -18,7 +18,8 @@ from refsd.registry import use, watch
 from refsd.version import __version__
 
 __all__ = ["GPT2", "AutoPipelineForImage2Image", "AutoPipelineForInpainting",
-           "AutoPipelineForText2Image", "ControlNet", "F",
+           "AutoPipelineForText2Image", "ControlNet", "F", "StableDiffusion3Img2ImgPipeline",
+           "StableDiffusion3InpaintPipeline", "StableDiffusion3Pipeline",
            "StableDiffusionControlNetImg2ImgPipeline",
            "StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPipeline",
            "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
@@ -48,6 +49,9 @@ _LAZY = {
                                          "StableDiffusionXLInpaintPipeline"),
     "StableDiffusionXLPipeline": ("refsd.pipelines.stable_diffusion_xl",
                                   "StableDiffusionXLPipeline"),
+    "StableDiffusion3Pipeline": ("refsd.pipelines.stable_diffusion_3", "StableDiffusion3Pipeline"),
+    **{name: ("refsd.pipelines.stable_diffusion_3_pictures", name) for name in (
+        "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")},
     "threads": ("refsd.parallel", "threads"),
 }
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import test_controlnet
 import tiny
+import tiny_three
 import tiny_xl
 
 import refsd
 from refsd.pipelines.pipeline import Pipeline
 from refsd.pipelines.resume import SaveState
-from refsd.schedulers import EulerAncestralDiscreteScheduler
+from refsd.schedulers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from refsd.weights import write_safetensors
 
 PIPELINES = [name for name in refsd.__all__ if inspect.isclass(getattr(refsd, name))
@@ -39,11 +40,15 @@ def draw(request, tmp_path, net, monkeypatch):
                         tiny.UNET | {"in_channels": CHANNELS.get(request.param, 4)})
     more = {"controlnet": net} if "ControlNet" in request.param else {}
     write = tiny_xl.write_model if "XL" in request.param else tiny.write_model
+    write = tiny_three.write_model if "Diffusion3" in request.param else write
     pipe = cls.from_pretrained(write(tmp_path / "model"), backend="numpy", **more)
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    if "Diffusion3" in request.param:  # whose steps follow a flow
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     asked = inspect.signature(cls.__call__).parameters
     inputs = {key: value for key, value in INPUTS.items() if key in asked}
-    inputs |= {"strength": 1.0} if "XLImg2Img" in request.param else {}  # 0.3 are too few steps
+    few = [name for name in ("XLImg2Img", "3Img2Img", "3Inpaint") if name in request.param]
+    inputs |= {"strength": 1.0} if few else {}  # 0.3 and 0.6 are too few steps
 
     def drawn(callback=None, **options):
         return pipe("a red cat", num_inference_steps=8, generator=1, output_type="latent",

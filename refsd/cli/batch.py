@@ -96,7 +96,7 @@ def _resolve(session, requests, options):
             variation.seeds(asked, options.batch_count)
             recipe = session.recipe(asked, asked.prompt)
             for name in ("width", "height"):
-                check_side(name, getattr(recipe, name), session.pipe.vae_scale_factor)
+                check_side(name, getattr(recipe, name), session.pipe.multiple)
         except (UsageError, ModelError) as problem:
             problems.append(f"{options.prompts}, line {request.line}: {problem}")
         else:

@@ -66,7 +66,7 @@ def _numpy_vectors() -> str:
 
 def calls(pipe: Any, steps: int) -> int:
     """How many steps a picture takes; UsageError if the sampler cannot do `steps`."""
-    return len(stages.make_schedule(pipe.scheduler, steps))
+    return len(stages.make_schedule(pipe.scheduler, steps, mu=pipe.own_mu))
 
 
 NOTHING = {"eta": 0.0, "guidance_rescale": 0.0, "negative_prompt": ""}

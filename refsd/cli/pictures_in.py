@@ -156,12 +156,12 @@ def task_of(pictures: dict[str, Any]) -> str:
 def size(pipe: Any, options: argparse.Namespace, pictures: Pictures | None) -> tuple[int, int]:
     """Width and height: what is asked for, else the first picture's, else the model's own.
 
-    UsageError for a side that is no multiple of the VAE's factor: the pipelines round a picture's.
+    UsageError for a side that is no multiple of the model's: the pipelines round a picture's.
     """
     for name in ("width", "height"):
         if getattr(options, name) is not None:
-            check_side(name, getattr(options, name), pipe.vae_scale_factor)
-    own, factor = (pipe.default_size,) * 2, pipe.vae_scale_factor
+            check_side(name, getattr(options, name), pipe.multiple)
+    own, factor = (pipe.default_size,) * 2, pipe.multiple
     if pictures is not None:
         own = tuple(max(side // factor * factor, factor) for side in
                     pictures.images["init_img"].size)
@@ -191,8 +191,8 @@ def calls(pipe: Any, pictures: dict[str, Any], steps: int) -> int:
     from refsd.pipelines import stages, starts
 
     if pictures and pictures["strength"] is not None:
-        return len(starts.begin(pipe, pictures["strength"], steps))
-    return len(stages.make_schedule(pipe.scheduler, steps))
+        return len(starts.begin(pipe, pictures["strength"], steps, mu=pipe.own_mu))
+    return len(stages.make_schedule(pipe.scheduler, steps, mu=pipe.own_mu))
 
 
 def draw(pipe: Any, recipe: Any, images: dict[str, Any], **common: Any) -> Any:
@@ -217,8 +217,11 @@ def draw(pipe: Any, recipe: Any, images: dict[str, Any], **common: Any) -> Any:
     if asked["img_cfg_scale"] is not None:
         made = StableDiffusionInstructPix2PixPipeline.from_pipe(pipe)
         return made(recipe.prompt, image, image_guidance_scale=asked["img_cfg_scale"], **common)
-    return own.from_pipe(pipe)(recipe.prompt, image=image, strength=asked["strength"],
-                               clip_skip=recipe.clip_skip, **common)
+    made = own.from_pipe(pipe)
+    if made.resizes:
+        common |= dict(zip(("width", "height"), sides))
+    return made(recipe.prompt, image=image, strength=asked["strength"],
+                clip_skip=recipe.clip_skip, **common)
 
 
 def put_back(recipe: Any, found: Pictures | None, pixels: Any) -> Any:

@@ -53,7 +53,9 @@ class Guidance:
             x = F.concat([x, F.concat(copies, axis=0)], axis=1)
         # without the negative texts, the last rows
         added = {name: rows[-x.shape[0]:] for name, rows in self.added.items()}
-        return self.unet(x, timestep, self.text, timestep_cond=self.condition, **added, **more)
+        if self.condition is not None:
+            more = {**more, "timestep_cond": self.condition}
+        return self.unet(x, timestep, self.text, **added, **more)
 
     def change(self, changed: Mapping[str, Any]) -> None:
         """Other texts or another scale from here on, under the names of diffusers' callbacks."""

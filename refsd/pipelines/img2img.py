@@ -1,6 +1,6 @@
 """StableDiffusionImg2ImgPipeline: from a picture, with noise of a later step, to another one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from refsd.arguments import as_array
@@ -58,11 +58,12 @@ class StableDiffusionImg2ImgPipeline(Pipeline):
 
 def draw(pipe: Any, image: Any, strength: Any, steps: Any, timesteps: Any, sigmas: Any, *,
          start: float | None = None, end: float | None = None, latents: Any = None,
-         **asked: Any) -> Any:
+         mu: float | None = None, size: Mapping[str, Any] | None = None, **asked: Any) -> Any:
     """A drawing from a picture, whatever the model; `asked` is what Drawing.begin takes.
 
     start and end: shares of the noise, of which the steps between are made. A picture at a `start`
-    has its noise already; `latents` are a picture with noise, in the place of one.
+    has its noise already; `latents` are a picture with noise, in the place of one. size: the
+    height and width that a picture is made to, by default its own. mu: see Kind.mu.
     """
     strength = check_number("strength", strength, 0, 1)
     steps = check_steps(steps, own=timesteps is not None or sigmas is not None)
@@ -71,10 +72,11 @@ def draw(pipe: Any, image: Any, strength: Any, steps: Any, timesteps: Any, sigma
         latents = as_array("latents", latents, pipe.denoiser.dtype)
         height, width = (factor * n for n in latents.shape[2:])
     else:
-        image = images.as_image("image", image, factor, latent_channels=channels)
+        image = images.as_image("image", image, factor, latent_channels=channels, **(size or {}))
         height, width = (n * (1 if image.shape[1] == 3 else factor) for n in image.shape[2:])
     drawing = Drawing.begin(pipe, height, width, steps=steps, **asked)
-    left = starts.begin(pipe, strength, steps, timesteps=timesteps, sigmas=sigmas, start=start)
+    left = starts.begin(pipe, strength, steps, timesteps=timesteps, sigmas=sigmas, start=start,
+                        mu=pipe.mu(height, width, mu))
     left = stages.until(pipe.scheduler, left, end)
     with use(pipe.backend, exact=pipe.exact):
         if latents is not None:

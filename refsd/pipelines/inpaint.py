@@ -71,7 +71,8 @@ class StableDiffusionInpaintPipeline(Pipeline):
 
 def draw(pipe: Any, image: Any, mask_image: Any, strength: Any, steps: Any, timesteps: Any,
          sigmas: Any, *, masked: Any, height: Any, width: Any, padding: Any, latents: Any,
-         start: float | None = None, end: float | None = None, **asked: Any) -> Any:
+         start: float | None = None, end: float | None = None, mu: float | None = None,
+         **asked: Any) -> Any:
     """A drawing of what a mask paints, whatever the model; `asked` is what Drawing.begin takes.
 
     start and end: as in refsd.pipelines.img2img.draw.
@@ -89,7 +90,8 @@ def draw(pipe: Any, image: Any, mask_image: Any, strength: Any, steps: Any, time
     picture = images.as_image("image", image, factor, latent_channels=channels, **size)
     mask = images.as_mask("mask_image", mask_image, factor, **size)
     drawing = Drawing.begin(pipe, height, width, steps=steps, **asked)
-    left = starts.begin(pipe, strength, steps, timesteps=timesteps, sigmas=sigmas, start=start)
+    left = starts.begin(pipe, strength, steps, timesteps=timesteps, sigmas=sigmas, start=start,
+                        mu=pipe.mu(height, width, mu))
     left = stages.until(pipe.scheduler, left, end)
     with use(pipe.backend, exact=pipe.exact):
         begun = _Start(pipe, drawing, picture, mask, left)

@@ -20,6 +20,8 @@ class Kind:
     denoises = "unet"
     inputs: tuple[str, ...] = ("latents",)
     copies = 2  # of each picture in a step's batch, where it is guided
+    resizes = False  # a picture to draw from is made to the size that is asked for
+    rounds_up = False  # from a picture it makes n - int(n - n strength) steps, not int(n strength)
     settings: ClassVar[Mapping[str, Any]] = {}
     upgrades_scheduler = True  # options of old scheduler configs are replaced, as in diffusers
     # A name for callbacks -> the network's further input, and whether its negative texts' rows.
@@ -31,6 +33,28 @@ class Kind:
         if feature in self.lacks:
             raise UsageError(f"{feature}: not with {type(self).__name__}, {self.lacks[feature]}; "
                              "leave it out")
+
+    @classmethod
+    def left_out(cls, given: dict[str, Any]) -> list[str]:
+        """Taken from a call's keywords, the parts that a model may lack, as None: its networks."""
+        found = [part for part in cls.optional if part in given and given[part] is None]
+        for part in found:
+            del given[part]
+        return [part for part in found if part.startswith("text_encoder")]
+
+    def mu(self, height: int, width: int, given: Any) -> float | None:
+        """How the sigmas of a run are to be shifted for pictures of a size; None: not by that."""
+        return given
+
+    @property
+    def own_mu(self) -> float | None:
+        """That of the model's own size: a schedule has as many steps with any."""
+        return self.mu(self.default_size, self.default_size, None)
+
+    @property
+    def multiple(self) -> int:
+        """Pixels of which a side has a whole number: of a transformer those of a patch."""
+        return self.vae_scale_factor * getattr(self.denoiser, "patch_size", 1)
 
     def coder(self, part: str) -> Any:
         """The VAE as it is to decode ("decoder") or encode ("encoder")."""

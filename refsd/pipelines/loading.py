@@ -28,8 +28,8 @@ CLIP_ROWS = 49408
 # A part with weights -> the module and the class that compute it.
 CLASSES = {
     "unet": ("refsd.pipelines.components", "UNet"),
-    "vae": ("refsd.pipelines.autoencoder", "VAE"),
     "transformer": ("refsd.pipelines.transformer", "Transformer"),
+    "vae": ("refsd.pipelines.autoencoder", "VAE"),
     "text_encoder": ("refsd.pipelines.components", "TextEncoder"),
     "text_encoder_2": ("refsd.pipelines.components", "TextEncoder"),
     "text_encoder_3": ("refsd.pipelines.t5", "T5Encoder"),
@@ -47,17 +47,19 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
                     variant: str | None, ema: bool, force: bool, exact: bool = False,
                     hub: dict[str, Any] | None = None, scheduler: Any = None, vae: Any = None,
                     text_encoder: Any = None, text_encoder_2: Any = None,
-                    prediction_type: str | None = None, kind: type[Kind] = Kind) -> dict[str, Any]:
+                    text_encoder_3: Any = None, prediction_type: str | None = None,
+                    kind: type[Kind] = Kind, without: Collection[str] = ()) -> dict[str, Any]:
     """Everything that a pipeline is made of, from a folder, a file or a hub id.
 
     No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` and
     `prediction_type` as in `load_scheduler`; `vae` and the text encoders are paths, hub ids or
-    such networks, and replace the model's; `kind` is the class that is to draw with it. Raises
-    ModelError, ResourceError, UsageError.
+    such networks, and replace the model's; `kind` is the class that is to draw with it, `without`
+    networks that it may lack and is to. Raises ModelError, ResourceError, UsageError.
     """
     if dtype not in ARITHMETICS:
         raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(ARITHMETICS)}")
-    given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+    given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2,
+             "text_encoder_3": text_encoder_3}
     given = {part: value for part, value in given.items() if value is not None}
     if path is None:
         place, name = bundled_model(), BUNDLED
@@ -78,7 +80,8 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
         taesd.replace_vae(place, replaced, objects, backend=backend, dtype=dtype, weights=weights,
                           variant=variant, force=force, exact=exact)
     parts = load_checkpoint(place, dtype=dtype, weights=weights, variant=variant, ema=ema,
-                            force=force, replaced=replaced, inputs=kind.inputs)
+                            force=force, inputs=kind.inputs,
+                            replaced={**dict.fromkeys(without), **replaced})
     for part in parts.values():
         find_backend(backend).place(part.tensors)
     find_backend(backend).release()  # the memory that weights lay in before
@@ -120,7 +123,7 @@ def _whole(place: Path, given: Collection[str]) -> Path:
 
 def _check_objects(objects: dict[str, Any], networks: dict[str, Any]) -> None:
     """UsageError for networks of another pipeline that do not fit those of this one."""
-    unet = networks["unet"]
+    unet = networks.get("unet") or networks["transformer"]
     for part, found in objects.items():
         kind = VAE if part == "vae" else computes(part)
         if not isinstance(found, kind) or found.backend != unet.backend:
@@ -129,9 +132,13 @@ def _check_objects(objects: dict[str, Any], networks: dict[str, Any]) -> None:
                              f"{part} of a refsd pipeline on {unet.backend}")
     vae = objects.get("vae")
     if vae is not None and not input_of(unet.in_channels, vae.config.latent_channels):
-        raise UsageError(f"vae has latents of {vae.config.latent_channels} channels, the UNet "
+        raise UsageError(f"vae has latents of {vae.config.latent_channels} channels, the model "
                          f"takes {unet.in_channels}; give one of such a model")
     encoders = sorted(part for part in networks if part.startswith("text_encoder"))
+    if "unet" not in networks:
+        if {*encoders} & objects.keys():
+            raise UsageError("text encoders of another pipeline are for UNets; give a path")
+        return
     width = sum(networks[part].tree["embeddings"]["token_embedding"]["weight"].shape[1]
                 for part in encoders)
     if {*encoders} & objects.keys() and width != unet.text_width:
@@ -146,8 +153,9 @@ def load_tokenizer(place: Path, part: str, encoder: Any) -> Any:
     it pads as the file's family does.
     """
     name = part.replace("text_encoder", "tokenizer")
-    folder = place / name
-    rows = encoder.rows
+    folder, rows = place / name, encoder.rows
+    if part == "text_encoder_3":
+        return _t5_tokenizer(folder if place.is_dir() else place.with_name(name), rows)
     if folder.is_dir():
         tokenizer = CLIPTokenizer.from_folder(folder)
     elif rows != CLIP_ROWS:
@@ -158,6 +166,19 @@ def load_tokenizer(place: Path, part: str, encoder: Any) -> Any:
         pad = None if place.is_dir() else family_at(place).pads.get(name)
         tokenizer = CLIPTokenizer.clip() if pad is None else CLIPTokenizer.clip(pad=pad)
     tokenizer.require_rows(rows, encoder.config.max_length)
+    return tokenizer
+
+
+def _t5_tokenizer(folder, rows):
+    """T5's, which stands in a folder, also beside a single file."""
+    from refsd.text.t5 import T5Tokenizer
+
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder, and T5's vocabulary does not come with refsd. "
+                         "Put the tokenizer_3 folder of the model there, or draw without T5: "
+                         "from_pretrained(..., text_encoder_3=None)")
+    tokenizer = T5Tokenizer.from_folder(folder)
+    tokenizer.require_rows(rows)
     return tokenizer
 
 

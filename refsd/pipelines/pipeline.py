@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "ema", "force",
                   "exact", "torch_dtype", "local_files_only", "scheduler", "vae", "text_encoder",
-                  "text_encoder_2", "prediction_type", "cache_dir", "revision", "token")
+                  "text_encoder_2", "text_encoder_3", "prediction_type", "cache_dir", "revision",
+                  "token")
 
 
 class Pipeline(Kind):
@@ -46,9 +47,8 @@ class Pipeline(Kind):
             raise TypeError(f"{type(self).__name__} got the parts {', '.join(parts)}; give "
                             f"{', '.join(self.parts)}")
         vars(self).update(parts, **settings)
-        if self.denoises == "unet":
-            check_input(self.denoiser.in_channels, self.vae.config.latent_channels, self.inputs,
-                        name or "the model")
+        check_input(self.denoiser.in_channels, self.vae.config.latent_channels, self.inputs,
+                    name or "the model")
         self.name = name
         self.backend, self.exact = choose_backend(backend), exact
         self.make_generator, self.check_finite = TorchGenerator, True
@@ -84,15 +84,17 @@ class Pipeline(Kind):
         ("float32", "bfloat16", "float16", "int8", "as-is": as in the file); `force` loads what may
         not fit into memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
         `scheduler` replaces the model's, which is then not read: a scheduler, or a class or
-        function that makes one of the model's options. `vae`, `text_encoder` and `text_encoder_2`
+        function that makes one of the model's options. `vae` and `text_encoder` (also _2 and _3)
         replace the model's by those of a path (a folder, a file) or a pipeline; `prediction_type`
         ("epsilon", "v_prediction", "sample") overrules what the model says. cache_dir, revision and
-        token go to the hub. Raises ModelError, ResourceError, UsageError.
+        token go to the hub. A part that a model may lack, given as None, is left out. Raises
+        ModelError, ResourceError, UsageError.
         """
         from refsd.pipelines.loading import load_components
 
         for name, value in {"ema": ema, "force": force, "exact": exact}.items():
             check_flag(name, value)
+        without, third = cls.left_out(others), others.pop("text_encoder_3", None)
         dtype, download, hub = from_diffusers.loading(
             others, LOAD_ARGUMENTS, dtype=dtype, torch_dtype=torch_dtype, download=download,
             local_files_only=local_files_only)
@@ -102,8 +104,8 @@ class Pipeline(Kind):
                                 download=download, variant=variant, ema=ema, force=force,
                                 exact=exact, hub=hub, scheduler=scheduler, vae=vae,
                                 text_encoder=text_encoder, text_encoder_2=text_encoder_2,
-                                prediction_type=prediction_type,
-                                kind=cls)
+                                text_encoder_3=third, prediction_type=prediction_type, kind=cls,
+                                without=without)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained
@@ -132,6 +134,9 @@ class Pipeline(Kind):
         """Methods of diffusers' pipelines: of adapters, nothing to do, or what to do instead."""
         if name in from_diffusers.ADAPTERS:
             from refsd.adapters import methods
+
+            if "adapters" in self.lacks:
+                raise from_diffusers.NotHere(f"{name}: {self.lacks['adapters']}; leave it out")
 
             return MethodType(getattr(methods, name), self)
         if name in from_diffusers.INSTEAD:
@@ -261,7 +266,7 @@ class Pipeline(Kind):
         if value is None and latents is not None and len(latents.shape) == 4:
             value = latents.shape[2 if name == "height" else 3] * self.vae.config.downscale
         value = self.default_size if value is None else value
-        return check_side(name, value, self.vae.config.downscale)
+        return check_side(name, value, self.multiple)
 
     def require_finite(self, stage: str, *arrays: Any) -> None:
         """ModelError with the stage's name where one of its arrays has a NaN or an infinity."""

@@ -51,26 +51,27 @@ def encode_text(text_encoder: TextEncoder, ids: np.ndarray, *, clip_skip: int | 
 
 
 def make_schedule(scheduler: Any, steps: int | None, *, timesteps: Any = None,
-                  sigmas: Any = None) -> np.ndarray:
+                  sigmas: Any = None, mu: float | None = None) -> np.ndarray:
     """Stage 3: the training steps to visit, the noisiest first.   -> (T,)
 
     T is the number of steps that `denoise` makes: `steps`, or one more for PNDM. Instead of
-    `steps` the caller's own timesteps or sigmas, for samplers that take them; UsageError for
-    others.
+    `steps` the caller's own timesteps or sigmas, and a shift `mu` of the sigmas, for samplers that
+    take them; UsageError for others.
     """
     own = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
     if len(own) > 1:
         raise UsageError("timesteps and sigmas are two ways to say the same; give one of them")
-    for name in own:
+    shift = {} if mu is None else {"mu": mu}
+    for name in [*own, *shift]:
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
             takers = [kind for kind, cls in SCHEDULERS.items()
                       if name in inspect.signature(cls.set_timesteps).parameters]
             raise UsageError(f"{name} of the caller's own are not for {type(scheduler).__name__}; "
                              f"leave them out, or take {', '.join(takers)}")
     if own:
-        scheduler.set_timesteps(**own)
+        scheduler.set_timesteps(**own, **shift)
     else:
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, **shift)
     return scheduler.timesteps
 
 

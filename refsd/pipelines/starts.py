@@ -23,24 +23,27 @@ OF_LDM = ("DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler")
 
 
 def begin(pipe: Any, strength: float, steps: int | None, *, timesteps: Any = None,
-          sigmas: Any = None, start: float | None = None) -> Any:
+          sigmas: Any = None, start: float | None = None, mu: float | None = None) -> Any:
     """Make the schedule, and give the timesteps that a strength leaves of it.
 
-    Of n steps, or of the caller's own schedule of n, diffusers makes int(n strength), and A1111 one
-    more, but for its samplers that are not k-diffusion's. ComfyUI makes n of int(n / strength).
-    With a `start` (diffusers' denoising_start) those that lie behind this share of the training's,
-    whatever the strength. UsageError where none is left.
+    Of n steps, or of the caller's own schedule of n, diffusers makes int(n strength), for classes
+    that round up n - int(n - n strength), and A1111 one more, but for its samplers that are not
+    k-diffusion's. ComfyUI makes n of int(n / strength). With a `start` (diffusers' denoising_start)
+    those that lie behind this share of the training's, whatever the strength. mu: see Kind.mu.
+    UsageError where none is left.
     """
     if start is not None:
         return _after(pipe.scheduler, start, stages.make_schedule(
-            pipe.scheduler, steps, timesteps=timesteps, sigmas=sigmas))
+            pipe.scheduler, steps, timesteps=timesteps, sigmas=sigmas, mu=mu))
     scheduler, rule = pipe.scheduler, pipe.dialect.strength
     own, total = timesteps is not None or sigmas is not None, steps
     if rule == "longer" and not own and 0 < strength <= 0.9999:
         total = int(steps / strength)
-    schedule = stages.make_schedule(scheduler, total, timesteps=timesteps, sigmas=sigmas)
+    schedule = stages.make_schedule(scheduler, total, timesteps=timesteps, sigmas=sigmas, mu=mu)
     count = len(schedule) if own else total
     left = min(int(count * strength), count)
+    if pipe.rounds_up:
+        left = count - int(count - count * strength)
     if rule == "longer" and not own and strength > 0:
         left = steps
     elif rule == "one-more":

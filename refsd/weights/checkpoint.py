@@ -122,6 +122,8 @@ def check_together(configs: Mapping[str, Mapping], where: str,
 
     A UNet reads the texts of all encoders side by side, of which some may lie elsewhere.
     """
+    if "transformer" in configs:
+        check_transformer(configs, where)
     if "unet" not in configs:
         return
     unet, vae = configs["unet"], configs.get("vae")
@@ -140,6 +142,39 @@ def check_together(configs: Mapping[str, Mapping], where: str,
             f"{where}: the UNet reads text of width {', '.join(map(str, sorted(widths)))}, "
             f"the text encoder gives {sum(given)}. Give parts of one model"
         )
+
+
+def check_transformer(configs: Mapping[str, Mapping], where: str) -> None:
+    """ModelError for a transformer that does not fit the VAE, or reads other texts.
+
+    It reads the CLIPs' side by side in the width of T5's, and their pooled vectors side by side.
+    """
+    found, clips = configs["transformer"], [configs[part] for part in (
+        "text_encoder", "text_encoder_2") if part in configs]
+    takes = found["in_channels"]
+    numbers = [("gives {} channels, and takes {}", found["out_channels"] or takes, takes)]
+    if "vae" in configs:
+        numbers.append(("takes {} channels, the VAE's latents have {}", takes,
+                        configs["vae"]["latent_channels"]))
+    if "text_encoder_3" in configs:
+        numbers.append(("reads text of width {}, the third text encoder gives {}",
+                        found["joint_attention_dim"], configs["text_encoder_3"]["d_model"]))
+    if len(clips) == 2:
+        numbers.append(("reads a vector of {} numbers, the two text encoders give {}",
+                        found["pooled_projection_dim"], sum(map(_pooled_width, clips))))
+        both = sum(config["hidden_size"] for config in clips)
+        if both > found["joint_attention_dim"]:
+            numbers.append(("reads text of width {}, the two text encoders give {}",
+                            found["joint_attention_dim"], both))
+    for words, reads, gives in numbers:
+        if reads != gives:
+            raise ModelError(f"{where}: the transformer {words.format(reads, gives)}. Give parts "
+                             "of one model")
+
+
+def _pooled_width(config):
+    projects = "CLIPTextModelWithProjection" in (config["architectures"] or ())
+    return config["projection_dim"] or config["hidden_size"] if projects else config["hidden_size"]
 
 
 def check_input(channels: int, latent: int, inputs: Collection[str], where: str) -> None:
