@@ -154,8 +154,8 @@ def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
 
 def test_a_port_of_several_text_encoders_and_none_of_a_model_that_writes():
     stages = plan("chip", "sd3")["stages"]
-    assert stages == ["tokens", "text", "text_2", "text_3", "schedule", "transformer", "denoise",
-                      "decode", "picture"]
+    assert stages == ["tokens", "tokens_2", "tokens_3", "text", "text_2", "text_3", "schedule",
+                      "transformer", "denoise", "decode", "picture"]
     with pytest.raises(UsageError, match="draws no pictures"):
         plan("chip", "gpt2")
 

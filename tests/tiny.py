@@ -45,7 +45,7 @@ def tensors(component, seed=0, config=None):
 
 
 def _weight(name, shape, random):
-    if "norm" in name:
+    if "norm" in name and ".linear." not in name:  # that of adaLN is a layer
         return np.full(shape, float(name.endswith("weight")), "f4")
     scale = 1 / np.sqrt(max(np.prod(shape[1:]), 1))
     return (scale * random.standard_normal(shape)).astype("f4")

@@ -15,7 +15,7 @@ from refsd.golden.porting.contracts_header import header
 from refsd.golden.porting.contracts_pytest import contract_tests
 from refsd.golden.porting.contracts_stages import describe_all
 from refsd.golden.porting.export import encode, write_folder
-from refsd.golden.recording.names import block_of, is_alone, stage_of
+from refsd.golden.recording.names import DENOISERS, block_of, is_alone, stage_of
 from refsd.pipelines.outline import outline
 from refsd.pipelines.planned import plan_model
 from refsd.planning import Planned
@@ -114,10 +114,13 @@ def readme(status: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
     heavy = sorted(used, key=lambda op: -op["flops"])[:3]
     most = ", ".join(f"{op['name']} {op['share']:.1%}" for op in heavy)
     unused = ", ".join(op["name"] for op in status["ops"] if not op["calls"])
+    denoiser, layer = next(names for names in (e["name"].split("/") for e in status["blocks"])
+                           if names[0] in DENOISERS and is_alone(names[1]))
     template = files("refsd") / "data" / "port.md"
     return template.read_text(encoding="utf-8").format(
         name=status["name"], model=status["model"], giga=status["flops"] / 1e9, most=most,
-        unused=unused, ops=_table(used), blocks=_table(status["blocks"]),
+        unused=unused, denoiser=denoiser, layer=layer,
+        ops=_table(used), blocks=_table(status["blocks"]),
         stages="\n".join(_stage_row(name, stage) for name, stage in stages.items()))
 
 

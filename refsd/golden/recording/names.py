@@ -32,9 +32,8 @@ def full(stage: str, step: int | None, path: str) -> str:
 
 def stage_of(part: str) -> str:
     """The stage of a model's part: text_encoder_2 -> text_2, tokenizer -> tokens, unet -> unet."""
-    named = {"text_encoder": "text", "tokenizer": "tokens", "vae": "decode"}
-    word, _, number = part.rpartition("_") if part[-1].isdigit() else (part, "", "")
-    return named.get(word, word) + (number and f"_{number}")
+    word, number = re.fullmatch(r"(.*?)(_\d+)?", part).groups("")
+    return {"text_encoder": "text", "tokenizer": "tokens", "vae": "decode"}.get(word, word) + number
 
 
 def parent(layer: str) -> str:

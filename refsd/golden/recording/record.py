@@ -259,8 +259,9 @@ class Recorder:
 
     def _end(self, value):
         """The end of a stage with an array's own numbers: pipelines copy, and cast, what is one."""
-        return next((name for array, name in self._ends if array.shape == value.shape
-                     and value.dtype.kind == "f" and np.array_equal(array, value)), None)
+        return next((name for array, name in reversed(self._ends)
+                     if array.shape == value.shape and value.dtype.kind == "f"
+                     and np.array_equal(array, value)), None)
 
     def _learn(self, array, name):
         """Remember an array for as long as someone else holds it."""

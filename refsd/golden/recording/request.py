@@ -12,7 +12,7 @@ from refsd.pipelines import identity, stages
 from refsd.pipelines.auto import AutoPipelineForText2Image, family_of_model
 from refsd.pipelines.loading import bundled_model
 from refsd.pipelines.pipeline import Pipeline
-from refsd.pipelines.request import check_numbers, check_side
+from refsd.pipelines.request import check_numbers
 from refsd.random.by_name import GENERATORS
 from refsd.schedulers import from_config
 from refsd.weights import load_checkpoint, resolve
@@ -85,14 +85,15 @@ class Request:
 
     def check(self, pipe: Any) -> int:
         """How often the UNet is called; raises UsageError for what this model cannot be asked."""
-        factor = pipe.vae.config.downscale
-        check_side("width", self.width, factor)
-        check_side("height", self.height, factor)
+        pipe.side("width", self.width, None)
+        pipe.side("height", self.height, None)
         check_numbers(vars(self))
         if self.rng not in GENERATORS:
             raise UsageError(f"rng is {self.rng!r}; give one of {', '.join(GENERATORS)}")
         scheduler = from_config(self.scheduler)
-        return len(stages.make_schedule(scheduler, self.steps))
+        # How many steps there are does not hang on the shift that a picture's size asks for.
+        shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+        return len(stages.make_schedule(scheduler, self.steps, **shift))
 
 
 def load_truth(model: str | Path | None = None, *, variant: str | None = None,
