@@ -163,3 +163,29 @@ def test_a_terminal_is_spared_control_characters(folder):
 def test_no_stdout_at_all(folder, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["text", "a", "-m", folder, "--backend", "numpy", "-n", "2", "-q"]) == 0
+
+
+def test_the_tokens_of_a_text(folder, capfd):
+    assert main(["tokenize", "red cat\u00e9", "-m", folder]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-1] == "5 tokens" and [line.split()[0] for line in lines[:3]] == ["257", "259",
+                                                                                   "83"]
+    assert "' ca'" in lines[1] and lines[2].endswith("'t'")
+    assert main(["tokenize", "red cat\u00e9", "-m", folder, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["ids"] == refsd.GPT2.from_pretrained(folder, backend="numpy").tokenizer(
+        "red cat\u00e9") and found["truncated"] == "" and "tokenizer.json" in found["source"]
+
+
+def test_what_frames_a_text_stands_for_nothing(tmp_path):
+    files = {"tokenizer_config.json": {"add_bos_token": True}}
+    place = tiny_gpt2.write(tmp_path, files=files)
+    tokens = json.loads((place / "tokenizer.json").read_text())["model"]
+    (place / "tokenizer.json").unlink()
+    (place / "vocab.json").write_text(json.dumps(tokens["vocab"]))
+    merges = ["#version: 0.2", *map(" ".join, tokens["merges"])]
+    (place / "merges.txt").write_text("\n".join(merges) + "\n")
+    tokenizer = refsd.GPT2.from_pretrained(place, backend="numpy").tokenizer
+    assert tokenizer("a")[0] == tiny_gpt2.END and len(tokenizer("a")) == 2
+    assert [piece.text for piece in tokenizer.pieces("a")] == ["", "a"]
+    assert tokenizer.pieces("a")[0].token == "<|endoftext|>"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from refsd.errors import ModelError, damaged
-from refsd.text.tokenizer import as_text
+from refsd.text.tokenizer import Piece, as_text
 from refsd.text.vocabulary import EOS, MAX_FILE, Vocabulary, read_vocabulary
 from refsd.weights.files import read_foreign_object, read_text
 
@@ -62,6 +62,14 @@ class GPT2Tokenizer:
         """The ids of a text. UsageError for what is no text: another type, a lone surrogate."""
         ids = self._tokenizer.encode(as_text(text)).ids
         return [*self._before, *ids, *self._after]
+
+    def pieces(self, text: str) -> list[Piece]:
+        """Every token of the text, with what it stands for; of what frames it that is nothing."""
+        encoding = self._tokenizer.encode(as_text(text))
+        spans = [(i, start, end) for i, (start, end) in zip(encoding.ids, encoding.offsets)]
+        ids = [*((i, 0, 0) for i in self._before), *spans, *((i, 0, 0) for i in self._after)]
+        return [Piece(i, self._tokenizer.id_to_token(i), text[start:end])
+                for i, start, end in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without special tokens; what is no UTF-8 is U+FFFD."""

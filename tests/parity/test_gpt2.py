@@ -200,7 +200,7 @@ def test_tokens_are_drawn_as_torch_draws_them():
         assert np.array_equal(ours.get_state(), theirs.get_state().numpy())
 
 
-@pytest.mark.parametrize("seed, cut", enumerate(CUTS), ids=str)
+@pytest.mark.parametrize("seed, cut", [*enumerate(CUTS)], ids=str)
 def test_sampled_texts(pairs, seed, cut):
     """A seed's tokens are those of generate after torch.manual_seed."""
     model, ours = pairs[[*CONFIGS][seed % 3]]
