@@ -1,6 +1,7 @@
 """Stable Diffusion XL's pipelines without torch: what is refused, said, saved and drawn."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,14 +11,19 @@ import tiny_xl
 from PIL import Image
 
 import refsd
+from refsd import families
 from refsd.__main__ import main
 from refsd.errors import ModelError, UsageError
+from refsd.families import sdxl
 from refsd.half import to_float32
 from refsd.pipelines.hires import StableDiffusionHiresPipeline
-from refsd.pipelines.loading import load_scheduler
+from refsd.pipelines.loading import computes, load_scheduler
+from refsd.pipelines.memory import working_bytes
 from refsd.pipelines.resume import SaveState
 from refsd.random import TorchGenerator
 from refsd.schedulers import EulerDiscreteScheduler, HeunDiscreteScheduler
+from refsd.weights import to_tree, write_safetensors
+from refsd.weights.ldm import to_ldm
 
 STEPS = {"num_inference_steps": 2, "generator": 7, "output_type": "np"}
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype("u1"))
@@ -251,6 +257,10 @@ def test_a_decoder_that_overflows_in_float16(tmp_path, capfd):
     assert all(leaf.nbytes <= 2 * leaf.size for leaf in [half.coder("decoder").tree["decoder"][
         "conv_in"]["weight"]])
     assert len(half.preview(latents, vae=True)) == 1
+    both = [working_bytes(pipe, 2048, 2048, 1) for pipe in (wide, half)]
+    half.vae.config = replace(half.vae.config, force_upcast=False)
+    assert both[0] <= both[1] < 1.01 * both[0]  # of which NumPy makes arrays of float32
+    assert both[1] > working_bytes(half, 2048, 2048, 1)
     call = ["red", "-m", str(folder), "--backend", "numpy", "--steps", "1", "-o",
             str(tmp_path / "x.png")]
     assert main([*call, "--dtype", "float16"]) == 0
@@ -276,6 +286,71 @@ def test_another_decoder_takes_the_place_of_the_one_in_float32(tmp_path):
                                                              dtype="bfloat16")
     assert bfloat.coder("decoder") is bfloat.vae
     assert bfloat.coder("encoder").dtype == "float32"
+
+
+def test_a_single_file_draws_as_its_folder(tmp_path, monkeypatch):
+    """Its family says how prompts are padded, and what no negative prompt is."""
+    words = {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
+    for refiner, of_family in ((False, sdxl.SDXL), (True, sdxl.REFINER)):
+        found = {part: config | (words if part.startswith("text") else {})
+                 for part, config in tiny_xl.configs(refiner=refiner).items()}
+        family = replace(of_family, configs=found)
+        monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES[:2], family))
+        tensors = {part: tiny.tensors(part, config=config) for part, config in found.items()}
+        file = tmp_path / f"{refiner}.safetensors"
+        write_safetensors(file, {key: value for part in found for key, value in to_ldm(
+            part, tensors[part], found[part], family).items()})
+        made = refsd.StableDiffusionXLImg2ImgPipeline.from_pretrained(file, backend="numpy")
+        assert made.force_zeros_for_empty_prompt is not refiner
+        assert made.tokenizer_2.pad_token_id == 0
+        assert refiner or made.tokenizer.pad_token_id == 49407
+        assert made.scheduler.config["_class_name"] == "EulerDiscreteScheduler"
+        parts = {part: computes(part)(
+            tensors_of(tensors[part]), getattr(made, part).config, "numpy") for part in found}
+        again = refsd.StableDiffusionXLImg2ImgPipeline.from_pipe(made, **parts)
+        asked = {"image": PICTURE, "strength": 1.0, **STEPS}
+        assert np.array_equal(made("red", **asked).images, again("red", **asked).images)
+        auto = refsd.AutoPipelineForImage2Image.from_pretrained(file, backend="numpy")
+        assert type(auto) is refsd.StableDiffusionXLImg2ImgPipeline
+
+
+def tensors_of(found):
+    """A network's tree; a text encoder's begins below text_model."""
+    tree = to_tree(found)
+    return {**tree.pop("text_model", {}), **tree}
+
+
+@pytest.mark.parametrize("name", ["lora_te2_text_projection", "text_encoder_2.text_projection",
+                                  "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+                                  "lora_te2_text_model_encoder_layers_0_mlp_fc1"])
+def test_adapters_of_each_text_encoder(pipe, name):
+    """The second one's projection too, which pictures of other models do not depend on."""
+    network, wide, deep = (pipe.text_encoder, 32, 16) if "te1" in name else (
+        pipe.text_encoder_2, *((12, 24) if "projection" in name else (32, 24)))
+    before = pipe("red", **STEPS).images
+    pipe.load_lora_weights({f"{name}.lora_down.weight": np.ones((2, deep), "f4"),
+                            f"{name}.lora_up.weight": np.ones((wide, 2), "f4")})
+    assert list(pipe.get_list_adapters()) == [
+        "text_encoder" if network is pipe.text_encoder else "text_encoder_2"]
+    assert not np.array_equal(pipe("red", **STEPS).images, before)
+    pipe.unload_lora_weights()
+    assert np.array_equal(pipe("red", **STEPS).images, before)
+
+
+def test_adapters_on_the_command_line(base, tmp_path):
+    """One weight of the tag is both text encoders'."""
+    down, up = np.eye(2, 24, dtype="f4"), 9 * np.ones((24, 2), "f4")
+    name = "lora_te2_text_model_encoder_layers_1_self_attn_out_proj"
+    write_safetensors(tmp_path / "x.safetensors", {f"{name}.lora_down.weight": down,
+                                                   f"{name}.lora_up.weight": up})
+    call = ["-m", str(base), "--backend", "numpy", "--steps", "1", "-s", "7",
+            "--lora-dir", str(tmp_path)]
+    for number, prompt in enumerate(("red", "red <lora:x:0.5>", "red <lora:x:0.5:0>")):
+        assert main([prompt, *call, "-o", str(tmp_path / f"{number}.png")]) == 0
+    plain, half, both = (np.asarray(Image.open(tmp_path / f"{i}.png")) for i in range(3))
+    assert np.array_equal(half, both) and not np.array_equal(half, plain)
+    assert main(["repro", str(tmp_path / "1.png"), "-m", str(base), "--lora-dir",
+                 str(tmp_path)]) == 0
 
 
 def test_guidance_ends_and_begins_again(pipe):

@@ -32,8 +32,12 @@ def applied(pipe: Any) -> dict[str, Applied]:
 
 
 def _tree(network, part):
-    """With the names of files: a text encoder's lie below text_model"""
-    return part.tree if network == "unet" else {"text_model": part.tree}
+    """With the names of files: a text encoder's lie below text_model, but for its projection."""
+    if network == "unet":
+        return part.tree
+    beside = {key: part.tree[key] for key in ("text_projection",) if key in part.tree}
+    return {"text_model": {key: branch for key, branch in part.tree.items() if key not in beside},
+            **beside}
 
 
 def load(pipe: Any, source: Source, name: str | None, *, strict: bool = True) -> str:

@@ -56,6 +56,10 @@ class Kind:
         """Pixels of which a side has a whole number: of a transformer those of a patch."""
         return self.vae_scale_factor * getattr(self.denoiser, "patch_size", 1)
 
+    def upcasts(self, part: str) -> bool:
+        """Whether the VAE's "encoder" or "decoder" computes in float32, whatever its dtype is."""
+        return False
+
     def coder(self, part: str) -> Any:
-        """The VAE as it is to decode ("decoder") or encode ("encoder")."""
-        return self.vae
+        """The VAE as it is to encode or decode."""
+        return self.vae.in_float32() if self.upcasts(part) else self.vae

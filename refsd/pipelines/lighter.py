@@ -12,7 +12,7 @@ from refsd.weights.lighter import Choice
 def lighter(pipe: Any, width: int, height: int, batch: int) -> Iterator[Choice]:
     """What else could be drawn, and what that would take; what changes least first."""
     if pipe.vae.tiling == "off" and "exact" in pipe.vae.TILINGS:
-        banded = copy(pipe.vae)
+        banded = copy(pipe.coder("decoder"))
         banded.tiling = "exact"
         other = SimpleNamespace(vae=banded, denoiser=pipe.denoiser, networks=pipe.networks,
                                 copies=pipe.copies)

@@ -61,15 +61,16 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
     Each is with the UNet twice then, in InstructPix2Pix three times (`pipe.copies`).
     """
-    factor, size = pipe.vae.config.downscale, itemsize(pipe.denoiser.dtype)
+    vae = pipe.coder("decoder") if hasattr(pipe, "coder") else pipe.vae  # a plan has no more
+    factor, size = vae.config.downscale, itemsize(vae.dtype)
     pixels = math.ceil(width / factor) * math.ceil(height / factor)  # of the latents
     pictures = PICTURE * batch * width * height * size
-    decoder = decoder_bytes(pipe.vae, pixels, size)
+    decoder = decoder_bytes(vae, pixels, size)
     if width * height > TILED_FROM:
         from refsd.pipelines.vae_tiling import coding_bytes
 
-        decoder = coding_bytes(pipe.vae, "decoder", math.ceil(height / factor),
-                               math.ceil(width / factor), pipe.vae.tiling)
+        decoder = coding_bytes(vae, "decoder", math.ceil(height / factor),
+                               math.ceil(width / factor), vae.tiling)
     return max(denoiser_bytes(pipe, width, height, batch), decoder + pictures)
 
 

@@ -59,15 +59,14 @@ class StableDiffusionXL(Pipeline):
 
         return embed(self, *texts, size=size, **options)
 
-    def coder(self, part: str) -> Any:
-        """The VAE; of one that overflows in halves its "encoder" or "decoder" in float32.
+    def upcasts(self, part: str) -> bool:
+        """Whether the VAE overflows in halves.
 
         As in diffusers the config's force_upcast says so, and it is asked of the decoder in float16
         and of the encoder in both halves.
         """
         halves = is_half(self.vae.dtype) if part == "encoder" else self.vae.dtype == "float16"
-        upcast = halves and getattr(self.vae.config, "force_upcast", False)
-        return self.vae.in_float32() if upcast else self.vae
+        return halves and getattr(self.vae.config, "force_upcast", False)
 
 
 class StableDiffusionXLPipeline(StableDiffusionXL):
