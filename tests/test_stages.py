@@ -16,7 +16,11 @@ from refsd.pipelines.autoencoder import VAE
 from refsd.pipelines.components import TextEncoder, UNet
 from refsd.random import TorchGenerator
 from refsd.registry import watch
-from refsd.schedulers import DDIMScheduler, EulerDiscreteScheduler
+from refsd.schedulers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from refsd.weights import flatten
 
 
@@ -223,6 +227,15 @@ def test_the_first_latents_are_noise_of_the_schedules_deviation():
 
 def test_the_schedule_is_the_schedulers():
     assert stages.make_schedule(DDIMScheduler(), 4).tolist() == [750, 500, 250, 0]
+
+
+def test_a_shift_is_for_schedulers_that_take_one():
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    shifted = stages.make_schedule(scheduler, 4, mu=1.0)
+    own = stages.make_schedule(scheduler, None, sigmas=[1.0, 0.5], mu=1.0)
+    assert (shifted[1:] > np.linspace(1000, 1, 4)[1:]).all() and own[1] > 500
+    with pytest.raises(UsageError, match="mu of the caller's own are not for DDIMScheduler"):
+        stages.make_schedule(DDIMScheduler(), 4, mu=1.0)
 
 
 def test_pictures_are_unscaled_latents_decoded_and_cut_to_0_and_1():

@@ -311,7 +311,7 @@ def test_a_label_of_another_pipeline_gets_a_line(tmp_path, caplog):
     "component, changes, words",
     [
         ("unet", {"cross_attention_dim": 24}, ("text of width 24", "gives 12")),
-        ("unet", {"in_channels": 5}, ("takes 5 channels", "latents have 4")),
+        ("unet", {"in_channels": 6}, ("takes 6 channels", "latents have 4")),
         ("vae", {"latent_channels": 8}, ("gives 4 channels", "latents have 8")),
     ],
 )
