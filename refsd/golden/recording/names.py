@@ -10,18 +10,18 @@ import re
 from typing import NamedTuple
 
 # Ops that make the next layer's input out of what is there.
-PREPARING = ("concat", "pad", "silu", "timestep_embedding", "upsample_bilinear",
+PREPARING = ("concat", "pad", "reshape", "silu", "timestep_embedding", "upsample_bilinear",
              "upsample_nearest")
 
 # Lists within a block that no block is named after: to_out.0, net.0.proj, net.2.
 _INSIDE = re.compile(r"\.(?:to_out|net(?:\.\d+)?)\Z")
 _BLOCK = re.compile(r"(?:[a-z]\w*\.(?:\d+\.)?)*?(?:(?:resnets|attentions|downsamplers|upsamplers|"
-                    r"layers|transformer_blocks|block|h)\.\d+|(?:time|add)_embedding|time_text_embed|"
-                    r"embeddings)(?=\.)")
+                    r"layers|transformer_blocks|block|h)\.\d+|time_embedding|time_text_embed|"
+                    r"pos_embed|norm_out|embeddings)(?=\.)")
 # Layers between the blocks, which count as blocks.
 _ALONE = ("conv_in", "conv_norm_out", "conv_out", "post_quant_conv", "quant_conv",
-          "final_layer_norm", "text_projection", "shared", "context_embedder", "proj", "linear",
-          "proj_out", "wte", "wpe", "ln_f")
+          "final_layer_norm", "text_projection", "shared", "context_embedder", "proj_out", "wte",
+          "wpe", "ln_f")
 DENOISERS = ("unet", "transformer")  # what is called in every step
 
 

@@ -17,6 +17,7 @@ from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
 from refsd.leaf import Weight, layer_of
 from refsd.pipelines.stages import require_finite
 from refsd.places import is_on_device, on_host
+from refsd.planning import VIEWS
 
 PERCENT = (0, 25, 50, 75, 100)  # of a run's steps: where its latents are marked
 EACH_STEP = (*DENOISERS, "gpt2")  # the stages that are a call of a network in each step
@@ -142,7 +143,10 @@ class Recorder:
     def __call__(self, op: str, inputs: dict, options: dict, output: Any) -> None:
         layer = layer_of(inputs)
         event = Event(op, self._host(inputs), self._host(options), self._host(output))
-        for path, named in self._namer.add(op, layer and layer.partition(".")[2], event):
+        where = layer and layer.partition(".")[2]
+        if where and op in VIEWS:  # of a weight that is no layer, such as a table of places
+            where = f"{where}.{op}"
+        for path, named in self._namer.add(op, where, event):
             self._op(path, named)
 
     def _op(self, path: str, event: Event) -> None:
