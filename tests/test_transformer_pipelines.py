@@ -5,6 +5,8 @@ tests/parity/test_sd3.py compares their pictures with diffusers'.
 
 import json
 import logging
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +15,14 @@ import tiny
 import tiny_three
 
 import refsd
+import refsd.families.sd3
+from refsd import families
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.guidance import guided
 from refsd.pipelines.skip_layers import SkipLayerGuidance, pushed
 from refsd.schedulers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-from refsd.weights import load_checkpoint
+from refsd.weights import load_checkpoint, write_safetensors
+from refsd.weights.ldm import to_ldm
 
 PICTURE = np.random.default_rng(0).random((32, 32, 3), "float32")
 MASK = np.pad(np.ones((16, 16), np.float32), 8)
@@ -360,3 +365,45 @@ def test_t5_from_elsewhere(tmp_path, folder):
         "shared"]["weight"])
     with pytest.raises(UsageError, match="text_encoder_3"):
         refsd.StableDiffusionPipeline.from_pretrained(text_encoder_3=other)
+
+
+@pytest.fixture
+def single(tmp_path, monkeypatch):
+    """A single file, with the tensors of a folder, of a family at the tests' sizes; and the folder.
+
+    CLIP's own vocabulary, for a file has none; CLIP-L's pooled vector is not projected.
+    """
+    sizes = {"vocab_size": 49408, "eos_token_id": 2, "max_position_embeddings": 77}
+    first = {**sizes, "architectures": ["CLIPTextModel"]}
+    changes = {"text_encoder": first, "text_encoder_2": {**sizes, "hidden_size": 12},
+               "transformer": {"pooled_projection_dim": 26}}
+    model = tiny_three.write_model(tmp_path / "folder", **changes)
+    configs = {part: {**config, **changes.get(part, {})}
+               for part, config in tiny_three.CONFIGS.items()}
+    family = replace(families.sd3.SD3, configs=configs)
+    monkeypatch.setattr(families, "FAMILIES", (families.SD1, family))
+    found = {}
+    for part, component in load_checkpoint(model).items():
+        arrays = {name: np.asarray(leaf) for name, leaf in component.tensors.items()}
+        found |= to_ldm(part, arrays, component.config, family)
+    (tmp_path / "alone").mkdir()
+    write_safetensors(tmp_path / "alone" / "model.safetensors", found)
+    for name in ("tokenizer", "tokenizer_2"):  # as a file's are: the second pads with "!"
+        shutil.rmtree(model / name)
+    return tmp_path / "alone" / "model.safetensors", model
+
+
+def test_a_single_file_draws_what_its_folder_does(single, tmp_path, caplog):
+    file, model = single
+    load = refsd.StableDiffusion3Pipeline.from_pretrained
+    with pytest.raises(ModelError, match="alone/tokenizer_3: no such folder"):
+        load(file, backend="numpy")
+    shutil.copytree(model / "tokenizer_3", file.parent / "tokenizer_3")
+    alone = load(file, backend="numpy")
+    folder = load(model, backend="numpy")
+    assert (alone.tokenizer.pad_token_id, alone.tokenizer_2.pad_token_id) == (49407, 0)
+    folder.tokenizer_2 = alone.tokenizer_2
+    assert alone.scheduler.config.shift == 3.0
+    assert np.array_equal(draw(alone), draw(folder))
+    without = load(file, backend="numpy", text_encoder_3=None)
+    assert not np.array_equal(draw(alone), draw(without))
