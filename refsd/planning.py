@@ -127,7 +127,7 @@ def _work(memory: MemoryModel, op: str, inputs: dict, options: dict, result: Out
         return int(read + min(memory.workspace, memory.unrolled * most)
                    + min(memory.transformed, 4 * _bytes(weight)))
     if op == "attention":
-        (N, L, _), S = inputs["q"].shape, inputs["k"].shape[1]
-        scores = N * options["heads"] * L * S * itemsize(result.dtype)
+        L, S = inputs["q"].shape[1], inputs["k"].shape[1]  # of one sample after the other
+        scores = options["heads"] * L * S * itemsize(result.dtype)
         return 3 * min(memory.scores, scores)
     return read if memory.dense and op not in VIEWS else 0
