@@ -166,6 +166,20 @@ def test_a_leaf_lies_as_the_formula_has_it(folder):
     assert found["weight"].dense().flags.c_contiguous
 
 
+def test_a_table_that_is_the_head_too_is_not_copied(folder):
+    """Packed for the head's product its rows do not lie together; a few of them are looked up."""
+    pytest.importorskip("numba")
+    from refsd.numba_ops.memory import layout_copies
+
+    table = refsd.GPT2.from_pretrained(folder, backend="numba").tree["wte"]["weight"]
+    plain = refsd.GPT2.from_pretrained(folder, backend="numpy").tree["wte"]["weight"].dense()
+    assert table.dense().strides[1] != table.dtype.itemsize
+    before = layout_copies()
+    with refsd.use("numba"):
+        found = refsd.F.embedding(IDS, table)
+    assert layout_copies() == before and np.array_equal(found, plain[IDS])
+
+
 def altered(**changes):
     weights = tiny_gpt2.tensors()
     for name, value in changes.items():

@@ -23,6 +23,9 @@ def embedding(ids, weight):
         return weight.rows(ids)
     weight = to_dense(weight)
     y = empty((*ids.shape, weight.shape[1]), weight.dtype)
+    if weight.strides[1] != weight.itemsize:  # packed for a product: a table that is a head too
+        y[...] = weight[ids]
+        return y
     return _take(weight, ids.reshape(-1), y)
 
 
