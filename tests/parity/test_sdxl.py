@@ -4,6 +4,7 @@ Every grey level (of 3 a pixel) within one of diffusers', 99.9 % of them identic
 no grey level rounds, within 1e-3 of their spread of about 1.
 """
 
+import copy
 import inspect
 
 import diffusers
@@ -17,7 +18,10 @@ from tiny_sdxl import write_model
 
 import refsd
 from refsd import schedulers
-from refsd.pipelines import from_diffusers, stable_diffusion_xl, xl_img2img, xl_inpaint
+from refsd.arguments import as_array
+from refsd.half import to_float32
+from refsd.pipelines import from_diffusers, stable_diffusion_xl, starts, xl_img2img, xl_inpaint
+from refsd.random import TorchGenerator
 
 RANDOM = np.random.default_rng(0)
 PICTURE = Image.fromarray(RANDOM.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8))
@@ -214,6 +218,34 @@ def test_inpainting(models, kind, options):
     theirs, ours, _ = models(kind, "mask")
     same_picture(theirs, ours, **{"prompt": PROMPT, "image": PICTURE, "mask_image": MASK,
                                   "num_inference_steps": 4, **options})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_vae_of_halves_computes_in_float32(models, dtype):
+    """Encoding in both, decoding in float16: what is rounded is the latents, once and once more.
+
+    Two roundings of the half are at most 2 units of its last place; the pictures are float32's.
+    """
+    theirs, _, folder = models("base", "image")
+    ours = refsd.StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, backend="numpy",
+                                                                  dtype=dtype)
+    half = getattr(torch, dtype)
+    theirs.vae = copy.deepcopy(theirs.vae).to(half)
+    image = torch.from_numpy(np.asarray(PICTURE, "f4").transpose(2, 0, 1)[None] / 127.5 - 1)
+    with torch.no_grad():
+        expected = theirs.prepare_latents(image.to(half), None, 1, 1, half, "cpu",
+                                          torch.Generator().manual_seed(7), add_noise=False)
+    image = as_array("image", image.to(half), dtype)
+    found = to_float32(starts.encode_image(ours, image, TorchGenerator(7)))
+    apart = np.abs(found - expected.float().numpy())
+    unit = float(torch.finfo(half).eps)
+    assert (apart <= 2 * unit * np.abs(found) + 1e-6).all() and np.abs(found).max() > 0.01
+    if dtype == "float16":
+        with torch.no_grad():
+            image = theirs.vae.float().decode(expected.float() / 0.13025)[0]
+        wanted = (image / 2 + 0.5).clamp(0, 1).numpy().transpose(0, 2, 3, 1)
+        drawn = ours.to_output(as_array("latents", expected, dtype), "np")
+        assert np.abs(drawn - wanted).max() < 1e-4 and wanted.std() > 0.01
 
 
 def test_callbacks(models):
