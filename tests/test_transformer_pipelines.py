@@ -407,3 +407,27 @@ def test_a_single_file_draws_what_its_folder_does(single, tmp_path, caplog):
     assert np.array_equal(draw(alone), draw(folder))
     without = load(file, backend="numpy", text_encoder_3=None)
     assert not np.array_equal(draw(alone), draw(without))
+
+
+def test_a_projection_without_a_width_is_as_wide_as_its_encoder(tmp_path):
+    model = tiny_three.write_model(tmp_path / "m", text_encoder={"projection_dim": None},
+                                   transformer={"pooled_projection_dim": 26})
+    pipe = refsd.StableDiffusion3Pipeline.from_pretrained(model, backend="numpy")
+    assert draw(pipe).shape == (1, 16, 4, 4)
+
+
+def test_options_of_the_folders_scheduler_are_taken_as_they_are(tmp_path, caplog):
+    """For StableDiffusionPipeline an offset of 0 is of an older form, here it is not."""
+    scheduler = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True,
+                 "prediction_type": "flow_prediction", "flow_shift": 3.0, "steps_offset": 0}
+    model = tiny_three.write_model(tmp_path / "m", scheduler=scheduler)
+    pipe = refsd.StableDiffusion3Pipeline.from_pretrained(model, backend="numpy")
+    assert pipe.scheduler.config.steps_offset == 0 and not caplog.records
+    assert np.isfinite(draw(pipe)).all()
+
+
+def test_layers_may_be_an_array(pipe):
+    options = {"num_inference_steps": 4, "skip_layer_guidance_stop": 1.0}
+    found = [draw(pipe, skip_guidance_layers=layers, **options)
+             for layers in ([1], np.array([1]), None)]
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])

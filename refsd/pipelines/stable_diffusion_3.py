@@ -78,7 +78,7 @@ class StableDiffusion3(Pipeline):
                 self.remark("mu changes nothing: the scheduler has no use_dynamic_shifting")
                 return None
             return check_number("mu", given, -100, 100)
-        if not config.get("use_dynamic_shifting") or not hasattr(self.scheduler, "mu_of"):
+        if not config.get("use_dynamic_shifting"):
             return None
         return self.scheduler.mu_of(height // self.multiple * (width // self.multiple))
 
