@@ -19,7 +19,7 @@ from refsd.golden.porting.tokenizer_export import arrays, export_tokenizer, unic
 from refsd.golden.porting.weights_export import export_weights
 from refsd.text import CLIPTokenizer
 from refsd.text.vocabulary import clip_vocabulary, read_vocabulary
-from refsd.weights import load_checkpoint, read_safetensors
+from refsd.weights import load_checkpoint, read_safetensors, write_safetensors
 
 
 def some(*shape, seed=0):
@@ -355,11 +355,18 @@ def test_other_vocabularies(tiny_model, tmp_path, capsys):
     assert [names[ab] for _, _, ab in merges] == [m.replace(" ", "") for m in tiny.MERGES]
 
 
-def test_a_model_without_a_tokenizer_has_clips(tmp_path, capsys):
-    (tmp_path / "sd.safetensors").write_bytes(b"")
+@pytest.mark.parametrize("mark, part, pad", [
+    ("cond_stage_model.", "tokenizer", "<|endoftext|>"),
+    ("conditioner.embedders.1.", "tokenizer", "<|endoftext|>"),
+    ("conditioner.embedders.1.", "tokenizer_2", "!")])
+def test_a_model_without_a_tokenizer_has_clips(tmp_path, capsys, mark, part, pad):
+    """It pads as the family of the file does."""
+    write_safetensors(tmp_path / "sd.safetensors", {f"{mark}x": np.zeros(1, "f4")})
     assert main(["export", "tokenizer", "-m", str(tmp_path / "sd.safetensors"), "-o",
-                 str(tmp_path / "out"), "--json"]) == 0
+                 str(tmp_path / "out"), "--json", "--part", part]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 49408
+    special = json.loads((tmp_path / "out" / "special.json").read_text())
+    assert special["pad_token"]["content"] == pad
 
 
 def test_tables_are_sorted_and_apart():

@@ -4,15 +4,18 @@ The port is refsd itself in float32, with what its parts record, and with a mist
 """
 
 import functools
+import json
 import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import tiny_three
 import tiny_xl
 from golden_runs import Dump
 
+from refsd.__main__ import main
 from refsd.errors import UsageError
 from refsd.golden.comparing.bisect import bisect
 from refsd.golden.comparing.verdicts import Status
@@ -24,6 +27,7 @@ from refsd.golden.recording.names import is_alone, stage_of
 from refsd.golden.recording.record import Recorder, Selection
 from refsd.golden.recording.request import Request, load_truth
 from refsd.golden.recording.run import run
+from refsd.golden.recording.texts import ReadOutput
 from refsd.golden.tolerances.bounds.pipeline import pipeline_bound
 from refsd.golden.tolerances.simulate import simulate
 from refsd.golden.tolerances.spread import add_spread
@@ -334,6 +338,21 @@ def test_a_profile_draws_the_same_picture(one):
     assert not any(".text_model." in call.layer for call in found.calls)
 
 
+def test_a_profile_says_once_what_is_odd_in_a_text(of, caplog):
+    with caplog.at_level(logging.WARNING):
+        profile(single(of("two texts")), "a (red:1.2) cat", num_inference_steps=1)
+    assert len(caplog.records) == 1 and "(red:1.2)" in caplog.text
+
+
+def test_of_an_encoder_is_recorded_what_is_read():
+    read = []
+    output = ReadOutput(SimpleNamespace(text_embeds=None, pooler_output=1, hidden_states=[2, 3, 4]),
+                        lambda path, array: read.append((path, array)))
+    assert output.text_embeds is None and output.hidden_states[-2] == 3
+    assert output.pooler_output == output.pooler_output == 1
+    assert read == [("hidden_states.1", 3), ("pooler_output", 1)]
+
+
 def test_an_audit_sees_every_part(one):
     audit, pipe = Audit(), single(one)
     with watch(audit):
@@ -365,3 +384,25 @@ def test_a_simulation_tells_each_texts_error(one):
     assert all(0 < error < 1 for error in found.errors.values())
     assert {layer.name.partition("/")[0] for layer in found.layers} >= {
         stage_of(part) for part in PARTS[one.name] if part.startswith("text_encoder")}
+
+
+def test_a_second_tokenizer_is_exported(of, tmp_path, capsys):
+    model = str(of("two texts").model)
+    config = of("two texts").model / "tokenizer_2" / "tokenizer_config.json"
+    before = config.read_text()
+    try:
+        config.write_text(json.dumps({**json.loads(before), "pad_token": "!"}))
+        for part, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+            out = tmp_path / part
+            assert main(["export", "tokenizer", "-m", model, "--part", part, "-o", str(out)]) == 0
+            found = json.loads((out / "special.json").read_text())["pad_token"]["content"]
+            assert found == pad
+    finally:
+        config.write_text(before)
+
+
+def test_what_has_no_second_tokenizer_is_refused(tmp_path, capsys):
+    model = str(tiny.write_model(tmp_path / "model"))
+    command = ["export", "tokenizer", "-m", model, "--part", "tokenizer_2", "-o"]
+    assert main([*command, str(tmp_path / "x")]) == 2
+    assert "which has no tokenizer_2; give one of tokenizer" in capsys.readouterr().err

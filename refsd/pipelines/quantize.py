@@ -41,7 +41,7 @@ def measure(pipe: Any, prompt: str, *, steps: int, worst: int,
             keep: Collection[str] = ()) -> tuple[list[Layer], float]:
     """The layers, worst first, and the latents' error with all of them but the kept as int8.
 
-    One run gives each layer's own error; for the `worst` of those in the UNet and the text encoder
+    One run gives each layer's own error; for the `worst` of those outside of the VAE
     a run each, with that layer alone as int8, gives the latents'. Nothing goes by names but `keep`.
     """
     sums: dict[str, np.ndarray] = {}

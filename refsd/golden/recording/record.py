@@ -113,7 +113,7 @@ class Recorder:
         self.worst = invariants.Worst()
         self._host = OnHost()
         self._known: dict[int, Known] = {}
-        self._ends: list[tuple[np.ndarray, str]] = []  # floats between the networks, and names
+        self._ends: list[tuple[np.ndarray, str]] = []  # of stages, and names
         self._stage, self._step, self._namer = "", None, Namer()
         self._block: tuple[str, np.ndarray] | None = None
         self._count = 0
@@ -209,7 +209,7 @@ class Recorder:
                 op, inputs, options = BLOCK, {}, {}
         written = self._write(name, array, level=level, op=op, stage=stage, step=step, note=note,
                               inputs=inputs, options=options)
-        if written and level == 0 and np.asarray(array).dtype.kind == "f":
+        if written and level == 0:
             self._ends.append((array, name))
 
     def held(self, array: Any) -> str | None:
@@ -264,8 +264,7 @@ class Recorder:
     def _end(self, value):
         """The end of a stage with an array's own numbers: pipelines copy, and cast, what is one."""
         return next((name for array, name in reversed(self._ends)
-                     if array.shape == value.shape and value.dtype.kind == "f"
-                     and np.array_equal(array, value)), None)
+                     if np.array_equal(array, value)), None)
 
     def _learn(self, array, name):
         """Remember an array for as long as someone else holds it."""

@@ -162,8 +162,5 @@ class ReadLayers:
     def __init__(self, layers: Any, hear: Callable):
         self._layers, self._hear = layers, hear
 
-    def __len__(self) -> int:
-        return len(self._layers)
-
     def __getitem__(self, index: int) -> Any:
         return self._hear(range(len(self._layers))[index])
