@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import standing_in
 import tiny
+import tiny_three
+import tiny_xl
 
 import refsd
 from refsd.backends import BACKENDS
@@ -171,15 +173,15 @@ class Kept:
         pass
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_recording_has_the_tensors_and_names_of_the_host(dtype, folder, monkeypatch):
+@pytest.mark.parametrize("sample, dtype", [
+    (tiny, "float32"), (tiny, "float64"), (tiny_xl, "float32"), (tiny_three, "float32")])
+def test_a_recording_has_the_tensors_and_names_of_the_host(sample, dtype, tmp_path, monkeypatch):
     standing_in.stand_in(monkeypatch)
-    kept = {}
+    folder, kept = sample.write_model(tmp_path / "model"), {}
     for backend in ("numpy", "cuda"):
-        pipe = load(folder, backend, dtype=dtype)
+        pipe = refsd.AutoPipelineForText2Image.from_pretrained(folder, backend=backend, dtype=dtype)
         request = Request("a red cat", negative_prompt="a", steps=3, cfg_scale=3.0, width=SIDE,
-                          height=SIDE,
-                          scheduler=dict(pipe.scheduler.config, _class_name="DDIMScheduler"))
+                          height=SIDE, scheduler=pipe.scheduler.config.plain())
         writer = kept[backend] = Kept()
         run(pipe, request, Recorder(writer, Selection(level=3, steps=None)))
     assert list(kept["cuda"].tensors) == list(kept["numpy"].tensors)
