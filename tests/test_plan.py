@@ -135,6 +135,13 @@ def test_a_network_beyond_float16_is_planned_in_float32():
     assert third.dtype == "float32" and third.nbytes == 2 * math.prod(third.shape)
 
 
+def test_a_decoder_that_overflows_in_float16_is_planned_in_float32():
+    halves = [figures(outline("sdxl"), Request(512, 512, dtype=dtype, backend="numpy",
+                                               tiling="off")) for dtype in ("float16", "bfloat16")]
+    assert halves[0].weights == halves[1].weights
+    assert halves[0].working == pytest.approx(2 * halves[1].working, rel=0.05)
+
+
 def test_the_figures_of_a_drawing():
     found = figures(outline("sd1"), Request(steps=20, backend="numpy"), free=2**32)
     assert (found.width, found.height, found.model_calls) == (512, 512, 21)  # PNDM: one more
@@ -176,6 +183,22 @@ def test_choices_fit_when_they_are_taken():
         asked = {"width": 1024, "height": 1024, "pictures": 1 if "width" in options else 4,
                  "backend": "numpy", "tiling": "off", **options}
         assert figures(outline("sd1"), Request(**asked)).peak == choice.bytes <= found.free
+
+
+def test_a_part_that_a_model_may_lack():
+    whole = figures(outline("sd3"), Request(backend="numpy"), free=7 * 2**30)
+    least = {"without": "text_encoder_3", "weights": "bfloat16"}
+    assert whole.choices[0].options == least  # not even int8 weights of all parts would do
+    asked = Request(backend="numpy", **least)
+    without = figures(outline("sd3"), asked, free=7 * 2**30)
+    assert without.fits and without.peak == whole.choices[0].bytes
+    assert (whole.weights - 4 * T5) / 2 < without.weights < 0.51 * (whole.weights - 4 * T5)
+    assert [network.part for network in without.networks] == [
+        "text_encoder", "text_encoder_2", "transformer", "vae"]
+    assert without.flops["step"] == whole.flops["step"]  # zeros stand in its place
+    for name in ("sd3", "sd1"):
+        with pytest.raises(UsageError, match="may lack"):
+            figures(outline(name), Request(backend="numpy", without="unet"))
 
 
 def test_the_longest_text():
@@ -263,6 +286,7 @@ def test_the_command(model, capfd):
 
 @pytest.mark.parametrize("args, words", [
     (["-m", "sd9"], "sd9"), (["--budget", "4 apples"], "4GiB"), (["--budget", "0"], "4GiB"),
+    (["-m", "sd3", "--without", "vae"], "may lack text_encoder_3"),
     (["-W", "511"], "multiple of 8"), (["-b", "0"], "--batch"), (["--steps", "0"], "--steps"),
     (["--dtype", "bfloat16", "--weights", "float16"], "not held"),
     (["--vae-tiling", "exakt"], "exact"), (["--backend", "numba2"], "numba2"),

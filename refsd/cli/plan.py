@@ -1,6 +1,7 @@
 """`refsd plan`: what a drawing costs and whether it fits, without weights."""
 
 import argparse
+import textwrap
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +23,8 @@ and whether it fits here or which option would make it fit.
     refsd plan -m {first} -W 768 -H 768
     refsd plan -m {last} --dtype bfloat16 --budget 8GiB
 
-Published models have a short name and need no file: {names}.
+Published models have a short name and need no file:
+{names}.
 Of a folder or a file the configs and headers alone are read. What a model is made
 of, and what it lacks, says refsd models."""
 
@@ -31,7 +33,7 @@ def parser() -> Parser:
     """The options of plan."""
     names = short_names()
     found = Parser("refsd plan -m MODEL [options]", ABOUT.format(
-        names=", ".join(names), first=names[0], last=names[-1]))
+        names=textwrap.fill(", ".join(names), 78), first=names[0], last=names[-1]))
     add = found.add_argument
     add("-m", "--model", metavar="MODEL", help="a short name, a folder, a .safetensors or .gguf "
         f"file, an id in the local hub cache, bundled ({names[0]})")
@@ -49,6 +51,8 @@ def parser() -> Parser:
     add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     add("--vae-tiling", type=choice(*TILINGS), metavar="NAME", default="auto",
         help=f"how the VAE works: {', '.join(TILINGS)} (auto)")
+    add("--without", metavar="PART", help="a part that the model may lack, such as a third text "
+        "encoder: PART=None in from_pretrained")
     add("--budget", metavar="SIZE", help="the memory that there is to be, such as 4GiB or 800MiB "
         "(default: what this machine has free)")
     return found.answering()
@@ -68,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
     request = Request(options.width, options.height, options.batch, options.steps,
                       options.cfg_scale > 1, options.dtype, options.weights, options.backend,
-                      options.vae_tiling)
+                      options.vae_tiling, options.without)
     found = outline(options.model)
     free = budget
     if free is None:

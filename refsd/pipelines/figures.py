@@ -7,9 +7,11 @@ estimates (refsd.weights.lighter, refsd.pipelines.lighter).
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+from refsd.arguments import shown
 from refsd.backends import find_backend
 from refsd.errors import UsageError
 from refsd.half import HALVES
@@ -17,7 +19,13 @@ from refsd.networks import NETWORKS, shapes_of
 from refsd.pipelines.lighter import lighter
 from refsd.pipelines.memory import weight_bytes, working_bytes
 from refsd.pipelines.outline import Outline
-from refsd.pipelines.planned import denoiser_of, plan_networks, planned_networks, sized
+from refsd.pipelines.planned import (
+    denoiser_of,
+    plan_networks,
+    planned_network,
+    planned_networks,
+    sized,
+)
 from refsd.pipelines.request import check_choice
 from refsd.planning import Plan
 from refsd.weights.forms import check_form
@@ -34,7 +42,7 @@ class Request:
     """A drawing that is planned: `pictures` at once, each guided or not.
 
     dtype, weights, backend and tiling (of the VAE) are the options of drawing; None of width and
-    height is the model's own size.
+    height is the model's own size; without is a part that the model may lack, and then does.
     """
 
     width: int | None = None
@@ -46,6 +54,7 @@ class Request:
     weights: str | None = None
     backend: str = "auto"
     tiling: str = "auto"
+    without: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,10 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
     Raises UsageError for a size that the model does not draw, and as load_checkpoint.
     """
     check_form(request.weights, request.dtype)
+    if request.without is not None and request.without not in found.family.optional:
+        raise UsageError(f"{found.name}: {found.family.name} may lack "
+                         f"{', '.join(found.family.optional) or 'none of its parts'}; got without="
+                         f"{shown(request.without)}, leave it out")
     backend = find_backend(request.backend)
     request = replace(request, backend=backend.name)
     pipe, asked, calls = _pipe(found, request), None, 0
@@ -140,13 +153,24 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
 def _pipe(found: Outline, request: Request) -> Any:
     """What estimates of memory ask of a pipeline; a model that writes texts has no vae."""
     stored = {part: _types(plan) for part, plan in (found.plans or {}).items()}
-    networks = planned_networks(found.configs, stored, backend=request.backend,
-                                dtype=request.dtype, weights=request.weights)
+    configs = {part: config for part, config in found.configs.items() if part != request.without}
+    networks = planned_networks(configs, stored, backend=request.backend, dtype=request.dtype,
+                                weights=request.weights)
     denoiser, vae, copies = denoiser_of(networks)[1], networks.get("vae"), 1
+    decoder = vae
     if vae is not None:
-        vae.tiling = check_choice("vae.tiling", request.tiling, vae.TILINGS)
+        if _upcasts(found, vae):
+            decoder = planned_network("vae", found.configs["vae"], backend=request.backend)
+        decoder.tiling = vae.tiling = check_choice("vae.tiling", request.tiling, vae.TILINGS)
         copies = 2 if request.guided and denoiser.time_cond_dim is None else 1
-    return SimpleNamespace(networks=networks, denoiser=denoiser, vae=vae, copies=copies)
+    return SimpleNamespace(networks=networks, denoiser=denoiser, vae=vae, copies=copies,
+                           coder=lambda part: decoder)
+
+
+def _upcasts(found: Outline, vae: Any) -> bool:
+    """Whether the class that draws with the model decodes in float32, whatever is asked for."""
+    drawing = getattr(import_module("refsd"), found.family.pipelines["text"], None)
+    return drawing is not None and drawing.upcasts(SimpleNamespace(vae=vae), "decoder")
 
 
 def _working(pipe: Any, request: Request) -> int:
@@ -186,7 +210,8 @@ def _held(found: Outline, request: Request) -> Iterator[Choice]:
 
 def _with(found: Outline, request: Request, options: Mapping[str, str]) -> Choice:
     """The peak with another dtype or other weights."""
-    other = replace(request, **{"weights": None, **options})
+    form = request.weights if [*options] == ["without"] else None
+    other = replace(request, **{"weights": form, **options})
     pipe, libraries = _pipe(found, other), find_backend(request.backend).memory.libraries
     return Choice(options, libraries + weight_bytes(pipe) + _working(pipe, other))
 
@@ -198,8 +223,12 @@ def _choices(found: Outline, request: Request, pipe: Any) -> Iterator[Choice]:
         Choice(choice.options, fixed + choice.bytes) for choice in lighter(
             pipe, request.width, request.height, request.pictures)]
     yield from (choice for choice in others if "width" not in choice.options)
-    for options in LIGHTER:
-        mixed = request.dtype in HALVES and options.get("weights") in HALVES
-        if not mixed and (found.plans is not None or options.get("weights") != "as-is"):
-            yield _with(found, request, options)
+    forms = [options for options in LIGHTER
+             if not (request.dtype in HALVES and options.get("weights") in HALVES)
+             and (found.plans is not None or options.get("weights") != "as-is")]
+    for part in (None, *({*found.family.optional} & pipe.networks.keys())):
+        without = {} if part is None else {"without": part}
+        if without:
+            yield _with(found, request, without)
+        yield from (_with(found, request, {**without, **options}) for options in forms)
     yield from (choice for choice in others if "width" in choice.options)

@@ -14,8 +14,8 @@ def lighter(pipe: Any, width: int, height: int, batch: int) -> Iterator[Choice]:
     if pipe.vae.tiling == "off" and "exact" in pipe.vae.TILINGS:
         banded = copy(decoding(pipe))
         banded.tiling = "exact"
-        other = SimpleNamespace(vae=banded, denoiser=pipe.denoiser, networks=pipe.networks,
-                                copies=pipe.copies)
+        other = SimpleNamespace(vae=pipe.vae, denoiser=pipe.denoiser, networks=pipe.networks,
+                                copies=pipe.copies, coder=lambda part: banded)
         yield Choice({"vae.tiling": "exact"}, working_bytes(other, width, height, batch))
     if batch > 1:
         yield Choice({"num_images_per_prompt": 1}, working_bytes(pipe, width, height, 1))
