@@ -114,6 +114,14 @@ def test_a_networks_of_another_pipeline_replace_the_models(base, refiner, pipe):
         base, backend="numpy", text_encoder_2=pipe.vae), "text_encoder_2 is VAE")
 
 
+def test_loading_arguments_of_diffusers(base):
+    load = partial(refsd.StableDiffusionXLPipeline.from_pretrained, base, backend="numpy")
+    load(add_watermarker=False, requires_aesthetics_score=False, tokenizer_2=None)
+    refused(partial(load, add_watermarker=True), "no watermark")
+    refused(partial(load, tokenizer_2=1), "set pipe.tokenizer_2")
+    refused(partial(load, force_zeros_for_empty_prompt=False), "the pipeline's attribute")
+
+
 def test_schedulers_are_taken_as_they_are(tmp_path, caplog):
     """diffusers replaces old options of Stable Diffusion 1's pipelines, of no other's."""
     old = {**tiny.SCHEDULER, "steps_offset": 0, "clip_sample": True}

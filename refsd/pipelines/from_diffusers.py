@@ -55,6 +55,10 @@ LOADING: dict[str, tuple[tuple, str]] = {
     "controlnet": ((None,), "refsd.StableDiffusionControlNetPipeline takes it"),
     "unet": ((None,), "load first, then set pipe.unet"),
     "tokenizer": ((None,), "load first, then set pipe.tokenizer"),
+    "tokenizer_2": ((None,), "load first, then set pipe.tokenizer_2"),
+    "add_watermarker": ((None, False), "refsd hides no watermark in pictures: leave it out"),
+    "force_zeros_for_empty_prompt": ((None,), "load first, then set the pipeline's attribute"),
+    "requires_aesthetics_score": ((ANY,), ""),  # the UNet tells
 }
 
 HUB = ("cache_dir", "revision", "token")  # what goes to the hub
