@@ -70,7 +70,7 @@ STARTS = [
 
 
 def drawn_with(scheduler, dialect="diffusers"):
-    return SimpleNamespace(scheduler=scheduler, dialect=find(dialect))
+    return SimpleNamespace(scheduler=scheduler, dialect=find(dialect), rounds_up=False)
 
 
 @pytest.mark.parametrize("dialect, kind, steps, strength, length, first", STARTS)
