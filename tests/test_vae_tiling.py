@@ -18,7 +18,7 @@ from refsd.families import sd1
 from refsd.half import HALVES
 from refsd.models.config import VAEConfig
 from refsd.models.vae import decode
-from refsd.networks import shapes_of
+from refsd.networks import shapes_of, validate
 from refsd.ops import conv
 from refsd.ops.bands import Sums
 from refsd.pipelines import autoencoder, vae_tiling
@@ -32,8 +32,7 @@ BACKENDS = ("numpy", "numba")
 
 def small_vae(backend="numpy", dtype="float32", **changes):
     """The VAE of tests/tiny.py, with a sample_size of its own."""
-    config = VAEConfig.from_json({"scaling_factor": 0.18215, "shift_factor": None,
-                                  "latent_channels": 4, "sample_size": None, **tiny.VAE, **changes})
+    config = VAEConfig.from_json(validate("vae", {**tiny.VAE, **changes}))
     tensors = {name: tensor.astype(HALVES.get(dtype, dtype))
                for name, tensor in tiny.tensors("vae").items()}
     return VAE(to_tree(tensors), config, backend)
@@ -129,7 +128,7 @@ def test_what_is_kept_decides_the_work(side, kept, times, bands_of, monkeypatch)
     512 with a sixteenth of what is kept is 2048, of whose pixels it has a sixteenth.
     """
     bands_of(2**23, kept)
-    config, counts = VAEConfig.from_json(sd1.VAE), []
+    config, counts = VAEConfig.from_json(validate("vae", sd1.VAE)), []
 
     def group_norm(shape, weight, bias, *, groups, eps, bands):
         for _ in bands():
@@ -278,6 +277,6 @@ def test_the_memory_of_bands_is_estimated(side, measured):
     """What docs/memory.md has of Stable Diffusion 1's VAE, within tests/test_memory.py's 1.5."""
     tree = to_tree({name: Spec(shape, "float32")
                     for name, shape in shapes_of("vae", sd1.VAE).items()})
-    vae = VAE(tree, VAEConfig.from_json(sd1.VAE), "numba")
+    vae = VAE(tree, VAEConfig.from_json(validate("vae", sd1.VAE)), "numba")
     estimated = vae_tiling.coding_bytes(vae, "decoder", side // 8, side // 8, "exact")
     assert 1 / 1.5 < estimated / measured < 1.5, estimated
