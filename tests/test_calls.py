@@ -535,9 +535,8 @@ def test_latents_decide_the_size(draw):
         draw(height=33)
 
 
-def test_a_golden_recipe_takes_numbers_of_every_kind_and_says_what_is_idle(pipe, caplog):
+def test_a_golden_recipe_takes_numbers_of_every_kind(pipe):
     """golden make draws by it."""
-    caplog.set_level(logging.WARNING, "refsd")
     config = refsd.schedulers.EulerDiscreteScheduler().config.plain()
     numbers = {"width": 32, "height": 32, "steps": 2, "cfg_scale": 1, "eta": 1, "seed": 3,
                "guidance_rescale": 1, "clip_skip": 1}
@@ -547,8 +546,6 @@ def test_a_golden_recipe_takes_numbers_of_every_kind_and_says_what_is_idle(pipe,
                        **{k: kind(v) for k, v in numbers.items()})
         assert json.dumps(found.plain()) and found == expected and type(found.steps) is int
     assert expected.check(pipe) == 2
-    assert [said.partition(" changes nothing")[0] for said in caplog.messages] == [
-        "guidance_rescale", "negative_prompt", "eta"]
 
 
 @pytest.mark.parametrize("name", sorted(refsd.schedulers.SCHEDULERS))

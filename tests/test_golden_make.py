@@ -322,8 +322,12 @@ def test_checkpoints(levels):
     assert levels[0].manifest.checkpoints == []
 
 
-def test_unguided_and_without_steps_of_the_negative_prompt(pipe, model, tmp_path):
-    pack = record(tmp_path / "one", pipe, model, {"cfg_scale": 1.0}, level=1)
+def test_unguided_and_without_steps_of_the_negative_prompt(pipe, model, tmp_path, caplog):
+    """What is asked for beside it is idle, and is said to be."""
+    idle = {"negative_prompt": "blue", "guidance_rescale": 0.5}
+    pack = record(tmp_path / "one", pipe, model, {"cfg_scale": 1.0, **idle}, level=1)
+    for name in idle:
+        assert any(said.startswith(f"{name} changes nothing") for said in caplog.messages), name
     assert "tokens/001/ids" not in pack.entries and "denoise/000/guided" not in pack.entries
     step = pack.entries["denoise/000/latents"]
     assert step.inputs["model_output"] == "tensor:denoise/000/eps_cond"
