@@ -48,7 +48,7 @@ UNETS = {
         [33, 55], [1, 1], layers_per_block=1, attention_head_dim=11, norm_num_groups=11,
         transformer_layers_per_block=[3, 2], flip_sin_to_cos=False, freq_shift=1,
         **added(21, 6, 7)), 21, (9, 13), 2, 999),
-    "SSD-1B, small": (levels(
+    "depths a layer": (levels(
         [32, 32, 64], [0, 1, 1], layers_per_block=2, attention_head_dim=[2, 2, 4],
         use_linear_projection=True, transformer_layers_per_block=[1, [2, 2], [4, 4]],
         reverse_transformer_layers_per_block=[[4, 4, 3], [2, 1, 1], 1],
