@@ -145,7 +145,7 @@ def picture(width=SIZE, height=SIZE):
     {"image": picture(50, 40)}, {"height": 48, "width": 80},
     {"prompt": ["a red cat", "red"], "num_images_per_prompt": 2, "num_inference_steps": 3},
     {"sigmas": [1.0, 0.6, 0.2], "num_inference_steps": 28}, {"guidance_scale": 1.0},
-], ids=str)
+], ids=lambda options: " ".join(options))
 def test_from_a_picture(pairs, options):
     same_picture(pairs("3.5 large", task="Img2Img"), **{"image": picture(), **options})
 
