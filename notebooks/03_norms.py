@@ -23,9 +23,9 @@ from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
 from refsd.golden.comparing.report import sentence
 from refsd.golden.packs.pack import Pack
+from refsd.golden.recording.kinds import request_of
 from refsd.golden.recording.make import make
 from refsd.golden.recording.record import Recorder, Selection
-from refsd.golden.recording.request import Request
 from refsd.golden.recording.run import run
 
 plt.style.use("refsd.mplstyle")
@@ -175,7 +175,7 @@ show([np.clip(1000 * abs(drawn[name] - right), 0, 1) for name in "ABC"],
 FOLDER, GOLDEN = Path(mkdtemp()), Path("..", "golden", "bundled")
 with Pack.open(GOLDEN) as pack:
     recipe = pack.manifest.recipe
-REQUEST = Request(**{name: recipe[name] for name in Request.__dataclass_fields__})
+REQUEST = request_of(recipe)
 
 
 class Tensors(dict):
