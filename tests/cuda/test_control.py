@@ -44,7 +44,8 @@ def test_a_table_on_the_device_grows_and_is_given_back():
     before = placed["embeddings"]
     encoder = SimpleNamespace(tree={"embeddings": {"token_embedding": {"weight": before}}})
     tokenizer = SimpleNamespace(learn=lambda counts: {word: [5, 6] for word in counts})
-    pipe = SimpleNamespace(text_encoder=encoder, tokenizer=tokenizer, backend="cuda")
+    pipe = SimpleNamespace(text_encoder=encoder, tokenizer=tokenizer, backend="cuda",
+                           require=lambda what: None)
     textual_inversion.load(pipe, {"<new>": array(2, 2, 4)})
     table = encoder.tree["embeddings"]["token_embedding"]["weight"]
     assert np.array_equal(table.numpy(), np.concatenate([array(1, 5, 4), array(2, 2, 4)]))

@@ -41,8 +41,8 @@ def test_every_bit_of_a_format(name):
         FORMATS[name].largest, FORMATS[name].tiny)
 
 
-def _norm(x, weight, bias, *, eps):
-    return TF.layer_norm(x, weight.shape, weight, bias, eps)
+def _norm(x, weight=None, bias=None, *, eps):
+    return TF.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def _attention(q, k, v, *, heads, mask=None, causal=False):

@@ -44,7 +44,7 @@ MISSING = ("_class_name is", "algorithm_type is", "use_lu_lambdas is", "use_flow
            "timestep_type is", "interpolation_type is", "solver_type is", "timestep_spacing is",
            "exclude each other", "alpha_bar ends at 0", "final_sigmas_type is", "trained_betas",
            "the last step goes to sigma 0", "only the first order leads to sigma 0",
-           "sigma_data is")
+           "sigma_data is", "predict_x0 is False")
 
 
 def saved(cls, **options):
