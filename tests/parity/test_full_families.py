@@ -51,9 +51,12 @@ def report(y, seconds):
 """
 
 OURS = COMMON + """
+from refsd.backends import find_backend
 from refsd.pipelines.loading import computes
 from refsd.weights.checkpoint import load_folder
-network = computes(part).of(load_folder(folder, part), "numba", False)
+loaded = load_folder(folder, part)
+find_backend("numba").place(loaded.tensors)  # packed, as a pipeline does it
+network = computes(part).of(loaded, "numba", False)
 if part == "unet":
     more = {"added_cond_kwargs": {"text_embeds": x["pooled"], "time_ids": x["ids"]}}
 else:
