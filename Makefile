@@ -68,8 +68,9 @@ bench-cuda: $(CUDA)/ready
 	$(CUDA)/bin/python -m benchmarks.gpu run $(BENCH_OPTIONS); code=$$?; \
 	$(CUDA)/bin/python -m benchmarks table && exit $$code
 
+# A thread for each of the two processes: two each would wait for each other.
 parity: $(PARITY)/ready
-	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile -m "not full" $(PARITY_TESTS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile -m "not full" $(PARITY_TESTS)
 
 parity-full: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -o addopts="-q --strict-markers" -m full -s $(PARITY_TESTS) \
