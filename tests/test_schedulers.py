@@ -88,8 +88,9 @@ euler_ancestral.py | sigma_up = np.sqrt( | sigma_up = (
 euler_ancestral.py | variance_next - np.square(sigma_up) | variance_next - sigma_up
 euler_ancestral.py | self.sigmas[i], self.sigmas[i + 1] | self.sigmas[i + 1], self.sigmas[i + 1]
 two_calls.py | if i % 2 and self.started is None: | if i % 2:
-heun.py | (first + slope) / 2 | first + slope
-heun.py | x, first, length = self.started | first, length = self.started[1:]; x = sample
+two_calls.py | (first + slope) / 2 | first + slope
+two_calls.py | x, first, length = self.started | first, length = self.started[1:]
+two_calls.py | (x - x0) / float(self.sigmas[i]) | (x - x0) / float(self.sigmas[i - i % 2])
 heun.py | every_twice(self.sigmas)[1:-1] | every_twice(self.sigmas)[:-2]
 heun.py | every_twice(timesteps)[1:] | every_twice(timesteps)[:-1]
 heun.py | if self.config.clip_sample: | if False:
@@ -234,8 +235,7 @@ flow_match_euler.py | float(sigma_next - sigma) | float(-sigma)
 flow_match_euler.py | sample.shape, "float32" | sample.shape, sample.dtype
 flow_match_heun.py | every_twice(sigmas * train)[1:] | every_twice(sigmas * train)[:-1]
 flow_match_heun.py | np.float32(0)))[1:-1] | np.float32(0)))[:-2]
-flow_match_heun.py | (first + slope) / 2 | first + slope
-flow_match_heun.py | x, first, length = self.started | first, length = self.started[1:]; x = sample
+flow_match_heun.py | sample - float(self.sigmas[i]) * model_output | sample - float(self.sigmas[i - i % 2]) * model_output
 flow_match_heun.py | (self._even_timesteps(steps) / train, self.config.shift) | (self._even_timesteps(steps) / train, 1)
 exponential.py | return 1 - ratio, ratio | return np.sqrt(1 - np.square(ratio)), ratio
 exponential.py | x0 = x - float(sigma) * output | x0 = x - output

@@ -42,12 +42,4 @@ class FlowMatchHeunDiscreteScheduler(TwoCalls, FlowMatching):
         self._check_float(timestep)
         i = self._enter(timestep)
         x0 = sample - float(self.sigmas[i]) * model_output
-        slope = (sample - x0) / float(self.sigmas[i])
-        if i % 2 == 0:
-            length = float(self.sigmas[i + 1] - self.sigmas[i])
-            x, self.started = sample, (sample, slope, length)
-        else:
-            x, first, length = self.started
-            slope = (first + slope) / 2
-        self.step_index += 1
-        return Step(x + slope * length, x0)
+        return self._heun(i, sample, x0)

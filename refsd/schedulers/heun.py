@@ -51,13 +51,4 @@ class HeunDiscreteScheduler(TwoCallScheduler):
         x0 = self._to_x0(model_output, sample, self.sigmas[i], self.sigmas[i])
         if self.config.clip_sample:
             x0 = x0.clip(-self.config.clip_sample_range, self.config.clip_sample_range)
-        slope = (sample - x0) / float(self.sigmas[i])
-
-        if i % 2 == 0:
-            length = float(self.sigmas[i + 1] - self.sigmas[i])
-            x, self.started = sample, (sample, slope, length)
-        else:
-            x, first, length = self.started
-            slope = (first + slope) / 2
-        self.step_index += 1
-        return Step(x + slope * length, x0)
+        return self._heun(i, sample, x0)

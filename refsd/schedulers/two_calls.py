@@ -12,7 +12,7 @@ import numpy as np
 from refsd.arguments import shown
 from refsd.errors import UsageError
 from refsd.schedulers.config import BETAS
-from refsd.schedulers.scheduler import Scheduler
+from refsd.schedulers.scheduler import Scheduler, Step
 from refsd.schedulers.sigma_space import SigmaSpaceScheduler
 
 
@@ -35,6 +35,18 @@ class TwoCalls(Scheduler):
     def _set_schedule(self, timesteps):
         super()._set_schedule(timesteps)
         self.started: Any = None  # what the first call of a step leaves to the second
+
+    def _heun(self, i, x, x0):
+        """Call i of Heun's method, at x: first by the slope there, then by the mean of both."""
+        slope = (x - x0) / float(self.sigmas[i])
+        if i % 2 == 0:
+            length = float(self.sigmas[i + 1] - self.sigmas[i])
+            self.started = x, slope, length
+        else:
+            x, first, length = self.started
+            slope = (first + slope) / 2
+        self.step_index += 1
+        return Step(x + slope * length, x0)
 
 
 class TwoCallScheduler(TwoCalls, SigmaSpaceScheduler):
