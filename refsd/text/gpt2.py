@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from refsd.errors import ModelError, damaged
-from refsd.text.tokenizer import Piece, as_text
-from refsd.text.vocabulary import EOS, MAX_FILE, Vocabulary, read_vocabulary
-from refsd.weights.files import read_foreign_object, read_text
+from refsd.errors import ModelError
+from refsd.text.tokenizer import Piece, add_tokens, as_text, library_reads
+from refsd.text.vocabulary import EOS, MAX_FILE, Vocabulary, read_optional, read_vocabulary
+from refsd.weights.files import read_text
 
 # The classes that transformers builds of vocabulary and merges alone, whatever else a file says.
 OWN = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
@@ -37,8 +37,7 @@ class GPT2Tokenizer:
         ModelError for a file that is absent, damaged, or of another kind.
         """
         folder = Path(path)
-        file = folder / "tokenizer_config.json"
-        config = read_foreign_object(file, limit=MAX_FILE) if file.is_file() else {}
+        config = read_optional(folder / "tokenizer_config.json")
         framed = (False, False)
         if config.get("tokenizer_class") in OWN:
             vocabulary = read_vocabulary(folder, bos=EOS, suffix="")
@@ -84,21 +83,14 @@ class GPT2Tokenizer:
 
 
 def _byte_level(vocabulary: Vocabulary, space_first: bool):
-    """The tokenizers library's pipeline; it is imported only here and below."""
+    """The tokenizers library's pipeline; it is imported where it is used."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    try:
+    with library_reads(vocabulary.source):
         made = Tokenizer(models.BPE(vocab=vocabulary.tokens, merges=vocabulary.merges))
-    except Exception as error:  # the library raises nothing narrower
-        reason = " ".join(str(error).split())
-        raise damaged(f"{vocabulary.source}: not a usable vocabulary: {reason}") from None
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space_first)
     made.decoder = decoders.ByteLevel()
-    for i, token in vocabulary.added.items():
-        made.add_tokens([AddedToken(**token)])
-        if (found := made.token_to_id(token["content"])) != i:
-            raise damaged(f"{vocabulary.source}: added token {token['content'][:80]!r} claims id "
-                          f"{i}, its place is {found}")
+    add_tokens(made, vocabulary.added, vocabulary.source)
     for token in vocabulary.named.values():
         made.add_tokens([AddedToken(**token)])
     return made
@@ -106,7 +98,7 @@ def _byte_level(vocabulary: Vocabulary, space_first: bool):
 
 def _frame(made, path: str) -> None:
     """Put a tokenizer.json's post-processor, which frames texts, on another of its vocabulary."""
-    found = read_foreign_object(path, limit=MAX_FILE).get("post_processor")
+    found = read_optional(Path(path)).get("post_processor")
     if found is not None:
         empty = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "post_processor": found}
         made.post_processor = _as_it_is(path, json.dumps(empty)).post_processor
@@ -116,8 +108,5 @@ def _as_it_is(path: str, text: str | None = None):
     from tokenizers import Tokenizer
 
     text = read_text(path, limit=MAX_FILE) if text is None else text
-    try:
+    with library_reads(path, "tokenizer"):
         return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        reason = " ".join(str(error).split())[:200]
-        raise damaged(f"{path}: not a usable tokenizer: {reason}") from None

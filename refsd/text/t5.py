@@ -7,11 +7,17 @@ import numpy as np
 
 from refsd.arguments import as_integer, shown
 from refsd.errors import ModelError, UsageError, damaged
-from refsd.text.tokenizer import Piece, as_prompts, as_text
+from refsd.text.tokenizer import (
+    PromptTokenizer,
+    add_tokens,
+    as_prompts,
+    as_text,
+    library_reads,
+)
 from refsd.text.unigram import UNKNOWN, Unigram, read_unigram
 
 
-class T5Tokenizer:
+class T5Tokenizer(PromptTokenizer):
     """prompt -> ids: [at most max_length - 1 pieces, </s>, pad ...].   -> (B, L) int64
 
     The ids are those of transformers 5 (`T5Tokenizer`) for the same files: characters in the forms
@@ -44,16 +50,6 @@ class T5Tokenizer:
             row[:len(kept) + 1] = [*kept, self.eos_token_id]
         return ids
 
-    def pieces(self, prompt: str) -> list[Piece]:
-        """Every token of the prompt, without </s> and padding, and before the cut."""
-        prompt, encoding = self._encode(prompt)
-        spans = zip(encoding.ids, encoding.tokens, encoding.offsets)
-        return [Piece(i, token, prompt[start:end]) for i, token, (start, end) in spans]
-
-    def find(self, token: str) -> int | None:
-        """The id of a token by its name in the vocabulary; None where there is none."""
-        return self._tokenizer.token_to_id(token)
-
     def truncated(self, prompt: str, max_length: int | None = None) -> str:
         """The end of the prompt that does not fit, in the prompt's own spelling; "" if it fits."""
         prompt, encoding = self._encode(prompt)
@@ -85,25 +81,18 @@ class T5Tokenizer:
 
 
 def _build(unigram):
-    """The pieces as a pipeline of the tokenizers library, which is imported only here."""
+    """The pieces as a pipeline of the tokenizers library, imported where it is used."""
     from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-    try:
+    with library_reads(unigram.source):
         tokenizer = Tokenizer(models.Unigram(unigram.pieces, unk_id=UNKNOWN, byte_fallback=False))
         if unigram.charsmap:
             tokenizer.normalizer = normalizers.Precompiled(unigram.charsmap)
-    except Exception as error:  # the library raises nothing narrower
-        reason = " ".join(str(error).split())
-        raise damaged(f"{unigram.source}: not a usable vocabulary: {reason}") from None
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.WhitespaceSplit(),
         pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always", split=True)])
 
-    for i, token in unigram.added.items():
-        tokenizer.add_tokens([AddedToken(**token)])
-        if tokenizer.token_to_id(token["content"]) != i:
-            raise damaged(f"{unigram.source}: added token {token['content'][:80]!r} claims id {i}, "
-                          f"its place is {tokenizer.token_to_id(token['content'])}")
+    add_tokens(tokenizer, unigram.added, unigram.source)
     known = {token["content"] for token in unigram.added.values()}
     for token in (*unigram.named.values(), *unigram.extra):
         if token["content"] not in known:

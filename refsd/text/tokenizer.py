@@ -1,10 +1,11 @@
 """The CLIP tokenizer: lower-case, split into words, merge byte pairs, frame with bos and eos."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,7 +51,42 @@ def as_text(prompt: str) -> str:
     return prompt
 
 
-class CLIPTokenizer:
+@contextmanager
+def library_reads(source: str, what: str = "vocabulary") -> Iterator[None]:
+    """ModelError for what the tokenizers library does not make a tokenizer of."""
+    try:
+        yield
+    except Exception as error:  # the library raises nothing narrower
+        reason = " ".join(str(error).split())[:200]
+        raise damaged(f"{source}: not a usable {what}: {reason}") from None
+
+
+def add_tokens(tokenizer: Any, added: Mapping[int, dict], source: str) -> None:
+    """Let the library's tokenizer find these in texts; ModelError where an id is not its place."""
+    from tokenizers import AddedToken
+
+    for i, token in added.items():
+        tokenizer.add_tokens([AddedToken(**token)])
+        if (found := tokenizer.token_to_id(token["content"])) != i:
+            raise damaged(f"{source}: added token {token['content'][:80]!r} claims id {i}, its "
+                          f"place is {found}")
+
+
+class PromptTokenizer:
+    """What tokenizers of prompts share, of the library's `_tokenizer` and their own `_encode`."""
+
+    def pieces(self, prompt: str) -> list[Piece]:
+        """Every token of the prompt, without those that frame it or fill it up, before the cut."""
+        prompt, encoding = self._encode(prompt)
+        spans = zip(encoding.ids, encoding.tokens, encoding.offsets)
+        return [Piece(i, token, prompt[start:end]) for i, token, (start, end) in spans]
+
+    def find(self, token: str) -> int | None:
+        """The id of a token by its name in the vocabulary; None where there is none."""
+        return self._tokenizer.token_to_id(token)
+
+
+class CLIPTokenizer(PromptTokenizer):
     """prompt -> ids: [bos, at most model_max_length - 2 tokens, eos, pad ...].   -> (B, L) int64
 
     The ids are those of transformers 5 (`CLIPTokenizer`) for the same files: NFC, white space
@@ -97,16 +133,6 @@ class CLIPTokenizer:
             kept = self._encode(text)[1].ids[: self.model_max_length - 2]
             row[: len(kept) + 2] = [self.bos_token_id, *kept, self.eos_token_id]
         return ids
-
-    def pieces(self, prompt: str) -> list[Piece]:
-        """Every token of the prompt, without bos, eos and padding, and before the cut."""
-        prompt, encoding = self._encode(prompt)
-        spans = zip(encoding.ids, encoding.tokens, encoding.offsets)
-        return [Piece(i, token, prompt[start:end]) for i, token, (start, end) in spans]
-
-    def find(self, token: str) -> int | None:
-        """The id of a token by its name in the vocabulary; None where there is none."""
-        return self._tokenizer.token_to_id(token)
 
     def truncated(self, prompt: str) -> str:
         """The end of the prompt that does not fit, in the prompt's own spelling; "" if it fits."""
@@ -182,24 +208,20 @@ class CLIPTokenizer:
 
 
 def _build(vocabulary: Vocabulary):
-    """The vocabulary as a pipeline of the tokenizers library, which is imported only here."""
+    """The vocabulary as a pipeline of the tokenizers library, imported where it is used."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     unknown = vocabulary.named["unk_token"]["content"]
     if unknown not in vocabulary.tokens:
         raise damaged(f"{vocabulary.source}: the unknown token {unknown[:80]!r} is not in it")
-    try:
-        model = models.BPE(
+    with library_reads(vocabulary.source):
+        tokenizer = Tokenizer(models.BPE(
             vocab=vocabulary.tokens,
             merges=vocabulary.merges,
             continuing_subword_prefix="",
             end_of_word_suffix="</w>",
             unk_token=unknown,
-        )
-    except Exception as error:  # the library raises nothing narrower
-        reason = " ".join(str(error).split())
-        raise damaged(f"{vocabulary.source}: not a usable vocabulary: {reason}") from None
-    tokenizer = Tokenizer(model)
+        ))
 
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -211,13 +233,7 @@ def _build(vocabulary: Vocabulary):
         ]
     )
 
-    for i, token in vocabulary.added.items():
-        tokenizer.add_tokens([AddedToken(**token)])
-        if tokenizer.token_to_id(token["content"]) != i:
-            raise damaged(
-                f"{vocabulary.source}: added token {token['content'][:80]!r} claims id {i}, "
-                f"its place is {tokenizer.token_to_id(token['content'])}"
-            )
+    add_tokens(tokenizer, vocabulary.added, vocabulary.source)
     for token in vocabulary.named.values():
         if token["content"] in vocabulary.tokens:
             tokenizer.add_tokens([AddedToken(**token)])
