@@ -276,6 +276,7 @@ def test_ids_that_are_refused(model, ids, words):
     ({"temperature": 1, "top_k": 0}, "top_k is 0"), ({"temperature": 1, "top_p": 2}, "top_p is 2"),
     ({"top_k": 3}, "top_k is given, and temperature is 0"),
     ({"top_p": 0.5}, "top_p is given, and temperature is 0"),
+    ({"generator": 3}, "generator is given, and temperature is 0"),
     ({"repetition_penalty": 0}, "repetition_penalty is 0"),
     ({"stop": ""}, "stop has ''"), ({"stop": ["a", 3]}, "stop has 3"),
     ({"stop_ids": [END + 1]}, f"stop_ids is {END + 1}"), ({"stop_ids": "a"}, "stop_ids is 'a'"),

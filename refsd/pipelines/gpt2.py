@@ -187,6 +187,9 @@ class GPT2:
             if not hasattr(generator, "exponential"):
                 raise UsageError(f"generator is {shown(generator)}, which draws no tokens; give a "
                                  "seed, a TorchGenerator, or one of torch's on the CPU")
+        elif generator is not None:
+            raise UsageError("generator is given, and temperature is 0, which draws nothing; give "
+                             "a temperature such as 1, or leave it out")
         make_ready(self.backend, self.dtype)
         return self._continued(ids, count, sampling, generator, ends, writing)
 
