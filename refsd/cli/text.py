@@ -10,11 +10,10 @@ from refsd.backends import BACKENDS
 from refsd.cli import threads
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.compiling import Compiling
+from refsd.cli.recipe import DTYPES, FORMS
 from refsd.cli.report import Warnings, note, result_json
 from refsd.errors import UsageError
 
-DTYPES = ("float32", "float64", "bfloat16", "float16", "int8")
-FORMS = ("float32", "bfloat16", "float16", "int8", "as-is")
 MAX_STDIN = 1 << 20
 ABOUT = """\
 Continue a text with a GPT-2. Without --model the small one that comes with refsd
@@ -54,7 +53,7 @@ def parser() -> Parser:
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
         help=f"{', '.join(DTYPES)} (float32)")
     add("--weights", type=choice(*FORMS), metavar="NAME",
-        help="how they are held, if smaller: float32, bfloat16, float16, int8, as-is")
+        help=f"how they are held, if smaller: {', '.join(FORMS)}")
     add("-t", "--threads", type=integer, metavar="N", help="threads of the kernels (all)")
     return parser.answering("all at its end (and any error) as JSON on stdout", "no word on stderr")
 

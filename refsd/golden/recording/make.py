@@ -16,7 +16,7 @@ def make(folder: str | Path, request: Any, *, pipe: Any = None, model: str | Pat
          title: str = "", tolerance: Callable | None = None,
          about_model: Mapping[str, Any] | None = None,
          on_step: Callable | None = None) -> Manifest:
-    """Run a request of one of the KINDS in float64 and record it as a pack in `folder`.
+    """Run a request of either kind (kinds.py) in float64 and record it as a pack in `folder`.
 
     pipe is the model as the request loads it (None: it does so); model says where it was loaded
     from. One BLAS thread works, so that the same pack comes of any number of processors. Raises
