@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from refsd.cli.sampler_names import SAMPLERS
+from refsd.schedulers import SCHEDULERS
+
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r'\]\(([^)#]+)[^)]*\)|(?:src|href)="([^"#]+)"')
 
@@ -39,6 +42,12 @@ def test_every_notebook_is_linked_with_a_picture():
     text = (ROOT / "README.md").read_text("utf-8")
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert f'href="notebooks/{path.name}"><img src="docs/pictures/{path.stem}.png"' in text
+
+
+def test_it_counts_the_samplers_that_there_are():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert re.findall(r"(\d+) samplers \(`refsd samplers`\)", text) == [str(len(SAMPLERS))]
+    assert re.findall(r"all (\d+) classes of samplers", text) == [str(len(SCHEDULERS))]
 
 
 def test_its_lines_of_python_draw(tmp_path, monkeypatch):
