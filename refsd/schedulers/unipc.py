@@ -55,6 +55,11 @@ class UniPCMultistepScheduler(ExponentialIntegrator):
                "solver_p": (None,),
                "shift_terminal": (None,)}
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.config.use_flow_sigmas and not self.config.predict_x0:
+            raise UsageError("predict_x0 is False, and of a flow no eps is made; give True")
+
     def _last_sigma(self, sigmas):
         """Where the last step goes; chosen sigmas that end at the smallest end there twice."""
         if self.config.final_sigmas_type == "zero":
@@ -71,11 +76,6 @@ class UniPCMultistepScheduler(ExponentialIntegrator):
         sigmas = shifted(even, self.config.flow_shift)
         sigmas[0] -= 1e-6 * (abs(sigmas[0] - 1) < 1e-6)
         return sigmas
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        if self.config.use_flow_sigmas and not self.config.predict_x0:
-            raise UsageError("predict_x0 is False, and of a flow no eps is made; give True")
 
     def set_timesteps(self, num_inference_steps: int) -> None:
         """Choose the sigmas and timesteps of a run, and start it."""

@@ -52,7 +52,8 @@ class RecordedTexts:
                 prompts = embed(*texts, **options)
             found = [None if states is None else self._text(number, states)
                      for number, states in enumerate((prompts.positive, prompts.negative))]
-            added = {name: self._further(name, array) for name, array in prompts.added.items()}
+            added = {name: self._record("denoise", None, name, array)
+                     for name, array in prompts.added.items()}
             self.positive = found[0]
             return prompts._replace(positive=found[0], negative=found[1], added=added)
 
@@ -85,9 +86,6 @@ class RecordedTexts:
         if found is not None:
             return found
         return self._record("text", number, "prompt_embeds", states)
-
-    def _further(self, name, array):
-        return self._record("denoise", None, name, array)
 
     def _record(self, stage, number, path, array):
         """The array that an op made, if one did: a pipeline gives a copy for each picture."""
