@@ -193,7 +193,10 @@ P = np.zeros((1, 3, 32, 32), "f4")
     ({"image": P, "control_guidance_start": 0.5, "control_guidance_end": 0.5}, "start before"),
     ({"image": P, "control_guidance_end": 1.5}, "control_guidance_end is 1.5"),
     ({"image": P, "guess_mode": 1}, "guess_mode is 1"), ({"image": P, "height": 33}, "height"),
-    ({"image": P, "control_scale": 1}, "control_scale")], ids=str)  # fmt: skip
+    ({"image": P, "control_scale": 1}, "control_scale"),
+    ({"image": P, "control_guidance_ends": 1},
+     "^StableDiffusionControlNetPipeline has no .* did you mean control_guidance_end"),
+    ({"image": P, "clip_skp": 1}, "did you mean clip_skip")], ids=str)  # fmt: skip
 def test_what_cannot_be_asked(pipe, options, message):
     with pytest.raises(UsageError, match=message):
         pipe(**{"prompt": "a", "num_inference_steps": 1} | options)

@@ -169,6 +169,7 @@ def test_sizes(pipe):
     ({"joint_attention_kwargs": {"scale": 1}}, "joint_attention_kwargs.*nothing to scale"),
     ({"ip_adapter_image": 1}, "refsd has no IP-Adapter"),
     ({"skip_layers": [1]}, "did you mean skip_guidance_layers"),
+    ({"guidance_rescal": 1}, "did you mean guidance_rescale"),
 ], ids=lambda found: str(found)[:60])
 def test_requests_that_are_refused(pipe, options, words):
     with pytest.raises(UsageError, match=words):

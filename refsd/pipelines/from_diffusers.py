@@ -4,7 +4,8 @@ A word stands in a table because code in the wild uses it. What changes nothing 
 a line where somebody may hope for more; everything else is answered by name with what to write.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from refsd.arguments import ARITHMETICS, dtype_name, refuse_unknown, shown
@@ -162,6 +163,18 @@ def take(function: str, given: Mapping[str, Any], table: Mapping[str, tuple[tupl
                    for one in harmless):
             raise UsageError(f"{function}: {name}={shown(value, 40)} has no meaning here; "
                              f"{instead}")
+
+
+def calling(pipe: Any, others: Mapping[str, Any], table: Mapping[str, tuple[tuple, str]] = CALLING,
+            *, further: Iterable[str] = ()) -> None:
+    """`take` for what a pipeline's call does not name; what it names is known, and `further`.
+
+    With it what the calls name that it extends, to which it hands the rest.
+    """
+    calls = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]
+    named = [one for call in calls for one in inspect.signature(call).parameters.values()]
+    known = [one.name for one in named if one.kind is not one.VAR_KEYWORD and one.name != "self"]
+    take(type(pipe).__name__, others, table, dict.fromkeys([*known, *further]))
 
 
 def answer(function: str, others: Mapping[str, Any]) -> Callable[[Any], Any]:

@@ -22,13 +22,6 @@ from refsd.pipelines.tensors import given
 from refsd.pipelines.upscale import LATENT, UPSCALERS, upscaled_latents, upscaled_pictures
 from refsd.registry import use
 
-CALL_ARGUMENTS = (
-    "prompt", "latents", "height", "width", "strength", "upscaler", "num_inference_steps",
-    "guidance_scale", "negative_prompt", "num_images_per_prompt", "eta", "generator", "noise",
-    "prompt_embeds", "negative_prompt_embeds", "output_type", "return_dict", "clip_skip",
-    "guidance_rescale", "callback_on_step_end", "callback_on_step_end_tensor_inputs",
-)
-
 
 class StableDiffusionHiresPipeline(Pipeline):
     """The second pass of text to image, from the latents of a first one.
@@ -56,7 +49,7 @@ class StableDiffusionHiresPipeline(Pipeline):
         UPSCALERS. num_inference_steps: all of them are made, whatever the strength. noise: instead
         of what the generator gives first. The rest as in StableDiffusionPipeline.
         """
-        from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
+        from_diffusers.calling(self, others)
         check_choice("upscaler", upscaler, tuple(UPSCALERS))
         steps = check_steps(num_inference_steps, own=False)
         total = schedule_length(steps, strength)

@@ -11,13 +11,6 @@ from refsd.pipelines.request import check_number, check_steps
 from refsd.pipelines.tensors import given
 from refsd.registry import use
 
-CALL_ARGUMENTS = (
-    "prompt", "image", "strength", "num_inference_steps", "timesteps", "sigmas", "guidance_scale",
-    "negative_prompt", "num_images_per_prompt", "eta", "generator", "prompt_embeds",
-    "negative_prompt_embeds", "output_type", "return_dict", "clip_skip", "callback_on_step_end",
-    "callback_on_step_end_tensor_inputs",
-)
-
 
 class StableDiffusionImg2ImgPipeline(Pipeline):
     """Image to image: a picture is noised to where the last `strength` of the steps begin.
@@ -45,7 +38,7 @@ class StableDiffusionImg2ImgPipeline(Pipeline):
         image: see refsd.pipelines.images; its size, rounded down, is the picture's. Of n steps
         int(n strength) are made. The rest as in StableDiffusionPipeline.
         """
-        from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
+        from_diffusers.calling(self, others)
         return draw(
             self, image, strength, num_inference_steps, timesteps, sigmas, prompt=prompt,
             negative_prompt=negative_prompt, prompt_embeds=prompt_embeds,

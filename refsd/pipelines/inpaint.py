@@ -23,14 +23,6 @@ from refsd.pipelines.tensors import given
 from refsd.random import draw_noise
 from refsd.registry import use
 
-CALL_ARGUMENTS = (
-    "prompt", "image", "mask_image", "masked_image_latents", "height", "width", "padding_mask_crop",
-    "strength", "num_inference_steps", "timesteps", "sigmas", "guidance_scale", "negative_prompt",
-    "num_images_per_prompt", "eta", "generator", "latents", "prompt_embeds",
-    "negative_prompt_embeds", "output_type", "return_dict", "clip_skip", "callback_on_step_end",
-    "callback_on_step_end_tensor_inputs",
-)
-
 
 class StableDiffusionInpaintPipeline(Pipeline):
     """Inpainting, with models for it and with text-to-image models."""
@@ -57,7 +49,7 @@ class StableDiffusionInpaintPipeline(Pipeline):
         around what the mask paints, with so many pixels more on each side, and puts it back (but
         where latents are asked for, which are the part's). The rest as in StableDiffusionPipeline.
         """
-        from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
+        from_diffusers.calling(self, others)
         return draw(
             self, image, mask_image, strength, num_inference_steps, timesteps, sigmas,
             masked=masked_image_latents, height=height, width=width, padding=padding_mask_crop,

@@ -20,13 +20,6 @@ from refsd.pipelines.request import check_number, check_steps
 from refsd.pipelines.tensors import given
 from refsd.registry import use
 
-CALL_ARGUMENTS = (
-    "prompt", "image", "num_inference_steps", "guidance_scale", "image_guidance_scale",
-    "negative_prompt", "num_images_per_prompt", "eta", "generator", "latents", "prompt_embeds",
-    "negative_prompt_embeds", "output_type", "return_dict", "callback_on_step_end",
-    "callback_on_step_end_tensor_inputs",
-)
-
 
 class StableDiffusionInstructPix2PixPipeline(Pipeline):
     """Editing a picture by an instruction, with a model for it."""
@@ -50,7 +43,7 @@ class StableDiffusionInstructPix2PixPipeline(Pipeline):
         a guidance_scale above 1 and an image_guidance_scale of at least 1. The rest as in
         StableDiffusionPipeline.
         """
-        from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
+        from_diffusers.calling(self, others)
         steps = check_steps(num_inference_steps, own=False)
         closeness = check_number("image_guidance_scale", image_guidance_scale, -1000, 1000)
         if closeness < 1 and guidance_scale != 1:

@@ -11,13 +11,6 @@ from refsd.pipelines.pipeline import Pipeline
 from refsd.pipelines.request import check_steps
 from refsd.pipelines.tensors import given
 
-CALL_ARGUMENTS = (
-    "prompt", "height", "width", "num_inference_steps", "timesteps", "sigmas", "guidance_scale",
-    "negative_prompt", "num_images_per_prompt", "eta", "generator", "latents", "prompt_embeds",
-    "negative_prompt_embeds", "output_type", "return_dict", "clip_skip", "guidance_rescale",
-    "callback_on_step_end", "callback_on_step_end_tensor_inputs",
-)
-
 
 class StableDiffusionPipeline(Pipeline):
     """Text to image with a Stable Diffusion checkpoint of a family that refsd.families has.
@@ -45,8 +38,7 @@ class StableDiffusionPipeline(Pipeline):
         dict of replaced tensors; `pipe._interrupt = True` in it makes this step the last one.
         Raises UsageError for what cannot be requested.
         """
-        from_diffusers.take("StableDiffusionPipeline", others, from_diffusers.CALLING,
-                            CALL_ARGUMENTS)
+        from_diffusers.calling(self, others)
         latents = latents if latents is None else as_array("latents", latents, self.denoiser.dtype)
         height, width = self.side("height", height, latents), self.side("width", width, latents)
         steps = check_steps(num_inference_steps, own=timesteps is not None or sigmas is not None)

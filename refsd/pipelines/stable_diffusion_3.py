@@ -21,15 +21,6 @@ from refsd.pipelines.skip_layers import SkipLayerGuidance
 from refsd.pipelines.stable_diffusion import first_latents
 from refsd.schedulers import predicts_flow
 
-# Of the calls of all its pipelines.
-ARGUMENTS = (
-    "prompt", "prompt_2", "prompt_3", "height", "width", "num_inference_steps", "sigmas",
-    "timesteps", "guidance_scale", "negative_prompt", "negative_prompt_2", "negative_prompt_3",
-    "num_images_per_prompt", "generator", "latents", "prompt_embeds", "negative_prompt_embeds",
-    "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "output_type", "return_dict",
-    "clip_skip", "callback_on_step_end", "callback_on_step_end_tensor_inputs",
-    "max_sequence_length", "mu", "eta", "guidance_rescale",
-)
 CALLING = {
     **from_diffusers.CALLING,
     "joint_attention_kwargs": ((None, {}), "there is nothing to scale: leave it out"),
@@ -107,8 +98,7 @@ class StableDiffusion3Pipeline(StableDiffusion3):
         between two shares of all. mu: the shift of a scheduler with use_dynamic_shifting, by
         default that of the size. The rest as in StableDiffusionPipeline.
         """
-        asked = common(self, others, ("skip_guidance_layers", "skip_layer_guidance_scale",
-                                      "skip_layer_guidance_stop", "skip_layer_guidance_start"))
+        asked = common(self, others)
         latents = latents if latents is None else as_array("latents", latents, self.denoiser.dtype)
         height, width = self.side("height", height, latents), self.side("width", width, latents)
         steps = check_steps(num_inference_steps, own=timesteps is not None or sigmas is not None)
@@ -139,14 +129,14 @@ COMMON = {"output_type": "pil", "return_dict": True, "clip_skip": None, "eta": 0
           "callback_on_step_end_tensor_inputs": ("latents",), "max_sequence_length": 256}
 
 
-def common(pipe: Any, given: dict[str, Any], further: tuple[str, ...]) -> dict[str, Any]:
+def common(pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
     """COMMON with what a call was given of it; UsageError for what no call takes."""
     if not predicts_flow(pipe.scheduler.config):
         raise UsageError(f"pipe.scheduler is a {type(pipe.scheduler).__name__} for models that "
                          "predict noise, this one predicts a flow; take a "
                          "FlowMatchEulerDiscreteScheduler, or options of flow matching")
     others = {name: value for name, value in given.items() if name not in COMMON}
-    from_diffusers.take(type(pipe).__name__, others, CALLING, (*ARGUMENTS, *further))
+    from_diffusers.calling(pipe, others, CALLING, further=COMMON)
     return {**COMMON, **{name: value for name, value in given.items() if name in COMMON}}
 
 

@@ -32,7 +32,7 @@ class StableDiffusion3Img2ImgPipeline(StableDiffusion3):
         width are given. Of n steps n - int(n - n strength) are made. latents: a picture with its
         noise, in the place of one. The rest as in StableDiffusion3Pipeline.
         """
-        asked = common(self, others, ("image", "strength"))
+        asked = common(self, others)
         size = {name: self.side(name, value, latents)
                 for name, value in (("height", height), ("width", width))}
         return img2img.draw(
@@ -69,8 +69,7 @@ class StableDiffusion3InpaintPipeline(StableDiffusion3):
         read them, which there are none of. The rest as in StableDiffusionInpaintPipeline and
         StableDiffusion3Img2ImgPipeline.
         """
-        asked = common(self, others, ("image", "mask_image", "masked_image_latents", "strength",
-                                      "padding_mask_crop"))
+        asked = common(self, others)
         if masked_image_latents is not None:
             raise UsageError("masked_image_latents is for transformers that read a mask; leave it "
                              "out: of this one the picture's latents stay outside the mask")

@@ -18,17 +18,6 @@ from refsd.pipelines.pipeline import Pipeline
 from refsd.pipelines.request import check_number, check_steps
 from refsd.pipelines.stable_diffusion import first_latents
 
-# Of the calls of all its pipelines.
-ARGUMENTS = (
-    "prompt", "prompt_2", "num_inference_steps", "timesteps", "sigmas", "denoising_end",
-    "guidance_scale", "negative_prompt", "negative_prompt_2", "num_images_per_prompt", "eta",
-    "generator", "latents", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds", "output_type", "return_dict", "guidance_rescale",
-    "original_size", "crops_coords_top_left", "target_size", "negative_original_size",
-    "negative_crops_coords_top_left", "negative_target_size", "clip_skip", "callback_on_step_end",
-    "callback_on_step_end_tensor_inputs",
-)
-
 
 class StableDiffusionXL(Pipeline):
     """The parts of Stable Diffusion XL. `tokenizer` and `text_encoder` are None in its refiner.
@@ -95,8 +84,7 @@ class StableDiffusionXLPipeline(StableDiffusionXL):
         """
         from refsd.pipelines.xl_prompts import Sizes, ids_of_texts
 
-        from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING,
-                            (*ARGUMENTS, "height", "width"))
+        from_diffusers.calling(self, others)
         latents = latents if latents is None else as_array("latents", latents, self.denoiser.dtype)
         height, width = self.side("height", height, latents), self.side("width", width, latents)
         steps = check_steps(num_inference_steps, own=timesteps is not None or sigmas is not None)

@@ -6,10 +6,7 @@ from typing import Any
 
 from refsd.pipelines import from_diffusers, img2img
 from refsd.pipelines.request import check_number
-from refsd.pipelines.stable_diffusion_xl import ARGUMENTS, StableDiffusionXL, check_shares
-
-FROM_PICTURES = (*ARGUMENTS, "image", "strength", "denoising_start", "aesthetic_score",
-                 "negative_aesthetic_score")
+from refsd.pipelines.stable_diffusion_xl import StableDiffusionXL, check_shares
 
 
 class StableDiffusionXLImg2ImgPipeline(StableDiffusionXL):
@@ -38,7 +35,7 @@ class StableDiffusionXLImg2ImgPipeline(StableDiffusionXL):
         already. The scores are of models that read them, such as the refiner. The rest as in
         StableDiffusionXLPipeline and StableDiffusionImg2ImgPipeline.
         """
-        from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, FROM_PICTURES)
+        from_diffusers.calling(self, others)
         start, end = check_shares(denoising_start, denoising_end)
         return img2img.draw(
             self, image, strength, num_inference_steps, timesteps, sigmas, start=start, end=end,

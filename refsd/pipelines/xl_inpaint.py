@@ -5,10 +5,7 @@ from typing import Any
 
 from refsd.pipelines import from_diffusers, inpaint
 from refsd.pipelines.stable_diffusion_xl import StableDiffusionXL, check_shares
-from refsd.pipelines.xl_img2img import FROM_PICTURES, ids_with
-
-CALL_ARGUMENTS = (*FROM_PICTURES, "mask_image", "masked_image_latents", "height", "width",
-                  "padding_mask_crop")
+from refsd.pipelines.xl_img2img import ids_with
 
 
 class StableDiffusionXLInpaintPipeline(StableDiffusionXL):
@@ -39,7 +36,7 @@ class StableDiffusionXLInpaintPipeline(StableDiffusionXL):
 
         As in StableDiffusionInpaintPipeline and StableDiffusionXLImg2ImgPipeline.
         """
-        from_diffusers.take(type(self).__name__, others, from_diffusers.CALLING, CALL_ARGUMENTS)
+        from_diffusers.calling(self, others)
         start, end = check_shares(denoising_start, denoising_end)
         return inpaint.draw(
             self, image, mask_image, strength, num_inference_steps, timesteps, sigmas, start=start,
