@@ -229,7 +229,10 @@ def test_what_changes_nothing_is_said(pipe, refining, caplog):
         assert said in caplog.text, options
     caplog.clear()
     pipe("red", prompt_2="nothing " * 40, **STEPS)
-    assert caplog.text.count("dropped") == 1  # of the second text alone
+    assert caplog.text.count("dropped") == caplog.text.count("the prompt 2 is longer") == 1
+    caplog.clear()
+    pipe(["nothing " * 40] * 2, **STEPS)
+    assert caplog.text.count("dropped") == caplog.text.count("the prompt is longer") == 1
 
 
 def test_numbers_beside_the_text_are_rounded_as_the_model_computes(base):

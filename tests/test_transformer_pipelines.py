@@ -200,6 +200,31 @@ def test_what_is_too_long_is_said(pipe, caplog):
     draw(pipe, "red red red red", max_sequence_length=3)
     assert [r.getMessage() for r in caplog.records] == [
         "the prompt 3 is longer than the 2 tokens that text_encoder_3 reads; dropped: 'red red'"]
+    for options in ({"prompt_2": "red " * 30}, {"negative_prompt_2": "red " * 30}):
+        caplog.clear()
+        draw(pipe, ["a", "b"], generator=[1, 2], max_sequence_length=64,
+             **{name: [text] * 2 for name, text in options.items()})
+        name, = (name.replace("_", " ") for name in options)
+        assert [f"the {name} is longer than 14 tokens" in r.message for r in caplog.records] == (
+            [True])
+
+
+@pytest.mark.parametrize("name", ["prompt", "prompt_2", "prompt_3", "negative_prompt_3"])
+def test_syntax_is_said_to_be_literal_in_each_text(pipe, caplog, name):
+    caplog.set_level(logging.WARNING, "refsd")
+    draw(pipe, **{name: "(red:1.2) <lora:x:1>"}, max_sequence_length=64)
+    assert ["weighs nothing" in r.message for r in caplog.records] == [True, False]
+    assert ("tags are for the prompt" in caplog.text) == name.startswith("negative")
+
+
+@pytest.mark.parametrize("name", ["prompt_3", "negative_prompt_3"])
+def test_a_text_for_t5_that_is_not_there(pipe, caplog, name):
+    pipe.text_encoder_3 = pipe.tokenizer_3 = None
+    plain = draw(pipe)
+    assert not caplog.records
+    assert np.array_equal(draw(pipe, **{name: "sphere"}), plain)
+    assert [r.message for r in caplog.records] == [
+        f"{name} changes nothing: this model is without T5, which reads it"]
 
 
 @pytest.mark.parametrize("options, said", [

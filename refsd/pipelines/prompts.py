@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -137,15 +137,30 @@ def said(pipe: Any, name: str, texts: list[str], tokenizer: Any) -> list[str]:
         plain = pipe.dialect.syntax == "plain"
         if plain and (line := dropped(tokenizer, text, name)):
             logger.warning("%s", line)
-        for syntax, meaning in literal(text, pipe.dialect.syntax,
-                                       negative=name == "negative prompt"):
-            pipe.remark(f"{syntax!r}: {meaning}", meaning)
+        say_literal(pipe, name, text)
         if plain and pipe.name == BUNDLED:
             from refsd.text import words
 
             if line := words.remark(text):
                 pipe.remark(line)
     return texts
+
+
+def say_literal(pipe: Any, name: str, text: str) -> None:
+    """A line for each kind of syntax in a text that the dialect takes literally."""
+    for syntax, meaning in literal(text, pipe.dialect.syntax, negative=name.startswith("negative")):
+        pipe.remark(f"{syntax!r}: {meaning}", meaning)
+
+
+def said_to_each(pipe: Any, readers: Iterable[tuple[str, list[str], Any]]) -> None:
+    """`said` of the name, the texts and the tokenizer of encoders whose tokens lie side by side.
+
+    Once of a text that several read: they cut it at the same length.
+    """
+    before: set[str] = set()
+    for name, texts, tokenizer in readers:
+        said(pipe, name, [text for text in dict.fromkeys(texts) if text not in before], tokenizer)
+        before.update(texts)
 
 
 def _encode(pipe, name, texts, clip_skip):

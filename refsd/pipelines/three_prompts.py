@@ -14,7 +14,7 @@ from refsd import functional as F
 from refsd.arguments import as_array
 from refsd.backends import BACKENDS
 from refsd.errors import UsageError
-from refsd.pipelines.prompts import Prompts, repeated, said
+from refsd.pipelines.prompts import Prompts, repeated, said_to_each, say_literal
 from refsd.pipelines.request import check_integer, check_prompts
 from refsd.pipelines.tensors import given
 from refsd.registry import use
@@ -52,6 +52,9 @@ def embed(pipe: Any, prompt: Any, negative_prompt: Any, prompt_embeds: Any,
     count = found.states.shape[0]
     negatives = {"negative_prompt": negative_prompt, "negative_prompt_2": negative_prompt_2,
                  "negative_prompt_3": negative_prompt_3}
+    for name, text in (*prompts.items(), *negatives.items()):
+        if text and name.endswith("_3") and pipe.text_encoder_3 is None:
+            pipe.remark(f"{name} changes nothing: this model is without T5, which reads it")
     away = _given(pipe, negatives, negative_prompt_embeds, negative_pooled_prompt_embeds)
     if not guided:
         return _prompts(pipe, found, None, copies)
@@ -76,10 +79,8 @@ def encode(pipe: Any, texts: dict[str, list[str]], clip_skip: int | None, length
     """The texts of the three encoders, under the names of their arguments, as the network reads
     them.
     """
-    (_, first), (_, second), (name, third) = texts.items()
-    for text, tokenizer, argument in ((first, pipe.tokenizer, next(iter(texts))),
-                                      (third, pipe.tokenizer_3, name)):
-        _say(pipe, tokenizer, text, argument, length)
+    first, second, third = texts.values()
+    _say(pipe, texts, length)
     clips = [_clip(tokenizer, encoder, text, clip_skip) for tokenizer, encoder, text in (
         (pipe.tokenizer, pipe.text_encoder, first), (pipe.tokenizer_2, pipe.text_encoder_2,
                                                      second))]
@@ -143,15 +144,16 @@ def _each(prompts, count):
     return {name: own * (count // len(own)) for name, own in found.items()}
 
 
-def _say(pipe, tokenizer, texts, name, length):
+def _say(pipe, texts, length):
     """A line for each text that is too long, and for syntax that is taken literally."""
-    if tokenizer is pipe.tokenizer:
-        said(pipe, name.replace("_", " "), texts, tokenizer)
-    elif tokenizer is not None:
-        for text in dict.fromkeys(texts):
-            if lost := tokenizer.truncated(text, max_length=length):
-                logger.warning("the %s is longer than the %d tokens that text_encoder_3 reads; "
-                               "dropped: %r", name.replace("_", " "), length - 1, lost[:200])
+    *clips, (name, third) = ((name.replace("_", " "), each) for name, each in texts.items())
+    said_to_each(pipe, [(*each, tokenizer) for each, tokenizer in
+                        zip(clips, (pipe.tokenizer, pipe.tokenizer_2), strict=True)])
+    for text in dict.fromkeys(third if pipe.tokenizer_3 else ()):
+        if lost := pipe.tokenizer_3.truncated(text, max_length=length):
+            logger.warning("the %s is longer than the %d tokens that text_encoder_3 reads; "
+                           "dropped: %r", name, length - 1, lost[:200])
+        say_literal(pipe, name, text)
 
 
 def _prompts(pipe, found, away, copies):

@@ -10,7 +10,7 @@ from refsd.arguments import as_array, shown
 from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.pipelines import stages
-from refsd.pipelines.prompts import Prompts, repeated, said
+from refsd.pipelines.prompts import Prompts, repeated, said_to_each
 from refsd.pipelines.request import check_integer, check_number, check_prompts
 from refsd.pipelines.tensors import given
 from refsd.places import on_host
@@ -203,11 +203,13 @@ def _encoded(pipe, name, text, text_2, clip_skip, *, count=None):
     layers = min(len(encoder.tree["encoder"]["layers"]) for _, encoder, _ in encoders)
     skip = 0 if clip_skip is None else check_integer("clip_skip", clip_skip, 0, layers - 1)
     found, put = [], BACKENDS[pipe.backend].put
-    for number, (tokenizer, encoder, prompts) in enumerate(encoders):
+    for number, (_, _, prompts) in enumerate(encoders):
         if len(prompts) not in (1, count):
             raise UsageError(f"{option}{'_2' * number} has {len(prompts)} texts; give 1, or one "
                              f"for each of the {count} prompts")
-        said(pipe, name, list(dict.fromkeys(prompts)), tokenizer)
+    said_to_each(pipe, [(name + " 2" * number, prompts, tokenizer)
+                        for number, (tokenizer, _, prompts) in enumerate(encoders)])
+    for tokenizer, encoder, prompts in encoders:
         ids = stages.tokenize(tokenizer, prompts * (count // len(prompts)))
         output = encoder(ids, output_hidden_states=True)
         # An encoder of another pipeline has a dtype and a place of its own.
