@@ -1,6 +1,7 @@
 """Stable Diffusion XL's pipelines without torch: what is refused, said, saved and drawn."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -98,6 +99,21 @@ def test_settings_are_the_models(base, refiner, refining, pipe, tmp_path):
     assert not np.array_equal(none, empty)
     assert np.array_equal(made("red", **STEPS).images, empty)
     assert json.loads(index.read_text()).keys() == {"_class_name"}
+
+
+@pytest.mark.parametrize("value, wanted", [
+    (True, True), (False, False), (None, False), ("false", ModelError), (0, ModelError)])
+def test_a_setting_is_true_or_false(base, tmp_path, value, wanted):
+    """null is false, as in diffusers; a text is not cast."""
+    folder = shutil.copytree(base, tmp_path / "x")
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": value}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    load = partial(refsd.StableDiffusionXLPipeline.from_pretrained, folder, backend="numpy")
+    if wanted is ModelError:
+        refused(load, "model_index.json: force_zeros_for_empty_prompt is", repr(value),
+                "expected true or false", error=ModelError)
+    else:
+        assert load().force_zeros_for_empty_prompt is wanted
 
 
 def test_a_networks_of_another_pipeline_replace_the_models(base, refiner, pipe):

@@ -93,9 +93,8 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
     tokenizers = {part.replace("text_encoder", "tokenizer"): load_tokenizer(place, part, network)
                   for part, network in networks.items() if part.startswith("text_encoder")}
     lacking = dict.fromkeys({*kind.parts} - {"scheduler", *tokenizers, *networks})
-    said = index_of(place) if place.is_dir() else family.settings
-    settings = {name: bool(said.get(name, value)) for name, value in kind.settings.items()}
-    return {**lacking, **tokenizers, **networks, **settings, "scheduler": scheduler, "name": name}
+    return {**lacking, **tokenizers, **networks, **load_settings(place, kind, family),
+            "scheduler": scheduler, "name": name}
 
 
 def computes(part: str) -> Any:
@@ -144,6 +143,20 @@ def _check_objects(objects: dict[str, Any], networks: dict[str, Any]) -> None:
     if {*encoders} & objects.keys() and width != unet.text_width:
         raise UsageError(f"{' and '.join(encoders)} give text of width {width}, the UNet reads "
                          f"{unet.text_width}; give one of such a model")
+
+
+def load_settings(place: Path, kind: type[Kind], family: Family) -> dict[str, bool]:
+    """What a folder's model_index.json, or a file's family, says besides the parts; null is False.
+
+    ModelError for what is neither true, false nor null, such as a text.
+    """
+    said = index_of(place) if place.is_dir() else family.settings
+    found = {name: said.get(name, value) for name, value in kind.settings.items()}
+    for name, value in found.items():
+        if not isinstance(value, bool | None):
+            raise ModelError(f"{place / 'model_index.json'}: {name} is {ascii(value)[:80]}, "
+                             "expected true or false. Write the one that the model was made with")
+    return {name: bool(value) for name, value in found.items()}
 
 
 def load_tokenizer(place: Path, part: str, encoder: Any) -> Any:
