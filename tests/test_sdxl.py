@@ -406,11 +406,12 @@ def test_whole_steps_of_a_sampler_of_two_predictions(refining):
     def count(pipe, index, timestep, tensors):
         seen.append(timestep)
 
-    for start in (0.3, 0.4, 0.5, 0.6, 0.7):
+    for start in (0.3, 0.4, 0.5, 0.6, 0.7, 0.9999):
         seen.clear()
         refining("red", image=PICTURE, num_inference_steps=5, denoising_start=start, generator=7,
                  callback_on_step_end=count)
         assert len(seen) % 2 == 1, start  # pairs, and the last step, which is one prediction
+    assert len(seen) == 1
 
 
 def test_the_command_line_draws_and_draws_again(base, refiner, tmp_path, capfd):

@@ -57,7 +57,11 @@ def begin(pipe: Any, strength: float, steps: int | None, *, timesteps: Any = Non
 
 
 def _after(scheduler, share, schedule):
-    """The timesteps behind a share; of a sampler of two predictions a step whole steps."""
+    """The timesteps behind a share.
+
+    As in diffusers of a sampler of two predictions a step whole steps, and the last in any case,
+    which is one prediction; of others UsageError where there is none.
+    """
     whole = scheduler.config.num_train_timesteps
     left = int(np.sum(np.asarray(schedule) < round(whole - share * whole)))
     if getattr(scheduler, "order", 1) == 2 and left % 2 == 0:

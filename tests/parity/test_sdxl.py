@@ -165,7 +165,7 @@ def test_from_a_picture(models, kind, options):
 
 
 @pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
-@pytest.mark.parametrize("start", [0.35, 0.5])
+@pytest.mark.parametrize("start", [0.35, 0.5, 0.9999])
 def test_from_within_a_step_of_two_predictions(models, name, start):
     theirs, ours, _ = models("base", "image")
     theirs.scheduler = getattr(diffusers, name).from_config(theirs.scheduler.config)
