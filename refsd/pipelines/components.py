@@ -114,6 +114,8 @@ def each_step(name: str, timestep: Any, count: int) -> np.ndarray:
 class UNet:
     """The noise predictor: (N, 4, h, w), t, (N, L, D) -> (N, 4, h, w)."""
 
+    patch_size = 1  # of transformers, along a side: here each latent is read by itself
+
     def __init__(self, tree: dict, config: UNetConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
         self.dtype = str(tree["conv_in"]["weight"].dtype)

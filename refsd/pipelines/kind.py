@@ -54,7 +54,7 @@ class Kind:
     @property
     def multiple(self) -> int:
         """Pixels of which a side has a whole number: of a transformer those of a patch."""
-        return self.vae_scale_factor * getattr(self.denoiser, "patch_size", 1)
+        return self.vae_scale_factor * self.denoiser.patch_size
 
     def upcasts(self, part: str) -> bool:
         """Whether the VAE's "encoder" or "decoder" computes in float32, whatever its dtype is."""
