@@ -191,6 +191,7 @@ def test_calls_that_are_refused(pipe, options, words):
     ({"negative_aesthetic_score": -1}, ["negative_aesthetic_score is -1"]),
     ({"latents": np.zeros((2, 4, 4, 4)), "image": None, "strength": 1},
      ["latents has shape (2, 4, 4, 4)"]),
+    ({"latents": np.zeros((4, 4, 4)), "image": None}, ["latents has shape (4, 4, 4)"]),
 ])
 def test_calls_with_pictures_that_are_refused(refining, options, words):
     refused(lambda: refining(**{"prompt": "red", "image": PICTURE, **STEPS, **options}), *words)

@@ -277,6 +277,11 @@ def test_latents_in_the_place_of_a_picture_have_their_noise(pipe):
     found = [of(pipe, "Img2Img")("a", image=image, latents=latents, num_inference_steps=3,
                                  output_type="latent").images for image in (PICTURE, None)]
     assert np.array_equal(*found)
+    again = of(pipe, "Img2Img")("a", latents=latents.tolist(), num_inference_steps=3,
+                                output_type="latent").images
+    assert np.array_equal(found[0], again)
+    with pytest.raises(UsageError, match="width is 112, and the transformer has places for 96"):
+        of(pipe, "Img2Img")("a", latents=np.zeros((1, 16, 4, 14), "f4"))
 
 
 # Skip-layer guidance.

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refsd.arguments import as_array
 from refsd.pipelines import from_diffusers, images, stages, starts
 from refsd.pipelines.drawing import Drawing
 from refsd.pipelines.pipeline import Pipeline
 from refsd.pipelines.request import check_number, check_steps
-from refsd.pipelines.tensors import given
+from refsd.pipelines.tensors import given, shaped
 from refsd.registry import use
 
 
@@ -56,16 +55,19 @@ def draw(pipe: Any, image: Any, strength: Any, steps: Any, timesteps: Any, sigma
 
     start and end: shares of the noise, of which the steps between are made. A picture at a `start`
     has its noise already; `latents` are a picture with noise, in the place of one. size: the
-    height and width that a picture is made to, by default its own. mu: see Kind.mu.
+    height and width that a picture is made to, see Pipeline.side, by default its own. mu: see
+    Kind.mu.
     """
     strength = check_number("strength", strength, 0, 1)
     steps = check_steps(steps, own=timesteps is not None or sigmas is not None)
     factor, channels = pipe.vae.config.downscale, pipe.vae.config.latent_channels
     if latents is not None:
-        latents = as_array("latents", latents, pipe.denoiser.dtype)
+        latents = shaped("latents", latents, ("N", channels, "h", "w"), pipe.denoiser.dtype)
+    size = {name: pipe.side(name, value, latents) for name, value in (size or {}).items()}
+    if latents is not None:
         height, width = (factor * n for n in latents.shape[2:])
     else:
-        image = images.as_image("image", image, factor, latent_channels=channels, **(size or {}))
+        image = images.as_image("image", image, factor, latent_channels=channels, **size)
         height, width = (n * (1 if image.shape[1] == 3 else factor) for n in image.shape[2:])
     drawing = Drawing.begin(pipe, height, width, steps=steps, **asked)
     left = starts.begin(pipe, strength, steps, timesteps=timesteps, sigmas=sigmas, start=start,

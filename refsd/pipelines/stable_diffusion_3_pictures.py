@@ -33,14 +33,12 @@ class StableDiffusion3Img2ImgPipeline(StableDiffusion3):
         noise, in the place of one. The rest as in StableDiffusion3Pipeline.
         """
         asked = common(self, others)
-        size = {name: self.side(name, value, latents)
-                for name, value in (("height", height), ("width", width))}
         return img2img.draw(
-            self, image, strength, num_inference_steps, timesteps, sigmas, mu=mu, size=size,
-            latents=latents, prompt=prompt, prompt_2=prompt_2, prompt_3=prompt_3,
-            negative_prompt=negative_prompt, negative_prompt_2=negative_prompt_2,
-            negative_prompt_3=negative_prompt_3, prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
+            self, image, strength, num_inference_steps, timesteps, sigmas, mu=mu,
+            size={"height": height, "width": width}, latents=latents, prompt=prompt,
+            prompt_2=prompt_2, prompt_3=prompt_3, negative_prompt=negative_prompt,
+            negative_prompt_2=negative_prompt_2, negative_prompt_3=negative_prompt_3,
+            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale,
