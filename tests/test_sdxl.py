@@ -227,7 +227,10 @@ def test_what_is_refused_on_the_command_line(base, tmp_path, capfd, options, wor
 
 def test_what_changes_nothing_is_said(pipe, refining, caplog):
     pictures = refsd.StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
+    painting = refsd.StableDiffusionXLInpaintPipeline.from_pipe(pipe)
     for drawing, options, said in [
+        (painting, {"mask_image": PICTURE, "denoising_start": 0.5,
+                    "latents": np.zeros((1, 4, 4, 4))}, "latents changes nothing"),
         (pipe, {"negative_prompt_2": "x"}, "negative_prompt_2 changes nothing"),
         (pipe, {"negative_pooled_prompt_embeds": np.zeros((1, 12))},
          "negative_pooled_prompt_embeds changes nothing"),

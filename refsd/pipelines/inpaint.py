@@ -132,6 +132,9 @@ class _Start:
                 raise UsageError(f"image has latents of {tuple(self.original.shape)}; give "
                                  f"{shape}, or another height and width")
         if noised:
+            if latents is not None:
+                pipe.remark("latents changes nothing: from a denoising_start the steps begin with "
+                            "the picture's own")
             self.noise = starts.noise_of(pipe, shape, self.generator)
             return self.original
         if latents is not None:
