@@ -7,9 +7,9 @@ from typing import Any
 from refsd.errors import ModelError, UsageError
 from refsd.families import DEFAULT, Family, of_parts
 from refsd.pipelines import from_diffusers
-from refsd.pipelines.loading import family_at
 from refsd.pipelines.pipeline import Pipeline
 from refsd.weights import resolve
+from refsd.weights.plan import family_at
 
 
 def family_of_model(path: str | Path | None, *, download: bool = False,
@@ -49,9 +49,8 @@ class AutoPipeline:
                         variant: str | None = None, **options: Any) -> Any:
         """A pipeline of the model's own class, with the options of its from_pretrained."""
         hub = {key: value for key, value in options.items() if key in from_diffusers.HUB}
-        if options.get("local_files_only") is not None:
-            download = not options["local_files_only"]
-        family = family_of_model(path, download=download, variant=variant, **hub)
+        fetched = from_diffusers.may_download(download, options.get("local_files_only"))
+        family = family_of_model(path, download=fetched, variant=variant, **hub)
         return class_of(family, cls.task).from_pretrained(path, download=download, variant=variant,
                                                           **options)
 

@@ -218,12 +218,16 @@ def loading(others: dict[str, Any], known: Any, *, dtype: Any, torch_dtype: Any,
     take("from_pretrained", others, LOADING, known)
     if torch_dtype is not None:
         dtype = check_dtype("torch_dtype", torch_dtype)
-    if local_files_only is not None:
-        if check_flag("local_files_only", local_files_only) and download:
-            raise UsageError("download=True and local_files_only=True exclude each other; give one")
-        download = not local_files_only
-    check_flag("download", download)
-    return check_dtype("dtype", dtype), download, hub
+    return check_dtype("dtype", dtype), may_download(download, local_files_only), hub
+
+
+def may_download(download: Any, local_files_only: Any) -> bool:
+    """Whether the network may be touched; UsageError where the two contradict each other."""
+    if local_files_only is None:
+        return check_flag("download", download)
+    if check_flag("local_files_only", local_files_only) and download:
+        raise UsageError("download=True and local_files_only=True exclude each other; give one")
+    return not local_files_only
 
 
 def check_scheduler(scheduler: Any, argument: str = "pipe.scheduler") -> None:
