@@ -19,6 +19,7 @@ from refsd.half import to_float32
 from refsd.models import clip, unet
 from refsd.models.config import CLIPTextConfig, UNetConfig
 from refsd.models.layers import Text
+from refsd.pipelines.added import added_inputs
 from refsd.pipelines.from_diffusers import answer
 from refsd.pipelines.request import check_flag, check_integer
 from refsd.pipelines.tensors import added_width, shaped, text_width
@@ -155,11 +156,8 @@ class UNet:
         if timestep_cond is not None:
             timestep_cond = put(shaped("unet: timestep_cond", timestep_cond,
                                        (len(steps), self.time_cond_dim), self.dtype))
-        if self.added_width or added_cond_kwargs or not (text_embeds is time_ids is None):
-            from refsd.pipelines.added import added_inputs
-
-            text_embeds, time_ids = added_inputs("unet", self, len(steps), text_embeds, time_ids,
-                                                 added_cond_kwargs)
+        text_embeds, time_ids = added_inputs("unet", self, len(steps), text_embeds, time_ids,
+                                             added_cond_kwargs)
         if not isinstance(encoder_hidden_states, Text):
             encoder_hidden_states = put(shaped(
                 "unet: encoder_hidden_states", encoder_hidden_states,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from refsd.arguments import as_array
 from refsd.backends import BACKENDS
 from refsd.errors import UsageError
 from refsd.pipelines import from_diffusers, stages, starts
@@ -56,8 +55,7 @@ class StableDiffusionHiresPipeline(Pipeline):
         if latents is None:
             raise UsageError("latents is None; give those of a first pass, output_type=\"latent\"")
         factor, channels = self.vae.config.downscale, self.vae.config.latent_channels
-        small = as_array("latents", latents, self.denoiser.dtype)
-        small = given(self, "latents", small, ("N", channels, "h", "w"))
+        small = given(self, "latents", latents, ("N", channels, "h", "w"))
         height, width = (
             check_side(name, 2 * factor * old if value is None else value, factor)
             for name, value, old in (("height", height, small.shape[2]),
@@ -80,7 +78,7 @@ class StableDiffusionHiresPipeline(Pipeline):
             shape = tuple(large.shape)
             if noise is None:
                 noise = starts.noise_of(self, shape, drawing.generator)
-            noise = given(self, "noise", as_array("noise", noise, self.denoiser.dtype), shape)
+            noise = given(self, "noise", noise, shape)
             latents = self.scheduler.add_noise(large, noise, left[0])
         return drawing.finish(latents, timesteps=left)
 
