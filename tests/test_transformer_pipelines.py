@@ -369,6 +369,10 @@ def test_the_command_line(folder, tmp_path, capsys):
     assert main(["a", *common, "-W", "24", "-o", str(tmp_path / "x.png")]) == 2
     assert "multiple of 16" in capsys.readouterr().err
     assert main(["a", *common, "--compat", "a1111", "-o", str(tmp_path / "x.png")]) == 2
+    write_safetensors(tmp_path / "x.safetensors", {"a.lora_down.weight": np.ones((1, 1), "f4"),
+                                                   "a.lora_up.weight": np.ones((1, 1), "f4")})
+    assert main(["a <lora:x:1>", *common, "--lora-dir", str(tmp_path)]) == 2
+    assert "adapters: not with StableDiffusion3Pipeline" in capsys.readouterr().err
 
 
 def test_the_command_line_draws_with_schedules_that_a_picture_shifts(tmp_path):

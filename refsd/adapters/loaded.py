@@ -19,10 +19,8 @@ def adapted(parts: Iterable[str]) -> tuple[str, ...]:
 
 def applied(pipe: Any) -> dict[str, Applied]:
     """The adapters of each network; they belong to it, not to the pipeline, which may share it."""
+    pipe.require("adapters")
     found = {}
-    if pipe.denoises not in names.PREFIXES:
-        raise UsageError(f"adapters: refsd knows no names of those for {type(pipe).__name__}; "
-                         "leave them out")
     for network in adapted(pipe.networks):
         part = getattr(pipe, network)
         if "adapters" not in vars(part):
