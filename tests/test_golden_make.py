@@ -137,7 +137,7 @@ def test_every_op_of_the_networks_is_there_once(levels, pipe):
     with_prefix = replay.weights(levels[3], pipe.name)
     unused = ("weight:vae.encoder.", "weight:vae.quant_conv.")
     parts = {"text_encoder": "text_model.", "unet": "", "vae": ""}
-    from refsd.weights.tree import flatten
+    from refsd.tree import flatten
 
     wanted = {f"weight:{part}.{prefix}{path}" for part, prefix in parts.items()
               for path in flatten(getattr(pipe, part).tree)}

@@ -27,8 +27,8 @@ from refsd.pipelines.planned import plan_networks, planned_network
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
 from refsd.planning import Asked, planning
 from refsd.registry import make_ready
+from refsd.tree import flatten
 from refsd.weights.checkpoint import Component
-from refsd.weights.tree import flatten
 
 HERE = [name for name, backend in BACKENDS.items() if backend.device == "cpu"]
 

@@ -16,7 +16,7 @@ from refsd.numba_ops.cpu import conv_winograd
 from refsd.numba_ops.cpu.pixels import MOST_KC
 from refsd.pipelines import autoencoder
 from refsd.registry import use, watch
-from refsd.weights.tree import flatten
+from refsd.tree import flatten
 
 SHAPES = [(1, 1), (5, 3), (32, 7), (64, 64), (65, 9), (320, 33),
           (1, 1, 1, 1), (4, 5, 1, 1), (64, 3, 3, 3), (33, 2, 5, 3), (96, 1, 3, 3), (7, 65, 1, 2)]

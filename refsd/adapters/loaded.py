@@ -9,7 +9,7 @@ from refsd.adapters.blocks import Blocks, blocks, number_of
 from refsd.adapters.file import Source
 from refsd.arguments import shown
 from refsd.errors import UsageError
-from refsd.weights.tree import flatten
+from refsd.tree import flatten
 
 
 def adapted(parts: Iterable[str]) -> tuple[str, ...]:

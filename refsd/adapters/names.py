@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from refsd.families import FAMILIES, others
-from refsd.weights.tree import flatten
+from refsd.tree import flatten
 
 # What stands before a module's name, by who writes it so: diffusers, its old attention processors,
 # kohya (te1 is the first of two encoders, for some the only one), LyCORIS, PEFT, ComfyUI.

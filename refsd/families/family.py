@@ -1,7 +1,7 @@
 """What a family of models is: plain data, and the rules of its single files' names.
 
-A layout's rules are a function of the tree of what refsd.models takes apart (refsd.weights.expect
-makes it of a config), so blocks are counted by walking it, never by a formula of their own.
+A layout's rules are a function of the tree of what refsd.models takes apart (refsd.networks makes
+it of a config), so blocks are counted by walking it, never by a formula of their own.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,13 +1,15 @@
 """UNet and VAE under the names of the latent diffusion code (CompVis 2022), and its noise.
 
-Stable Diffusion 1.x and 2.x share them. That code counts blocks in the order in which it runs them.
+Stable Diffusion 1.x, 2.x and XL share them, 3 has the VAE. That code counts blocks in the order in
+which it runs them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from refsd.families.family import Layout, Location
 from refsd.families.inputs import input_of
+from refsd.tree import flatten
 
 NOISE = {
     "beta_start": 0.00085,
@@ -113,7 +115,7 @@ def renamed(tree: Mapping[str, Any], modules: Mapping[str, str | Location]) -> d
     KeyError for one that none begins: no rule was made for it.
     """
     found = {}
-    for name in _names(tree):
+    for name in flatten(tree):
         here = name
         while here not in modules:
             here, dot, _ = here.rpartition(".")
@@ -123,15 +125,6 @@ def renamed(tree: Mapping[str, Any], modules: Mapping[str, str | Location]) -> d
         found[name] = (there if isinstance(there, Location)
                        else Location(there + name.removeprefix(here)))
     return found
-
-
-def _names(node: Any, before: str = "") -> Iterator[str]:
-    items = node.items() if isinstance(node, Mapping) else enumerate(node)
-    for key, child in items:
-        if isinstance(child, (Mapping, list)):
-            yield from _names(child, f"{before}{key}.")
-        else:
-            yield f"{before}{key}"
 
 
 UNET = Layout("model.diffusion_model.", "input_blocks.0.0.weight",

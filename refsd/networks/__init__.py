@@ -10,7 +10,7 @@ the models; names of single files are walked out of these trees.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from refsd.networks.taesd import TAESD
 from refsd.networks.unet import UNET
 from refsd.networks.vae import VAE
 from refsd.rules import as_kind
+from refsd.tree import flatten
 
 __all__ = ["NETWORKS", "Network", "Shape", "check_class", "relabelled", "shapes_of", "validate"]
 
@@ -53,21 +54,12 @@ def shapes_of(component: str, config: Mapping[str, Any]) -> dict[str, Shape]:
 
     Raises ModelError for a config that refsd does not compute, or beyond 2^34 parameters.
     """
-    shapes = dict(_flat(NETWORKS[component].shapes(validate(component, config))))
+    shapes = flatten(NETWORKS[component].shapes(validate(component, config)))
     total = sum(math.prod(shape) for shape in shapes.values())
     if total > MAX_PARAMETERS:
         raise ModelError(f"the config of the {component}: {total:,} parameters, at most "
                          f"{MAX_PARAMETERS:,} are allowed")
     return shapes
-
-
-def _flat(node: Any, before: str = "") -> Iterator[tuple[str, Shape]]:
-    """The leaves of a tree of dicts and lists, under their names joined by dots."""
-    for key, child in node.items() if isinstance(node, Mapping) else enumerate(node):
-        if isinstance(child, (Mapping, list)):
-            yield from _flat(child, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", child
 
 
 def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict[str, Any]:

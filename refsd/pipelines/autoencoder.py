@@ -21,9 +21,9 @@ from refsd.pipelines.tensors import shaped
 from refsd.places import beside, on_host
 from refsd.random import TorchGenerator, draw_noise
 from refsd.registry import use
+from refsd.tree import flatten, to_tree
 from refsd.weights.checkpoint import Component
 from refsd.weights.forms import widened
-from refsd.weights.tree import flatten, to_tree
 
 
 class DiagonalGaussian:

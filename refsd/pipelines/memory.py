@@ -16,7 +16,7 @@ from typing import Any
 
 from refsd.backends import MemoryModel, find_backend
 from refsd.contracts import itemsize
-from refsd.weights.tree import flatten
+from refsd.tree import flatten
 
 TILED_FROM = 2**16  # pixels of a picture: of smaller ones the VAE takes little in any way
 PICTURE = 6 * 3  # floats a pixel while pictures are joined, scaled and clipped

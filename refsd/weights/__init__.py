@@ -1,10 +1,10 @@
 """Checkpoints in and out: safetensors, diffusers folders, single files of the families."""
 
 from refsd.leaf import Weight
+from refsd.tree import flatten, to_tree
 from refsd.weights.checkpoint import Component, load_checkpoint, load_folder
 from refsd.weights.location import resolve
 from refsd.weights.reader import read_safetensors
-from refsd.weights.tree import flatten, to_tree
 from refsd.weights.writer import write_safetensors
 
 __all__ = [

@@ -13,6 +13,7 @@ from refsd.families import COMPONENTS, INPUTS, input_of, not_drawn
 from refsd.leaf import Weight, seal
 from refsd.networks import NETWORKS
 from refsd.quantized import Quantized
+from refsd.tree import to_tree
 from refsd.weights.folder import check_variants
 from refsd.weights.forms import check_form, hold, meant, read_as
 from refsd.weights.memory import check_memory, needed_bytes
@@ -20,7 +21,6 @@ from refsd.weights.model_index import networks_of, remark
 from refsd.weights.plan import Plan, Source, family_at, own_config, plan_file, plan_folder
 from refsd.weights.plan import plan_replacement as replacement
 from refsd.weights.reader import iter_tensors, read_tensors, warn_nonfinite
-from refsd.weights.tree import to_tree
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 from refsd.errors import ModelError, UsageError
 from refsd.families import CONTROLNET, Location, recognise
 from refsd.networks import NETWORKS, shapes_of, validate
+from refsd.tree import to_tree
 from refsd.weights.added import plan_added
 from refsd.weights.header import Header, read_header
 from refsd.weights.plan import Plan, Source, checked, config_beside
-from refsd.weights.tree import to_tree
 
 logger = logging.getLogger(__name__)
 

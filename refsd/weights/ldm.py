@@ -12,8 +12,8 @@ import numpy as np
 from refsd.errors import ModelError
 from refsd.families import DEFAULT, Family, Location
 from refsd.networks import shapes_of, validate
+from refsd.tree import to_tree
 from refsd.weights.names import canonical, is_pixel_projection
-from refsd.weights.tree import to_tree
 
 
 def ldm_locations(

@@ -9,8 +9,8 @@ from original_names import SDXL_BLOCKS, mmdit, openclip, prefixed, unet, vae
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from refsd.families import sd3, sdxl
+from refsd.tree import to_tree
 from refsd.weights.names import is_pixel_projection
-from refsd.weights.tree import to_tree
 
 
 def same(layout, state, file, theirs):

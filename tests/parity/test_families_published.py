@@ -11,9 +11,9 @@ from published import published
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from refsd.families import sd3, sdxl
+from refsd.tree import to_tree
 from refsd.weights.header import TensorInfo
 from refsd.weights.names import without_kernel
-from refsd.weights.tree import to_tree
 
 UNET = "model.diffusion_model."
 
