@@ -201,6 +201,15 @@ def test_unknown_options_are_logged(caplog):
     assert "ignoring unknown options ['new_option']" in caplog.text
 
 
+def test_a_model_says_once_which_options_are_unknown(tmp_path, caplog):
+    write_folder(tmp_path)
+    file = tmp_path / "vae" / "config.json"
+    file.write_text(json.dumps({**TINY["vae"], "new_option": 1, "_diffusers_version": "9"}))
+    found = load_checkpoint(tmp_path)["vae"].config
+    assert "new_option" not in found and found["_diffusers_version"] == "9"
+    assert caplog.messages == [f"{file}: ignoring unknown options ['new_option']"]
+
+
 def test_a_huge_config_is_refused_by_its_size(tmp_path):
     write_folder(tmp_path)
     file = tmp_path / "vae" / "config.json"

@@ -66,7 +66,7 @@ def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict
     """The config of a network with all defaults filled in.
 
     Raises ModelError, naming the option, for a value that is no such option's, too large, or asks
-    for something that refsd does not compute. Unknown options are logged.
+    for something that refsd does not compute. Unknown options are logged, and gone.
     """
     where = where or f"the config of the {component}"
     if not isinstance(config, Mapping):
@@ -83,7 +83,8 @@ def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict
     if unknown:
         logger.warning("%s: ignoring unknown options %s", where, shown(unknown))
     NETWORKS[component].fits(filled, where)
-    return {name: config[name] for name in config if name not in options} | filled
+    said = {n: value for n, value in config.items() if n not in options and n not in unknown}
+    return said | filled
 
 
 def _as_kind(value: Any, default: Any) -> Any:

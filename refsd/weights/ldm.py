@@ -11,7 +11,7 @@ import numpy as np
 
 from refsd.errors import ModelError
 from refsd.families import DEFAULT, Family, Location
-from refsd.networks import shapes_of, validate
+from refsd.networks import shapes_of
 from refsd.tree import to_tree
 from refsd.weights.names import canonical, is_pixel_projection
 
@@ -20,7 +20,7 @@ def ldm_locations(
     component: str, config: Mapping[str, Any], family: Family = DEFAULT
 ) -> dict[str, Location]:
     """diffusers name -> location in a single file, for every tensor of the config."""
-    layout, shapes = family.layouts[component], shapes_of(component, validate(component, config))
+    layout, shapes = family.layouts[component], shapes_of(component, config)
     found = ({name: Location(name) for name in shapes} if layout.locate is None
              else layout.locate(to_tree(shapes)))
     return {name: found[name]._replace(name=layout.prefix + found[name].name) for name in shapes}
@@ -75,7 +75,7 @@ def from_ldm(
         return found
     known = {location.name for location in found.values()}
     unused = None if layout.unused is None else layout.unused(
-        to_tree(shapes_of(component, validate(component, config))))
+        to_tree(shapes_of(component, config)))
     known |= {n for n in names if unused is not None and n.startswith(prefix + unused)}
     return found | {name: Location(name) for name in names
                     if name.startswith(prefix) and name not in known}
