@@ -15,7 +15,7 @@ from refsd.arguments import shown
 from refsd.backends import find_backend
 from refsd.errors import UsageError
 from refsd.half import HALVES
-from refsd.networks import NETWORKS, shapes_of
+from refsd.networks import NETWORKS
 from refsd.pipelines.lighter import lighter
 from refsd.pipelines.memory import weight_bytes, working_bytes
 from refsd.pipelines.outline import Outline
@@ -28,6 +28,7 @@ from refsd.pipelines.planned import (
 )
 from refsd.pipelines.request import check_choice
 from refsd.planning import Plan
+from refsd.tree import flatten
 from refsd.weights.forms import check_form
 from refsd.weights.lighter import LIGHTER, Choice
 
@@ -140,7 +141,7 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
     plans = plan_networks(pipe.networks, asked)
     figures = Figures(
         found.name, found.family.name, request.width, request.height, request,
-        tuple(_network(part, found, pipe) for part in pipe.networks),
+        tuple(_network(part, network) for part, network in pipe.networks.items()),
         tuple(Call(name, len(plan), plan.flops, plan.peak, plan.naive)
               for name, plan in plans.items()),
         calls, _flops(plans, pipe, calls, request.pictures), backend.memory.libraries,
@@ -185,11 +186,10 @@ def _types(plan: Any) -> Any:
     return lambda name: plan.sources[name].info.dtype
 
 
-def _network(part: str, found: Outline, pipe: Any) -> Network:
-    shapes = shapes_of(part, found.configs[part])
-    one = SimpleNamespace(networks={part: pipe.networks[part]})
-    return Network(part, NETWORKS[part].word, sum(map(math.prod, shapes.values())),
-                   weight_bytes(one))
+def _network(part: str, network: Any) -> Network:
+    parameters = sum(math.prod(leaf.shape) for leaf in flatten(network.tree).values())
+    return Network(part, NETWORKS[part].word, parameters,
+                   weight_bytes(SimpleNamespace(networks={part: network})))
 
 
 def _flops(plans: Mapping[str, Plan], pipe: Any, calls: int, pictures: int) -> dict[str, int]:
