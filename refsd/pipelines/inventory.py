@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from refsd.errors import ModelError, ResourceError
-from refsd.families import COMPONENTS, GPT2, Family, input_of, other_family
+from refsd.families import COMPONENTS, GPT2, PARTS, Family, input_of, other_family
 from refsd.networks import NETWORKS
-from refsd.pipelines.loading import BUNDLED, bundled_model, family_at, load_scheduler
+from refsd.pipelines.loading import BUNDLED, bundled_model, load_scheduler
 from refsd.weights import resolve
 from refsd.weights.gpt2 import NAME, is_gpt2, plan_gpt2
 from refsd.weights.header import read_header
-from refsd.weights.model_index import OTHERS, PARTS
-from refsd.weights.plan import Plan, plan_folder, plan_replacement
+from refsd.weights.model_index import OTHERS
+from refsd.weights.plan import Plan, family_at, plan_folder, plan_replacement
 from refsd.weights.single import contents
 
 # What a UNet reads -> the family's pipeline for that, and the one of a family of its own.
@@ -89,31 +89,32 @@ def inventory(model: str | None = None, *, variant: str | None = None, **hub: An
     if not there:
         raise ModelError(f"{place}: none of a model's networks is in it "
                          f"({', '.join(COMPONENTS)}). Give the folder that holds them")
-    parts = tuple(_part(place, family, part, variant, part in there) for part in family.networks)
+    plans = {part: _plan(place, family, part, variant) for part in family.networks
+             if part in there or part not in family.optional}
     scheduler, problem = _scheduler(place) if family.scheduler else ("", "")
     return Inventory(
-        BUNDLED if model is None else str(model), family.name, _pipeline(place, family, variant),
-        scheduler, problem, parts,
+        BUNDLED if model is None else str(model), family.name, _pipeline(family, plans.get("unet")),
+        scheduler, problem, tuple(_part(family, part, plans.get(part)) for part in family.networks),
         {name: "its own" if (place / name).is_dir() else "CLIP's, which comes with refsd"
          for name in family.tokenizers}, _unused(place))
 
 
-def _plan(place: Path, family: Family, part: str, variant: str | None) -> Plan:
-    if part == NAME:
-        return plan_gpt2(place, variant=variant)
-    if place.is_dir():
-        return plan_folder(place, part, variant=variant)
-    return plan_replacement(place, part, family=family)
-
-
-def _part(place: Path, family: Family, part: str, variant: str | None, there: bool) -> Part:
-    known = Part(part, NETWORKS[part].word, optional=part in family.optional)
-    if known.optional and not there:
-        return known
+def _plan(place: Path, family: Family, part: str, variant: str | None) -> Plan | str:
+    """A part as it was found, or why it is not read."""
     try:
-        plan = _plan(place, family, part, variant)
+        if part == NAME:
+            return plan_gpt2(place, variant=variant)
+        if place.is_dir():
+            return plan_folder(place, part, variant=variant)
+        return plan_replacement(place, part, family=family)
     except (ModelError, ResourceError) as error:
-        return replace(known, problem=str(error))
+        return str(error)
+
+
+def _part(family: Family, part: str, plan: Plan | str | None) -> Part:
+    known = Part(part, NETWORKS[part].word, optional=part in family.optional)
+    if plan is None or isinstance(plan, str):
+        return replace(known, problem=plan or "")
     return replace(known, kind=_class(plan.config) or NETWORKS[part].classes[0],
                    parameters=sum(map(math.prod, plan.shapes.values())), types=types(plan))
 
@@ -135,15 +136,11 @@ def types(plan: Plan) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def _pipeline(place: Path, family: Family, variant: str | None) -> str:
-    """The class that draws with it, by what its denoiser reads."""
-    if "unet" not in family.networks:
+def _pipeline(family: Family, unet: Plan | str | None) -> str:
+    """The class that draws with it, by what its UNet reads, if it has one."""
+    if not isinstance(unet, Plan):
         return family.pipelines["text"]
-    try:
-        config = _plan(place, family, "unet", variant).config
-    except (ModelError, ResourceError):
-        return family.pipelines["text"]
-    reads = input_of(config["in_channels"], config["out_channels"])
+    reads = input_of(unet.config["in_channels"], unet.config["out_channels"])
     return EDITS if reads == "image" else family.pipelines[TASKS.get(reads, "text")]
 
 
