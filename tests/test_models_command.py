@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import tiny_three
 
 from refsd.__main__ import main
 from refsd.errors import ModelError
@@ -125,6 +126,21 @@ def test_an_optional_part_may_be_absent(tmp_path):
     assert found.pipeline == family.pipelines["text"]
     assert third.optional and not third.found and not third.problem
     assert sum(bool(part.problem) for part in found.parts) == 4
+
+
+def test_a_tokenizer_that_is_missing_is_a_problem(tmp_path, capfd):
+    """T5's does not come with refsd; without T5 none is wanted."""
+    model = tiny_three.write_model(tmp_path / "three")
+    found = inventory(str(model))
+    assert found.problems == [] and found.tokenizers == dict.fromkeys(
+        ("tokenizer", "tokenizer_2", "tokenizer_3"), "its own")
+    shutil.rmtree(model / "tokenizer_3")
+    code, out, _ = show(capfd, model)
+    assert code == 3 and "tokenizer_3       none that fits, see below" in out
+    assert "problem: " in out and "text_encoder_3=None" in out and "T5EncoderModel" in out
+    shutil.rmtree(model / "text_encoder_3")
+    found = inventory(str(model))
+    assert found.problems == [] and list(found.tokenizers) == ["tokenizer", "tokenizer_2"]
 
 
 def test_files_that_are_no_model(tmp_path, capfd):

@@ -10,7 +10,9 @@ from typing import Any
 from refsd.errors import ModelError, ResourceError
 from refsd.families import COMPONENTS, GPT2, PARTS, Family, input_of, other_family
 from refsd.networks import NETWORKS
-from refsd.pipelines.loading import BUNDLED, bundled_model, load_scheduler
+from refsd.pipelines.loading import BUNDLED, bundled_model, load_scheduler, load_tokenizer
+from refsd.pipelines.planned import planned_network
+from refsd.text import CLIPTokenizer
 from refsd.weights import resolve
 from refsd.weights.gpt2 import NAME, is_gpt2, plan_gpt2
 from refsd.weights.header import read_header
@@ -27,7 +29,8 @@ EDITS = "StableDiffusionInstructPix2PixPipeline"
 class Part:
     """A network of a model: its class, its numbers, and its bytes on disk by type.
 
-    problem: why it is not read; empty where it is, and where it may be missing (`optional`).
+    problem: why it, or its tokenizer, is not read; empty where it is, and where it may be missing
+    (`optional`).
     """
 
     part: str
@@ -91,12 +94,17 @@ def inventory(model: str | None = None, *, variant: str | None = None, **hub: An
                          f"({', '.join(COMPONENTS)}). Give the folder that holds them")
     plans = {part: _plan(place, family, part, variant) for part in family.networks
              if part in there or part not in family.optional}
+    parts = {part: _part(family, part, plans.get(part)) for part in family.networks}
+    tokenizers = {}
+    for part in parts:
+        if part.startswith("text_encoder") and parts[part].found:
+            name = part.replace("text_encoder", "tokenizer")
+            tokenizers[name], problem = _tokenizer(place, part, name, plans[part].config)
+            parts[part] = replace(parts[part], problem=problem)
     scheduler, problem = _scheduler(place) if family.scheduler else ("", "")
     return Inventory(
         BUNDLED if model is None else str(model), family.name, _pipeline(family, plans.get("unet")),
-        scheduler, problem, tuple(_part(family, part, plans.get(part)) for part in family.networks),
-        {name: "its own" if (place / name).is_dir() else "CLIP's, which comes with refsd"
-         for name in family.tokenizers}, _unused(place))
+        scheduler, problem, tuple(parts.values()), tokenizers, _unused(place))
 
 
 def _plan(place: Path, family: Family, part: str, variant: str | None) -> Plan | str:
@@ -142,6 +150,16 @@ def _pipeline(family: Family, unet: Plan | str | None) -> str:
         return family.pipelines["text"]
     reads = input_of(unet.config["in_channels"], unet.config["out_channels"])
     return EDITS if reads == "image" else family.pipelines[TASKS.get(reads, "text")]
+
+
+def _tokenizer(place: Path, part: str, name: str, config: Mapping[str, Any]) -> tuple[str, str]:
+    """Whose tokenizer reads a text encoder's texts, and why none does."""
+    try:
+        found = load_tokenizer(place, part, planned_network(part, config))
+    except (ModelError, ResourceError) as error:
+        return "none that fits, see below", str(error)
+    ours = isinstance(found, CLIPTokenizer) and not (place / name).is_dir()
+    return "CLIP's, which comes with refsd" if ours else "its own", ""
 
 
 def _scheduler(place: Path) -> tuple[str, str]:
