@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refsd.cli.arguments import Parser
-from refsd.cli.report import Warnings, one_line, result, result_json
+from refsd.cli.report import Warnings, gib, one_line, result, result_json
 from refsd.errors import ModelError
 
 ABOUT = """\
@@ -56,12 +56,12 @@ def show(found: Any) -> None:
     for part in found.parts:
         if part.found:
             result(one_line(f"{part.part:<18}{part.kind:<30}{part.parameters:>16,}"
-                            f"{mib(part.bytes):>12}  {', '.join(part.types)}"))
+                            f"{gib(part.bytes):>12}  {', '.join(part.types)}"))
         else:
             why = "is wrong or missing, see below" if part.problem else "is not there; it may be"
             result(f"{part.part:<18}{why}")
     result(f"{'all':<18}{'':<30}{sum(part.parameters for part in found.parts):>16,}"
-           f"{mib(sum(part.bytes for part in found.parts)):>12}")
+           f"{gib(sum(part.bytes for part in found.parts)):>12}")
     result("")
     for name, whose in found.tokenizers.items():
         result(f"{name:<18}{whose}")
@@ -73,8 +73,3 @@ def show(found: Any) -> None:
         result(one_line(f"problem: {problem}"))
     if found.problems:
         result("as it is, refsd cannot use it")
-
-
-def mib(count: int) -> str:
-    """Bytes for reading."""
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"

@@ -1,20 +1,21 @@
 """`refsd plan`: what a drawing costs and whether it fits, without weights."""
 
 import argparse
+import re
 import textwrap
 from dataclasses import asdict
 from typing import Any
 
-from refsd.backends import BACKENDS
+from refsd.backends import BACKENDS, find_backend
 from refsd.cli.arguments import Parser, choice, integer, number
 from refsd.cli.draw import DTYPES, FORMS
-from refsd.cli.report import one_line, result, result_json
+from refsd.cli.report import gib, one_line, result, result_json
 from refsd.cli.tiling import TILINGS
 from refsd.errors import UsageError
 from refsd.families import short_names
-from refsd.pipelines.request import check_integer, check_side
+from refsd.pipelines.request import check_integer, check_side, free_bytes
 
-UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 ABOUT = """\
 Say what a drawing costs before anything is loaded or downloaded: parameters,
 FLOPs of one call and of the whole drawing, the memory that it takes at its peak,
@@ -68,7 +69,6 @@ def run(options: argparse.Namespace) -> int:
     budget = None if options.budget is None else size(options.budget)
     from refsd.pipelines.figures import Request, figures
     from refsd.pipelines.outline import outline
-    from refsd.pipelines.request import free_bytes
 
     request = Request(options.width, options.height, options.batch, options.steps,
                       options.cfg_scale > 1, options.dtype, options.weights, options.backend,
@@ -76,8 +76,6 @@ def run(options: argparse.Namespace) -> int:
     found = outline(options.model)
     free = budget
     if free is None:
-        from refsd.backends import find_backend
-
         free = free_bytes(find_backend(options.backend).name)
     planned = figures(found, request, free=free)
     if options.json:
@@ -89,12 +87,8 @@ def run(options: argparse.Namespace) -> int:
 
 def size(text: str) -> int:
     """Bytes: 4GiB, 4G, 800MiB, or a number. UsageError for another text."""
-    digits = text.rstrip("BKMGTbkmgti")
-    unit = text[len(digits):].upper().removesuffix("B").removesuffix("I")
-    try:
-        count = float(digits) * UNITS[unit]
-    except (KeyError, ValueError):
-        count = 0
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([KMGT]?)(I?B)?", text.upper(), re.ASCII)
+    count = float(found[1]) * UNITS[found[2]] if found else 0
     if not 0 < count < 2**60:
         raise UsageError(f"--budget is {text[:40]!r}; give a size such as 4GiB or 800MiB")
     return int(count)
@@ -156,8 +150,3 @@ def verdict(planned: Any, *, given: bool) -> list[str]:
     lines = [f"it does not fit into the {where}: {gib(planned.peak - planned.free)} are missing"]
     lines += [f"it would with {one.line}: {gib(one.bytes)}" for one in planned.choices[:4]]
     return lines if planned.choices else [*lines, "no option of refsd makes it fit"]
-
-
-def gib(count: int) -> str:
-    """Bytes for reading."""
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"

@@ -19,6 +19,11 @@ def one_line(text: str, limit: int = 2000) -> str:
     return shown if len(text) <= limit else f"{shown} ... ({len(text) - limit:,} characters more)"
 
 
+def gib(count: int) -> str:
+    """Bytes for reading."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"
+
+
 def result(text: str) -> None:
     """A line of the answer, on stdout."""
     _write(sys.stdout, text)
