@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from refsd.models.config import CONFIGS
+from refsd.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from refsd.networks import shapes_of, validate
 from refsd.weights import to_tree
 
+CONFIGS = {"text_encoder": CLIPTextConfig, "unet": UNetConfig, "vae": VAEConfig}
 CROSS_DOWN, DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, UP = "CrossAttnUpBlock2D", "UpBlock2D"
 

@@ -60,11 +60,8 @@ class UNetConfig:
 
 
 def heads_of(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The heads of each level of a UNet or a ControlNet.
-
-    diffusers' key attention_head_dim is their number, unless the newer num_attention_heads says it.
-    """
-    heads = config["num_attention_heads"] or config["attention_head_dim"]
+    """The heads of each level of a UNet or a ControlNet: attention_head_dim is their number."""
+    heads = config["attention_head_dim"]
     levels = len(config["block_out_channels"])
     return tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * levels
 
@@ -98,6 +95,3 @@ class VAEConfig:
             sample_size=size[0] if isinstance(size, (list, tuple)) else size,
             force_upcast=bool(config["force_upcast"]),
         )
-
-
-CONFIGS = {"text_encoder": CLIPTextConfig, "unet": UNetConfig, "vae": VAEConfig}
