@@ -5,14 +5,14 @@ from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
-from refsd.pipelines.memory import decoding, working_bytes
+from refsd.pipelines.memory import working_bytes
 from refsd.weights.lighter import Choice
 
 
 def lighter(pipe: Any, width: int, height: int, batch: int) -> Iterator[Choice]:
     """What else could be drawn, and what that would take; what changes least first."""
     if pipe.vae.tiling == "off" and "exact" in pipe.vae.TILINGS:
-        banded = copy(decoding(pipe))
+        banded = copy(pipe.coder("decoder"))
         banded.tiling = "exact"
         other = SimpleNamespace(vae=pipe.vae, denoiser=pipe.denoiser, networks=pipe.networks,
                                 copies=pipe.copies, coder=lambda part: banded)

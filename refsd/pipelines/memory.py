@@ -61,7 +61,7 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
     Each is with the UNet twice then, in InstructPix2Pix three times (`pipe.copies`).
     """
-    vae = decoding(pipe)
+    vae = pipe.coder("decoder")
     factor, size = vae.config.downscale, itemsize(vae.dtype)
     pixels = math.ceil(width / factor) * math.ceil(height / factor)  # of the latents
     pictures = PICTURE * batch * width * height * size
@@ -72,11 +72,6 @@ def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
         decoder = coding_bytes(vae, "decoder", math.ceil(height / factor),
                                math.ceil(width / factor), vae.tiling)
     return max(denoiser_bytes(pipe, width, height, batch), decoder + pictures)
-
-
-def decoding(pipe: Any) -> Any:
-    """The VAE as it decodes; of what only stands for a pipeline, as a plan has it, its VAE."""
-    return pipe.coder("decoder") if hasattr(pipe, "coder") else pipe.vae
 
 
 def denoiser_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
