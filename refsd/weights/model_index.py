@@ -29,7 +29,11 @@ def family_of(folder: Path, inside: Collection[str] | None = None) -> Family:
     Of several that whose text is as wide as the UNet reads it, else that which lacks the fewest,
     else the first. inside: the folders in it, where they are not fetched yet.
     """
-    here, width = parts_of(folder, inside), _text_width(folder / "unet" / "config.json")
+    return _likeliest(folder, parts_of(folder, inside))
+
+
+def _likeliest(folder: Path, here: set[str]) -> Family:
+    width = _text_width(folder / "unet" / "config.json")
     return max(FAMILIES, key=lambda family: (len(here.intersection(family.networks)),
                                              family.text_width == width,
                                              -len({*family.networks} - here)))
@@ -45,7 +49,8 @@ def _text_width(file: Path) -> Any:
 
 def networks_of(folder: Path, inside: Collection[str] | None = None) -> tuple[str, ...]:
     """The networks that a folder's model is to have: all of its family, but what it may lack."""
-    family, here = family_of(folder, inside), parts_of(folder, inside)
+    here = parts_of(folder, inside)
+    family = _likeliest(folder, here)
     return tuple(part for part in family.networks if part not in family.optional or part in here)
 
 
