@@ -69,7 +69,8 @@ def test_a_hub_id_that_may_be_fetched_is(monkeypatch):
                             ({}, False), ({"local_files_only": True}, False)):
         with pytest.raises(ZeroDivisionError):
             refsd.AutoPipelineForText2Image.from_pretrained("a/b", revision="c", **options)
-        assert asked.pop() == {"download": wanted, "variant": None, "revision": "c"}
+        assert asked.pop() == {"download": wanted, "variant": None, "parts": (),
+                               "revision": "c"}
     for options, words in (({"download": True, "local_files_only": True}, "exclude each other"),
                            ({"local_files_only": "no"}, "local_files_only is 'no'")):
         with pytest.raises(UsageError, match=words):

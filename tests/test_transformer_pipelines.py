@@ -13,12 +13,15 @@ import pytest
 import t5_samples
 import tiny
 import tiny_three
+from PIL import Image
 
 import refsd
 import refsd.families.sd3
 from refsd import families
+from refsd.cli.recipe import parse_recipe
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.guidance import guided
+from refsd.pipelines.loading import bundled_model
 from refsd.pipelines.skip_layers import SkipLayerGuidance, pushed
 from refsd.schedulers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from refsd.weights import load_checkpoint, write_safetensors
@@ -84,6 +87,16 @@ def test_without_t5_its_tokens_are_zeros(tmp_path, folder):
         assert states.shape == (1, tiny.LENGTH + 7, 32) and not states[:, tiny.LENGTH:].any()
     assert np.array_equal(embedded[1][:, :tiny.LENGTH], embedded[2][:, :tiny.LENGTH])
     assert (embedded[2][:, tiny.LENGTH:].std(-1) > 0.1).all()
+
+
+def test_a_part_that_is_left_out_is_not_fetched(monkeypatch):
+    asked = []
+    monkeypatch.setattr("refsd.pipelines.loading.resolve",
+                        lambda path, **options: asked.append(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        refsd.StableDiffusion3Pipeline.from_pretrained("a/b", download=True, vae="c",
+                                                       text_encoder_3=None)
+    assert asked.pop()["without"] == ["vae", "text_encoder_3"]
 
 
 def test_t5_without_its_tokenizer_is_refused(tmp_path):
@@ -363,8 +376,6 @@ def test_the_command_line(folder, tmp_path, capsys):
     for width, height in ((32, 32), (48, 16)):
         assert main(["a red cat", *common, "-o", str(tmp_path / f"{width}.png"), "--init-img", out,
                      "-W", str(width), "-H", str(height), "--strength", "0.5"]) == 0
-        from PIL import Image
-
         assert Image.open(tmp_path / f"{width}.png").size == (width, height)
     assert main(["a", *common, "-W", "24", "-o", str(tmp_path / "x.png")]) == 2
     assert "multiple of 16" in capsys.readouterr().err
@@ -373,6 +384,32 @@ def test_the_command_line(folder, tmp_path, capsys):
                                                    "a.lora_up.weight": np.ones((1, 1), "f4")})
     assert main(["a <lora:x:1>", *common, "--lora-dir", str(tmp_path)]) == 2
     assert "adapters: not with StableDiffusion3Pipeline" in capsys.readouterr().err
+
+
+def test_the_command_line_leaves_t5_out(tmp_path, capsys):
+    """As a model that was saved without it draws; the recipe says so, and is drawn again so."""
+    from refsd.__main__ import main
+
+    whole = tiny_three.write_model(tmp_path / "m")
+    shutil.rmtree(whole / "tokenizer_3")
+    bare = shutil.copytree(whole, tmp_path / "elsewhere" / "m")
+    shutil.rmtree(bare / "text_encoder_3")
+    common = ["a red cat", "--backend", "numpy", "--steps", "1", "-s", "1"]
+    assert main([*common, "-m", str(whole), "-o", str(tmp_path / "x.png")]) == 3
+    assert "--without text_encoder_3" in capsys.readouterr().err
+    left, lacking = str(tmp_path / "left.png"), str(tmp_path / "lacking.png")
+    assert main([*common, "-m", str(whole), "-o", left, "--without", "text_encoder_3"]) == 0
+    assert main([*common, "-m", str(bare), "-o", lacking]) == 0
+    recipes = [parse_recipe(Image.open(file).text["refsd"], file) for file in (left, lacking)]
+    assert recipes[0].pixels == recipes[1].pixels
+    assert recipes[0].model == {**recipes[1].model, "without": "text_encoder_3"}
+    assert main(["repro", left, "-m", str(whole)]) == 0
+    for model, words in ((whole, "Stable Diffusion 3 may lack text_encoder_3"),
+                         (bundled_model(), "may lack none of its parts")):
+        capsys.readouterr()
+        assert main([*common, "-m", str(model), "--without", "vae", "-o",
+                     str(tmp_path / "x.png")]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_the_command_line_draws_with_schedules_that_a_picture_shifts(tmp_path):

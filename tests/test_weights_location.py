@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from weights_samples import STEM, TINY, refused, tiny_tensors, write_folder
 
 from refsd.errors import ModelError, RefsdError, ResourceError, UsageError
+from refsd.families import DEFAULT
+from refsd.pipelines.auto import family_of_model
 from refsd.weights import load_checkpoint, resolve, write_safetensors
 
 
@@ -155,6 +157,11 @@ def test_a_repository_without_one_of_the_parts_says_so_before_its_weights_are_fe
     (hub.repository / "whole.safetensors").write_bytes(b"")
     refused(lambda: resolve("owner/name", download=True, parts=("unet",)),
             "no folder unet", "It holds whole.safetensors")  # fmt: skip
+
+
+def test_the_family_is_told_before_any_weights_are_fetched(hub):
+    assert family_of_model("owner/name", download=True) is DEFAULT
+    assert hub.fetched() == {"model_index.json", *(f"{part}/config.json" for part in TINY)}
 
 
 def test_a_repository_of_one_network_has_it_at_the_root(hub):

@@ -113,6 +113,8 @@ def add_picture(parser: Parser, *, seed: str = "; below 0: a new one (the defaul
         help="another VAE: a folder, a .safetensors or .gguf file, a model id")
     add("--text-encoder", metavar="PATH", help="another text encoder, likewise")
     add("--text-encoder-2", metavar="PATH", help="another second text encoder, of models with two")
+    add("--without", metavar="PART",
+        help="a part to leave out that the model may lack, such as text_encoder_3")
     add("--ema", action="store_true", help="the moving averages of a single file's UNet")
     add("--prediction", type=choice("epsilon", "v", "sample"), metavar="NAME",
         help="what the UNet predicts: epsilon, v, sample (default: what the model says)")

@@ -52,8 +52,8 @@ def parser() -> Parser:
     add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     add("--vae-tiling", type=choice(*TILINGS), metavar="NAME", default="auto",
         help=f"how the VAE works: {', '.join(TILINGS)} (auto)")
-    add("--without", metavar="PART", help="a part that the model may lack, such as a third text "
-        "encoder: PART=None in from_pretrained")
+    add("--without", metavar="PART",
+        help="a part to leave out that the model may lack, such as text_encoder_3")
     add("--budget", metavar="SIZE", help="the memory that there is to be, such as 4GiB or 800MiB "
         "(default: what this machine has free)")
     return found.answering()

@@ -130,16 +130,18 @@ def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures:
     from refsd import schedulers
     from refsd.cli import drawing
     from refsd.pipelines import identity
-    from refsd.pipelines.auto import family_of_model
+    from refsd.pipelines.auto import family_of_model, leaving_out
 
     variant, ema = recipe.model.get("variant"), "ema" in recipe.model
+    without = recipe.model.get("without")
     parts = _parts(recipe, options)
     family = family_of_model(model, download=options.download, variant=variant)
     pipe = pictures_in.loader(recipe.pictures, family).from_pretrained(
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
         weights=recipe.weights, download=options.download, exact=recipe.exact,
-        scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts)
-    used = identity.of(model, variant=variant, parts=parts)
+        scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts,
+        **leaving_out(family, without))
+    used = identity.of(model, variant=variant, parts=parts, without=without)
     _require_same_files(recipe.model.get("files", {}), used["files"])
     if recipe.adapters:
         given.put_in(pipe, recipe.adapters)

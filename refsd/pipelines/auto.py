@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from refsd.arguments import shown
 from refsd.errors import ModelError, UsageError
 from refsd.families import DEFAULT, Family, of_parts
 from refsd.pipelines import from_diffusers
@@ -14,10 +15,13 @@ from refsd.weights.plan import family_at
 
 def family_of_model(path: str | Path | None, *, download: bool = False,
                     variant: str | None = None, **hub: Any) -> Family:
-    """The family of a folder, a file or a hub id; of no path that of the model in refsd."""
+    """The family of a folder, a file or a hub id; of no path that of the model in refsd.
+
+    Of an id that may be fetched no weights are: which of them are wanted is not known yet.
+    """
     if path is None:
         return DEFAULT
-    place = Path(resolve(path, download=download, variant=variant, **hub))
+    place = Path(resolve(path, download=download, variant=variant, parts=(), **hub))
     return family_at(place.parent if place.name == "model_index.json" else place)
 
 
@@ -32,6 +36,19 @@ def class_of(family: Family, task: str) -> type[Pipeline]:
         raise ModelError(f"the model is {family.name}, for which refsd has no {name}. Give one of "
                          "another family")
     return found
+
+
+def leaving_out(family: Family, part: str | None) -> dict[str, None]:
+    """The argument of from_pretrained that leaves a part out; none for None.
+
+    Raises UsageError for a part that models of the family may not lack.
+    """
+    if part is None:
+        return {}
+    if part not in family.optional:
+        raise UsageError(f"without: got {shown(part)}, but {family.name} may lack "
+                         f"{', '.join(family.optional) or 'none of its parts'}; leave it out")
+    return {part: None}
 
 
 class AutoPipeline:

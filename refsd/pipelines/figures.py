@@ -7,15 +7,14 @@ estimates (refsd.weights.lighter, refsd.pipelines.lighter).
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
-from refsd.arguments import shown
 from refsd.backends import find_backend
 from refsd.errors import UsageError
 from refsd.half import HALVES
 from refsd.networks import NETWORKS
+from refsd.pipelines.auto import class_of, leaving_out
 from refsd.pipelines.lighter import lighter
 from refsd.pipelines.memory import weight_bytes, working_bytes
 from refsd.pipelines.outline import Outline
@@ -121,10 +120,7 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
     Raises UsageError for a size that the model does not draw, and as load_checkpoint.
     """
     check_form(request.weights, request.dtype)
-    if request.without is not None and request.without not in found.family.optional:
-        raise UsageError(f"{found.name}: {found.family.name} may lack "
-                         f"{', '.join(found.family.optional) or 'none of its parts'}; got without="
-                         f"{shown(request.without)}, leave it out")
+    leaving_out(found.family, request.without)
     backend = find_backend(request.backend)
     request = replace(request, backend=backend.name)
     pipe, asked, calls = _pipe(found, request), None, 0
@@ -170,8 +166,7 @@ def _pipe(found: Outline, request: Request) -> Any:
 
 def _upcasts(found: Outline, vae: Any) -> bool:
     """Whether the class that draws with the model decodes in float32, whatever is asked for."""
-    drawing = getattr(import_module("refsd"), found.family.pipelines["text"], None)
-    return drawing is not None and drawing.upcasts(SimpleNamespace(vae=vae), "decoder")
+    return class_of(found.family, "text").upcasts(SimpleNamespace(vae=vae), "decoder")
 
 
 def _working(pipe: Any, request: Request) -> int:

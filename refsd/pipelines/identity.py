@@ -16,24 +16,27 @@ HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 def of(argument: str | None, *, variant: str | None, hashes: bool = True, ema: bool = False,
-       parts: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+       parts: Mapping[str, str | None] | None = None,
+       without: str | None = None) -> dict[str, Any]:
     """name, variant, hash and files of the model that --model names; it must be there.
 
     The name is a hub id, or the last part of a path: the rest of it is nobody's business. `files`
     gives the SHA-256 by the path in the model. `hash` is that of a single file, and for a folder
     that of the listing, as `sha256sum FILES | sha256sum` prints it. `parts` are the places of
-    networks that replace the model's: their names and files are added.
+    networks that replace the model's: their names and files are added. The files of the part that
+    it was drawn without are none of it.
     """
     replaced = {part: resolve(place, variant=variant) for part, place in (parts or {}).items()
                 if place is not None}
     place = bundled_model() if argument is None else resolve(argument, variant=variant)
     name = BUNDLED if argument is None else _name(argument, place)
-    found = {"name": name, "variant": variant, **({"ema": "yes"} if ema else {})}
+    found = {"name": name, "variant": variant, **({"ema": "yes"} if ema else {}),
+             **({"without": without} if without else {})}
     found |= {part: _name(parts[part], where) for part, where in replaced.items()}
     if not hashes:
         return found
     files = {path.relative_to(place).as_posix() if place.is_dir() else path.name: sha256(path)
-             for path in weight_files(place, variant, replaced)}
+             for path in weight_files(place, variant, {*replaced, without})}
     listing = "".join(f"{digest}  {file}\n" for file, digest in files.items())
     single = next(iter(files.values())) if place.is_file() else None
     for part, where in replaced.items():

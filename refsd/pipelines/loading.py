@@ -64,7 +64,8 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
     if path is None:
         place, name = bundled_model(), BUNDLED
     else:
-        place = resolve(path, download=download, variant=variant, without=given, **(hub or {}))
+        place = resolve(path, download=download, variant=variant, without=[*given, *without],
+                        **(hub or {}))
         place, name = _whole(place, given), str(path)
     family = family_at(place)
     _check_family(family, kind, name)
@@ -189,7 +190,7 @@ def _t5_tokenizer(folder, rows):
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder, and T5's vocabulary does not come with refsd. "
                          "Put the tokenizer_3 folder of the model there, or draw without T5: "
-                         "from_pretrained(..., text_encoder_3=None)")
+                         "text_encoder_3=None (--without text_encoder_3)")
     tokenizer = T5Tokenizer.from_folder(folder)
     tokenizer.require_rows(rows)
     return tokenizer
