@@ -51,7 +51,7 @@ ALLOWED = {
     "models": {"functional", "contracts", "leaf", "options"},
     "schedulers": {"arguments", "errors", "half", "places", "random", "rules"},
     "random": {"arguments", "errors", "half"},
-    "families": {"tree"},
+    "families": {"arguments", "errors", "tree"},
     "networks": {"arguments", "errors", "rules", "tree"},
     "weights": {"arguments", "atomic", "cgroups", "errors", "families", "half", "leaf", "networks",
                 "quantized", "rules", "tree"},
@@ -191,7 +191,7 @@ def test_an_image_on_numpy_imports_what_it_needs(model):
     # each further one of these is a file more
     files = [file for file in files if part(file) not in ("families", "networks")]
     lines = sum(len(file.read_text().splitlines()) for file in files)
-    assert len(files) <= 96 and lines <= 10800, (len(files), lines)
+    assert len(files) <= 97 and lines <= 10900, (len(files), lines)
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

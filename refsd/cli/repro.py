@@ -130,7 +130,7 @@ def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures:
     from refsd import schedulers
     from refsd.cli import drawing
     from refsd.pipelines import identity
-    from refsd.pipelines.auto import family_of_model, leaving_out
+    from refsd.pipelines.auto import family_of_model
 
     variant, ema = recipe.model.get("variant"), "ema" in recipe.model
     without = recipe.model.get("without")
@@ -140,7 +140,7 @@ def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures:
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
         weights=recipe.weights, download=options.download, exact=recipe.exact,
         scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts,
-        **leaving_out(family, without))
+        **family.leaving_out(without))
     used = identity.of(model, variant=variant, parts=parts, without=without)
     _require_same_files(recipe.model.get("files", {}), used["files"])
     if recipe.adapters:

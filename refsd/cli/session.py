@@ -32,7 +32,7 @@ class Session:
 
     def __init__(self, options: argparse.Namespace, chatty: bool, screen: Any = None):
         from refsd.pipelines import identity
-        from refsd.pipelines.auto import family_of_model, leaving_out
+        from refsd.pipelines.auto import family_of_model
 
         self.options, self.chatty, self.screen = options, chatty, screen
         self.seconds: dict[str, float] = {}
@@ -56,7 +56,7 @@ class Session:
                 options.model, backend=options.backend, dtype=options.dtype,
                 weights=options.weights, download=options.download, variant=options.variant,
                 exact=options.exact, scheduler=self._scheduler, ema=options.ema,
-                prediction_type=options.prediction, **parts, **leaving_out(family, options.without))
+                prediction_type=options.prediction, **parts, **family.leaving_out(options.without))
             self.model = identity.of(options.model, variant=options.variant, parts=parts,
                                      ema=options.ema, without=options.without,
                                      hashes=not options.disable_image_metadata)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from refsd.arguments import shown
+from refsd.errors import UsageError
+
 PIPELINES = {"text": "StableDiffusionPipeline", "image": "StableDiffusionImg2ImgPipeline",
              "mask": "StableDiffusionInpaintPipeline"}
 # Of a file's metadata, what says which model it is: "stable-diffusion-xl-turbo-v1".
@@ -109,6 +112,18 @@ class Family:
         """The part that reads each text encoder's texts: tokenizer_2 those of text_encoder_2."""
         return tuple(part.replace("text_encoder", "tokenizer") for part in self.networks
                      if part.startswith("text_encoder"))
+
+    def leaving_out(self, part: str | None) -> dict[str, None]:
+        """The argument of from_pretrained that leaves a part out; none for None.
+
+        Raises UsageError for a part that models of the family may not lack.
+        """
+        if part is None:
+            return {}
+        if part not in self.optional:
+            raise UsageError(f"without: got {shown(part)}, but {self.name} may lack "
+                             f"{', '.join(self.optional) or 'none of its parts'}; leave it out")
+        return {part: None}
 
     def scheduler_for(self, metadata: Mapping[str, str]) -> Mapping[str, Any]:
         """That of a single file, which is a distilled model's where its metadata name one."""

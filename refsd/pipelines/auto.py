@@ -4,7 +4,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from refsd.arguments import shown
 from refsd.errors import ModelError, UsageError
 from refsd.families import DEFAULT, Family, of_parts
 from refsd.pipelines import from_diffusers
@@ -36,19 +35,6 @@ def class_of(family: Family, task: str) -> type[Pipeline]:
         raise ModelError(f"the model is {family.name}, for which refsd has no {name}. Give one of "
                          "another family")
     return found
-
-
-def leaving_out(family: Family, part: str | None) -> dict[str, None]:
-    """The argument of from_pretrained that leaves a part out; none for None.
-
-    Raises UsageError for a part that models of the family may not lack.
-    """
-    if part is None:
-        return {}
-    if part not in family.optional:
-        raise UsageError(f"without: got {shown(part)}, but {family.name} may lack "
-                         f"{', '.join(family.optional) or 'none of its parts'}; leave it out")
-    return {part: None}
 
 
 class AutoPipeline:

@@ -14,7 +14,6 @@ from refsd.backends import find_backend
 from refsd.errors import UsageError
 from refsd.half import HALVES
 from refsd.networks import NETWORKS
-from refsd.pipelines.auto import class_of, leaving_out
 from refsd.pipelines.lighter import lighter
 from refsd.pipelines.memory import weight_bytes, working_bytes
 from refsd.pipelines.outline import Outline
@@ -120,7 +119,7 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
     Raises UsageError for a size that the model does not draw, and as load_checkpoint.
     """
     check_form(request.weights, request.dtype)
-    leaving_out(found.family, request.without)
+    found.family.leaving_out(request.without)
     backend = find_backend(request.backend)
     request = replace(request, backend=backend.name)
     pipe, asked, calls = _pipe(found, request), None, 0
@@ -166,6 +165,8 @@ def _pipe(found: Outline, request: Request) -> Any:
 
 def _upcasts(found: Outline, vae: Any) -> bool:
     """Whether the class that draws with the model decodes in float32, whatever is asked for."""
+    from refsd.pipelines.auto import class_of
+
     return class_of(found.family, "text").upcasts(SimpleNamespace(vae=vae), "decoder")
 
 
