@@ -9,11 +9,11 @@ import refsd
 from refsd import F
 from refsd.contracts import Spec
 from refsd.errors import UsageError
-from refsd.families import sd1, sd2, sdxl
+from refsd.families import gpt2, sd1, sd2, sd3, sdxl
 from refsd.graph import Graph, Node, Ref, Value, run, trace
 from refsd.leaf import Weight
 from refsd.models import clip, unet, vae
-from refsd.pipelines.planned import plan_networks, planned_networks, sized
+from refsd.pipelines.planned import calls, planned_networks, sized
 from refsd.planning import planning
 
 F32 = "float32"
@@ -83,6 +83,22 @@ def test_several_results_constants_and_lists_of_inputs():
     assert np.array_equal(first, table) and np.array_equal(second, table + 1)
 
 
+def test_options_that_are_arrays_and_results_in_lists():
+    """A mask is read as inputs are; the graph gives what a network keeps one after the other."""
+    def attend(x, mask):
+        h = F.silu(x)
+        return F.attention(h, x, x, heads=1, mask=F.mul(mask, 2.0)), [(h, x)]
+
+    graph = trace(attend, Spec((1, 2, 4), F32), Spec((2, 2), F32)).check()
+    mask = graph.nodes[-1].options["mask"]
+    assert graph.nodes[-1].reads == (2, 0, 0, mask.number) and graph.users()[mask.number] == [2]
+    assert "heads=1, mask=%3" in str(graph) and graph.outputs == (4, 2, 0)
+    x, m = np.linspace(-1, 1, 8, dtype=F32).reshape(1, 2, 4), np.array([[0, -1], [2, 0]], F32)
+    y, ((h, _),) = attend(x, m)
+    found = run(graph, x, m)
+    assert all(np.array_equal(a, b) for a, b in zip(found, (y, h, x), strict=True))
+
+
 def test_results_are_let_go_after_their_last_use(graph, monkeypatch):
     """Of the weights' specs, so that nothing else is alive: at each op what is still to be read."""
     alive = []
@@ -149,20 +165,15 @@ def test_nodes_become_one():
     assert silu.result not in fused.values and fused.outputs == graph.outputs
 
 
-@pytest.mark.parametrize("family", [sd1.SD1, sd2.SD2, sdxl.SDXL])
+@pytest.mark.parametrize("family", [sd1.SD1, sd2.SD2, sdxl.SDXL, sd3.SD3, gpt2.GPT2])
 def test_a_graph_has_the_ops_of_the_plan(family):
     """At full size, of shapes alone: nothing of a graph is made in another way than a plan."""
     networks = planned_networks(family.configs)
-    asked = sized(networks)
-    plans, texts = plan_networks(networks, asked), {}
-    for part in sorted(networks, key=lambda part: not part.startswith("text_encoder")):
-        for name, call in networks[part].calls(part, asked, texts).items():
-            graph = trace(call).check()
-            if part.startswith("text_encoder"):
-                texts[part] = tuple(Spec(*graph.values[n][2:]) for n in graph.outputs)
-            planned = [(p.op, p.output.shape, p.output.dtype, p.path) for p in plans[name]]
-            assert planned == [(n.op, graph.values[n.result].shape, graph.values[n.result].dtype,
-                                n.path) for n in graph.nodes]
+    for call, plan, _ in calls(networks, sized(networks)).values():
+        graph = trace(call).check()
+        planned = [(p.op, p.output.shape, p.output.dtype, p.path) for p in plan]
+        assert planned == [(n.op, graph.values[n.result].shape, graph.values[n.result].dtype,
+                            n.path) for n in graph.nodes]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +192,7 @@ def test_the_bundled_models_networks_run_with_the_bits_of_eager_calls(bundled, b
     ids = np.zeros((1, pipe.text_encoder.config.max_length), "int64")
     ids[0, 3] = 5
     text = normal(2, ids.shape[1], pipe.unet.text_width)
-    calls = [
+    networks = [
         (partial(clip.clip_text, **pipe.text_encoder.tree, config=pipe.text_encoder.config),
          (ids,)),
         (partial(unet.unet, **pipe.unet.tree, config=pipe.unet.config),
@@ -189,7 +200,7 @@ def test_the_bundled_models_networks_run_with_the_bits_of_eager_calls(bundled, b
         (partial(vae.decode, decoder=pipe.vae.tree["decoder"], config=pipe.vae.config,
                  post_quant_conv=pipe.vae.tree.get("post_quant_conv")),
          (normal(1, pipe.vae.config.latent_channels, 8, 8),))]
-    for call, arrays in calls:
+    for call, arrays in networks:
         inputs = [Spec(a.shape, str(a.dtype)) for a in arrays]
         with refsd.use(backend):
             expected = call(*arrays)

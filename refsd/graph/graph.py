@@ -38,7 +38,8 @@ class Value(NamedTuple):
 class Node(NamedTuple):
     """A call of an op: inputs by its parameters (Refs, lists of them, plain values), options.
 
-    result is the number of the value that it makes, path the checkpoint's of its weights, or None.
+    An option that is an array, as attention's mask, is a Ref too. result is the number of the value
+    that it makes, path the checkpoint's of its weights, or None.
     """
 
     op: str
@@ -51,7 +52,7 @@ class Node(NamedTuple):
     def reads(self) -> tuple[int, ...]:
         """The numbers of the values that it reads, in order; one that is read twice stands twice.
         """
-        return tuple(_reads(self.inputs.values()))
+        return tuple(_reads([*self.inputs.values(), *self.options.values()]))
 
 
 def _reads(inputs: Any) -> Iterator[int]:
@@ -122,7 +123,8 @@ class Graph:
                                       "or never")
             _need(node.result not in made, f"node {i}, {node.op}, makes %{node.result} again")
             inferred = ops()[node.op].contract(
-                *self.arguments(node, self.values.__getitem__), **node.options)
+                *self.arguments(node, self.values.__getitem__),
+                **self.options(node, self.values.__getitem__))
             value = self.values[node.result]
             _need((inferred.shape, inferred.dtype, value.kind)
                   == (value.shape, value.dtype, "result"),
@@ -137,6 +139,12 @@ class Graph:
     def arguments(node: Node, found: Callable[[int], Any]) -> list[Any]:
         """The inputs of a node's op, in order, with found(number) for each Ref."""
         return [_resolved(value, found) for value in node.inputs.values()]
+
+    @staticmethod
+    def options(node: Node, found: Callable[[int], Any]) -> dict[str, Any]:
+        """The options of a node's op, with found(number) for each Ref."""
+        return {name: found(value.number) if isinstance(value, Ref) else value
+                for name, value in node.options.items()}
 
     def __str__(self) -> str:
         from refsd.graph.listing import listing

@@ -26,7 +26,7 @@ def call(graph: Graph, node: Node) -> str:
     while inputs and inputs[-1] == "None":
         inputs.pop()
     defaults = ops()[node.op].signature.parameters
-    options = [f"{name}={value!r}" for name, value in node.options.items()
+    options = [f"{name}={_shown(graph, value)}" for name, value in node.options.items()
                if value != defaults[name].default]
     return f"{node.op}({', '.join([*inputs, *options])})"
 

@@ -18,8 +18,9 @@ def run(graph: Graph, *inputs: Any, weights: Mapping[str, Any] | None = None) ->
     last = last_uses(graph)
     for i, node in enumerate(graph.nodes):
         arguments = graph.arguments(node, found.__getitem__)
-        found[node.result] = dispatch(node.op, tuple(arguments), dict(node.options))
-        del arguments
+        options = graph.options(node, found.__getitem__)
+        found[node.result] = dispatch(node.op, tuple(arguments), options)
+        del arguments, options
         for number in last.get(i, ()):
             del found[number]
     outputs = [found[number] for number in graph.outputs]

@@ -6,7 +6,7 @@ by shapes and configs is decided as in that call.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,8 @@ class _Tracer:
                inferred: Any) -> _Traced:
         """What registry.trace asks of each op."""
         read = {name: self.read(value) for name, value in inputs.items()}
+        options = {name: self.read(value) if hasattr(value, "dtype") else value
+                   for name, value in options.items()}
         result = self.new("result", op, inferred.shape, inferred.dtype)
         self.nodes.append(Node(op, read, options, result.number, layer_of(inputs)))
         return result
@@ -82,8 +84,9 @@ def trace(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Gra
     """The graph of function(*arguments, **keywords).
 
     A Spec among the arguments, or in a list of them, is an input, named by its parameter. Leaves
-    (refsd.leaf, or planning's WeightSpecs) are weights, other arrays constants. Raises UsageError
-    if what the function gives are no results of ops or inputs, and what the ops' contracts raise.
+    (refsd.leaf, or planning's WeightSpecs) are weights, other arrays constants. Of lists in what
+    the function gives the graph gives the arrays, one after the other. Raises UsageError if these
+    are no results of ops or inputs, and what the ops' contracts raise.
     """
     tracer = _Tracer()
     names = _parameters(function, arguments, keywords)
@@ -96,13 +99,21 @@ def trace(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Gra
         function = function.func
     with tracing(tracer.answer):
         found = function(*given, **bound)
-    outputs = found if isinstance(found, (list, tuple)) and not isinstance(found, Spec) else [found]
+    outputs = list(_flat(found))
     for value in outputs:
         if not isinstance(value, _Traced):
             raise UsageError(f"trace: {_named(function)} gives a {type(value).__name__} beside "
                              "results of ops; give a function of arrays that returns arrays")
     return Graph(tracer.values, tuple(tracer.nodes), tuple(value.number for value in outputs),
-                 outputs is not found, tracer.held)
+                 isinstance(found, Spec), tracer.held)
+
+
+def _flat(found: Any) -> Iterator[Any]:
+    if isinstance(found, (list, tuple)) and not isinstance(found, Spec):
+        for value in found:
+            yield from _flat(value)
+    else:
+        yield found
 
 
 def _parameters(function, arguments, keywords):

@@ -60,7 +60,9 @@ class TextEncoder:
     def calls(self, part: str, asked: Any, texts: Mapping[str, Any]) -> dict[str, partial]:
         """What a drawing (refsd.planning.Asked) computes of it: a picture's texts."""
         pooled = "text_projection" in self.tree  # else no picture comes of the pooled vector
-        ids = np.zeros((asked.copies, self.config.max_length), "int64")  # looked at for its end
+        ids = Spec((asked.copies, self.config.max_length), "int64")
+        if pooled:  # for which the end is looked for in the ids
+            ids = np.zeros(*ids)
         return {part: partial(clip.clip_text_pooled if pooled else clip.clip_text, ids,
                               **self.tree, config=self.config)}
 

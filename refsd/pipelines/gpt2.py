@@ -128,8 +128,8 @@ class GPT2:
         most, width = self.config.max_length, self.tree["wte"]["weight"].shape[1]
         kept = Spec((1, most - 1, width), self.dtype)
         past = [(kept, kept)] * len(self.tree["h"])
-        return {"read": partial(self._next, np.zeros((1, most), "int64"), None),
-                "token": partial(self._next, np.zeros((1, 1), "int64"), past)}
+        return {"read": partial(self._next, Spec((1, most), "int64"), None),
+                "token": partial(self._next, Spec((1, 1), "int64"), past)}
 
     def _next(self, ids, past):
         """The scores of what comes next, and what is kept.   (N, L), past -> (N, 1, V), past"""
