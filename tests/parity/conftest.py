@@ -9,7 +9,7 @@ from diffusers.schedulers import scheduling_deis_multistep
 
 
 @pytest.fixture(autouse=True, scope="module")
-def threads():
+def torch_threads():
     before = torch.get_num_threads()
     # Two processes with two threads each wait for each other's spinning: ten times as long.
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

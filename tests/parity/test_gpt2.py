@@ -66,7 +66,7 @@ def words(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread(two_threads):
+def one_thread(torch_threads):
     """These models are too small for two."""
     torch.set_num_threads(1)
     with threads(1):
