@@ -91,7 +91,7 @@ def planning(memory: MemoryModel | None = None) -> Iterator[Plan]:
             result.held = _bytes(inferred)
         plan.alive += result.held
         plan.naive += result.held
-        work = 0 if memory is None else _work(memory, op, inputs, options, inferred)
+        work = 0 if memory is None else work_bytes(memory, op, inputs, options, inferred)
         plan.peak = max(plan.peak, plan.alive + work)
         plan.append(Planned(op, {name: _plain(value) for name, value in inputs.items()}, options,
                             inferred, layer_of(inputs)))
@@ -112,7 +112,7 @@ def _bytes(spec: Any) -> int:
     return math.prod(spec.shape) * itemsize(spec.dtype)
 
 
-def _work(memory: MemoryModel, op: str, inputs: dict, options: dict, result: Output) -> int:
+def work_bytes(memory: MemoryModel, op: str, inputs: dict, options: dict, result: Output) -> int:
     """What an op holds on top of its input and its result, in bytes.
 
     A convolution of more than a pixel the padded picture, what it multiplies, and its transformed

@@ -10,8 +10,9 @@
     return %2
 """
 
+from refsd.graph.arena import MemoryPlan, plan_memory
 from refsd.graph.graph import Graph, Node, Ref, Value
 from refsd.graph.running import run
 from refsd.graph.tracing import trace
 
-__all__ = ["Graph", "Node", "Ref", "Value", "run", "trace"]
+__all__ = ["Graph", "MemoryPlan", "Node", "Ref", "Value", "plan_memory", "run", "trace"]

@@ -1,0 +1,138 @@
+"""One arena for the results of a graph: where each lies, so that none is overwritten too early.
+
+Results whose lifetimes do not meet share bytes. Each is put into the smallest gap between those
+that live at the same time: the largest first, of one size the first or the longest used first, or
+one after the other as they are made; the lowest of these arenas is taken. What a node's kernel
+works in is planned like a result that lives for that node alone. What goes out lies outside: the
+next call must not overwrite it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from refsd.contracts import itemsize
+from refsd.graph.checking import check
+from refsd.graph.graph import Graph
+from refsd.graph.lifetimes import Lifetime, kept, lifetimes
+from refsd.memory_models import MemoryModel
+from refsd.planning import VIEWS, work_bytes
+
+LINE = 64  # bytes of a line of the cache, and of the widest vector: where a place may begin
+
+
+class Place(NamedTuple):
+    """Bytes offset .. offset + size - 1 of the arena, from node `first` to node `last`."""
+
+    offset: int
+    size: int
+    lifetime: Lifetime
+
+    @property
+    def stop(self) -> int:
+        """The first byte behind it."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where results lie, by their numbers, and workspaces, by their nodes' indices.
+
+    arena: its bytes. outside: bytes of results by number that are no part of it, for they go out.
+    naive: bytes of all results, if each had its own. bound: the most that are in use at one node,
+    workspace included; no plan takes less.
+    """
+
+    results: Mapping[int, Place]
+    work: Mapping[int, Place]
+    outside: Mapping[int, int]
+    arena: int
+    naive: int
+    bound: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the arena and of what goes out."""
+        return self.arena + sum(self.outside.values())
+
+    @property
+    def workspace(self) -> int:
+        """The most bytes that one node works in."""
+        return max((place.size for place in self.work.values()), default=0)
+
+    def check(self, graph: Graph) -> "MemoryPlan":
+        """Itself. UsageError where a node of the graph would read what is overwritten by then."""
+        check(self, graph)
+        return self
+
+
+def plan_memory(graph: Graph, memory: MemoryModel | None = None,
+                work: Mapping[int, int] | None = None) -> MemoryPlan:
+    """The plan of a graph, without values.
+
+    work: the bytes that nodes work in, by index, as measured; else what the backend's MemoryModel
+    says, or nothing.
+    """
+    lives, out = lifetimes(graph), kept(graph)
+    sizes = {number: value_bytes(graph, number) for number in lives}
+    work = work_sizes(graph, memory) if work is None else work
+    asked = [(number, sizes[number], life) for number, life in lives.items() if number not in out]
+    asked += [(~i, size, Lifetime(i, i)) for i, size in work.items() if size]
+    found = min((_placed(order) for order in (
+        sorted(asked, key=lambda one: (-one[1], one[2])),
+        sorted(asked, key=lambda one: (-one[1], one[2].first - one[2].last)),
+        sorted(asked, key=lambda one: (one[2].first, -one[1])))), key=_height)
+    outside = {number: sizes[number] for number in lives if number in out}
+    alive = np.zeros(len(graph.nodes) + 2, np.int64)
+    for _, size, life in asked + [(n, size, lives[n]) for n, size in outside.items()]:
+        alive[life.first] += size
+        alive[life.last + 1] -= size
+    return MemoryPlan({n: place for n, place in found.items() if n >= 0},
+                      {~n: place for n, place in found.items() if n < 0},
+                      outside, _height(found), sum(sizes.values()), int(alive.cumsum().max()))
+
+
+def value_bytes(graph: Graph, number: int) -> int:
+    """The bytes of a value by itself."""
+    _, _, shape, dtype = graph.values[number]
+    size = itemsize(dtype)
+    for n in shape:
+        size *= n
+    return size
+
+
+def work_sizes(graph: Graph, memory: MemoryModel | None) -> dict[int, int]:
+    """What each node works in on top of what it reads and gives, by its index."""
+    if memory is None:
+        return {}
+    found = {}
+    for i, node in enumerate(graph.nodes):
+        if node.op not in VIEWS:
+            inputs = dict(zip(node.inputs, graph.arguments(node, graph.values.__getitem__)))
+            found[i] = work_bytes(memory, node.op, inputs, dict(node.options),
+                                  graph.values[node.result])
+    return found
+
+
+def _height(places: Mapping[int, Place]) -> int:
+    return max((place.stop for place in places.values()), default=0)
+
+
+def _placed(asked: Iterable[tuple[int, int, Lifetime]]) -> dict[int, Place]:
+    """Each in the smallest gap that holds it between those, placed before, that it meets."""
+    asked = list(asked)
+    starts, stops, firsts, lasts = np.zeros((4, len(asked)), np.int64)
+    found = {}
+    for i, (number, size, life) in enumerate(asked):
+        meeting = np.flatnonzero((firsts[:i] <= life.last) & (life.first <= lasts[:i]))
+        meeting = meeting[np.argsort(starts[meeting], kind="stable")]
+        before = np.maximum.accumulate(np.append(0, stops[meeting]))  # where a gap begins
+        gaps = starts[meeting] - before[:-1]
+        room = -(-size // LINE) * LINE
+        fitting = np.flatnonzero(gaps >= room)
+        at = before[fitting[gaps[fitting].argmin()]] if fitting.size else before[-1]
+        starts[i], stops[i], firsts[i], lasts[i] = at, at + room, *life
+        found[number] = Place(int(at), size, life)
+    return found
