@@ -13,7 +13,8 @@ from weights_samples import TINY, refused, tiny_tensors
 import refsd
 from refsd import families
 from refsd.errors import UsageError
-from refsd.families import DEFAULT, FAMILIES, SD1, SD2, Location, recognise, sd3, sdxl
+from refsd.families import DEFAULT, FAMILIES, SD1, Location, recognise, sd3, sdxl
+from refsd.families.sd2 import SD2
 from refsd.models.config import CLIPTextConfig
 from refsd.networks import shapes_of, validate
 from refsd.pipelines.components import TextEncoder

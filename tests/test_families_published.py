@@ -7,7 +7,7 @@ import pytest
 from published import published
 
 from refsd.errors import ModelError
-from refsd.families import SD1, SD2, other_family, recognise, sd2, sd3, sdxl
+from refsd.families import SD1, other_family, recognise, sd2, sd3, sdxl
 from refsd.networks import shapes_of
 from refsd.weights.header import Header, TensorInfo
 from refsd.weights.ldm import ldm_locations
@@ -64,7 +64,7 @@ def infos(shapes, prefix=""):
 def test_every_tensor_of_a_published_file_is_used_exactly_once(file, family, part):
     """In the shape that the network has: what refsd plans a file by is all that it holds."""
     unused, listed = PARTS[file, family, part], published(file)
-    family = {"SD1": SD1, "SD2": SD2, "SD3": sd3.SD3}.get(family) or getattr(sdxl, family)
+    family = {"SD1": SD1, "SD2": sd2.SD2, "SD3": sd3.SD3}.get(family) or getattr(sdxl, family)
     layout, config = family.layouts[part], family.configs[part]
     stored = infos(listed, layout.prefix)
     config = config if layout.adapt is None else layout.adapt(config, stored)

@@ -99,7 +99,8 @@ def test_a_plan_holds_what_other_networks_hold(part, backend):
     leaves = {name: Weight(random.standard_normal(shape, "f4") / 8, name)
               for name, shape in shapes_of(part, SMALL[part]).items()}
     BACKENDS[backend].place(leaves)
-    network = computes(part).of(Component(validate(part, SMALL[part]), leaves, ""), backend, False)
+    network = computes(part, SMALL[part]).of(Component(validate(part, SMALL[part]), leaves, ""),
+                                             backend, False)
     if part == "transformer":
         arrays = [np.zeros(shape, "f4") for shape in (
             (2, 4, 64, 64), (2,), (2, 77 + 256, 64), (2, 64))]

@@ -336,7 +336,7 @@ def test_a_single_file_draws_as_its_folder(tmp_path, monkeypatch):
         assert made.tokenizer_2.pad_token_id == 0
         assert refiner or made.tokenizer.pad_token_id == 49407
         assert made.scheduler.config["_class_name"] == "EulerDiscreteScheduler"
-        parts = {part: computes(part)(
+        parts = {part: computes(part, found[part])(
             tensors_of(tensors[part]), getattr(made, part).config, "numpy") for part in found}
         again = refsd.StableDiffusionXLImg2ImgPipeline.from_pipe(made, **parts)
         asked = {"image": PICTURE, "strength": 1.0, **STEPS}

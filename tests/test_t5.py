@@ -12,7 +12,7 @@ import refsd
 from refsd.errors import ModelError, UsageError
 from refsd.families import sd3
 from refsd.models import t5
-from refsd.networks import shapes_of, validate
+from refsd.networks import NETWORKS, shapes_of, validate
 from refsd.pipelines.t5 import T5Encoder
 from refsd.registry import use
 from refsd.weights import to_tree
@@ -128,7 +128,7 @@ def test_a_config_without_its_kind_of_perceptron_is_of_the_first_t5():
 
 def test_the_embeddings_second_name_is_left_out():
     names = ["shared.weight", "encoder.embed_tokens.weight", "encoder.final_layer_norm.weight"]
-    assert list(canonical_names("text_encoder_3", names, "x")) == [names[0], names[2]]
+    assert list(canonical_names(NETWORKS["text_encoder_3"], names, "x")) == [names[0], names[2]]
 
 
 def test_it_is_called_with_ids():

@@ -10,10 +10,9 @@ from weights_samples import TINY, entry, file_of, refused, tiny_tensors
 
 from refsd.errors import ModelError, UsageError
 from refsd.families import SD1
-from refsd.networks import shapes_of
+from refsd.networks import NETWORKS, shapes_of
 from refsd.weights import flatten, load_checkpoint, to_tree, write_safetensors
 from refsd.weights.ldm import ema_name, ldm_locations, to_ldm
-from refsd.weights.names import canonical
 
 # The tree.
 
@@ -50,18 +49,20 @@ def test_names_that_contradict_each_other_are_refused():
 
 def test_old_names_become_todays():
     mid = "decoder.mid_block.attentions.0."
-    assert canonical("vae", mid + "query.weight") == mid + "to_q.weight"
-    assert canonical("vae", mid + "proj_attn.bias") == mid + "to_out.0.bias"
-    assert canonical("vae", mid + "group_norm.bias") == mid + "group_norm.bias"
-    assert canonical("text_encoder", "final_layer_norm.bias") == "text_model.final_layer_norm.bias"
-    assert canonical("text_encoder", "text_projection.weight") == "text_projection.weight"
-    assert canonical("text_encoder", "text_model.embeddings.position_ids") is None
-    assert canonical("unet", "mid_block.attentions.0.key") == "mid_block.attentions.0.key"
+    vae, text, unet = (NETWORKS[part].today for part in ("vae", "text_encoder", "unet"))
+    assert vae(mid + "query.weight") == mid + "to_q.weight"
+    assert vae(mid + "proj_attn.bias") == mid + "to_out.0.bias"
+    assert vae(mid + "group_norm.bias") == mid + "group_norm.bias"
+    assert text("final_layer_norm.bias") == "text_model.final_layer_norm.bias"
+    assert text("text_projection.weight") == "text_projection.weight"
+    assert text("text_model.embeddings.position_ids") is None
+    assert unet("mid_block.attentions.0.key") == "mid_block.attentions.0.key"
 
 
 @pytest.mark.parametrize("component", TINY)
 def test_todays_names_stay(component):
-    assert all(canonical(component, name) == name for name in shapes_of(component, TINY[component]))
+    today = NETWORKS[component].today
+    assert all(today(name) == name for name in shapes_of(component, TINY[component]))
 
 
 # Single files.
@@ -259,4 +260,4 @@ def test_two_tensors_of_one_name_are_refused():
     mid = "encoder.mid_block.attentions.0."
     both = [mid + "query.weight", mid + "to_q.weight"]
     with pytest.raises(ModelError, match="are the same tensor"):
-        canonical_names("vae", both, "model")
+        canonical_names(NETWORKS["vae"], both, "model")

@@ -1,29 +1,43 @@
 """Families of models, one a file: how each is recognised, and what its single files do not say.
 
-The networks are refsd.models' whatever the family; no other part of refsd names one.
+The networks are refsd.models' whatever the family; no other part of refsd names one. A file of this
+folder that makes a Family is all that adds it.
 """
 
+import pkgutil
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import Any
 
 from refsd.families.family import Family, Layout, Location
 from refsd.families.gpt2 import GPT2
 from refsd.families.inputs import INPUTS, input_of, not_drawn
 from refsd.families.latent_diffusion import CONTROLNET, NOISE
-from refsd.families.others import other_family
+from refsd.families.others import kind_of
 from refsd.families.sd1 import SD1
-from refsd.families.sd2 import SD2
-from refsd.families.sd3 import SD3
-from refsd.families.sdxl import REFINER, SDXL
 
 __all__ = ["COMPONENTS", "CONTROLNET", "DEFAULT", "FAMILIES", "GPT2", "INPUTS", "NOISE",
-           "PARTS", "SD1", "WRITING", "Family", "Layout", "Location", "family_of_width",
+           "PARTS", "WRITING", "Family", "Layout", "Location", "family_of_width",
            "input_of", "not_drawn", "of_parts", "other_family", "published", "recognise",
            "short_names", "text_widths"]  # fmt: skip
 
-FAMILIES = (SD1, SD2, SDXL, REFINER, SD3)
-WRITING = (GPT2,)  # families of models that continue texts
 DEFAULT = SD1  # what is meant, or taken for, where nothing tells
+
+
+def _listed() -> tuple[Family, ...]:
+    """The families that the files of this folder make; the default first."""
+    found = {DEFAULT.name: DEFAULT}
+    for module in pkgutil.iter_modules(__path__):
+        for value in vars(import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, Family) and found.setdefault(value.name, value) is not value:
+                raise ImportError(f"refsd.families.{module.name}: there is another {value.name}; "
+                                  "give it a name of its own")
+    return tuple(found.values())
+
+
+_ALL = _listed()
+FAMILIES = tuple(family for family in _ALL if family.scheduler)
+WRITING = tuple(family for family in _ALL if not family.scheduler)  # their models continue texts
 # The parts of models, those with weights, and all.
 COMPONENTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.networks))
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES for part in family.parts))
@@ -39,6 +53,13 @@ def recognise(tensors: Mapping[str, Any], default: Family = DEFAULT) -> Family:
             return family
     widths = text_widths(tensors)
     return next((family for family in FAMILIES if family.text_width in widths), default)
+
+
+def other_family(tensors: Mapping[str, Any]) -> str:
+    """What a file of these tensors is that refsd does not draw with; empty where it may."""
+    known = {start for family in FAMILIES for start in (
+        *family.marks, *(layout.prefix for layout in family.layouts.values()))}
+    return kind_of(tensors, known)
 
 
 def of_parts(parts: Collection[str]) -> Family:

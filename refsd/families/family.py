@@ -79,7 +79,8 @@ class Family:
     is predicted after so many steps of training, where that is known to differ from the
     scheduler's. distilled: the scheduler of such models, by a word that their metadata have.
     pads: the token that fills up the prompts of a tokenizer, where that is not the end of text.
-    pipelines: the class that draws from a "text", an "image", or a picture and its "mask".
+    pipelines: the class that draws from a "text", an "image", or a picture and its "mask", of
+    refsd or as "module:class".
     settings: what model_index.json of a folder says besides the parts.
     """
 
@@ -112,6 +113,10 @@ class Family:
         """The part that reads each text encoder's texts: tokenizer_2 those of text_encoder_2."""
         return tuple(part.replace("text_encoder", "tokenizer") for part in self.networks
                      if part.startswith("text_encoder"))
+
+    def pipeline(self, task: str) -> str:
+        """The name of the class that draws from a "text", an "image" or with a "mask"; or empty."""
+        return self.pipelines.get(task, "").rpartition(":")[2]
 
     def leaving_out(self, part: str | None) -> dict[str, None]:
         """The argument of from_pretrained that leaves a part out; none for None.

@@ -1,6 +1,6 @@
 """Files that are of no family here, by what tells them: refsd says what they are and refuses."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from refsd.families.inputs import not_drawn
@@ -28,14 +28,17 @@ PARTS = ("down_blocks.", "text_model.", "encoder.", "decoder.", "embeddings.", "
          UNET.prefix)  # fmt: skip
 
 
-def other_family(tensors: Mapping[str, Any]) -> str:
-    """What a file of these tensors is that refsd does not draw with; empty where it may."""
+def kind_of(tensors: Mapping[str, Any], known: Collection[str]) -> str:
+    """What a file of these tensors is that refsd does not draw with; empty where it may.
+
+    known: what is in the names of files of the families that there are.
+    """
     for beginning, kind in BEGINNINGS.items():
         if any(name.startswith(beginning) for name in tensors):
             return kind
     if any(".lora_" in name for name in tensors):
         return "a LoRA, not a whole model"
-    if not any(name.startswith(PARTS) for name in tensors):
+    if not any(name.startswith(PARTS) or any(mark in name for mark in known) for name in tensors):
         names = ", ".join(ascii(name)[1:-1][:60] for name in list(tensors)[:3])
         return f"no Stable Diffusion checkpoint (it holds {names or 'no tensor'})"
     if any(name.startswith("controlnet_cond_embedding.") for name in tensors):

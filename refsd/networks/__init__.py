@@ -10,43 +10,60 @@ the models; names of single files are walked out of these trees.
 
 import logging
 import math
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from refsd.arguments import shown
 from refsd.errors import ModelError
-from refsd.networks.clip import TEXT_ENCODER
-from refsd.networks.controlnet import CONTROLNET
-from refsd.networks.gpt2 import GPT2
-from refsd.networks.mmdit import MMDIT
 from refsd.networks.network import Network, Shape
-from refsd.networks.t5 import T5_ENCODER
-from refsd.networks.taesd import TAESD
-from refsd.networks.unet import UNET
-from refsd.networks.vae import VAE
 from refsd.rules import as_kind
 from refsd.tree import flatten
 
-__all__ = ["NETWORKS", "Network", "Shape", "check_class", "relabelled", "shapes_of", "validate"]
+__all__ = ["NETWORKS", "Network", "Shape", "check_class", "network_of", "relabelled", "shapes_of",
+           "validate"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-# A part of a model, or what is added to one or put in a part's place -> the network that it is.
-NETWORKS: dict[str, Network] = {
-    "unet": UNET,
-    "transformer": MMDIT,
-    "vae": VAE,
-    "text_encoder": TEXT_ENCODER,
-    "text_encoder_2": replace(TEXT_ENCODER, word="second text encoder"),
-    "text_encoder_3": T5_ENCODER,
-    "controlnet": CONTROLNET,
-    "taesd": TAESD,
-    "gpt2": GPT2,
-}
 MAX_PARAMETERS = 1 << 34
 # Keys that any transformers configuration may carry and that say nothing about the numbers.
 BOOKKEEPING = ("dtype", "torch_dtype", "transformers_version", "return_dict", "use_cache")
+
+
+def _listed() -> dict[str, tuple[Network, ...]]:
+    """Each part -> what the files of this folder have for it in their PARTS."""
+    found: dict[str, tuple[Network, ...]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        parts = getattr(import_module(f"{__name__}.{module.name}"), "PARTS", {})
+        for part, network in parts.items():
+            others = found.get(part, ())
+            if others and _filed(others[0]) != _filed(network):
+                raise ImportError(f"refsd.networks.{module.name}: {part} is {_filed(network)}, "
+                                  f"elsewhere {_filed(others[0])}; write the same")
+            found[part] = (*others, network)
+    return found
+
+
+def _filed(network: Network) -> tuple[Any, ...]:
+    """What is said of a part, and its files, before it is known which network it is."""
+    return network.word, network.stems, network.whole_first
+
+
+# A part of a model, or what is added to one or put in its place -> the networks that it may be.
+_NETWORKS = _listed()
+# One of each, for what all networks of a part have alike: word, stems and whole_first.
+NETWORKS: dict[str, Network] = {part: networks[0] for part, networks in _NETWORKS.items()}
+
+
+def network_of(component: str, config: Mapping[str, Any]) -> Network:
+    """The network that a part of a config is: by the class that this names.
+
+    Where it names none, the one of whose options it has the most.
+    """
+    networks, label = _NETWORKS[component], _label(config)
+    named = [network for network in networks if label in network.classes]
+    return max(named or networks, key=lambda network: len(config.keys() & network.options.keys()))
 
 
 def shapes_of(component: str, config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -54,7 +71,8 @@ def shapes_of(component: str, config: Mapping[str, Any]) -> dict[str, Shape]:
 
     Raises ModelError for a config that refsd does not compute, or beyond 2^34 parameters.
     """
-    shapes = flatten(NETWORKS[component].shapes(validate(component, config)))
+    config = validate(component, config)
+    shapes = flatten(network_of(component, config).shapes(config))
     total = sum(math.prod(shape) for shape in shapes.values())
     if total > MAX_PARAMETERS:
         raise ModelError(f"the config of the {component}: {total:,} parameters, at most "
@@ -73,7 +91,8 @@ def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict
         raise ModelError(f"{where}: got {type(config).__name__}, expected a JSON object")
     check_class(component, _label(config), where)
 
-    options = NETWORKS[component].options
+    network = network_of(component, config)
+    options = network.options
     filled = {name: _as_kind(config.get(name, default), default)
               for name, (default, _) in options.items()}
     for name, (_, rule) in options.items():
@@ -82,7 +101,7 @@ def validate(component: str, config: Mapping[str, Any], where: str = "") -> dict
     unknown = [n for n in config if n not in options and n not in BOOKKEEPING and n[:1] != "_"]
     if unknown:
         logger.warning("%s: ignoring unknown options %s", where, shown(unknown))
-    NETWORKS[component].fits(filled, where)
+    network.fits(filled, where)
     said = {n: value for n, value in config.items() if n not in options and n not in unknown}
     return said | filled
 
@@ -97,8 +116,9 @@ def _as_kind(value: Any, default: Any) -> Any:
 
 def check_class(component: str, name: Any, where: str) -> None:
     """ModelError for the name of a class that refsd does not compute; None is no name."""
-    if name is not None and name not in NETWORKS[component].classes:
-        wanted = " or ".join(NETWORKS[component].classes)
+    classes = [one for network in _NETWORKS[component] for one in network.classes]
+    if name is not None and name not in classes:
+        wanted = " or ".join(classes)
         raise ModelError(f"{where}: the class is {shown(name)}, expected {wanted}")
 
 

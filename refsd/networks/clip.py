@@ -4,6 +4,7 @@ The names carry the prefix "text_model." of the published checkpoints.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from refsd.networks.blocks import linear, norm
@@ -62,7 +63,20 @@ def fits(config: Mapping[str, Any], where: str) -> None:
                   config["num_attention_heads"], where)
 
 
+def today(name: str) -> str | None:
+    """The prefix "text_model." stays, which transformers 5 writes without.
+
+    Of position_ids, 0, 1, 2, .., nothing is left: they are no weights.
+    """
+    if name.endswith("embeddings.position_ids"):
+        return None
+    bare = not name.startswith(("text_model.", "text_projection."))
+    return f"text_model.{name}" if bare else name
+
+
 TEXT_ENCODER = Network(
     "text encoder", ("CLIPTextModel", "CLIPTextModelWithProjection"), ("model", "pytorch_model"),
     ("text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"),
-    OPTIONS, shapes, fits, whole_first=True)
+    OPTIONS, shapes, "refsd.pipelines.components:TextEncoder", fits, today=today, whole_first=True)
+PARTS = {"text_encoder": TEXT_ENCODER,
+         "text_encoder_2": replace(TEXT_ENCODER, word="second text encoder")}

@@ -46,4 +46,6 @@ def shapes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 CONTROLNET = Network("ControlNet", ("ControlNetModel",), ("diffusion_pytorch_model",),
-                     ("controlnet_cond_embedding.conv_in.weight",), OPTIONS, shapes, unet.fits)
+                     ("controlnet_cond_embedding.conv_in.weight",), OPTIONS, shapes,
+                     "refsd.pipelines.controlnet:ControlNet", unet.fits)
+PARTS = {"controlnet": CONTROLNET}

@@ -71,4 +71,5 @@ def fits(config: Mapping[str, Any], where: str) -> None:
 
 GPT2 = Network("GPT-2", ("GPT2LMHeadModel", "GPT2Model", "GPT2DoubleHeadsModel"),
                ("model", "pytorch_model"), ("wte.weight", "transformer.wte.weight"), OPTIONS,
-               shapes, fits, whole_first=True)
+               shapes, "refsd.pipelines.gpt2:GPT2", fits, whole_first=True)
+PARTS = {"gpt2": GPT2}

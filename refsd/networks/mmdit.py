@@ -1,6 +1,6 @@
 """The MMDiT's options, and the shapes of its tensors (diffusers' SD3Transformer2DModel)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from refsd import rules
@@ -89,5 +89,41 @@ def fits(config: Mapping[str, Any], where: str) -> None:
                          f"expected num_attention_heads times attention_head_dim, {inner}")
 
 
+def together(part: str, configs: Mapping[str, Mapping], elsewhere: Collection[str],
+             where: str) -> None:
+    """ModelError for a VAE of other latents, or for other texts than it reads.
+
+    It reads the CLIPs' side by side in the width of T5's, and their pooled vectors side by side.
+    """
+    found, clips = configs[part], [configs[name] for name in ("text_encoder", "text_encoder_2")
+                                   if name in configs]
+    takes = found["in_channels"]
+    numbers = [("gives {} channels, and takes {}", found["out_channels"] or takes, takes)]
+    if "vae" in configs:
+        numbers.append(("takes {} channels, the VAE's latents have {}", takes,
+                        configs["vae"]["latent_channels"]))
+    if "text_encoder_3" in configs:
+        numbers.append(("reads text of width {}, the third text encoder gives {}",
+                        found["joint_attention_dim"], configs["text_encoder_3"]["d_model"]))
+    if len(clips) == 2:
+        numbers.append(("reads a vector of {} numbers, the two text encoders give {}",
+                        found["pooled_projection_dim"], sum(map(_pooled_width, clips))))
+        both = sum(config["hidden_size"] for config in clips)
+        if both > found["joint_attention_dim"]:
+            numbers.append(("reads text of width {}, the two text encoders give {}",
+                            found["joint_attention_dim"], both))
+    for words, reads, gives in numbers:
+        if reads != gives:
+            raise ModelError(f"{where}: the transformer {words.format(reads, gives)}. Give parts "
+                             "of one model")
+
+
+def _pooled_width(config):
+    projects = "CLIPTextModelWithProjection" in (config["architectures"] or ())
+    return config["projection_dim"] or config["hidden_size"] if projects else config["hidden_size"]
+
+
 MMDIT = Network("transformer", ("SD3Transformer2DModel",), ("diffusion_pytorch_model",),
-                ("transformer_blocks.0.norm1_context.linear.weight",), OPTIONS, shapes, fits)
+                ("transformer_blocks.0.norm1_context.linear.weight",), OPTIONS, shapes,
+                "refsd.pipelines.transformer:Transformer", fits, together)
+PARTS = {"transformer": MMDIT}

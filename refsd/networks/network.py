@@ -6,7 +6,7 @@ transformers 5.23.0.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,15 +27,24 @@ def _fits(config: Mapping[str, Any], where: str) -> None:
     """No option of most networks says anything about another."""
 
 
+def _together(part: str, configs: Mapping[str, Mapping], elsewhere: Collection[str],
+              where: str) -> None:
+    """Most networks are read by others, which ask for what they give."""
+
+
 @dataclass(frozen=True)
 class Network:
     """A network's name in messages, its classes, how its files begin, and tensors that it has.
 
     options: those of the class. shapes(config): the tree of every tensor's shape, of a config in
-    which every option is there; fits(config, where): ModelError where one option of it contradicts
-    another. whole_first: whether a whole file is taken before an index of shards, as transformers
-    does. beyond_float16: whether its numbers pass float16's largest, so that it computes in float32
-    where float16 is asked for, of tensors that are held in float16.
+    which every option is there; computes: module:class of the objects that compute it, with `of`
+    and `calls` where it is a part of models; fits(config, where): ModelError where one option of it
+    contradicts another; together(part, configs, elsewhere, where): where its config does not fit
+    those of the other parts of a model, of which some may lie elsewhere. today(name): the name of a
+    tensor, also of one that old files have under another; None for one to leave out. whole_first:
+    whether a whole file is taken before an index of shards, as transformers does. beyond_float16:
+    whether its numbers pass float16's largest, so that it computes in float32 where float16 is
+    asked for, of tensors that are held in float16.
     """
 
     word: str
@@ -44,7 +53,10 @@ class Network:
     landmarks: tuple[str, ...]
     options: Options
     shapes: Callable[[Mapping[str, Any]], dict[str, Any]]
+    computes: str
     fits: Callable[[Mapping[str, Any], str], None] = _fits
+    together: Callable[[str, Mapping[str, Mapping], Collection[str], str], None] = _together
+    today: Callable[[str], str | None] = str
     whole_first: bool = False
     beyond_float16: bool = False
 

@@ -73,7 +73,13 @@ def fits(config: Mapping[str, Any], where: str) -> None:
                          "a quarter of relative_attention_num_buckets")
 
 
+def today(name: str) -> str | None:
+    """The table of embeddings is in some files under two names; as transformers does, the first."""
+    return None if name == "encoder.embed_tokens.weight" else name
+
+
 T5_ENCODER = Network(
     "third text encoder", ("T5EncoderModel",), ("model", "pytorch_model"),
     ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",), OPTIONS, shapes,
-    fits, whole_first=True, beyond_float16=True)
+    "refsd.pipelines.t5:T5Encoder", fits, today=today, whole_first=True, beyond_float16=True)
+PARTS = {"text_encoder_3": T5_ENCODER}

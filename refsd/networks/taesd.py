@@ -62,4 +62,5 @@ def _block(wide: int) -> dict[str, Any]:
 
 
 TAESD = Network("tiny autoencoder", ("AutoencoderTiny",), ("diffusion_pytorch_model",),
-                ("decoder.layers.0.weight",), OPTIONS, shapes)
+                ("decoder.layers.0.weight",), OPTIONS, shapes, "refsd.pipelines.taesd:TinyVAE")
+PARTS = {"taesd": TAESD}

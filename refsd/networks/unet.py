@@ -1,6 +1,6 @@
 """The UNet's options, and the shapes of its tensors (diffusers' UNet2DConditionModel)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from refsd.arguments import shown
@@ -212,5 +212,25 @@ def _check_depths(config: Mapping[str, Any], where: str) -> None:
                          "transformer_layers_per_block is one for each layer")
 
 
+def together(part: str, configs: Mapping[str, Mapping], elsewhere: Collection[str],
+             where: str) -> None:
+    """ModelError for text of another width than the encoders give, side by side.
+
+    Not asked where one of them lies elsewhere.
+    """
+    widths = configs[part]["cross_attention_dim"]
+    widths = set(widths) if isinstance(widths, (list, tuple)) else {widths}
+    given = [config["hidden_size"] for name, config in configs.items()
+             if name.startswith("text_encoder")]
+    whole = not any(name.startswith("text_encoder") for name in elsewhere)
+    if whole and given and widths != {sum(given)}:
+        raise ModelError(
+            f"{where}: the UNet reads text of width {', '.join(map(str, sorted(widths)))}, "
+            f"the text encoder gives {sum(given)}. Give parts of one model"
+        )
+
+
 UNET = Network("UNet", ("UNet2DConditionModel",), ("diffusion_pytorch_model",),
-               ("time_embedding.linear_1.weight",), OPTIONS, shapes, fits)
+               ("time_embedding.linear_1.weight",), OPTIONS, shapes,
+               "refsd.pipelines.components:UNet", fits, together)
+PARTS = {"unet": UNET}

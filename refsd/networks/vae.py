@@ -1,5 +1,6 @@
 """The VAE's options, and the shapes of its tensors (diffusers' AutoencoderKL)."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from refsd.networks.network import (
     width,
 )
 from refsd.rules import anything, boolean, integer, number, optional
+
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD = re.compile(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.(?:weight|bias)$)")
 
 OPTIONS = {
     "in_channels": (3, only(3)),
@@ -93,5 +97,12 @@ def fits(config: Mapping[str, Any], where: str) -> None:
     check_groups(config, where)
 
 
+def today(name: str) -> str:
+    """diffusers before 0.14 named the attention's projections otherwise."""
+    return _OLD.sub(lambda match: OLD_ATTENTION[match[0]], name)
+
+
 VAE = Network("VAE", ("AutoencoderKL",), ("diffusion_pytorch_model",),
-              ("decoder.mid_block.resnets.0.conv1.weight",), OPTIONS, shapes, fits)
+              ("decoder.mid_block.resnets.0.conv1.weight",), OPTIONS, shapes,
+              "refsd.pipelines.autoencoder:VAE", fits, today=today)
+PARTS = {"vae": VAE}

@@ -11,6 +11,8 @@ from refsd.pipelines.pipeline import Pipeline
 from refsd.weights import resolve
 from refsd.weights.plan import family_at
 
+FROM = {"text": "from a text", "image": "from an image", "mask": "with a mask"}
+
 
 def family_of_model(path: str | Path | None, *, download: bool = False,
                     variant: str | None = None, **hub: Any) -> Family:
@@ -29,10 +31,12 @@ def class_of(family: Family, task: str) -> type[Pipeline]:
 
     Raises ModelError where refsd reads a family's models and does not draw with them.
     """
-    name = family.pipelines[task]
-    found = getattr(import_module("refsd"), name, None)
+    name = family.pipeline(task)
+    module = family.pipelines.get(task, "").rpartition(":")[0] or "refsd"
+    found = getattr(import_module(module), name, None) if name else None
     if found is None:
-        raise ModelError(f"the model is {family.name}, for which refsd has no {name}. Give one of "
+        lacks = name or f"pipeline that draws {FROM[task]}"
+        raise ModelError(f"the model is {family.name}, for which refsd has no {lacks}. Give one of "
                          "another family")
     return found
 

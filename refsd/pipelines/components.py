@@ -7,6 +7,7 @@ NumPy's or of its backend, and gives the latter. `use` appears here, at the edge
 import weakref
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from refsd.arguments import as_array
 from refsd.backends import BACKENDS
 from refsd.contracts import Spec
-from refsd.errors import UsageError
+from refsd.errors import ModelError, UsageError
 from refsd.half import to_float32
 from refsd.models import clip, unet
 from refsd.models.config import CLIPTextConfig, UNetConfig
@@ -25,7 +26,10 @@ from refsd.pipelines.request import check_flag, check_integer
 from refsd.pipelines.tensors import added_width, shaped, text_width
 from refsd.places import on_host
 from refsd.registry import use
+from refsd.text import CLIPTokenizer
 from refsd.weights.checkpoint import Component
+
+CLIP_ROWS = 49408
 
 
 class TextOutput(tuple):
@@ -70,6 +74,19 @@ class TextEncoder:
     def rows(self) -> int:
         """The number of embeddings."""
         return self.tree["embeddings"]["token_embedding"]["weight"].shape[0]
+
+    def tokenizer_of(self, place: Path, name: str, pad: str | None) -> CLIPTokenizer:
+        """That of a model's folder; where there is none, CLIP's own if the encoder is CLIP's."""
+        if (place / name).is_dir():
+            tokenizer = CLIPTokenizer.from_folder(place / name)
+        elif self.rows != CLIP_ROWS:
+            raise ModelError(f"{place}: no tokenizer folder, and with {self.rows} embeddings the "
+                             f"text encoder is not CLIP's ({CLIP_ROWS}): the vocabulary cannot be "
+                             "known. Put the tokenizer folder of the model there")
+        else:
+            tokenizer = CLIPTokenizer.clip() if pad is None else CLIPTokenizer.clip(pad=pad)
+        tokenizer.require_rows(self.rows, self.config.max_length)
+        return tokenizer
 
     def __call__(self, input_ids: np.ndarray, *, clip_skip: int | None = None,
                  output_hidden_states: bool = False, **others: Any) -> TextOutput:

@@ -22,9 +22,6 @@ from refsd.weights.control import NAME, plan_controlnet
 from refsd.weights.folder import check_variants
 from refsd.weights.location import resolve
 
-LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "force", "exact",
-                  "torch_dtype", "local_files_only", "cache_dir", "revision", "token")
-
 
 class Hint(NamedTuple):
     """A picture as a ControlNet has read it, once for all steps.   (N or 1, C, h, w)"""
@@ -64,7 +61,7 @@ class ControlNet:
         for name, value in {"force": force, "exact": exact}.items():
             check_flag(name, value)
         dtype, download, hub = from_diffusers.loading(
-            others, LOAD_ARGUMENTS, dtype=dtype, torch_dtype=torch_dtype, download=download,
+            cls.from_pretrained, others, dtype=dtype, torch_dtype=torch_dtype, download=download,
             local_files_only=local_files_only)
         backend = choose_backend(backend)
         place = resolve(path, download=download, variant=variant, parts=(NAME,), **hub)

@@ -172,9 +172,14 @@ def calling(pipe: Any, others: Mapping[str, Any], table: Mapping[str, tuple[tupl
     With it what the calls name that it extends, to which it hands the rest.
     """
     calls = [vars(cls)["__call__"] for cls in type(pipe).__mro__ if "__call__" in vars(cls)]
-    named = [one for call in calls for one in inspect.signature(call).parameters.values()]
-    known = [one.name for one in named if one.kind is not one.VAR_KEYWORD and one.name != "self"]
-    take(type(pipe).__name__, others, table, dict.fromkeys([*known, *further]))
+    named = [name for call in calls for name in _named(call) if name != "self"]
+    take(type(pipe).__name__, others, table, dict.fromkeys([*named, *further]))
+
+
+def _named(function: Callable[..., Any]) -> list[str]:
+    """The arguments that a function's signature names."""
+    found = inspect.signature(function).parameters.values()
+    return [one.name for one in found if one.kind is not one.VAR_KEYWORD]
 
 
 def answer(function: str, others: Mapping[str, Any]) -> Callable[[Any], Any]:
@@ -211,11 +216,11 @@ def check_device(pipe: Any, *wanted: Any, device: Any = None, dtype: Any = None,
     return pipe
 
 
-def loading(others: dict[str, Any], known: Any, *, dtype: Any, torch_dtype: Any, download: bool,
-            local_files_only: bool | None) -> tuple[str, bool, dict[str, Any]]:
+def loading(function: Callable[..., Any], others: dict[str, Any], *, dtype: Any, torch_dtype: Any,
+            download: bool, local_files_only: bool | None) -> tuple[str, bool, dict[str, Any]]:
     """from_pretrained's keywords of diffusers' as dtype, download, and what goes to the hub."""
     hub = {key: others.pop(key) for key in HUB if key in others}
-    take("from_pretrained", others, LOADING, known)
+    take("from_pretrained", others, LOADING, [*_named(function), *HUB])
     if torch_dtype is not None:
         dtype = check_dtype("torch_dtype", torch_dtype)
     return check_dtype("dtype", dtype), may_download(download, local_files_only), hub

@@ -28,8 +28,6 @@ from refsd.registry import make_ready, use
 from refsd.text.gpt2 import GPT2Tokenizer
 from refsd.weights.checkpoint import Component
 
-LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "force", "exact",
-                  "torch_dtype", "local_files_only", "cache_dir", "revision", "token")
 TOKENS = 50  # where nobody says how many
 
 
@@ -106,7 +104,7 @@ class GPT2:
         for name, value in {"force": force, "exact": exact}.items():
             check_flag(name, value)
         dtype, download, hub = from_diffusers.loading(
-            others, LOAD_ARGUMENTS, dtype=dtype, torch_dtype=torch_dtype, download=download,
+            cls.from_pretrained, others, dtype=dtype, torch_dtype=torch_dtype, download=download,
             local_files_only=local_files_only)
         backend = choose_backend("numpy" if path is None and backend == "auto" else backend)
         part, tokenizer, stop_ids = load_gpt2(path, dtype=dtype, weights=weights, download=download,

@@ -9,7 +9,7 @@ from typing import Any
 
 from refsd.errors import ModelError, ResourceError
 from refsd.families import COMPONENTS, GPT2, PARTS, Family, input_of, other_family
-from refsd.networks import NETWORKS
+from refsd.networks import NETWORKS, network_of
 from refsd.pipelines.loading import BUNDLED, bundled_model, load_scheduler, load_tokenizer
 from refsd.pipelines.planned import planned_network
 from refsd.text import CLIPTokenizer
@@ -123,7 +123,7 @@ def _part(family: Family, part: str, plan: Plan | str | None) -> Part:
     known = Part(part, NETWORKS[part].word, optional=part in family.optional)
     if plan is None or isinstance(plan, str):
         return replace(known, problem=plan or "")
-    return replace(known, kind=_class(plan.config) or NETWORKS[part].classes[0],
+    return replace(known, kind=_class(plan.config) or network_of(part, plan.config).classes[0],
                    parameters=sum(map(math.prod, plan.shapes.values())), types=types(plan))
 
 
@@ -147,9 +147,9 @@ def types(plan: Plan) -> dict[str, int]:
 def _pipeline(family: Family, unet: Plan | str | None) -> str:
     """The class that draws with it, by what its UNet reads, if it has one."""
     if not isinstance(unet, Plan):
-        return family.pipelines["text"]
+        return family.pipeline("text")
     reads = input_of(unet.config["in_channels"], unet.config["out_channels"])
-    return EDITS if reads == "image" else family.pipelines[TASKS.get(reads, "text")]
+    return EDITS if reads == "image" else family.pipeline(TASKS.get(reads, "text"))
 
 
 def _tokenizer(place: Path, part: str, name: str, config: Mapping[str, Any]) -> tuple[str, str]:

@@ -11,11 +11,10 @@ from refsd.arguments import ARITHMETICS, shown
 from refsd.backends import find_backend
 from refsd.errors import ModelError, UsageError
 from refsd.families import Family, input_of
-from refsd.pipelines.autoencoder import VAE
+from refsd.networks import network_of
 from refsd.pipelines.kind import Kind
 from refsd.pipelines.single_file import predicting, scheduler_of_file
 from refsd.schedulers import Config, from_config, would_do
-from refsd.text import CLIPTokenizer
 from refsd.weights import load_checkpoint, resolve
 from refsd.weights.files import read_foreign_object
 from refsd.weights.model_index import index_of, networks_of, part_class, parts_of
@@ -24,17 +23,6 @@ from refsd.weights.plan import family_at
 logger = logging.getLogger(__name__)
 
 BUNDLED = "refsd bundled model"  # the name of the one that ships
-CLIP_ROWS = 49408
-# A part with weights -> the module and the class that compute it.
-CLASSES = {
-    "unet": ("refsd.pipelines.components", "UNet"),
-    "transformer": ("refsd.pipelines.transformer", "Transformer"),
-    "vae": ("refsd.pipelines.autoencoder", "VAE"),
-    "text_encoder": ("refsd.pipelines.components", "TextEncoder"),
-    "text_encoder_2": ("refsd.pipelines.components", "TextEncoder"),
-    "text_encoder_3": ("refsd.pipelines.t5", "T5Encoder"),
-    "gpt2": ("refsd.pipelines.gpt2", "GPT2"),
-}
 
 
 def bundled_model() -> Path:
@@ -45,28 +33,26 @@ def bundled_model() -> Path:
 def load_components(path: str | Path | None, *, backend: str, dtype: str,
                     weights: str | None = None, download: bool,
                     variant: str | None, ema: bool, force: bool, exact: bool = False,
-                    hub: dict[str, Any] | None = None, scheduler: Any = None, vae: Any = None,
-                    text_encoder: Any = None, text_encoder_2: Any = None,
-                    text_encoder_3: Any = None, prediction_type: str | None = None,
+                    hub: dict[str, Any] | None = None, scheduler: Any = None,
+                    given: Mapping[str, Any], prediction_type: str | None = None,
                     kind: type[Kind] = Kind, without: Collection[str] = ()) -> dict[str, Any]:
     """Everything that a pipeline is made of, from a folder, a file or a hub id.
 
     No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` and
-    `prediction_type` as in `load_scheduler`; `vae` and the text encoders are paths, hub ids or
-    such networks, and replace the model's; `kind` is the class that is to draw with it, `without`
-    networks that it may lack and is to. Raises ModelError, ResourceError, UsageError.
+    `prediction_type` as in `load_scheduler`; `given` has, by their parts, paths, hub ids or
+    networks that replace the model's, None where none does; `kind` is the class that is to draw
+    with it, `without` networks that it may lack and is to. Raises ModelError, ResourceError,
+    UsageError.
     """
     if dtype not in ARITHMETICS:
         raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(ARITHMETICS)}")
-    given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2,
-             "text_encoder_3": text_encoder_3}
     given = {part: value for part, value in given.items() if value is not None}
     if path is None:
         place, name = bundled_model(), BUNDLED
     else:
         place = resolve(path, download=download, variant=variant, without=[*given, *without],
                         **(hub or {}))
-        place, name = _whole(place, given), str(path)
+        place, name = _whole(place, {*given, kind.denoises}), str(path)
     family = family_at(place)
     _check_family(family, kind, name)
     scheduler = load_scheduler(place, scheduler, prediction_type, upgrade=kind.upgrades_scheduler)
@@ -87,10 +73,11 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
         find_backend(backend).place(part.tensors)
     find_backend(backend).release()  # the memory that weights lay in before
 
-    networks = {part: computes(part).of(found, backend, exact) for part, found in parts.items()}
+    networks = {part: computes(part, found.config).of(found, backend, exact)
+                for part, found in parts.items()}
     networks |= objects
     if objects:
-        _check_objects(objects, networks)
+        _check_objects(objects, networks, family, kind.denoises)
     tokenizers = {part.replace("text_encoder", "tokenizer"): load_tokenizer(place, part, network)
                   for part, network in networks.items() if part.startswith("text_encoder")}
     lacking = dict.fromkeys({*kind.parts} - {"scheduler", *tokenizers, *networks})
@@ -98,34 +85,38 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
             "scheduler": scheduler, "name": name}
 
 
-def computes(part: str) -> Any:
-    """The class whose objects compute a part of a model."""
-    module, name = CLASSES[part]
+def computes(part: str, config: Mapping[str, Any]) -> Any:
+    """The class whose objects compute a part of a model, of a config.json's content."""
+    module, _, name = network_of(part, config).computes.partition(":")
     return getattr(import_module(module), name)
 
 
 def _check_family(family: Family, kind: type[Kind], name: str) -> None:
     """ModelError for a model of other parts than the pipeline at hand has."""
     if not {*kind.parts} - {*kind.optional} <= {*family.parts} <= {*kind.parts}:
-        raise ModelError(f"{name}: {family.name}. Take {family.pipelines['text']} or "
+        raise ModelError(f"{name}: {family.name}. Take {family.pipeline('text')} or "
                          "AutoPipelineForText2Image")
 
 
-def _whole(place: Path, given: Collection[str]) -> Path:
-    """The folder that a model_index.json stands for; ModelError for one part of several."""
+def _whole(place: Path, known: Collection[str]) -> Path:
+    """The folder that a model_index.json stands for; ModelError for one part of several.
+
+    known: the parts that lie elsewhere, or may be the one.
+    """
     if place.name == "model_index.json":
         return place.parent
     alone = (place / "config.json").is_file() and not parts_of(place)
-    if alone and set(networks_of(place)) - {*given, "unet"}:
+    if alone and {*networks_of(place)} - {*known}:
         raise ModelError(f"{place}: one part of a model; give the folder that holds all of them")
     return place
 
 
-def _check_objects(objects: dict[str, Any], networks: dict[str, Any]) -> None:
+def _check_objects(objects: dict[str, Any], networks: dict[str, Any], family: Family,
+                   denoises: str) -> None:
     """UsageError for networks of another pipeline that do not fit those of this one."""
-    unet = networks.get("unet") or networks["transformer"]
+    unet = networks[denoises]
     for part, found in objects.items():
-        kind = VAE if part == "vae" else computes(part)
+        kind = computes(part, family.configs[part])
         if not isinstance(found, kind) or found.backend != unet.backend:
             raise UsageError(f"{part} is {type(found).__name__} on "
                              f"{getattr(found, 'backend', 'no backend')}; give a path, or the "
@@ -135,7 +126,7 @@ def _check_objects(objects: dict[str, Any], networks: dict[str, Any]) -> None:
         raise UsageError(f"vae has latents of {vae.config.latent_channels} channels, the model "
                          f"takes {unet.in_channels}; give one of such a model")
     encoders = sorted(part for part in networks if part.startswith("text_encoder"))
-    if "unet" not in networks:
+    if denoises != "unet":
         if {*encoders} & objects.keys():
             raise UsageError("text encoders of another pipeline are for UNets; give a path")
         return
@@ -161,39 +152,13 @@ def load_settings(place: Path, kind: type[Kind], family: Family) -> dict[str, bo
 
 
 def load_tokenizer(place: Path, part: str, encoder: Any) -> Any:
-    """The tokenizer of a text encoder in a model, which fits it.
+    """The tokenizer of a text encoder in a model, which fits it: the encoder says how it is read.
 
-    That of the folder; where there is none, CLIP's own if the encoder is CLIP's. For a single file
-    it pads as the file's family does.
+    For a single file it pads as the file's family does.
     """
     name = part.replace("text_encoder", "tokenizer")
-    folder, rows = place / name, encoder.rows
-    if part == "text_encoder_3":
-        return _t5_tokenizer(folder if place.is_dir() else place.with_name(name), rows)
-    if folder.is_dir():
-        tokenizer = CLIPTokenizer.from_folder(folder)
-    elif rows != CLIP_ROWS:
-        raise ModelError(f"{place}: no tokenizer folder, and with {rows} embeddings the text "
-                         f"encoder is not CLIP's ({CLIP_ROWS}): the vocabulary cannot be known. "
-                         "Put the tokenizer folder of the model there")
-    else:
-        pad = None if place.is_dir() else family_at(place).pads.get(name)
-        tokenizer = CLIPTokenizer.clip() if pad is None else CLIPTokenizer.clip(pad=pad)
-    tokenizer.require_rows(rows, encoder.config.max_length)
-    return tokenizer
-
-
-def _t5_tokenizer(folder, rows):
-    """T5's, which stands in a folder, also beside a single file."""
-    from refsd.text.t5 import T5Tokenizer
-
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder, and T5's vocabulary does not come with refsd. "
-                         "Put the tokenizer_3 folder of the model there, or draw without T5: "
-                         "text_encoder_3=None (--without text_encoder_3)")
-    tokenizer = T5Tokenizer.from_folder(folder)
-    tokenizer.require_rows(rows)
-    return tokenizer
+    pad = None if place.is_dir() else family_at(place).pads.get(name)
+    return encoder.tokenizer_of(place, name, pad)
 
 
 def load_scheduler(place: Path, wanted: Any = None, prediction: str | None = None, *,

@@ -15,6 +15,7 @@ from refsd.arguments import as_array, refuse_unknown, shown
 from refsd.backends import choose_backend, find_backend
 from refsd.dialects import DIFFUSERS, Dialect
 from refsd.errors import UsageError
+from refsd.families import COMPONENTS
 from refsd.pipelines import from_diffusers, stages
 from refsd.pipelines.kind import Kind
 from refsd.pipelines.request import check_flag, check_side
@@ -24,11 +25,6 @@ from refsd.registry import use
 from refsd.weights.checkpoint import check_input
 
 logger = logging.getLogger(__name__)
-
-LOAD_ARGUMENTS = ("path", "backend", "dtype", "weights", "download", "variant", "ema", "force",
-                  "exact", "torch_dtype", "local_files_only", "scheduler", "vae", "text_encoder",
-                  "text_encoder_2", "text_encoder_3", "prediction_type", "cache_dir", "revision",
-                  "token")
 
 
 class Pipeline(Kind):
@@ -94,18 +90,19 @@ class Pipeline(Kind):
 
         for name, value in {"ema": ema, "force": force, "exact": exact}.items():
             check_flag(name, value)
-        without, third = cls.left_out(others), others.pop("text_encoder_3", None)
+        without = cls.left_out(others)
+        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2,
+                 **{part: others.pop(part) for part in COMPONENTS
+                    if part.startswith("text_encoder") and part in others}}
         dtype, download, hub = from_diffusers.loading(
-            others, LOAD_ARGUMENTS, dtype=dtype, torch_dtype=torch_dtype, download=download,
+            cls.from_pretrained, others, dtype=dtype, torch_dtype=torch_dtype, download=download,
             local_files_only=local_files_only)
         from_diffusers.check_scheduler(scheduler, "scheduler")
         backend = choose_backend(backend)
         parts = load_components(path, backend=backend, dtype=dtype, weights=weights,
                                 download=download, variant=variant, ema=ema, force=force,
-                                exact=exact, hub=hub, scheduler=scheduler, vae=vae,
-                                text_encoder=text_encoder, text_encoder_2=text_encoder_2,
-                                text_encoder_3=third, prediction_type=prediction_type, kind=cls,
-                                without=without)
+                                exact=exact, hub=hub, scheduler=scheduler, given=given,
+                                prediction_type=prediction_type, kind=cls, without=without)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained

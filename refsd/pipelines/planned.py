@@ -1,6 +1,6 @@
 """A model's networks without weights: what each would compute for a drawing, op by op.
 
-Each is the object that a pipeline has (refsd.pipelines.loading.CLASSES), of Specs in the place of
+Each is the object that a pipeline has (refsd.networks' `computes`), of Specs in the place of
 arrays, and says itself what a drawing calls: its `calls`. Nothing here knows a network by its name.
 """
 
@@ -32,14 +32,14 @@ def planned_network(part: str, config: Mapping[str, Any] | None = None, *,
     in load_checkpoint; stored(name) is a tensor's type in the file.
     """
     config = DEFAULT.configs[part] if config is None else config
-    form, dtype = held_as(part, *meant(weights, dtype))
+    form, dtype = held_as(part, config, *meant(weights, dtype))
     leaves = {}
     for name, shape in shapes_of(part, config).items():
         leaf = leaves[name] = WeightSpec(shape, dtype)
         leaf.name = name
         leaf.nbytes = _held(name, shape, dtype, form, stored(name), backend)
     found = Component(validate(part, config), leaves, f"the {part}")
-    return computes(part).of(found, find_backend(backend).name, False)
+    return computes(part, config).of(found, find_backend(backend).name, False)
 
 
 def planned_networks(configs: Configs, stored: Mapping[str, Callable[[str], str]] | None = None,

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from refsd.arguments import as_array
 from refsd.contracts import Spec
-from refsd.errors import UsageError
+from refsd.errors import ModelError, UsageError
 from refsd.models.t5 import T5Config, t5_encoder
 from refsd.pipelines.from_diffusers import answer
 from refsd.places import on_host
 from refsd.registry import use
+from refsd.text.t5 import T5Tokenizer
 from refsd.weights.checkpoint import Component
 
 TOKENS = 256  # of a prompt: what diffusers pads it to, or cuts it off at
@@ -44,6 +46,17 @@ class T5Encoder:
     def rows(self) -> int:
         """The number of embeddings."""
         return self.tree["shared"]["weight"].shape[0]
+
+    def tokenizer_of(self, place: Path, name: str, pad: str | None) -> T5Tokenizer:
+        """That of a folder of the model, or of one beside a single file."""
+        folder = place / name if place.is_dir() else place.with_name(name)
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: no such folder, and T5's vocabulary does not come with "
+                             f"refsd. Put the {name} folder of the model there, or draw without "
+                             "T5: text_encoder_3=None (--without text_encoder_3)")
+        tokenizer = T5Tokenizer.from_folder(folder)
+        tokenizer.require_rows(self.rows)
+        return tokenizer
 
     def __call__(self, input_ids: np.ndarray, **others: Any) -> T5Output:
         """Encode. Raises UsageError for ids that are not integers (N, L) below `rows`."""

@@ -11,7 +11,7 @@ import numpy as np
 from refsd.errors import ModelError, UsageError
 from refsd.families import COMPONENTS, INPUTS, input_of, not_drawn
 from refsd.leaf import Weight, seal
-from refsd.networks import NETWORKS
+from refsd.networks import network_of
 from refsd.quantized import Quantized
 from refsd.tree import to_tree
 from refsd.weights.folder import check_variants
@@ -118,63 +118,18 @@ def load_folder(
 def check_together(configs: Mapping[str, Mapping], where: str,
                    inputs: Collection[str] = tuple(INPUTS),
                    elsewhere: Collection[str] = ()) -> None:
-    """ModelError when the networks of a model do not fit each other.
+    """ModelError when the networks of a model, of which some lie elsewhere, do not fit each other.
 
-    A UNet reads the texts of all encoders side by side, of which some may lie elsewhere.
+    A UNet's latents may be those of several kinds of models, of which `inputs` are wanted.
     """
-    if "transformer" in configs:
-        check_transformer(configs, where)
-    if "unet" not in configs:
-        return
-    unet, vae = configs["unet"], configs.get("vae")
-    latent = unet["out_channels"] if vae is None else vae["latent_channels"]
-    if unet["out_channels"] != latent:
-        raise ModelError(f"{where}: the UNet gives {unet['out_channels']} channels, the VAE's "
-                         f"latents have {latent}. Give parts of one model")
-    check_input(unet["in_channels"], latent, inputs, where)
-    widths = unet["cross_attention_dim"]
-    widths = set(widths) if isinstance(widths, (list, tuple)) else {widths}
-    given = [config["hidden_size"] for part, config in configs.items()
-             if part.startswith("text_encoder")]
-    whole = not any(part.startswith("text_encoder") for part in elsewhere)
-    if whole and given and widths != {sum(given)}:
-        raise ModelError(
-            f"{where}: the UNet reads text of width {', '.join(map(str, sorted(widths)))}, "
-            f"the text encoder gives {sum(given)}. Give parts of one model"
-        )
-
-
-def check_transformer(configs: Mapping[str, Mapping], where: str) -> None:
-    """ModelError for a transformer that does not fit the VAE, or reads other texts.
-
-    It reads the CLIPs' side by side in the width of T5's, and their pooled vectors side by side.
-    """
-    found, clips = configs["transformer"], [configs[part] for part in (
-        "text_encoder", "text_encoder_2") if part in configs]
-    takes = found["in_channels"]
-    numbers = [("gives {} channels, and takes {}", found["out_channels"] or takes, takes)]
-    if "vae" in configs:
-        numbers.append(("takes {} channels, the VAE's latents have {}", takes,
-                        configs["vae"]["latent_channels"]))
-    if "text_encoder_3" in configs:
-        numbers.append(("reads text of width {}, the third text encoder gives {}",
-                        found["joint_attention_dim"], configs["text_encoder_3"]["d_model"]))
-    if len(clips) == 2:
-        numbers.append(("reads a vector of {} numbers, the two text encoders give {}",
-                        found["pooled_projection_dim"], sum(map(_pooled_width, clips))))
-        both = sum(config["hidden_size"] for config in clips)
-        if both > found["joint_attention_dim"]:
-            numbers.append(("reads text of width {}, the two text encoders give {}",
-                            found["joint_attention_dim"], both))
-    for words, reads, gives in numbers:
-        if reads != gives:
-            raise ModelError(f"{where}: the transformer {words.format(reads, gives)}. Give parts "
-                             "of one model")
-
-
-def _pooled_width(config):
-    projects = "CLIPTextModelWithProjection" in (config["architectures"] or ())
-    return config["projection_dim"] or config["hidden_size"] if projects else config["hidden_size"]
+    if unet := configs.get("unet"):
+        latent = configs.get("vae", {}).get("latent_channels", unet["out_channels"])
+        if unet["out_channels"] != latent:
+            raise ModelError(f"{where}: the UNet gives {unet['out_channels']} channels, the VAE's "
+                             f"latents have {latent}. Give parts of one model")
+        check_input(unet["in_channels"], latent, inputs, where)
+    for part, config in configs.items():
+        network_of(part, config).together(part, configs, elsewhere, where)
 
 
 def check_input(channels: int, latent: int, inputs: Collection[str], where: str) -> None:
@@ -205,7 +160,7 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = 
 
     components = {}
     for component, plan in plans.items():
-        form, reads = held_as(component, weights, dtype)
+        form, reads = held_as(component, plan.config, weights, dtype)
         leaves = dict(iter_leaves(component, plan, dtype=reads, weights=form))
         leaves = {name: leaves[name] for name in plan.shapes}
         warn_nonfinite(leaves, plan.source)
@@ -213,9 +168,10 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = 
     return components
 
 
-def held_as(component: str, form: str | None, dtype: str | None) -> tuple[str | None, str | None]:
+def held_as(component: str, config: Mapping[str, Any], form: str | None,
+            dtype: str | None) -> tuple[str | None, str | None]:
     """The form and the dtype of one network: float16 holds those that do not compute in it."""
-    if dtype == "float16" and NETWORKS[component].beyond_float16:
+    if dtype == "float16" and network_of(component, config).beyond_float16:
         return form or "float16", "float32"
     return form, dtype
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from refsd.errors import ModelError
 from refsd.families import DEFAULT, Family, Location
-from refsd.networks import shapes_of
+from refsd.networks import network_of, shapes_of
 from refsd.tree import to_tree
-from refsd.weights.names import canonical, is_pixel_projection
+from refsd.weights.names import is_pixel_projection
 
 
 def ldm_locations(
@@ -39,8 +39,9 @@ def to_ldm(
 
     Without a config those of the family. Raises ModelError when tensors lacks one.
     """
-    today = {canonical(component, name): array for name, array in tensors.items()}
-    locations = ldm_locations(component, config or family.configs[component], family)
+    config = config or family.configs[component]
+    today = {network_of(component, config).today(name): array for name, array in tensors.items()}
+    locations = ldm_locations(component, config, family)
     if missing := [name for name in locations if name not in today]:
         raise ModelError(f"{len(missing)} tensors of the {component} missing, first "
                          f"{missing[0]!r}. Fetch it again")

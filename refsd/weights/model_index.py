@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 NAME = "model_index.json"
 # Whose parts refsd draws with.
 PIPELINES = ("LatentConsistencyModelPipeline", "StableDiffusionInstructPix2PixPipeline",
-             *(name for family in FAMILIES for name in family.pipelines.values()))
+             *(family.pipeline(task) for family in FAMILIES for task in family.pipelines))
 # Parts that such a folder may hold and that its pictures do not come from.
 OTHERS = ("safety_checker", "feature_extractor", "image_encoder")
 

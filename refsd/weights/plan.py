@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from refsd.errors import ModelError, ResourceError, UsageError
 from refsd.families import DEFAULT, FAMILIES, Family, Location, other_family, recognise
-from refsd.networks import NETWORKS, Shape, check_class, relabelled, shapes_of, validate
+from refsd.networks import Shape, check_class, network_of, relabelled, shapes_of, validate
 from refsd.weights.files import read_foreign_object
 from refsd.weights.folder import component_weights
 from refsd.weights.found import Stored, check
 from refsd.weights.header import Header, TensorInfo, read_header
 from refsd.weights.ldm import from_ldm
 from refsd.weights.model_index import family_of, networks_of, part_class
-from refsd.weights.names import CLIP, canonical_names, without_kernel
+from refsd.weights.names import canonical_names, without_kernel
 from refsd.weights.single import Contents, adapted, contents, missing_part, say_rest
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _plan_component(
     config = validate(component, config if named is None else relabelled(config, named), str(file))
     headers, taken = component_weights(path, component, variant, model=model)
     inside = {name: header for header in headers for name in header.tensors}
-    names = canonical_names(component, inside, str(path))
+    names = canonical_names(network_of(component, config), inside, str(path))
     sources = {ours: Source(inside[name], Location(name)) for ours, name in names.items()}
     return checked(component, config, sources, str(path), variant=taken)
 
@@ -122,7 +122,7 @@ def plan_file(
     if averages and not ema and "unet" in components:
         logger.warning("%s: it holds moving averages of the UNet too, which are not taken: ask for "
                        "them with ema=True (--ema)", path)  # fmt: skip
-    for component in sorted(components, key=list(NETWORKS).index):
+    for component in sorted(components, key=lambda part: part.startswith("text_encoder")):
         if component not in parts:
             raise missing_part(str(path), component, parts)
     say_rest(header, parts, outer)
@@ -162,13 +162,13 @@ def config_beside(file: Path, component: str) -> dict[str, Any] | None:
     except ModelError:
         return None
     said = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    return config if said in NETWORKS[component].classes else None
+    return config if said in network_of(component, config).classes else None
 
 
 def _text_part(component: str, config: dict[str, Any]) -> dict[str, Any]:
     """A whole CLIP's config.json keeps the text encoder's under text_config."""
     inner = config.get("text_config")
-    if component in CLIP and config.get("model_type") == "clip" and inner:
+    if config.get("model_type") == "clip" and inner:
         kind = "CLIPTextModel" if component == "text_encoder" else "CLIPTextModelWithProjection"
         return {**inner, "architectures": [kind], "model_type": "clip_text_model"}
     return config
@@ -189,7 +189,7 @@ def _plan_part(
                              ema=ema)
     else:
         bare = {name.removeprefix(prefix): name for name in mine if name.startswith(prefix)}
-        names = canonical_names(component, bare, source)
+        names = canonical_names(network_of(component, config), bare, source)
         locations = {ours: Location(bare[name]) for ours, name in names.items()}
     sources = {ours: Source(header, location) for ours, location in locations.items()}
     return checked(component, config, sources, source)

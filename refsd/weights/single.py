@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from refsd.errors import ModelError
 from refsd.families import DEFAULT, Family, Layout, recognise
-from refsd.networks import NETWORKS
+from refsd.networks import NETWORKS, network_of
 from refsd.weights.header import Header
 from refsd.weights.ldm import ema_name
 from refsd.weights.reader import read_tensors
@@ -64,7 +64,8 @@ def contents(header: Header, *, ema: bool = False, default: Family = DEFAULT) ->
         others = ("control_model.", *(
             other.prefix for other in family.layouts.values() if other.prefix != layout.prefix))
         own = () if layout.landmark is None else (layout.landmark,)
-        for landmark in (*own, *NETWORKS[component].landmarks):
+        network = network_of(component, family.configs[component])
+        for landmark in (*own, *network.landmarks):
             heads = {name.removesuffix(landmark) for name in names if name.endswith(landmark)}
             heads = {head for head in heads if head in ("",) or head[-1] == "."}
             heads -= {head for head in heads if any(other in head for other in others)}
@@ -89,7 +90,7 @@ def missing_part(path: str, component: str, held: Collection[str]) -> ModelError
     held = " and the ".join(NETWORKS[name].word for name in held)
     holds = f", only the {held}" if held else ", nor another whole network of such a model"
     how = f"Name one with {component}= (--{option} PATH): a folder or a .safetensors file"
-    if component in ("unet", "transformer"):
+    if component != "vae" and not component.startswith("text_encoder"):
         how = "Give the file that has it, and this one with vae= or text_encoder="
     return ModelError(f"{path}: there is no {word} in it{holds}. {how}")
 

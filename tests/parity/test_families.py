@@ -61,7 +61,7 @@ def models(tmp_path, monkeypatch):
     pipe = small_sd2(tmp_path)
     pipe.save_pretrained(tmp_path / "model")
     configs = {name: part.config for name, part in load_checkpoint(tmp_path / "model").items()}
-    small = replace(families.SD2, configs=configs)
+    small = replace(families.sd2.SD2, configs=configs)
     monkeypatch.setattr(families, "FAMILIES", (families.SD1, small))
     return tmp_path / "model", original(pipe), tmp_path / "x.safetensors"
 

@@ -56,7 +56,7 @@ from refsd.pipelines.loading import computes
 from refsd.weights.checkpoint import load_folder
 loaded = load_folder(folder, part)
 find_backend("numba").place(loaded.tensors)  # packed, as a pipeline does it
-network = computes(part).of(loaded, "numba", False)
+network = computes(part, loaded.config).of(loaded, "numba", False)
 if part == "unet":
     more = {"added_cond_kwargs": {"text_embeds": x["pooled"], "time_ids": x["ids"]}}
 else:

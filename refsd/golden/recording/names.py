@@ -9,6 +9,8 @@ a name in a step is .2.
 import re
 from typing import NamedTuple
 
+from refsd.families import COMPONENTS
+
 # Ops that make the next layer's input out of what is there.
 PREPARING = ("concat", "pad", "reshape", "silu", "timestep_embedding", "upsample_bilinear",
              "upsample_nearest")
@@ -22,7 +24,8 @@ _BLOCK = re.compile(r"(?:[a-z]\w*\.(?:\d+\.)?)*?(?:(?:resnets|attentions|downsam
 _ALONE = ("conv_in", "conv_norm_out", "conv_out", "post_quant_conv", "quant_conv",
           "final_layer_norm", "text_projection", "shared", "context_embedder", "proj_out", "wte",
           "wpe", "ln_f")
-DENOISERS = ("unet", "transformer")  # what is called in every step
+# What is called in every step.
+DENOISERS = tuple(part for part in COMPONENTS if part != "vae" and not part.startswith("text_"))
 
 
 def full(stage: str, step: int | None, path: str) -> str:
