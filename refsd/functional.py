@@ -11,6 +11,7 @@ from refsd.ops import (
     activation,
     arithmetic,
     conv,
+    fused,
     layout,
     norm,
     resize,
@@ -66,3 +67,5 @@ exp = dispatched(arithmetic.exp)
 sqrt = dispatched(arithmetic.sqrt)
 tanh = dispatched(arithmetic.tanh)
 clamp = dispatched(arithmetic.clamp)
+
+group_norm_silu = dispatched(fused.group_norm_silu)

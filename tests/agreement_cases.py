@@ -261,7 +261,7 @@ def _reshape(values):
 
 WRITTEN = {
     "linear": _linear, "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
-    "group_norm": _group_norm, "layer_norm": _layer_norm,
+    "group_norm": _group_norm, "group_norm_silu": _group_norm, "layer_norm": _layer_norm,
     "rms_norm": _row_norm(bias=False), "softmax": _softmax,
     "timestep_embedding": _timestep_embedding, "concat": _concat, "slice": _slice, "pad": _pad,
     "transpose": _transpose, "reshape": _reshape,

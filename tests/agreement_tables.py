@@ -65,6 +65,7 @@ BATCHES = {
     "matmul": lambda: [(call(_n(3, 157, 200), _n(3, 200, 117, seed=2)), {0, 1})],
     "conv2d": _convolutions, "attention": _attentions,
     "group_norm": lambda: [(call(_photos(1), *_n(2, 48), groups=4, eps=1e-5), {0})],
+    "group_norm_silu": lambda: [(call(_photos(1), *_n(2, 48), groups=4, eps=1e-5), {0})],
     "upsample_nearest": lambda: [(call(_photos(1), height=130, width=62), {0})],
     "upsample_bilinear": lambda: [(call(_photos(1), height=99, width=64, align_corners=True), {0})],
     "to_image": lambda: [(call(_tokens(41), height=28, width=25), {0})],

@@ -355,6 +355,6 @@ def reshape(draw):
 
 WRITTEN = {"conv2d": conv2d(), "attention": attention(), "group_norm": group_norm(),
            "to_image": to_image(), "concat": concat(), "slice": slice_(),
-           "reshape": reshape()}
+           "reshape": reshape(), "group_norm_silu": group_norm()}
 OPS: dict[str, st.SearchStrategy[Call]] = {
     name: WRITTEN[name] if name in WRITTEN else declared(op) for name, op in ops().items()}

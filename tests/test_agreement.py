@@ -15,7 +15,8 @@ import numba
 import numpy as np
 import pytest
 import wrong_dense_kernels  # noqa: F401  declares more of them
-import wrong_half_kernels  # noqa: F401  and more
+import wrong_fused_kernels  # noqa: F401  and more
+import wrong_half_kernels  # noqa: F401
 import wrong_leaf_kernels  # noqa: F401
 from agreement_checks import CHECKS, ONLY
 from hypothesis import given, settings

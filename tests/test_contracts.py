@@ -102,6 +102,12 @@ ERRORS = [
     ("group_norm", (X, a(4), a(4)), {"groups": 2, "eps": np.float64(1e-5)},
      "eps is np.float64(1e-05), wanted a finite Python number > 0"),
     ("group_norm", (a(2, 4, 0), a(4), a(4)), GROUPS, "x (2, 4, 0) has empty groups"),
+    ("group_norm_silu", (a(2, 4), a(4), a(4)), GROUPS,
+     "x (2, 4) has no axis of positions, wanted (N, C, ...)"),
+    ("group_norm_silu", (a(2, 5, 3), a(5), a(5)), GROUPS, "5 channels do not split into 2 groups"),
+    ("group_norm_silu", (X, a(4), a(4)), {"groups": 2, "eps": 0},
+     "eps is 0, wanted a finite Python number > 0"),
+    ("group_norm_silu", (a(2, 4, 0), a(4), a(4)), GROUPS, "x (2, 4, 0) has empty groups"),
     ("layer_norm", (a(2, 0), a(0), a(0)), ROW, "x (2, 0) has no features"),
     ("layer_norm", (a(2, 3), a(3), a(3)), {"eps": math.nan},
      "eps is nan, wanted a finite Python number > 0"),
@@ -213,6 +219,7 @@ COUNTS = [
      2 * 5 * 7 * 8 + 5 * 2 * 5 * 7 + 2 * 5 * 7 * 8),
     # subtract, square, add, subtract for the means, divide, multiply, add, and the sum: 8
     ("group_norm", (X, a(4), a(4)), GROUPS, X.shape, 8 * 288),
+    ("group_norm_silu", (X, a(4), a(4)), GROUPS, X.shape, (8 + 4) * 288),  # and 4 of silu
     ("layer_norm", (a(2, 3), a(3), a(3)), ROW, (2, 3), 8 * 6),
     ("rms_norm", (a(2, 3), a(3)), ROW, (2, 3), 5 * 6),
     ("geglu", (a(2, 6),), {}, (2, 3), 6 * 6),

@@ -56,7 +56,9 @@ def test_F_has_every_op_with_its_signature_and_docstring():
 def test_every_op_has_a_kernel_on_every_backend():
     for backend in available_backends():
         importlib.import_module(BACKENDS[backend].module)
-        missing = [name for name in registry.ops() if (backend, name) not in registry._kernels]
+        missing = [name for name, op in registry.ops().items() if (
+            (backend, name) not in registry._kernels and not (
+                backend == "cuda" and op.family == "fused"))]  # tests/cuda/test_every_op.py lists
         assert not missing, f"{backend} lacks {missing}"
 
 

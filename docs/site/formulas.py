@@ -16,6 +16,7 @@ FORMULAS = {
     "group_norm": r"y = \mathrm{weight}_c\,\frac{x - \mu}{\sqrt{\sigma^2 + \mathrm{eps}}}"
                   r" + \mathrm{bias}_c, \qquad \mu = \operatorname{mean}_g(x),"
                   r" \quad \sigma^2 = \operatorname{mean}_g\left((x - \mu)^2\right)",
+    "group_norm_silu": r"y = h\,\sigma(h), \qquad h = \operatorname{group\_norm}(x)",
     "layer_norm": r"y_k = \mathrm{weight}_k\,\frac{x_k - \mu}{\sqrt{\sigma^2 + \mathrm{eps}}}"
                   r" + \mathrm{bias}_k, \qquad \mu = \frac{1}{K}\sum_{k} x_k,"
                   r" \quad \sigma^2 = \frac{1}{K}\sum_{k} (x_k - \mu)^2",

@@ -6,11 +6,12 @@ from refsd.ops import (
     attention,
     conv,
     embedding,
+    fused,
     layout,
     linear,
     norm,
     resize,
 )
 
-__all__ = ["activation", "arithmetic", "attention", "conv", "embedding", "layout", "linear",
-           "norm", "resize"]
+__all__ = ["activation", "arithmetic", "attention", "conv", "embedding", "fused", "layout",
+           "linear", "norm", "resize"]

@@ -16,12 +16,13 @@ from refsd.registry import op
 
 EPS = Number(above=0)  # without it a constant row divides by zero
 NOT_EMPTY = {"K >= 1": "x {x} has no features"}
+IN_GROUPS = {"len(x) >= 3": "x {x} has no axis of positions, wanted (N, C, ...)",
+             "C % groups == 0": "{C} channels do not split into {groups} groups",
+             "prod(x[1:]) > 0": "x {x} has empty groups"}
 
 
 @op("x (N C ...), weight (C), bias (C) -> (N C ...)", flops="8 * size", groups=Integer(1), eps=EPS,
-    rules={"len(x) >= 3": "x {x} has no axis of positions, wanted (N, C, ...)",
-           "C % groups == 0": "{C} channels do not split into {groups} groups",
-           "prod(x[1:]) > 0": "x {x} has empty groups"},
+    rules=IN_GROUPS,
     examples=[call((2, 6, 4, 3), (6,), (6,), groups=3, eps=1e-5),
               call((1, 4, 5), (4,), (4,), groups=1, eps=1e-6)])
 def group_norm(x, weight, bias, *, groups, eps):

@@ -100,6 +100,8 @@ CASES = {
                                              a(128, mean=1), a(128, seed=3)),
                               {"groups": 32, "eps": 1e-6},
                               lambda x, w, b: TF.group_norm(x, 32, w, b, 1e-6)),
+    "group_norm_silu": ("group_norm_silu", (a(2, 320, 32, 32), *W320), {"groups": 32, "eps": 1e-5},
+                        lambda x, w, b: TF.silu(TF.group_norm(x, 32, w, b, 1e-5))),
     "group_norm of tokens": ("group_norm", (a(3, 6, 50), a(6), a(6, seed=9)),
                              {"groups": 2, "eps": 1e-5},
                              lambda x, w, b: TF.group_norm(x, 2, w, b, 1e-5)),

@@ -12,5 +12,6 @@ from refsd.numba_ops.cpu import (  # noqa: F401
     layout,
     linear,
     norm,
+    norm_groups,
     resize,
 )

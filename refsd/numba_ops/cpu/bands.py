@@ -2,14 +2,14 @@
 
 Each result of a convolution is one fixed chain of operations, whichever rows are there, if the
 algorithm and Winograd's tiles are the whole picture's. A group norm's sums are made block by block
-of pixels, and merged when all are there (norm.py).
+of pixels, and merged when all are there (norm_groups.py).
 """
 
 import numpy as np
 
 from refsd.half import to_float32
 from refsd.numba_ops.cpu.layout import as_image, as_tokens
-from refsd.numba_ops.cpu.norm import (
+from refsd.numba_ops.cpu.norm_groups import (
     add_moments,
     block_pixels,
     channel_lines,
@@ -64,7 +64,7 @@ def group_norm(shape, weight, bias, *, groups, eps, bands):
     def normalised(band):
         pixels = as_tokens(band)
         y = empty(pixels.shape, pixels.dtype)
-        normalise(flat(pixels), N, pixels.shape[1], C, lines, flat(y))
+        normalise(flat(pixels), N, pixels.shape[1], C, lines, False, flat(y))
         return as_image(y, band.shape)
 
     return normalised
