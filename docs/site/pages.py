@@ -38,7 +38,7 @@ DOORS = {
     "Draw": ("docs/cli", "commands", "docs/python", "docs/features", "docs/pictures-in",
              "docs/controlnet", "docs/adapters", "docs/text", "docs/weights", "docs/memory",
              "docs/cuda", "docs/profiling", "docs/benchmarks"),
-    "Understand": ("notebooks/README", "ops/index", "docs/noise", "docs/schedules",
+    "Understand": ("notebooks/README", "ops/index", "docs/graph", "docs/noise", "docs/schedules",
                    "docs/tokenizer", "docs/dialects", "docs/checkpoints", "docs/kernels-conv",
                    "docs/cuda-speed", "docs/cuda-gpu", "docs/tolerances"),
     "Port": ("docs/porting", "docs/golden-make", "docs/golden-compare", "docs/golden-bisect",

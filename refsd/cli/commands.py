@@ -17,12 +17,13 @@ GROUPS = {
     "look inside": {
         "info": ("FILE", "how a picture was made, or what a model's file holds"),
         "models": ("[MODEL]", "what a model is made of, part for part, and what it lacks"),
-        "lora": ("ACTION", "LoRA files: what one is, and for which models"),
+        "lora": ("inspect FILE", "what a LoRA is, and for which models"),
         "samplers": ("", "the samplers, their names in other tools, and what each takes"),
         "tokenize": ("TEXT", "the tokens that a prompt becomes"),
         "dialects": ("PROMPT", "how diffusers, A1111 and ComfyUI read a prompt"),
         "ops": ("", "the operations, and how each is computed"),
         "profile": ("", "where the time of a picture goes"),
+        "graph": ("-m MODEL", "a network op by op, without weights; DOT, JSON"),
         "plan": ("-m MODEL", "what a drawing costs, and whether it fits, without weights"),
     },
     "port to another machine": {

@@ -44,7 +44,7 @@ def overview() -> str:
         lines.append(f"{title}:")
         for name, (rest, about) in group.items():
             lines.append(_row(f"{name} {rest}", about))
-            if name in actions.FAMILIES:
+            if len(actions.FAMILIES.get(name, ())) > 1:
                 lines += _rows("", ", ".join(actions.FAMILIES[name]))
     lines += ["options of drawing (refsd draw --help has them all):",
               _row("-m MODEL", "a folder, a .safetensors or .gguf file, a Hugging Face id"),

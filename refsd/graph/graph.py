@@ -160,7 +160,7 @@ def _resolved(value: Any, found: Callable[[int], Any]) -> Any:
 
 def _need(condition: bool, what: str) -> None:
     if not condition:
-        raise UsageError(f"graph: {what}")
+        raise UsageError(f"graph: {what}; see what changed it")
 
 
 def spec_of(value: Value) -> Spec:

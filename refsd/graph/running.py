@@ -32,13 +32,14 @@ def arrays(graph: Graph, inputs: Any, weights: Mapping[str, Any] | None) -> dict
     numbers = graph.numbers("input")
     if len(inputs) != len(numbers):
         names = ", ".join(graph.values[number].name for number in numbers)
-        raise UsageError(f"graph: got {len(inputs)} inputs, wanted {len(numbers)}: {names}")
+        raise UsageError(f"graph: got {len(inputs)} inputs, wanted {len(numbers)}: {names}; give "
+                         "these")
     found = dict(zip(numbers, inputs))
     for number, array in found.items():
         value = graph.values[number]
         if (tuple(array.shape), str(array.dtype)) != (value.shape, value.dtype):
             raise UsageError(f"graph: {value.name} is {array.dtype} {tuple(array.shape)}; it was "
-                             f"traced for {value.dtype} {value.shape}")
+                             f"traced for {value.dtype} {value.shape}: give one of these")
     found |= graph.held
     for number in graph.numbers("weight"):
         name = graph.values[number].name
