@@ -69,3 +69,5 @@ tanh = dispatched(arithmetic.tanh)
 clamp = dispatched(arithmetic.clamp)
 
 group_norm_silu = dispatched(fused.group_norm_silu)
+linear_add = dispatched(fused.linear_add)
+linear_geglu = dispatched(fused.linear_geglu)

@@ -9,7 +9,7 @@ import math
 import bounds
 import numpy as np
 
-from refsd.golden.tolerances.bounds import error_model
+from refsd.golden.tolerances.bounds import elementwise, error_model
 from refsd.golden.tolerances.precision import PRECISIONS
 from refsd.half import HALVES
 from refsd.numba_ops.cpu import conv, winograd_transforms
@@ -21,7 +21,7 @@ from refsd.registry import ops
 WINOGRAD = {"winograd2": 4, "winograd4": 6}
 DIMENSIONS = {"winograd2": (kernel_4, winograd_transforms.into_4, winograd_transforms.out_of_4),
               "winograd4": (kernel_6, winograd_transforms.into_6, winograd_transforms.out_of_6)}
-DOTS = ("linear", "matmul", "conv2d", "attention")  # ops that the level "dot" computes
+DOTS = ("linear", "linear_add", "linear_geglu", "matmul", "conv2d", "attention")  # by "dot"
 LEAST = 2.0**-126  # the smallest normal float32, and bfloat16
 ALONE = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": "auto"}
 
@@ -64,6 +64,10 @@ def _flushed(name, args, options, truth):
     """What AVX512-BF16 takes for 0: inputs below the normal, and so each of the sums on the way."""
     if name not in DOTS:
         return 0.0
+    if name == "linear_geglu":
+        h = ops()["linear"].definition(*args)
+        return elementwise.of_geglu([h], {}, truth, [_flushed("linear", args, options, h)], 1.0)
+    name = "linear" if name == "linear_add" else name
     products = args[:3] if name == "attention" else args[:2]
     lost = [np.where(abs(arg) < LEAST, abs(arg), 0) for arg in products]
     inputs, _ = error_model(name).input_error(products, options, truth, lost, 1.0)

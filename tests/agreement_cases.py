@@ -113,6 +113,21 @@ def _linear(values):
     yield call(values(3, 0, 4), values(5, 4), values(5))
 
 
+def _linear_add(values):
+    for (x, weight, *bias), _ in _linear(values):
+        rows = x.data.shape[:-1]
+        yield Call((x, weight, *values_of([values(*rows, len(weight.data))]), *bias), {})
+
+
+def _linear_geglu(values):
+    """Gates of up to 5, where gelu is neither 0 nor the gate itself."""
+    for (x, weight, *bias), _ in _linear(values):
+        scale = 0.5 / max(1, x.data.shape[-1])**0.5
+        wide = [w and values(2 * len(w.data), *w.data.shape[1:], scale=s)
+                for w, s in zip((weight, *bias), (scale, 1.0))]
+        yield Call((x, *values_of(wide)), {})
+
+
 def _matmul(values):
     for M, K, N in [(ROWS + 1, 129, COLUMNS + 1), (1, 1, 1), (ROWS, 128, COLUMNS), (5, 257, 3),
                     (2 * ROWS - 1, 31, 2 * COLUMNS - 1)]:
@@ -260,7 +275,8 @@ def _reshape(values):
 
 
 WRITTEN = {
-    "linear": _linear, "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
+    "linear": _linear, "linear_add": _linear_add, "linear_geglu": _linear_geglu,
+    "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
     "group_norm": _group_norm, "group_norm_silu": _group_norm, "layer_norm": _layer_norm,
     "rms_norm": _row_norm(bias=False), "softmax": _softmax,
     "timestep_embedding": _timestep_embedding, "concat": _concat, "slice": _slice, "pad": _pad,

@@ -62,6 +62,11 @@ def _attentions():
 BATCHES = {
     "linear": lambda: [(call(_n(3, *rows, 200), _n(117, 200, seed=2), _n(117)), {0})
                        for rows in [(157,), (5,), ()]],
+    "linear_add": lambda: [(call(_n(3, *rows, 200), _n(117, 200, seed=2),
+                                 _n(3, *rows, 117, seed=3), _n(117)), {0, 2})
+                           for rows in [(157,), (5,), ()]],
+    "linear_geglu": lambda: [(call(_n(3, *rows, 200), _n(234, 200, seed=2), _n(234)), {0})
+                             for rows in [(157,), (5,), ()]],
     "matmul": lambda: [(call(_n(3, 157, 200), _n(3, 200, 117, seed=2)), {0, 1})],
     "conv2d": _convolutions, "attention": _attentions,
     "group_norm": lambda: [(call(_photos(1), *_n(2, 48), groups=4, eps=1e-5), {0})],
@@ -104,12 +109,16 @@ def _weighted_conv2d():
 
 WEIGHTED = {
     "linear": lambda: [call(_n(5, 40), _n(37, 40, seed=2), _n(37))],
+    "linear_add": lambda: [call(_n(5, 40), _n(37, 40, seed=2), _n(5, 37), _n(37))],
+    "linear_geglu": lambda: [call(_n(5, 40), _n(74, 40, seed=2), _n(74))],
     "matmul": lambda: [call(_n(5, 40), _n(40, 37, seed=2))],
     "conv2d": _weighted_conv2d,
 }
 
 # op: calls for small weights: more rows than a panel's slice, and more tiles than a task
-SMALL = {"linear": lambda: [call(_n(601, 2600), _n(70, 2600, seed=2), _n(70))]}
+SMALL = {"linear": lambda: [call(_n(601, 2600), _n(70, 2600, seed=2), _n(70))],
+         "linear_add": lambda: [call(_n(601, 2600), _n(70, 2600, seed=2), _n(601, 70), _n(70))],
+         "linear_geglu": lambda: [call(_n(601, 2600), _n(140, 2600, seed=2), _n(140))]}
 
 # op: calls that its data make the op refuse
 REFUSALS = {

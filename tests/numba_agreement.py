@@ -34,7 +34,7 @@ NARROW = "REFSD_SIMD_BYTES" in os.environ or "NUMBA_BOUNDSCHECK" in os.environ
 DTYPES = ("float32",) if NARROW else ("float32", "float64")
 # Of kernels that read halves. With 8 lanes their products are those of any processor: "widen".
 HALF = ("bfloat16", "float16") if not NARROW else ("bfloat16",) * (WIDTH == 32)
-PRODUCTS = ("linear", "matmul", "conv2d", "attention")
+PRODUCTS = ("linear", "linear_add", "linear_geglu", "matmul", "conv2d", "attention")
 BAND = 64
 
 

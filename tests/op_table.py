@@ -282,6 +282,22 @@ def _sides(padding):
 
 
 @st.composite
+def linear_add(draw):
+    rows, K, out = draw(shapes(most=3)), draw(sizes), draw(sizes)
+    args = [draw(floats((*rows, K))), draw(floats((out, K))), draw(floats((*rows, out)))]
+    return Call((*args, *[draw(floats((out,)))] * draw(st.integers(0, 1))), {})
+
+
+@st.composite
+def linear_geglu(draw):
+    """Of scales whose product of two sums float16 holds."""
+    rows, K, out = draw(shapes(most=3)), draw(sizes), draw(sizes)
+    args = [draw(floats(shape, scale=draw(st.sampled_from([1e-3, 1.0]))))
+            for shape in ((*rows, K), (2 * out, K), (2 * out,))]
+    return Call(tuple(args[:draw(st.integers(2, 3))]), {})
+
+
+@st.composite
 def attention(draw):
     heads, d, dv = draw(st.sampled_from([1, 2, 3])), draw(small), draw(small)
     N, L, S = draw(st.integers(0, 2)), draw(st.sampled_from([0, 1, 2, 5, 8, 17])), draw(sizes)
@@ -353,7 +369,9 @@ def reshape(draw):
     return Call((draw(floats(shape)),), {"shape": draw(st.sampled_from([tuple(split), merged]))})
 
 
-WRITTEN = {"conv2d": conv2d(), "attention": attention(), "group_norm": group_norm(),
+WRITTEN = {"linear_add": linear_add(), "linear_geglu": linear_geglu(),
+           "conv2d": conv2d(), "attention": attention(),
+           "group_norm": group_norm(),
            "to_image": to_image(), "concat": concat(), "slice": slice_(),
            "reshape": reshape(), "group_norm_silu": group_norm()}
 OPS: dict[str, st.SearchStrategy[Call]] = {

@@ -55,6 +55,7 @@ ERRORS = [
     ("sub", (a(2, 3), a(4)), {}, "shapes (2, 3) and (4,) do not broadcast: 3 against 4"),
     ("linear", (a(2, 3), a(4, 5)), {},
      "weight has shape (4, 5), wanted (out, K) where K = 3 (x (2, 3))"),
+    ("linear_add", (a(2, 3), a(4, 3), a(1, 4)), {}, "addend (1, 4) has other rows than x (2, 3)"),
     ("matmul", (a(3), a(3, 2)), {}, "a has shape (3,), wanted (..., M, K)"),
     ("conv2d", (a(2, 320, 64, 64), a(640, 640, 3, 3)), {},
      "weight has shape (640, 640, 3, 3), wanted (O, C//groups, kH, kW) where C = 320 (x (2, "
@@ -208,6 +209,9 @@ def test_every_rule_is_broken_by_a_case_above():
 COUNTS = [
     # 2 x 3 rows, 5 outputs, 4 products and 4 sums each
     ("linear", (a(2, 3, 4), a(5, 4), a(5)), {}, (2, 3, 5), 2 * 3 * 5 * 4 * 2),
+    ("linear_add", (a(2, 3, 4), a(5, 4), a(2, 3, 5), a(5)), {}, (2, 3, 5), 2 * 3 * 5 * (4 * 2 + 1)),
+    # the 10 outputs as above, and 6 for each of the 5 that are left
+    ("linear_geglu", (a(2, 3, 4), a(10, 4), a(10)), {}, (2, 3, 5), 2 * 3 * (10 * 4 * 2 + 5 * 6)),
     ("matmul", (a(7, 1, 2, 3), a(5, 3, 4)), {}, (7, 5, 2, 4), 7 * 5 * 2 * 4 * 3 * 2),
     # 64 x 64 pixels, 320 outputs, 320 x 9 products and sums each: 7.55 GFLOP
     ("conv2d", (a(1, 320, 64, 64), a(320, 320, 3, 3), a(320)), {"padding": 1},

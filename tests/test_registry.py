@@ -68,7 +68,8 @@ def test_what_changes_numbers_has_no_default():
                 ("conv2d", "padding"): 0, ("conv2d", "dilation"): 1, ("conv2d", "groups"): 1,
                 ("conv2d", "algorithm"): "auto", ("attention", "mask"): None,
                 ("attention", "causal"): False, ("layer_norm", "weight"): None,
-                ("layer_norm", "bias"): None}
+                ("layer_norm", "bias"): None, ("linear_add", "bias"): None,
+                ("linear_geglu", "bias"): None}
     found = {(name, p.name): p.default for name, op in registry.ops().items()
              for p in op.signature.parameters.values() if p.default is not p.empty}
     assert found == harmless

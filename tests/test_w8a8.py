@@ -152,6 +152,22 @@ def test_sums_are_exact_on_every_level(monkeypatch, M, K, N):
         same_bits(results[-1], results[0])
 
 
+@pytest.mark.parametrize("M, K, N", SIZES)
+def test_fused_layers_have_the_bits_of_their_ops(level, M, K, N):
+    """Those of F.linear, whose rows are right (above), added to or gated afterwards."""
+    x, leaf, bias, addend = draw(M, K), leaf_of(draw(N, K, seed=1)), draw(N, seed=2), draw(M, N)
+    wide, biases = leaf_of(draw(2 * N, K, seed=3)), draw(2 * N, seed=4)
+    for with_bias in (False, True):
+        b, two = (bias, biases) if with_bias else (None, None)
+        with use("numba"):
+            with poisoned():
+                added, gated = F.linear_add(x, leaf, addend, b), F.linear_geglu(x, wide, two)
+            same_bits(added, F.add(F.linear(x, leaf, b), addend))
+            same_bits(gated, F.geglu(F.linear(x, wide, two)))
+            strided = np.asfortranarray(addend)
+            same_bits(F.linear_add(x, leaf, strided, b), added)
+
+
 def test_the_largest_sums(level):
     """5120 x 127 x 127 of one sign, beyond what float32 counts."""
     x, w = np.full((15, 5120), 127, "f4"), np.full((33, 5120), -127, "f4")
@@ -223,7 +239,7 @@ WRONG_SCALES = {
 @pytest.mark.parametrize("mistake", [*WRONG_SUMS, *WRONG_SCALES], ids=lambda m: getattr(
     m, "__name__", m))
 def test_a_wrong_kernel_is_noticed(monkeypatch, mistake):
-    def multiply(x, weight, bias, y):
+    def multiply(x, weight, bias, y, addend):
         q, s = tokens_of(x.reshape(-1, x.shape[-1]))
         w, t = weight.values.astype(int), weight.scale
         if mistake in WRONG_SCALES:

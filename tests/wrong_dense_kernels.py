@@ -5,6 +5,7 @@ import numpy as np
 from wrong_kernels import LANES, copied, wrong
 
 from refsd import ops
+from refsd.quantized import Quantized
 
 
 @wrong("linear")
@@ -32,6 +33,88 @@ def no_bias_in_the_last_panel(real):
 def weights_in_half_precision(real):
     return lambda x, weight, bias=None: real(
         x, weight.astype("float16").astype(weight.dtype), bias)
+
+
+@wrong("linear_add")
+def no_addend_behind_the_last_whole_panel(real):
+    def linear_add(x, weight, addend, bias=None):
+        whole = len(weight) // (2 * LANES) * 2 * LANES
+        left = np.where(np.arange(len(weight)) < whole, addend, addend.dtype.type(0))
+        return real(x, weight, left, bias)
+
+    return linear_add
+
+
+@wrong("linear_add")
+def the_addend_of_the_first_row_for_all(real):
+    return lambda x, weight, addend, bias=None: real(x, weight, np.broadcast_to(
+        addend.reshape(-1, addend.shape[-1])[:1], addend.shape), bias)
+
+
+@wrong("linear_add", "layouts")
+def the_addend_is_read_as_contiguous(real):
+    """Behind a view's first element the memory of the array that it is a view of, row by row."""
+    def linear_add(x, weight, addend, bias=None):
+        whole = addend
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        if whole.dtype == addend.dtype and whole.size > addend.size:
+            addend = whole.ravel(order="K")[:addend.size].reshape(addend.shape)
+        return real(x, weight, addend, bias)
+
+    return linear_add
+
+
+@wrong("linear_add")
+def the_addend_is_the_result(real):
+    def linear_add(x, weight, addend, bias=None):
+        y = real(x, weight, addend, bias)
+        if addend.flags.writeable:
+            addend[...] = y
+        return y
+
+    return linear_add
+
+
+@wrong("linear_geglu")
+def the_gate_comes_first(real):
+    def linear_geglu(x, weight, bias=None):
+        swap = np.roll(np.arange(len(weight)), len(weight) // 2)
+        return real(x, weight[swap], None if bias is None else bias[swap])
+
+    return linear_geglu
+
+
+@wrong("linear_geglu")
+def a_gate_begins_at_a_whole_panel(real):
+    """Right where half of the outputs are whole panels."""
+    def linear_geglu(x, weight, bias=None):
+        half = len(weight) // 2
+        first = -(-half // (2 * LANES)) * 2 * LANES
+        order = np.minimum(first + np.arange(half), 2 * half - 1)
+        order = np.concatenate([np.arange(half), order])
+        return real(x, weight[order], None if bias is None else bias[order])
+
+    return linear_geglu
+
+
+@wrong("linear_geglu")
+def the_gate_has_the_hidden_ones_bias(real):
+    def linear_geglu(x, weight, bias=None):
+        return real(x, weight, None if bias is None else np.tile(bias[:len(bias) // 2], 2))
+
+    return linear_geglu
+
+
+@wrong("linear_geglu", "small_weights")
+def the_gate_has_the_hidden_ones_scale(real):
+    def linear_geglu(x, weight, bias=None):
+        if isinstance(weight, Quantized) and weight.scale is not None:
+            scale = np.tile(weight.scale[:len(weight) // 2], 2)
+            weight = Quantized(weight.values, scale, weight.dtype)
+        return real(x, weight, bias)
+
+    return linear_geglu
 
 
 @wrong("matmul", "fair_errors")

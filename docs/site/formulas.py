@@ -6,6 +6,8 @@ An op without a line here shows the first line of its docstring instead.
 FORMULAS = {
     "linear": r"y_{\ldots,o} = \sum_{k} x_{\ldots,k}\, W_{o,k} + b_o, \qquad"
               r" y = x W^{\mathsf T} + b",
+    "linear_add": r"y_{\ldots,o} = \sum_{k} x_{\ldots,k}\, W_{o,k} + b_o + a_{\ldots,o}",
+    "linear_geglu": r"y = h\,g\,\Phi(g), \qquad [\,h \mid g\,] = x W^\top + b",
     "matmul": r"y_{\ldots,i,j} = \sum_{k} a_{\ldots,i,k}\, b_{\ldots,k,j}",
     "conv2d": r"y_{n,o,i,j} = b_o + \sum_{c,u,v} w_{o,c,u,v}\;"
               r" x_{n,\;c,\;i s + u d - \mathrm{top},\;j s + v d - \mathrm{left}}",

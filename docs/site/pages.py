@@ -32,6 +32,7 @@ FAMILY_TITLES = {
     "linear": "Matrix products", "conv": "Convolution", "attention": "Attention",
     "norm": "Normalisations", "activation": "Non-linearities", "embedding": "Positions and tokens",
     "resize": "Resizing", "layout": "Moving data", "arithmetic": "Arithmetic",
+    "fused": "Fused ops",
 }
 # The table of contents: which pages stand under which door.
 DOORS = {

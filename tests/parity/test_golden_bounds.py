@@ -70,7 +70,9 @@ def _geglu(x):
 
 
 TORCH = {
-    "linear": TF.linear, "matmul": torch.matmul, "conv2d": _conv2d, "attention": _attention,
+    "linear": TF.linear, "linear_add": lambda x, w, r, b=None: TF.linear(x, w, b) + r,
+    "linear_geglu": lambda x, w, b=None: _geglu(TF.linear(x, w, b)),
+    "matmul": torch.matmul, "conv2d": _conv2d, "attention": _attention,
     "group_norm": lambda x, w, b, *, groups, eps: TF.group_norm(x, groups, w, b, eps),
     "layer_norm": _norm,
     "rms_norm": lambda x, w, *, eps: TF.rms_norm(x, w.shape, w, eps),

@@ -116,6 +116,11 @@ LINEAR = [(name, inputs, {}) for name, inputs in {
     "one_row": _linear((1,), 9, 7), "zeros": _linear((5,), 130, 9, "zeros"),
     "wide": _linear((5,), 130, 9, "wide"), "big": _linear((5,), 130, 9, "big"),
 }.items()]
+LINEAR_ADD = [(name, {**inputs, "addend": ((*inputs["x"][0][:-1], inputs["weight"][0][0]),)}, {})
+              for name, inputs, _ in LINEAR]
+LINEAR_GEGLU = [(name, _linear(inputs["x"][0][:-1], inputs["x"][0][-1],
+                               2 * inputs["weight"][0][0], inputs["x"][1],
+                               inputs["bias"] is not None), {}) for name, inputs, _ in LINEAR]
 MATMUL = [(name, {"a": (a, kind), "b": (b,)}, {}) for name, a, b, kind in (
     ("plain", (5, 9), (9, 17), "plain"), ("batches", (2, 1, 5, 9), (3, 9, 7), "plain"),
     ("long_sums", (3, 1029), (1029, 5), "plain"), ("zeros", (4, 33), (33, 6), "zeros"),
@@ -148,7 +153,8 @@ HARD: dict[str, list[Row]] = {
                   ("plain", "zeros", "big")),
                 ("middle", {"x": ((3, 5, 19),)}, {"axis": 1}),
                 ("sharp", {"x": ((4, 77), "plain", 32.0)}, {"axis": -1})],
-    "linear": LINEAR, "matmul": MATMUL, "conv2d": CONV2D, "attention": ATTENTION,
+    "linear": LINEAR, "linear_add": LINEAR_ADD, "linear_geglu": LINEAR_GEGLU, "matmul": MATMUL,
+    "conv2d": CONV2D, "attention": ATTENTION,
     "group_norm": [*_norm(36, (36, 5, 7), groups=3, eps=1e-5),
                    *((f"{name}_eps_1e-6", *row) for name, *row in
                      _norm(64, (64, 3, 3), ("plain", "big"), groups=32, eps=1e-6)),

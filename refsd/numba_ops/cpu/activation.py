@@ -41,7 +41,8 @@ def _quick_gelu(x):
 
 
 @register_jitable
-def _gelu(x):
+def gelu_of(x):
+    """gelu of a vector"""
     return x * vecmath.phi(x)
 
 
@@ -51,7 +52,7 @@ def _gelu_tanh(x):
 
 
 _each_silu, _each_quick_gelu = each(_silu), each(_quick_gelu)
-_each_gelu, _each_gelu_tanh = each(_gelu), each(_gelu_tanh)
+_each_gelu, _each_gelu_tanh = each(gelu_of), each(_gelu_tanh)
 
 
 @kernel("numba", reads_halves=True)
@@ -98,10 +99,10 @@ def _gate(hidden, gate, K, y):
     """y = hidden gelu(gate)"""
     size = lanes(y)
     for i in range(0, K - size + 1, size):
-        store(y, i, load(hidden, i) * _gelu(load(gate, i)))
+        store(y, i, load(hidden, i) * gelu_of(load(gate, i)))
     i, rest = K - K % size, K % size
     if rest > 0:
-        masked_store(y, i, masked_load(hidden, i, rest) * _gelu(masked_load(gate, i, rest)), rest)
+        masked_store(y, i, masked_load(hidden, i, rest) * gelu_of(masked_load(gate, i, rest)), rest)
 
 
 @kernel("numba", reads_halves=True)

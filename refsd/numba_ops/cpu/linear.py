@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refsd.numba_ops.cpu.blocked import multiply, multiply_rows
+from refsd.numba_ops.cpu.blocked import multiply, multiply_gated, multiply_rows
 from refsd.numba_ops.cpu.linear_int8 import multiply_tokens
 from refsd.numba_ops.memory import empty, fill_up
 from refsd.numba_ops.panels import right_matrix
@@ -12,19 +12,52 @@ from refsd.registry import kernel
 
 @kernel("numba", reads_leaves=True, reads_halves=True)
 def linear(x, weight, bias=None):
-    features = len(weight)
-    y = empty((*x.shape[:-1], features), x.dtype)
-    product(x, weight, bias, y.reshape(-1, features))
+    y, rows = _result(x, len(weight))
+    product(x, weight, bias, rows)
     return y
 
 
-def product(x, weight, bias, y):
-    """y = x W^T + bias.   x (..., K), weight (N, K) or (N, K, 1, 1), y (M, N)"""
-    if isinstance(weight, W8A8) and x.dtype == np.float32:
-        multiply_tokens(x, weight, bias, y)
+@kernel("numba", reads_leaves=True, reads_halves=True)
+def linear_add(x, weight, addend, bias=None):
+    y, rows = _result(x, len(weight))
+    product(x, weight, bias, rows, addend.reshape(rows.shape))
+    return y
+
+
+@kernel("numba", reads_leaves=True, reads_halves=True)
+def linear_geglu(x, weight, bias=None):
+    y, rows = _result(x, len(weight) // 2)
+    x, by_tokens = _met(x, weight)
+    if by_tokens:
+        multiply_tokens(x, weight, bias, rows, gated=True)
     else:
-        x = round_tokens(x, -1) if isinstance(weight, W8A8) else x
-        multiply_rows(x, right_matrix(weight), fill_up(bias, len(weight), x.dtype), y)
+        multiply_gated(x, right_matrix(weight), fill_up(bias, len(weight), x.dtype), rows)
+    return y
+
+
+def _result(x, features):
+    """Room for the result, and the same as rows."""
+    y = empty((*x.shape[:-1], features), x.dtype)
+    return y, y.reshape(-1, features)
+
+
+def product(x, weight, bias, y, addend=None):
+    """y = x W^T + bias, and + addend if there is one.
+
+    x (..., K), weight (N, K) or (N, K, 1, 1), y (M, N), addend (M, N)
+    """
+    x, by_tokens = _met(x, weight)
+    if by_tokens:
+        multiply_tokens(x, weight, bias, y, addend)
+    else:
+        multiply_rows(x, right_matrix(weight), fill_up(bias, len(weight), x.dtype), y, addend)
+
+
+def _met(x, weight):
+    """x as a weight takes it, and whether in integers."""
+    if not isinstance(weight, W8A8):
+        return x, False
+    return (x, True) if x.dtype == np.float32 else (round_tokens(x, -1), False)
 
 
 @kernel("numba", reads_halves=True)

@@ -12,7 +12,15 @@ import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.blocked import multiply, share_of, shares
+from refsd.numba_ops.cpu.activation import geglu
+from refsd.numba_ops.cpu.blocked import (
+    column_of,
+    end_row,
+    multiply,
+    no_addend,
+    share_of,
+    shares,
+)
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.levels import INT8
 from refsd.numba_ops.memory import aligned_empty, as_rows, fill_up, flat, panel_width
@@ -24,7 +32,6 @@ from refsd.numba_ops.simd import (
     lanes,
     load,
     masked_load,
-    masked_store,
     maximum,
     reduce_max,
     scratch,
@@ -38,9 +45,12 @@ from refsd.quantized import LEAST_SCALE, MOST
 EXACT = 1024  # at most so many products of 127 x 127 are below 2^24
 
 
-def multiply_tokens(x, weight, bias, y):
-    """y = x W^T + bias of int8.   x (..., K) float32, weight a W8A8 (N, K, ...), y (M, N)"""
-    (M, N), K = y.shape, x.shape[-1]
+def multiply_tokens(x, weight, bias, y, addend=None, gated=False):
+    """y = x W^T + bias of int8, then + addend, or h gelu(g) where that is [h | g].
+
+    x (..., K) float32, weight a W8A8 (N, K, ...), or (2 N, K) if gated, y and addend (M, N)
+    """
+    (M, N), K, outputs = y.shape, x.shape[-1], len(weight)
     if y.size == 0:
         return
     rows, _, step = as_rows(x)
@@ -48,17 +58,21 @@ def multiply_tokens(x, weight, bias, y):
     tokens = aligned_empty(max(M, ROWS) * deep, np.int8)  # a tile reads ROWS of them
     scales, sums = aligned_empty(M, np.float32), aligned_empty(M, np.int32)
     _round(rows, step, M, K, tokens, deep, scales, sums)
-    values = right_matrix(weight)[0].view(np.int8)  # (K, N)
-    biases, scale = fill_up(bias, N, np.float32), fill_up(weight.scale, N, np.float32)
+    values = right_matrix(weight)[0].view(np.int8)  # (K, outputs)
+    biases, scale = fill_up(bias, outputs, np.float32), fill_up(weight.scale, outputs, np.float32)
     if INT8 == "vnni":
         tiles, panels = -(-M // ROWS), -(-N // panel_width(np.float32))
         row_blocks, column_parts = shares(tiles, panels, numba.get_num_threads())
-        _multiply(tokens.view(np.uint32), M, deep // 4, scales, sums, values, K, scale,
-                  biases, flat(y), N, row_blocks, column_parts)
-    else:
-        products = _products(tokens.reshape(-1, deep)[:M, :K], values.reshape(K, N))
-        np.multiply(products, scales[:, np.newaxis] * scale[:N], out=y)
-        y += biases[:N]
+        more, more_step = (no_addend(y.dtype), 0) if addend is None else as_rows(addend)[::2]
+        _multiply(tokens.view(np.uint32), M, deep // 4, scales, sums, values, K, outputs, scale,
+                  biases, more, more_step, N if gated else 0, flat(y), N, row_blocks, column_parts)
+        return
+    products = _products(tokens.reshape(-1, deep)[:M, :K], values.reshape(K, outputs))
+    products *= scales[:, np.newaxis] * scale[:outputs]
+    products += biases[:outputs]
+    if gated:
+        products = geglu(products)
+    y[...] = products if addend is None else products + addend
 
 
 def _products(tokens, values):
@@ -96,25 +110,36 @@ def _round(x, step, rows, K, tokens, deep, scales, sums):
 
 
 @jit(parallel=True)
-def _multiply(tokens, rows, depth, scales, sums, values, K, scale, bias, out, columns, row_blocks,
-              column_parts):
+def _multiply(tokens, rows, depth, scales, sums, values, K, outputs, scale, bias, addend,
+              addend_step, gate, out, columns, row_blocks, column_parts):
     """out (rows, columns). A task is a block of tiles by a part of the panels, as in blocked.py."""
     width = VECTORS * lanes(out)
     count = (columns + width - 1) // width
     tiles = (rows + ROWS - 1) // ROWS
+    of_each = 2 if gate else 1
     for task in prange(row_blocks * column_parts):
         low, high, first, end = share_of(task, tiles, count, row_blocks, column_parts)
         panel, products = scratch(depth * width, tokens), scratch(ROWS * width, sums)
-        for p in range(first, end):
-            _pack(values, K, columns, p * width, panel)
+        kept = scratch(((high - low) * (of_each - 1) + 1) * ROWS * width, out)
+        for p in range(first * of_each, end * of_each):
+            column = column_of(p, gate, width)
+            _pack(values, K, outputs, column, panel)
+            gates = gate > 0 and column >= gate
+            to = column - gate if gates else column
             for t in range(low, high):
                 # The last tile starts early, over rows of the one before.
                 start = max(0, min(t * ROWS, rows - ROWS))
                 tile_once(tokens, start * depth, depth, depth, panel, products)
+                hidden_at = (t - low) * (of_each - 1) * ROWS * width
+                sums_at = (high - low) * ROWS * width if gates else hidden_at
                 for i in range(min(ROWS, rows - start)):
-                    _finish_row(products, i * width, sums[start + i], scales[start + i], scale,
-                                bias, p * width, out, (start + i) * columns + p * width,
-                                min(width, columns - p * width))
+                    at = sums_at + i * width
+                    _scale_row(products, i * width, sums[start + i], scales[start + i], scale,
+                               bias, column, kept, at)
+                    if gates or gate == 0:
+                        end_row(kept, at, hidden_at + i * width, gates, addend,
+                                (start + i) * addend_step + to, out, (start + i) * columns + to,
+                                min(width, columns - to))
 
 
 @jit
@@ -137,13 +162,10 @@ def _pack(values, K, columns, column, panel):
 
 
 @jit
-def _finish_row(products, at, sum128, token_scale, scale, bias, column, out, out_at, count):
-    """out[out_at : out_at + count] = (products - sum128) scales + bias"""
+def _scale_row(products, at, sum128, token_scale, scale, bias, column, out, out_at):
+    """out[out_at :], a panel's width = (products - sum128) scales + bias"""
     size = lanes(out)
-    for j in range(0, count, size):
+    for j in range(0, VECTORS * size, size):
         total = to_real(load(products, at + j) - sum128)
         value = total * (load(scale, column + j) * token_scale) + load(bias, column + j)
-        if count - j >= size:
-            store(out, out_at + j, value)
-        else:
-            masked_store(out, out_at + j, value, count - j)
+        store(out, out_at + j, value)

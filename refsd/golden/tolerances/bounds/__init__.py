@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.golden.tolerances.bounds import attention, conv, elementwise, fused, linear, norm
+from refsd.golden.tolerances.bounds import (
+    attention,
+    conv,
+    elementwise,
+    fused,
+    fused_linear,
+    linear,
+    norm,
+)
 from refsd.golden.tolerances.bounds.elementwise import between_ends, of_kind
 from refsd.golden.tolerances.bounds.model import ErrorModel
 from refsd.golden.tolerances.formats import rounding, uncertainty
@@ -23,7 +31,7 @@ CONFIDENCE = 1 - 1e-6
 WEIGHTS = ("weight", "bias")  # the parameters that come from a checkpoint
 # Ops whose kind is not enough.
 MODELS = (elementwise.MODELS | linear.MODELS | conv.MODELS | norm.MODELS | attention.MODELS
-          | fused.MODELS)
+          | fused.MODELS | fused_linear.MODELS)
 
 
 def error_model(op: str) -> ErrorModel | None:
