@@ -21,3 +21,11 @@ def dense_call(signature: inspect.Signature, args: tuple, options: dict) -> tupl
             bound.arguments["x"] = meet(bound.arguments["x"])
         args, options = bound.args, bound.kwargs
     return tuple(map(to_dense, args)), {key: to_dense(options[key]) for key in options}
+
+
+def here(value: Any) -> Any:
+    """The leaf in memory of one that is away, also in a list or a tuple; all else as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(map(here, value))
+    fetch = getattr(value, "fetch", None)
+    return value if fetch is None else fetch()

@@ -56,6 +56,7 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
     """
 
     __slots__ = ("__weakref__", "_array", "_prepared", "identity", "name")
+    fetch: Callable[[], "Weight"] | None = None  # of one whose memory is elsewhere
 
     def __init__(self, array: Any, name: str | None = None):
         self._array = self._hold(to_dense(array))
@@ -132,6 +133,49 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __repr__(self) -> str:
         return f"<weight {self.name} {self.dtype} {self.shape}>"
+
+
+class Away(Weight):
+    """A weight whose memory comes when it is asked for, and goes again: `source.fetch(leaf)`.
+
+    What is fetched is a leaf of the same name, shape and dtype, of whatever form; `loaded_bytes` is
+    about what it takes while it is there. Kernels are given it, listeners the one that is away.
+    """
+
+    __slots__ = ("_dtype", "_shape", "loaded_bytes", "source")
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype, loaded_bytes: int,
+                 source: Any):
+        self._prepared, self.identity, self.name = {}, _Identity(), name
+        self._shape, self._dtype, self.loaded_bytes = shape, np.dtype(dtype), loaded_bytes
+        self.source = source
+
+    def fetch(self) -> Weight:
+        """The leaf that is in memory. ResourceError where it cannot be read."""
+        return self.source.fetch(self)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        """None of its own."""
+        return 0
+
+    def dense(self) -> np.ndarray:
+        """The values, read-only: memory that is not kept here."""
+        return self.fetch().dense()
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __reduce__(self) -> tuple:
+        return self.fetch().__reduce__()
 
 
 def layer_of(inputs: Mapping[str, Any]) -> str | None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from refsd import contracts
 from refsd.backends import BACKENDS, available_backends, find_backend
-from refsd.dense import dense_call
+from refsd.dense import dense_call, here
 from refsd.errors import UsageError
 from refsd.kinds import Kind, Map, Pair
 from refsd.places import misplaced
@@ -225,7 +225,7 @@ def trace(answer: Callable[..., Any]) -> Iterator[None]:
 def dispatch(name: str, args: tuple, options: dict) -> Any:
     """Check a call against the op's contract, run it on the active backend, call the listener.
 
-    A leaf is its dense array, and x is as the leaf takes it; listeners are given both as they are.
+    A leaf, fetched if away, is its dense array, x as the leaf takes it; listeners get them as is.
     """
     backend, tracer = _active.get(), _tracer.get()
     for key, value in options.items():
@@ -237,10 +237,10 @@ def dispatch(name: str, args: tuple, options: dict) -> Any:
     if (function := _kernels.get((backend, name))) is None:
         raise UsageError(f"{name} has no kernel on the backend {backend!r}; "
                          f"take one of: {', '.join(b for b, n in _kernels if n == name)}")
-    arrays, values = args, options
+    arrays, values = [*map(here, args)], {key: here(options[key]) for key in options}
     widen = inferred.dtype in contracts.HALVES and function not in _reads_halves
     if widen or function not in _reads_leaves:
-        arrays, values = dense_call(_ops[name].signature, args, options)
+        arrays, values = dense_call(_ops[name].signature, arrays, values)
     if widen:
         from refsd.half import through_float32
 

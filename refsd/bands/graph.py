@@ -11,7 +11,7 @@ from refsd import functional as F
 from refsd.backends import Backend, find_backend
 from refsd.bands.streams import Rows, Window, keeping, pieces, shared
 from refsd.contracts import itemsize
-from refsd.dense import to_dense
+from refsd.dense import here, to_dense
 from refsd.errors import UsageError
 from refsd.half import is_half, to_float32, to_half
 from refsd.memory_models import BAND, KEPT
@@ -79,7 +79,9 @@ class Graph:
         return node
 
     def compute(self, result: Node) -> Any:
-        """The array of a node."""
+        """The array of a node. Weights that are away are fetched once: each band needs them all."""
+        for node in self.nodes:
+            node.inputs = {name: here(value) for name, value in node.inputs.items()}
         goals = [node.sources if node.op == "group_norm" or not node.in_bands() else []
                  for node in self.nodes]
         goals.append([result])

@@ -35,14 +35,15 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
                     variant: str | None, ema: bool, force: bool, exact: bool = False,
                     hub: dict[str, Any] | None = None, scheduler: Any = None,
                     given: Mapping[str, Any], prediction_type: str | None = None,
-                    kind: type[Kind] = Kind, without: Collection[str] = ()) -> dict[str, Any]:
+                    kind: type[Kind] = Kind, without: Collection[str] = (),
+                    offload: str | None = None) -> dict[str, Any]:
     """Everything that a pipeline is made of, from a folder, a file or a hub id.
 
     No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` and
     `prediction_type` as in `load_scheduler`; `given` has, by their parts, paths, hub ids or
     networks that replace the model's, None where none does; `kind` is the class that is to draw
-    with it, `without` networks that it may lack and is to. Raises ModelError, ResourceError,
-    UsageError.
+    with it, `without` networks that it may lack and is to; `offload` is when weights
+    are in memory. Raises ModelError, ResourceError, UsageError.
     """
     if dtype not in ARITHMETICS:
         raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(ARITHMETICS)}")
@@ -66,23 +67,40 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
 
         taesd.replace_vae(place, replaced, objects, backend=backend, dtype=dtype, weights=weights,
                           variant=variant, force=force, exact=exact)
-    parts = load_checkpoint(place, dtype=dtype, weights=weights, variant=variant, ema=ema,
-                            force=force, inputs=kind.inputs,
-                            replaced={**dict.fromkeys(without), **replaced})
-    for part in parts.values():
-        find_backend(backend).place(part.tensors)
-    find_backend(backend).release()  # the memory that weights lay in before
-
-    networks = {part: computes(part, found.config).of(found, backend, exact)
-                for part, found in parts.items()}
-    networks |= objects
-    if objects:
-        _check_objects(objects, networks, family, kind.denoises)
+    networks = _load_networks(place, objects, family, kind.denoises, backend, exact, offload,
+                              dtype=dtype, weights=weights, variant=variant, ema=ema, force=force,
+                              inputs=kind.inputs,
+                              replaced={**dict.fromkeys(without), **replaced})
     tokenizers = {part.replace("text_encoder", "tokenizer"): load_tokenizer(place, part, network)
                   for part, network in networks.items() if part.startswith("text_encoder")}
     lacking = dict.fromkeys({*kind.parts} - {"scheduler", *tokenizers, *networks})
     return {**lacking, **tokenizers, **networks, **load_settings(place, kind, family),
             "scheduler": scheduler, "name": name}
+
+
+def _load_networks(place: Path, objects: dict[str, Any], family: Family, denoises: str,
+                   backend: str, exact: bool, offload: str | None,
+                   **options: Any) -> dict[str, Any]:
+    """The objects that compute, those that were given among them; options are load_checkpoint's."""
+    streamer = None
+    if offload is not None:
+        from refsd.pipelines.offload import arrange, streaming
+
+        streamer = streaming(offload, backend)
+    parts = load_checkpoint(place, offload=streamer, **options)
+    if streamer is None:
+        for part in parts.values():
+            find_backend(backend).place(part.tensors)
+        find_backend(backend).release()  # the memory that weights lay in before
+
+    networks = {part: computes(part, found.config).of(found, backend, exact)
+                for part, found in parts.items()}
+    networks |= objects
+    if objects:
+        _check_objects(objects, networks, family, denoises)
+    if streamer is not None:
+        arrange(streamer, networks)
+    return networks
 
 
 def computes(part: str, config: Mapping[str, Any]) -> Any:

@@ -68,7 +68,7 @@ class Pipeline(Kind):
                         force: bool = False, exact: bool = False, scheduler: Any = None,
                         vae: Any = None, text_encoder: Any = None, text_encoder_2: Any = None,
                         prediction_type: str | None = None, torch_dtype: Any = None,
-                        local_files_only: bool | None = None,
+                        local_files_only: bool | None = None, offload: str | None = None,
                         **others: Any) -> Self:
         """Load a diffusers folder, a single-file `.safetensors`, or a hub id from the local cache.
 
@@ -83,8 +83,9 @@ class Pipeline(Kind):
         function that makes one of the model's options. `vae` and `text_encoder` (also _2 and _3)
         replace the model's by those of a path (a folder, a file) or a pipeline; `prediction_type`
         ("epsilon", "v_prediction", "sample") overrules what the model says. cache_dir, revision and
-        token go to the hub. A part that a model may lack, given as None, is left out. Raises
-        ModelError, ResourceError, UsageError.
+        token go to the hub. A part that a model may lack, given as None, is left out. `offload`
+        ("component", "block") has weights in memory only while they are used, with the same
+        pictures. Raises ModelError, ResourceError, UsageError.
         """
         from refsd.pipelines.loading import load_components
 
@@ -102,7 +103,8 @@ class Pipeline(Kind):
         parts = load_components(path, backend=backend, dtype=dtype, weights=weights,
                                 download=download, variant=variant, ema=ema, force=force,
                                 exact=exact, hub=hub, scheduler=scheduler, given=given,
-                                prediction_type=prediction_type, kind=cls, without=without)
+                                prediction_type=prediction_type, kind=cls, without=without,
+                                offload=offload)
         return cls(**parts, backend=backend, exact=exact)
 
     from_single_file = from_pretrained

@@ -52,6 +52,7 @@ def load_checkpoint(
     configs: Mapping[str, Mapping] | None = None,
     replaced: Mapping[str, Path | None] | None = None,
     inputs: Collection[str] = tuple(INPUTS),
+    offload: Any = None,
 ) -> dict[str, Component]:
     """The networks of a diffusers folder or a single file, under the names of a folder's parts.
 
@@ -63,6 +64,7 @@ def load_checkpoint(
     configs are for single files of another size than their family's. force skips the question
     whether it fits into memory. replaced gives components another path, or None to leave them out:
     the model's own are then not looked at. inputs: what the UNet may read (refsd.families.inputs).
+    offload: a refsd.weights.streaming.Streamer, from which leaves come while they are used.
 
     Every name, shape, type and config is checked before the first tensor is read. Raises
     ModelError for what is wrong with the files, ResourceError for too little memory, UsageError
@@ -95,7 +97,7 @@ def load_checkpoint(
     elsewhere = [name for name, other in replaced.items() if other is None]
     check_together({name: plan.config for name, plan in plans.items()}, str(path), inputs,
                    elsewhere)
-    return load(plans, dtype=dtype, weights=weights, force=force)
+    return load(plans, dtype=dtype, weights=weights, force=force, offload=offload)
 
 
 def load_folder(
@@ -148,10 +150,13 @@ def check_input(channels: int, latent: int, inputs: Collection[str], where: str)
 
 
 def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = None,
-         force: bool) -> dict[str, Component]:
+         force: bool, offload: Any = None) -> dict[str, Component]:
     """Read what was planned, after a look at the memory; NaN weights are logged."""
     check_form(weights, dtype)
     weights, dtype = meant(weights, dtype)
+    if offload is not None:
+        return {component: offload.component(component, plan, weights=weights, dtype=dtype)
+                for component, plan in plans.items()}
     everything = {(id(header), location.name): header.tensors[location.name]
                   for plan in plans.values() for header, location, _ in plan.sources.values()}
     source = next(iter(plans.values())).source
