@@ -1,6 +1,6 @@
 """Memory plans of graphs: that they hold, what they save, and planted bugs that check() finds."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from unittest import mock
 
@@ -296,6 +296,16 @@ PLANNERS = {
 }  # fmt: skip
 
 
+@contextmanager
+def planted(where, name, wrong):
+    """Inside, the planner has a bug."""
+    with ExitStack() as stack:
+        for module in {where, arena} if where is lifetimes else {where}:
+            if hasattr(module, name):
+                stack.enter_context(mock.patch.object(module, name, wrong))
+        yield
+
+
 # Where each byte has the owner that it should have, and the rest is wrong.
 ELSEWHERE = ("a result that is taken for a view", "a view that is taken for a result",
              "no whole lines", "an output that is reused", "an output's view alone is kept",
@@ -308,10 +318,7 @@ def test_a_wrong_planner_is_found(bug):
     graph = trace(net, *INPUTS) if bug != "no whole lines" else trace(
         lambda x: F.add(F.silu(F.exp(x)), F.silu(x)), Spec((3,), F32))
     plan_memory(graph).check(graph)
-    with ExitStack() as stack:
-        for module in {where, arena} if where is lifetimes else {where}:
-            if hasattr(module, name):
-                stack.enter_context(mock.patch.object(module, name, wrong))
+    with planted(where, name, wrong):
         plan = plan_memory(graph)
     with pytest.raises(UsageError, match="memory plan: "):
         plan.check(graph)

@@ -14,8 +14,9 @@ from refsd.graph.arena import MemoryPlan, plan_memory
 from refsd.graph.dot import dot
 from refsd.graph.graph import Graph, Node, Ref, Value
 from refsd.graph.json import from_json, read, to_json
+from refsd.graph.placing import Arena
 from refsd.graph.running import run
 from refsd.graph.tracing import trace
 
-__all__ = ["Graph", "MemoryPlan", "Node", "Ref", "Value", "dot", "from_json", "plan_memory", "read",
-           "run", "to_json", "trace"]
+__all__ = ["Arena", "Graph", "MemoryPlan", "Node", "Ref", "Value", "dot", "from_json",
+           "plan_memory", "read", "run", "to_json", "trace"]

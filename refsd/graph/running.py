@@ -1,30 +1,39 @@
 """Running a graph: node after node, with the bits of the function that it was traced from."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from refsd.errors import UsageError
-from refsd.graph.graph import Graph
+from refsd.graph.graph import Graph, Node
+from refsd.graph.placing import Arena
 from refsd.registry import dispatch
 
 
-def run(graph: Graph, *inputs: Any, weights: Mapping[str, Any] | None = None) -> Any:
+def run(graph: Graph, *inputs: Any, weights: Mapping[str, Any] | None = None,
+        arena: Arena | None = None) -> Any:
     """What the graph gives for these inputs, in the order of its inputs, on the active backend.
 
     weights by their names; by default those that were there when the graph was traced. A result is
-    let go after the last op that reads it. Raises UsageError for inputs of another number or shape.
+    let go after the last op that reads it; with an arena it lies where the arena's plan says.
+    Raises UsageError for inputs of another number or shape.
     """
     found = arrays(graph, inputs, weights)
     last = last_uses(graph)
-    for i, node in enumerate(graph.nodes):
-        arguments = graph.arguments(node, found.__getitem__)
-        options = graph.options(node, found.__getitem__)
-        found[node.result] = dispatch(node.op, tuple(arguments), options)
-        del arguments, options
-        for number in last.get(i, ()):
-            del found[number]
+    with nullcontext(_dispatch) if arena is None else arena.running(graph) as call:
+        for i, node in enumerate(graph.nodes):
+            arguments = graph.arguments(node, found.__getitem__)
+            options = graph.options(node, found.__getitem__)
+            found[node.result] = call(i, node, tuple(arguments), options)
+            del arguments, options
+            for number in last.get(i, ()):
+                del found[number]
     outputs = [found[number] for number in graph.outputs]
     return outputs[0] if graph.single else tuple(outputs)
+
+
+def _dispatch(i: int, node: Node, arguments: tuple, options: dict) -> Any:
+    return dispatch(node.op, arguments, options)
 
 
 def arrays(graph: Graph, inputs: Any, weights: Mapping[str, Any] | None) -> dict[int, Any]:
