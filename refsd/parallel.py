@@ -87,6 +87,15 @@ def limited(count: int) -> Iterator[None]:
             _limit_blas()
 
 
+def limit() -> int | None:
+    """The number of the innermost block that this Python thread is in; None outside of all.
+
+    Another Python thread, which begins outside, enters `limited` with it to compute as this one.
+    """
+    here = [block for block in _blocks if block.thread == threading.get_ident()]
+    return here[-1].count if here else None
+
+
 class _Block:
     """A limit, the Python thread that set it, and what that thread's pools had before."""
 

@@ -24,31 +24,38 @@ INPUTS = {"image": PICTURE, "mask_image": MASK, "control_image": PICTURE[::-1]}
 CHANNELS = {"StableDiffusionInstructPix2PixPipeline": 8}
 
 
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("net")
+def control_net(folder, backend="numpy"):
     (folder / "config.json").write_text(json.dumps(test_controlnet.CONFIG))
     write_safetensors(folder / "diffusion_pytorch_model.safetensors", test_controlnet.tensors())
-    return refsd.ControlNet.from_pretrained(folder, backend="numpy")
+    return refsd.ControlNet.from_pretrained(folder, backend=backend)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    return control_net(tmp_path_factory.mktemp("net"))
+
+
+def make(name, folder, net, monkeypatch, backend="numpy"):
+    """A small pipeline with a sampler that draws noise in every step, and what its calls take."""
+    cls = getattr(refsd, name)
+    monkeypatch.setitem(tiny.CONFIGS, "unet", tiny.UNET | {"in_channels": CHANNELS.get(name, 4)})
+    more = {"controlnet": net} if "ControlNet" in name else {}
+    write = tiny_xl.write_model if "XL" in name else tiny.write_model
+    write = tiny_three.write_model if "Diffusion3" in name else write
+    pipe = cls.from_pretrained(write(folder), backend=backend, **more)
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    if "Diffusion3" in name:  # whose steps follow a flow
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    asked = inspect.signature(cls.__call__).parameters
+    inputs = {key: value for key, value in INPUTS.items() if key in asked}
+    few = any(part in name for part in ("XLImg2Img", "3Img2Img", "3Inpaint"))
+    return pipe, inputs | ({"strength": 1.0} if few else {})  # 0.3 and 0.6 are too few steps
 
 
 @pytest.fixture(params=PIPELINES)
 def draw(request, tmp_path, net, monkeypatch):
-    """Latents of every pipeline in turn, by a sampler that draws noise in every step."""
-    cls = getattr(refsd, request.param)
-    monkeypatch.setitem(tiny.CONFIGS, "unet",
-                        tiny.UNET | {"in_channels": CHANNELS.get(request.param, 4)})
-    more = {"controlnet": net} if "ControlNet" in request.param else {}
-    write = tiny_xl.write_model if "XL" in request.param else tiny.write_model
-    write = tiny_three.write_model if "Diffusion3" in request.param else write
-    pipe = cls.from_pretrained(write(tmp_path / "model"), backend="numpy", **more)
-    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
-    if "Diffusion3" in request.param:  # whose steps follow a flow
-        pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
-    asked = inspect.signature(cls.__call__).parameters
-    inputs = {key: value for key, value in INPUTS.items() if key in asked}
-    few = [name for name in ("XLImg2Img", "3Img2Img", "3Inpaint") if name in request.param]
-    inputs |= {"strength": 1.0} if few else {}  # 0.3 and 0.6 are too few steps
+    """Latents of every pipeline in turn."""
+    pipe, inputs = make(request.param, tmp_path / "model", net, monkeypatch)
 
     def drawn(callback=None, **options):
         return pipe("a red cat", num_inference_steps=8, generator=1, output_type="latent",

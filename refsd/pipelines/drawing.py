@@ -30,6 +30,10 @@ from refsd.places import is_on_device
 from refsd.registry import make_ready, use
 
 
+class NotWanted(Exception):
+    """Raised after a step where whoever asked for the drawing has left."""
+
+
 @dataclass
 class StableDiffusionOutput:
     """`images`: PIL images, an array (B, H, W, 3) in [0, 1], or latents (B, 4, h, w).
@@ -182,6 +186,8 @@ class Drawing:
                 self.pipe.require_finite(f"denoise, step {step.index + 1}", latents)
             seconds.append(time.perf_counter() - begun)
             changed = self.callback(step)
+            if self.pipe.stopped is not None and self.pipe.stopped():
+                raise NotWanted
             begun = time.perf_counter()
             latents = changed.get("latents", latents)
             if self.pipe._interrupt:

@@ -4,9 +4,7 @@ A pipeline adds its __call__: a Drawing (refsd.pipelines.drawing) begun, the lat
 start from and what the model sees besides, and the drawing finished.
 """
 
-import functools
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any, Self
@@ -17,6 +15,7 @@ from refsd.dialects import DIFFUSERS, Dialect
 from refsd.errors import UsageError
 from refsd.families import COMPONENTS
 from refsd.pipelines import from_diffusers, stages
+from refsd.pipelines.calling import Called, with_more
 from refsd.pipelines.kind import Kind
 from refsd.pipelines.request import check_flag, check_side
 from refsd.places import on_host
@@ -27,7 +26,7 @@ from refsd.weights.checkpoint import check_input
 logger = logging.getLogger(__name__)
 
 
-class Pipeline(Kind):
+class Pipeline(Kind, Called):
     """The parts, under the names of a folder's: tokenizer, unet and so on; each works alone.
 
     The scheduler may be replaced. `from_pretrained` without a path gives the small model that ships
@@ -59,7 +58,7 @@ class Pipeline(Kind):
     def __init_subclass__(cls) -> None:
         """Every pipeline's call takes cross_attention_kwargs={"scale": x}, and resume=FILE."""
         if "__call__" in vars(cls):
-            cls.__call__ = _with_scale(cls.__call__)
+            cls.__call__ = with_more(cls.__call__)
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, *, backend: str = "auto",
@@ -279,20 +278,3 @@ class Pipeline(Kind):
         if key not in self._said:
             self._said.add(key)
             logger.warning("%s", message)
-
-
-def _with_scale(call):
-    """A pipeline's call within the scale that cross_attention_kwargs asks for"""
-
-    @functools.wraps(call)
-    def scaled(pipe, *args, **options):
-        if "resume" in options:
-            from refsd.pipelines.resume import resumed
-            return resumed(scaled, pipe, *args, **options)
-        if not isinstance(wanted := options.get("cross_attention_kwargs"), Mapping):
-            return call(pipe, *args, **options)
-        del options["cross_attention_kwargs"]
-        with pipe.lora_scaled(wanted):
-            return call(pipe, *args, **options)
-
-    return scaled
