@@ -49,7 +49,7 @@ ALLOWED = {
               "ops", "registry"},
     "planning": {"contracts", "leaf", "memory_models", "registry"},
     "graph": {"arguments", "atomic", "backends", "contracts", "errors", "functional", "half",
-              "kinds", "leaf", "memory_models", "planning", "registry", "rules", "weights"},
+              "kinds", "leaf", "memory_models", "ops", "planning", "registry", "rules", "weights"},
     "models": {"functional", "contracts", "leaf", "options"},
     "schedulers": {"arguments", "errors", "half", "places", "random", "rules"},
     "random": {"arguments", "errors", "half"},

@@ -1,8 +1,10 @@
 """Graphs as JSON, read back and run with the same bits; as DOT; and `refsd graph`."""
 
+import inspect
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from refsd.errors import ModelError
 from refsd.families import short_names
 from refsd.graph import dot, from_json, read, run, to_json, trace
 from refsd.graph.dot import COLOURS, blocks_of
+from refsd.graph.onnx_ops import COUNTERPARTS
 from refsd.half import HALVES
 from refsd.pipelines.loading import bundled_model
 from refsd.pipelines.outline import outline
@@ -269,7 +272,9 @@ def test_json_and_files_of_the_command(capsys, tmp_path):
 @pytest.mark.parametrize("arguments, words", [
     (["-m", "gpt2", "-W", "64"], "writes texts, which have no width"),
     (["-m", "bundled", "--part", "unets"], "--part is 'unets'"),
-    (["-m", "bundled", "--dot", "--json"], "two forms; give one"),
+    (["-m", "bundled", "--dot", "--json"], "three forms; give one"),
+    (["-m", "bundled", "--dot", "--onnx", "-o", "x"], "three forms; give one"),
+    (["-m", "bundled", "--onnx"], "--onnx writes a file; give -o FILE"),
     (["-m", "bundled", "-W", "63"], "--width"), (["-m", "bundled", "-H", "63"], "--height"),
     (["-m", "bundled", "-b", "0"], "--batch"),
     (["-m", "sd3", "--without", "vae"], "vae"),
@@ -284,6 +289,26 @@ def test_a_part_is_left_out(capsys):
     assert main(["graph", "-m", "sd3", "--without", "text_encoder_3", "--part",
                  "text_encoder_3"]) == 2
     assert "give one of text_encoder, text_encoder_2, transformer" in capsys.readouterr().err
+
+
+# -- ONNX; tests/parity/test_graph_onnx.py runs it
+
+
+def test_every_op_has_a_counterpart_of_its_signature():
+    """Fused ops have none: a graph is exported before its passes."""
+    found = {name: op for name, op in ops().items() if op.family != "fused"}
+    assert found.keys() == COUNTERPARTS.keys()
+    for name, op in found.items():
+        on, *names = inspect.signature(COUNTERPARTS[name]).parameters
+        assert (on, names) == ("on", list(op.signature.parameters)), name
+
+
+def test_onnx_says_what_it_needs(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
+    path = tmp_path / "x.onnx"
+    assert main(["graph", "-m", short_names()[0], "--onnx", "-o", str(path)]) == 2
+    assert "needs the onnx package: pip install refsd[onnx]" in capsys.readouterr().err
+    assert not path.exists()
 
 
 # -- docs/graph.md

@@ -23,7 +23,7 @@ GROUPS = {
         "dialects": ("PROMPT", "how diffusers, A1111 and ComfyUI read a prompt"),
         "ops": ("", "the operations, and how each is computed"),
         "profile": ("", "where the time of a picture goes"),
-        "graph": ("-m MODEL", "a network op by op, without weights; DOT, JSON"),
+        "graph": ("-m MODEL", "a network op by op, without weights; DOT, JSON, ONNX"),
         "plan": ("-m MODEL", "what a drawing costs, and whether it fits, without weights"),
     },
     "port to another machine": {

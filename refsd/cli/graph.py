@@ -1,4 +1,4 @@
-"""`refsd graph`: a network as a graph of ops, without weights: a listing, DOT or JSON."""
+"""`refsd graph`: a network as a graph of ops, without weights: a listing, DOT, JSON or ONNX."""
 
 import argparse
 from typing import Any
@@ -18,10 +18,11 @@ by default a step of the denoiser as lines to read.
 
     refsd graph -m {first}
     refsd graph -m {first} --part decode -W 256 -H 256 --dot -o decode.dot
-    refsd graph -m path/to/model --json -o unet.json
+    refsd graph -m path/to/model --onnx -o unet.onnx
 
 Published models have a short name and need no file: refsd plan --help lists them.
-JSON is read back by refsd.graph.read."""
+JSON is read back by refsd.graph.read; ONNX, which alone has the model's weights,
+needs pip install refsd[onnx]."""
 
 
 def parser() -> Parser:
@@ -42,6 +43,7 @@ def parser() -> Parser:
     add("--without", metavar="PART",
         help="a part to leave out that the model may lack, such as text_encoder_3")
     add("--dot", action="store_true", help="in the language of Graphviz")
+    add("--onnx", action="store_true", help="as an ONNX model, with -o")
     add("-o", "--output", metavar="FILE", help="where to (stdout)")
     return found.answering("the graph (and any error) as JSON")
 
@@ -52,12 +54,19 @@ def run(options: argparse.Namespace) -> int:
     for name in ("width", "height"):
         if (side := getattr(options, name)) is not None:
             check_side(f"--{name}", side, 8)
-    if options.dot and options.json:
-        raise UsageError("--dot and --json are two forms; give one")
+    if options.dot + options.onnx + options.json > 1:
+        raise UsageError("--dot, --onnx and --json are three forms; give one")
+    if options.onnx and options.output is None:
+        raise UsageError("--onnx writes a file; give -o FILE")
     from refsd.graph import dot, to_json, trace
     from refsd.pipelines.outline import outline
 
-    graph = trace(call(outline(options.model), options))
+    found = outline(options.model)
+    part, call = _call(found, options)
+    graph = trace(call)
+    if options.onnx:
+        _write_onnx(graph, found, part, options)
+        return 0
     text = dot(graph) if options.dot else to_json(graph) if options.json else str(graph)
     if options.output is None:
         result(text)
@@ -67,8 +76,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def call(found: Any, options: argparse.Namespace) -> Any:
-    """The call of a network that is asked for; UsageError names those that there are."""
+def _call(found: Any, options: argparse.Namespace) -> tuple[str, Any]:
+    """The call of a network that is asked for, and which part that is.
+
+    UsageError names the calls that there are.
+    """
     from refsd.pipelines.planned import calls, denoiser_of, planned_networks, sized
 
     found.family.leaving_out(options.without)
@@ -83,4 +95,22 @@ def call(found: Any, options: argparse.Namespace) -> Any:
     denoiser = denoiser_of(networks)[0]
     default = denoiser if denoiser in there else next(iter(there))
     name = default if options.part is None else check_choice("--part", options.part, tuple(there))
-    return there[name][0]
+    part = name if name in networks else "vae" if "vae" in networks else denoiser
+    return part, there[name][0]
+
+
+def _write_onnx(graph: Any, found: Any, part: str, options: argparse.Namespace) -> None:
+    """With the weights, if the model has any."""
+    from refsd.graph.onnx import write_onnx
+
+    weights = None
+    if found.plans is not None:
+        from refsd.weights.checkpoint import load
+
+        weights = load({part: found.plans[part]}, dtype=options.dtype, force=False)[part].tensors
+    written = write_onnx(graph, options.output, weights=weights)
+    where = "" if written.weights is None else (
+        f", without weights, which belong into {written.weights}" if written.missing
+        else f", weights in {written.weights}")
+    result(one_line(f"{options.output}: {len(graph.nodes)} ops in {written.nodes} nodes of ONNX"
+                    f"{where}"))
