@@ -138,9 +138,9 @@ def ops() -> dict[str, Op]:
     return dict(_ops)
 
 
-def kernels(name: str) -> dict[str, Callable]:
-    """The functions that compute an op, by available backend; the definition is numpy's."""
-    available = available_backends()
+def kernels(name: str, *backends: str) -> dict[str, Callable]:
+    """The functions that compute an op, by backend, all that are available; numpy's defines it."""
+    available = backends or available_backends()
     for backend in available:
         importlib.import_module(BACKENDS[backend].module)
     return {backend: _kernels[backend, name] for backend in available
@@ -204,8 +204,8 @@ def watch(listener: Callable[..., None] | None, *, timed: bool = False) -> Itera
 
 
 def is_watched() -> bool:
-    """Whether ops have a listener here and now, which is to hear of each."""
-    return _listener.get() is not None
+    """Whether somebody is to hear of each op here and now: a listener, or who traces."""
+    return _listener.get() is not None or _tracer.get() is not None
 
 
 @contextmanager
