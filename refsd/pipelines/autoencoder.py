@@ -15,6 +15,7 @@ from refsd.models import vae
 from refsd.models.config import VAEConfig
 from refsd.pipelines.from_diffusers import answer
 from refsd.pipelines.generators import as_generators
+from refsd.pipelines.graph_mode import GraphMode
 from refsd.pipelines.memory import TILED_FROM
 from refsd.pipelines.request import check_choice
 from refsd.pipelines.tensors import shaped
@@ -50,7 +51,7 @@ class DiagonalGaussian:
             return vae.sample_posterior(self.mean, self.logvar, noise)
 
 
-class VAE:
+class VAE(GraphMode):
     """Pictures to latents and back; latents here are neither shifted nor scaled as config says.
 
     `tiling` is how both work where a call does not say: "off", in one piece; "exact", in bands of
@@ -97,7 +98,7 @@ class VAE:
                                                         self.exact)
         found = self._wide[1]
         for name in ("tiling", "tile_overlap_factor", "tile_sample_min_size",
-                     "tile_latent_min_size"):
+                     "tile_latent_min_size", "graph"):
             setattr(found, name, getattr(self, name))
         return found
 
@@ -139,9 +140,8 @@ class VAE:
         if not good or any(n < 1 or n % factor for n in image.shape[2:]):
             raise UsageError(f"vae.encode: image has shape {tuple(image.shape)}; give "
                              f"(N, {channels}, H, W) with H and W multiples of {factor}")
-        network = partial(vae.moments, **self._with("encoder"))
         with use(self.backend, exact=self.exact):
-            mean, logvar = vae.posterior(self._one_by_one(network, "encoder", image, tiling))
+            mean, logvar = vae.posterior(self._one_by_one("encoder", image, tiling))
         return answered(DiagonalGaussian(mean, logvar, self.backend))
 
     def decode(self, latents: Any, *, tiling: str | None = None, **others: Any) -> Any:
@@ -151,16 +151,23 @@ class VAE:
             "vae.decode: latents", latents, ("N", self.config.latent_channels, "h", "w"),
             self.dtype))
         find_backend(self.backend).release()  # small memory that the UNet's steps left
-        network = partial(vae.decode, **self._with("decoder"))
         with use(self.backend, exact=self.exact):
-            return answered(self._one_by_one(network, "decoder", latents, tiling))
+            return answered(self._one_by_one("decoder", latents, tiling))
 
-    def _one_by_one(self, network, part, x, tiling):
-        """network(x), one picture after the other, each as `tiling` says"""
+    def _whole(self, part, _, x):
+        """A half in one piece; a graph would put the text in the place of _"""
+        half = vae.decode if part == "decoder" else vae.moments
+        return half(x, **self._with(part))
+
+    def _one_by_one(self, part, x, tiling):
+        """The half of x, one picture after the other, each as `tiling` says"""
+        whole = network = partial(self._whole, part, None)
         tiling, side = tiling or self.tiling, self.config.downscale if part == "decoder" else 1
         if tiling != "auto" or x.shape[2] * x.shape[3] * side**2 > TILED_FROM:
             from refsd.pipelines.vae_tiling import tiled
 
             network = tiled(self, network, part, x, tiling)
+        if network is whole:
+            network = partial(self.as_graph(partial(self._whole, part), part), None)
         return F.concat([network(F.slice(x, axis=0, start=i, stop=i + 1))
                          for i in range(x.shape[0])], axis=0)

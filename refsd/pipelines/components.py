@@ -22,6 +22,7 @@ from refsd.models.config import CLIPTextConfig, UNetConfig
 from refsd.models.layers import Text
 from refsd.pipelines.added import added_inputs
 from refsd.pipelines.from_diffusers import answer
+from refsd.pipelines.graph_mode import GraphMode, with_text
 from refsd.pipelines.request import check_flag, check_integer
 from refsd.pipelines.tensors import added_width, shaped, text_width
 from refsd.places import on_host
@@ -131,7 +132,7 @@ def each_step(name: str, timestep: Any, count: int) -> np.ndarray:
     return steps
 
 
-class UNet:
+class UNet(GraphMode):
     """The noise predictor: (N, 4, h, w), t, (N, L, D) -> (N, 4, h, w)."""
 
     patch_size = 1  # of transformers, along a side: here each latent is read by itself
@@ -210,16 +211,17 @@ class UNet:
 
     def _predicting(self, text):
         """The model with this text. With a Text it is called again: a backend may keep the call."""
+        predict = self.as_graph(self._predict)
         if not isinstance(text, Text):
-            return partial(self._predict, lambda: text)
-        if text not in self._with_text:
-            predict = partial(self._predict, weakref.ref(text))
-            self._with_text[text] = BACKENDS[self.backend].replayed(predict, self.tree)
-        return self._with_text[text]
+            return partial(predict, text)
+        kept = self._with_text.setdefault(text, {})
+        if self.graph not in kept:
+            kept[self.graph] = BACKENDS[self.backend].replayed(with_text(predict, text), self.tree)
+        return kept[self.graph]
 
     def _predict(self, text, sample, steps, condition, text_embeds, time_ids, *residuals):
         *skips, middle = residuals or (None,)
-        return unet.unet(sample, steps, text(), **self.tree, config=self.config,
+        return unet.unet(sample, steps, text, **self.tree, config=self.config,
                          timestep_cond=condition, text_embeds=text_embeds, time_ids=time_ids,
                          down_block_additional_residuals=skips or None,
                          mid_block_additional_residual=middle)

@@ -34,6 +34,20 @@ class Kind:
             raise UsageError(f"{feature}: not with {type(self).__name__}, {self.lacks[feature]}; "
                              "leave it out")
 
+    @property
+    def graph(self) -> bool | None:
+        """Whether its networks run as graphs (refsd.pipelines.graph_mode); None: where faster.
+
+        All pipelines that share the networks share it.
+        """
+        return self.denoiser.graph
+
+    @graph.setter
+    def graph(self, value: bool | None) -> None:
+        for network in self.networks.values():
+            if hasattr(network, "graph"):
+                network.graph = value
+
     @classmethod
     def left_out(cls, given: dict[str, Any]) -> list[str]:
         """Taken from a call's keywords, the parts that a model may lack, as None: its networks."""

@@ -16,6 +16,7 @@ from refsd.errors import UsageError
 from refsd.families import COMPONENTS
 from refsd.pipelines import from_diffusers, stages
 from refsd.pipelines.calling import Called, with_more
+from refsd.pipelines.graph_mode import check_graph
 from refsd.pipelines.kind import Kind
 from refsd.pipelines.request import check_flag, check_side
 from refsd.places import on_host
@@ -68,7 +69,7 @@ class Pipeline(Kind, Called):
                         vae: Any = None, text_encoder: Any = None, text_encoder_2: Any = None,
                         prediction_type: str | None = None, torch_dtype: Any = None,
                         local_files_only: bool | None = None, offload: str | None = None,
-                        **others: Any) -> Self:
+                        graph: bool | None = None, **others: Any) -> Self:
         """Load a diffusers folder, a single-file `.safetensors`, or a hub id from the local cache.
 
         `download` (local_files_only=False) lets a hub id be fetched; nothing else touches the
@@ -77,12 +78,13 @@ class Pipeline(Kind, Called):
         bfloat16 or float16, or int8 (float32 whose linear layers multiply int8 by int8);
         `weights` is the form in which matrices and kernels are held meanwhile
         ("float32", "bfloat16", "float16", "int8", "as-is": as in the file); `force` loads what may
-        not fit into memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT.
+        not fit into memory; `exact` keeps convolutions to sums of products: no Winograd, no FFT;
+        `graph` runs networks as fused graphs: True, False, or None, where that was found faster.
         `scheduler` replaces the model's, which is then not read: a scheduler, or a class or
         function that makes one of the model's options. `vae` and `text_encoder` (also _2 and _3)
         replace the model's by those of a path (a folder, a file) or a pipeline; `prediction_type`
-        ("epsilon", "v_prediction", "sample") overrules what the model says. cache_dir, revision and
-        token go to the hub. A part that a model may lack, given as None, is left out. `offload`
+        ("epsilon", "v_prediction", "sample") overrules the model. cache_dir, revision and token go
+        to the hub. A part that a model may lack, given as None, is left out. `offload`
         ("component", "block") has weights in memory only while they are used, with the same
         pictures. Raises ModelError, ResourceError, UsageError.
         """
@@ -90,7 +92,7 @@ class Pipeline(Kind, Called):
 
         for name, value in {"ema": ema, "force": force, "exact": exact}.items():
             check_flag(name, value)
-        without = cls.left_out(others)
+        graph, without = check_graph(graph), cls.left_out(others)
         given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2,
                  **{part: others.pop(part) for part in COMPONENTS
                     if part.startswith("text_encoder") and part in others}}
@@ -104,7 +106,9 @@ class Pipeline(Kind, Called):
                                 exact=exact, hub=hub, scheduler=scheduler, given=given,
                                 prediction_type=prediction_type, kind=cls, without=without,
                                 offload=offload)
-        return cls(**parts, backend=backend, exact=exact)
+        made = cls(**parts, backend=backend, exact=exact)
+        made.graph = graph
+        return made
 
     from_single_file = from_pretrained
 

@@ -12,6 +12,7 @@ from refsd.models.layers import Text
 from refsd.models.mmdit import MMDiTConfig
 from refsd.pipelines.components import each_step
 from refsd.pipelines.from_diffusers import answer
+from refsd.pipelines.graph_mode import GraphMode, with_text
 from refsd.pipelines.request import check_integer
 from refsd.pipelines.t5 import TOKENS
 from refsd.pipelines.tensors import shaped
@@ -19,7 +20,7 @@ from refsd.registry import use
 from refsd.weights.checkpoint import Component
 
 
-class Transformer:
+class Transformer(GraphMode):
     """What predicts the velocity: (N, 16, h, w), t, (N, L, D), (N, P) -> (N, 16, h, w)."""
 
     time_cond_dim = None  # of UNets that are distilled: here nothing is embedded beside the time
@@ -78,19 +79,15 @@ class Transformer:
 
     def _predicting(self, text: Any, skipped: tuple[int, ...]) -> Callable[..., Any]:
         """The model with this text. With a Text it is called again: a backend may keep the call."""
+        predict = self.as_graph(partial(self._predict, skipped), skipped)
         if not isinstance(text, Text):
-            return partial(self._predict, lambda: text, skipped)
-        kept = self._with_text.setdefault(text, {})
-        if skipped not in kept:
-            predict = partial(self._predict, _states(weakref.ref(text)), skipped)
-            kept[skipped] = BACKENDS[self.backend].replayed(predict, self.tree)
-        return kept[skipped]
+            return partial(predict, text)
+        kept, key = self._with_text.setdefault(text, {}), (skipped, self.graph)
+        if key not in kept:
+            kept[key] = BACKENDS[self.backend].replayed(with_text(predict, text), self.tree)
+        return kept[key]
 
-    def _predict(self, text, skipped, sample, steps, pooled):
-        return mmdit.mmdit(sample, steps, text(), pooled, **self.tree, config=self.config,
+    def _predict(self, skipped, text, sample, steps, pooled):
+        states = text.states if isinstance(text, Text) else text
+        return mmdit.mmdit(sample, steps, states, pooled, **self.tree, config=self.config,
                            skip_layers=skipped)
-
-
-def _states(text):
-    """Of a Text that is alive as long as it is asked."""
-    return lambda: text().states
