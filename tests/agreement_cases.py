@@ -105,7 +105,8 @@ def _linear(values):
     for i, (M, K, N) in enumerate([
             (ROWS + 1, 129, COLUMNS + 1), (1, 1, 1), (ROWS - 1, 127, COLUMNS - 1),
             (ROWS, 128, COLUMNS), (2 * ROWS + 1, 257, 2 * COLUMNS), (5, 320, 17), (7, 31, 8),
-            (3 * ROWS + 1, 16, 100), (2, 5, 3 * COLUMNS - 1), (101, 13, 9), (150, 384, 47)]):
+            (3 * ROWS + 1, 16, 100), (2, 5, 3 * COLUMNS - 1), (101, 13, 9), (150, 384, 47),
+            (1, 769, 2 * COLUMNS + 3), (3, 385, 70), (4, 41, COLUMNS)]):
         bias = [values(N)] if i % 3 else []
         yield call(values(M, K), values(N, K), *bias)
     yield call(values(2, 7, 40), values(37, 40), None)

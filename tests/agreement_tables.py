@@ -59,14 +59,16 @@ def _attentions():
                causal=True), {0, 1, 2}
 
 
+# Of an image: of many tiles, of one, and of so few that they alone are multiplied otherwise.
+ROWS = [(157,), (5,), (4,), ()]
 BATCHES = {
     "linear": lambda: [(call(_n(3, *rows, 200), _n(117, 200, seed=2), _n(117)), {0})
-                       for rows in [(157,), (5,), ()]],
+                       for rows in ROWS],
     "linear_add": lambda: [(call(_n(3, *rows, 200), _n(117, 200, seed=2),
                                  _n(3, *rows, 117, seed=3), _n(117)), {0, 2})
-                           for rows in [(157,), (5,), ()]],
+                           for rows in ROWS],
     "linear_geglu": lambda: [(call(_n(3, *rows, 200), _n(234, 200, seed=2), _n(234)), {0})
-                             for rows in [(157,), (5,), ()]],
+                             for rows in ROWS],
     "matmul": lambda: [(call(_n(3, 157, 200), _n(3, 200, 117, seed=2)), {0, 1})],
     "conv2d": _convolutions, "attention": _attentions,
     "group_norm": lambda: [(call(_photos(1), *_n(2, 48), groups=4, eps=1e-5), {0})],

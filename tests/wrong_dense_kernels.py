@@ -35,6 +35,16 @@ def weights_in_half_precision(real):
         x, weight.astype("float16").astype(weight.dtype), bias)
 
 
+@wrong("linear", "bits")
+def few_rows_are_summed_the_other_way_round(real):
+    def linear(x, weight, bias=None):
+        if x.size > 4 * x.shape[-1]:
+            return real(x, weight, bias)
+        return real(x[..., ::-1], weight[:, ::-1], bias)
+
+    return linear
+
+
 @wrong("linear_add")
 def no_addend_behind_the_last_whole_panel(real):
     def linear_add(x, weight, addend, bias=None):

@@ -19,6 +19,8 @@ from refsd.numba_ops.vector import Elements
 ROWS, VECTORS = (14, 2) if WIDTH == 64 else (6, 2)
 # The fewest of a tile whose rows can be chosen: each number is code of its own to compile.
 LEAST_ROWS = 3 * ROWS // 4
+# The most rows that are multiplied otherwise (cpu/few.py): their sums stay in registers too.
+FEW = 4
 # Rows of a tile whose left matrix is transposed: they divide the head widths 40, 80 and 160.
 TRANSPOSED_ROWS = 10 if WIDTH == 64 else 5
 
@@ -89,6 +91,69 @@ def tile_transposed_a(typing, a, at, step, length, panel, c):
     return _tile("a at transposed_step length panel before", kinds, TRANSPOSED_ROWS)
 
 
+@intrinsic
+def chain(typing, rows, a, at, step, length, panel, panel_step, chains, chains_at):
+    """Go on with the chains of 1, 2 or FEW rows by `length` products, from a[at + i step] on.
+
+    chains (rows, NR) are those of an unfinished tile: their lanes lie as the level has them.
+    """
+    kinds = [types.intp, a, types.intp, types.intp, types.intp, panel, types.intp, chains,
+             types.intp]
+    level = level_of(a.dtype, panel.dtype)
+    memory = Elements(chains.dtype, level.vector.count)
+
+    def emit(context, builder, signature, arguments):
+        names = ("rows", "a", "at", "step", "length", "panel", "panel_step", "out", "out_at")
+        p = _parameters(context, builder, names, signature.args, arguments)
+        for some in (1, 2, FEW):
+            with builder.if_then(builder.icmp_signed("==", p["rows"],
+                                                     ir.Constant(p["rows"].type, some))):
+                _go_on(builder, level, memory, p, some)
+        return context.get_dummy_value()
+
+    return types.void(*kinds), emit
+
+
+def _go_on(builder, level, memory, p, rows):
+    number, places, sums = p["at"].type, [], []
+    for i in range(rows * VECTORS):
+        row = _row(builder, p, "out", i // VECTORS, VECTORS * level.vector.count)
+        places.append(memory.beside(builder, row, i % VECTORS))
+        sums.append(cgutils.alloca_once_value(builder, memory.load(builder, places[-1])))
+    starts = [builder.mul(p["step"], ir.Constant(number, i)) for i in range(rows)]
+    p = p | {"panel_at": ir.Constant(number, 0)}
+    _add_products(builder, level, sums, p, builder.gep(p["a"], [p["at"]]), None, starts)
+    for place, total in zip(places, sums):
+        memory.store(builder, builder.load(total), place)
+
+
+@intrinsic
+def add_chain(typing, a, panel, chains, chains_at, sums, sums_at):
+    """sums[sums_at :] += one row of chains, as `chain` makes them of a and panel"""
+    level = level_of(a.dtype, panel.dtype)
+    memory = Elements(chains.dtype, level.vector.count)
+
+    def emit(context, builder, signature, arguments):
+        names = ("a", "panel", "chains", "chains_at", "sums", "sums_at")
+        p = _parameters(context, builder, names, signature.args, arguments)
+        one, total = (builder.gep(p[name], [p[name + "_at"]]) for name in ("chains", "sums"))
+        row = level.sums(builder, [memory.load(builder, memory.beside(builder, one, j))
+                                   for j in range(VECTORS)])
+        for j, value in enumerate(row):
+            place = memory.beside(builder, total, j)
+            memory.store(builder, builder.fadd(memory.load(builder, place), value), place)
+        return context.get_dummy_value()
+
+    return types.void(a, panel, chains, types.intp, sums, types.intp), emit
+
+
+def _parameters(context, builder, names, kinds, arguments):
+    """The values of parameters by name, of arrays the address of their memory."""
+    return {name: context.make_array(kind)(context, builder, value).data
+            if isinstance(kind, types.Array) else value
+            for name, kind, value in zip(names, kinds, arguments)}
+
+
 def _tile(names, kinds, rows=ROWS):
     """The code of a tile of `rows` with the parameters `names`, whose types are `kinds`."""
     names = names.split()
@@ -99,9 +164,7 @@ def _tile(names, kinds, rows=ROWS):
     memory.setdefault("out", memory.get("before"))
 
     def emit(context, builder, signature, arguments):
-        p = {name: context.make_array(kind)(context, builder, value).data
-             if isinstance(kind, types.Array) else value
-             for name, kind, value in zip(names, signature.args, arguments)}
+        p = _parameters(context, builder, names, signature.args, arguments)
         number = p["at"].type
         p.setdefault("out", p.get("before"))
         p.setdefault("panel_at", ir.Constant(number, 0))

@@ -84,6 +84,7 @@ def calls(dtype: str) -> Iterator[tuple[str, tuple, dict]]:
     yield "add", (tokens, matrix[:1].repeat(64, axis=0)), {}
     yield "layer_norm", (tokens, channels, channels), norm
     yield "linear", (tokens, matrix, channels), {}
+    yield "linear", (tokens[:, 0], matrix, channels), {}
     yield "attention", (tokens, tokens, tokens), {"heads": 2, "causal": True}
     yield "quick_gelu", (tokens,), {}
     yield "timestep_embedding", (np.zeros(1, np.int64),), {

@@ -6,27 +6,20 @@ What follows a product may be done to its sums before they are stored: an addend
 panels are multiplied right after those that they gate.
 """
 
-import functools
 import math
 
 import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.activation import geglu, gelu_of
+from refsd.numba_ops.cpu.activation import geglu
+from refsd.numba_ops.cpu.endings import end_row, no_addend
+from refsd.numba_ops.cpu.few import FEW, multiply_few
 from refsd.numba_ops.cpu.pixels import even_kc
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_rows, fill_up, flat, panel_width, zeros
 from refsd.numba_ops.panels import is_small, own_matrix, panel_of, room_of_thread, rooms_for
-from refsd.numba_ops.simd import (
-    lanes,
-    load,
-    masked_load,
-    masked_store,
-    pointer,
-    scratch,
-    store,
-)
+from refsd.numba_ops.simd import lanes, pointer, scratch
 from refsd.numba_ops.tile import ROWS, VECTORS, tile_onto
 from refsd.numba_ops.weights import pack, row_step
 
@@ -66,15 +59,14 @@ def multiply_gated(x, right, bias, y):
     _multiply_rows(x, right, bias, no_addend(y.dtype), 0, y.shape[1], y)
 
 
-@functools.cache
-def no_addend(dtype):
-    """What kernels take as an addend where there is none."""
-    return flat(np.empty(0, dtype))
-
-
 def _multiply_rows(x, right, bias, addend, addend_step, gate, y):
     """gate: the column where the gate's outputs begin, 0 if there is none."""
     (M, N), K = y.shape, x.shape[-1]
+    kc = even_kc(K)
+    kc += kc % 2  # "dot" takes two at a time
+    if M <= FEW:
+        multiply_few(x, kc, right, bias, addend, addend_step, gate, y)
+        return
     if M < ROWS:  # a tile reads ROWS rows: give it that many
         padded = zeros((ROWS, K), x.dtype)
         padded[:M] = x.reshape(M, K)
@@ -83,8 +75,6 @@ def _multiply_rows(x, right, bias, addend, addend_step, gate, y):
     tiles, panels = -(-M // ROWS), -(-N // panel_width(x.dtype))
     # No result depends on these sizes: they keep the caches full and the threads busy.
     row_blocks, column_parts = shares(tiles, panels, numba.get_num_threads())
-    kc = even_kc(K)
-    kc += kc % 2  # "dot" takes two at a time
     slices = -(-K // DEPTH)
     slice_depth = -(-K // (slices * kc)) * kc
     rooms = rooms_for(right, slice_depth, x.dtype)
@@ -178,19 +168,3 @@ def _add_slice(a, step, rows, low, high, first, last, K, kc, right, right_step, 
                 end_row(sums, sums_at + i * width, hidden_at + i * width, gates, addend,
                         (start + i) * addend_step + to, out, (start + i) * columns + to,
                         min(width, columns - to))
-
-
-@jit
-def end_row(sums, at, hidden_at, gates, addend, addend_at, out, out_at, count):
-    """out[out_at :] = `count` sums from `at` on; plus the addend, or as the gate of hidden ones."""
-    size = lanes(sums)
-    for j in range(0, count, size):
-        value, some = load(sums, at + j), min(size, count - j)
-        if gates:
-            value = load(sums, hidden_at + j) * gelu_of(value)
-        elif addend.size > 0:
-            value = value + masked_load(addend, addend_at + j, some)
-        if some == size:
-            store(out, out_at + j, value)
-        else:
-            masked_store(out, out_at + j, value, some)

@@ -13,14 +13,8 @@ import numpy as np
 from numba import prange
 
 from refsd.numba_ops.cpu.activation import geglu
-from refsd.numba_ops.cpu.blocked import (
-    column_of,
-    end_row,
-    multiply,
-    no_addend,
-    share_of,
-    shares,
-)
+from refsd.numba_ops.cpu.blocked import column_of, multiply, share_of, shares
+from refsd.numba_ops.cpu.endings import end_row, no_addend
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.levels import INT8
 from refsd.numba_ops.memory import aligned_empty, as_rows, fill_up, flat, panel_width
