@@ -17,6 +17,41 @@ from refsd.half import to_float32, to_half
 from refsd.registry import use
 
 
+def integers(seed, *shape):
+    return np.random.default_rng(seed).integers(-9, 10, shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_add_adds_to_each_sum(lead, bias, dtype):
+    x, weight, b, addend = (integers(i, *shape) for i, shape in enumerate([
+        (*lead, 5), (3, 5), (3,), (*lead, 3)]))
+    y = F.linear_add(*(a.astype(dtype) for a in ((x, weight, addend, b) if bias else
+                                                 (x, weight, addend))))
+    for row in np.ndindex(lead):
+        expected = [sum(map(math.prod, zip(x[row].tolist(), w.tolist()))) + bias * int(b[o])
+                    + int(addend[row][o]) for o, w in enumerate(weight)]
+        assert y[row].tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_geglu_gates_the_first_half(bias, dtype):
+    x, weight, b = (normal(shape, i).astype(dtype) for i, shape in enumerate([
+        (4, 5), (6, 5), (6,)]))
+    args = (x, weight, b) if bias else (x, weight)
+    truth = np.empty((4, 3))
+    for i, o in np.ndindex(4, 3):
+        h, g = (math.fsum([*(float(p) * float(q) for p, q in zip(x[i], weight[n])),
+                           float(b[n]) * bias]) for n in (o, o + 3))
+        truth[i, o] = h * g * (1 + math.erf(g / math.sqrt(2))) / 2
+    # fsum rounds once, but its terms are rounded products: as large as the bound of float64
+    wide = [a.astype("float64") for a in args]
+    bound = sum(BOUNDS["linear_geglu"](wide, {}, truth, PRECISIONS[p]) for p in (dtype, "float64"))
+    assert_within(F.linear_geglu(*args), truth, bound)
+
+
 def test_group_norm_silu_is_the_formula():
     """Pixel by pixel in Python's floats; two images of two groups of different means."""
     x = normal((2, 6, 3, 2), 1) + np.float32([0, 5]).reshape(2, 1, 1, 1)
