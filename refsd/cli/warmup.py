@@ -1,4 +1,4 @@
-"""`refsd warmup`: compile the kernels of all families' models, before one is wanted."""
+"""`refsd warmup`: compile the kernels that a generation needs, before one is wanted."""
 
 import argparse
 import time
@@ -9,9 +9,8 @@ from refsd.cli.recipe import DTYPES
 from refsd.cli.report import Warnings, result, result_json
 
 ABOUT = """\
-Compile the kernels that drawing and writing need, with models of every family, and keep
-them. The first picture compiles its own; afterwards nothing is compiled until refsd, Numba
-or the machine changes."""
+Compile the kernels that drawing needs and keep them. The first picture does the same
+by itself; afterwards nothing is compiled until refsd, Numba or the machine changes."""
 
 
 def parser() -> Parser:
@@ -31,12 +30,10 @@ def run(options: argparse.Namespace) -> int:
         from refsd.numba_ops.cache import cache_folder
         from refsd.numba_ops.jit import compilations
         from refsd.numba_ops.warmup import make_ready, plan
-        from refsd.pipelines.small_calls import small_calls
 
-        further = list(small_calls("numba", options.dtype))
-        make_ready(options.dtype, further)
+        make_ready(options.dtype)
         seconds = time.perf_counter() - begun
-        kernels, folder = len(plan(options.dtype, further)), cache_folder()
+        kernels, folder = len(plan(options.dtype)), cache_folder()
     if options.json:
         result_json({"kernels": kernels, "compiled": compilations.count, "dtype": options.dtype,
                      "seconds": round(seconds, 3), "cache": folder and str(folder),

@@ -6,7 +6,7 @@ model have. They are only planned, so that the number of kernels to compile is k
 
 import contextvars
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,21 +17,19 @@ from refsd.numba_ops.pointwise import ALONE
 from refsd.quantized import W8A8
 from refsd.registry import dispatch, use
 
-Call = tuple[str, tuple, dict]
-
 _lock = threading.Lock()
 _ready: set[str] = set()
 
 
-def make_ready(dtype: str, further: Iterable[Call] = ()) -> None:
-    """Load or compile what a generation in `dtype` needs, once a process, and `further` calls do.
+def make_ready(dtype: str) -> None:
+    """Load or compile what a generation in `dtype` needs; once a process.
 
     Of several processes one compiles and the others wait for it.
     """
     with _lock:
-        if dtype in _ready and not further:
+        if dtype in _ready:
             return
-        wanted = plan(dtype, further)
+        wanted = plan(dtype)
         if missing(wanted):
             with exclusive("compiling", on_wait=_say_waiting):
                 _compile(missing(wanted))
@@ -51,24 +49,24 @@ def _compile(kernels):
         compilations.expected = 0
 
 
-def plan(dtype: str, further: Iterable[Call] = ()) -> list[tuple[Kernel, tuple]]:
-    """The kernels of a generation and of further calls, and the types they are called with.
+def plan(dtype: str) -> list[tuple[Kernel, tuple]]:
+    """The kernels of a generation, and the types they are called with.
 
     Planned in a context of its own: no listener of the caller is called, no exact mode shortens it.
     """
-    return contextvars.Context().run(_plan, [*calls(dtype), *further])
+    return contextvars.Context().run(_plan, dtype)
 
 
-def _plan(wanted):
+def _plan(dtype):
     with planned() as found:
         for exact in (False, True):
             with use("numba", exact=exact):
-                for name, inputs, options in wanted:
-                    dispatch(name, inputs, dict(options))
+                for name, inputs, options in calls(dtype):
+                    dispatch(name, inputs, options)
     return list(found)
 
 
-def calls(dtype: str) -> Iterator[Call]:
+def calls(dtype: str) -> Iterator[tuple[str, tuple, dict]]:
     """(op, inputs, options) that lead to every kernel of a generation."""
     if dtype == "int8":
         yield from calls("float32")
