@@ -88,17 +88,13 @@ def trace(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Gra
     the function gives the graph gives the arrays, one after the other. Raises UsageError if these
     are no results of ops or inputs, and what the ops' contracts raise.
     """
-    tracer = _Tracer()
-    names = _parameters(function, arguments, keywords)
-    given = [tracer.inputs(names[i], value) for i, value in enumerate(arguments)]
-    bound = {name: tracer.inputs(name, value) for name, value in keywords.items()}
     if isinstance(function, partial):  # a network's call, whose arguments are in it (`calls`)
-        given = [tracer.inputs(names[i], value) for i, value in enumerate(function.args)] + given
-        bound = {name: tracer.inputs(name, value) for name, value in function.keywords.items()
-                 } | bound
+        arguments, keywords = (*function.args, *arguments), {**function.keywords, **keywords}
         function = function.func
+    tracer, call = _Tracer(), inspect.signature(function).bind(*arguments, **keywords)
+    call.arguments = {name: tracer.inputs(name, value) for name, value in call.arguments.items()}
     with tracing(tracer.answer):
-        found = function(*given, **bound)
+        found = function(*call.args, **call.kwargs)
     outputs = list(_flat(found))
     for value in outputs:
         if not isinstance(value, _Traced):
@@ -114,19 +110,6 @@ def _flat(found: Any) -> Iterator[Any]:
             yield from _flat(value)
     else:
         yield found
-
-
-def _parameters(function, arguments, keywords):
-    """The parameters' names, those of a partial's arguments first."""
-    if isinstance(function, partial):
-        arguments, function = (*function.args, *arguments), function.func
-    found = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            found += [f"{name}[{i}]" for i in range(len(arguments))]
-        else:
-            found.append(name)
-    return found
 
 
 def _named(function):
