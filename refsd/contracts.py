@@ -91,7 +91,7 @@ class Contract:
         all_of = {**arrays, "result": Spec(shape, dtype)}
         touched = (*(arrays if self.reads is None else self.reads), "result")
         return Output(shape, dtype, int(value(self.flops, sizes)), sum(
-            math.prod(all_of[name].shape) * itemsize(all_of[name].dtype) for name in touched))
+            array_bytes(all_of[name]) for name in touched))
 
     def floats(self, args: tuple, options: dict[str, Any]) -> dict[str, Any]:
         """The arrays of a call that may hold nothing but floats, by name."""
@@ -209,6 +209,11 @@ def need(condition: bool, op: str, message: str, check: str = "") -> None:
     """Raise `op: message` unless the condition holds; `check` tells one condition from others."""
     if not condition:
         raise Refusal(op, message, ("need", check))
+
+
+def array_bytes(array: Any) -> int:
+    """Bytes of an array of this shape and dtype, of a Spec, or of what else has both."""
+    return math.prod(array.shape) * itemsize(array.dtype)
 
 
 def itemsize(dtype: Any) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from refsd.contracts import Output, Spec, itemsize
+from refsd.contracts import Output, Spec, array_bytes, itemsize
 from refsd.leaf import layer_of
 from refsd.memory_models import MemoryModel
 from refsd.registry import trace
@@ -88,7 +88,7 @@ def planning(memory: MemoryModel | None = None) -> Iterator[Plan]:
         if op in VIEWS:
             result.of = next(iter(inputs.values()))
         else:
-            result.held = _bytes(inferred)
+            result.held = array_bytes(inferred)
         plan.alive += result.held
         plan.naive += result.held
         work = 0 if memory is None else work_bytes(memory, op, inputs, options, inferred)
@@ -108,24 +108,20 @@ def _plain(value: Any) -> Any:
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
-def _bytes(spec: Any) -> int:
-    return math.prod(spec.shape) * itemsize(spec.dtype)
-
-
 def work_bytes(memory: MemoryModel, op: str, inputs: dict, options: dict, result: Output) -> int:
     """What an op holds on top of its input and its result, in bytes.
 
     A convolution of more than a pixel the padded picture, what it multiplies, and its transformed
     kernels; NumPy's attention three slices of scores, its other ops an array more.
     """
-    read = next((_bytes(value) for value in inputs.values() if hasattr(value, "dtype")), 0)
+    read = next((array_bytes(value) for value in inputs.values() if hasattr(value, "dtype")), 0)
     if op == "conv2d":
         weight = inputs["weight"]
         if math.prod(weight.shape[2:]) == 1:
             return 0
-        most = max(read, _bytes(result))
+        most = max(read, array_bytes(result))
         return int(read + min(memory.workspace, memory.unrolled * most)
-                   + min(memory.transformed, 4 * _bytes(weight)))
+                   + min(memory.transformed, 4 * array_bytes(weight)))
     if op == "attention":
         L, S = inputs["q"].shape[1], inputs["k"].shape[1]  # of one sample after the other
         scores = options["heads"] * L * S * itemsize(result.dtype)

@@ -1,5 +1,6 @@
 """Memory plans of graphs: that they hold, what they save, and planted bugs that check() finds."""
 
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from unittest import mock
@@ -291,8 +292,8 @@ PLANNERS = {
     "an output's view alone is kept": (lifetimes, "kept", lambda graph: set(graph.outputs)),
     "in place of what is read": (arena, "_placed", touching),
     "gaps that are too small": (arena, "_placed", overlapping),
-    "numbers for bytes": (arena, "itemsize", lambda dtype: 1),
-    "no whole lines": (arena, "LINE", 4),
+    "numbers for bytes": (arena, "array_bytes", lambda value: math.prod(value.shape)),
+    "no whole lines": (arena, "ALIGNED", 4),
 }  # fmt: skip
 
 

@@ -13,14 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refsd.contracts import itemsize
-from refsd.graph.checking import check
+from refsd.contracts import array_bytes
+from refsd.graph.checking import ALIGNED, check
 from refsd.graph.graph import Graph
 from refsd.graph.lifetimes import Lifetime, kept, lifetimes
 from refsd.memory_models import MemoryModel
 from refsd.planning import VIEWS, work_bytes
-
-LINE = 64  # bytes of a line of the cache, and of the widest vector: where a place may begin
 
 
 class Place(NamedTuple):
@@ -76,7 +74,7 @@ def plan_memory(graph: Graph, memory: MemoryModel | None = None,
     says, or nothing.
     """
     lives, out = lifetimes(graph), kept(graph)
-    sizes = {number: value_bytes(graph, number) for number in lives}
+    sizes = {number: array_bytes(graph.values[number]) for number in lives}
     work = work_sizes(graph, memory) if work is None else work
     asked = [(number, sizes[number], life) for number, life in lives.items() if number not in out]
     asked += [(~i, size, Lifetime(i, i)) for i, size in work.items() if size]
@@ -92,15 +90,6 @@ def plan_memory(graph: Graph, memory: MemoryModel | None = None,
     return MemoryPlan({n: place for n, place in found.items() if n >= 0},
                       {~n: place for n, place in found.items() if n < 0},
                       outside, _height(found), sum(sizes.values()), int(alive.cumsum().max()))
-
-
-def value_bytes(graph: Graph, number: int) -> int:
-    """The bytes of a value by itself."""
-    _, _, shape, dtype = graph.values[number]
-    size = itemsize(dtype)
-    for n in shape:
-        size *= n
-    return size
 
 
 def work_sizes(graph: Graph, memory: MemoryModel | None) -> dict[int, int]:
@@ -130,7 +119,7 @@ def _placed(asked: Iterable[tuple[int, int, Lifetime]]) -> dict[int, Place]:
         meeting = meeting[np.argsort(starts[meeting], kind="stable")]
         before = np.maximum.accumulate(np.append(0, stops[meeting]))  # where a gap begins
         gaps = starts[meeting] - before[:-1]
-        room = -(-size // LINE) * LINE
+        room = -(-size // ALIGNED) * ALIGNED
         fitting = np.flatnonzero(gaps >= room)
         at = before[fitting[gaps[fitting].argmin()]] if fitting.size else before[-1]
         starts[i], stops[i], firsts[i], lasts[i] = at, at + room, *life

@@ -7,7 +7,7 @@ or what it works in, may be one that it reads.
 
 from typing import TYPE_CHECKING
 
-from refsd.contracts import itemsize
+from refsd.contracts import array_bytes
 from refsd.errors import UsageError
 from refsd.graph.graph import Graph, Node
 from refsd.planning import VIEWS
@@ -15,7 +15,7 @@ from refsd.planning import VIEWS
 if TYPE_CHECKING:
     from refsd.graph.arena import MemoryPlan, Place
 
-ALIGNED = 64
+ALIGNED = 64  # bytes of a line of the cache, and of the widest vector: where places begin
 
 
 def check(plan: "MemoryPlan", graph: Graph) -> None:
@@ -53,10 +53,7 @@ def check(plan: "MemoryPlan", graph: Graph) -> None:
 
 def _writes(plan: "MemoryPlan", graph: Graph, node: Node, i: int, where: str) -> "list[Place]":
     """The places that a node writes to, in the arena, aligned, as large as they must be, apart."""
-    value = graph.values[node.result]
-    size = itemsize(value.dtype)
-    for n in value.shape:
-        size *= n
+    size = array_bytes(graph.values[node.result])
     found = [places[key] for places, key in ((plan.results, node.result), (plan.work, i))
              if key in places]
     if node.result in plan.outside:

@@ -5,7 +5,6 @@ initializers under their paths: in the file, or, if they are large or not there,
 it, one after the other.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refsd.atomic import write_file
-from refsd.contracts import HALVES, itemsize
+from refsd.contracts import HALVES, array_bytes
 from refsd.errors import UsageError
 from refsd.graph.graph import Graph, Node
 from refsd.graph.onnx_ops import COUNTERPARTS, On, Tensor, data_type
@@ -50,7 +49,7 @@ def write_onnx(graph: Graph, path: str | Path, *, weights: Mapping[str, Any] | N
     beside = path.with_name(f"{path.name}.data")
     found = _weights(graph, weights)
     missing = not found and bool(graph.numbers("weight"))
-    size = sum(_bytes(graph.values[number]) for number in graph.numbers("weight"))
+    size = sum(array_bytes(graph.values[number]) for number in graph.numbers("weight"))
     external = missing or size > inside
     at = 0
     for number in graph.numbers("weight"):
@@ -58,7 +57,7 @@ def write_onnx(graph: Graph, path: str | Path, *, weights: Mapping[str, Any] | N
         if external:
             at += -at % ALIGNED
             model.outside(value, beside.name, at)
-            at += _bytes(value)
+            at += array_bytes(value)
         else:
             model.inside(value.name, _little(found[number]), value.shape, value.dtype)
     made = model.made()
@@ -84,10 +83,6 @@ def _weights(graph: Graph, given: Mapping[str, Any] | None) -> dict[int, Any]:
             raise UsageError(f"onnx: {value.name} is {array.dtype} {tuple(array.shape)}; give "
                              f"{value.dtype} {value.shape}")
     return found
-
-
-def _bytes(value: Any) -> int:
-    return math.prod(value.shape) * itemsize(value.dtype)
 
 
 def _little(array: Any) -> bytes:
@@ -165,7 +160,7 @@ class _Model:
         """An initializer whose data lie in a file."""
         found = self.tensor(value.name, value.shape, value.dtype)
         found.data_location = self.onnx.TensorProto.EXTERNAL
-        for key, what in {"location": file, "offset": at, "length": _bytes(value)}.items():
+        for key, what in {"location": file, "offset": at, "length": array_bytes(value)}.items():
             found.external_data.add(key=key, value=str(what))
 
     def node(self, node: Node) -> None:

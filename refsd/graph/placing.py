@@ -16,7 +16,8 @@ from typing import Any
 
 from refsd.backends import find_backend
 from refsd.errors import UsageError
-from refsd.graph.arena import LINE, MemoryPlan
+from refsd.graph.arena import MemoryPlan
+from refsd.graph.checking import ALIGNED
 from refsd.graph.graph import Graph, Node
 from refsd.graph.lifetimes import views
 from refsd.registry import active_backend, dispatch
@@ -98,12 +99,12 @@ class Arena:
             if place is None:
                 return self._usual(size)
             return self.memory[place.offset:place.stop]
-        self.worked[self._node] = self.worked.get(self._node, 0) + -(-size // LINE) * LINE
+        self.worked[self._node] = self.worked.get(self._node, 0) + -(-size // ALIGNED) * ALIGNED
         start = self._free
         if start + size > self._stop:
             self.spilled[self._node] = self.spilled.get(self._node, 0) + size
             return self._usual(size)
-        self._free = start + -(-size // LINE) * LINE
+        self._free = start + -(-size // ALIGNED) * ALIGNED
         return self.memory[start:start + size]
 
 

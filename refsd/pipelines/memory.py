@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from refsd.backends import MemoryModel, find_backend
-from refsd.contracts import itemsize
+from refsd.contracts import array_bytes, itemsize
 from refsd.tree import flatten
 
 TILED_FROM = 2**16  # pixels of a picture: of smaller ones the VAE takes little in any way
@@ -37,23 +37,18 @@ def weight_bytes(pipe: Any) -> int:
 def _held(leaf):
     if hasattr(leaf, "nbytes"):
         return leaf.nbytes
-    return _read(leaf)  # a shape without memory
-
-
-def _read(leaf):
-    """The bytes of the array that a leaf stands for."""
-    return math.prod(leaf.shape) * itemsize(leaf.dtype)
+    return array_bytes(leaf)  # a shape without memory
 
 
 def _wide(leaf):
-    """The same in what is computed with: at least float32."""
+    """The bytes of the array that a leaf stands for, in what is computed with: at least float32."""
     return math.prod(leaf.shape) * max(4, itemsize(leaf.dtype))
 
 
 def _made(leaf):
     """What NumPy makes of a leaf: dense() of a quantized one, and of halves float32."""
-    dense = _read(leaf) if _held(leaf) < _read(leaf) else 0
-    return dense + (_wide(leaf) if _read(leaf) < _wide(leaf) else 0)
+    dense = array_bytes(leaf) if _held(leaf) < array_bytes(leaf) else 0
+    return dense + (_wide(leaf) if array_bytes(leaf) < _wide(leaf) else 0)
 
 
 def working_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
