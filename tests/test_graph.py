@@ -172,14 +172,6 @@ def test_a_graph_that_does_not_hold_is_refused(graph, change, words):
         change(graph).check()
 
 
-def test_nodes_become_one():
-    graph = trace(lambda x: F.add(F.silu(F.exp(x)), x), Spec((2,), F32))
-    exp, silu, add = graph.nodes
-    fused = graph.fused({1, 2}, Node("mul", {"x": Ref(exp.result), "y": Ref(0)}, {}, add.result))
-    assert [node.op for node in fused.check().nodes] == ["exp", "mul"]
-    assert silu.result not in fused.values and fused.outputs == graph.outputs
-
-
 @pytest.mark.parametrize("family", [sd1.SD1, sd2.SD2, sdxl.SDXL, sd3.SD3, gpt2.GPT2])
 def test_a_graph_has_the_ops_of_the_plan(family):
     """At full size, of shapes alone: nothing of a graph is made in another way than a plan."""

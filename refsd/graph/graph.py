@@ -96,20 +96,13 @@ class Graph:
         return found
 
     def with_nodes(self, nodes: tuple[Node, ...]) -> "Graph":
-        """Of other nodes; values that nothing makes or reads any more are gone, and none stays new.
-        """
+        """Of other nodes; values that nothing makes or reads any more are gone."""
         there = {*self.outputs, *self.numbers("input")}
         for node in nodes:
             there |= {node.result, *node.reads}
         return replace(self, nodes=tuple(nodes),
                        values={n: value for n, value in self.values.items() if n in there},
                        held={n: array for n, array in self.held.items() if n in there})
-
-    def fused(self, indices: Mapping[int, Any] | set[int], node: Node) -> "Graph":
-        """With `node` in the place of the last of the nodes at `indices`, which are gone."""
-        last = max(indices)
-        return self.with_nodes(tuple(node if i == last else old for i, old in
-                                     enumerate(self.nodes) if i == last or i not in indices))
 
     def check(self) -> "Graph":
         """Itself. UsageError where a node reads what is not made yet, or does not fit its contract.

@@ -39,12 +39,18 @@ class Text:
     def __init__(self, states):
         self.states, self._made = states, WeakKeyDictionary()
 
+    @property
+    def lasting(self):
+        """Whether nobody can write to the states, so that what leaves make of them may be kept."""
+        flags = getattr(self.states, "flags", None)
+        return flags is not None and not flags.writeable
+
     def keys_values(self, to_k, to_v):
         """(N, S, C) twice, made once for these leaves."""
         return self._linear(**to_k), self._linear(**to_v)
 
     def _linear(self, weight, bias=None):
-        lasting = _read_only(self.states) and isinstance(weight, Weight) and (
+        lasting = self.lasting and isinstance(weight, Weight) and (
             bias is None or isinstance(bias, Weight))
         if not lasting:
             return F.linear(self.states, weight, bias)
@@ -52,11 +58,6 @@ class Text:
         if kept is None or kept[0] is not bias:
             kept = self._made[weight.identity] = bias, F.linear(self.states, weight, bias)
         return kept[1]
-
-
-def _read_only(array):
-    flags = getattr(array, "flags", None)
-    return flags is not None and not flags.writeable
 
 
 def attention(x, context, *, to_q, to_k, to_v, to_out, heads):

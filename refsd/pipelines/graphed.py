@@ -6,6 +6,7 @@ recording, an audit), it is what runs.
 """
 
 from collections.abc import Callable
+from operator import is_not
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -51,7 +52,7 @@ class Graphed:
 
     def _graphs(self, given):
         leaves = [*flatten(self._network.tree).values()]
-        if len(leaves) != len(self._leaves) or any(map(_differ, leaves, self._leaves)):
+        if len(leaves) != len(self._leaves) or any(map(is_not, leaves, self._leaves)):
             self._leaves, self._made = leaves, {}
             self._kept.clear()
         specs = tuple(None if array is None else Spec(tuple(array.shape), str(array.dtype))
@@ -66,19 +67,10 @@ class Graphed:
     def _once(self, made, text, found):
         """What is hoisted, by number: kept for a Text that nobody can write to, nor to weights."""
         parts = made.parts
-        lasting = isinstance(text, Text) and _read_only(text.states) and all(
+        lasting = isinstance(text, Text) and text.lasting and all(
             isinstance(array, Weight) for array in parts.once.held.values())
         kept = self._kept.setdefault(text, {}) if lasting else {}
         if made.specs not in kept:
             kept[made.specs] = dict(zip(parts.hoisted, run(
                 parts.once, *parts.inputs(parts.once, found))))
         return kept[made.specs]
-
-
-def _differ(a, b):
-    return a is not b
-
-
-def _read_only(array):
-    flags = getattr(array, "flags", None)
-    return flags is not None and not flags.writeable
