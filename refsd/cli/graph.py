@@ -87,9 +87,6 @@ def _call(found: Any, options: argparse.Namespace) -> tuple[str, Any]:
     configs = {part: config for part, config in found.configs.items() if part != options.without}
     networks = planned_networks(configs, backend=find_backend(options.backend).name,
                                 dtype=options.dtype)
-    if "vae" not in networks and (options.width, options.height) != (None, None):
-        raise UsageError(f"{found.name}: {found.family.name} writes texts, which have no width and "
-                         "height; leave them out")
     asked = sized(networks, pictures=options.batch, width=options.width, height=options.height)
     there = calls(networks, asked)
     denoiser = denoiser_of(networks)[0]

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from refsd.backends import find_backend
-from refsd.errors import UsageError
 from refsd.half import HALVES
 from refsd.networks import NETWORKS
 from refsd.pipelines.lighter import lighter
@@ -122,17 +121,14 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
     found.family.leaving_out(request.without)
     backend = find_backend(request.backend)
     request = replace(request, backend=backend.name)
-    pipe, asked, calls = _pipe(found, request), None, 0
-    if pipe.vae is not None:
-        asked = sized(pipe.networks, pictures=request.pictures, copies=pipe.copies,
-                      width=request.width, height=request.height)
+    pipe, calls = _pipe(found, request), 0
+    asked = sized(pipe.networks, pictures=request.pictures, copies=pipe.copies,
+                  width=request.width, height=request.height)
+    if asked is not None:
         request = replace(request, width=request.width or asked.width * asked.downscale,
                           height=request.height or asked.height * asked.downscale)
         found.scheduler.set_timesteps(request.steps)
         calls = len(found.scheduler.timesteps)
-    elif (request.width, request.height) != (None, None):
-        raise UsageError(f"{found.name}: {found.family.name} writes texts, which have no width and "
-                         "height; leave them out")
     plans = plan_networks(pipe.networks, asked)
     figures = Figures(
         found.name, found.family.name, request.width, request.height, request,

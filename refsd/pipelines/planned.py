@@ -11,6 +11,7 @@ from typing import Any
 
 from refsd.backends import find_backend
 from refsd.contracts import Spec, itemsize
+from refsd.errors import UsageError
 from refsd.families import DEFAULT
 from refsd.half import HALVES
 from refsd.networks import shapes_of, validate
@@ -70,9 +71,12 @@ def sized(networks: Mapping[str, Any], *, pictures: int = 1, copies: int = 2,
           width: int | None = None, height: int | None = None) -> Asked | None:
     """A drawing of pictures of this size, in pixels; by default of the denoiser's own.
 
-    None for networks that draw none.
+    None for networks that draw none, which write texts; of these UsageError for a size.
     """
     if "vae" not in networks:
+        if (width, height) != (None, None):
+            raise UsageError("width and height are of pictures, and this model writes texts, which "
+                             "have no width and height; leave them out")
         return None
     factor = networks["vae"].config.downscale
     side = denoiser_of(networks)[1].config.sample_size
