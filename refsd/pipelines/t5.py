@@ -51,9 +51,10 @@ class T5Encoder:
         """That of a folder of the model, or of one beside a single file."""
         folder = place / name if place.is_dir() else place.with_name(name)
         if not folder.is_dir():
+            part = name.replace("tokenizer", "text_encoder")
             raise ModelError(f"{folder}: no such folder, and T5's vocabulary does not come with "
                              f"refsd. Put the {name} folder of the model there, or draw without "
-                             "T5: text_encoder_3=None (--without text_encoder_3)")
+                             f"T5: {part}=None (--without {part})")
         tokenizer = T5Tokenizer.from_folder(folder)
         tokenizer.require_rows(self.rows)
         return tokenizer
