@@ -24,10 +24,11 @@ class Called:
         A prompt is a text, or a dict of arguments of the call that hold for its picture alone.
         `generator` is that of every call, or a list or another iterable with one for each. Up to
         `batch` neighbours of equal options are drawn in one call: on the numba backend with the
-        bits of single ones, in less time where weights are streamed or the model is small, and in
-        more memory. With `ahead` the next call is at work while the caller has a picture; until
-        the generator is used up or closed, which stops it after a step, the pipeline is not to be
-        called or changed. Raises UsageError; what a call raises comes in its picture's place.
+        bits of single ones; weights that are read while they are used are read once for all of
+        them, and they take more memory. With `ahead` the next call is at work while the caller has
+        a picture; until the generator is used up or closed, which stops it after a step, the
+        pipeline is not to be called or changed. Raises UsageError; what a call raises comes in its
+        picture's place.
         """
         from refsd.pipelines.stream import pictures
 

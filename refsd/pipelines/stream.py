@@ -3,7 +3,7 @@
 A mini-batch is one call of the pipeline, so weights that are read for it are read once; while the
 caller has a picture, the next mini-batch is drawn in another Python thread. What is not overlapped:
 the text and the decoder of one picture with the steps of another. Kernels take all processors one
-at a time (numba_ops/threads.py), so it gains nothing: docs/python.md has the figures.
+at a time (numba_ops/threads.py), so there is nothing to gain.
 """
 
 import secrets
