@@ -72,15 +72,15 @@ def test_it_runs_as_the_function_does(graph, weight):
 
 def test_inputs_stand_in_the_order_of_the_parameters():
     """However they were given: of a partial, by name, one of several."""
-    def function(a, *more, last):
-        return F.concat([F.sub(a, more[0]), more[1], last], axis=0)
+    def function(a, *more, last, **rest):
+        return F.concat([F.sub(a, more[0]), more[1], last, rest["b"]], axis=0)
 
-    one, two, three, four = (Spec((n, 2), F32) for n in (1, 1, 2, 3))
-    graph = trace(partial(function, one, last=four), two, three)
+    one, two, three, four, five = (Spec((n, 2), F32) for n in (1, 1, 2, 3, 4))
+    graph = trace(partial(function, one, last=four), two, three, b=five)
     assert [graph.values[n].name for n in graph.numbers("input")] == [
-        "a", "more[0]", "more[1]", "last"]
-    arrays = [np.full(spec.shape, i, F32) for i, spec in enumerate((one, two, three, four))]
-    assert np.array_equal(run(graph, *arrays), function(*arrays[:3], last=arrays[3]))
+        "a", "more[0]", "more[1]", "last", "b"]
+    arrays = [np.full(spec.shape, i, F32) for i, spec in enumerate((one, two, three, four, five))]
+    assert np.array_equal(run(graph, *arrays), function(*arrays[:3], last=arrays[3], b=arrays[4]))
     with pytest.raises(TypeError, match="last"):
         trace(function, one, two, three)
 

@@ -92,7 +92,10 @@ def trace(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Gra
         arguments, keywords = (*function.args, *arguments), {**function.keywords, **keywords}
         function = function.func
     tracer, call = _Tracer(), inspect.signature(function).bind(*arguments, **keywords)
-    call.arguments = {name: tracer.inputs(name, value) for name, value in call.arguments.items()}
+    for name, value in call.arguments.items():
+        rest = call.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        call.arguments[name] = ({key: tracer.inputs(key, one) for key, one in value.items()}
+                                if rest else tracer.inputs(name, value))
     with tracing(tracer.answer):
         found = function(*call.args, **call.kwargs)
     outputs = list(_flat(found))
