@@ -1,4 +1,4 @@
-# make image | test | cuda | test-cuda | bench-cuda | parity | parity-full | bench | notebooks | docs | golden | lint | train: each sets up all it needs.
+# make image | test | cuda | test-cuda | bench-cuda | parity | parity-full | bench | bench-memory | notebooks | docs | golden | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
 SEED ?= 2
@@ -12,7 +12,7 @@ DOCS := .venv-docs
 CUDA := .venv-cuda
 BENCH_OPTIONS ?=
 
-.PHONY: help image test cuda test-cuda bench-cuda parity parity-full bench notebooks docs golden lint train clean
+.PHONY: help image test cuda test-cuda bench-cuda parity parity-full bench bench-memory notebooks docs golden lint train clean
 
 help:
 	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
@@ -23,6 +23,7 @@ help:
 	@echo "make parity       comparisons with torch 2.13.0, diffusers 0.42.1, transformers 5.23.0"
 	@echo "make parity-full  the same at published sizes, FAMILY=sd1, sdxl or sd3: half an hour, 20 GB of memory"
 	@echo "make bench        refsd, PyTorch and OpenVINO in turns: 20 minutes, 20 GB of memory, 9 GB of disk"
+	@echo "make bench-memory the most memory of Stable Diffusion 1.5 and XL, option by option: an hour, 10 GB of disk"
 	@echo "make notebooks    execute the notebooks anew, pictures and all: minutes"
 	@echo "make docs         the pages of docs/, the notebooks, and a page for every op: build/docs/index.html"
 	@echo "make golden       record the committed golden packs anew"
@@ -80,6 +81,11 @@ parity-full: $(PARITY)/ready
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m benchmarks run $(BENCH_OPTIONS); code=$$?; \
 	$(BENCH)/bin/python -m benchmarks table && exit $$code
+
+# Resumed where it was stopped; BENCH_OPTIONS="--cells sd1-block" measures some, "--fresh" again.
+bench-memory: $(VENV)/ready
+	$(VENV)/bin/python -m benchmarks.bounded $(BENCH_OPTIONS); code=$$?; \
+	$(VENV)/bin/python -m benchmarks table && exit $$code
 
 # From an empty cache of kernels: what a newcomer's machine does.
 notebooks: $(NOTEBOOKS)/ready

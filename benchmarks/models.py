@@ -35,7 +35,8 @@ def make_model(folder: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(config))
         shapes = shapes_of(component, config)
-        tensors = {name: _weight(name, shape, i) for i, (name, shape) in enumerate(shapes.items())}
+        tensors = {name: random_weight(name, shape, i)
+                   for i, (name, shape) in enumerate(shapes.items())}
         write_safetensors(place / f"{STEMS[component]}.safetensors", tensors, {"format": "pt"})
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(sd1.SCHEDULER))
@@ -47,7 +48,7 @@ def make_model(folder: Path) -> Path:
 _BLOCK = np.random.default_rng(0).uniform(-1, 1, PERIOD).astype("float32")
 
 
-def _weight(name, shape, i):
+def random_weight(name, shape, i):
     """Uniform within 1 / sqrt(inputs), as layers are before training; norms leave the scale."""
     if "norm" in name:
         return np.full(shape, float(name.endswith("weight")), "float32")

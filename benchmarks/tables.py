@@ -3,7 +3,7 @@
 Every figure there is made here; nobody types one.
 """
 
-from benchmarks import ROOT, figures, targets
+from benchmarks import ROOT, bounded_table, figures, targets
 from benchmarks.agreement import UNIT
 from benchmarks.gpu import tables as gpu
 from benchmarks.results_file import FOLDER, load_all
@@ -246,8 +246,9 @@ def table(head, lines):
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
-PAGES = {"README.md": readme, "docs/benchmarks.md": docs, "docs/cuda-speed.md": gpu.page}
-GPUS = ("docs/cuda-speed.md",)  # the pages that have results of their own, in a folder below
+PAGES = {"README.md": readme, "docs/benchmarks.md": docs, "docs/cuda-speed.md": gpu.page,
+         "docs/memory.md": bounded_table.page}
+OWN = {"docs/cuda-speed.md": "gpu", "docs/memory.md": "memory"}  # results in a folder below
 
 
 def between(text, path):
@@ -266,7 +267,7 @@ def rendered(page, all_results):
 
 def results_of(page, folder=FOLDER):
     """The results that a page is about."""
-    return load_all(folder / "gpu" if page in GPUS else folder)
+    return load_all(folder / OWN.get(page, ""))
 
 
 def stale(folder=ROOT, results=FOLDER):
