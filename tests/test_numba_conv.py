@@ -37,7 +37,8 @@ def test_no_copy_without_padding():
     """A dense channels-last picture is read where it lies."""
     check(draw((2, 24, 9, 30), (20, 24, 3, 3)), "im2col")
     x = op_table.with_layout(draw((2, 24, 9, 30), (1,))[0], "channels_last")
-    plan = conv_gemm._plan(24, (20, 24, 3, 3), (2, 7, 28, 20), (1, 1), ((0, 0), (0, 0)), (1, 1), 4)
+    result = (2, 7, 28, 20)
+    plan = conv_gemm.plan_of(24, (20, 24, 3, 3), result, (1, 1), ((0, 0), (0, 0)), (1, 1), 4)
     with conv_gemm._padded_copy(x, plan, (1, 1), ((0, 0), (0, 0))) as (memory, _):
         assert np.shares_memory(memory, x)
 

@@ -96,7 +96,7 @@ def padded_for_a_convolution(x):
     """What is inside of the zeros that implicit GEMM puts around a picture, (N, C, H, W)"""
     N, C, H, W = x.shape
     ones, padding = (1, 1), ((1, 1), (1, 1))
-    plan = conv_gemm._plan(C, (8, C, 3, 3), (N, H, W, 8), ones, padding, ones, x.itemsize)
+    plan = conv_gemm.plan_of(C, (8, C, 3, 3), (N, H, W, 8), ones, padding, ones, x.itemsize)
     with conv_gemm._padded_copy(x, plan, ones, padding) as (copy, image):
         pixels = copy[:N * image].view(x.dtype).reshape(N, H + 2, W + 1, plan.step).copy()
     return np.moveaxis(pixels[:, 1:-1, 1:, :C], -1, 1)

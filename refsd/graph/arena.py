@@ -9,15 +9,17 @@ next call must not overwrite it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from refsd.backends import find_backend
 from refsd.contracts import array_bytes
 from refsd.graph.checking import ALIGNED, check
 from refsd.graph.graph import Graph
 from refsd.graph.lifetimes import Lifetime, kept, lifetimes
-from refsd.memory_models import MemoryModel
 from refsd.planning import VIEWS, work_bytes
 
 
@@ -66,16 +68,16 @@ class MemoryPlan:
         return self
 
 
-def plan_memory(graph: Graph, memory: MemoryModel | None = None,
+def plan_memory(graph: Graph, backend: str | None = None,
                 work: Mapping[int, int] | None = None) -> MemoryPlan:
     """The plan of a graph, without values.
 
-    work: the bytes that nodes work in, by index, as measured; else what the backend's MemoryModel
+    work: the bytes that nodes work in, by index, as measured; else what the backend of this name
     says, or nothing.
     """
     lives, out = lifetimes(graph), kept(graph)
     sizes = {number: array_bytes(graph.values[number]) for number in lives}
-    work = work_sizes(graph, memory) if work is None else work
+    work = work_sizes(graph, backend) if work is None else work
     asked = [(number, sizes[number], life) for number, life in lives.items() if number not in out]
     asked += [(~i, size, Lifetime(i, i)) for i, size in work.items() if size]
     found = min((_placed(order) for order in (
@@ -92,17 +94,31 @@ def plan_memory(graph: Graph, memory: MemoryModel | None = None,
                       outside, _height(found), sum(sizes.values()), int(alive.cumsum().max()))
 
 
-def work_sizes(graph: Graph, memory: MemoryModel | None) -> dict[int, int]:
-    """What each node works in on top of what it reads and gives, by its index."""
-    if memory is None:
+def work_sizes(graph: Graph, backend: str | None) -> dict[int, int]:
+    """What each node works in on top of what it reads and gives, by its index.
+
+    As the backend's kernels allocate it; what it does not say, by its MemoryModel.
+    """
+    if backend is None:
         return {}
-    found = {}
+    directed, memory, found = directed_memory(backend), find_backend(backend).memory, {}
     for i, node in enumerate(graph.nodes):
-        if node.op not in VIEWS:
-            inputs = dict(zip(node.inputs, graph.arguments(node, graph.values.__getitem__)))
-            found[i] = work_bytes(memory, node.op, inputs, dict(node.options),
-                                  graph.values[node.result])
+        if node.op in VIEWS:
+            continue
+        inputs = dict(zip(node.inputs, graph.arguments(node, graph.values.__getitem__)))
+        call = node.op, inputs, dict(node.options), graph.values[node.result]
+        size = directed.work_bytes(*call) if directed else None
+        found[i] = work_bytes(memory, *call) if size is None else size
     return found
+
+
+def directed_memory(backend: str) -> Any:
+    """The module of a backend that says where its results lie, and can be told; None without."""
+    name = f"{find_backend(backend).module}.planned"
+    try:
+        return import_module(name) if find_spec(name) else None
+    except ModuleNotFoundError:  # the backend's module is no package
+        return None
 
 
 def _height(places: Mapping[int, Place]) -> int:

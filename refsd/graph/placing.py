@@ -10,13 +10,10 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
-from refsd.backends import find_backend
 from refsd.errors import UsageError
-from refsd.graph.arena import MemoryPlan
+from refsd.graph.arena import MemoryPlan, directed_memory
 from refsd.graph.checking import ALIGNED
 from refsd.graph.graph import Graph, Node
 from refsd.graph.lifetimes import views
@@ -106,15 +103,6 @@ class Arena:
             return self._usual(size)
         self._free = start + -(-size // ALIGNED) * ALIGNED
         return self.memory[start:start + size]
-
-
-def directed_memory(backend: str) -> Any:
-    """The module of a backend that says where its results lie, and can be told; None without."""
-    name = f"{find_backend(backend).module}.planned"
-    try:
-        return import_module(name) if find_spec(name) else None
-    except ModuleNotFoundError:  # the backend's module is no package
-        return None
 
 
 def _address(array: Any) -> int:

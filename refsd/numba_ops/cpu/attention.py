@@ -109,22 +109,36 @@ def attention(q, k, v, *, heads, mask=None, causal=False):
     if y.size:
         numbers = computed_dtype(y.dtype)
         mask = _mask(to_float32(mask), (N, heads, L, S), numbers)
-        d, e, NR = C // heads, D // heads, panel_width(numbers)
-        if BFLOAT16 == "dot" and y.dtype.name == "bfloat16" and d % 2 == 0:
-            q, k, rows = _pairs(q), _pairs(k), -(-S // 2)
-            operands, factors, d = np.dtype(np.int32), scale_scores(d, mask.data.size > 0), d // 2
+        d, e = C // heads, D // heads
+        key_step, value_step, *sizes, step = lengths(N, heads, S, d, e, y.dtype)
+        if _is_paired(y.dtype, d):
+            q, k, operands = _pairs(q), _pairs(k), np.dtype(np.int32)
+            factors, d = scale_scores(d, mask.data.size > 0), d // 2
         else:
-            q, k, rows = _rows(q), _rows(k), S
-            operands, factors = numbers, scale_queries(d, mask.data.size > 0)
-        key_step, value_step = _odd_lines(d, operands.itemsize), _round_up(e, TRANSPOSED_ROWS)
-        keys = aligned_empty(N * heads * _round_up(S, ROWS) * key_step, operands)
-        values = aligned_empty(N * heads * rows * value_step, operands)
-        step = (KEYS + PANELS * (d + value_step + 2)) * NR
+            q, k, operands = _rows(q), _rows(k), numbers
+            factors = scale_queries(d, mask.data.size > 0)
+        keys, values = (aligned_empty(size, operands) for size in sizes)
         buffers = aligned_empty(numba.get_num_threads() * step, numbers)
         _attention(q, k, _rows(v), mask, causal, factors, Sizes(N, heads, L, S, d, e),
                    Rows(keys, key_step), Rows(values, value_step),
                    Buffers(buffers, buffers.view(operands), step), flat(y))
     return y
+
+
+def _is_paired(dtype, d):
+    """Whether pairs of numbers are multiplied."""
+    return BFLOAT16 == "dot" and dtype.name == "bfloat16" and d % 2 == 0
+
+
+def lengths(N: int, heads: int, S: int, d: int, e: int, dtype: np.dtype) -> tuple[int, ...]:
+    """The steps of keys and values, and the elements of keys, values and a thread's buffer."""
+    rows, itemsize = S, computed_dtype(dtype).itemsize
+    if _is_paired(dtype, d):
+        d, rows = d // 2, -(-S // 2)
+    key_step, value_step = _odd_lines(d, itemsize), _round_up(e, TRANSPOSED_ROWS)
+    return (key_step, value_step, N * heads * _round_up(S, ROWS) * key_step,
+            N * heads * rows * value_step,
+            (KEYS + PANELS * (d + value_step + 2)) * panel_width(computed_dtype(dtype)))
 
 
 def _rows(x):

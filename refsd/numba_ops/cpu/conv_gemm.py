@@ -41,11 +41,22 @@ class Plan(NamedTuple):
     step: int  # elements from one pixel to the next
     run: int  # rows of the matrix: from the first output pixel to the last
 
+    @property
+    def size(self) -> int:
+        """Elements of an image."""
+        return len(self.phases) * self.lines * self.pitch * self.step
+
+    def elements(self, images: int, left: int) -> int:
+        """All of them, and behind the last image the `left` zeros of a next line, and rows for the
+        last tile.
+        """
+        return images * self.size + (left + ROWS) * self.step
+
 
 def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
     """y = w * x + bias.   x (N, C, H, W), y (N, H', W', O)"""
     (N, C, _, _), (O, I, _, kw) = x.shape, weight.shape
-    plan = _plan(C, weight.shape, y.shape, stride, padding, dilation, x.itemsize)
+    plan = plan_of(C, weight.shape, y.shape, stride, padding, dilation, x.itemsize)
     biases = fill_up(bias, O, x.dtype)
     with _padded_copy(x, plan, stride, padding) as (copy, image):
         if I == 1 and O == C:
@@ -65,7 +76,7 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
                   flat(y), y.shape, groups, tall)
 
 
-def _plan(C, kernel, result, stride, padding, dilation, itemsize):
+def plan_of(C, kernel, result, stride, padding, dilation, itemsize):
     _, _, kh, kw = kernel
     _, Ho, Wo, _ = result
     (sh, sw), (dh, dw) = stride, dilation
@@ -92,9 +103,8 @@ def _padded_copy(x, plan, stride, padding):
             and (row, pixel) == (W * C, plan.step)):
         yield memory, image
         return
-    size = len(plan.phases) * plan.lines * plan.pitch * plan.step
-    # Behind the last image: the left zeros of a next line, and rows for the last tile.
-    with workspace(x.dtype, N * size + (left + ROWS) * plan.step) as (copy,):
+    size = plan.size
+    with workspace(x.dtype, plan.elements(N, left)) as (copy,):
         _sort_pixels(as_bits(memory), (image, row, pixel), (N, C, H, W), (top, left), stride,
                      plan.phases, plan.lines, plan.pitch, plan.step, as_bits(copy))
         yield copy, size

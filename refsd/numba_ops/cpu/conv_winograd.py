@@ -14,6 +14,8 @@ An MR tile is `height` Winograd tiles times NR outputs, a KC block kc channels, 
     of a tile: padded (s, C up to whole vectors), half (s, lanes), edge (reach^2, lanes)
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 from numba import prange
@@ -50,29 +52,52 @@ def _one_group(x, right, rooms, column, bias, y, size, padding):
     (N, C, H, W), (_, Ho, Wo, O) = x.shape, y.shape
     memory, *steps = as_pixels(x)
     corner = (-padding[0][0], -padding[1][0])
-    positions, kc = size * size, whole_kc(C, lanes(x.dtype))
-    tiles = N * -(-Ho // (size - 2)) * -(-Wo // (size - 2))
-    threads, width = numba.get_num_threads(), panel_width(x.dtype)
-    height = rows_of_tiles(tiles)
-    mr_tiles, count = -(-tiles // height), -(-O // width)
-    # No result depends on these sizes: they keep the caches full and the threads busy.
-    block = height * min(MOST_MR_TILES, mr_tiles, max(1, mr_tiles * count // (2 * threads)))
-    channels = -(-C // kc) * kc
-    dtype = computed_dtype(x.dtype)
-    fitting = L3_BLOCK_BYTES // (positions * channels * dtype.itemsize * block)
-    l3_tiles = block * min(-(-tiles // block), max(1, fitting, 2 * threads // count))
-    # If one block holds all tiles, its tasks transform the weights for themselves, a KC block at a
-    # time: they never leave the second-level cache. Else all are transformed before.
-    shared = tiles > block
-    made = count * positions * (C + 1) if shared else threads * positions * (kc + 1)
+    kc, count, height, block, l3_tiles, shared, sizes = blocking(C, y.shape, size, x.dtype)
     bias = fill_up(bias, O, x.dtype)
-    with workspace(dtype, positions * l3_tiles * channels, threads * positions * block * width,
-                   made * width) as (spectra, sums, panels):
+    with workspace(computed_dtype(x.dtype), *sizes) as (spectra, sums, panels):
         if shared:
             transform_weights(right, C, column, count, size, rooms, panels)
         _compute(memory, (N, C, H, W), tuple(steps), corner, size, right, rooms, column, shared,
                  panels, count, kc, bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
                  l3_tiles, sums, block, height, ONE_SEGMENT)
+
+
+class Blocking(NamedTuple):
+    """How a convolution is cut into pieces, and the elements of spectra, sums and panels.
+
+    shared: whether all weights are transformed before, for more than one block of tiles.
+    """
+
+    kc: int
+    panels: int
+    height: int
+    block: int
+    l3_tiles: int
+    shared: bool
+    sizes: tuple[int, int, int]
+
+
+def blocking(C: int, result: tuple, size: int, dtype: np.dtype) -> Blocking:
+    """Of C channels into a result (N, H', W', O).
+
+    No result depends on these sizes: they keep the caches full and the threads busy.
+    """
+    N, Ho, Wo, O = result
+    positions, kc = size * size, whole_kc(C, lanes(dtype))
+    tiles = N * -(-Ho // (size - 2)) * -(-Wo // (size - 2))
+    threads, width = numba.get_num_threads(), panel_width(dtype)
+    height = rows_of_tiles(tiles)
+    mr_tiles, count = -(-tiles // height), -(-O // width)
+    block = height * min(MOST_MR_TILES, mr_tiles, max(1, mr_tiles * count // (2 * threads)))
+    channels = -(-C // kc) * kc
+    fitting = L3_BLOCK_BYTES // (positions * channels * computed_dtype(dtype).itemsize * block)
+    l3_tiles = block * min(-(-tiles // block), max(1, fitting, 2 * threads // count))
+    # If one block holds all tiles, its tasks transform the weights for themselves, a KC block at a
+    # time: they never leave the second-level cache. Else all are transformed before.
+    shared = tiles > block
+    made = count * positions * (C + 1) if shared else threads * positions * (kc + 1)
+    return Blocking(kc, count, height, block, l3_tiles, shared, (
+        positions * l3_tiles * channels, threads * positions * block * width, made * width))
 
 
 @jit(parallel=True)
