@@ -17,7 +17,8 @@ from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
 from refsd.golden.comparing.html import colours, error_map, page
 from refsd.golden.comparing.junit import junit
-from refsd.golden.comparing.report import as_json, markdown, sentence, text
+from refsd.golden.comparing.markdown import markdown
+from refsd.golden.comparing.report import as_json, sentence, sheet, text
 from refsd.golden.packs.pack import Writer
 
 
@@ -66,14 +67,14 @@ def test_json(failing):
 
 
 def test_markdown(failing):
-    page = markdown(failing)
+    page = markdown(sheet(failing))
     assert "| WRONG |" in page and "## `unet/000/proj`" in page
     cells = {line.count("|") - line.count("\\|") for line in page.splitlines() if line[:1] == "|"}
     assert cells == {11}
 
 
 def test_junit(failing, tmp_path):
-    root = ElementTree.fromstring(junit(failing))
+    root = ElementTree.fromstring(junit(sheet(failing)))
     suite = root.find("testsuite")
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("5", "2", "1")
     cases = {case.get("name"): case for case in suite.iter("testcase")}
@@ -108,7 +109,7 @@ class Page(HTMLParser):
 
 def test_html(failing):
     found = Page()
-    found.feed(page(failing))
+    found.feed(page(sheet(failing)))
     assert found.open == [] and sentence(failing) in found.text
     assert len(found.loads) == 2 and all(one.startswith("data:image/png;base64,")
                                          for one in found.loads)
@@ -116,7 +117,7 @@ def test_html(failing):
 
 def test_the_page_begins_with_names_and_folds_what_is_of_no_use(failing, pack, tmp_path):
     """Three failing tensors are enough to begin with; what is missing is one line."""
-    text = page(failing)
+    text = page(sheet(failing))
     head, *rows = re.findall(r"<tr.*?</tr>", text, re.DOTALL)
     assert re.findall(r"<th[^>]*>(.*?)</th>", head)[:4] == ["tensor", "verdict", "times", "beyond"]
     assert all(row.partition("<td ")[2].startswith('class="name">') for row in rows)
@@ -125,7 +126,7 @@ def test_the_page_begins_with_names_and_folds_what_is_of_no_use(failing, pack, t
     assert "more that fail" not in text
     signs = {name: -array for name, array in right().items() if name.startswith("unet")}
     signs |= {"tokens/000/ids": -right()["tokens/000/ids"]}
-    text = page(compared(pack, tmp_path, maps=True, **signs))
+    text = page(sheet(compared(pack, tmp_path, maps=True, **signs)))
     assert text.count("<section>") == 4
     assert text.index("1 more that fail") < text.rindex("<section>")
 
@@ -139,14 +140,14 @@ def test_names_from_elsewhere_are_only_text(pack, tmp_path):
     with Candidate.open(odd / "c.npz") as candidate:
         found = compare(pack, candidate)
     found.extra.append(evil)
-    html = page(found)
+    html = page(sheet(found))
     Page().feed(html)
     assert "<script>alert" not in html and "\x00" not in html and "\x1b" not in html
     html.encode("utf-8")
-    ElementTree.fromstring(junit(found))
+    ElementTree.fromstring(junit(sheet(found)))
     assert "<script>" not in "\n".join(text(found)).replace("extra: <script>", "")
     assert "\x1b" not in "\n".join(text(found))
-    assert evil not in markdown(found)
+    assert evil not in markdown(sheet(found))
 
 
 def test_colours_cover_six_powers_of_ten():

@@ -18,6 +18,7 @@ from typing import Any
 
 from refsd import parallel
 from refsd.errors import UsageError
+from refsd.golden.comparing.limits import Accepted
 from refsd.golden.comparing.local_error import BAD, LocalErrorJudge
 from refsd.golden.comparing.port_formats import Formats
 from refsd.golden.comparing.verdicts import Status, Verdict, select
@@ -54,26 +55,28 @@ class Bisection:
         """The answer, for a person who is to repair the port."""
         judged = [row for row in self.rows if row.status not in (Status.MISSING, Status.OPEN)]
         if self.first is None:
-            return _all_well(self.rows, judged, self.format)
+            given = any(row.kind == "accepted" for row in judged)
+            return _all_well(self.rows, judged, "" if given else self.format)
         row = self.first
         if row.status == Status.SUSPECT:
             since = "from the beginning" if self.good is None else f"after {self.good.name}"
             return (f"The first error beyond the tolerance of {row.format} arose {since}, "
-                    f"in {row.name} or before it ({row.times:.3g} times what a right port differs "
-                    "by); dump the ops between to know which.")
+                    f"in {row.name} or before it ({row.times:.3g} times "
+                    f"{allowance(row)}); dump the ops between to know which.")
         why = "" if row.finding is None else f": {row.finding.sentence}"
         return (f"{row.name} (op {row.entry.op}, tensor {row.entry.index}){_also(row.computed)} is "
-                f"the first that is wrong on its own inputs, {_times(row.times)} what {row.format} "
-                f"rounding allows{why}")
+                f"the first that is wrong on its own inputs, {_times(row.times)} "
+                f"{allowance(row)}{why}")
 
 
 def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
-           only: Iterable[str] = (), model: Any = None, confidence: float = CONFIDENCE,
-           first_only: bool = False) -> Bisection:
+           only: Iterable[str] = (), accepted: Accepted | None = None, model: Any = None,
+           confidence: float = CONFIDENCE, first_only: bool = False) -> Bisection:
     """Judge every tensor of an open Pack that an open Candidate has, one at a time.
 
     format: what the port computes in, or several with PATTERN=NAME for some names or ops; only:
     patterns of the names to judge (any fits; none: all), their inputs come from all of the dump;
+    accepted: what an op's own error may be, in place of the derived bounds;
     model: where the weights are, if not where the pack says; confidence: how sure a right port is
     to pass as a whole; first_only stops at the first that is wrong. Raises ModelError if the
     weights are not those the pack was made with, UsageError for formats that make no sense and if
@@ -86,7 +89,7 @@ def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32"
                              "bisect has no bounds for that: take another, or int8 weights")
     entries = select(pack, only)
     each = 1 - (1 - confidence) / len(entries)
-    judge = LocalErrorJudge(pack, candidate, formats, model, each)
+    judge = LocalErrorJudge(pack, candidate, formats, model, each, accepted)
     largest = max(math.prod(entry.shape) for entry in pack.entries.values())
     with parallel.limited(1) if largest < LARGE else nullcontext():
         return _judged(judge, entries, first_only, formats.name)
@@ -118,6 +121,14 @@ def _also(computed: tuple[str, ...]) -> str:
     return f", with the {len(computed)} ops from {computed[0]} on that were not dumped,"
 
 
+def allowance(row: Verdict) -> str:
+    """What a row's error is held to."""
+    if row.kind == "accepted":
+        return "what was accepted"
+    return ("what a right port differs by" if row.status == Status.SUSPECT else
+            f"what {row.format} rounding allows")
+
+
 def _times(times: float) -> str:
     return f"{times:.3g} times" if math.isfinite(times) else "beyond"
 
@@ -127,5 +138,6 @@ def _all_well(rows: list[Verdict], judged: list[Verdict], format: str) -> str:
     open_ = sum(row.status == Status.OPEN for row in rows)
     rest = [f"{missing} are not in the port's dump"] if missing else []
     rest += [f"{open_} could not be judged"] if open_ else []
-    return (f"All of the {len(judged)} tensors judged are within the tolerance of {format}"
+    return (f"All of the {len(judged)} tensors judged are within "
+            + (f"the tolerance of {format}" if format else "what was accepted")
             + (f"; {' and '.join(rest)}" if rest else "") + ".")

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: table, reasons, maps of the errors."""
+"""A comparison or a bisection as one HTML page: table, reasons, maps of the errors."""
 
 import base64
 import html
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refsd.golden.comparing.report import COLUMNS, row, sentence, what_is_wrong
-from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
+from refsd.golden.comparing.sheet import Sheet
+from refsd.golden.comparing.verdicts import Status, Verdict
 
 SIDE = 64  # pixels of a map of errors a side, at most
 SHOWN = 3  # failing tensors at first sight: what fails after them mostly follows from them
@@ -39,11 +39,6 @@ figcaption { font-size: .85rem; opacity: .8 }
 """
 
 
-LEGEND = ("times: the error over what is allowed; beyond: how many elements are too far off; max "
-          "ulp: in units of the last place; needed: the smallest t with |error| &lt;= t + t "
-          "|golden|")
-
-
 class ErrorMap(NamedTuple):
     """The largest |error| in each of at most 64 x 64 boxes; NaN where something is not finite.
 
@@ -54,28 +49,29 @@ class ErrorMap(NamedTuple):
     axes: tuple[int, int]
 
 
-def page(result: Comparison) -> str:
+def page(sheet: Sheet) -> str:
     """The page. Every text from a pack or a candidate is escaped."""
-    bad = [v for v in result.verdicts if v.bad]
-    counts = ", ".join(f"{count:,} {status}" for status, count in result.counts.items())
+    bad = [v for v in sheet.failing if v.status != Status.MISSING]
+    counts = ", ".join(f"{count:,} {status}" for status, count in sheet.counts.items())
     parts = [
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        "<title>Golden comparison</title>", f"<style>\n{STYLE}</style>", "</head>", "<body>",
-        "<h1>Golden comparison</h1>",
-        f'<p class="lead{"" if result.ok else " bad"}">{_e(sentence(result))}</p>',
-        f"<p>Pack <code>{_e(result.pack)}</code>, candidate <code>{_e(result.candidate)}</code>, "
-        f"format {_e(result.format)}: {_e(counts)}.</p>",
-        *[line for verdict in bad[:SHOWN] for line in _section(verdict, result)],
+        f"<title>{sheet.title}</title>", f"<style>\n{STYLE}</style>", "</head>", "<body>",
+        f"<h1>{sheet.title}</h1>",
+        f'<p class="lead{"" if sheet.ok else " bad"}">{_e(sheet.sentence)}</p>',
+        f"<p>Pack <code>{_e(sheet.pack)}</code>, candidate <code>{_e(sheet.candidate)}</code>, "
+        f"format {_e(sheet.format)}: {_e(counts)}.</p>",
+        *[line for verdict in bad[:SHOWN] for line in _section(verdict, sheet)],
         *_folded(f"{len(bad) - SHOWN:,} more that fail", [
-            line for verdict in bad[SHOWN:MAPS] for line in _section(verdict, result)]),
+            line for verdict in bad[SHOWN:MAPS] for line in _section(verdict, sheet)]),
         *([f"<p>{len(bad) - MAPS:,} more failing tensors are in the table only.</p>"]
           if len(bad) > MAPS else []),
-        "<h2>All tensors in the order of execution</h2>", f"<p>{LEGEND}</p>", *_table(result),
-        *_list("Cannot be read", result.unread), *_list("Without effect", result.remarks),
-        *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in result.extra)}"
-           "</p>"] if result.extra else []),
+        "<h2>All tensors in the order of execution</h2>", f"<p>{_e(sheet.legend)}</p>",
+        *_table(sheet),
+        *_list("Cannot be read", sheet.unread), *_list("Without effect", sheet.remarks),
+        *([f"<h2>Not in the pack</h2><p>{', '.join(f'<code>{_e(n)}</code>' for n in sheet.extra)}"
+           "</p>"] if sheet.extra else []),
         "</body>", "</html>",
     ]
     return "\n".join(parts) + "\n"
@@ -91,9 +87,9 @@ def _list(head: str, texts: Iterable[str]) -> list[str]:
     return [f"<h2>{head}</h2><ul>{items}</ul>"] if items else []
 
 
-def _section(verdict: Verdict, result: Comparison) -> list[str]:
+def _section(verdict: Verdict, sheet: Sheet) -> list[str]:
     lines = ["<section>", f"<h2><code>{_e(verdict.name)}</code></h2>",
-             f"<p>{_e(what_is_wrong(verdict, result.format))}</p>"]
+             f"<p>{_e(sheet.why(verdict))}</p>"]
     if verdict.findings:
         lines.append("<ol>" + "".join(f"<li><b>{_e(f.reason)}</b>: {_e(f.sentence)} "
                                       f"({f.confidence:.4f})</li>" for f in verdict.findings)
@@ -158,15 +154,15 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _table(result: Comparison) -> list[str]:
+def _table(sheet: Sheet) -> list[str]:
     """The tensors that are there, the name first and always in sight; then those that are not."""
-    *columns, name = COLUMNS
+    *columns, name = sheet.columns
     lines = ['<div class="wide"><table>', "<thead><tr>" + _cells("th", name, columns) + "</tr>",
              "</thead>", "<tbody>"]
     absent: dict[str, list[str]] = {Status.MISSING: [], Status.EXTERNAL: []}
-    for verdict in result.verdicts:
-        *cells, name = row(verdict)
-        if verdict.status in absent and not (result.whole and verdict.status == Status.MISSING):
+    for verdict in sheet.verdicts:
+        *cells, name = sheet.row(verdict)
+        if verdict.status in absent and not (sheet.whole and verdict.status == Status.MISSING):
             absent[verdict.status].append(f"<code>{_e(name)}</code>")
         else:
             lines.append(f'<tr class="{verdict.status}">{_cells("td", name, cells)}</tr>')

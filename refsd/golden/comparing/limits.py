@@ -31,6 +31,10 @@ class Accepted(NamedTuple):
     absolute: float
     relative: float = 0.0
 
+    def of(self, truth: np.ndarray) -> np.ndarray:
+        """What each element may be off by."""
+        return self.absolute + self.relative * np.abs(truth.astype("float64"))
+
 
 class Limit(NamedTuple):
     """What an error is held to.
@@ -65,10 +69,10 @@ def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
 
     network: the coarsest format of the ops up to there, where they are not all in the same.
     """
-    wide = np.abs(golden.astype("float64")) if accepted or entry.op is None else None
     if accepted is not None:
-        return Limit("accepted", accepted.absolute + accepted.relative * wide)
+        return Limit("accepted", accepted.of(golden))
     if entry.op is None:
+        wide = np.abs(golden.astype("float64"))
         return Limit("given", uncertainty(wide, format) if golden.dtype.kind == "f" else 0.0)
     spread, note = spread_of(entry, network or format)
     if spread:

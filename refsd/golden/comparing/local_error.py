@@ -9,7 +9,7 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.golden.comparing.diagnose import Finding, diagnose, step_before
 from refsd.golden.comparing.excess import Excess, excess, first_lost, is_informative, ratio, rms
-from refsd.golden.comparing.limits import spread_of, takes_tiles
+from refsd.golden.comparing.limits import Accepted, spread_of, takes_tiles
 from refsd.golden.comparing.port_formats import Formats, tensors
 from refsd.golden.comparing.port_inputs import Inputs, OpInputs
 from refsd.golden.comparing.verdicts import Status, Verdict
@@ -31,8 +31,10 @@ class LocalErrorJudge:
     Entries come in the order of execution.
     """
 
-    def __init__(self, pack: Any, candidate: Any, formats: Formats, model: Any, confidence: float):
+    def __init__(self, pack: Any, candidate: Any, formats: Formats, model: Any, confidence: float,
+                 accepted: Accepted | None = None):
         self.pack, self.candidate, self.formats = pack, candidate, formats
+        self.accepted = accepted
         self.inputs = Inputs(pack, candidate, formats, model, confidence)
         self._seen: set[str] = set()
         self._diagnosed, self._bad = 0, False
@@ -50,7 +52,8 @@ class LocalErrorJudge:
             verdict = self._judge(entry, got, golden)
             self._seen.add(entry.name)
         self._bad = self._bad or verdict.status in BAD
-        return replace(verdict, format=self.formats.of(entry).name)
+        return replace(verdict, format=self.formats.of(entry).name,
+                       kind="" if self.accepted is None else "accepted")
 
     def _judge(self, entry: Entry, got: np.ndarray, golden: np.ndarray) -> Verdict:
         if entry.op not in (None, "block") and entry.inputs:
@@ -93,7 +96,7 @@ class LocalErrorJudge:
         verdict = _verdict(entry, Status.WITHIN if error.within else Status.WRONG, error,
                            notes=tuple(notes), inherited=rms(truth, golden),
                            borrowed=inputs.borrowed, computed=inputs.computed)
-        if inputs.computed and error.within or not error.informative:
+        if self.accepted is None and (inputs.computed and error.within or not error.informative):
             verdict = self._by_spread(verdict, got, golden, truth, error.informative)
         if verdict.status != Status.WRONG:
             return verdict
@@ -127,6 +130,8 @@ class LocalErrorJudge:
         What is handed to ops of a coarser format may be kept in that: it is recognised by numbers
         that are all of it, and rounded once more.
         """
+        if self.accepted is not None:
+            return excess(got, truth, self.accepted.of(truth), self.formats.of(entry))
         own, allowed = self.formats.of(entry), self.inputs.allowed(entry, inputs, truth, **how)
         format, _ = self.formats.kept(entry, got)
         if format != own and truth.dtype.kind == "f":
@@ -216,6 +221,8 @@ class LocalErrorJudge:
 
     def _same(self, entry: Entry, got: np.ndarray, truth: np.ndarray) -> Excess:
         """How far it is from the same numbers, rounded to the format or to that of a reader."""
+        if self.accepted is not None:
+            return excess(got, truth, self.accepted.of(truth), self.formats.of(entry))
         errors = []
         for format in (tensors(self.formats.of(entry)), *self.formats.casts(entry)):
             allowed = uncertainty(truth, format) if truth.dtype.kind == "f" else 0.0
@@ -226,7 +233,11 @@ class LocalErrorJudge:
                  borrowed: tuple[str, ...] = ()) -> Verdict:
         """Own and inherited error together, against what the network up to here may spread."""
         verdict = Verdict(entry, Status.OPEN, inherited=rms(got, golden), borrowed=borrowed)
-        if self._same(entry, got, golden).within:
+        error = self._same(entry, got, golden)
+        if self.accepted is not None:
+            status = Status.WITHIN if error.within else Status.SUSPECT
+            return replace(verdict, status=status, times=error.times, at=error.at)
+        if error.within:
             return replace(verdict, status=Status.WITHIN, notes=("the golden result",))
         limit, note = self._spread(entry)
         if limit is None:

@@ -1,4 +1,4 @@
-"""A comparison in words: for people (text, Markdown) and for programs (JSON)."""
+"""A comparison in words: for people (text, a sheet for other files) and for programs (JSON)."""
 
 import math
 from collections.abc import Iterator
@@ -6,9 +6,12 @@ from typing import Any
 
 from refsd.golden.comparing.candidate import first_of
 from refsd.golden.comparing.diagnose import Finding
+from refsd.golden.comparing.sheet import Sheet, share
 from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
 
 SCHEMA = 1
+LEGEND = ("times: the error over what is allowed; beyond: how many elements are too far off; max "
+          "ulp: in units of the last place; needed: the smallest t with |error| <= t + t |golden|")
 NOT_FINITE = ("nan", "overflow", "inf_sign")  # counted, not fitted
 WORDS = {Status.WITHIN: "ok", Status.WRONG: "WRONG", Status.OPEN: "OPEN", Status.SHAPE: "SHAPE",
          Status.DTYPE: "DTYPE", Status.UNREADABLE: "UNREAD"}  # the others are their own
@@ -99,13 +102,8 @@ def _looks(findings: tuple[Finding, ...]) -> str:
     if not findings:
         return ""
     first = findings[0]
-    share = "" if first.reason in NOT_FINITE else f" ({_share(first)})"
-    return f" It looks like {first.reason}: {first.sentence}{share}."
-
-
-def _share(finding: Finding) -> str:
-    percent = math.floor(1e4 * finding.confidence) / 100
-    return f"explains {percent:g} % of the error"
+    part = "" if first.reason in NOT_FINITE else f" ({share(first)})"
+    return f" It looks like {first.reason}: {first.sentence}{part}."
 
 
 def _times(times: float) -> str:
@@ -180,6 +178,17 @@ def _likeness(value: float | None) -> str:
     return "" if value is None else f"{math.floor(value * 1e9) / 1e9:.9f}"
 
 
+def sheet(result: Comparison) -> Sheet:
+    """The whole comparison, for a file of any kind."""
+    return Sheet(
+        kind="golden compare", title="Golden comparison", pack=result.pack,
+        candidate=result.candidate, format=result.format, ok=result.ok, sentence=sentence(result),
+        verdicts=result.verdicts, failing=result.failing, columns=COLUMNS, legend=LEGEND, row=row,
+        why=lambda verdict: what_is_wrong(verdict, result.format), whole=result.whole,
+        too_few=result.compared < result.wanted, unread=result.unread, remarks=result.remarks,
+        extra=result.extra)
+
+
 def text(result: Comparison, *, everything: bool = False) -> Iterator[str]:
     """Lines for a terminal: the sentence, the table (failing tensors and a few before), the rest.
 
@@ -200,7 +209,7 @@ def text(result: Comparison, *, everything: bool = False) -> Iterator[str]:
             yield f"note: {verdict.name}: {note}"
         for finding in verdict.findings[1:]:
             yield (f"also like: {verdict.name}: {finding.reason}, {finding.sentence} "
-                   f"({_share(finding)})")
+                   f"({share(finding)})")
     yield from (f"unreadable: {why}" for why in result.unread[:5])
     if len(result.unread) > 5:
         yield f"unreadable: {len(result.unread) - 5:,} more"
@@ -222,44 +231,3 @@ def _interesting(result: Comparison) -> list[Verdict]:
     compared = [v for v in result.verdicts if _is_there(v, result)]
     bad = [i for i, v in enumerate(compared) if v.bad or v.status == Status.MISSING][:20]
     return [compared[i] for i in sorted({*bad, *range(max(bad[0] - 2, 0), bad[0])})] if bad else []
-
-
-def markdown(result: Comparison) -> str:
-    """The whole comparison as a page of Markdown."""
-    lines = ["# Golden comparison", "", _cell(sentence(result)), "",
-             f"* pack: `{_code(result.pack)}`", f"* candidate: `{_code(result.candidate)}`",
-             f"* format: {result.format}",
-             f"* tensors: {', '.join(f'{n:,} {status}' for status, n in result.counts.items())}",
-             "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for verdict in result.verdicts:
-        if verdict.status == Status.EXTERNAL:
-            continue
-        *cells, name = row(verdict)
-        lines.append("| " + " | ".join([*map(_cell, cells), f"`{_code(name)}`"]) + " |")
-    for verdict in result.verdicts:
-        if verdict.bad or verdict.notes:
-            lines += ["", f"## `{_code(verdict.name)}`", ""]
-            if verdict.bad:
-                lines += [_cell(what_is_wrong(verdict, result.format)), ""]
-            lines += [f"* {_cell(f'{f.reason}: {f.sentence} ({_share(f)})')}"
-                      for f in verdict.findings]
-            lines += [f"* {_cell(note)}" for note in verdict.notes]
-    for head, texts in (("Cannot be read", result.unread), ("Without effect", result.remarks)):
-        if texts:
-            lines += ["", f"## {head}", "", *(f"* {_cell(text)}" for text in texts)]
-    if result.extra:
-        lines += ["", "## Not in the pack", "", *(f"* `{_code(name)}`" for name in result.extra)]
-    return "\n".join(lines) + "\n"
-
-
-def _code(text: str) -> str:
-    """Text of any origin within a code span of one line."""
-    return ascii(text)[1:-1].replace("`", "'").replace("|", "\\|")
-
-
-def _cell(text: str) -> str:
-    shown = ascii(text)[1:-1]
-    for mark in "\\`*_<>|[]":
-        shown = shown.replace(mark, f"\\{mark}" if mark not in "<>" else {"<": "&lt;",
-                                                                         ">": "&gt;"}[mark])
-    return shown
