@@ -36,10 +36,12 @@ class Backend:
         """Whether "auto" may take it, or else say in one line that it is not available."""
         return True
 
-    def place(self, tensors: dict[str, Any]) -> None:
+    def place(self, tensors: dict[str, Any], *, passing: bool = False,
+              beside: bool = False) -> None:
         """Put weights, in place, where and as the kernels read them. Shapes and values stay.
 
-        For who owns the only copy of a model: kernels then need no second one.
+        For who owns the only copy of a model: kernels then need no second one. What is passing goes
+        again soon; beside: on a thread beside the one that computes.
         """
 
     def put(self, array: Any) -> Any:
@@ -110,11 +112,11 @@ class NumbaBackend(Backend):
         """Numba has to be installed. Whether it works, importing the kernels tells."""
         return "" if find_spec("numba") else "numba is not installed: pip install numba"
 
-    def place(self, tensors: dict[str, Any]) -> None:
+    def place(self, tensors: dict[str, Any], **how: bool) -> None:
         """Output channels adjacent in memory, in whole panels."""
         from refsd.numba_ops.weights import pack_all
 
-        pack_all(tensors)
+        pack_all(tensors, **how)
 
     def ready(self, dtype: str) -> None:
         """Compile the kernels, or load them."""

@@ -66,7 +66,7 @@ ALLOWED = {
                   "models", "networks", "parallel", "places", "planning", "quantized", "random",
                   "registry", "rules", "schedulers", "text", "tree", "version", "weights"},
     "profiling": {"algorithms", "backends", "contracts", "dense", "half", "leaf", "pipelines",
-                  "registry", "weights"},
+                  "registry", "tree", "weights"},
     "notebook": {"errors", "pipelines"},
     # records, replays and judges whole generations: it stands above the pipelines
     "golden": {"algorithms", "arguments", "atomic", "contracts", "dense", "errors", "examples",

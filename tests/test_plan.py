@@ -155,7 +155,8 @@ def test_the_figures_of_a_drawing():
     assert sum(network.parameters for network in found.networks) == 1_066_235_307
     assert sum(network.bytes for network in found.networks) == found.weights == 4 * 1_066_235_307
     assert not found.fits and all(choice.bytes <= 2**32 for choice in found.choices)
-    assert [choice.options for choice in found.choices][0] == {"weights": "bfloat16"}
+    assert [choice.options for choice in found.choices][:2] == [{"offload": "block"},
+                                                                {"weights": "bfloat16"}]
 
 
 def test_more_pictures_and_no_guidance():
@@ -184,13 +185,27 @@ def test_choices_fit_when_they_are_taken():
         assert figures(outline("sd1"), Request(**asked)).peak == choice.bytes <= found.free
 
 
+def test_networks_share_memory_and_blocks_need_the_least():
+    whole, component, block = (figures(outline("sd1"), Request(backend="numpy", offload=offload))
+                               for offload in (None, "component", "block"))
+    unet = next(network.bytes for network in whole.networks if network.part == "unet")
+    assert component.weights == unet and whole.weights > unet > 4 * block.weights
+    assert whole.working == component.working == block.working
+    rows = {choice.options["offload"]: choice.bytes for choice in whole.held
+            if "offload" in choice.options}
+    assert rows == {"component": component.peak, "block": block.peak}
+    assert not any("offload" in choice.options for choice in figures(
+        outline("gpt2"), Request(backend="numpy")).held)
+
+
 def test_a_part_that_a_model_may_lack():
     whole = figures(outline("sd3"), Request(backend="numpy"), free=7 * 2**30)
     least = {"without": "text_encoder_3", "weights": "bfloat16"}
-    assert whole.choices[0].options == least  # not even int8 weights of all parts would do
+    fitting = [choice for choice in whole.choices if "offload" not in choice.options]
+    assert fitting[0].options == least  # not even int8 weights of all parts would do
     asked = Request(backend="numpy", **least)
     without = figures(outline("sd3"), asked, free=7 * 2**30)
-    assert without.fits and without.peak == whole.choices[0].bytes
+    assert without.fits and without.peak == fitting[0].bytes
     assert (whole.weights - 4 * T5) / 2 < without.weights < 0.51 * (whole.weights - 4 * T5)
     assert [network.part for network in without.networks] == [
         "text_encoder", "text_encoder_2", "transformer", "vae"]

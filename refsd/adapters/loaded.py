@@ -9,6 +9,7 @@ from refsd.adapters.blocks import Blocks, blocks, number_of
 from refsd.adapters.file import Source
 from refsd.arguments import shown
 from refsd.errors import UsageError
+from refsd.leaf import Away
 from refsd.tree import flatten
 
 
@@ -23,6 +24,9 @@ def applied(pipe: Any) -> dict[str, Applied]:
     found = {}
     for network in adapted(pipe.networks):
         part = getattr(pipe, network)
+        if any(isinstance(leaf, Away) for leaf in flatten(part.tree).values()):
+            raise UsageError(f"adapters change weights, and those of the {network} are read from "
+                             "their file while they are used: load the model without offload")
         if "adapters" not in vars(part):
             part.adapters = Applied(_tree(network, part), part.backend)
         found[network] = part.adapters

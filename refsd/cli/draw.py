@@ -139,6 +139,9 @@ def add_picture(parser: Parser, *, seed: str = "; below 0: a new one (the defaul
         "on a graphics card, numpy")
 
 
+OFFLOADS = ("none", "component", "block", "auto")
+
+
 def add_arithmetic(parser: Parser) -> None:
     """How it is computed."""
     add = parser.add_argument_group("on what, and how exactly").add_argument
@@ -149,6 +152,12 @@ def add_arithmetic(parser: Parser) -> None:
     add("--weights", type=choice(*FORMS), metavar="NAME",
         help="how the weights are held, if smaller: float32, bfloat16, float16, int8, as-is (as "
         "--dtype; those of refsd quantize as int8)")
+    add("--offload", type=choice(*OFFLOADS), metavar="NAME", default="none",
+        help="have weights in memory only while they are used, with the same pictures: none, "
+        "component (one network at a time), block (parts of one, read ahead), auto (what fits) "
+        "(none)")
+    add("--budget", metavar="SIZE", help="let --offload follow from the memory that there is to "
+        "be, such as 4GiB")
     add("-t", "--threads", type=integer, metavar="N", help="threads of the kernels (all)")
     add("--exact", action="store_true",
         help="convolutions as sums of products only, without Winograd and FFT: slower")

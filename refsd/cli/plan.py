@@ -8,7 +8,7 @@ from typing import Any
 
 from refsd.backends import BACKENDS, find_backend
 from refsd.cli.arguments import Parser, choice, integer, number
-from refsd.cli.draw import DTYPES, FORMS
+from refsd.cli.draw import DTYPES, FORMS, OFFLOADS
 from refsd.cli.report import gib, one_line, result, result_json
 from refsd.cli.tiling import TILINGS
 from refsd.errors import UsageError
@@ -54,6 +54,8 @@ def parser() -> Parser:
         help=f"how the VAE works: {', '.join(TILINGS)} (auto)")
     add("--without", metavar="PART",
         help="a part to leave out that the model may lack, such as text_encoder_3")
+    add("--offload", type=choice(*OFFLOADS[:-1]), metavar="NAME", default="none",
+        help=f"when weights are in memory: {', '.join(OFFLOADS[:-1])} (none)")
     add("--budget", metavar="SIZE", help="the memory that there is to be, such as 4GiB or 800MiB "
         "(default: what this machine has free)")
     return found.answering()
@@ -72,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
 
     request = Request(options.width, options.height, options.batch, options.steps,
                       options.cfg_scale > 1, options.dtype, options.weights, options.backend,
-                      options.vae_tiling, options.without)
+                      options.vae_tiling, options.without,
+                      None if options.offload == "none" else options.offload)
     found = outline(options.model)
     free = budget
     if free is None:
@@ -114,7 +117,8 @@ def show(planned: Any, *, given: bool) -> None:
             if planned.width else "the longest text")
     result(one_line(
         f"{planned.model}: {planned.family}, {size}, {asked.backend}, {asked.dtype}"
-        f"{f', weights {asked.weights}' if asked.weights else ''}"))
+        f"{f', weights {asked.weights}' if asked.weights else ''}"
+        f"{f', offload {asked.offload}' if asked.offload else ''}"))
     result(f"\n{'network':<22}{'parameters':>16}{'loaded':>12}")
     for network in planned.networks:
         result(f"{network.part:<22}{network.parameters:>16,}{gib(network.bytes):>12}")

@@ -56,7 +56,8 @@ class Session:
                 options.model, backend=options.backend, dtype=options.dtype,
                 weights=options.weights, download=options.download, variant=options.variant,
                 exact=options.exact, scheduler=self._scheduler, ema=options.ema,
-                prediction_type=options.prediction, **parts, **family.leaving_out(options.without))
+                prediction_type=options.prediction, **_offload(options), **parts,
+                **family.leaving_out(options.without))
             self.model = identity.of(options.model, variant=options.variant, parts=parts,
                                      ema=options.ema, without=options.without,
                                      hashes=not options.disable_image_metadata)
@@ -169,3 +170,13 @@ class Session:
         begun = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - begun
+
+
+def _offload(options: argparse.Namespace) -> dict[str, Any]:
+    """When weights are to be in memory; --budget chooses, unless --offload does."""
+    from refsd.cli.plan import size
+
+    if options.budget is None:
+        return {"offload": options.offload}
+    return {"offload": None if options.offload == "none" else options.offload,
+            "memory_budget": size(options.budget)}

@@ -46,27 +46,36 @@ def row_step(outputs: int, dtype: np.dtype) -> int:
     return (-(-outputs // width) | 1) * width
 
 
-def pack_weight(weight: np.ndarray) -> np.ndarray:
+def _lasting(size, dtype):
+    """Aligned memory that is not of the pool for results: weights stay as long as their model."""
+    raw = np.empty(size * dtype.itemsize + WIDTH, np.uint8)
+    start = -raw.ctypes.data % WIDTH
+    return raw[start:start + size * dtype.itemsize].view(dtype)
+
+
+def pack_weight(weight: np.ndarray, room: Callable = _lasting,
+                turn: Callable | None = None) -> np.ndarray:
     """The same weight (O, ...) with its outputs adjacent in memory, zeros filling up the rows.
 
     Changes of it in place take effect at once; of a read-only one it is sealed.
     """
     O, I, *taps = weight.shape
-    memory = pack(weight, _lasting)
+    memory = pack(weight, room, turn)
     if not weight.flags.writeable:
         memory = seal(memory)
     return _as_weight(memory, O, I, taps)
 
 
-def pack(weight: np.ndarray, room: Callable = aligned_empty) -> np.ndarray:
-    """The memory of a packed weight, in what room(elements, dtype) gives."""
+def pack(weight: np.ndarray, room: Callable = aligned_empty,
+         turn: Callable | None = None) -> np.ndarray:
+    """The memory of a packed weight, in what room(elements, dtype) gives, as `turn` turns it."""
     O, I, *taps = weight.shape
     size = math.prod((*taps, I)) * row_step(O, weight.dtype)
     # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
     memory = room(size + panel_width(weight.dtype), weight.dtype)
     if weight.flags.c_contiguous and weight.flags.aligned and weight.size:
-        _turn(as_bits(flat(weight)), O, I, math.prod(taps), row_step(O, weight.dtype),
-              as_bits(flat(memory)))
+        (turn or _turn)(as_bits(flat(weight)), O, I, math.prod(taps), row_step(O, weight.dtype),
+                        as_bits(flat(memory)))
     else:
         _as_weight(memory, O, I, taps)[...] = weight
     memory[:size].reshape(-1, row_step(O, weight.dtype))[:, O:] = memory[size:] = 0
@@ -80,32 +89,34 @@ def _as_weight(memory, O, I, taps):
     return np.moveaxis(rows[..., :O], (-1, -2), (0, 1))
 
 
-def _lasting(size, dtype):
-    """Aligned memory that is not of the pool for results: weights stay as long as their model."""
-    raw = np.empty(size * dtype.itemsize + WIDTH, np.uint8)
-    start = -raw.ctypes.data % WIDTH
-    return raw[start:start + size * dtype.itemsize].view(dtype)
-
-
 @jit(parallel=True)
 def _turn(weight, O, I, taps, step, out):
-    """out[(tap I + i) step + o] = weight[(o I + i) taps + tap], a panel of outputs a task
-
-    Squares of a vector's outputs by as many of their numbers are transposed in registers.
-    """
-    size, K = lanes(out), I * taps
-    width = VECTORS * size
+    """out[(tap I + i) step + o] = weight[(o I + i) taps + tap], a panel of outputs a task"""
+    width = VECTORS * lanes(out)
     for panel in prange((O + width - 1) // width):
-        square = scratch(size * size, out)  # row j: number k + j of `count` outputs
-        low = np.int64(panel) * width
-        for k in range(0, K, size):
-            wide = min(size, K - k)
-            for first in range(low, min(low + width, O), size):
-                count = min(size, O - first)
-                transpose(weight, first * K + k, K, count, wide, square, 0, size)
-                for j in range(wide):
-                    i, tap = (k + j) // taps, (k + j) % taps
-                    masked_store(out, (tap * I + i) * step + first, load(square, j * size), count)
+        _turn_panel(weight, O, I, taps, step, out, np.int64(panel) * width)
+
+
+@jit
+def _turn_alone(weight, O, I, taps, step, out):
+    """The same on the thread that calls it."""
+    for low in range(0, O, VECTORS * lanes(out)):
+        _turn_panel(weight, O, I, taps, step, out, low)
+
+
+@jit
+def _turn_panel(weight, O, I, taps, step, out, low):
+    """Squares of a vector's outputs by as many of their numbers are transposed in registers."""
+    size, K = lanes(out), I * taps
+    square = scratch(size * size, out)  # row j: number k + j of `count` outputs
+    for k in range(0, K, size):
+        wide = min(size, K - k)
+        for first in range(low, min(low + VECTORS * size, O), size):
+            count = min(size, O - first)
+            transpose(weight, first * K + k, K, count, wide, square, 0, size)
+            for j in range(wide):
+                i, tap = (k + j) // taps, (k + j) % taps
+                masked_store(out, (tap * I + i) * step + first, load(square, j * size), count)
 
 
 def columns(weight: np.ndarray | Weight) -> tuple[np.ndarray, int]:
@@ -156,17 +167,30 @@ def outputs_innermost(weight):
     return np.moveaxis(weight, (0, 1), (-1, -2))
 
 
-def pack_all(tensors: dict[str, Weight]) -> None:
+def pack_all(tensors: dict[str, Weight], *, passing: bool = False, beside: bool = False) -> None:
     """Pack all matrices and convolution kernels of a checkpoint in place, one after the other.
 
-    Tables of embeddings stay: their rows are looked up, not multiplied.
+    Tables of embeddings stay: their rows are looked up, not multiplied. Of what is `passing` the
+    memory is the pool's for results; `beside` another thread, which runs kernels, it needs no lock.
     """
+    room, turn = aligned_empty if passing else _lasting, _turn_alone.beside if beside else _turn
     for name, weight in tensors.items():
         if len(weight.shape) not in (2, 4) or "embeddings" in name.split("."):
             continue
         if isinstance(weight, Quantized):
-            rows = np.ascontiguousarray(outputs_innermost(weight.values))
-            values = np.moveaxis(seal(rows), (-1, -2), (0, 1))
+            values = _outputs_adjacent(weight.values, room, turn)
             tensors[name] = type(weight)(values, weight.scale, weight.dtype, weight.name)
         else:
-            tensors[name] = Weight(pack_weight(weight.dense()), weight.name)
+            tensors[name] = Weight(pack_weight(weight.dense(), room, turn), weight.name)
+
+
+def _outputs_adjacent(values, room, turn):
+    """(O, I, *taps), without gaps in memory (*taps, I, O), sealed"""
+    O, I, *taps = values.shape
+    if values.itemsize != 2 or not values.flags.c_contiguous or not values.size:
+        rows = np.ascontiguousarray(outputs_innermost(values))
+    else:
+        memory = room(values.size, values.dtype)
+        turn(as_bits(flat(values)), O, I, math.prod(taps), O, as_bits(flat(memory)))
+        rows = memory.reshape(*taps, I, O)
+    return np.moveaxis(seal(rows), (-1, -2), (0, 1))

@@ -14,7 +14,7 @@ from refsd.backends import find_backend
 from refsd.half import HALVES
 from refsd.networks import NETWORKS
 from refsd.pipelines.lighter import lighter
-from refsd.pipelines.memory import weight_bytes, working_bytes
+from refsd.pipelines.memory import offloaded_bytes, weight_bytes, working_bytes
 from refsd.pipelines.outline import Outline
 from refsd.pipelines.planned import (
     denoiser_of,
@@ -24,10 +24,11 @@ from refsd.pipelines.planned import (
     sized,
 )
 from refsd.pipelines.request import check_choice
-from refsd.planning import Plan
+from refsd.planning import Asked, Plan
 from refsd.tree import flatten
 from refsd.weights.forms import check_form
 from refsd.weights.lighter import LIGHTER, Choice
+from refsd.weights.streaming import MODES
 
 # What a model may compute in, and hold its weights as: the rows of a table of memory.
 HELD = ({"dtype": "float32"}, {"dtype": "float32", "weights": "float16"},
@@ -53,6 +54,7 @@ class Request:
     backend: str = "auto"
     tiling: str = "auto"
     without: str | None = None
+    offload: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,8 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
     backend = find_backend(request.backend)
     request = replace(request, backend=backend.name)
     pipe, calls = _pipe(found, request), 0
-    asked = sized(pipe.networks, pictures=request.pictures, copies=pipe.copies,
-                  width=request.width, height=request.height)
+    asked, request = _with_size(pipe, request)
     if asked is not None:
-        request = replace(request, width=request.width or asked.width * asked.downscale,
-                          height=request.height or asked.height * asked.downscale)
         found.scheduler.set_timesteps(request.steps)
         calls = len(found.scheduler.timesteps)
     plans = plan_networks(pipe.networks, asked)
@@ -136,10 +135,23 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
         tuple(Call(name, len(plan), plan.flops, plan.peak, plan.naive)
               for name, plan in plans.items()),
         calls, _flops(plans, pipe, calls, request.pictures), backend.memory.libraries,
-        weight_bytes(pipe), _working(pipe, request), tuple(_held(found, request)), free, ())
+        _weights(pipe, request), _working(pipe, request), tuple(_held(found, request)), free, ())
     fitting = () if figures.fits in (None, True) else tuple(
         choice for choice in _choices(found, request, pipe) if choice.bytes <= free)
     return replace(figures, choices=fitting)
+
+
+def _with_size(pipe: Any, request: Request) -> tuple[Asked | None, Request]:
+    """What is asked of the networks, and the request with the model's own size for none.
+
+    None for a model that writes texts: it has no sizes.
+    """
+    asked = sized(pipe.networks, pictures=request.pictures, copies=pipe.copies,
+                  width=request.width, height=request.height)
+    if asked is None:
+        return None, request
+    return asked, replace(request, width=request.width or asked.width * asked.downscale,
+                          height=request.height or asked.height * asked.downscale)
 
 
 def _pipe(found: Outline, request: Request) -> Any:
@@ -164,6 +176,24 @@ def _upcasts(found: Outline, vae: Any) -> bool:
     from refsd.pipelines.auto import class_of
 
     return class_of(found.family, "text").upcasts(SimpleNamespace(vae=vae), "decoder")
+
+
+def _weights(pipe: Any, request: Request) -> int:
+    """What is held of the weights at once."""
+    if request.offload is None:
+        return weight_bytes(pipe)
+    return offloaded_bytes({part: flatten(network.tree).values()
+                            for part, network in pipe.networks.items()}, request.offload)
+
+
+def offloads(found: Outline, request: Request) -> Iterator[Choice]:
+    """The peak of each way of having weights in memory, the fastest first; None is all of them."""
+    pipe = _pipe(found, request)
+    _, request = _with_size(pipe, request)
+    modes = (None, *MODES) if pipe.vae is not None else (None,)
+    fixed = find_backend(request.backend).memory.libraries + _working(pipe, request)
+    for mode in modes if find_backend(request.backend).device == "cpu" else modes[:1]:
+        yield Choice({"offload": mode}, fixed + _weights(pipe, replace(request, offload=mode)))
 
 
 def _working(pipe: Any, request: Request) -> int:
@@ -198,6 +228,7 @@ def _flops(plans: Mapping[str, Plan], pipe: Any, calls: int, pictures: int) -> d
 def _held(found: Outline, request: Request) -> Iterator[Choice]:
     for options in HELD:
         yield _with(found, request, options)
+    yield from [*offloads(found, request)][1:]
 
 
 def _with(found: Outline, request: Request, options: Mapping[str, str]) -> Choice:
@@ -205,16 +236,19 @@ def _with(found: Outline, request: Request, options: Mapping[str, str]) -> Choic
     form = request.weights if [*options] == ["without"] else None
     other = replace(request, **{"weights": form, **options})
     pipe, libraries = _pipe(found, other), find_backend(request.backend).memory.libraries
-    return Choice(options, libraries + weight_bytes(pipe) + _working(pipe, other))
+    return Choice(options, libraries + _weights(pipe, other) + _working(pipe, other))
 
 
 def _choices(found: Outline, request: Request, pipe: Any) -> Iterator[Choice]:
     """What else could be asked for; what changes the picture least comes first."""
-    fixed = find_backend(request.backend).memory.libraries + weight_bytes(pipe)
+    fixed = find_backend(request.backend).memory.libraries + _weights(pipe, request)
     others = [] if pipe.vae is None else [
         Choice(choice.options, fixed + choice.bytes) for choice in lighter(
             pipe, request.width, request.height, request.pictures)]
-    yield from (choice for choice in others if "width" not in choice.options)
+    yield from (choice for choice in others if "vae.tiling" in choice.options)
+    if request.offload is None:
+        yield from [*offloads(found, request)][1:]
+    yield from (choice for choice in others if "num_images_per_prompt" in choice.options)
     forms = [options for options in LIGHTER
              if not (request.dtype in HALVES and options.get("weights") in HALVES)
              and (found.plans is not None or options.get("weights") != "as-is")]

@@ -36,14 +36,14 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
                     hub: dict[str, Any] | None = None, scheduler: Any = None,
                     given: Mapping[str, Any], prediction_type: str | None = None,
                     kind: type[Kind] = Kind, without: Collection[str] = (),
-                    offload: str | None = None) -> dict[str, Any]:
+                    offload: str | None = None, budget: int | None = None) -> dict[str, Any]:
     """Everything that a pipeline is made of, from a folder, a file or a hub id.
 
     No path: the bundled model. `hub` holds cache_dir, revision and token, for ids; `scheduler` and
     `prediction_type` as in `load_scheduler`; `given` has, by their parts, paths, hub ids or
     networks that replace the model's, None where none does; `kind` is the class that is to draw
     with it, `without` networks that it may lack and is to; `offload` is when weights
-    are in memory. Raises ModelError, ResourceError, UsageError.
+    are in memory, `budget` what chooses it. Raises ModelError, ResourceError, UsageError.
     """
     if dtype not in ARITHMETICS:
         raise UsageError(f"dtype is {dtype!r}; give one of {', '.join(ARITHMETICS)}")
@@ -68,8 +68,8 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
         taesd.replace_vae(place, replaced, objects, backend=backend, dtype=dtype, weights=weights,
                           variant=variant, force=force, exact=exact)
     networks = _load_networks(place, objects, family, kind.denoises, backend, exact, offload,
-                              dtype=dtype, weights=weights, variant=variant, ema=ema, force=force,
-                              inputs=kind.inputs,
+                              budget, dtype=dtype, weights=weights, variant=variant, ema=ema,
+                              force=force, inputs=kind.inputs,
                               replaced={**dict.fromkeys(without), **replaced})
     tokenizers = {part.replace("text_encoder", "tokenizer"): load_tokenizer(place, part, network)
                   for part, network in networks.items() if part.startswith("text_encoder")}
@@ -79,15 +79,17 @@ def load_components(path: str | Path | None, *, backend: str, dtype: str,
 
 
 def _load_networks(place: Path, objects: dict[str, Any], family: Family, denoises: str,
-                   backend: str, exact: bool, offload: str | None,
+                   backend: str, exact: bool, offload: str | None, budget: int | None,
                    **options: Any) -> dict[str, Any]:
     """The objects that compute, those that were given among them; options are load_checkpoint's."""
     streamer = None
-    if offload is not None:
+    if (offload, budget) != (None, None):
         from refsd.pipelines.offload import arrange, streaming
 
-        streamer = streaming(offload, backend)
-    parts = load_checkpoint(place, offload=streamer, **options)
+        streamer = streaming(place, offload, budget, backend, dtype=options["dtype"],
+                             weights=options["weights"])
+    parts = load_checkpoint(place, offload=streamer, **options,
+                            may_offload=find_backend(backend).device == "cpu")
     if streamer is None:
         for part in parts.values():
             find_backend(backend).place(part.tensors)

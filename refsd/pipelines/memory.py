@@ -11,11 +11,12 @@ measured; docs/memory.md has the figures of Stable Diffusion 1.5.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from refsd.backends import MemoryModel, find_backend
 from refsd.contracts import array_bytes, itemsize
+from refsd.leaf import Away
 from refsd.tree import flatten
 
 TILED_FROM = 2**16  # pixels of a picture: of smaller ones the VAE takes little in any way
@@ -29,12 +30,29 @@ def estimate_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
 
 
 def weight_bytes(pipe: Any) -> int:
-    """The bytes of all loaded weights, with what fills up their rows in memory."""
-    return sum(_held(leaf) for part in pipe.networks.values()
-               for leaf in flatten(part.tree).values())
+    """The bytes of all loaded weights, with what fills up their rows in memory.
+
+    Of those that are away (refsd.weights.streaming), what is there at once.
+    """
+    away = {part: [leaf for leaf in flatten(network.tree).values() if isinstance(leaf, Away)]
+            for part, network in pipe.networks.items()}
+    mode = next((leaf.source.mode for leaves in away.values() for leaf in leaves), None)
+    here = sum(_held(leaf) for network in pipe.networks.values()
+               for leaf in flatten(network.tree).values() if not isinstance(leaf, Away))
+    return here if mode is None else here + offloaded_bytes(away, mode)
+
+
+def offloaded_bytes(leaves: Mapping[str, Iterable[Any]], mode: str) -> int:
+    """The most of these leaves of each part that is there at once; bands need a whole VAE's."""
+    from refsd.weights.streaming import most_bytes
+
+    sizes = {part: [_held(leaf) for leaf in found] for part, found in leaves.items()}
+    return max(most_bytes(mode, sizes.values()), sum(sizes.get("vae", ())))
 
 
 def _held(leaf):
+    if isinstance(leaf, Away):
+        return leaf.loaded_bytes
     if hasattr(leaf, "nbytes"):
         return leaf.nbytes
     return array_bytes(leaf)  # a shape without memory

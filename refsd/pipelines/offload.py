@@ -1,23 +1,56 @@
 """Weights that are away while they are not used: refsd.weights.streaming for a pipeline."""
 
+import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from refsd.backends import find_backend
 from refsd.errors import UsageError
 from refsd.leaf import Away
 from refsd.pipelines.planned import calls, sized
+from refsd.pipelines.request import check_integer, free_bytes
 from refsd.tree import flatten
+from refsd.weights.lighter import gib
 from refsd.weights.streaming import Streamer, check_offload, order_of_use
 
+logger = logging.getLogger(__name__)
 
-def streaming(offload: str, backend: str) -> Streamer | None:
+
+def streaming(place: Path, offload: str | None, budget: int | None, backend: str,
+              **options: Any) -> Streamer | None:
     """Where a model's weights are to come from; None where they are to stay in memory."""
-    mode = check_offload(offload)
+    if budget is not None:
+        check_integer("memory_budget", budget, 1, 2**60)
+        if offload not in (None, "auto"):
+            raise UsageError(f"memory_budget lets refsd choose, and offload is {offload!r}; give "
+                             "one of them")
+        offload = "auto"
+    mode = (fitting(place, budget, backend=backend, **options) if offload == "auto" else
+            check_offload(offload))
     if mode is not None and find_backend(backend).device != "cpu":
         raise UsageError(f"offload: the backend {backend!r} keeps weights on its device; leave it "
                          "out, or take the backend numba")
     return None if mode is None else Streamer(mode, find_backend(backend))
+
+
+def fitting(place: Path, budget: int | None, **options: Any) -> str | None:
+    """The fastest of the ways that fits into the budget, or what is free; the least, if none does.
+
+    options: of refsd.pipelines.figures.Request. A drawing of the model's own size is counted.
+    """
+    from refsd.pipelines.figures import Request, offloads
+    from refsd.pipelines.outline import outline
+
+    free = free_bytes(options["backend"]) if budget is None else budget
+    ways = [*offloads(outline(str(place)), Request(**options))]
+    fits = [way for way in ways if free is None or way.bytes <= free]
+    chosen = fits[0] if fits else ways[-1]
+    mode = chosen.options["offload"]
+    say = logger.info if fits else logger.warning
+    say("offload: %s, with which a picture takes about %s%s", mode or "none", gib(chosen.bytes),
+        "" if free is None else f" of {gib(free)}")
+    return mode
 
 
 def arrange(streamer: Streamer, networks: Mapping[str, Any]) -> None:

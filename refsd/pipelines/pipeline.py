@@ -69,7 +69,8 @@ class Pipeline(Kind, Called):
                         vae: Any = None, text_encoder: Any = None, text_encoder_2: Any = None,
                         prediction_type: str | None = None, torch_dtype: Any = None,
                         local_files_only: bool | None = None, offload: str | None = None,
-                        graph: bool | None = None, **others: Any) -> Self:
+                        memory_budget: int | None = None, graph: bool | None = None,
+                        **others: Any) -> Self:
         """Load a diffusers folder, a single-file `.safetensors`, or a hub id from the local cache.
 
         `download` (local_files_only=False) lets a hub id be fetched; nothing else touches the
@@ -86,7 +87,8 @@ class Pipeline(Kind, Called):
         ("epsilon", "v_prediction", "sample") overrules the model. cache_dir, revision and token go
         to the hub. A part that a model may lack, given as None, is left out. `offload`
         ("component", "block") has weights in memory only while they are used, with the same
-        pictures. Raises ModelError, ResourceError, UsageError.
+        pictures; "auto", or a `memory_budget` in bytes, lets refsd choose. Raises ModelError,
+        ResourceError, UsageError.
         """
         from refsd.pipelines.loading import load_components
 
@@ -105,7 +107,7 @@ class Pipeline(Kind, Called):
                                 download=download, variant=variant, ema=ema, force=force,
                                 exact=exact, hub=hub, scheduler=scheduler, given=given,
                                 prediction_type=prediction_type, kind=cls, without=without,
-                                offload=offload)
+                                offload=offload, budget=memory_budget)
         made = cls(**parts, backend=backend, exact=exact)
         made.graph = graph
         return made

@@ -1,5 +1,6 @@
 """Drawing one picture while every op is timed, and knowing which layer called it."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,9 +9,11 @@ from typing import Any, NamedTuple
 
 from refsd.backends import find_backend
 from refsd.contracts import Spec
-from refsd.leaf import layer_of
+from refsd.leaf import Away, layer_of
 from refsd.registry import watch
+from refsd.tree import flatten
 
+READER = "refsd weights"  # the thread of refsd.weights.streaming
 STAGES = ("text", "denoise", "decode")
 
 
@@ -24,6 +27,16 @@ class Span(NamedTuple):
     @property
     def nanoseconds(self) -> int:
         return self.ended - self.begun
+
+
+class Read(NamedTuple):
+    """Weights that were read while they are used: their first layer, and their bytes."""
+
+    layer: str
+    bytes: int
+    begun: int
+    ended: int
+    ahead: bool  # beside the kernels, on a thread of its own
 
 
 @dataclass(slots=True)
@@ -54,13 +67,15 @@ class Call:
 
 @dataclass
 class Profile:
-    """What a Recorder heard. `images` is what the pipeline gave."""
+    """What a Recorder heard. `images` is what the pipeline gave, `reads` what was read meanwhile.
+    """
 
     backend: str
     exact: bool
     stages: list[Span] = field(default_factory=list)
     steps: list[Span] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
     images: Any = None
 
     @property
@@ -90,6 +105,22 @@ class Recorder:
         count = self._count() or 0
         call.copies, self._copies = count - self._copies, count
         call.watched = time.perf_counter_ns() - ended
+
+    def read(self, layer: str, size: int, begun: int, ended: int) -> None:
+        """Weights were read: a listener of refsd.weights.streaming.Streamer."""
+        ahead = threading.current_thread().name == READER
+        self.profile.reads.append(Read(layer, size, begun, ended, ahead))
+
+    @contextmanager
+    def reading(self, pipe: Any) -> Iterator[None]:
+        """Within the block it hears of what is read of a pipeline's weights."""
+        sources = {leaf.source for network in pipe.networks.values()
+                   for leaf in flatten(network.tree).values() if isinstance(leaf, Away)}
+        for source in sources:
+            source.listener = self.read
+        yield
+        for source in sources:
+            source.listener = None
 
     @contextmanager
     def stage(self, name: str, *, stepwise: bool = False) -> Iterator[None]:
@@ -122,7 +153,7 @@ def profile(pipe: Any, prompt: str, *, num_inference_steps: int = 50, generator:
     _draw(pipe, Silence(), prompt, output_type, {**options, "num_inference_steps": 1})
 
     recorder = Recorder(backend=pipe.backend, exact=pipe.exact)
-    with watch(recorder, timed=True):
+    with watch(recorder, timed=True), recorder.reading(pipe):
         images = _draw(pipe, recorder, prompt, output_type,
                        {**options, "num_inference_steps": num_inference_steps})
     recorder.profile.images = images

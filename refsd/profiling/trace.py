@@ -11,6 +11,7 @@ from refsd.profiling.record import Call, Profile, Span
 from refsd.profiling.tables import Costs, describe
 
 PROCESS = {"pid": 1, "tid": 1}
+READING = {"pid": 1, "tid": 2}  # of weights, beside the kernels
 DEEPEST = 100  # below all layers: the order of spans that have the same times
 
 
@@ -18,7 +19,8 @@ def trace(profile: Profile, *, about: dict[str, Any] | None = None) -> dict[str,
     """The trace as JSON can hold it: generation, stages, steps, layers, ops, the outer first.
 
     `about` is kept under otherData. An op's args say its shapes, what its contract counts, and the
-    algorithm where it has several.
+    algorithm where it has several. Weights that are read while they are used are spans of a thread
+    beside it, and of the kernels' own where they had to wait for them.
     """
     start, costs = profile.stages[0].begun, Costs(profile)
     whole = Span("generation", start, profile.stages[-1].ended)
@@ -30,14 +32,19 @@ def trace(profile: Profile, *, about: dict[str, Any] | None = None) -> dict[str,
     spans += [(Span(call.op, call.begun, call.ended), "op", DEEPEST, _args(call, costs))
               for call in profile.calls]
     spans.sort(key=lambda entry: (entry[0].begun, -entry[0].ended, entry[2]))
-    names = [("process_name", "refsd"), ("thread_name", "generation")]
+    names = [("process_name", "refsd", PROCESS), ("thread_name", "generation", PROCESS)]
+    if profile.reads:
+        names.append(("thread_name", "reading weights", READING))
     return {
         "traceEvents": [
-            *({"ph": "M", "name": name, "ts": 0, **PROCESS, "args": {"name": value}}
-              for name, value in names),
+            *({"ph": "M", "name": name, "ts": 0, **thread, "args": {"name": value}}
+              for name, value, thread in names),
             *({"ph": "X", "name": span.name, "cat": category, "ts": (span.begun - start) / 1e3,
                "dur": span.nanoseconds / 1e3, **PROCESS, "args": args}
               for span, category, _, args in spans),
+            *({"ph": "X", "name": read.layer, "cat": "read", "ts": (read.begun - start) / 1e3,
+               "dur": (read.ended - read.begun) / 1e3, **(READING if read.ahead else PROCESS),
+               "args": {"bytes": read.bytes}} for read in profile.reads),
         ],
         "displayTimeUnit": "ms",
         "otherData": {**(about or {}), "backend": profile.backend, "exact": profile.exact},

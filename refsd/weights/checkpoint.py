@@ -53,6 +53,7 @@ def load_checkpoint(
     replaced: Mapping[str, Path | None] | None = None,
     inputs: Collection[str] = tuple(INPUTS),
     offload: Any = None,
+    may_offload: bool = False,
 ) -> dict[str, Component]:
     """The networks of a diffusers folder or a single file, under the names of a folder's parts.
 
@@ -64,7 +65,8 @@ def load_checkpoint(
     configs are for single files of another size than their family's. force skips the question
     whether it fits into memory. replaced gives components another path, or None to leave them out:
     the model's own are then not looked at. inputs: what the UNet may read (refsd.families.inputs).
-    offload: a refsd.weights.streaming.Streamer, from which leaves come while they are used.
+    offload: a refsd.weights.streaming.Streamer, from which leaves come while they are used;
+    may_offload: whether who calls this has that option, for what is said of too little memory.
 
     Every name, shape, type and config is checked before the first tensor is read. Raises
     ModelError for what is wrong with the files, ResourceError for too little memory, UsageError
@@ -97,7 +99,8 @@ def load_checkpoint(
     elsewhere = [name for name, other in replaced.items() if other is None]
     check_together({name: plan.config for name, plan in plans.items()}, str(path), inputs,
                    elsewhere)
-    return load(plans, dtype=dtype, weights=weights, force=force, offload=offload)
+    return load(plans, dtype=dtype, weights=weights, force=force, offload=offload,
+                may_offload=may_offload)
 
 
 def load_folder(
@@ -150,18 +153,18 @@ def check_input(channels: int, latent: int, inputs: Collection[str], where: str)
 
 
 def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = None,
-         force: bool, offload: Any = None) -> dict[str, Component]:
+         force: bool, offload: Any = None, may_offload: bool = False) -> dict[str, Component]:
     """Read what was planned, after a look at the memory; NaN weights are logged."""
     check_form(weights, dtype)
     weights, dtype = meant(weights, dtype)
     if offload is not None:
-        return {component: offload.component(component, plan, weights=weights, dtype=dtype)
-                for component, plan in plans.items()}
+        return offload.components(plans, weights=weights, dtype=dtype, force=force)
     everything = {(id(header), location.name): header.tensors[location.name]
                   for plan in plans.values() for header, location, _ in plan.sources.values()}
     source = next(iter(plans.values())).source
     check_memory(needed_bytes(everything.values(), dtype, weights), source, force=force,
-                 loading=(everything.values(), dtype, weights))
+                 loading=(everything.values(), dtype, weights,
+                          _sizes(plans, dtype, weights) if may_offload else ()))
 
     components = {}
     for component, plan in plans.items():
@@ -171,6 +174,12 @@ def load(plans: Mapping[str, Plan], *, dtype: str | None, weights: str | None = 
         warn_nonfinite(leaves, plan.source)
         components[component] = Component(plan.config, leaves, plan.source)
     return components
+
+
+def _sizes(plans: Mapping[str, Plan], dtype: str | None, form: str | None) -> list[list[int]]:
+    """The bytes of each network's tensors once they are loaded."""
+    return [[needed_bytes([source.info], dtype, form, once=True)
+             for source in plan.sources.values()] for plan in plans.values()]
 
 
 def held_as(component: str, config: Mapping[str, Any], form: str | None,

@@ -34,9 +34,17 @@ LIGHTER: tuple[dict[str, str], ...] = (
     {"dtype": "bfloat16", "weights": "int8"})
 
 
-def lighter(tensors: Collection[TensorInfo], dtype: str | None,
-            form: str | None) -> Iterator[Choice]:
-    """Each way of loading these tensors that takes less memory than as dtype, in a form."""
+def lighter(tensors: Collection[TensorInfo], dtype: str | None, form: str | None,
+            sizes: Collection[Collection[int]] = ()) -> Iterator[Choice]:
+    """Each way of loading these tensors that takes less memory than as dtype, in a form.
+
+    sizes: the bytes of each network's leaves, of a model whose weights may be away, which changes
+    no bit.
+    """
+    if sizes:
+        from refsd.weights.streaming import MODES, most_bytes
+
+        yield from (Choice({"offload": mode}, most_bytes(mode, sizes)) for mode in MODES)
     asked = needed_bytes(tensors, dtype, form)
     for options in LIGHTER if dtype is not None else ():
         needed = needed_bytes(tensors, options.get("dtype", dtype), options.get("weights"))

@@ -14,9 +14,10 @@ WIDENED = ("BF16", "F8_E4M3", "F8_E5M2", *BLOCKS, *SCALED)  # read as float32, w
 
 
 def needed_bytes(
-    tensors: Iterable[TensorInfo], dtype: str | None, form: str | None = None
+    tensors: Iterable[TensorInfo], dtype: str | None, form: str | None = None, *,
+    once: bool = False,
 ) -> int:
-    """The memory that tensors take once loaded as dtype, and the largest one once more.
+    """The memory that tensors take once loaded as dtype, and, unless `once`, the largest once more.
 
     form: as `weights=` of load_checkpoint. Then a tensor is read whole before it takes it.
     """
@@ -26,7 +27,7 @@ def needed_bytes(
         small = form is not None and dtype is not None and len(tensor.shape) >= 2
         sizes.append(tensor.count * item_bytes(form, tensor.dtype, dtype) if small else wide)
         largest = max(largest, 2 * wide if small else wide)
-    return sum(sizes) + largest
+    return sum(sizes) + (0 if once else largest)
 
 
 def _loaded_bytes(tensor: TensorInfo, dtype: str | None) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any
@@ -27,18 +27,19 @@ from refsd.half import HALVES
 from refsd.leaf import Away, Weight
 from refsd.weights.checkpoint import Component, held_as, iter_leaves
 from refsd.weights.forms import item_bytes
+from refsd.weights.memory import check_memory
 from refsd.weights.plan import Plan
 from refsd.weights.reader import warn_nonfinite
 
 MODES = ("component", "block")
-BLOCK = 32 << 20  # bytes of a group of leaves that come and go together
-AHEAD = 64 << 20  # bytes that are read before they are asked for
+BLOCK = 16 << 20  # bytes of a group of leaves that come and go together
+AHEAD = 48 << 20  # bytes that are read before they are asked for
 
 
 def check_offload(mode: Any) -> str | None:
     """One of MODES; None, which "none" is too, keeps all weights in memory."""
     if mode not in (None, "none", *MODES):
-        raise UsageError(f"offload is {mode!r}; give none, {' or '.join(MODES)}")
+        raise UsageError(f"offload is {mode!r}; give none, auto, {' or '.join(MODES)}")
     return None if mode == "none" else mode
 
 
@@ -75,7 +76,7 @@ class _Reading:
 class Streamer:
     """Where the weights of a model come from while it is used.
 
-    backend: its `place` puts each leaf as kernels read it, and its `release` gives memory back.
+    backend: `place` puts each leaf as kernels read it, `release` gives memory back.
     listener(name, bytes, begun, ended), if there is one, hears of every group that was read, in
     nanoseconds of time.perf_counter_ns.
     """
@@ -101,9 +102,17 @@ class Streamer:
         self._thread: threading.Thread | None = None
         self._reading: _Reading | None = None
 
-    def component(self, part: str, plan: Plan, *, weights: str | None,
-                  dtype: str) -> Component:
-        """A network of leaves that are away, as `load` holds it."""
+    def components(self, plans: Mapping[str, Plan], *, weights: str | None, dtype: str,
+                   force: bool) -> dict[str, Component]:
+        """Networks of leaves that are away, held as `load` does; ResourceError for too little room.
+        """
+        found = {part: self._component(part, plan, weights, dtype) for part, plan in plans.items()}
+        needed = most_bytes(self.mode, [[leaf.loaded_bytes for leaf in component.tensors.values()]
+                                        for component in found.values()])
+        check_memory(needed, next(iter(plans.values())).source, force=force)
+        return found
+
+    def _component(self, part: str, plan: Plan, weights: str | None, dtype: str) -> Component:
         form, dtype = held_as(part, plan.config, weights, dtype)
         self._parts[part] = plan, form, dtype
         leaves = {}
@@ -244,7 +253,7 @@ class Streamer:
                     warn_nonfinite({name: leaf}, plan.source)
                 placed = {name: leaf}
                 del leaf  # its memory is not the placed one's
-                self.backend.place(placed)
+                self.backend.place(placed, passing=True, beside=reading is not None)
                 found[f"{group.part}.{name}"] = placed[name]
         except (RefsdError, OSError) as problem:
             if reading is None:
