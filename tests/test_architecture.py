@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -92,14 +93,17 @@ def part(path):
     return first.removesuffix(".py")
 
 
+@cache
 def imports(path):
     """Every module imported anywhere in a file; `from a import b` counts as a.b as well as a."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, alias.name) for alias in node.names)
+            found += ((alias.name, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            yield from ((node.module, f"{node.module}.{alias.name}") for alias in node.names)
+            found += ((node.module, f"{node.module}.{alias.name}") for alias in node.names)
+    return found
 
 
 def named(path):
