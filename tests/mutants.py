@@ -6,7 +6,6 @@ any other test.
 """
 
 import os
-import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -44,14 +43,24 @@ MUTANTS = list(_read((TESTS / "mutants.txt").read_text()))
 
 
 def plant(mutant, package, root):
-    """A copy of the package below root, with the mutant in it (or as it is, for None)."""
-    copy = Path(root) / "refsd"
-    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    """The package below root, with the mutant in it (or as it is, for None).
+
+    All but the file with the mutant are links, so that Python finds what it has compiled of them;
+    of that file it finds nothing.
+    """
+    file = Path("__init__.py" if mutant is None else mutant.file)
+    for folder in reversed(file.parents):
+        (Path(root) / "refsd" / folder / "__pycache__").mkdir(parents=True)
+        for path in [*(package / folder).iterdir(), *(package / folder / "__pycache__").glob("*")]:
+            place = folder / path.relative_to(package / folder)
+            if not (place.name in ("__pycache__", "data") or file.is_relative_to(place)
+                    or place.match(f"{file.parent}/__pycache__/{file.stem}.*")):
+                (Path(root) / "refsd" / place).symlink_to(path)
+    text = (package / file).read_text()
     if mutant is not None:
-        path = copy / mutant.file
-        text = path.read_text()
         assert text.count(mutant.old) == 1, f"{mutant.name}: {text.count(mutant.old)} places"
-        path.write_text(text.replace(mutant.old, mutant.new))
+        text = text.replace(mutant.old, mutant.new)
+    (Path(root) / "refsd" / file).write_text(text)
 
 
 # What the forked children need and the mutants do not touch.
