@@ -21,13 +21,21 @@ from refsd.registry import ops
 WINOGRAD = {"winograd2": 4, "winograd4": 6}
 DIMENSIONS = {"winograd2": (kernel_4, winograd_transforms.into_4, winograd_transforms.out_of_4),
               "winograd4": (kernel_6, winograd_transforms.into_6, winograd_transforms.out_of_6)}
-DOTS = ("linear", "linear_add", "linear_geglu", "matmul", "conv2d", "attention")  # by "dot"
+CONVOLUTIONS = ("conv2d", "conv2d_add", "upsample_conv2d")
+DOTS = ("linear", "linear_add", "linear_geglu", "matmul", *CONVOLUTIONS, "attention")  # by "dot"
 LEAST = 2.0**-126  # the smallest normal float32, and bfloat16
 ALONE = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": "auto"}
 
 
 def worst(name, args, options, truth, precision, of_weights=2):
     """The largest error that each element may have. of_weights: roundings of G g G^T."""
+    if name == "conv2d_add":
+        x, weight, addend, *bias = args
+        of_product = worst("conv2d", [x, weight, *bias], options, truth - addend, precision,
+                           of_weights)
+        return of_product + bounds.gamma(1, precision) * (abs(truth) + of_product)
+    if name == "upsample_conv2d":
+        name, args, options = "conv2d", *enlarged(args, options)
     if name != "conv2d":
         return bounds.BOUNDS[name](args, options, truth, precision)
     chosen = algorithm(args, options, truth.shape)
@@ -44,7 +52,7 @@ def of_dtype(name, args, options, truth, dtype, products=None):
     """
     if dtype not in HALVES:
         return worst(name, args, options, truth, PRECISIONS[dtype])
-    if name == "conv2d":
+    if name in CONVOLUTIONS:
         options = options | {"algorithm": algorithm(args, options, truth.shape, dtype)}
     # Weights are transformed in float32, each direction with five roundings: a product, two sums,
     # a product by a rounded constant.
@@ -68,6 +76,11 @@ def _flushed(name, args, options, truth):
         h = ops()["linear"].definition(*args)
         return elementwise.of_geglu([h], {}, truth, [_flushed("linear", args, options, h)], 1.0)
     name = "linear" if name == "linear_add" else name
+    if name == "conv2d_add":
+        x, weight, _, *bias = args
+        name, args = "conv2d", [x, weight, *bias]
+    if name == "upsample_conv2d":
+        name, args, options = "conv2d", *enlarged(args, options)
     products = args[:3] if name == "attention" else args[:2]
     lost = [np.where(abs(arg) < LEAST, abs(arg), 0) for arg in products]
     inputs, _ = error_model(name).input_error(products, options, truth, lost, 1.0)
@@ -108,6 +121,13 @@ def algorithm(args, options, result, dtype="float32"):
     return conv.choose((N, Ho, Wo, O), args[1].shape, stride=stride, dilation=dilation,
                        groups=options["groups"], algorithm=options["algorithm"],
                        dtype=dtype).algorithm
+
+
+def enlarged(args, options):
+    """upsample_conv2d's arguments and options as conv2d's."""
+    options = dict(options)
+    to = {name: options.pop(name) for name in ("height", "width")}
+    return [ops()["upsample_nearest"].definition(args[0], **to), *args[1:]], options
 
 
 def matrices(name):

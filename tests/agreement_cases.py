@@ -164,6 +164,25 @@ def _conv2d(values):
     yield conv((2, 8, 40, 37), (9, 8, 15, 16), algorithm="fft", padding=7, stride=(2, 1))
 
 
+def _conv2d_add(values):
+    """Each of conv2d's with a residual, or what has some axes of 1 or fewer axes."""
+    for i, ((x, weight, *bias), options) in enumerate(_conv2d(values)):
+        args, given = Call((x, weight), options).build("float32")
+        N, O, H, W = ops()["conv2d"].contract(*args, **given).shape
+        shape = [(N, O, H, W), (N, O, 1, 1), (N, O, H, W), (1, O, 1, 1), (O, H, W), (N, 1, H, W),
+                 (W,), ()][i % 8]
+        yield Call((x, weight, values_of(values(*shape)), *bias), options)
+
+
+def _upsample_conv2d(values):
+    """Each of conv2d's of a picture enlarged to some odd size; windows fit into this one too."""
+    for i, ((x, *others), options) in enumerate(_conv2d(values)):
+        H, W = x.data.shape[2:]
+        if H * W:
+            yield Call((x, *others), {"height": (2 * H, H, 3 * H - 1)[i % 3],
+                                      "width": (2 * W, W + 1, W)[i % 3], **options})
+
+
 def _attention(values):
     def qkv(N, L, S, C, D):
         return values(N, L, C), values(N, S, C), values(N, S, D)
@@ -278,6 +297,7 @@ def _reshape(values):
 WRITTEN = {
     "linear": _linear, "linear_add": _linear_add, "linear_geglu": _linear_geglu,
     "matmul": _matmul, "conv2d": _conv2d, "attention": _attention,
+    "conv2d_add": _conv2d_add, "upsample_conv2d": _upsample_conv2d,
     "group_norm": _group_norm, "group_norm_silu": _group_norm, "layer_norm": _layer_norm,
     "rms_norm": _row_norm(bias=False), "softmax": _softmax,
     "timestep_embedding": _timestep_embedding, "concat": _concat, "slice": _slice, "pad": _pad,

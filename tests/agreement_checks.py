@@ -10,6 +10,7 @@ import agreement_bounds
 import numba
 import numpy as np
 import pytest
+from agreement_bounds import CONVOLUTIONS
 from agreement_cases import calls, laid_out
 from agreement_tables import FAIR, REFUSALS, SMALL, WEIGHTED, batches
 from bounds import PRECISIONS, assert_within, rms
@@ -84,7 +85,8 @@ def not_numbers(name):
 
 def _spreads(name, args, options, truth):
     """Winograd and the FFT compute outputs together: a NaN spoils a whole tile."""
-    return name == "conv2d" and agreement_bounds.algorithm(args, options, truth.shape) != "im2col"
+    chosen = name in CONVOLUTIONS and agreement_bounds.algorithm(args, options, truth.shape)
+    return chosen and chosen != "im2col"
 
 
 def _spoils_tiles(got, truth, bad, what):

@@ -52,6 +52,21 @@ def _convolutions():
     yield call(_n(3, 40, 19, 21), _n(70, 40, 3, 3, seed=2), stride=2), {0}
 
 
+def _sums():
+    """Of each of the convolutions: a residual, or one of an image, such as the time."""
+    for i, (whole, batched) in enumerate(_convolutions()):
+        (x, weight, *bias), options = whole.build("float32")
+        shape = ops()["conv2d"].contract(x, weight, **options).shape
+        addend = _n(*(shape if i % 2 else (*shape[:2], 1, 1)), seed=3)
+        yield call(x, weight, addend, *bias, **options), batched | {2}
+
+
+def _enlarged():
+    for whole, batched in _convolutions():
+        args, options = whole.build("float32")
+        yield call(*args, height=38, width=40, **options), batched
+
+
 def _attentions():
     yield call(_n(3, 300, 60), _n(3, 290, 60, seed=2), _n(3, 290, 60, seed=3), heads=3,
                mask=_n(3, 1, 300, 290)), {0, 1, 2, "mask"}
@@ -70,7 +85,8 @@ BATCHES = {
     "linear_geglu": lambda: [(call(_n(3, *rows, 200), _n(234, 200, seed=2), _n(234)), {0})
                              for rows in ROWS],
     "matmul": lambda: [(call(_n(3, 157, 200), _n(3, 200, 117, seed=2)), {0, 1})],
-    "conv2d": _convolutions, "attention": _attentions,
+    "conv2d": _convolutions, "conv2d_add": _sums, "upsample_conv2d": _enlarged,
+    "attention": _attentions,
     "group_norm": lambda: [(call(_photos(1), *_n(2, 48), groups=4, eps=1e-5), {0})],
     "group_norm_silu": lambda: [(call(_photos(1), *_n(2, 48), groups=4, eps=1e-5), {0})],
     "upsample_nearest": lambda: [(call(_photos(1), height=130, width=62), {0})],

@@ -11,6 +11,7 @@ from unittest import mock
 import agreement_bounds
 import numba
 import numpy as np
+from agreement_bounds import CONVOLUTIONS
 from bounds import PRECISIONS, assert_within
 from op_table import arrays_in, is_float, memory_of
 
@@ -34,7 +35,7 @@ NARROW = "REFSD_SIMD_BYTES" in os.environ or "NUMBA_BOUNDSCHECK" in os.environ
 DTYPES = ("float32",) if NARROW else ("float32", "float64")
 # Of kernels that read halves. With 8 lanes their products are those of any processor: "widen".
 HALF = ("bfloat16", "float16") if not NARROW else ("bfloat16",) * (WIDTH == 32)
-PRODUCTS = ("linear", "linear_add", "linear_geglu", "matmul", "conv2d", "attention")
+PRODUCTS = ("linear", "linear_add", "linear_geglu", "matmul", *CONVOLUTIONS, "attention")
 BAND = 64
 
 
@@ -111,7 +112,7 @@ def truth_of(name, args, options):
 
 def _plain(name, options):
     """The algorithm that is the formula."""
-    return options | {"algorithm": "im2col"} if name == "conv2d" else options
+    return options | {"algorithm": "im2col"} if name in CONVOLUTIONS else options
 
 
 def cast(value, dtype):

@@ -273,6 +273,27 @@ def conv2d(draw):
     return Call(tuple(args), options)
 
 
+@st.composite
+def conv2d_add(draw):
+    (x, weight, *bias), options = draw(conv2d())
+    args, given = Call((x, weight), options).build("float32")
+    shape = tuple(draw(st.sampled_from([n, 1])) for n in ops()["conv2d"].contract(
+        *args, **given).shape)
+    addend = draw(floats(shape[draw(st.integers(0, 4)):]))
+    return Call((x, weight, addend, *bias), options)
+
+
+@st.composite
+def upsample_conv2d(draw):
+    """Enlarged, made smaller or kept, by any ratio; x is what conv2d would see, made smaller."""
+    (x, *others), options = draw(conv2d())
+    height, width = x.data.shape[2:]
+    assume(height * width > 0)
+    rows, columns = draw(st.integers(1, height + 2)), draw(st.integers(1, width + 2))
+    small = draw(floats((*x.data.shape[:2], rows, columns)))
+    return Call((small, *others), {"height": height, "width": width, **options})
+
+
 def _sides(padding):
     if isinstance(padding, int):
         return ((padding,) * 2,) * 2
@@ -373,6 +394,7 @@ WRITTEN = {"linear_add": linear_add(), "linear_geglu": linear_geglu(),
            "conv2d": conv2d(), "attention": attention(),
            "group_norm": group_norm(),
            "to_image": to_image(), "concat": concat(), "slice": slice_(),
-           "reshape": reshape(), "group_norm_silu": group_norm()}
+           "reshape": reshape(), "group_norm_silu": group_norm(),
+           "conv2d_add": conv2d_add(), "upsample_conv2d": upsample_conv2d()}
 OPS: dict[str, st.SearchStrategy[Call]] = {
     name: WRITTEN[name] if name in WRITTEN else declared(op) for name, op in ops().items()}

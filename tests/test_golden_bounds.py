@@ -58,7 +58,7 @@ def test_kernels_stay_within_and_come_near(cpu_winograd):
         for args, options in some(name, 8):
             truth, _ = truth_of(name, args, options)
             kind = (agreement_bounds.algorithm(args, options, truth.shape)
-                    if name == "conv2d" else None)
+                    if name in agreement_bounds.CONVOLUTIONS else None)
             allowed = bound(name, args, options, truth, algorithm=kind)
             if not allowed.worst.any():
                 assert moves_data(name), f"{name}: a bound of 0"
@@ -85,7 +85,7 @@ def test_a_port_in_a_format_stays_within(name, format):
         if name == "timestep_embedding":
             stored = args  # times are not activations
         options = {k: rounded(v, k, format) for k, v in options.items()} | (
-            {"algorithm": "im2col"} if name == "conv2d" else {})
+            {"algorithm": "im2col"} if name in agreement_bounds.CONVOLUTIONS else {})
         with np.errstate(over="ignore", invalid="ignore"):
             y = OPS[name].definition(*stored, **options)
             y = y if format == "int8" else round_to(y, format)

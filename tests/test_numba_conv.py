@@ -39,7 +39,7 @@ def test_no_copy_without_padding():
     x = op_table.with_layout(draw((2, 24, 9, 30), (1,))[0], "channels_last")
     result = (2, 7, 28, 20)
     plan = conv_gemm.plan_of(24, (20, 24, 3, 3), result, (1, 1), ((0, 0), (0, 0)), (1, 1), 4)
-    with conv_gemm._padded_copy(x, plan, (1, 1), ((0, 0), (0, 0))) as (memory, _):
+    with conv_gemm._padded_copy(x, (9, 30), plan, (1, 1), ((0, 0), (0, 0))) as (memory, _):
         assert np.shares_memory(memory, x)
 
 

@@ -97,7 +97,7 @@ def padded_for_a_convolution(x):
     N, C, H, W = x.shape
     ones, padding = (1, 1), ((1, 1), (1, 1))
     plan = conv_gemm.plan_of(C, (8, C, 3, 3), (N, H, W, 8), ones, padding, ones, x.itemsize)
-    with conv_gemm._padded_copy(x, plan, ones, padding) as (copy, image):
+    with conv_gemm._padded_copy(x, (H, W), plan, ones, padding) as (copy, image):
         pixels = copy[:N * image].view(x.dtype).reshape(N, H + 2, W + 1, plan.step).copy()
     return np.moveaxis(pixels[:, 1:-1, 1:, :C], -1, 1)
 

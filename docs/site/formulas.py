@@ -18,6 +18,8 @@ FORMULAS = {
     "group_norm": r"y = \mathrm{weight}_c\,\frac{x - \mu}{\sqrt{\sigma^2 + \mathrm{eps}}}"
                   r" + \mathrm{bias}_c, \qquad \mu = \operatorname{mean}_g(x),"
                   r" \quad \sigma^2 = \operatorname{mean}_g\left((x - \mu)^2\right)",
+    "conv2d_add": r"y = \operatorname{conv2d}(x) + \mathrm{addend}",
+    "upsample_conv2d": r"y = \operatorname{conv2d}(\operatorname{upsample\_nearest}(x))",
     "group_norm_silu": r"y = h\,\sigma(h), \qquad h = \operatorname{group\_norm}(x)",
     "layer_norm": r"y_k = \mathrm{weight}_k\,\frac{x_k - \mu}{\sqrt{\sigma^2 + \mathrm{eps}}}"
                   r" + \mathrm{bias}_k, \qquad \mu = \frac{1}{K}\sum_{k} x_k,"

@@ -31,25 +31,32 @@ class Choice(NamedTuple):
 
 
 def _sizes(x, weight, bias, stride, padding, dilation, groups, algorithm):
-    """H' and W' of the result."""
-    (H, W), (kh, kw) = x.shape[2:], weight.shape[2:]
+    return result_sizes("conv2d", x.shape[2:], weight, stride, padding, dilation, algorithm)
+
+
+def result_sizes(op, size, weight, stride, padding, dilation, algorithm):
+    """H' and W' of the result of an op that convolves a picture of (H, W)."""
+    (H, W), (kh, kw) = size, weight.shape[2:]
     (sh, sw), (dh, dw) = pair(stride), pair(dilation)
     (top, bottom), (left, right) = sides(padding)
     Ho = (H + top + bottom - dh * (kh - 1) - 1) // sh + 1
     Wo = (W + left + right - dw * (kw - 1) - 1) // sw + 1
-    need(Ho >= 1 and Wo >= 1, "conv2d", f"the kernel {kh} x {kw} (dilation {dilation}) does not "
+    need(Ho >= 1 and Wo >= 1, op, f"the kernel {kh} x {kw} (dilation {dilation}) does not "
          f"fit into {H} x {W} pixels with padding {padding}", check="fits")
-    conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm)
+    conv2d_algorithm(weight, stride=stride, dilation=dilation, algorithm=algorithm, op=op)
     return {"Ho": Ho, "Wo": Wo}
 
 
+FLOPS = "2 * size * (C // groups) * kH * kW"
+OPTIONS = {"stride": Pair(1), "padding": Sides(), "dilation": Pair(1), "groups": Integer(1),
+           "algorithm": OneOf("auto", *ALGORITHMS)}
+RULES = {"min(N, C, O, kH, kW) >= 1": "x {x} or weight {weight} is empty",
+         "C % groups == 0": "{C} input channels do not split into {groups} groups",
+         "O % groups == 0": "{O} output channels do not split into {groups} groups"}
+
+
 @op("x (N C H W), weight (O C//groups kH kW), bias (O) -> (N O Ho Wo)",
-    flops="2 * size * (C // groups) * kH * kW", infer=_sizes,
-    stride=Pair(1), padding=Sides(), dilation=Pair(1), groups=Integer(1),
-    algorithm=OneOf("auto", *ALGORITHMS),
-    rules={"min(N, C, O, kH, kW) >= 1": "x {x} or weight {weight} is empty",
-           "C % groups == 0": "{C} input channels do not split into {groups} groups",
-           "O % groups == 0": "{O} output channels do not split into {groups} groups"},
+    flops=FLOPS, infer=_sizes, **OPTIONS, rules=RULES,
     examples=[call((1, 4, 6, 5), (8, 4, 3, 3), (8,), padding=1),
               call((2, 4, 7, 6), (6, 4, 3, 3), (6,), stride=2, padding=((0, 1), (0, 1))),
               call((1, 5, 4, 3), (3, 5, 1, 1), (3,)),
@@ -107,7 +114,8 @@ def in_runs(a, b):
     return y
 
 
-def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto", exact=False) -> Choice:
+def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto", exact=False,
+                     op="conv2d") -> Choice:
     """The algorithm for a convolution: a function of the kernel's shape and the options alone.
 
     Raises UsageError if the algorithm asked for by name cannot compute it.
@@ -115,11 +123,11 @@ def conv2d_algorithm(weight, *, stride=1, dilation=1, algorithm="auto", exact=Fa
     kh, kw = weight.shape[2:]
     fits_winograd = (kh, kw) == (3, 3) and pair(stride) == (1, 1) == pair(dilation)
     if algorithm in ("winograd2", "winograd4"):
-        need(fits_winograd, "conv2d", f"{algorithm} computes 3 x 3 kernels with stride 1 and "
+        need(fits_winograd, op, f"{algorithm} computes 3 x 3 kernels with stride 1 and "
              f"dilation 1, got {kh} x {kw}, stride {stride}, dilation {dilation}")
     if algorithm in ALGORITHMS:
         return Choice(algorithm, "it was asked for")
-    need(algorithm == "auto", "conv2d", f"algorithm is {algorithm!r}, wanted auto, im2col, fft, "
+    need(algorithm == "auto", op, f"algorithm is {algorithm!r}, wanted auto, im2col, fft, "
          "winograd2 or winograd4")
     if exact:
         return Choice("im2col", "exact: sums of products and nothing else")

@@ -4,11 +4,15 @@ Passes of refsd.graph put them in the place of these ops. Of halves a fused op r
 the ops one by one round each result.
 """
 
+from refsd.contracts import need
 from refsd.kinds import call
+from refsd.ops import conv
 from refsd.ops.activation import geglu, silu
 from refsd.ops.arithmetic import add
+from refsd.ops.conv import conv2d
 from refsd.ops.linear import linear
 from refsd.ops.norm import EPS, IN_GROUPS, group_norm
+from refsd.ops.resize import PIXELS, upsample_nearest
 from refsd.options import Integer
 from refsd.registry import op
 
@@ -54,3 +58,60 @@ def linear_geglu(x, weight, bias=None):
     array([700.])
     """
     return geglu(linear(x, weight, bias))
+
+
+def _sizes_of_sum(x, weight, addend, bias, stride, padding, dilation, groups, algorithm):
+    sizes = conv.result_sizes("conv2d_add", x.shape[2:], weight, stride, padding, dilation,
+                              algorithm)
+    result = (x.shape[0], weight.shape[0], *sizes.values())
+    need(len(addend.shape) <= 4 and all(
+        n in (1, m) for n, m in zip(addend.shape[::-1], result[::-1])), "conv2d_add",
+        f"addend {tuple(addend.shape)} does not broadcast to the result {result}")
+    return sizes
+
+
+@op("x (N C H W), weight (O C//groups kH kW), addend (...), bias (O) -> (N O Ho Wo)",
+    flops=conv.FLOPS + " + size", infer=_sizes_of_sum, **conv.OPTIONS, rules=conv.RULES,
+    examples=[call((1, 4, 6, 5), (8, 4, 3, 3), (1, 8, 6, 5), (8,), padding=1),
+              call((2, 4, 7, 6), (6, 4, 3, 3), (2, 6, 1, 1), (6,), padding=1),
+              call((1, 5, 4, 3), (3, 5, 1, 1), (1, 3, 4, 3))])
+def conv2d_add(x, weight, addend, bias=None, *, stride=1, padding=0, dilation=1, groups=1,
+               algorithm="auto"):
+    """conv2d(x, weight, bias) + addend, which broadcasts to it, as a residual or the time does.
+
+    x (N, C, H, W), weight (O, C / groups, kH, kW), addend (N, O, H', W') or with axes of 1,
+    bias (O,) -> (N, O, H', W'). The options are conv2d's.
+
+    >>> import numpy as np
+    >>> conv2d_add(np.ones((1, 1, 1, 2)), np.full((1, 1, 1, 1), 3.0), np.array([0.5, 0.25]))
+    array([[[[3.5 , 3.25]]]])
+    """
+    y = conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
+               algorithm=algorithm)
+    return add(y, addend)
+
+
+def _sizes_of_enlarged(x, weight, bias, height, width, stride, padding, dilation, groups,
+                       algorithm):
+    return conv.result_sizes("upsample_conv2d", (height, width), weight, stride, padding, dilation,
+                             algorithm)
+
+
+@op("x (N C H W), weight (O C//groups kH kW), bias (O) -> (N O Ho Wo)", flops=conv.FLOPS,
+    infer=_sizes_of_enlarged, height=Integer(1), width=Integer(1), **conv.OPTIONS,
+    rules=PIXELS | conv.RULES,
+    examples=[call((1, 4, 3, 4), (8, 4, 3, 3), (8,), height=6, width=8, padding=1),
+              call((2, 3, 5, 3), (4, 3, 3, 3), height=9, width=7, padding=1)])
+def upsample_conv2d(x, weight, bias=None, *, height, width, stride=1, padding=0, dilation=1,
+                    groups=1, algorithm="auto"):
+    """conv2d(upsample_nearest(x, height, width), weight, bias).   (N, C, H, W) -> (N, O, H', W')
+
+    The options are conv2d's.
+
+    >>> import numpy as np
+    >>> x, weight = np.array([[[[1.0, 2.0]]]]), np.ones((1, 1, 1, 2))
+    >>> upsample_conv2d(x, weight, height=1, width=4)  # of 1 1 2 2
+    array([[[[2., 3., 4.]]]])
+    """
+    return conv2d(upsample_nearest(x, height=height, width=width), weight, bias, stride=stride,
+                  padding=padding, dilation=dilation, groups=groups, algorithm=algorithm)

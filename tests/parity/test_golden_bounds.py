@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as TF
+from agreement_bounds import CONVOLUTIONS
 from agreement_cases import calls
 from numba_agreement import truth_of
 
@@ -72,6 +73,10 @@ def _geglu(x):
 TORCH = {
     "linear": TF.linear, "linear_add": lambda x, w, r, b=None: TF.linear(x, w, b) + r,
     "linear_geglu": lambda x, w, b=None: _geglu(TF.linear(x, w, b)),
+    "conv2d_add": lambda x, w, z, b=None, **options: _conv2d(x, w, b, **options) + z,
+    "upsample_conv2d": lambda x, w, b=None, *, height, width, **options: _conv2d(
+        TF.interpolate(x, size=(height, width)), w, b, **options),
+    "group_norm_silu": lambda x, w, b, *, groups, eps: TF.silu(TF.group_norm(x, groups, w, b, eps)),
     "matmul": torch.matmul, "conv2d": _conv2d, "attention": _attention,
     "group_norm": lambda x, w, b, *, groups, eps: TF.group_norm(x, groups, w, b, eps),
     "layer_norm": _norm,
@@ -101,7 +106,7 @@ def errors(name, dtype, format, **about):
                     for k, v in options.items()}
         y = TORCH[name](*tensors, **keywords).double().numpy()
         allowed = bound(name, args, options, truth, format=format,
-                        algorithm="im2col" if name == "conv2d" else None, **about)
+                        algorithm="im2col" if name in CONVOLUTIONS else None, **about)
         # A query without keys is 0 here and NaN in torch; overflow is no matter of rounding.
         kept = np.isfinite(y) & np.isfinite(truth) & (abs(truth) < FORMATS[format].largest / 2)
         error = abs(y - truth)[kept]

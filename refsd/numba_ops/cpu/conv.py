@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 
 from refsd.contracts import Spec
-from refsd.half import is_half
+from refsd.dense import to_dense
+from refsd.half import is_half, to_float32, to_half
+from refsd.numba_ops.cpu.arithmetic import add
 from refsd.numba_ops.cpu.conv_fft import fft
 from refsd.numba_ops.cpu.conv_gemm import implicit_gemm
 from refsd.numba_ops.cpu.conv_narrow import is_narrow, narrow
 from refsd.numba_ops.cpu.conv_winograd import winograd
 from refsd.numba_ops.cpu.linear import product
+from refsd.numba_ops.cpu.resize import upsample_nearest
 from refsd.numba_ops.levels import BFLOAT16
-from refsd.numba_ops.memory import empty
+from refsd.numba_ops.memory import count_copy, empty
 from refsd.ops.conv import Choice, conv2d_algorithm, pair, sides
 from refsd.quantized import W8A8
 from refsd.registry import exact_wanted, kernel
@@ -32,7 +35,27 @@ _tuned: ContextVar[Mapping[str, str]] = ContextVar("refsd_conv2d_tuned", default
 
 @kernel("numba", reads_leaves=True, reads_halves=True)
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, algorithm="auto"):
-    (N, _, H, W), (O, _, kh, kw) = x.shape, weight.shape
+    return _convolve(x, weight, bias, None, x.shape[2:], stride, padding, dilation, groups,
+                     algorithm)
+
+
+@kernel("numba", reads_leaves=True, reads_halves=True)
+def conv2d_add(x, weight, addend, bias=None, *, stride=1, padding=0, dilation=1, groups=1,
+               algorithm="auto"):
+    return _convolve(x, weight, bias, to_dense(addend), x.shape[2:], stride, padding, dilation,
+                     groups, algorithm)
+
+
+@kernel("numba", reads_leaves=True, reads_halves=True)
+def upsample_conv2d(x, weight, bias=None, *, height, width, stride=1, padding=0, dilation=1,
+                    groups=1, algorithm="auto"):
+    return _convolve(x, weight, bias, None, (height, width), stride, padding, dilation, groups,
+                     algorithm)
+
+
+def _convolve(x, weight, bias, addend, size, stride, padding, dilation, groups, algorithm):
+    """w * x + bias + addend, x enlarged to `size`; or without either.   -> (N, O, H', W')"""
+    (N, _, _, _), (O, _, kh, kw), (H, W) = x.shape, weight.shape, size
     (sh, sw), (dh, dw), pad = pair(stride), pair(dilation), sides(padding)
     Ho = (H + sum(pad[0]) - dh * (kh - 1) - 1) // sh + 1
     Wo = (W + sum(pad[1]) - dw * (kw - 1) - 1) // sw + 1
@@ -40,20 +63,49 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, a
 
     name = choose_here(y.shape, weight.shape, stride=(sh, sw), dilation=(dh, dw), groups=groups,
                        algorithm=algorithm, dtype=x.dtype).algorithm
-    plain = (kh, kw, sh, sw, groups) == (1, 1, 1, 1, 1) and not np.any(pad)
-    if isinstance(weight, W8A8) and not plain:
+    if name == "im2col":
+        plain = (kh, kw, sh, sw, groups) == (1, 1, 1, 1, 1) and not np.any(pad)
+        few = is_narrow(weight.shape, groups, x.dtype)
+        name = "product" if plain else "narrow" if few else name
+    alone = name in ("narrow", "fft")
+    if size != x.shape[2:] and (alone or name == "product"):
+        x = upsample_nearest(x, height=H, width=W)
+    if addend is not None and alone:
+        return _plus(addend, x, weight, bias, stride=stride, padding=padding, dilation=dilation,
+                     groups=groups, algorithm="fft" if name == "fft" else "im2col")
+    if isinstance(weight, W8A8) and name != "product":
         x = weight.meet(x)
+    if addend is not None:
+        addend = np.broadcast_to(addend, (N, O, Ho, Wo))
     if name in ("winograd2", "winograd4"):
-        winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups)
+        winograd(x, weight, bias, y, 4 if name == "winograd2" else 6, pad, groups, addend, size)
     elif name == "fft":
         fft(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
-    elif plain:
-        product(x.transpose(0, 2, 3, 1), weight, bias, y.reshape(-1, O))
-    elif is_narrow(weight.shape, groups, x.dtype):
+    elif name == "product":
+        rows = y.reshape(-1, O)
+        product(x.transpose(0, 2, 3, 1), weight, bias, rows, _rows_like(rows, addend))
+    elif name == "narrow":
         narrow(x, weight, bias, y, (sh, sw), pad, (dh, dw))
     else:
-        implicit_gemm(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups)
+        implicit_gemm(x, weight, bias, y, (sh, sw), pad, (dh, dw), groups, addend, size)
     return y.transpose(0, 3, 1, 2)
+
+
+def _rows_like(y, addend):
+    """An addend (N, O, H, W) as rows of pixels, if there is one; a copy is counted."""
+    if addend is None:
+        return None
+    rows = addend.transpose(0, 2, 3, 1).reshape(y.shape)
+    if not np.may_share_memory(rows, addend):
+        count_copy()
+    return rows
+
+
+def _plus(addend, x, weight, bias, **options):
+    """conv2d and add, for what has no addend of its own; halves are rounded once."""
+    wide = to_float32([x, weight, bias, addend])
+    y = add(conv2d(*wide[:3], **options), wide[3])
+    return to_half(y, x.dtype) if is_half(x.dtype) else y
 
 
 def choose(result: tuple, kernel: tuple, *, stride: tuple = (1, 1), dilation: tuple = (1, 1),

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.pixels import MOST_KC, as_pixels
+from refsd.numba_ops.cpu.pixels import MOST_KC, as_addend, as_pixels, sources
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import as_bits, fill_up, flat, panel_width
 from refsd.numba_ops.panels import is_small, panel_of, right_matrix, room_of_thread, rooms_for
@@ -53,15 +53,15 @@ class Plan(NamedTuple):
         return images * self.size + (left + ROWS) * self.step
 
 
-def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
-    """y = w * x + bias.   x (N, C, H, W), y (N, H', W', O)"""
+def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups, addend, size):
+    """y = w * x + bias + addend, x enlarged to `size`.   x (N, C, H, W), y (N, H', W', O)"""
     (N, C, _, _), (O, I, _, kw) = x.shape, weight.shape
     plan = plan_of(C, weight.shape, y.shape, stride, padding, dilation, x.itemsize)
-    biases = fill_up(bias, O, x.dtype)
-    with _padded_copy(x, plan, stride, padding) as (copy, image):
+    biases, addend = fill_up(bias, O, x.dtype), as_addend(addend, x.dtype)
+    with _padded_copy(x, size, plan, stride, padding) as (copy, image):
         if I == 1 and O == C:
             _depthwise(copy, image, plan.pitch * plan.step, plan.step, plan.taps, *columns(weight),
-                       biases, flat(y), y.shape)
+                       biases, addend, flat(y), y.shape)
             return
         segments, length = _segments(plan, I, kw, stride, dilation, groups)
         # No result depends on this size: it keeps the caches full and the threads busy.
@@ -73,7 +73,7 @@ def implicit_gemm(x, weight, bias, y, stride, padding, dilation, groups):
         right, kc_segments = right_matrix(weight), max(1, MOST_KC // length)
         _multiply(copy, image, plan.step, plan.run, height, plan.pitch, I, segments, length,
                   kc_segments, right, rooms_for(right, kc_segments * length, x.dtype), biases,
-                  flat(y), y.shape, groups, tall)
+                  addend, flat(y), y.shape, groups, tall)
 
 
 def plan_of(C, kernel, result, stride, padding, dilation, itemsize):
@@ -95,25 +95,25 @@ def plan_of(C, kernel, result, stride, padding, dilation, itemsize):
 
 
 @contextmanager
-def _padded_copy(x, plan, stride, padding):
+def _padded_copy(x, size, plan, stride, padding):
     """The copy (or x itself where it will do), and the step from image to image"""
-    (N, C, H, W), (top, left) = x.shape, (padding[0][0], padding[1][0])
+    (N, C, _, W), (top, left) = x.shape, (padding[0][0], padding[1][0])
     memory, image, row, pixel = as_pixels(x)
-    if (stride == (1, 1) and not np.any(padding) and plan.run >= ROWS
+    if (size == x.shape[2:] and stride == (1, 1) and not np.any(padding) and plan.run >= ROWS
             and (row, pixel) == (W * C, plan.step)):
         yield memory, image
         return
-    size = plan.size
     with workspace(x.dtype, plan.elements(N, left)) as (copy,):
-        _sort_pixels(as_bits(memory), (image, row, pixel), (N, C, H, W), (top, left), stride,
-                     plan.phases, plan.lines, plan.pitch, plan.step, as_bits(copy))
-        yield copy, size
+        _sort_pixels(as_bits(memory), (image, row, pixel), (N, C, *size), sources(x, size),
+                     (top, left), stride, plan.phases, plan.lines, plan.pitch, plan.step,
+                     as_bits(copy))
+        yield copy, plan.size
 
 
 @jit(parallel=True)
-def _sort_pixels(x, steps, shape, corner, stride, phases, lines, pitch, pixel, out):
+def _sort_pixels(x, steps, shape, sources, corner, stride, phases, lines, pitch, pixel, out):
     """Line after line of the copy: pixels of x that are `stride` apart, zeros outside."""
-    N, C, H, W = shape
+    (N, C, H, W), (rows, columns) = shape, sources
     for task in prange(N * len(phases) * lines):
         line = np.int64(task)
         n, phase, i = line // (len(phases) * lines), line // lines % len(phases), line % lines
@@ -121,7 +121,10 @@ def _sort_pixels(x, steps, shape, corner, stride, phases, lines, pitch, pixel, o
         for position in range(pitch):
             j = position * stride[1] + phases[phase, 1] - corner[1]
             inside = 0 <= i < H and 0 <= j < W
-            source = n * steps[0] + i * steps[1] + j * steps[2] if inside else 0
+            source = 0
+            if inside:
+                source = n * steps[0] + (rows[i] if rows.size > 0 else i) * steps[1] + (
+                    columns[j] if rows.size > 0 else j) * steps[2]
             _copy(x, source, C if inside else 0, C, out, (line * pitch + position) * pixel)
     end = N * len(phases) * lines * pitch * pixel
     _copy(x, 0, 0, out.size - end, out, end)
@@ -153,7 +156,7 @@ def _segments(plan, I, kw, stride, dilation, groups):
 
 @jit(parallel=True)
 def _multiply(a, image, step, run, height, pitch, channels, segments, length, kc_segments, right,
-              rooms, biases, out, result, groups, tall):
+              rooms, biases, addend, out, result, groups, tall):
     """A task is a block of `tall` tiles by one panel, summed in KC blocks of kc_segments segments.
 
     So the part of the panel in use is small enough to stay in the first-level cache.
@@ -188,8 +191,8 @@ def _multiply(a, image, step, run, height, pitch, channels, segments, length, kc
                            following + group * channels, ahead, width // (high - low) + 1)
         room = (group + 1) * (O // groups) - column
         for t in range(low, high):
-            _finish(sums[(t - low) * height * width:], t, tiles, height, run, pitch, biases, out,
-                    result, column, room)
+            _finish(sums[(t - low) * height * width:], t, tiles, height, run, pitch, biases, addend,
+                    out, result, column, room)
 
 
 @jit
@@ -199,9 +202,9 @@ def _left(tile, tiles, height, run, image, step):
 
 
 @jit
-def _finish(sums, tile, tiles, height, run, pitch, biases, out, result, column, room):
-    """Write the rows of a tile that belong to an output pixel, plus bias, to y"""
-    _, Ho, Wo, O = result
+def _finish(sums, tile, tiles, height, run, pitch, biases, addend, out, result, column, room):
+    """Write the rows of a tile that belong to an output pixel, plus bias and addend, to y"""
+    (_, Ho, Wo, O), (added, image, row, pixel) = result, addend
     size, n = lanes(out), tile // tiles
     start = max(0, min(tile % tiles * height, run - height))
     for r in range(tile % tiles * height - start, min(height, run - start)):
@@ -209,16 +212,20 @@ def _finish(sums, tile, tiles, height, run, pitch, biases, out, result, column, 
         at = ((n * Ho + i) * Wo + j) * O + column
         for v in range(VECTORS if j < Wo else 0):
             value = load(sums, (r * VECTORS + v) * size) + load(biases, column + v * size)
-            if room >= (v + 1) * size:
+            have = min(size, room - v * size)
+            if added.size > 0 and have > 0:
+                value = value + masked_load(
+                    added, n * image + i * row + j * pixel + column + v * size, have)
+            if have == size:
                 store(out, at + v * size, value)
-            elif room > v * size:
-                masked_store(out, at + v * size, value, room - v * size)
+            elif have > 0:
+                masked_store(out, at + v * size, value, have)
 
 
 @jit(parallel=True)
-def _depthwise(a, image, line, step, taps, right, right_step, bias, out, result):
+def _depthwise(a, image, line, step, taps, right, right_step, bias, addend, out, result):
     """Every channel by itself: a row of `right` holds a tap's weights for all channels."""
-    N, Ho, Wo, C = result
+    (N, Ho, Wo, C), (added, added_image, row, pixel) = result, addend
     for task in prange(N * Ho):
         n, i = np.int64(task) // Ho, np.int64(task) % Ho
         for j in range(Wo):
@@ -229,4 +236,7 @@ def _depthwise(a, image, line, step, taps, right, right_step, bias, out, result)
                 for t in range(taps.size):
                     total = fma(masked_load(a, at + taps[t] + c, have),
                                 masked_load(right, t * right_step + c, have), total)
+                if added.size > 0:
+                    total = total + masked_load(
+                        added, n * added_image + i * row + j * pixel + c, have)
                 masked_store(out, ((n * Ho + i) * Wo + j) * C + c, total, have)

@@ -20,7 +20,13 @@ import numba
 import numpy as np
 from numba import prange
 
-from refsd.numba_ops.cpu.pixels import ONE_SEGMENT, as_pixels, whole_kc
+from refsd.numba_ops.cpu.pixels import (
+    ONE_SEGMENT,
+    as_addend,
+    as_pixels,
+    sources,
+    whole_kc,
+)
 from refsd.numba_ops.cpu.winograd_transforms import transform_pixels, transform_sums
 from refsd.numba_ops.cpu.winograd_weights import FEW, transform_channels, transform_weights
 from refsd.numba_ops.jit import jit
@@ -37,19 +43,23 @@ MOST_MR_TILES = 10
 L3_BLOCK_BYTES = 2**23
 
 
-def winograd(x, weight, bias, y, size, padding, groups):
-    """y = w * x + bias from tiles of size x size.   x (N, C, H, W), y (N, H', W', O)"""
+def winograd(x, weight, bias, y, size, padding, groups, addend, enlarged):
+    """y = w * x + bias + addend from tiles of size x size.   x (N, C, H, W), y (N, H', W', O)
+
+    x as it is `enlarged` to a height and a width.
+    """
     features, channels = weight.shape[0] // groups, weight.shape[1]
     right = right_matrix(weight)
     rooms = rooms_for(right, 9 * FEW, x.dtype)
     for g in range(groups):
         ours, theirs = (slice(g * n, (g + 1) * n) for n in (features, channels))
         _one_group(x[:, theirs], right, rooms, ours.start, None if bias is None else bias[ours],
-                   y[..., ours], size, padding)
+                   y[..., ours], size, padding, None if addend is None else addend[:, ours],
+                   enlarged)
 
 
-def _one_group(x, right, rooms, column, bias, y, size, padding):
-    (N, C, H, W), (_, Ho, Wo, O) = x.shape, y.shape
+def _one_group(x, right, rooms, column, bias, y, size, padding, addend, enlarged):
+    (N, C, _, _), (_, Ho, Wo, O) = x.shape, y.shape
     memory, *steps = as_pixels(x)
     corner = (-padding[0][0], -padding[1][0])
     kc, count, height, block, l3_tiles, shared, sizes = blocking(C, y.shape, size, x.dtype)
@@ -57,9 +67,10 @@ def _one_group(x, right, rooms, column, bias, y, size, padding):
     with workspace(computed_dtype(x.dtype), *sizes) as (spectra, sums, panels):
         if shared:
             transform_weights(right, C, column, count, size, rooms, panels)
-        _compute(memory, (N, C, H, W), tuple(steps), corner, size, right, rooms, column, shared,
-                 panels, count, kc, bias, flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra,
-                 l3_tiles, sums, block, height, ONE_SEGMENT)
+        _compute(memory, (N, C, *enlarged), tuple(steps), sources(x, enlarged), corner, size, right,
+                 rooms, column, shared, panels, count, kc, bias, as_addend(addend, x.dtype),
+                 flat(y), (Ho, Wo, O), y.strides[2] // y.itemsize, spectra, l3_tiles, sums, block,
+                 height, ONE_SEGMENT)
 
 
 class Blocking(NamedTuple):
@@ -101,8 +112,8 @@ def blocking(C: int, result: tuple, size: int, dtype: np.dtype) -> Blocking:
 
 
 @jit(parallel=True)
-def _compute(x, shape, steps, corner, size, right, rooms, column, shared, panels, count, kc, bias,
-             out, result, pixel, spectra, l3_tiles, sums, block, height, one):
+def _compute(x, shape, steps, sources, corner, size, right, rooms, column, shared, panels, count,
+             kc, bias, addend, out, result, pixel, spectra, l3_tiles, sums, block, height, one):
     """L3 block after L3 block of tiles: transform all of them, then multiply and transform back."""
     down, across = (result[0] + size - 3) // (size - 2), (result[1] + size - 3) // (size - 2)
     tiles, width, C = shape[0] * down * across, VECTORS * lanes(out), shape[1]
@@ -110,7 +121,7 @@ def _compute(x, shape, steps, corner, size, right, rooms, column, shared, panels
     for first in range(0, tiles, l3_tiles):
         here = min(l3_tiles, tiles - first)
         for mr_tile in prange((here + height - 1) // height):
-            _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here,
+            _transform_mr_tile(x, shape, steps, sources, corner, size, down, across, first, here,
                               np.int64(mr_tile) * height, height, spectra, l3_tiles, kc)
         blocks = (here + block - 1) // block
         for task in prange(blocks * count):
@@ -129,12 +140,12 @@ def _compute(x, shape, steps, corner, size, right, rooms, column, shared, panels
                 _multiply(spectra, low, high, l3_tiles, panels, start, rows * width, size * size, k,
                           min(k + part, C), kc, one, mine, block, height)
             _finish_block(mine, block, size, down, across, first + low, first + high, bias,
-                          panel * width, out, result, pixel)
+                          addend, panel * width, out, result, pixel)
 
 
 @jit
-def _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here, low, height,
-                       spectra, l3_tiles, kc):
+def _transform_mr_tile(x, shape, steps, sources, corner, size, down, across, first, here, low,
+                       height, spectra, l3_tiles, kc):
     """B^T d B of tiles low .. low + height - 1 of an L3 block; zeros past its `here` tiles."""
     C, positions = shape[1], size * size
     half = scratch(positions * lanes(x), x)
@@ -143,7 +154,8 @@ def _transform_mr_tile(x, shape, steps, corner, size, down, across, first, here,
         if k < here:
             n, i, j = _position(first + k, down, across)
             i, j = i * (size - 2) + corner[0], j * (size - 2) + corner[1]
-            _transform_tile(x, shape, steps, n, i, j, size, padded, half, spectra, k, l3_tiles, kc)
+            _transform_tile(x, shape, steps, sources, n, i, j, size, padded, half, spectra, k,
+                            l3_tiles, kc)
         else:
             for s in range(0, (C + kc - 1) // kc * positions):
                 for c in range(0, kc, lanes(x)):
@@ -183,21 +195,25 @@ def _multiply(spectra, low, high, l3_tiles, panels, at, panel_plane, positions, 
 
 
 @jit
-def _transform_tile(x, shape, steps, n, i, j, size, padded, half, out, tile, l3_tiles, kc):
+def _transform_tile(x, shape, steps, sources, n, i, j, size, padded, half, out, tile, l3_tiles, kc):
     """spectra = B^T d B of the tile d whose first pixel is (i, j); it may lie half outside."""
-    _, C, H, W = shape
+    (_, C, H, W), (rows, columns) = shape, sources
     image, row, pixel = steps
     first = n * image + i * row + j * pixel
-    if i < 0 or j < 0 or i + size > H or j + size > W or C % lanes(x) > 0:
-        # A copy with zeros around: at the border, and where channels are not whole vectors.
+    enlarged = rows.size > 0
+    if enlarged or i < 0 or j < 0 or i + size > H or j + size > W or C % lanes(x) > 0:
+        # A copy: with zeros around at the border, with pixels of x repeated where it is enlarged,
+        # and where channels are not whole vectors.
         step = (C + lanes(x) - 1) // lanes(x) * lanes(x)
         for a in range(size):
             for b in range(size):
                 inside = 0 <= i + a < H and 0 <= j + b < W
+                at = first + a * row + b * pixel
+                if inside and enlarged:
+                    at = n * image + rows[i + a] * row + columns[j + b] * pixel
                 for c in range(0, C, lanes(x)):
                     have = min(lanes(x), C - c) if inside else 0
-                    store(padded, (a * size + b) * step + c,
-                          masked_load(x, first + a * row + b * pixel + c, have))
+                    store(padded, (a * size + b) * step + c, masked_load(x, at + c, have))
         _transform_copy(padded, 0, size * step, step, C, size, half, out, tile, l3_tiles, kc)
     else:
         _transform_copy(x, first, row, pixel, C, size, half, out, tile, l3_tiles, kc)
@@ -212,7 +228,8 @@ def _transform_copy(x, first, row, pixel, C, size, half, out, tile, l3_tiles, kc
 
 
 @jit
-def _finish_block(sums, block, size, down, across, low, high, bias, column, out, result, pixel):
+def _finish_block(sums, block, size, down, across, low, high, bias, addend, column, out, result,
+                  pixel):
     """Tiles low .. high - 1 of all images, from the sums of one panel"""
     half = scratch(size * size * lanes(out), out)
     edge = scratch(size * size * lanes(out), out)
@@ -220,14 +237,14 @@ def _finish_block(sums, block, size, down, across, low, high, bias, column, out,
     for k in range(low, high):
         n, i, j = _position(k, down, across)
         i, j = i * (size - 2), j * (size - 2)
-        _finish_tile(sums, (k - low) * width, block * width, size, half, edge, bias, column, out,
-                     n, i, j, result, pixel)
+        _finish_tile(sums, (k - low) * width, block * width, size, half, edge, bias, addend,
+                     column, out, n, i, j, result, pixel)
 
 
 @jit
-def _finish_tile(m, at, plane, size, half, edge, bias, column, out, n, i, j, result, pixel):
-    """y = A^T m A + bias for one panel of outputs of one tile"""
-    Ho, Wo, O = result
+def _finish_tile(m, at, plane, size, half, edge, bias, addend, column, out, n, i, j, result, pixel):
+    """y = A^T m A + bias + addend for one panel of outputs of one tile"""
+    (Ho, Wo, O), (added, image, row, step) = result, addend
     reach, count = size - 2, lanes(out)
     for vector in range(VECTORS):
         o = column + vector * count
@@ -236,7 +253,7 @@ def _finish_tile(m, at, plane, size, half, edge, bias, column, out, n, i, j, res
             return
         start = ((n * Ho + i) * Wo + j) * pixel + o
         total = load(bias, o)
-        if i + reach <= Ho and j + reach <= Wo and have == count:
+        if added.size == 0 and i + reach <= Ho and j + reach <= Wo and have == count:
             transform_sums(m, at + vector * count, plane, size, half, total, out, start,
                            Wo * pixel, pixel)
         else:
@@ -244,5 +261,8 @@ def _finish_tile(m, at, plane, size, half, edge, bias, column, out, n, i, j, res
                            reach * count, count)
             for a in range(min(reach, Ho - i)):
                 for b in range(min(reach, Wo - j)):
-                    masked_store(out, start + (a * Wo + b) * pixel,
-                                 load(edge, (a * reach + b) * count), have)
+                    value = load(edge, (a * reach + b) * count)
+                    if added.size > 0:
+                        value = value + masked_load(
+                            added, n * image + (i + a) * row + (j + b) * step + o, have)
+                    masked_store(out, start + (a * Wo + b) * pixel, value, have)

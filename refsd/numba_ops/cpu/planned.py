@@ -29,6 +29,7 @@ from refsd.numba_ops.workspace import rooms_of
 from refsd.ops.conv import pair, sides
 
 __all__ = ["allocate_from_pool", "allocating_with", "work_bytes"]
+CONVOLUTIONS = ("conv2d", "conv2d_add", "upsample_conv2d")
 LINEAR = ("linear", "linear_add", "linear_geglu")
 
 
@@ -40,8 +41,9 @@ def work_bytes(op: str, inputs: Mapping[str, Any], options: Mapping[str, Any],
     as no kernel leaves it.
     """
     dtype = np.dtype(HALVES.get(str(result.dtype), str(result.dtype)))
-    if op == "conv2d":
-        return _convolution(inputs["x"].shape, inputs["weight"].shape, options, result.shape, dtype)
+    if op in CONVOLUTIONS:
+        return _convolution(op, inputs["x"].shape, inputs["weight"].shape, options, result.shape,
+                            dtype)
     if op == "attention":
         (_, _, C), (N, S, D), heads = inputs["q"].shape, inputs["v"].shape, options["heads"]
         *_, keys, values, step = lengths(N, heads, S, C // heads, D // heads, dtype)
@@ -50,7 +52,7 @@ def work_bytes(op: str, inputs: Mapping[str, Any], options: Mapping[str, Any],
     return _bias(inputs["weight"].shape[0], dtype) if op in LINEAR else None
 
 
-def _convolution(x, weight, options, result, dtype):
+def _convolution(op, x, weight, options, result, dtype):
     (N, C, _, _), (O, I, kh, kw), (_, _, Ho, Wo) = x, weight, result
     stride, dilation = pair(options["stride"]), pair(options["dilation"])
     padding, groups, result = sides(options["padding"]), options["groups"], (N, Ho, Wo, O)
@@ -62,14 +64,18 @@ def _convolution(x, weight, options, result, dtype):
         sizes = blocking(I, (N, Ho, Wo, O // groups), 4 if name == "winograd2" else 6, dtype).sizes
         rooms = rooms_of(computed_dtype(dtype), *sizes)
         return groups * (_lines(sum(rooms)) + _bias(O // groups, dtype))
+    enlarged = op == "upsample_conv2d"
     if (kh, kw, *stride, groups) == (1, 1, 1, 1, 1) and not np.any(padding):
-        return _bias(O, dtype)
+        return None if enlarged else _bias(O, dtype)
     if is_narrow(weight, groups, dtype):
+        if op != "conv2d":
+            return None
         step = -(-C // lanes(dtype)) * lanes(dtype)
         kernels = -(-O // OUTPUTS) * OUTPUTS * kh * kw * step * computed_dtype(dtype).itemsize
         return _lines(kernels, step * dtype.itemsize) + _bias(O, dtype)
     plan = plan_of(C, weight, result, stride, padding, dilation, dtype.itemsize)
-    if stride == (1, 1) and not np.any(padding) and plan.run >= ROWS and plan.step == C:
+    if (stride == (1, 1) and not np.any(padding) and plan.run >= ROWS and plan.step == C
+            and not enlarged):
         return _bias(O, dtype)
     return _bias(O, dtype) + _lines(*rooms_of(dtype, plan.elements(N, padding[1][0])))
 
