@@ -45,7 +45,7 @@ def test_reports(run, network, wrong, tmp_path):
     assert "wrong on its own inputs" in failure.get("message")
     assert "missing_bias" in failure.get("message")
     page = files[3].read_text()
-    assert "<h1>Golden bisection</h1>" in page and page.count("<section>") == 1
+    assert "<h1>Golden bisection</h1>" in page and page.count("<section ") == 1
     assert page.count("data:image/png;base64") == 1
     assert "## `unet/000/proj`" in files[1].read_text()
 

@@ -1,10 +1,8 @@
-"""A comparison on paper: text, JSON, Markdown, JUnit, HTML; the command; the memory it takes."""
+"""A comparison on paper: text, JSON, Markdown, JUnit; the command; the memory it takes."""
 
 import json
-import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import chaos
@@ -13,26 +11,10 @@ import pytest
 from golden_compare_samples import NETWORK, B, W, X, changed_at, compared, right
 
 from refsd.__main__ import main
-from refsd.golden.comparing.candidate import Candidate
-from refsd.golden.comparing.compare import compare
-from refsd.golden.comparing.html import colours, error_map, page
 from refsd.golden.comparing.junit import junit
 from refsd.golden.comparing.markdown import markdown
 from refsd.golden.comparing.report import as_json, sentence, sheet, text
 from refsd.golden.packs.pack import Writer
-
-
-def test_error_maps():
-    golden, got = np.zeros((2, 3, 200, 130)), np.zeros((2, 3, 200, 130))
-    got[1, 2, 199, 0], got[0, 0, 0, 129] = -3, np.nan
-    found = error_map(golden, got)
-    assert found.values.shape == (64, 64) and found.axes == (2, 3)
-    assert found.values[63, 0] == 3 and np.isnan(found.values[0, 63])
-    assert np.nansum(found.values) == 3
-    assert error_map(np.zeros(5), np.ones(5)).values.tolist() == [[1] * 5]
-    assert error_map(np.zeros((7, 2, 5)), np.ones((7, 2, 5))).axes == (0, 2)
-    assert error_map(np.array(1.0), np.array(2.0)) is None
-    assert error_map(np.array([np.inf, 1]), np.array([np.inf, 1])).values.tolist() == [[0, 0]]
 
 
 @pytest.fixture
@@ -82,79 +64,6 @@ def test_junit(failing, tmp_path):
     assert failure.get("type") == "wrong" and "missing_bias" in failure.get("message")
     assert cases["unet/000/conv_out"].find("skipped") is not None
     assert cases["tokens/000/ids"].find("failure") is None
-
-
-class Page(HTMLParser):
-    """What a browser would load or run, and whether every element is closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.loads, self.text = [], [], ""
-
-    def handle_starttag(self, tag, attributes):
-        assert tag not in ("script", "link", "iframe", "object", "base", "form")
-        for name, value in attributes:
-            assert not name.startswith("on")
-            if name in ("src", "href", "srcset", "action", "data"):
-                self.loads.append(value)
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_html(failing):
-    found = Page()
-    found.feed(page(sheet(failing)))
-    assert found.open == [] and sentence(failing) in found.text
-    assert len(found.loads) == 2 and all(one.startswith("data:image/png;base64,")
-                                         for one in found.loads)
-
-
-def test_the_page_begins_with_names_and_folds_what_is_of_no_use(failing, pack, tmp_path):
-    """Three failing tensors are enough to begin with; what is missing is one line."""
-    text = page(sheet(failing))
-    head, *rows = re.findall(r"<tr.*?</tr>", text, re.DOTALL)
-    assert re.findall(r"<th[^>]*>(.*?)</th>", head)[:4] == ["tensor", "verdict", "times", "beyond"]
-    assert all(row.partition("<td ")[2].startswith('class="name">') for row in rows)
-    assert len(rows) == failing.compared and "cosine" not in text
-    assert "<summary>1 missing</summary>" in text and "<summary>3 given</summary>" in text
-    assert "more that fail" not in text
-    signs = {name: -array for name, array in right().items() if name.startswith("unet")}
-    signs |= {"tokens/000/ids": -right()["tokens/000/ids"]}
-    text = page(sheet(compared(pack, tmp_path, maps=True, **signs)))
-    assert text.count("<section>") == 4
-    assert text.index("1 more that fail") < text.rindex("<section>")
-
-
-def test_names_from_elsewhere_are_only_text(pack, tmp_path):
-    """A candidate's names may be anything; so may its path."""
-    evil = "<script>alert(1)</script>\x00\x1b]0;`|\n\ud800"
-    odd = tmp_path / "a <i>&'`|"
-    odd.mkdir()
-    np.savez(odd / "c.npz", **right())
-    with Candidate.open(odd / "c.npz") as candidate:
-        found = compare(pack, candidate)
-    found.extra.append(evil)
-    html = page(sheet(found))
-    Page().feed(html)
-    assert "<script>alert" not in html and "\x00" not in html and "\x1b" not in html
-    html.encode("utf-8")
-    ElementTree.fromstring(junit(sheet(found)))
-    assert "<script>" not in "\n".join(text(found)).replace("extra: <script>", "")
-    assert "\x1b" not in "\n".join(text(found))
-    assert evil not in markdown(sheet(found))
-
-
-def test_colours_cover_six_powers_of_ten():
-    pixels = colours(np.array([[1.0, 1e-3, 0.0, np.nan]]))
-    assert pixels.dtype == np.uint8 and pixels.shape == (1, 4, 3)
-    assert pixels[0, 0].tolist() == [252, 255, 164] and pixels[0, 3].tolist() == [0, 255, 255]
-    assert pixels[0, 1].tolist() == [190, 55, 110] and pixels[0, 2].tolist() == [13, 8, 60]
 
 
 # The command

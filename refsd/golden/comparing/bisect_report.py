@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from refsd.golden.comparing.bisect import Bisection, allowance
-from refsd.golden.comparing.html import MAPS, error_map
+from refsd.golden.comparing.error_maps import error_maps
+from refsd.golden.comparing.html import MAPS
 from refsd.golden.comparing.local_error import BAD
 from refsd.golden.comparing.sheet import Sheet, share
 from refsd.golden.comparing.verdicts import AtLeast, Status, Verdict
@@ -15,9 +16,18 @@ SCHEMA = 1
 SHOWN = 20  # rows on a terminal
 JUDGED = (Status.EQUAL, Status.WITHIN, *BAD)
 COLUMNS = ("verdict", "x bound", "local rms", "inherited", "judged with", "tensor")
-LEGEND = ("x bound: the op's own error over what rounding allows it; local rms: that error; "
-          "inherited: what earlier ops handed on to it; judged with: tensors that were not dumped, "
-          "and were computed. Maps show the distance to the golden tensor.")
+LEGEND = {
+    "x bound": "the op's own error over what rounding allows it; up to 1 it is right",
+    "own error": "the distance to what the op makes, in float64, of the inputs that the port had; "
+                 "local rms is its root mean square",
+    "inherited": "what earlier ops handed on to it: no mistake of this op",
+    "judged with": "tensors that were not dumped, and were computed from what was: a mistake may "
+                   "be in one of them as well",
+    "spread": "what right ports of the whole network differ by at this place: runs of the "
+              "reference with other roundings, measured when the pack was made. It judges where "
+              "an op can not be computed again",
+    "maps": "show the distance to the golden tensor: own and inherited error together",
+}
 
 
 class Answer(NamedTuple):
@@ -102,8 +112,8 @@ def sheet(answer: Answer) -> Sheet:
         candidate=answer.candidate, format=answer.found.format, ok=answer.ok,
         sentence=answer.sentence, verdicts=rows, failing=[row for row in rows if row.status in BAD],
         columns=COLUMNS, legend=LEGEND, row=_row, why=what_is_wrong,
-        too_few=answer.judged < answer.wanted, unread=answer.unread, remarks=answer.remarks,
-        extra=answer.extra)
+        own=True, too_few=answer.judged < answer.wanted, unread=answer.unread,
+        remarks=answer.remarks, extra=answer.extra)
 
 
 def with_maps(answer: Answer, pack: Any, candidate: Any) -> Answer:
@@ -114,7 +124,7 @@ def with_maps(answer: Answer, pack: Any, candidate: Any) -> Answer:
         if row.name in drawn:
             got, golden = candidate.read(row.name, row.entry.shape), pack.read(row.name)
             if got is not None and got.shape == golden.shape:
-                row = replace(row, map=error_map(golden, got))
+                row = replace(row, maps=error_maps(golden, got))
         rows.append(row)
     return answer._replace(found=replace(answer.found, rows=rows))
 

@@ -12,14 +12,21 @@ from refsd.errors import ModelError, UsageError
 from refsd.golden.comparing.candidate import first_of
 from refsd.golden.comparing.diagnose import Evidence
 from refsd.golden.comparing.dumps import Dump, same_axes
+from refsd.golden.comparing.error_maps import error_maps
 from refsd.golden.comparing.excess import Excess, beyond, excess, ratio, where
 from refsd.golden.comparing.fits import places
-from refsd.golden.comparing.html import error_map
 from refsd.golden.comparing.layouts import layout
 from refsd.golden.comparing.limits import Accepted, Limit, limit_of, op_limit
 from refsd.golden.comparing.metrics import Metrics, measure
 from refsd.golden.comparing.port_formats import Formats
-from refsd.golden.comparing.verdicts import AtLeast, Comparison, Status, Verdict, select
+from refsd.golden.comparing.verdicts import (
+    FAILING,
+    AtLeast,
+    Comparison,
+    Status,
+    Verdict,
+    select,
+)
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.tolerances.formats import format_named
 
@@ -149,7 +156,7 @@ class GoldenJudge:
             golden_there=0.0 if at is None else float(golden[at]),
             candidate_there=0.0 if at is None else float(got[at]),
             notes=(*verdict.notes, *_curious(metrics), *notes),
-            map=error_map(golden, got) if self.maps and status != Status.EQUAL else None)
+            maps=error_maps(golden, got) if self.maps and status in FAILING else ())
 
     def _held_to(self, limit: Limit | None, entry: Entry, golden: np.ndarray, got: np.ndarray,
                  metrics: Metrics, format: str) -> tuple[Excess, str, list[str]]:

@@ -10,8 +10,21 @@ from refsd.golden.comparing.sheet import Sheet, share
 from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
 
 SCHEMA = 1
-LEGEND = ("times: the error over what is allowed; beyond: how many elements are too far off; max "
-          "ulp: in units of the last place; needed: the smallest t with |error| <= t + t |golden|")
+LEGEND = {
+    "times": "the error over what is allowed; up to 1 a right port may be off so far",
+    "allowed": "by the rounding of this op alone, element by element, where the op's inputs are in "
+               "the pack; otherwise by the spread",
+    "spread": "what right ports of the whole network differ by at this place: runs of the "
+              "reference with other roundings, measured when the pack was made. The root mean "
+              "square of the error is held to theirs, the largest error to their largest",
+    "beyond": "how many elements are further off than any of them may be",
+    "max ulp": "the largest error in units of the last place: 1 is the step to the next number of "
+               "the format",
+    "pcc": "correlation with the golden tensor; it decides nothing, as no factor and no offset "
+           "changes it",
+    "needed": "the t with which |error| <= t + t |golden| holds: rtol and atol of an allclose that "
+              "would pass",
+}
 NOT_FINITE = ("nan", "overflow", "inf_sign")  # counted, not fitted
 WORDS = {Status.WITHIN: "ok", Status.WRONG: "WRONG", Status.OPEN: "OPEN", Status.SHAPE: "SHAPE",
          Status.DTYPE: "DTYPE", Status.UNREADABLE: "UNREAD"}  # the others are their own

@@ -13,7 +13,8 @@ class Sheet(NamedTuple):
     """The answer, the verdicts in the order of execution, and how one becomes a row or a sentence.
 
     row(verdict) are the texts of `columns`, the tensor's name last; why(verdict) is for those that
-    fail. whole: missing tensors fail too; too_few: fewer than wanted could be judged.
+    fail. legend: what the words mean; own: a wrong tensor is so on its own inputs, whatever it was
+    handed; whole: missing tensors fail too; too_few: fewer than wanted could be judged.
     """
 
     kind: str
@@ -26,9 +27,10 @@ class Sheet(NamedTuple):
     verdicts: Sequence[Verdict]
     failing: Sequence[Verdict]
     columns: tuple[str, ...]
-    legend: str
+    legend: dict[str, str]
     row: Callable[[Verdict], tuple[str, ...]]
     why: Callable[[Verdict], str]
+    own: bool = False
     whole: bool = False
     too_few: bool = False
     unread: Sequence[str] = ()

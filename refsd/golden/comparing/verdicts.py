@@ -65,7 +65,7 @@ class Verdict:
     computed: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
-    map: Any = None
+    maps: tuple[Any, ...] = ()
     format: str = ""
 
     @property
