@@ -180,8 +180,8 @@ def allowed(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: 
             cast: bool = False) -> np.ndarray:
     """How far a right port's result of an entry's op may be from the truth on these inputs.
 
-    perturbations: how far some of the inputs may be from the port's. cast: those with more digits
-    than the format has may have been rounded to it, or not.
+    perturbations: as error_of has them. cast: inputs with more digits than the format has may have
+    been rounded to it, or not.
 
     The likely bound takes sums to run in a random order. A fixed one can be worse: channel by
     channel, partial sums drift away and come back. any_order adds what holds whatever the
@@ -190,32 +190,60 @@ def allowed(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: 
     """
     if entry.op in PIPELINE_BOUNDS:
         return pipeline_bound(entry.op, values, entry.options, truth, format)
-    perturbations = perturbations or {}
-    names = [name for name in positional(entry.op) if values.get(name) is not None]
-    # An option that is an array (a mask) is an input of the entry.
-    options = entry.options | {name: value for name, value in values.items()
-                               if name not in names and value is not None}
+    both, carried, factor = _errors(entry, values, truth, format, confidence, perturbations or {},
+                                    algorithm, cast)
+    size = both.likely
+    if any_order:
+        # Of sums of several kinds the shortest; Winograd's are over the channels.
+        count = (min(error_model(entry.op).terms(*_arguments(entry, values)[1:]))
+                 if algorithm is None else values["weight"].shape[1])
+        size = size + both.worst * min(1.0, factor / math.sqrt(3 * count))
+    return _finite_or_all(size + factor * np.sqrt(carried))
+
+
+def error_of(entry: Entry, values: dict[str, Any], truth: np.ndarray, *, format: str,
+             confidence: float, perturbations: dict[str, Any]) -> np.ndarray:
+    """The perturbation of an op's result that a later op computes with.
+
+    A perturbation is sqrt(3) standard deviations of each number's error: what one that is spread
+    evenly up to there has, as a rounding is. Variances add up from op to op. A bound at some
+    confidence is made of them once, at the op that is judged: one made of each op's bound would
+    grow by lambda at each, and be 1e40 times too large after a transformer block's 24.
+    """
+    both, carried, _ = _errors(entry, values, truth, format, confidence, perturbations, None, True)
+    return _finite_or_all(np.sqrt(3 * (both.deviation**2 + carried)))
+
+
+def _errors(entry, values, truth, format, confidence, perturbations, algorithm, cast):
+    """The op's own bound, the variance of what perturbed inputs make of it, and lambda."""
+    names, args, options = _arguments(entry, values)
     exact = [name for name in names
              if name not in WEIGHTS and (name in perturbations or not cast)]
     both = bound(entry.op, values, options, truth, format=format, given=exact,
                  confidence=confidence, algorithm=algorithm)
-    size, factor = both.likely, quantile(truth.size, confidence)
-    args = [raise_to_float64(values[name]) for name in names]
-    if any_order:
-        # Of sums of several kinds the shortest; Winograd's are over the channels.
-        count = (min(error_model(entry.op).terms(args, options)) if algorithm is None
-                 else values["weight"].shape[1])
-        size = size + both.worst * min(1.0, factor / math.sqrt(3 * count))
-    if not perturbations:
-        return size
-    errors = [perturbations.get(name, _zeros_like(arg)) for name, arg in zip(names, args)]
-    with np.errstate(all="ignore"):
-        carried = input_error(entry.op, args, options, np.nan_to_num(truth), errors, factor)
-        if carried is None:
-            return size
-        # variance takes errors to be spread evenly below the perturbations; they may be as large.
-        size = size + np.minimum(carried[0], factor * np.sqrt(3 * carried[1]))
-    return np.where(np.isnan(size), np.inf, size)  # where they are too large for a number
+    factor, carried = quantile(truth.size, confidence), 0.0
+    if perturbations:
+        errors = [perturbations.get(name, _zeros_like(arg)) for name, arg in zip(names, args)]
+        with np.errstate(all="ignore"):
+            found = input_error(entry.op, args, options, np.nan_to_num(truth), errors, factor)
+            carried = 0.0 if found is None else found[1]
+    return both, carried, factor
+
+
+def _arguments(entry, values):
+    """The names of an op's tensors, these in float64, and its options.
+
+    An option that is an array (a mask) is an input of the entry.
+    """
+    names = [name for name in positional(entry.op) if values.get(name) is not None]
+    options = entry.options | {name: value for name, value in values.items()
+                               if name not in names and value is not None}
+    return names, [raise_to_float64(values[name]) for name in names], options
+
+
+def _finite_or_all(size):
+    """Infinite where it is too large for a number."""
+    return np.where(np.isnan(size), np.inf, size)
 
 
 def _zeros_like(arg: Any) -> Any:

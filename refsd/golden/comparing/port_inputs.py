@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refsd.golden.comparing.limits import allowed
+from refsd.golden.comparing.limits import allowed, error_of
 from refsd.golden.comparing.port_formats import Formats, tensors
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import TENSOR, WEIGHT, replay, weights
@@ -27,9 +27,10 @@ REACH = 200  # ops that are computed at most to make up for what was not dumped:
 class OpInputs:
     """An op's inputs by parameter, and where they come from.
 
-    perturbations: how far a computed input may be from the port's, element by element. computed:
-    the entries that were computed, in order. borrowed: parameters whose golden tensor stands in.
-    assumed: those that no entry made, so that the port may have been given the golden ones.
+    perturbations: how far a computed input is from the port's, as limits.error_of gives it.
+    computed: the entries that were computed, in order. borrowed: parameters whose golden tensor
+    stands in. assumed: those that no entry made, so that the port may have been given the golden
+    ones.
     upstream: for a computed input, the op that made it and its inputs. exact: the inputs before
     they were rounded for the op, where that changes them.
     """
@@ -101,6 +102,11 @@ class Inputs:
         return allowed(entry, inputs.values, truth, format=self.formats.of(entry).name,
                        confidence=self.confidence, perturbations=inputs.perturbations, **how)
 
+    def error_of(self, entry: Entry, inputs: OpInputs, truth: np.ndarray) -> np.ndarray:
+        """The perturbation of the result of an op that the port did not dump."""
+        return error_of(entry, inputs.values, truth, format=self.formats.of(entry).name,
+                        confidence=self.confidence, perturbations=inputs.perturbations)
+
 
 class _Search:
     """The inputs of one entry; what is computed on the way is computed once."""
@@ -148,7 +154,8 @@ class _Search:
             if made is not None:
                 inputs.upstream[name] = source, made[2].values
                 coarser = self._format(entry) in self.inputs.formats.casts(source)
-                return made[0], made[1] + (_cast(made[0], self._format(entry)) if coarser else 0.0)
+                cast = _cast(made[0], self._format(entry)) if coarser else 0.0
+                return made[0], np.hypot(made[1], cast)
             if source.name == own:
                 inputs.assumed += (name,)
             else:
@@ -165,8 +172,7 @@ class _Search:
             inputs = self._all(source)
             if not inputs.borrowed and not inputs.assumed:
                 truth = np.asarray(replay(source, inputs.values))
-                allowed = self.inputs.allowed(source, inputs, truth, cast=True)
-                self.made[source.name] = truth, allowed, inputs
+                self.made[source.name] = truth, self.inputs.error_of(source, inputs, truth), inputs
         return self.made.get(source.name)
 
 
