@@ -16,6 +16,7 @@ from refsd.contracts import Spec
 from refsd.errors import UsageError
 from refsd.graph import Arena, MemoryPlan, plan_memory, run, trace
 from refsd.graph.arena import directed_memory
+from refsd.graph.passes import optimize
 from refsd.half import HALVES
 from refsd.models import clip, unet, vae
 from refsd.numba_ops import weights
@@ -76,6 +77,14 @@ def test_every_result_of_the_bundled_model_lies_in_its_place(pipe, part):
         measured = Arena(graph, plan_memory(graph, work=arena.worked))
         same_bits(run(graph, *arrays, arena=measured), call(*arrays))
         assert not measured.spilled and measured.worked == arena.worked
+        # And what fused convolutions work in.
+        fused, _ = optimize(graph)
+        arena = Arena(fused, plan_memory(fused, "numba"))
+        run(fused, *arrays, arena=arena)
+        convolutions = {i for i, node in enumerate(fused.nodes) if "conv2d" in node.op}
+        assert (part == "text_encoder") != any(n.op == "conv2d_add" for n in fused.nodes)
+        assert {i: place.size for i, place in arena.plan.work.items() if i in convolutions} == {
+            i: size for i, size in arena.worked.items() if i in convolutions}
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])

@@ -94,10 +94,10 @@ def fuses_whatever_is_read(graph):
 
 def at_the_first(graph):
     """The new node stands where the first of its nodes stood."""
-    found, _ = optimize(graph, [RIGHT["linear_add"]])
+    found, _ = optimize(graph, [RIGHT["conv2d_add"]])
     made = {node.result for node in graph.nodes} - {node.result for node in found.nodes}
     nodes = list(found.nodes)
-    for node in [n for n in nodes if n.op == "linear_add"]:
+    for node in [n for n in nodes if n.op == "conv2d_add"]:
         old = next(n for n in graph.nodes if n.result in made
                    and n.inputs.get("weight") == node.inputs["weight"])
         behind = [n.result for n in graph.nodes].index(old.result)
@@ -159,10 +159,10 @@ def takes_the_first(graph):
 
 
 def subtracts_too(graph):
-    """linear + sub for linear + add."""
+    """conv2d + sub for conv2d + add."""
     renamed = graph.with_nodes(tuple(node._replace(op="add") if node.op == "sub" else node
                                      for node in graph.nodes))
-    return products.linear_add(renamed, "numpy")[0]
+    return products.conv2d_add(renamed, "numpy")[0]
 
 
 def of_another_dtype(graph):
@@ -191,15 +191,22 @@ def broadcast():
 
 
 def subtracted():
-    return of_function(lambda x, w: F.sub(F.linear(x, w), x), (2, 4), (4, 4))
+    return of_function(lambda x, w: F.sub(F.conv2d(x, w, padding=1), x), (1, 4, 5, 5),
+                       (4, 4, 3, 3))
 
 
 def two_outputs():
     return of_network("vae, encode")
 
 
-def later():
-    return of_function(lambda x, w: (h := F.linear(x, w), F.add(h, F.silu(x)))[1], (2, 4), (4, 4))
+def strided():
+    return of_function(lambda x, w, y: F.add(F.conv2d(x, w, stride=2, groups=2), y), (1, 4, 6, 6),
+                       (4, 2, 2, 2), (1, 4, 3, 3))
+
+
+def enlarged():
+    return of_function(lambda x, w: F.conv2d(F.upsample_nearest(x, height=6, width=8), w,
+                                             padding=1), (1, 2, 3, 4), (2, 2, 3, 3))
 
 
 UNET, VAE = "unet, two levels", "vae, decode"
@@ -209,17 +216,23 @@ MISTAKES = {
     "fuses what one node reads twice": (doubled, fuses_what_is_read_twice, "check"),
     "drops the norm's bias": (
         UNET, altered("group_norm_silu", swapped("weight", "bias", "inputs")), "bits"),
+    "drops the convolution's bias": (UNET, altered("conv2d_add", with_inputs(bias=None)), "bits"),
     "drops the layer's bias": (UNET, altered("linear_geglu", with_inputs(bias=None)), "bits"),
     "another layer's weight": (UNET, altered("linear_add", other_weight), "bits"),
     "another eps": (VAE, altered("group_norm_silu", with_options(eps=1e-3)), "bits"),
     "another number of groups": (VAE, altered("group_norm_silu", with_options(groups=1)), "bits"),
+    "drops the stride": (strided, altered("conv2d_add", with_options(stride=1)), "check"),
+    "drops the groups": (strided, altered("conv2d_add", with_options(groups=1)), "check"),
+    "drops the padding": (enlarged, altered("upsample_conv2d", with_options(padding=0)), "check"),
+    "turns height and width": (
+        enlarged, altered("upsample_conv2d", swapped("height", "width", "options")), "check"),
     "adds x in place of the addend": (
         UNET, altered("linear_add", lambda g, n: n._replace(
             inputs={**n.inputs, "addend": n.inputs["x"]})), "check"),
     "takes the first operand, which is the product": (UNET, takes_the_first, "check"),
     "fuses a difference": (subtracted, subtracts_too, "bits"),
     "fuses where the addend has more rows": (broadcast, without_contracts, "check"),
-    "stands before what it reads": (later, at_the_first, "check"),
+    "stands before what it reads": (UNET, at_the_first, "check"),
     "turns two nodes": (UNET, turned, "check"),
     "turns the outputs": (two_outputs, outputs_turned, "bits"),
     "loses an output": (two_outputs, an_output_less, "bits"),

@@ -47,25 +47,34 @@ def spec(*shape, dtype=F32):
 
 
 X, IMAGE = spec(2, 3, 8), spec(1, 4, 6, 4)
-MATRIX, BIAS = spec(8, 8), spec(4)
+KERNEL, MATRIX, BIAS = spec(4, 4, 3, 3), spec(8, 8), spec(4)
 
 
 def norm(x, w, b):
     return F.group_norm(x, w, b, groups=2, eps=1e-5)
 
 
+def conv(x, w, **options):
+    return F.conv2d(x, w, padding=1, **options)
+
+
 @pytest.mark.parametrize("function, inputs, fused", [
     (lambda x, w, b: F.silu(norm(x, w, b)), (IMAGE, BIAS, BIAS), ["group_norm_silu"]),
     (lambda x, w, b: F.silu(norm(F.silu(norm(x, w, b)), w, b)), (IMAGE, BIAS, BIAS),
      ["group_norm_silu"] * 2),
+    (lambda x, w: F.add(conv(x, w), x), (IMAGE, KERNEL), ["conv2d_add"]),
+    (lambda x, w: F.add(x, conv(x, w)), (IMAGE, KERNEL), ["conv2d_add"]),
+    (lambda x, w, t: F.add(conv(x, w), t), (IMAGE, KERNEL, spec(1, 4, 1, 1)), ["conv2d_add"]),
     (lambda x, w: F.add(F.linear(x, w), x), (X, MATRIX), ["linear_add"]),
     (lambda x, w: F.add(x, F.linear(x, w)), (X, MATRIX), ["linear_add"]),
     (lambda x, w: F.geglu(F.linear(x, w)), (X, MATRIX), ["linear_geglu"]),
+    (lambda x, w: conv(F.upsample_nearest(x, height=12, width=8), w), (IMAGE, KERNEL),
+     ["upsample_conv2d"]),
     # the later of two, and what the other gives is the addend
-    (lambda x, w, v: F.add(F.linear(x, w), F.linear(x, v)), (X, MATRIX, MATRIX),
-     ["linear", "linear_add"]),
-    (lambda x, w, v: (h := F.linear(x, w), F.add(h, F.linear(x, v)))[1],
-     (X, MATRIX, MATRIX), ["linear", "linear_add"]),
+    (lambda x, w, v: F.add(conv(x, w), conv(x, v)), (IMAGE, KERNEL, KERNEL),
+     ["conv2d", "conv2d_add"]),
+    (lambda x, w, v: (h := conv(x, w), F.add(h, conv(x, v)))[1], (IMAGE, KERNEL, KERNEL),
+     ["conv2d", "conv2d_add"]),
 ])
 def test_a_pattern_becomes_one_node(function, inputs, fused):
     graph, report = optimize(trace(function, *inputs))
@@ -78,11 +87,11 @@ def test_a_pattern_becomes_one_node(function, inputs, fused):
 
 def test_of_two_products_the_earlier_fuses_where_the_later_is_read_again():
     def function(x, w, v):
-        first, second = F.linear(x, w), F.linear(x, v)
+        first, second = conv(x, w), conv(x, v)
         return F.add(first, second), second
 
-    graph, _ = optimize(trace(function, X, MATRIX, MATRIX))
-    assert [node.op for node in graph.check().nodes] == ["linear", "linear_add"]
+    graph, _ = optimize(trace(function, IMAGE, KERNEL, KERNEL))
+    assert [node.op for node in graph.check().nodes] == ["conv2d", "conv2d_add"]
     assert graph.nodes[1].inputs["weight"] == (1,) and graph.outputs[1] == graph.nodes[0].result
 
 
@@ -91,8 +100,8 @@ def test_of_two_products_the_earlier_fuses_where_the_later_is_read_again():
      "what group_norm gives is read 2 times"),
     (lambda x, w, b: (h := norm(x, w, b), (F.silu(h), h))[1], (IMAGE, BIAS, BIAS),
      "what group_norm gives is read 2 times"),
-    (lambda x, w: (h := F.linear(x, w), F.add(h, h))[1], (X, MATRIX),
-     "what linear gives is read 2 times"),
+    (lambda x, w: (h := conv(x, w), F.add(h, h))[1], (IMAGE, KERNEL),
+     "what conv2d gives is read 2 times"),
     (lambda x, w: F.add(F.linear(x, w), spec_like(x)), (spec(1, 3, 8), MATRIX),
      "linear_add"),
 ])
@@ -159,9 +168,11 @@ def test_what_nobody_reads_goes_and_what_it_alone_read():
 
 FAMILIES = {"sd1": sd1.SD1, "sdxl": sdxl.SDXL, "sd3": sd3.SD3}
 FULL = {
-    ("sd1", "unet"): {"group_norm_silu": 45, "linear_geglu": 16, "linear_add": 48},
-    ("sdxl", "unet"): {"group_norm_silu": 35, "linear_geglu": 70, "linear_add": 211},
-    ("sd1", "vae"): {"group_norm_silu": 29},
+    ("sd1", "unet"): {"group_norm_silu": 45, "upsample_conv2d": 3, "conv2d_add": 60,
+                        "linear_geglu": 16, "linear_add": 48},
+    ("sdxl", "unet"): {"group_norm_silu": 35, "upsample_conv2d": 2, "conv2d_add": 34,
+                          "linear_geglu": 70, "linear_add": 211},
+    ("sd1", "vae"): {"group_norm_silu": 29, "upsample_conv2d": 3, "conv2d_add": 14},
     ("sd3", "transformer"): {"linear_add": 1},
 }
 
@@ -169,7 +180,7 @@ FULL = {
 @pytest.mark.parametrize("family, part", FULL)
 def test_counts_at_full_size(family, part):
     """Of shapes alone. 22 residual blocks of SD 1.5 have two norms, 17 transformers one; the last
-    norm is the 45th."""
+    norm is the 45th. Each block adds its time and its residual, each transformer its input."""
     graph = full(family, part)
     found, report = optimize(graph)
     assert report.counts() == FULL[family, part]

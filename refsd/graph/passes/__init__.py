@@ -23,11 +23,13 @@ from refsd.graph.graph import Graph
 from refsd.graph.passes.hoisting import Split, split
 from refsd.graph.passes.matching import Pass, Site, pattern
 from refsd.graph.passes.norms import group_norm_silu
-from refsd.graph.passes.products import linear_add, linear_geglu
+from refsd.graph.passes.products import conv2d_add, linear_add, linear_geglu, upsample_conv2d
 from refsd.graph.passes.unused import unused
 from refsd.registry import active_backend
 
-PASSES: tuple[Pass, ...] = (unused, group_norm_silu, linear_geglu, linear_add)
+# A convolution that an addition takes is no longer one that a picture could be enlarged for.
+PASSES: tuple[Pass, ...] = (unused, group_norm_silu, upsample_conv2d, conv2d_add, linear_geglu,
+                            linear_add)
 
 
 @dataclass(frozen=True)
@@ -62,5 +64,6 @@ def optimize(graph: Graph, passes: Iterable[Pass] = PASSES,
     return graph, Report(sites, (before, len(graph.nodes)))
 
 
-__all__ = ["PASSES", "Pass", "Report", "Site", "Split", "group_norm_silu", "linear_add",
-           "linear_geglu", "optimize", "pattern", "split", "unused"]
+__all__ = ["PASSES", "Pass", "Report", "Site", "Split", "conv2d_add", "group_norm_silu",
+           "linear_add", "linear_geglu", "optimize", "pattern", "split", "unused",
+           "upsample_conv2d"]

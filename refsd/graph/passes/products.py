@@ -1,12 +1,27 @@
-"""Linear layers, and what is done to their sums."""
+"""Convolutions and linear layers, what they read, and what is done to their sums."""
 
 from refsd.graph.graph import Node
 from refsd.graph.passes.matching import Found, Fusion, View, pattern
 
 
+@pattern("upsample_conv2d")
+def upsample_conv2d(view: View, conv: Node) -> Found:
+    """conv2d(upsample_nearest(x))"""
+    if conv.op != "conv2d" or (up := view.maker(conv.inputs["x"], "upsample_nearest")) is None:
+        return None
+    return view.fuse("upsample_conv2d", conv.inputs | up.inputs, conv.options | up.options, up,
+                     conv)
+
+
+@pattern("conv2d_add")
+def conv2d_add(view: View, add: Node) -> Found:
+    """conv2d(x) + addend, or addend + conv2d(x), which has the same bits"""
+    return _with_addend(view, add, "conv2d", "conv2d_add")
+
+
 @pattern("linear_add")
 def linear_add(view: View, add: Node) -> Found:
-    """linear(x) + addend, or addend + linear(x), which has the same bits"""
+    """linear(x) + addend, or addend + linear(x)"""
     return _with_addend(view, add, "linear", "linear_add")
 
 
