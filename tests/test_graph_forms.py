@@ -19,6 +19,7 @@ from refsd.families import short_names
 from refsd.graph import dot, from_json, read, run, to_json, trace
 from refsd.graph.dot import COLOURS, blocks_of
 from refsd.graph.onnx_ops import COUNTERPARTS
+from refsd.graph.passes import matching, optimize
 from refsd.half import HALVES
 from refsd.pipelines.loading import bundled_model
 from refsd.pipelines.outline import outline
@@ -275,6 +276,7 @@ def test_json_and_files_of_the_command(capsys, tmp_path):
     (["-m", "bundled", "--dot", "--json"], "three forms; give one"),
     (["-m", "bundled", "--dot", "--onnx", "-o", "x"], "three forms; give one"),
     (["-m", "bundled", "--onnx"], "--onnx writes a file; give -o FILE"),
+    (["-m", "bundled", "--onnx", "-o", "x", "--passes"], "leave --passes out"),
     (["-m", "bundled", "-W", "63"], "--width"), (["-m", "bundled", "-H", "63"], "--height"),
     (["-m", "bundled", "-b", "0"], "--batch"),
     (["-m", "sd3", "--without", "vae"], "vae"),
@@ -283,6 +285,24 @@ def test_what_the_command_refuses(capsys, arguments, words):
     assert main(["graph", *arguments]) == 2
     said = capsys.readouterr()
     assert words in said.err + said.out
+
+
+def test_the_command_says_what_passes_do(capsys, monkeypatch):
+    command = ["graph", "-m", "bundled", "--passes", "--backend", "numba"]
+    assert main(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    graph, report = optimize(from_json(shown(capsys, "--json")), backend="numba")
+    assert said == [*report.lines(), f"{report.nodes[0]} ops, {report.nodes[1]} after the passes"]
+    assert {"group_norm_silu", "conv2d_add"} <= {node.op for node in graph.nodes}
+    assert from_json(shown(capsys, "--json", "--passes", "--backend", "numba")) == graph
+    monkeypatch.setattr(matching, "kernels", lambda *names: {})
+    assert main(command) == 0
+    assert ", not fused: numba has no kernel of linear_add" in capsys.readouterr().out
+
+
+def shown(capsys, *options):
+    assert main(["graph", "-m", "bundled", *options]) == 0
+    return capsys.readouterr().out
 
 
 def test_a_part_is_left_out(capsys):

@@ -18,6 +18,7 @@ by default a step of the denoiser as lines to read.
 
     refsd graph -m {first}
     refsd graph -m {first} --part decode -W 256 -H 256 --dot -o decode.dot
+    refsd graph -m {first} --passes --backend numba
     refsd graph -m path/to/model --onnx -o unet.onnx
 
 Published models have a short name and need no file: refsd plan --help lists them.
@@ -42,6 +43,8 @@ def parser() -> Parser:
     add("--backend", metavar="NAME", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     add("--without", metavar="PART",
         help="a part to leave out that the model may lack, such as text_encoder_3")
+    add("--passes", action="store_true", help="what passes fuse for the backend, where, and where "
+        "not and why; --dot and --json then give the graph after them")
     add("--dot", action="store_true", help="in the language of Graphviz")
     add("--onnx", action="store_true", help="as an ONNX model, with -o")
     add("-o", "--output", metavar="FILE", help="where to (stdout)")
@@ -58,16 +61,24 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--dot, --onnx and --json are three forms; give one")
     if options.onnx and options.output is None:
         raise UsageError("--onnx writes a file; give -o FILE")
+    if options.onnx and options.passes:
+        raise UsageError("--onnx writes the graph before its passes: fused ops have no counterpart "
+                         "in ONNX; leave --passes out")
     from refsd.graph import dot, to_json, trace
+    from refsd.graph.passes import optimize
     from refsd.pipelines.outline import outline
 
     found = outline(options.model)
     part, call = _call(found, options)
-    graph = trace(call)
+    graph, said = trace(call), None
     if options.onnx:
         _write_onnx(graph, found, part, options)
         return 0
-    text = dot(graph) if options.dot else to_json(graph) if options.json else str(graph)
+    if options.passes:
+        graph, report = optimize(graph, backend=find_backend(options.backend).name)
+        said = "\n".join(map(one_line, [*report.lines(), "{} ops, {} after the passes".format(
+            *report.nodes)]))
+    text = dot(graph) if options.dot else to_json(graph) if options.json else said or str(graph)
     if options.output is None:
         result(text)
         return 0
