@@ -1,0 +1,104 @@
+"""python -m tests.porter: the trial of bisect and compare on somebody else's port.
+
+    python -m tests.porter FOLDER                     every mistake in nine settings, one pack
+    python -m tests.porter FOLDER --seeds 20          the right port in nine settings, 20 packs
+    python -m tests.porter FOLDER --table             what is there, as tables
+
+Packs and results lie in FOLDER; what is there is not done again. A whole trial takes about half an
+hour on one core.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+KINDS = ("full", "blocks", "unet")
+
+
+def main():
+    """The trial, resumed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.porter", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=0, help="runs of the right port")
+    parser.add_argument("--mistakes", nargs="*", help="only these")
+    parser.add_argument("--kinds", nargs="*", default=KINDS)
+    parser.add_argument("--formats", nargs="*", default=("float32", "bfloat16", "float16"))
+    parser.add_argument("--again", action="store_true", help="do what is there again")
+    parser.add_argument("--table", action="store_true", help="only show what is there")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    results = Results(options.folder / ("seeds.jsonl" if options.seeds else "mistakes.jsonl"))
+    if not options.table:
+        (of_seeds if options.seeds else of_mistakes)(options, results)
+    from .tables import show
+
+    show(options.folder)
+
+
+class Results:
+    """Lines of JSON, the last of a key counts."""
+
+    def __init__(self, path):
+        self.path, self.found = path, {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            row = json.loads(line)
+            self.found[self.key(row)] = row
+
+    @staticmethod
+    def key(row):
+        return row.get("mistake"), row["kind"], row["format"], row["seed"]
+
+    def add(self, row):
+        self.found[self.key(row)] = row
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def pack_of(folder, seed):
+    from . import trial
+
+    place = folder / f"pack{seed}"
+    return trial.Pack.open(place) if place.exists() else trial.make_pack(place, seed)
+
+
+def of_mistakes(options, results):
+    from . import trial
+
+    model = trial.open_model()
+    with pack_of(options.folder, 0) as pack:
+        for key, mistake in trial.MISTAKES.items():
+            if options.mistakes and key not in options.mistakes:
+                continue
+            for kind in options.kinds:
+                for format in options.formats:
+                    done = (key, kind, format, 0) in results.found and not options.again
+                    if done or kind == "unet" and not mistake.in_unet:
+                        continue
+                    row = trial.judge(pack, model, key, kind, format, options.folder / "dump")
+                    results.add(row)
+                    print(key, kind, format, row["right"], row["times"], row["reason"], flush=True)
+
+
+def of_seeds(options, results):
+    from . import trial
+
+    model = trial.open_model()
+    for seed in range(options.seeds):
+        cells = [(kind, format) for kind in options.kinds for format in options.formats
+                 if options.again or (None, kind, format, seed) not in results.found]
+        if not cells:
+            continue
+        with pack_of(options.folder, seed) as pack:
+            for kind, format in cells:
+                row = trial.alarm(pack, model, kind, format, options.folder / "dump_seeds",
+                                  seed=seed)
+                results.add(row)
+                print(seed, kind, format, row["counts"], row["bisect"], row["compare"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

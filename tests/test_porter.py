@@ -1,0 +1,90 @@
+"""Somebody else's port, of fused kernels in short formats, is right; its mistakes are named."""
+
+import json
+
+import numpy as np
+import pytest
+from porter import dumping, trial
+from porter.mistakes import MISTAKES
+
+from refsd.golden.comparing.bisect import bisect
+from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.name_map import NameMap, Names
+from refsd.golden.packs.pack import Pack
+from refsd.golden.recording.make import make
+from refsd.golden.recording.record import Selection
+from refsd.golden.recording.request import Request
+
+CONFIG = json.loads((trial.MODEL / "scheduler/scheduler_config.json").read_text())
+RECIPE = Request(prompt="a red cone", width=128, height=128, steps=trial.STEPS,
+                 cfg_scale=trial.GUIDANCE,
+                 scheduler={key: value for key, value in CONFIG.items()
+                            if key != "_diffusers_version"})
+# A kernel's own mistake, one inside a fused kernel, one in what is merged, one of the sampler.
+SHOWN = ("kernel flipped", "16 groups", "to_q transposed", "v taken for eps")
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    """Bounds alone, which bisect works out itself."""
+    place = tmp_path_factory.mktemp("porter") / "pack"
+    make(place, RECIPE, selection=Selection(level=3, exclude=("decode/*", "picture/*")))
+    with Pack.open(place) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trial.open_model()
+
+
+@pytest.mark.parametrize("format", trial.FORMATS)
+def test_the_right_port_is_explained(pack, model, format, tmp_path):
+    """Whatever it dumps: all graph outputs, its blocks, its UNet on golden inputs."""
+    seed = trial.FORMATS.index(format)  # eager attention and flash in turns
+    run = trial.run(pack, model, "full", format, seed=seed)
+    for kind in dumping.KINDS:
+        dump = trial.run(pack, model, kind, format, seed=seed) if kind == "unet" else run
+        dumping.write_raw(tmp_path / kind, dumping.part(kind, dump), format)
+        with Candidate.open(tmp_path / kind, name_map=dumping.MAPS[kind]) as candidate:
+            found = bisect(pack, candidate, format=trial.formats(kind, format))
+        assert found.first is None, f"{kind}: {found.sentence}"
+        judged = sum(row.status == "explained" for row in found.rows)
+        assert judged >= {"full": 228, "blocks": 28, "unet": 162}[kind]
+
+
+@pytest.mark.parametrize("key", SHOWN)
+def test_a_mistake_is_named(pack, model, key, tmp_path):
+    dump = trial.run(pack, model, "full", "float32", bugs=MISTAKES[key].bugs)
+    found, compared = trial.verdicts(pack, tmp_path / "dump", dump, "full", "float32")
+    assert found.first.name in trial.expected(pack, MISTAKES[key], "full"), found.sentence
+    assert compared.compared >= 228  # a pack without tolerances has nothing to judge by
+
+
+def test_every_mistake_changes_what_it_says(pack, model):
+    """And nothing before it: the first dumped tensor that differs is the one that is to be named.
+
+    Weights that are merged are not in the map, but in the dump: what reads them is named.
+    """
+    right = {kind: trial.run(pack, model, kind, "float32") for kind in ("full", "unet")}
+    names, known, mine = NameMap.of(dumping.MAPS["full"]), Names(right["full"]), {}
+    for golden in pack.entries:
+        own = next((own for name in names.names(golden) for own in known.fitting(name)), None)
+        mine.setdefault(own, set()).add(golden)
+    for key, mistake in MISTAKES.items():
+        kind = "unet" if mistake.in_unet else "full"
+        wrong = trial.run(pack, model, kind, "float32", bugs=mistake.bugs)
+        first = next(name for name in wrong if name in mine and not np.array_equal(
+            right[kind][name], wrong[name], equal_nan=True))
+        assert trial.expected(pack, mistake, "full") & mine[first], f"{key}: {first}"
+
+
+def test_raw_files_and_an_archive_hold_the_same(pack, model, tmp_path):
+    dump = dumping.part("unet", trial.run(pack, model, "unet", "bfloat16"))
+    dumping.write_raw(tmp_path / "raw", dump, "bfloat16")
+    dumping.write_npz(tmp_path / "all.npz", dump)
+    read = []
+    for path in (tmp_path / "raw", tmp_path / "all.npz"):
+        with Candidate.open(path, name_map=dumping.MAPS["unet"]) as candidate:
+            read.append(candidate.read("unet/000/conv_in", (2, 64, 16, 16)))
+    assert np.array_equal(*read) and read[0].shape == (2, 64, 16, 16)
