@@ -45,8 +45,8 @@ th, td { text-align: left; padding: .15rem .6rem; white-space: nowrap;
 .verdict { color: var(--verdict) } .missing .verdict { color: inherit }
 .strip { display: flex; flex-wrap: wrap; gap: .6rem 1rem; font: 11px ui-monospace, monospace }
 .strip p { margin: 0; max-width: 100% }
-.strip span { display: block; overflow-wrap: anywhere; opacity: .85 }
-.bars { display: flex; flex-wrap: wrap; row-gap: 3px }
+.strip .of { display: block; overflow-wrap: anywhere; opacity: .85 }
+.strip .bars { display: flex; flex-wrap: wrap; row-gap: 3px }
 .bar { width: 7px; height: 2.4rem; border-right: 1px solid Canvas; box-sizing: border-box;
   background: linear-gradient(to top, transparent 49%, #888 49% 51%, transparent 51%),
   linear-gradient(to top, var(--verdict) var(--h), #8883 var(--h)) }

@@ -33,7 +33,7 @@ def strip(verdicts: Sequence[Verdict], linked: Collection[str]) -> Iterator[str]
         label = block if block and stage == before else f"{stage}/{block}".strip("/")
         before = stage
         bars = "".join(_bar(verdict, verdict.name in linked) for verdict in group)
-        yield f'<p><span>{escaped(label)}</span><span class="bars">{bars}</span></p>'
+        yield f'<p><span class="of">{escaped(label)}</span><span class="bars">{bars}</span></p>'
     yield "</div>"
 
 
