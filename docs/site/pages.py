@@ -42,8 +42,8 @@ DOORS = {
     "Understand": ("notebooks/README", "ops/index", "docs/graph", "docs/noise", "docs/schedules",
                    "docs/tokenizer", "docs/dialects", "docs/checkpoints", "docs/kernels-conv",
                    "docs/cuda-speed", "docs/cuda-gpu", "docs/tolerances"),
-    "Port": ("docs/porting", "docs/golden-make", "docs/golden-compare", "docs/golden-bisect",
-             "golden/README"),
+    "Port": ("docs/golden-quickstart", "docs/porting", "docs/golden-make",
+             "docs/golden-compare", "docs/golden-bisect", "golden/README"),
     "Work on it": ("The README <README>", "api/index", "CONTRIBUTING", "SECURITY", "CHANGELOG"),
 }
 

@@ -1,0 +1,45 @@
+"""docs/golden-quickstart.md: its files are written, its commands run, and answer as it says."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import refsd
+from refsd.__main__ import main
+
+PAGE = (Path(refsd.__file__).parents[1] / "docs/golden-quickstart.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"(?ms)^```console\n(.*?)^```", PAGE)
+STEPS = [step for block in COMMANDS for step in re.split(r"(?m)^\$ ", block)[1:]]
+
+
+def test_the_page_is_true(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("port.py").write_text(re.search(r"(?ms)^```python\n(.*?)^```", PAGE)[1])
+    Path("map.json").write_text(re.search(r"(?ms)^```json\n(.*?)^```", PAGE)[1])
+    assert len(STEPS) == 10
+    for step in STEPS:
+        line, _, wanted = step.partition("\n")
+        code, out = _run(shlex.split(line), capsys)
+        bad = "is the first" in wanted
+        assert code == bad, line
+        if wanted.strip():
+            pattern = ".*".join(map(re.escape, wanted.strip().split("...")))
+            assert re.match(pattern, out, re.DOTALL), f"{line}\n{out}"
+    assert "<h1>Golden bisection</h1>" in Path("wrong.html").read_text()
+
+
+def _run(words, capsys):
+    """Exit code and standard output of a line of the page."""
+    if words[0] == "refsd":
+        return main(words[1:]), capsys.readouterr().out
+    if words[0] == "mkdir":
+        return os.mkdir(words[1]) or 0, ""
+    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(done.stderr)
+    return 0, done.stdout
