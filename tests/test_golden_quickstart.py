@@ -1,5 +1,6 @@
 """docs/golden-quickstart.md: its files are written, its commands run, and answer as it says."""
 
+import json
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from porter.dumping import UNET
 
 import refsd
 from refsd.__main__ import main
@@ -31,6 +33,11 @@ def test_the_page_is_true(tmp_path, monkeypatch, capsys):
             pattern = ".*".join(map(re.escape, wanted.strip().split("...")))
             assert re.match(pattern, out, re.DOTALL), f"{line}\n{out}"
     assert "<h1>Golden bisection</h1>" in Path("wrong.html").read_text()
+
+
+def test_the_larger_map_is_that_of_a_port():
+    pairs = json.loads(re.findall(r"(?ms)^```json\n(.*?)^```", PAGE)[1])
+    assert len(pairs) > 25 and pairs.items() <= UNET.items()
 
 
 def _run(words, capsys):
