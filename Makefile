@@ -51,9 +51,10 @@ $(VENV)/ready $(PARITY)/ready $(BENCH)/ready $(NOTEBOOKS)/ready $(DOCS)/ready $(
 image: $(VENV)/ready
 	$(VENV)/bin/python -m refsd "$(PROMPT)" -s $(SEED) -o image.png
 
-# Two processes: most of the time one of them waits for a compiler or for a process of its own.
+# Two processes: most of the time one of them waits for a compiler or for a process of its own. Of
+# these there are hundreds, which shall find the package compiled.
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile tests
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 2 --dist loadfile tests
 
 # The kernels of the GPU without one: in lockstep, through its compiler, on a driver that pretends.
 cuda: $(CUDA)/ready
