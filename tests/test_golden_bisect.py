@@ -124,6 +124,21 @@ def test_the_first_nan_is_named_and_not_its_heirs(runs, pack):
     assert heir.status == "explained" and heir.inherited == math.inf
 
 
+def test_a_single_wrong_element_is_called_one(runs, pack):
+    """Two threads that add to the same number; and a tile that was never written."""
+    name = "unet/000/mid_block.resnets.0.conv1"
+    dump = port(pack, Ops())
+    for at, said in (((0, 3, 1, 1), "allows, in 1 of 128 elements, at (0, 3, 1, 1)"),
+                     ((1, 2, slice(0, 2), slice(0, 2)), "4 of 128 elements, in a tile: [1, 2, ")):
+        array = dump[name].copy()
+        array[at] += 1
+        found = bisect(pack, Dump(dump | {name: array}), model=runs / "model", only=[name])
+        assert said in found.sentence, found.sentence
+        assert found.first.beyond == np.size(array[at])
+    found = bisect(pack, Dump(dump | {name: -dump[name]}), model=runs / "model", only=[name])
+    assert found.first.beyond > 100 and " elements" not in found.sentence
+
+
 def test_ids_may_be_floats_and_may_be_wrong(runs, pack):
     """Wrong ids are named; an op that cannot take them is not judged."""
     dump = port(pack, Ops())
@@ -236,7 +251,7 @@ def test_small_tensors_take_one_thread_of_blas(runs, pack, monkeypatch, large, l
 
 def test_excess_by_hand():
     half = FORMATS["float16"]
-    times, at, rms, _ = excess(np.array([1.0, 2.5, 3.0]), np.array([1.0, 2.0, 3.0]), 0.25, half)
+    times, at, rms, *_ = excess(np.array([1.0, 2.5, 3.0]), np.array([1.0, 2.0, 3.0]), 0.25, half)
     assert (times, at) == (2.0, (1,))
     assert math.isclose(rms, 0.5 / math.sqrt(3))
 

@@ -29,6 +29,7 @@ CONFIDENCE = 0.999
 # Elements of the largest tensor from which on several threads are worth it: below, a product takes
 # less time than its threads need to meet, and much less where other programs run.
 LARGE = 1 << 22
+FEW = 0.05  # the share of elements up to which it is said where they are: a race, or a tile
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Bisection:
         why = "" if row.finding is None else f": {row.finding.sentence}"
         return (f"{row.name} (op {row.entry.op}, tensor {row.entry.index}){_also(row.computed)} is "
                 f"the first that is wrong on its own inputs, {_times(row.times)} "
-                f"{allowance(row)}{why}")
+                f"{allowance(row)}{_in(row)}{why}")
 
 
 def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
@@ -127,6 +128,12 @@ def allowance(row: Verdict) -> str:
         return "what was accepted"
     return ("what a right port differs by" if row.status == Status.SUSPECT else
             f"what {row.format} rounding allows")
+
+
+def _in(row: Verdict) -> str:
+    """How many elements are wrong and where, if it is few: all of them are no pattern."""
+    few = 0 < row.beyond <= FEW * math.prod(row.entry.shape)
+    return f", in {row.where}" if few else ""
 
 
 def _times(times: float) -> str:

@@ -9,13 +9,16 @@ from refsd.golden.tolerances.formats import Format
 
 
 class Excess(NamedTuple):
-    """The largest |error| / allowed, its index, the error's root mean square, and whether what is
-    allowed tells right from wrong (`informative`)."""
+    """The largest |error| / allowed, its index, the error's root mean square, whether what is
+    allowed tells right from wrong (`informative`), and how many elements are beyond it, and where.
+    """
 
     times: float
     at: tuple[int, ...] | None
     rms: float
     informative: bool = True
+    beyond: int = 0
+    where: str = ""
 
     @property
     def within(self) -> bool:
@@ -42,7 +45,9 @@ def excess(got: np.ndarray, truth: np.ndarray, allowed: Any, format: Format,
         times = np.where(error > 0, error / allowed, 0)
     worst = int(np.argmax(times))
     at = tuple(int(i) for i in np.unravel_index(worst, truth.shape))
-    return Excess(float(times.ravel()[worst]), at, rms(error, 0.0), informative)
+    mask = times > 1
+    pattern = (int(mask.sum()), where(mask)) if mask.any() else ()
+    return Excess(float(times.ravel()[worst]), at, rms(error, 0.0), informative, *pattern)
 
 
 def rms(a: np.ndarray, b: Any) -> float:

@@ -263,4 +263,6 @@ class LocalErrorJudge:
 
 
 def _verdict(entry: Entry, status: str, error: Excess, **more: Any) -> Verdict:
-    return Verdict(entry, status, times=error.times, at=error.at, local=error.rms, **more)
+    found = (error.beyond, error.where) if status == Status.WRONG else (0, "")
+    return Verdict(entry, status, times=error.times, at=error.at, local=error.rms,
+                   beyond=found[0], where=found[1], **more)
