@@ -28,7 +28,8 @@ MAPS = 200  # causes that are drawn; a page of more is of no use
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """\
 :root { color-scheme: light dark; --bad: #b3261e; --good: #1b7f3b; --open: #8a5a00; --none: #8888 }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem;
+  overflow-wrap: anywhere }
 h1, h2, h3 { line-height: 1.25; overflow-wrap: anywhere }
 .lead { font-size: 1.15rem; border-left: .3rem solid var(--good); padding: .3rem 1rem;
   overflow-wrap: anywhere }
