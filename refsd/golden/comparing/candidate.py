@@ -25,6 +25,7 @@ from refsd.golden.comparing.dumps import (
 from refsd.golden.comparing.dumps_index import as_said, indexed, safetensors
 from refsd.golden.comparing.layouts import from_layout, layout
 from refsd.golden.comparing.name_map import NameMap, Names
+from refsd.golden.comparing.parts import Part, join, made_up, share
 
 INDEX, MANIFEST = "index.json", "manifest.json"
 RAW = (".bin", ".raw", *(f".{name}" for name in (*DTYPES, *SHORT)))
@@ -43,6 +44,7 @@ class Candidate:
         self.where, self._dumps, self._map, self._layout = where, listing.dumps, name_map, layout
         self.troubles = listing.troubles
         self._bad = {trouble.name: trouble.why for trouble in listing.troubles if trouble.name}
+        self._unfit: dict[str, str] = {}  # golden names whose parts are not there, and why
         self._names = Names([*self._dumps, *self._bad])
         self._reader = Reader()
 
@@ -85,24 +87,35 @@ class Candidate:
         Loosely: `.`, `/`, `:` and `__` between the parts are alike, as are 3 and 003. None too
         where several fit loosely (`trouble` says which).
         """
-        fits = self._fitting(name)
-        return fits[0] if len(fits) == 1 else None
+        parts = self._parts(name)
+        return parts[0].name if parts else None
 
-    def _fitting(self, name: str) -> list[str]:
-        each = map(self._names.fitting, (*self._map.names(name), name))
-        return next((fits for fits in each if fits), [])
+    def _fitting(self, name: str) -> list[list[Part]]:
+        """For each piece of a golden tensor all that it may be; none where one piece is missing."""
+        for mine in (*self._map.names(name), (name,)):
+            pieces = [self._names.fitting(one) for one in mine]
+            if all(pieces):
+                return pieces
+        return []
+
+    def _parts(self, name: str) -> list[Part]:
+        """What makes a golden tensor up, if it is there, and clear which is meant."""
+        pieces = self._fitting(name)
+        return [fits[0] for fits in pieces] if all(len(fits) == 1 for fits in pieces) else []
 
     def trouble(self, name: str) -> str:
         """Why a golden tensor's counterpart cannot be read; empty if it can, or is not there."""
-        fits = self._fitting(name)
-        if len(fits) > 1:
-            return (f"{self.where}: {fits[0]!r} and {fits[1]!r} could both be {name!r}. Say which "
-                    "with a name map")
-        return self._bad.get(fits[0], "") if fits else ""
+        for fits in self._fitting(name):
+            if len(fits) > 1:
+                return (f"{self.where}: {fits[0].name!r} and {fits[1].name!r} could both be "
+                        f"{name!r}. Say which with a name map")
+            if why := self._unfit.get(name) or self._bad.get(fits[0].name):
+                return why
+        return ""
 
     def extra(self, names: Iterable[str]) -> list[str]:
         """The candidate's names that none of the golden names leads to."""
-        used = {own for name in names for own in self._fitting(name)}
+        used = {part.name for name in names for fits in self._fitting(name) for part in fits}
         return [name for name in self._dumps if name not in used]
 
     def remarks(self, names: Iterable[str]) -> list[str]:
@@ -114,8 +127,26 @@ class Candidate:
 
         shape: the golden tensor's, to tell what the shape in an index means. Nothing is read.
         """
-        dump = self._dumps.get(self.find(name))
-        return dump if dump is None or shape is None else as_said(dump, shape)
+        parts = self._parts(name)
+        dumps = [self._dumps.get(part.name) for part in parts]
+        if not dumps or None in dumps or name in self._unfit:
+            return None
+        if len(parts) > 1 or parts[0].cuts:
+            return self._made_up(name, parts, dumps, shape)
+        return dumps[0] if shape is None else as_said(dumps[0], shape)
+
+    def _made_up(self, name: str, parts: list[Part], dumps: list[Dump],
+                 shape: tuple[int, ...] | None) -> Dump | None:
+        """The dump of a tensor that is parts of others; None, and a trouble, where it cannot be."""
+        item = np.dtype(DTYPES.get(dumps[0].dtype, "u1")).itemsize
+        shapes = [(d.bytes // item,) if d.shape is None else d.shape for d in dumps]
+        try:
+            made = made_up(parts, shapes, shape)
+        except UsageError as error:
+            self._unfit[name] = f"{self.where}: the name map's {name!r}: {error}"
+            self.troubles.append(Trouble(dumps[0].file, parts[0].name, self._unfit[name]))
+            return None
+        return dumps[0]._replace(shape=made, bytes=math.prod(made) * item, said=None)
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
         """The counterpart of a golden tensor of that name and shape.
@@ -128,11 +159,17 @@ class Candidate:
         dump = self.info(name, shape)
         if dump is None:
             return None
-        try:
-            data = self._reader.read(dump)
-        except (ModelError, ResourceError) as error:
-            self._give_up(self.find(name), dump, str(error))
-            return None
+        parts, pieces = self._parts(name), []
+        for part in parts:
+            own = dump if parts == [Part(part.name)] else self._dumps[part.name]
+            try:
+                pieces.append(part.take(self._reader.read(own), share(shape, len(parts))))
+            except (ModelError, ResourceError) as error:
+                self._give_up(part.name, own, str(error))
+                return None
+        data = join(pieces)
+        if any(isinstance(cut, str) for part in parts for cut in part.cuts):
+            return data
         if shape is None or data.shape == tuple(shape) and not (dump.layout or self._layout):
             return data
         kept = dump.layout or self._layout or "NCHW"
