@@ -71,9 +71,9 @@ ALLOWED = {
     "notebook": {"errors", "pipelines"},
     # records, replays and judges whole generations: it stands above the pipelines
     "golden": {"algorithms", "arguments", "atomic", "contracts", "dense", "errors", "examples",
-               "families", "functional", "kinds", "leaf", "models", "networks", "ops", "parallel",
-               "pipelines", "places", "planning", "random", "registry", "rules", "schedulers",
-               "shapes", "text", "version", "weights"},
+               "families", "functional", "half", "kinds", "leaf", "models", "networks", "ops",
+               "parallel", "pipelines", "places", "planning", "random", "registry", "rules",
+               "schedulers", "shapes", "text", "version", "weights"},
     "cli": {"adapters", "algorithms", "arguments", "atomic", "backends", "cgroups", "contracts",
             "dialects", "errors", "families", "golden", "gpu", "graph", "models", "networks",
             "numba_ops", "parallel",

@@ -8,12 +8,13 @@ from refsd.families import COMPONENTS
 
 ABOUT = """\
 Write a model's weights for programs in other languages: raw numbers with a list
-of offsets, npy, npz or safetensors, as float32 or float16.
+of offsets, npy, npz or safetensors, as float32, float16 or
+bfloat16.
 
     refsd export weights -o out --part unet --layout TILE32 --dtype float16
     refsd export weights -o out --only 'vae.decoder.*'"""
 KINDS = ("raw", "npy", "npz", "safetensors")
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def parser() -> Parser:
@@ -28,7 +29,7 @@ def parser() -> Parser:
     add("--layout", metavar="NAME", default="NCHW",
         help="NCHW, NHWC, HWIO, TRANSPOSED, NC4HW4, TILE32 and others (NCHW)")
     add("--dtype", type=choice(*DTYPES), metavar="NAME", default="float32",
-        help="float32 or float16 (float32)")
+        help="float32, float16 or bfloat16 (float32)")
     add("--part", type=choice(*COMPONENTS), metavar="NAME", action="append",
         help=f"{', '.join(COMPONENTS)}; may be repeated (all)")
     add("--only", metavar="PATTERN", action="append", default=[],

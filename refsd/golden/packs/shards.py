@@ -17,6 +17,7 @@ import numpy as np
 from refsd.atomic import write_file
 from refsd.golden.packs.rules import DTYPES
 
+HERE = {**DTYPES, "bfloat16": "BF16"}  # which exports have, and packs have not
 CHUNK = 1 << 20  # values that are summed at once
 COLUMNS = 256
 DRAFT = re.compile(r"\.(tensors-\d+\.safetensors|index\.tsv|manifest\.json|SHA256SUMS|"
@@ -40,7 +41,7 @@ def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]
     header, offset = {}, 0
     ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
     for name, array in ordered:
-        header[name] = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape),
+        header[name] = {"dtype": HERE[array.dtype.name], "shape": list(array.shape),
                         "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii")

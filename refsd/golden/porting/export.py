@@ -21,7 +21,7 @@ from refsd.golden.comparing.layouts import layout as known_layout
 from refsd.golden.comparing.layouts import to_layout
 from refsd.golden.packs.manifest import as_dict
 from refsd.golden.packs.pack import Pack
-from refsd.golden.packs.shards import write_shard
+from refsd.golden.packs.shards import raw, write_shard
 
 ALIGNED = 64  # bytes: a raw tensor begins at a multiple, so that it can be mapped and read as SIMD
 SHARD_BYTES = 1 << 30  # of safetensors, and what is held in memory for them
@@ -56,7 +56,7 @@ class Files:
         self.tensors[name] = {
             **location, "shape": list(array.shape), "dtype": str(array.dtype),
             "layout": self.layout, "stored": list(stored.shape), "bytes": stored.nbytes,
-            "sha256": hashlib.sha256(stored).hexdigest(), **about}
+            "sha256": hashlib.sha256(raw(stored)).hexdigest(), **about}
 
     def __enter__(self) -> "Files":
         return self

@@ -1,4 +1,4 @@
-"""A model's weights as plain files, part by part: any kind, any layout, float32 or float16."""
+"""A model's weights as plain files, part by part: any kind, any layout, float32 or half of it."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -9,11 +9,12 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.families import COMPONENTS
 from refsd.golden.porting.export import Files, chosen
+from refsd.half import HALVES
 from refsd.weights.checkpoint import iter_leaves
 from refsd.weights.plan import Plan, plan_whole
 from refsd.weights.reader import nonfinite
 
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ def export_weights(model: Path, folder: str | Path, kind: str, *, layout: str = 
                    only: Iterable[str] = (), variant: str | None = None) -> Files:
     """Every tensor of a model's folder or file as "unet.conv_in.weight"; memory as export_pack.
 
-    float16 is rounded to nearest; what grows beyond it is logged. Raises UsageError for a part or
-    a dtype there is none of, and as refsd.weights.load_checkpoint.
+    float16 and bfloat16 are rounded to nearest; what grows beyond it is logged.
+    Raises UsageError for a part or a dtype there is none of, and as refsd.weights.load_checkpoint.
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
@@ -51,7 +52,7 @@ def _tensors(part: str, plan: Plan, wanted: set[str]) -> Iterator[tuple[str, np.
 
 def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        rounded = array.astype(dtype, copy=False)
-    if nonfinite(rounded) and not nonfinite(array):
+        rounded = array.astype(HALVES.get(dtype, dtype), copy=False)
+    if not np.isfinite(rounded).all() and not nonfinite(array):
         logger.warning("%s: numbers beyond %s became infinite", name, dtype)
     return rounded
