@@ -20,8 +20,10 @@ RECIPE = Request(prompt="a red cone", width=128, height=128, steps=trial.STEPS,
                  cfg_scale=trial.GUIDANCE,
                  scheduler={key: value for key, value in CONFIG.items()
                             if key != "_diffusers_version"})
-# A kernel's own mistake, one inside a fused kernel, one in what is merged, one of the sampler.
-SHOWN = ("kernel flipped", "16 groups", "to_q transposed", "v taken for eps")
+# In each part of a chain of fused ops, in what is merged, and where nothing is fused.
+SHOWN = ("kernel flipped", "16 groups", "tokens by column", "to_q transposed",
+         "upsampled bilinearly", "skip of the other sample", "keys padded to 64",
+         "texts of keys swapped", "no final norm", "v taken for eps")
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +56,11 @@ def test_the_right_port_is_explained(pack, model, format, tmp_path):
 
 
 @pytest.mark.parametrize("key", SHOWN)
-def test_a_mistake_is_named(pack, model, key, tmp_path):
+def test_a_mistake_is_named_and_why(pack, model, key, tmp_path):
     dump = trial.run(pack, model, "full", "float32", bugs=MISTAKES[key].bugs)
     found, compared = trial.verdicts(pack, tmp_path / "dump", dump, "full", "float32")
     assert found.first.name in trial.expected(pack, MISTAKES[key], "full"), found.sentence
+    assert found.first.finding.reason in MISTAKES[key].reasons, found.sentence
     assert compared.compared >= 228  # a pack without tolerances has nothing to judge by
 
 

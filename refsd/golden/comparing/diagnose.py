@@ -15,6 +15,7 @@ import numpy as np
 from refsd.errors import RefsdError
 from refsd.golden.comparing import fits
 from refsd.golden.comparing.variants import ACTIVATIONS, variants
+from refsd.golden.comparing.variants_chain import Link, through
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording import names
 from refsd.golden.recording.pipeline_ops import PIPELINE_OPS
@@ -58,13 +59,15 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
              inputs: Mapping[str, Any] | None = None, *, format: str = "float32",
              previous: np.ndarray | None = None,
              upstream: Mapping[str, tuple[Entry, Mapping[str, Any]]] | None = None,
-             factors: Iterable[float] = ()) -> list[Finding]:
+             factors: Iterable[float] = (),
+             chain: tuple[Link, Mapping[str, Link]] | None = None) -> list[Finding]:
     """The reasons that explain why the candidate is not the golden tensor, the best first.
 
     golden: what the entry's op gives in float64 on these inputs (without inputs: the pack's
     tensor). inputs: the op's, by parameter. previous: the same tensor one step earlier. upstream:
     the op that made an input, and its own inputs, where a mistake may be that it was left out.
-    factors: scaling factors of the model, besides those of Stable Diffusion. format: what the port
+    factors: scaling factors of the model, besides those of Stable Diffusion. chain: the op with its
+    inputs, and the ops before it that the port did not dump, by name. format: what the port
     computes in.
     """
     golden, candidate = np.asarray(golden), np.asarray(candidate)
@@ -76,14 +79,14 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
                                                   *fits.nonfinite(truth, got))]
     if not finite.any() or _squares(truth, got, finite) == 0:
         return findings
-    guesses = _guesses(entry, truth, got, inputs, previous, upstream, factors)
+    guesses = _guesses(entry, truth, got, inputs, previous, upstream, factors, chain)
     with np.errstate(all="ignore"):
         scores = [_scored(guess, truth, got, finite) for guess in guesses]
     findings += _ranked(scores, got[finite])
     return findings or _rounding(truth, got, finite, format_named(format).name)
 
 
-def _guesses(entry, truth, got, inputs, previous, upstream, factors) -> Iterator[Guess]:
+def _guesses(entry, truth, got, inputs, previous, upstream, factors, chain) -> Iterator[Guess]:
     """Every wrong version that is known, the most specific first."""
     if not got.any():
         yield Guess("zeros", "all its numbers are 0: it may never have been written", got)
@@ -94,6 +97,8 @@ def _guesses(entry, truth, got, inputs, previous, upstream, factors) -> Iterator
         for guess in variants(entry, wide, truth, got, upstream or {}):
             if np.shape(guess[2]) == truth.shape:
                 yield Guess(*guess)
+    if chain is not None:
+        yield from (Guess(*guess) for guess in through(*chain))
     yield from (Guess(*guess) for guess in fits.same_shape(entry, truth, got, factors))
 
 

@@ -12,6 +12,7 @@ from refsd.golden.comparing.excess import Excess, excess, first_lost, is_informa
 from refsd.golden.comparing.limits import Accepted, spread_of, takes_tiles
 from refsd.golden.comparing.port_formats import Formats, tensors
 from refsd.golden.comparing.port_inputs import Inputs, OpInputs
+from refsd.golden.comparing.variants_chain import Link
 from refsd.golden.comparing.verdicts import Status, Verdict
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import replay
@@ -257,9 +258,11 @@ class LocalErrorJudge:
                   inputs: OpInputs | None) -> tuple[Finding, ...]:
         earlier = step_before(entry)
         previous = self.candidate.read(earlier, entry.shape) if earlier else None
+        chain = (Link(entry, inputs.values, inputs.makers, truth), inputs.links) if (
+            inputs and inputs.links) else None
         return tuple(diagnose(entry, truth, got, inputs and inputs.values,
                               format=self.formats.of(entry).name, previous=previous,
-                              upstream=inputs and inputs.upstream))
+                              upstream=inputs and inputs.upstream, chain=chain))
 
 
 def _verdict(entry: Entry, status: str, error: Excess, **more: Any) -> Verdict:

@@ -15,6 +15,7 @@ import numpy as np
 
 from refsd.golden.comparing.limits import allowed, error_of
 from refsd.golden.comparing.port_formats import Formats, tensors
+from refsd.golden.comparing.variants_chain import Link
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import TENSOR, WEIGHT, replay, weights
 from refsd.golden.tolerances.bounds.pipeline import PIPELINE_BOUNDS
@@ -31,7 +32,8 @@ class OpInputs:
     computed: the entries that were computed, in order. borrowed: parameters whose golden tensor
     stands in. assumed: those that no entry made, so that the port may have been given the golden
     ones.
-    upstream: for a computed input, the op that made it and its inputs. exact: the inputs before
+    upstream: for a computed input, the op that made it and its inputs; makers: that op's name, and
+    links: all that were computed, by name. exact: the inputs before
     they were rounded for the op, where that changes them.
     """
 
@@ -41,6 +43,8 @@ class OpInputs:
     borrowed: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     upstream: dict[str, tuple[Entry, dict[str, Any]]] = field(default_factory=dict)
+    makers: dict[str, str] = field(default_factory=dict)
+    links: dict[str, Link] = field(default_factory=dict)
     exact: "OpInputs | None" = None
 
 
@@ -119,6 +123,8 @@ class _Search:
         inputs = self._all(entry)
         computed = [name for name, made in self.made.items() if made is not None]
         entries = self.inputs.pack.entries
+        inputs.links = {name: Link(entries[name], made[2].values, made[2].makers, made[0])
+                        for name, made in self.made.items() if made is not None}
         inputs.computed = tuple(sorted(computed, key=lambda name: entries[name].index))
         return inputs
 
@@ -153,6 +159,7 @@ class _Search:
             made = None if entry.op in PIPELINE_BOUNDS or not self.compute else self._make(source)
             if made is not None:
                 inputs.upstream[name] = source, made[2].values
+                inputs.makers[name] = self.inputs.maker(source).name
                 coarser = self._format(entry) in self.inputs.formats.casts(source)
                 cast = _cast(made[0], self._format(entry)) if coarser else 0.0
                 return made[0], np.hypot(made[1], cast)

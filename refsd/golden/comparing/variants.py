@@ -100,6 +100,11 @@ def concat(inputs, options, truth, got):
     arrays = inputs["arrays"]
     yield ("swapped_inputs", "the arrays are joined in the opposite order",
            np.concatenate(arrays[::-1], axis=options["axis"]))
+    for i, array in enumerate(arrays):
+        if options["axis"] != 0 and len(array) == 2:
+            yield ("swapped_guidance", f"the two samples of array {i} have changed places",
+                   np.concatenate([*arrays[:i], array[::-1], *arrays[i + 1:]],
+                                  axis=options["axis"]))
 
 
 def upsample_nearest(inputs, options, truth, got):

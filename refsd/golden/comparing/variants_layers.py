@@ -75,8 +75,8 @@ def group_norm(inputs, options, truth, got):
     column = (-1,) + (1,) * (x.ndim - 2)
     count = math.prod(x.shape[1:]) // groups
     yield from _of_norm(lambda weight=weight, bias=bias, **changed: norm.group_norm(
-        x, weight, bias, **{**options, **changed}), options["eps"], truth, weight.reshape(column),
-        bias.reshape(column), count)
+        x, weight, bias, **{**options, **changed}), x, options["eps"], truth,
+        weight.reshape(column), bias.reshape(column), count)
     for other in (g for g in range(1, channels + 1) if channels % g == 0 and g != groups):
         yield ("wrong_groups", f"it was normalised in {other} groups, not in {groups}",
                norm.group_norm(x, weight, bias, groups=other, eps=options["eps"]))
@@ -92,14 +92,15 @@ def layer_norm(inputs, options, truth, got):
     weight = np.ones(x.shape[-1]) if weight is None else weight
     bias = np.zeros(x.shape[-1]) if bias is None else bias
     yield from _of_norm(lambda weight=weight, bias=bias, **changed: norm.layer_norm(
-        x, weight, bias, **{**options, **changed}), options["eps"], truth, weight, bias,
+        x, weight, bias, **{**options, **changed}), x, options["eps"], truth, weight, bias,
         x.shape[-1])
 
 
-def _of_norm(define, eps, truth, weight, bias, count):
+def _of_norm(define, x, eps, truth, weight, bias, count):
     for other in EPSILONS:
         if other != eps:
             yield "wrong_eps", f"eps is {other:g}, not {eps:g}", define(eps=other)
+    yield "missing_norm", "the norm was left out: it is the op's input", x
     yield "missing_bias", "the bias was not added", truth - bias
     with np.errstate(divide="ignore", invalid="ignore"):
         unweighted = np.where(weight == 0, 0, (truth - bias) / weight)
@@ -185,6 +186,21 @@ def attention(inputs, options, truth, got):
         yield "swapped_inputs", "queries and keys have changed places", wrong(q=k, k=q)
     if k.shape == v.shape:
         yield "swapped_inputs", "keys and values have changed places", wrong(k=v, v=k)
+    yield from _other_keys(wrong, k, v, mask is None and not causal)
+
+
+def _other_keys(wrong, k, v, all_seen):
+    """Keys and values of the other sample, or more of them than there are."""
+    if len(k) == 2:
+        yield ("swapped_guidance", "the two samples' keys and values have changed places: each "
+               "sample attends to the other's", wrong(k=k[::-1], v=v[::-1]))
+    S = k.shape[1]
+    for tile in (8, 16, 32, 64, 128) if all_seen else ():
+        if more := -S % tile:
+            widths = ((0, 0), (0, more), (0, 0))
+            yield ("extra_keys", f"{more} keys of zeros after the {S} (filled up to {S + more}) "
+                   "take part in the softmax: mask them",
+                   wrong(k=np.pad(k, widths), v=np.pad(v, widths)))
 
 
 def embed(inputs, options, truth, got):
