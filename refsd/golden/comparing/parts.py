@@ -40,7 +40,7 @@ class Part(NamedTuple):
                     array = array[cut]
                 except IndexError as error:
                     raise UsageError(f"{self.name!r} has the shape {array.shape}: "
-                                     f"{error}") from None
+                                     f"{error}. Give another part") from None
         return array
 
 
@@ -74,14 +74,15 @@ def _ordered(array, letters, shape):
     """An array whose axes are `letters`, in the order of a golden tensor's axes."""
     order = ORDERS.get(4 if shape is None else len(shape))
     if order is None or not set(letters) <= set(order):
-        raise UsageError(f"[{' '.join(letters)}] is not said of a tensor of the shape {shape}")
+        raise UsageError(f"[{' '.join(letters)}] is not said of a tensor of the shape "
+                         f"{shape}; give letters of n c h w for images, n l c for tokens")
     if array.ndim == 1 and len(letters) > 1 and shape is not None and len(shape) == 4:
         sizes = dict(zip(order, shape))
         array = array.reshape([sizes[letter] for letter in letters]) if (
             math.prod(sizes[letter] for letter in letters) == array.size) else array
     if array.ndim != len(letters):
         raise UsageError(f"[{' '.join(letters)}] names {len(letters)} axes, and the tensor has "
-                         f"the shape {array.shape}")
+                         f"the shape {array.shape}; give a letter for each")
     array = array.transpose(sorted(range(len(letters)), key=lambda i: order.index(letters[i])))
     return array if shape is None or array.size != math.prod(shape) else array.reshape(shape)
 
@@ -94,7 +95,8 @@ def join(pieces: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(pieces)
     except ValueError:
         shapes = " and ".join(str(piece.shape) for piece in pieces)
-        raise UsageError(f"the tensors of the shapes {shapes} do not make a batch") from None
+        raise UsageError(f"the tensors of the shapes {shapes} do not make a batch; give ones that "
+                         "differ in the first axis only") from None
 
 
 def share(shape: tuple[int, ...] | None, pieces: int) -> tuple[int, ...] | None:
