@@ -11,7 +11,7 @@ import refsd
 from refsd import examples
 from refsd import functional as F
 from refsd.golden.tolerances.formats import round_to
-from refsd.half import HALVES, is_half, to_float32, to_half
+from refsd.half import HALVES, PART, is_half, to_float32, to_half
 from refsd.leaf import Weight
 from refsd.registry import dispatch, kernel, kernels, op, ops, use, watch
 from refsd.shapes import Refusal
@@ -53,6 +53,24 @@ def test_no_definition_knows_of_halves():
     sources = (Path(refsd.__file__).parent / "ops").glob("*.py")
     assert [path.name for path in sources
             if re.search("bfloat16|float16|ml_dtypes|refsd.half", path.read_text())] == []
+
+
+def test_many_float16_are_widened_as_few_are():
+    every = np.arange(2**16, dtype="u2").view("f2")
+    finite = np.resize(every[np.isfinite(every)], 3 * PART + 5)  # and some in the last part
+    for x in (finite, finite[::-1], finite.reshape(1, -1), np.concatenate([every, finite]),
+              np.resize(every, 2 * PART)[::2]):
+        wide = to_float32(x)
+        assert wide.dtype == "f4" and wide.shape == x.shape and wide.flags.writeable
+        np.testing.assert_array_equal(wide.view("u4"), x.astype("f4").view("u4"))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_what_is_of_the_type_is_copied_with_its_bits(dtype):
+    every = np.arange(2**16, dtype="u2").view(HALVES[dtype]).reshape(256, -1).T
+    found = to_half(every, dtype)
+    assert found.strides == every.strides and not np.may_share_memory(found, every)
+    np.testing.assert_array_equal(found.view("u2"), every.view("u2"))
 
 
 @pytest.mark.parametrize("dtype", HALVES)

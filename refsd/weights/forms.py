@@ -3,7 +3,7 @@
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.half import HALVES, is_half, to_half
+from refsd.half import HALVES, is_half, to_float32, to_half
 from refsd.leaf import Weight, seal
 from refsd.quantized import W8A8, Quantized, can_quantize, quantize
 
@@ -96,4 +96,8 @@ def _size(dtype):
 
 
 def _as(array, dtype):
-    return to_half(array, dtype) if is_half(dtype) else array.astype(dtype, copy=False)
+    """The array itself where it is of that type."""
+    wanted = np.dtype(HALVES.get(dtype, dtype))
+    if array.dtype == wanted:
+        return array
+    return to_half(array, dtype) if is_half(dtype) else to_float32(array).astype(wanted, copy=False)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.half import HALVES, is_half, to_half
+from refsd.half import HALVES, is_half, to_float32, to_half
 from refsd.weights import float8, gguf
 from refsd.weights.files import open_file
 from refsd.weights.header import BLOCKS, WEIGHTS, Header, TensorInfo, identity, read_header
@@ -104,7 +104,7 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
             array *= _read(file, header, name, info.scale, "float32").item()
     if dtype in (None, array.dtype.name) or info.dtype not in WEIGHTS:
         return array
-    return to_half(array, dtype) if is_half(dtype) else array.astype(dtype)
+    return to_half(array, dtype) if is_half(dtype) else to_float32(array).astype(dtype, copy=False)
 
 
 CHANGED = "It changed while it was read. Try again when nothing writes to it"
