@@ -36,13 +36,18 @@ class Backend:
         """Whether "auto" may take it, or else say in one line that it is not available."""
         return True
 
-    def place(self, tensors: dict[str, Any], *, passing: bool = False,
-              beside: bool = False) -> None:
+    def place(self, tensors: dict[str, Any], *, passing: bool = False) -> None:
         """Put weights, in place, where and as the kernels read them. Shapes and values stay.
 
         For who owns the only copy of a model: kernels then need no second one. What is passing goes
-        again soon; beside: on a thread beside the one that computes.
+        again soon.
         """
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A NumPy array for what goes again soon, such as a weight before it is placed."""
+        from numpy import empty
+
+        return empty(shape, dtype)
 
     def put(self, array: Any) -> Any:
         """A NumPy array where this backend's arrays lie; its own arrays, and None, as they are."""
@@ -55,10 +60,7 @@ class Backend:
         """Bytes that its device has for arrays; None where that is the host, or nobody knows."""
 
     def replayed(self, function: Callable, reads: Any) -> Callable:
-        """function(*arrays) for who calls it again and again with arrays of the same shapes.
-
-        It launches the same each time; `reads` is the tree of the leaves that it reads.
-        """
+        """function(*arrays) for who calls it again and again with the same shapes and leaves."""
         return function
 
     def ready(self, dtype: str) -> None:
@@ -94,10 +96,7 @@ class Backend:
                                 algorithm=algorithm, exact=exact_wanted())
 
     def conv2d_rows(self, algorithm: str, outputs: int, groups: int, dtype: str) -> int:
-        """Output channels, padding included, of the weight that an algorithm makes for itself.
-
-        0 where the weight serves as it is.
-        """
+        """Outputs, padding included, of an algorithm's own weight; 0 if it takes it as it is."""
         return 0 if algorithm == "im2col" else outputs
 
     def tuned(self, choices: Mapping[str, str]) -> AbstractContextManager:
@@ -112,11 +111,17 @@ class NumbaBackend(Backend):
         """Numba has to be installed. Whether it works, importing the kernels tells."""
         return "" if find_spec("numba") else "numba is not installed: pip install numba"
 
-    def place(self, tensors: dict[str, Any], **how: bool) -> None:
+    def place(self, tensors: dict[str, Any], *, passing: bool = False) -> None:
         """Output channels adjacent in memory, in whole panels."""
         from refsd.numba_ops.weights import pack_all
 
-        pack_all(tensors, **how)
+        pack_all(tensors, passing=passing)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Of the memory of results that are gone, whose pages are there."""
+        from refsd.numba_ops.memory import empty_from_pool
+
+        return empty_from_pool(shape, dtype)
 
     def ready(self, dtype: str) -> None:
         """Compile the kernels, or load them."""
@@ -250,10 +255,7 @@ _logged: set[str] = set()  # backends that "auto" has passed over
 
 
 def add_backend(backend: Backend, *, preferred: bool = False) -> None:
-    """Make a backend known: to `use`, pipelines, the command line, and "auto", if preferred.
-
-    ImportError for a name that another one has.
-    """
+    """Make it known everywhere, to "auto" first if preferred; ImportError for another's name."""
     if backend.name == "auto" or BACKENDS.get(backend.name, backend) != backend:
         raise ImportError(f"a second backend {backend.name}; give it another name")
     others = {name: known for name, known in BACKENDS.items() if name != backend.name}

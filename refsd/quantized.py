@@ -8,6 +8,7 @@ from refsd.half import HALVES, is_half, to_half
 from refsd.leaf import Weight
 
 MOST = 127  # of int8, symmetric: -128 is not used
+PIECE = 2**16  # numbers that are rounded at once: they stay in the caches
 LEAST_SCALE = 2.0**-100  # far from float32's denormals
 
 
@@ -91,9 +92,13 @@ def quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The scale is the channel's largest magnitude over 127, rounded up to 16 significant bits: then
     the product with an integer of 7 bits is a float32, and nothing rounds but the values.
     """
-    scale = _scale(_largest(array))
-    values = np.divide(array, scale.reshape(-1, *[1] * (array.ndim - 1)), dtype=np.float32)
-    return np.rint(values, out=values).astype(np.int8), scale
+    scale, values = _scale(_largest(array)), np.empty_like(array, np.int8)
+    divisor = scale.reshape(-1, *[1] * (array.ndim - 1))
+    step = max(1, PIECE * len(array) // max(1, array.size))
+    for i in range(0, len(array), step):
+        piece = np.divide(array[i:i + step], divisor[i:i + step], dtype=np.float32)
+        values[i:i + step] = np.rint(piece, out=piece)
+    return values, scale
 
 
 def round_tokens(x: np.ndarray, axis: int) -> np.ndarray:

@@ -13,10 +13,11 @@ from weights_samples import refused
 
 import refsd
 from refsd import functional as F
+from refsd import quantized
 from refsd.__main__ import main
 from refsd.cli import recipe
 from refsd.errors import UsageError
-from refsd.half import HALVES
+from refsd.half import HALVES, to_half
 from refsd.numba_ops.memory import layout_copies
 from refsd.numba_ops.panels import right_matrix
 from refsd.numba_ops.weights import pack_all
@@ -312,3 +313,32 @@ def test_scales_that_do_not_belong_are_refused(small, tmp_path):
         change(tensors)
         write_safetensors(file, tensors)
         refused(lambda folder=folder: load_checkpoint(folder), words)
+
+
+@pytest.mark.parametrize("stored, dtype", [("float16", "float32"), ("bfloat16", "float32"),
+                                           ("bfloat16", "bfloat16")])
+def test_halves_are_held_where_they_were_read(stored, dtype):
+    """Rounding them to what they are would take longer than all else of reading."""
+    array = to_half(np.ones((3, 5), np.float32), stored)
+    stored = {"float16": "F16", "bfloat16": "BF16"}[stored]
+    leaf = hold(array, "a", form="as-is", stored=stored, dtype=dtype)
+    assert np.shares_memory(leaf.values if isinstance(leaf, Quantized) else leaf.dense(), array)
+
+
+@pytest.mark.parametrize("piece", [1, 40, 10**6])
+def test_pieces_of_some_outputs_are_quantized_as_all_at_once(monkeypatch, piece):
+    array = np.random.default_rng(3).standard_normal((7, 5, 3, 3)).astype("f4")
+    rows, rint = [], np.rint
+
+    def counted(values, out):
+        rows.append(len(values))
+        return rint(values, out=out)
+
+    monkeypatch.setattr(quantized, "PIECE", piece)
+    monkeypatch.setattr(np, "rint", counted)
+    for given in (array, array.transpose(0, 2, 3, 1)):
+        values, scale = quantize(given)
+        wide = rint(given / scale[:, None, None, None])
+        np.testing.assert_array_equal(values, wide)
+        assert values.dtype == np.int8
+    assert rows[:len(rows) // 2] == {1: [1] * 7, 40: [1] * 7, 10**6: [7]}[piece]

@@ -12,7 +12,7 @@ from weights_samples import GOOD, entry, file_of, refused
 
 from refsd.errors import ResourceError, UsageError
 from refsd.half import HALVES, to_float32, to_half
-from refsd.weights import memory, read_safetensors, write_safetensors
+from refsd.weights import memory, read_safetensors, reader, write_safetensors
 from refsd.weights.header import BYTES, TensorInfo, read_header
 from refsd.weights.reader import warn_nonfinite
 
@@ -216,3 +216,21 @@ def test_a_written_file_has_the_usual_permissions(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_numbers_are_converted_piece_by_piece(tmp_path, monkeypatch, dtype):
+    """Also the last few; and nothing as large as the tensor lies between file and result."""
+    array, pieces, half = np.linspace(-9, 9, 60).reshape(4, 15).astype("f2"), [], reader.to_half
+
+    def to_half(piece, dtype):
+        pieces.append(piece.size)
+        return half(piece, dtype)
+
+    monkeypatch.setattr(reader, "PIECE", 16)
+    monkeypatch.setattr(reader, "to_half", to_half)
+    write_safetensors(tmp_path / "x.safetensors", {"x": array})
+    found = read_safetensors(tmp_path / "x.safetensors", dtype=dtype)["x"]
+    assert found.dtype == HALVES.get(dtype, dtype)
+    np.testing.assert_array_equal(found, half(array, dtype) if dtype in HALVES else array)
+    assert pieces == ([16, 16, 16, 12] if dtype in HALVES else [])

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 
 from refsd.backends import BACKENDS, find_backend
 from refsd.cli import (
@@ -152,18 +153,23 @@ def add_arithmetic(parser: Parser) -> None:
     add("--weights", type=choice(*FORMS), metavar="NAME",
         help="how the weights are held, if smaller: float32, bfloat16, float16, int8, as-is (as "
         "--dtype; those of refsd quantize as int8)")
-    add("--offload", type=choice(*OFFLOADS), metavar="NAME", default="none",
-        help="have weights in memory only while they are used, with the same pictures: none, "
-        "component (one network at a time), block (parts of one, read ahead), auto (what fits) "
-        "(none)")
-    add("--budget", metavar="SIZE", help="let --offload follow from the memory that there is to "
-        "be, such as 4GiB")
+    add_offload(add)
     add("-t", "--threads", type=integer, metavar="N", help="threads of the kernels (all)")
     add("--exact", action="store_true",
         help="convolutions as sums of products only, without Winograd and FFT: slower")
     add("--tuned", action="store_true",
         help="convolutions as refsd tune found them to be the fastest; the recipe keeps which")
     add("--allow-nonfinite", action="store_true", help="go on after a NaN or an infinity")
+
+
+def add_offload(add: Callable) -> None:
+    """When weights are in memory, which no picture shows."""
+    add("--offload", type=choice(*OFFLOADS), metavar="NAME", default="none",
+        help="have weights in memory only while they are used, with the same pictures: none, "
+        "component (one network at a time), block (parts of one, read ahead), auto (what fits) "
+        "(none)")
+    add("--budget", metavar="SIZE", help="let --offload follow from the memory that there is to "
+        "be, such as 4GiB")
 
 
 def run(options: argparse.Namespace) -> int:

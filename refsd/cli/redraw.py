@@ -55,7 +55,7 @@ def run(picture: Any, options: argparse.Namespace) -> int:
 def _loaded(found: foreign.Foreign, prompt: str, asked: list[dict[str, Any]],
             options: argparse.Namespace, warnings: Warnings) -> tuple[Recipe, Any, Any]:
     """The recipe, the model's pipeline, and the adapters of the command line."""
-    from refsd.cli import drawing
+    from refsd.cli import drawing, session
     from refsd.pipelines import identity
     from refsd.pipelines.auto import AutoPipelineForText2Image
 
@@ -64,7 +64,7 @@ def _loaded(found: foreign.Foreign, prompt: str, asked: list[dict[str, Any]],
     backend = choose_backend(options.backend or "auto")
     pipe = AutoPipelineForText2Image.from_pretrained(
         options.model, backend=backend, download=options.download, scheduler=found.scheduler,
-        **parts)
+        **session.offload(options), **parts)
     pipe.dialect = found.compat
     model, adapted = identity.of(options.model, variant=None, parts=parts), adapters.Adapters()
     theirs, ours = found.model_hash, model["hash"]

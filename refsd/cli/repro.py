@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from refsd.backends import choose_backend
-from refsd.cli import adapters, control, embeddings, hires, output, pictures_in, threads
+from refsd.cli import adapters, control, draw, embeddings, hires, output, pictures_in, threads
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.compiling import Compiling
 from refsd.cli.info import found_recipe
@@ -48,6 +48,7 @@ def parser() -> Parser:
     add("--backend", metavar="NAME", help="another backend than the recipe's")
     add("-t", "--threads", type=integer, metavar="N",
         help="threads of the kernels (the recipe's: on numpy their number may change bits)")
+    draw.add_offload(add)
     add("-o", "--output", metavar="PATH", help="also write the new picture")
     return parser.answering(quiet="no progress")
 
@@ -128,7 +129,7 @@ def _parts(recipe: Recipe, options: argparse.Namespace) -> dict[str, str | None]
 def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures: Any,
           options: argparse.Namespace, chatty: bool) -> Any:
     from refsd import schedulers
-    from refsd.cli import drawing
+    from refsd.cli import drawing, session
     from refsd.pipelines import identity
     from refsd.pipelines.auto import family_of_model
 
@@ -140,7 +141,7 @@ def _draw(recipe: Recipe, model: str | None, given: adapters.Adapters, pictures:
         model, backend=recipe.backend, dtype=recipe.dtype, variant=variant,
         weights=recipe.weights, download=options.download, exact=recipe.exact,
         scheduler=schedulers.from_config(recipe.scheduler), ema=ema, **parts,
-        **family.leaving_out(without))
+        **session.offload(options), **family.leaving_out(without))
     used = identity.of(model, variant=variant, parts=parts, without=without)
     _require_same_files(recipe.model.get("files", {}), used["files"])
     if recipe.adapters:

@@ -56,7 +56,7 @@ class Session:
                 options.model, backend=options.backend, dtype=options.dtype,
                 weights=options.weights, download=options.download, variant=options.variant,
                 exact=options.exact, scheduler=self._scheduler, ema=options.ema,
-                prediction_type=options.prediction, **_offload(options), **parts,
+                prediction_type=options.prediction, **offload(options), **parts,
                 **family.leaving_out(options.without))
             self.model = identity.of(options.model, variant=options.variant, parts=parts,
                                      ema=options.ema, without=options.without,
@@ -172,7 +172,7 @@ class Session:
         self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - begun
 
 
-def _offload(options: argparse.Namespace) -> dict[str, Any]:
+def offload(options: argparse.Namespace) -> dict[str, Any]:
     """When weights are to be in memory; --budget chooses, unless --offload does."""
     from refsd.cli.plan import size
 

@@ -66,10 +66,6 @@ class Kernel:
         with one_at_a_time():
             return self.entry(*arguments)
 
-    def beside(self, *arguments: Any) -> Any:
-        """Call it while another Python thread runs kernels: one that starts no threads itself."""
-        return self.entry(*arguments)
-
     @cached_property
     def entry(self) -> Any:
         """What Python calls: lets other Python threads run meanwhile."""

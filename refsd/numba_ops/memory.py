@@ -108,6 +108,12 @@ def allocate_from_pool(size: int) -> np.ndarray:
     return raw[start:start + size]
 
 
+def empty_from_pool(shape: tuple[int, ...] | int, dtype: np.dtype) -> np.ndarray:
+    """An array of it, whatever places results just now (`allocating_with`)."""
+    dtype = np.dtype(dtype)
+    return allocate_from_pool(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+
+
 _allocator: ContextVar[Callable[[int], np.ndarray]] = ContextVar(
     "refsd_allocator", default=allocate_from_pool)
 

@@ -24,6 +24,7 @@ from refsd.numba_ops.memory import (
     aligned_empty,
     as_bits,
     count_copy,
+    empty_from_pool,
     flat,
     panel_width,
 )
@@ -53,29 +54,27 @@ def _lasting(size, dtype):
     return raw[start:start + size * dtype.itemsize].view(dtype)
 
 
-def pack_weight(weight: np.ndarray, room: Callable = _lasting,
-                turn: Callable | None = None) -> np.ndarray:
+def pack_weight(weight: np.ndarray, room: Callable = _lasting) -> np.ndarray:
     """The same weight (O, ...) with its outputs adjacent in memory, zeros filling up the rows.
 
     Changes of it in place take effect at once; of a read-only one it is sealed.
     """
     O, I, *taps = weight.shape
-    memory = pack(weight, room, turn)
+    memory = pack(weight, room)
     if not weight.flags.writeable:
         memory = seal(memory)
     return _as_weight(memory, O, I, taps)
 
 
-def pack(weight: np.ndarray, room: Callable = aligned_empty,
-         turn: Callable | None = None) -> np.ndarray:
-    """The memory of a packed weight, in what room(elements, dtype) gives, as `turn` turns it."""
+def pack(weight: np.ndarray, room: Callable = aligned_empty) -> np.ndarray:
+    """The memory of a packed weight, in what room(elements, dtype) gives."""
     O, I, *taps = weight.shape
     size = math.prod((*taps, I)) * row_step(O, weight.dtype)
     # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
     memory = room(size + panel_width(weight.dtype), weight.dtype)
     if weight.flags.c_contiguous and weight.flags.aligned and weight.size:
-        (turn or _turn)(as_bits(flat(weight)), O, I, math.prod(taps), row_step(O, weight.dtype),
-                        as_bits(flat(memory)))
+        _turn(as_bits(flat(weight)), O, I, math.prod(taps), row_step(O, weight.dtype),
+              as_bits(flat(memory)))
     else:
         _as_weight(memory, O, I, taps)[...] = weight
     memory[:size].reshape(-1, row_step(O, weight.dtype))[:, O:] = memory[size:] = 0
@@ -95,13 +94,6 @@ def _turn(weight, O, I, taps, step, out):
     width = VECTORS * lanes(out)
     for panel in prange((O + width - 1) // width):
         _turn_panel(weight, O, I, taps, step, out, np.int64(panel) * width)
-
-
-@jit
-def _turn_alone(weight, O, I, taps, step, out):
-    """The same on the thread that calls it."""
-    for low in range(0, O, VECTORS * lanes(out)):
-        _turn_panel(weight, O, I, taps, step, out, low)
 
 
 @jit
@@ -167,30 +159,30 @@ def outputs_innermost(weight):
     return np.moveaxis(weight, (0, 1), (-1, -2))
 
 
-def pack_all(tensors: dict[str, Weight], *, passing: bool = False, beside: bool = False) -> None:
+def pack_all(tensors: dict[str, Weight], *, passing: bool = False) -> None:
     """Pack all matrices and convolution kernels of a checkpoint in place, one after the other.
 
     Tables of embeddings stay: their rows are looked up, not multiplied. Of what is `passing` the
-    memory is the pool's for results; `beside` another thread, which runs kernels, it needs no lock.
+    memory is the pool's for results.
     """
-    room, turn = aligned_empty if passing else _lasting, _turn_alone.beside if beside else _turn
+    room = empty_from_pool if passing else _lasting
     for name, weight in tensors.items():
         if len(weight.shape) not in (2, 4) or "embeddings" in name.split("."):
             continue
         if isinstance(weight, Quantized):
-            values = _outputs_adjacent(weight.values, room, turn)
+            values = _outputs_adjacent(weight.values, room)
             tensors[name] = type(weight)(values, weight.scale, weight.dtype, weight.name)
         else:
-            tensors[name] = Weight(pack_weight(weight.dense(), room, turn), weight.name)
+            tensors[name] = Weight(pack_weight(weight.dense(), room), weight.name)
 
 
-def _outputs_adjacent(values, room, turn):
+def _outputs_adjacent(values, room):
     """(O, I, *taps), without gaps in memory (*taps, I, O), sealed"""
     O, I, *taps = values.shape
     if values.itemsize != 2 or not values.flags.c_contiguous or not values.size:
         rows = np.ascontiguousarray(outputs_innermost(values))
     else:
         memory = room(values.size, values.dtype)
-        turn(as_bits(flat(values)), O, I, math.prod(taps), O, as_bits(flat(memory)))
+        _turn(as_bits(flat(values)), O, I, math.prod(taps), O, as_bits(flat(memory)))
         rows = memory.reshape(*taps, I, O)
     return np.moveaxis(seal(rows), (-1, -2), (0, 1))

@@ -5,8 +5,11 @@ from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
-from refsd.pipelines.memory import working_bytes
+from refsd.backends import find_backend
+from refsd.pipelines.memory import offloaded_bytes, weight_bytes, working_bytes
+from refsd.tree import flatten
 from refsd.weights.lighter import Choice
+from refsd.weights.streaming import MODES
 
 
 def lighter(pipe: Any, width: int, height: int, batch: int) -> Iterator[Choice]:
@@ -22,3 +25,15 @@ def lighter(pipe: Any, width: int, height: int, batch: int) -> Iterator[Choice]:
     for part in (4, 2, 1):
         sides = [max(64, side * part // 512 * 64) for side in (width, height)]
         yield Choice(dict(zip(("width", "height"), sides)), working_bytes(pipe, *sides, 1))
+
+
+def offloaded(pipe: Any, needed: int, available: int) -> Choice | None:
+    """The first way of having weights in memory with which a drawing fits, and what it saves.
+
+    None if none does. It changes no bit, and comes with loading the model anew.
+    """
+    leaves = {part: [*flatten(network.tree).values()] for part, network in pipe.networks.items()}
+    here = weight_bytes(pipe)
+    saved = [Choice({"offload": mode}, here - offloaded_bytes(leaves, mode)) for mode in MODES]
+    fits = [choice for choice in saved if needed - choice.bytes <= available]
+    return fits[0] if fits and find_backend(pipe.denoiser.backend).device == "cpu" else None

@@ -148,13 +148,18 @@ def check_memory(backend: str, needed: int, what: str, drawing: tuple | None = N
     """
     available = free_bytes(backend)
     if available is not None and needed > available:
-        from refsd.pipelines.lighter import lighter
-        from refsd.weights.lighter import advice
+        from refsd.pipelines.lighter import lighter, offloaded
+        from refsd.weights.lighter import advice, gib
 
-        hint = drawing and advice(lighter(*drawing), available)
+        hint, choices = "", [*lighter(*drawing)] if drawing else []
+        if drawing and (way := offloaded(drawing[0], needed, available)):
+            hint = f". Loaded with {way} it takes {gib(way.bytes)} less and fits"
+            choices = [choice for choice in choices if choice.bytes <= available]
+        if also := advice(choices, available):
+            hint += f". {also}"
         raise ResourceError(
             f"{what} needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free: "
-            f"ask for smaller or fewer pictures" + (f". {hint}" if hint else ""))
+            f"ask for smaller or fewer pictures{hint}")
 
 
 def free_bytes(backend: str) -> int | None:

@@ -1,6 +1,6 @@
 """A whole model, from a diffusers folder or a single file: checked first, then read."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -191,7 +191,8 @@ def held_as(component: str, config: Mapping[str, Any], form: str | None,
 
 
 def iter_leaves(component: str, plan: Plan, *, dtype: str | None, weights: str | None = None,
-                names: Collection[str] | None = None) -> Iterator[tuple[str, Weight]]:
+                names: Collection[str] | None = None,
+                empty: Callable = np.empty) -> Iterator[tuple[str, Weight]]:
     """The tensors, or those of these names, as leaves: one after the other as files hold them."""
     sources = plan.sources if names is None else {name: plan.sources[name] for name in names}
     for header in {id(source.header): source.header for source in sources.values()}.values():
@@ -199,7 +200,8 @@ def iter_leaves(component: str, plan: Plan, *, dtype: str | None, weights: str |
         for name, source in sources.items():
             if source.header is header:
                 here.setdefault(source.location.name, []).append(name)
-        for stored, array in iter_tensors(header, dtype=read_as(weights, dtype), names=here):
+        for stored, array in iter_tensors(
+                header, dtype=read_as(weights, dtype), names=here, empty=empty):
             for name in here[stored]:
                 part = sources[name].location.take(array).reshape(plan.shapes[name])
                 if (scale := sources[name].scale) is not None:

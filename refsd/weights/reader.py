@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,7 @@ NUMPY = {
     "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
 }  # fmt: skip
 WORKING = (None, "float32", "float64", *HALVES)
+PIECE = 2**15  # numbers that are converted at once
 INFINITE = {"float16": 0x7C00, "bfloat16": 0x7F80}  # the bits of +inf; those of NaN are more
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,13 @@ def read_tensors(
 
 
 def iter_tensors(
-    header: Header, *, dtype: str | None = None, names: Collection[str] | None = None
+    header: Header, *, dtype: str | None = None, names: Collection[str] | None = None,
+    empty: Callable = np.empty,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The same, name and tensor, one after the other: who keeps none holds one at a time."""
+    """The same, name and tensor, one after the other: who keeps none holds one at a time.
+
+    They are read into what empty(shape, dtype) gives.
+    """
     if dtype not in WORKING:
         raise UsageError(f"dtype: got {dtype!r}, expected one of {WORKING}")
     wanted = header.tensors if names is None else {n: header.tensors[n] for n in names}
@@ -64,19 +69,20 @@ def iter_tensors(
     with open_file(header.path) as file:
         _check_unchanged(header, file)
         for name, info in in_order:
-            yield name, _read(file, header, name, info, dtype)
+            yield name, _read(file, header, name, info, dtype, empty)
         _check_unchanged(header, file)
 
 
-def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: str | None):
+def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: str | None,
+          empty: Callable = np.empty):
     kind = info.dtype.removesuffix("_SCALED")
     if kind not in NUMPY and kind not in BLOCKS:
         raise ModelError(
             f"{header.path}: tensor {ascii(name)[:200]} is {kind}, which is not supported. "
             "Convert the file to float16; of the 8-bit floats F8_E4M3 and F8_E5M2 are read"
         )
-    array = (np.empty(info.stop - info.start, np.uint8) if kind in BLOCKS
-             else np.empty(info.shape, NUMPY[kind]))
+    array = (empty(info.stop - info.start, np.uint8) if kind in BLOCKS
+             else empty(info.shape, NUMPY[kind]))
     file.seek(header.data + info.start)
     rest = memoryview(array.reshape(-1).view(np.uint8))
     while rest:
@@ -104,7 +110,17 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
             array *= _read(file, header, name, info.scale, "float32").item()
     if dtype in (None, array.dtype.name) or info.dtype not in WEIGHTS:
         return array
-    return to_half(array, dtype) if is_half(dtype) else to_float32(array).astype(dtype, copy=False)
+    return _converted(array, dtype, empty)
+
+
+def _converted(array: np.ndarray, dtype: str, empty: Callable) -> np.ndarray:
+    """In pieces that stay in the caches: what lies between is no large array of its own."""
+    result = empty(array.shape, HALVES.get(dtype, dtype))
+    source, target = array.reshape(-1), result.reshape(-1)
+    for i in range(0, array.size, PIECE):
+        piece = source[i:i + PIECE]
+        target[i:i + PIECE] = to_half(piece, dtype) if is_half(dtype) else to_float32(piece)
+    return result
 
 
 CHANGED = "It changed while it was read. Try again when nothing writes to it"

@@ -4,7 +4,9 @@ Leaves come and go in groups. With "component" a group is a whole network: the n
 share the memory of the largest. With "block" it is some leaves that are used one after the other;
 which group follows on which is what happened last time, at first what `arrange` was told. One
 thread reads those that follow into a queue of so many bytes while kernels run, and ends when it is
-full. A group that was not expected is read where it is asked for, and the queue begins anew there.
+full. It computes little: a kernel waits for the slowest of its threads, of which there are as many
+as processors. So weights are laid out for kernels, on all threads, when they are asked for. A group
+that was not expected is read where it is asked for, and the queue begins anew there.
 
 What is read is made by the code that loads models otherwise, so it has the same bits. Files were
 checked when the model was loaded, and have to be the same still: they are read, never mapped.
@@ -125,10 +127,7 @@ class Streamer:
         return Component(plan.config, leaves, plan.source)
 
     def arrange(self, part: str, leaves: Iterable[Away]) -> None:
-        """Have the groups of a network follow the order in which its leaves are used.
-
-        What a layer has stays together.
-        """
+        """Have a network's groups follow the order in which its layers are used."""
         groups, room = [[]], BLOCK
         for _, layer in groupby(leaves, lambda leaf: leaf.name.rpartition(".")[0]):
             layer = list(layer)
@@ -172,6 +171,8 @@ class Streamer:
             if self.mode == "component":
                 self.backend.release()
             leaves = self._read(group, group.reads)
+        else:
+            self._place(leaves, [*leaves])
         with self._state:
             self._group, self._leaves, self._used = group, leaves, {}
             if self.mode == "block" and not self._is_reading():
@@ -238,23 +239,31 @@ class Streamer:
             self._reading = _Reading(following)
             return self._reading
 
+    def _place(self, leaves: dict[str, Weight], names: Iterable[str]) -> None:
+        """Lay leaves out as kernels read them, one after the other."""
+        for name in names:
+            placed = {name: leaves.pop(name)}
+            self.backend.place(placed, passing=True)
+            leaves |= placed
+
     def _read(self, group: Group, names: Sequence[str],
               reading: _Reading | None = None) -> dict[str, Weight]:
-        """Leaves by their names, as kernels read them, one after the other."""
+        """Leaves by their names, one after the other; as kernels read them if they wait for it."""
         plan, form, dtype = self._parts[group.part]
         begun, found, start = time.perf_counter_ns(), {}, len(group.part) + 1
         try:
-            for name, leaf in iter_leaves(group.part, plan, dtype=dtype, weights=form,
-                                          names=[name[start:] for name in names]):
+            for name, leaf in iter_leaves(
+                    group.part, plan, dtype=dtype, weights=form, empty=self.backend.empty,
+                    names=[name[start:] for name in names]):
                 if reading is not None and reading.cancelled:
                     break
                 if leaf.name not in self._looked_at:
                     self._looked_at.add(leaf.name)
                     warn_nonfinite({name: leaf}, plan.source)
-                placed = {name: leaf}
+                found[leaf.name] = leaf
                 del leaf  # its memory is not the placed one's
-                self.backend.place(placed, passing=True, beside=reading is not None)
-                found[f"{group.part}.{name}"] = placed[name]
+                if reading is None:
+                    self._place(found, [*found][-1:])
         except (RefsdError, OSError) as problem:
             if reading is None:
                 raise _unreadable(problem) from problem
@@ -274,10 +283,7 @@ def _unreadable(error: Exception) -> Exception:
 
 
 def order_of_use(calls: Iterable[Iterable[Any]], leaves: Iterable[Away]) -> list[Away]:
-    """The leaves in the order in which ops, each the values that it reads, first use them.
-
-    Those that none reads come last.
-    """
+    """The leaves as ops, each the values that it reads, first use them; others come last."""
     mine = {leaf.name: leaf for leaf in leaves}
     first = {value.name: value for values in calls for value in values
              if isinstance(value, Away) and value.name in mine}
