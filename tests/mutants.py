@@ -78,7 +78,8 @@ def run_tests(root, killers, log):
         os.dup2(descriptor, stream)
 
     code = pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider",
-                        "-p", "no:unraisableexception", "--assert=plain", "-c", os.devnull, "--rootdir", str(TESTS),
+                        "-p", "no:unraisableexception", "--assert=plain", "-c", os.devnull,
+                        "--rootdir", str(TESTS),
                         *(str(TESTS / killer) for killer in killers)])
     import refsd
 
