@@ -24,35 +24,72 @@ MOST_IDLE = 2**30  # bytes that may wait for results to come
 LINE = 64  # bytes of a line of the cache: pieces begin at one
 
 
-class Arena:
+class Places:
+    """Which bytes of a range of addresses are taken, and which have memory. It has none itself.
+
+    free_list: (start, bytes), by their starts. used: what of them may have memory. touched: where
+    the first byte is that never had any. resident: the most bytes that had memory at once.
+    """
+
+    def __init__(self, size: int):
+        self.free_list = [(0, size)]
+        self.used: list[tuple[int, int]] = []
+        self.touched = self.taken = self.resident = 0
+
+    def place(self, size: int) -> tuple[int, int] | None:
+        """The beginning of the smallest free block that holds it, and its length in whole lines."""
+        room = -(-size // LINE) * LINE
+        fitting = [(n, start) for start, n in self.free_list if n >= room]
+        if not fitting:
+            return None
+        n, start = min(fitting)
+        at = self.free_list.index((start, n))
+        self.free_list[at:at + 1] = [(start + room, n - room)] if n > room else []
+        self.used = _without(self.used, start, start + room)
+        self.touched, self.taken = max(self.touched, start + room), self.taken + room
+        self.shrink_to(MOST_IDLE)
+        self.resident = max(self.resident, self.taken + sum(n for _, n in self.used))
+        return start, room
+
+    def free(self, start: int, room: int) -> None:
+        """Put a block on the free list, neighbours as one."""
+        self.taken -= room
+        _join(self.free_list, start, room)
+        _join(self.used, start, room)
+
+    def shrink_to(self, most: int) -> None:
+        """Give up the memory of free blocks if more than `most` bytes have some."""
+        if sum(n for _, n in self.used) <= most:
+            return
+        for start, n in self.free_list:
+            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = min(start + n, self.touched) // mmap.PAGESIZE * mmap.PAGESIZE
+            if last > first:
+                self.release(first, last - first)
+        self.used = []
+
+    def release(self, start: int, size: int) -> None:
+        """What giving up whole pages takes: nothing, where there is no memory."""
+
+
+class Arena(Places):
     """`size` bytes of address space; memory comes where it is written to."""
 
     def __init__(self, size: int):
+        super().__init__(size)
         self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError, AttributeError):  # a hint, which not every system takes
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        self.free_list = [(0, size)]  # (start, bytes), by their starts
-        self.used: list[tuple[int, int]] = []  # what of them may have memory
-        self.touched = 0  # where the first byte is that never had any
         self.returned: deque[tuple[int, int]] = deque()  # blocks that no array is on any more
         self.lock = threading.Lock()
 
     def take(self, size: int) -> np.ndarray | None:
         """Uninitialised bytes, or None if no free block holds them."""
-        room = -(-size // LINE) * LINE
         with self.lock:
             self._collect()
-            fitting = [(n, start) for start, n in self.free_list if n >= room]
-            if not fitting:
-                return None
-            n, start = min(fitting)
-            at = self.free_list.index((start, n))
-            self.free_list[at:at + 1] = [(start + room, n - room)] if n > room else []
-            self.used = _without(self.used, start, start + room)
-            self.touched = max(self.touched, start + room)
-            self._shrink(MOST_IDLE)
-        return np.asarray(_Allocation(self, start, size, room))
+            block = self.place(size)
+        return None if block is None else np.asarray(_Allocation(self, *block, size))
 
     def idle(self) -> int:
         """Bytes in memory that nobody uses, but for parts of pages."""
@@ -64,24 +101,15 @@ class Arena:
         """Give the free blocks' memory back to the system if more than `most` bytes are idle."""
         with self.lock:
             self._collect()
-            self._shrink(most)
+            self.shrink_to(most)
+
+    def release(self, start: int, size: int) -> None:
+        """To the system."""
+        self.memory.madvise(mmap.MADV_DONTNEED, start, size)
 
     def _collect(self) -> None:
-        """Put the blocks that came back on the free list, neighbours as one."""
         while self.returned:
-            block = self.returned.popleft()
-            _join(self.free_list, *block)
-            _join(self.used, *block)
-
-    def _shrink(self, most: int) -> None:
-        if sum(n for _, n in self.used) <= most:
-            return
-        for start, n in self.free_list:
-            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-            last = min(start + n, self.touched) // mmap.PAGESIZE * mmap.PAGESIZE
-            if last > first:
-                self.memory.madvise(mmap.MADV_DONTNEED, first, last - first)
-        self.used = []
+            self.free(*self.returned.popleft())
 
 
 def _join(spans, start, n):
@@ -105,7 +133,7 @@ def _without(spans, low, high):
 class _Allocation:
     """A block under NumPy's array interface: the last array that holds it frees it."""
 
-    def __init__(self, arena: Arena, start: int, size: int, room: int):
+    def __init__(self, arena: Arena, start: int, room: int, size: int):
         self.arena, self.block = arena, (start, room)
         self.__array_interface__ = {"data": (arena.address + start, False), "shape": (size,),
                                     "typestr": "|u1", "version": 3}
