@@ -57,12 +57,18 @@ class Asked(NamedTuple):
 class Plan(list):
     """The ops, in their order, and bytes of results: all of them, and the most that live at once.
 
-    `peak` also has what an op works in, if the backend's MemoryModel was given.
+    `peak` also has what an op works in, if the backend's MemoryModel was given; with `directed` it
+    is what the backend's allocator holds, gaps included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directed: Any = None) -> None:
         super().__init__()
         self.naive = self.peak = self.alive = 0
+        self.replay = None if directed is None else directed.Replay()
+
+    def with_gaps(self, share: float) -> int:
+        """The peak, with a share of it for gaps between results unless they are in it."""
+        return self.peak if self.replay is not None else int((1 + share) * self.peak)
 
     @property
     def flops(self) -> int:
@@ -73,14 +79,22 @@ class Plan(list):
 class _Result(Spec):
     """The Spec of a result, counted while it is alive; a view keeps what it is a view of."""
 
+    block = None  # of a replayed allocator
+
     def __del__(self) -> None:
         self.plan.alive -= self.held
+        if self.block is not None:
+            self.plan.replay.free(*self.block)
 
 
 @contextmanager
-def planning(memory: MemoryModel | None = None) -> Iterator[Plan]:
-    """Inside the block ops are planned instead of computed; yields the list they are added to."""
-    plan = Plan()
+def planning(memory: MemoryModel | None = None, directed: Any = None) -> Iterator[Plan]:
+    """Inside the block ops are planned instead of computed; yields the list they are added to.
+
+    directed: the backend's module that knows what its kernels allocate (refsd.graph.arena), or
+    None, where its MemoryModel estimates that.
+    """
+    plan = Plan(directed)
 
     def answer(op, inputs, options, inferred):
         result = _Result(inferred.shape, inferred.dtype)
@@ -91,8 +105,15 @@ def planning(memory: MemoryModel | None = None) -> Iterator[Plan]:
             result.held = array_bytes(inferred)
         plan.alive += result.held
         plan.naive += result.held
-        work = 0 if memory is None else work_bytes(memory, op, inputs, options, inferred)
-        plan.peak = max(plan.peak, plan.alive + work)
+        work = None if directed is None else directed.work_bytes(op, inputs, options, inferred)
+        if work is None:
+            work = 0 if memory is None else work_bytes(memory, op, inputs, options, inferred)
+        if plan.replay is None:
+            plan.peak = max(plan.peak, plan.alive + work)
+        else:  # a kernel asks for its result first
+            result.block = plan.replay.take(result.held)
+            plan.replay.free(*plan.replay.take(work))
+            plan.peak = plan.replay.peak
         plan.append(Planned(op, {name: _plain(value) for name, value in inputs.items()}, options,
                             inferred, layer_of(inputs)))
         return result

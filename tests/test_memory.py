@@ -13,6 +13,7 @@ from refsd import memory_models
 from refsd.backends import BACKENDS
 from refsd.contracts import Spec
 from refsd.families import published
+from refsd.graph.arena import directed_memory
 from refsd.leaf import Weight
 from refsd.networks import shapes_of, validate
 from refsd.numba_ops import pool
@@ -75,6 +76,35 @@ def test_the_unet_alone(pipe, batch, side):
     assert 1 / 1.5 < estimated / measured < 1.5, (measured, estimated)
     planned = plan_networks(pipe.networks, Asked(batch, 2, side, side, 8))["unet"]
     assert 1 / 1.5 < planned.peak / measured < 1.5, (measured, planned.peak)
+
+
+def test_what_the_allocator_holds_is_replayed():
+    """Gaps and memory that waits included, by the pool's own book of addresses."""
+    make_ready("numba", "float32")
+    pipe = StableDiffusionPipeline.from_pretrained(backend="numba")
+    latents = np.zeros((1, 4, 32, 32), np.float32)
+    pipe.vae.tiling = "off"
+    pipe.vae.decode(latents)
+    arena = pool.Arena(2**30)
+    with mock.patch.object(pool, "_arena", arena):
+        pipe.vae.decode(latents)
+    with planning(BACKENDS["numba"].memory, directed_memory("numba")) as plan:
+        pipe.vae.calls("vae", Asked(1, 2, 32, 32, 8), {})["decode"]()
+    replayed = plan.replay._pool
+    # A convolution's bias, of 64 channels at most, is counted to what it works in, and lies apart.
+    assert 0 <= replayed.touched - arena.touched <= 64 * 4 + 2 * pool.LINE
+    assert replayed.touched == replayed.resident and arena.touched == arena.resident
+    assert replayed.taken == plan.replay._small == 0 < plan.replay._most_small < 2**23
+    assert plan.with_gaps(0.5) == plan.peak == replayed.resident + plan.replay._most_small
+    assert plan.peak > 1.03 * max_alive(pipe)
+
+
+def max_alive(pipe):
+    """The same without gaps and without what is worked in."""
+    with planning() as plan:
+        pipe.vae.calls("vae", Asked(1, 2, 32, 32, 8), {})["decode"]()
+    assert plan.with_gaps(0.5) == int(1.5 * plan.peak)
+    return plan.peak
 
 
 SMALL = {

@@ -125,10 +125,11 @@ def show(planned: Any, *, given: bool) -> None:
     total = sum(network.parameters for network in planned.networks)
     result(f"{'all':<22}{total:>16,}{gib(planned.weights):>12}")
 
-    result(f"\n{'one call':<22}{'ops':>8}{'GFLOP':>14}{'at once':>12}{'all results':>14}")
+    result(f"\n{'one call':<17}{'ops':>6}{'GFLOP':>11}{'all results':>13}{'at once':>10}"
+           f"{'in an arena':>13}{'workspace':>11}")
     for call in planned.calls:
-        result(f"{call.name:<22}{call.ops:>8,}{call.flops / 1e9:>14,.1f}{gib(call.peak):>12}"
-               f"{gib(call.results):>14}")
+        result(f"{call.name:<17}{call.ops:>6,}{call.flops / 1e9:>11,.1f}{gib(call.results):>13}"
+               f"{gib(call.peak):>10}{gib(call.arena):>13}{gib(call.workspace):>11}")
     flops = planned.flops
     if "drawing" in flops:
         result(f"the drawing: {flops['drawing'] / 1e12:,.2f} TFLOP = texts "
@@ -138,8 +139,10 @@ def show(planned: Any, *, given: bool) -> None:
     result(f"\n{'peak memory':<34}{'all':>12}")
     for one in planned.held:
         result(f"{one.line:<34}{gib(one.bytes):>12}")
+    text = f" (keys and values of the text {gib(planned.text)})" if planned.text else ""
     result(f"as asked {gib(planned.peak)}: libraries {gib(planned.libraries)}, weights "
-           f"{gib(planned.weights)}, working {gib(planned.working)}")
+           f"{gib(planned.weights)} ({planned.weights / planned.peak:.0%}),\n"
+           f"working {gib(planned.working)}{text}")
     for line in verdict(planned, given=given):
         result(line)
 

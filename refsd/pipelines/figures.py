@@ -11,12 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from refsd.backends import find_backend
+from refsd.graph import plan_memory, trace
 from refsd.half import HALVES
+from refsd.memory_models import BESIDE
 from refsd.networks import NETWORKS
 from refsd.pipelines.lighter import lighter
 from refsd.pipelines.memory import offloaded_bytes, weight_bytes, working_bytes
 from refsd.pipelines.outline import Outline
 from refsd.pipelines.planned import (
+    calls,
     denoiser_of,
     plan_networks,
     planned_network,
@@ -24,6 +27,7 @@ from refsd.pipelines.planned import (
     sized,
 )
 from refsd.pipelines.request import check_choice
+from refsd.pipelines.working import planned_bytes, text_bytes
 from refsd.planning import Asked, Plan
 from refsd.tree import flatten
 from refsd.weights.forms import check_form
@@ -69,13 +73,19 @@ class Network:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a network: ops, FLOPs, the most bytes at once, and those of all results."""
+    """One call of a network: ops, FLOPs, the most bytes at once, and those of all results.
+
+    arena: what a memory plan (refsd.graph.plan_memory) takes for them, with workspaces, of which
+    one node's are `workspace` at most.
+    """
 
     name: str
     ops: int
     flops: int
     peak: int
     results: int
+    arena: int
+    workspace: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,8 @@ class Figures:
 
     Of a model that writes texts it is what the longest text costs, without sizes and steps.
     libraries + weights + working = peak, all in bytes; `held` is the peak by dtype and weights;
-    free is what there is, None where nobody knows; `choices` are what would fit into it.
+    free is what there is, None where nobody knows; `choices` are what would fit into it. text are
+    the bytes of keys and values that are kept from step to step, a part of working.
     """
 
     model: str
@@ -102,6 +113,7 @@ class Figures:
     held: tuple[Choice, ...]
     free: int | None
     choices: tuple[Choice, ...]
+    text: int
 
     @property
     def peak(self) -> int:
@@ -123,21 +135,22 @@ def figures(found: Outline, request: Request, *, free: int | None = None) -> Fig
     found.family.leaving_out(request.without)
     backend = find_backend(request.backend)
     request = replace(request, backend=backend.name)
-    pipe, calls = _pipe(found, request), 0
+    pipe, steps = _pipe(found, request), 0
     asked, request = _with_size(pipe, request)
     if asked is not None:
         found.scheduler.set_timesteps(request.steps)
-        calls = len(found.scheduler.timesteps)
-    plans = plan_networks(pipe.networks, asked)
+        steps = len(found.scheduler.timesteps)
+    there = calls(pipe.networks, asked)
+    plans = {name: plan for name, (_, plan, _) in there.items()}
     figures = Figures(
         found.name, found.family.name, request.width, request.height, request,
         tuple(_network(part, network) for part, network in pipe.networks.items()),
-        tuple(Call(name, len(plan), plan.flops, plan.peak, plan.naive)
-              for name, plan in plans.items()),
-        calls, _flops(plans, pipe, calls, request.pictures), backend.memory.libraries,
-        _weights(pipe, request), _working(pipe, request), tuple(_held(found, request)), free, ())
+        tuple(_call(name, *call, backend.name) for name, call in there.items()),
+        steps, _flops(plans, pipe, steps, request.pictures), _libraries(pipe),
+        _weights(pipe, request), _working(pipe, request, free), tuple(_held(found, request, free)),
+        free, (), sum(text_bytes(call) for call, *_ in there.values()))
     fitting = () if figures.fits in (None, True) else tuple(
-        choice for choice in _choices(found, request, pipe) if choice.bytes <= free)
+        choice for choice in _choices(found, request, pipe, free) if choice.bytes <= free)
     return replace(figures, choices=fitting)
 
 
@@ -178,6 +191,13 @@ def _upcasts(found: Outline, vae: Any) -> bool:
     return class_of(found.family, "text").upcasts(SimpleNamespace(vae=vae), "decoder")
 
 
+def _libraries(pipe: Any) -> int:
+    """Python with all that is imported and compiled, and what each weight takes beside its bytes.
+    """
+    weights = sum(len(flatten(network.tree)) for network in pipe.networks.values())
+    return find_backend(pipe.denoiser.backend).memory.libraries + BESIDE * weights
+
+
 def _weights(pipe: Any, request: Request) -> int:
     """What is held of the weights at once."""
     if request.offload is None:
@@ -186,22 +206,39 @@ def _weights(pipe: Any, request: Request) -> int:
                             for part, network in pipe.networks.items()}, request.offload)
 
 
-def offloads(found: Outline, request: Request) -> Iterator[Choice]:
+def offloads(found: Outline, request: Request, free: int | None = None) -> Iterator[Choice]:
     """The peak of each way of having weights in memory, the fastest first; None is all of them."""
     pipe = _pipe(found, request)
     _, request = _with_size(pipe, request)
     modes = (None, *MODES) if pipe.vae is not None else (None,)
-    fixed = find_backend(request.backend).memory.libraries + _working(pipe, request)
     for mode in modes if find_backend(request.backend).device == "cpu" else modes[:1]:
-        yield Choice({"offload": mode}, fixed + _weights(pipe, replace(request, offload=mode)))
+        yield Choice({"offload": mode}, _peak(pipe, replace(request, offload=mode), free))
 
 
-def _working(pipe: Any, request: Request) -> int:
-    """What is held on top of the weights."""
-    if pipe.vae is not None:
-        return working_bytes(pipe, request.width, request.height, request.pictures)
-    gaps = find_backend(request.backend).memory.gaps
-    return int((1 + gaps) * max(plan.peak for plan in plan_networks(pipe.networks, None).values()))
+def _peak(pipe: Any, request: Request, free: int | None) -> int:
+    return _libraries(pipe) + _weights(pipe, request) + _working(pipe, request, free)
+
+
+def _working(pipe: Any, request: Request, free: int | None = None) -> int:
+    """What is held on top of the weights.
+
+    A VAE that chooses how it works does so in one piece where that fits into `free` bytes.
+    """
+    if pipe.vae is None:
+        gaps = find_backend(request.backend).memory.gaps
+        plans = plan_networks(pipe.networks, None).values()
+        return max(plan.with_gaps(gaps) for plan in plans)
+    asked = request.width, request.height, request.pictures
+    working = planned_bytes(pipe, *asked)
+    if request.tiling == "auto" and free is not None and (
+            _libraries(pipe) + _weights(pipe, request) + working > free):
+        working = min(working, working_bytes(pipe, *asked))
+    return working
+
+
+def _call(name: str, call: Any, plan: Plan, result: Any, backend: str) -> Call:
+    placed = plan_memory(trace(call), backend)
+    return Call(name, len(plan), plan.flops, plan.peak, plan.naive, placed.peak, placed.workspace)
 
 
 def _types(plan: Any) -> Any:
@@ -225,29 +262,29 @@ def _flops(plans: Mapping[str, Plan], pipe: Any, calls: int, pictures: int) -> d
             "drawing": texts + calls * step + decode}
 
 
-def _held(found: Outline, request: Request) -> Iterator[Choice]:
+def _held(found: Outline, request: Request, free: int | None) -> Iterator[Choice]:
     for options in HELD:
-        yield _with(found, request, options)
-    yield from [*offloads(found, request)][1:]
+        yield _with(found, request, options, free)
+    yield from [*offloads(found, request, free)][1:]
 
 
-def _with(found: Outline, request: Request, options: Mapping[str, str]) -> Choice:
+def _with(found: Outline, request: Request, options: Mapping[str, str],
+          free: int | None) -> Choice:
     """The peak with another dtype or other weights."""
     form = request.weights if [*options] == ["without"] else None
     other = replace(request, **{"weights": form, **options})
-    pipe, libraries = _pipe(found, other), find_backend(request.backend).memory.libraries
-    return Choice(options, libraries + _weights(pipe, other) + _working(pipe, other))
+    return Choice(options, _peak(_pipe(found, other), other, free))
 
 
-def _choices(found: Outline, request: Request, pipe: Any) -> Iterator[Choice]:
+def _choices(found: Outline, request: Request, pipe: Any, free: int | None) -> Iterator[Choice]:
     """What else could be asked for; what changes the picture least comes first."""
-    fixed = find_backend(request.backend).memory.libraries + _weights(pipe, request)
+    fixed = _libraries(pipe) + _weights(pipe, request)
     others = [] if pipe.vae is None else [
         Choice(choice.options, fixed + choice.bytes) for choice in lighter(
-            pipe, request.width, request.height, request.pictures)]
+            pipe, request.width, request.height, request.pictures, planned_bytes)]
     yield from (choice for choice in others if "vae.tiling" in choice.options)
     if request.offload is None:
-        yield from [*offloads(found, request)][1:]
+        yield from [*offloads(found, request, free)][1:]
     yield from (choice for choice in others if "num_images_per_prompt" in choice.options)
     forms = [options for options in LIGHTER
              if not (request.dtype in HALVES and options.get("weights") in HALVES)
@@ -255,6 +292,6 @@ def _choices(found: Outline, request: Request, pipe: Any) -> Iterator[Choice]:
     for part in (None, *({*found.family.optional} & pipe.networks.keys())):
         without = {} if part is None else {"without": part}
         if without:
-            yield _with(found, request, without)
-        yield from (_with(found, request, {**without, **options}) for options in forms)
+            yield _with(found, request, without, free)
+        yield from (_with(found, request, {**without, **options}, free) for options in forms)
     yield from (choice for choice in others if "width" in choice.options)

@@ -99,7 +99,7 @@ def denoiser_bytes(pipe: Any, width: int, height: int, batch: int) -> int:
     networks = {part: found for part, found in pipe.networks.items() if part != "vae"}
     asked = Asked(batch, pipe.copies, rows, columns, factor)
     _, plan, _ = calls(networks, asked)[denoiser_of(networks)[0]]
-    return int((1 + find_backend(net.backend).memory.gaps) * plan.peak)
+    return plan.with_gaps(find_backend(net.backend).memory.gaps)
 
 
 def unet_bytes(unet: Any, pixels: int, batch: int, size: int) -> int:

@@ -13,6 +13,7 @@ from refsd.backends import find_backend
 from refsd.contracts import Spec, itemsize
 from refsd.errors import UsageError
 from refsd.families import DEFAULT
+from refsd.graph.arena import directed_memory
 from refsd.half import HALVES
 from refsd.networks import shapes_of, validate
 from refsd.pipelines.loading import computes
@@ -105,7 +106,8 @@ def calls(networks: Mapping[str, Any], asked: Asked | None) -> dict[str, tuple[p
     for part in sorted(networks, key=lambda part: not part.startswith("text_encoder")):
         network = networks[part]
         for name, call in network.calls(part, asked, texts).items():
-            with planning(find_backend(network.backend).memory) as plan:
+            with planning(find_backend(network.backend).memory,
+                          directed_memory(network.backend)) as plan:
                 result = call()
             found[name] = call, plan, result
             if part.startswith("text_encoder"):

@@ -22,15 +22,46 @@ from refsd.numba_ops.memory import (
     computed_dtype,
     panel_width,
 )
-from refsd.numba_ops.pool import LINE
-from refsd.numba_ops.simd import lanes
+from refsd.numba_ops.pool import LEAST, LINE, Places
+from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import ROWS
 from refsd.numba_ops.workspace import rooms_of
 from refsd.ops.conv import pair, sides
 
-__all__ = ["allocate_from_pool", "allocating_with", "work_bytes"]
+__all__ = ["Replay", "allocate_from_pool", "allocating_with", "work_bytes"]
 CONVOLUTIONS = ("conv2d", "conv2d_add", "upsample_conv2d")
 LINEAR = ("linear", "linear_add", "linear_geglu")
+ADDRESSES = 2**60
+
+
+class Replay:
+    """The memory of calls, as allocate_from_pool would give it: what is asked and freed, in order.
+
+    The pool's gaps are counted by its own code; below pool.LEAST the C library's are not known.
+    """
+
+    def __init__(self) -> None:
+        self._pool, self._small, self._most_small = Places(ADDRESSES), 0, 0
+
+    def take(self, size: int) -> tuple[int | None, int]:
+        """A block of so many bytes."""
+        if size + WIDTH >= LEAST:
+            return self._pool.place(size + WIDTH)
+        self._small += size
+        self._most_small = max(self._most_small, self._small)
+        return None, size
+
+    def free(self, start: int | None, size: int) -> None:
+        """Give a block back."""
+        if start is None:
+            self._small -= size
+        else:
+            self._pool.free(start, size)
+
+    @property
+    def peak(self) -> int:
+        """The most bytes in memory: of the pool, idle or not, and of small pieces."""
+        return self._pool.resident + self._most_small
 
 
 def work_bytes(op: str, inputs: Mapping[str, Any], options: Mapping[str, Any],
