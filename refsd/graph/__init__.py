@@ -13,10 +13,12 @@
 from refsd.graph.arena import MemoryPlan, plan_memory
 from refsd.graph.dot import dot
 from refsd.graph.graph import Graph, Node, Ref, Value
+from refsd.graph.image import MemoryImage, memory_image, read_image, write_image
 from refsd.graph.json import from_json, read, to_json
 from refsd.graph.placing import Arena
 from refsd.graph.running import run
 from refsd.graph.tracing import trace
 
-__all__ = ["Arena", "Graph", "MemoryPlan", "Node", "Ref", "Value", "dot", "from_json",
-           "plan_memory", "read", "run", "to_json", "trace"]
+__all__ = ["Arena", "Graph", "MemoryImage", "MemoryPlan", "Node", "Ref", "Value", "dot",
+           "from_json", "memory_image", "plan_memory", "read", "read_image", "run", "to_json",
+           "trace", "write_image"]
