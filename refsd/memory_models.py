@@ -18,8 +18,8 @@ class MemoryModel(NamedTuple):
     dense: bool  # whether a layer's small weights are made an array before they are multiplied
 
 
-# What a weight takes beside its numbers: an array, its names and entries, pages not filled. Of
-# Stable Diffusion 1's 1,130 weights 23 MB, of XL's 2,641 55 MB.
+# What a weight takes beside its numbers: an array, its names and entries, pages not filled. A model
+# of 1,130 weights takes 23 MB for them, one of 2,641 55 MB.
 BESIDE = 20 << 10
 BAND = 8 << 20  # bytes of a band of a VAE that is computed in bands (refsd.bands)
 KEPT = 1 << 30  # bytes of results that it may keep between its passes

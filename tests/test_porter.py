@@ -72,7 +72,8 @@ def test_every_mistake_changes_what_it_says(pack, model):
     right = {kind: trial.run(pack, model, kind, "float32") for kind in ("full", "unet")}
     names, known, mine = NameMap.of(dumping.MAPS["full"]), Names(right["full"]), {}
     for golden in pack.entries:
-        own = next((own for name in names.names(golden) for own in known.fitting(name)), None)
+        parts = (name for made in names.names(golden) for name in made)
+        own = next((own.name for name in parts for own in known.fitting(name)), None)
         mine.setdefault(own, set()).add(golden)
     for key, mistake in MISTAKES.items():
         kind = "unet" if mistake.in_unet else "full"

@@ -74,7 +74,8 @@ def _sizes_of_sum(x, weight, addend, bias, stride, padding, dilation, groups, al
     flops=conv.FLOPS + " + size", infer=_sizes_of_sum, **conv.OPTIONS, rules=conv.RULES,
     examples=[call((1, 4, 6, 5), (8, 4, 3, 3), (1, 8, 6, 5), (8,), padding=1),
               call((2, 4, 7, 6), (6, 4, 3, 3), (2, 6, 1, 1), (6,), padding=1),
-              call((1, 5, 4, 3), (3, 5, 1, 1), (1, 3, 4, 3))])
+              call((1, 5, 4, 3), (3, 5, 1, 1), (1, 3, 4, 3)),
+              call((1, 6, 5, 8), (4, 3, 3, 3), (1, 4, 5, 8), groups=2, padding=1)])
 def conv2d_add(x, weight, addend, bias=None, *, stride=1, padding=0, dilation=1, groups=1,
                algorithm="auto"):
     """conv2d(x, weight, bias) + addend, which broadcasts to it, as a residual or the time does.
@@ -101,7 +102,8 @@ def _sizes_of_enlarged(x, weight, bias, height, width, stride, padding, dilation
     infer=_sizes_of_enlarged, height=Integer(1), width=Integer(1), **conv.OPTIONS,
     rules=PIXELS | conv.RULES,
     examples=[call((1, 4, 3, 4), (8, 4, 3, 3), (8,), height=6, width=8, padding=1),
-              call((2, 3, 5, 3), (4, 3, 3, 3), height=9, width=7, padding=1)])
+              call((2, 3, 5, 3), (4, 3, 3, 3), height=9, width=7, padding=1),
+              call((1, 6, 3, 4), (4, 3, 3, 3), height=6, width=8, groups=2, padding=1)])
 def upsample_conv2d(x, weight, bias=None, *, height, width, stride=1, padding=0, dilation=1,
                     groups=1, algorithm="auto"):
     """conv2d(upsample_nearest(x, height, width), weight, bias).   (N, C, H, W) -> (N, O, H', W')
