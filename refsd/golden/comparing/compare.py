@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import ModelError, UsageError
-from refsd.golden.comparing.candidate import first_of
 from refsd.golden.comparing.diagnose import Evidence
 from refsd.golden.comparing.dumps import Dump, same_axes
+from refsd.golden.comparing.dumps_folder import first_of
 from refsd.golden.comparing.error_maps import error_maps
 from refsd.golden.comparing.excess import Excess, beyond, excess, ratio, where
 from refsd.golden.comparing.fits import places

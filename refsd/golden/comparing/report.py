@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from refsd.golden.comparing.candidate import first_of
 from refsd.golden.comparing.diagnose import Finding
+from refsd.golden.comparing.dumps_folder import first_of
 from refsd.golden.comparing.sheet import Sheet, share
 from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
 
