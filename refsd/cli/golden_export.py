@@ -11,12 +11,14 @@ Write the tensors of a golden pack for programs in other languages.
 
     refsd golden export PACK -o out --to raw --layout NHWC --only 'unet/000/*'
     refsd golden export PACK -o out --to onnx
+    refsd golden export PACK -o out --to polygraphy --map names.json
     refsd golden export PACK -o pack.zip --to pack
 
 onnx writes each recorded op as CASE/test_data_set_0/input_0.pb and output_0.pb,
-with call.json beside it; it needs pip install refsd[onnx]. pack is the pack
-itself as one .zip or .tar.zst."""
-KINDS = ("raw", "npy", "npz", "safetensors", "onnx", "pack")
+with call.json beside it; it needs pip install refsd[onnx]. polygraphy writes
+inputs.json and outputs.json for its --load-inputs and --load-outputs. pack is
+the pack itself as one .zip or .tar.zst."""
+KINDS = ("raw", "npy", "npz", "safetensors", "onnx", "polygraphy", "pack")
 
 
 def parser() -> Parser:
@@ -32,6 +34,8 @@ def parser() -> Parser:
         help="NCHW, NHWC, HWIO, TRANSPOSED, NC4HW4, TILE32 and others (NCHW)")
     add("--only", metavar="PATTERN", action="append", default=[],
         help="names such as 'unet/000/*'; may be repeated")
+    add("--map", metavar="FILE", help="for polygraphy: JSON of the names that your graph has for "
+        "the pack's, as golden compare takes it")
     add("-m", "--model", metavar="MODEL", help="where the pack's model is, for onnx; its files "
         "must be the same")
     return parser.answering()
@@ -42,8 +46,11 @@ def run(options: argparse.Namespace) -> int:
     from refsd.golden.packs.pack import Pack
     from refsd.golden.porting.export import export_pack
     from refsd.golden.porting.onnx import export_onnx
+    from refsd.golden.porting.polygraphy import export_polygraphy
     from refsd.golden.recording.replay import weights
 
+    if options.map is not None and options.to != "polygraphy":
+        raise UsageError("--map names the tensors of --to polygraphy; leave it out")
     if options.to == "pack":
         return _pack_up(options)
     if options.to == "onnx" and options.layout.upper() != "NCHW":
@@ -52,6 +59,9 @@ def run(options: argparse.Namespace) -> int:
         if options.to == "onnx":
             written = export_onnx(pack, options.output, only=options.only,
                                   read_weight=weights(pack, options.model))
+        elif options.to == "polygraphy":
+            written = export_polygraphy(pack, options.output, layout=options.layout,
+                                        only=options.only, name_map=options.map)
         else:
             written = export_pack(pack, options.output, options.to, layout=options.layout,
                                   only=options.only).tensors

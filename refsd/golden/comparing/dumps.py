@@ -4,6 +4,7 @@ A file is data, never code: pickled objects are refused, and sizes are compared 
 before anything is allocated. What cannot be read is kept as a Trouble beside what can.
 """
 
+import io
 import math
 import os
 import zipfile
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from refsd.errors import ModelError, ResourceError, UsageError, damaged
+from refsd.golden.comparing.base64_file import Base64File
 from refsd.weights import float8
 from refsd.weights.files import open_file
 from refsd.weights.header import is_possible
@@ -40,11 +42,12 @@ class Dump(NamedTuple):
     """Where one tensor lies. shape is None where a raw file has no index; dtype is a name.
 
     said: the shape as an index with a layout gives it: the logical one, or the one that is stored
-    (`as_said` tells them apart). room: the bytes from the offset to the file's end.
+    (`as_said` tells them apart). room: the bytes from the offset to the file's end. coded: where
+    and how long the base64 text is in which it lies; the offset is then that of its bytes.
     """
 
     file: str
-    member: str  # of an archive; "" for bytes that lie plainly in the file
+    member: str  # of an archive, or of JSON; "" for bytes that lie plainly in the file
     offset: int
     shape: tuple[int, ...] | None
     dtype: str
@@ -54,6 +57,7 @@ class Dump(NamedTuple):
     said: tuple[int, ...] | None = None
     room: int = 0
     big: bool = False  # the first byte of a number is its most significant
+    coded: tuple[int, int] | None = None
 
 
 class Trouble(NamedTuple):
@@ -157,8 +161,13 @@ class Reader:
                              "Save them as float32, which holds each of them")
         kind = np.dtype(DTYPES[dump.dtype])
         array = np.empty(dump.bytes // kind.itemsize, kind)
-        if dump.member:
-            where = f"{dump.file}: {ascii(dump.member)[:200]}"
+        where = f"{dump.file}: {ascii(dump.member)[:200]}"
+        if dump.coded:
+            with open_file(dump.file) as file:
+                data = io.BufferedReader(Base64File(file, *dump.coded))
+                data.read(dump.offset)
+                _fill(data, array, where)
+        elif dump.member:
             with open_member(self._open(dump.file), dump.member, where) as data:
                 data.read(dump.offset)
                 _fill(data, array, where)
@@ -211,7 +220,7 @@ def npy(path: Path) -> Dump:
         size = os.fstat(file.fileno()).st_size
         if not size:
             raise damaged(f"{path}: not a readable .npy file: it is empty")
-        return _header(file, Dump(str(path), "", 0, (), "", size))
+        return header(file, Dump(str(path), "", 0, (), "", size))
 
 
 def npz(path: Path, listing: Listing) -> None:
@@ -230,7 +239,7 @@ def npz(path: Path, listing: Listing) -> None:
             name = member.filename.removesuffix(".npy")
             where = f"{path}: {shown(member.filename)}"
             with listing.noting(path, name), open_member(archive, member, where) as data:
-                listing.add(name, _header(data, Dump(str(path), member.filename, 0, (), "",
+                listing.add(name, header(data, Dump(str(path), member.filename, 0, (), "",
                                                    member.file_size)))
 
 
@@ -239,7 +248,7 @@ def _is_array(member: str) -> bool:
     return member.endswith(".npy") and not member.rpartition("/")[2].startswith("._")
 
 
-def _header(file: Any, dump: Dump) -> Dump:
+def header(file: Any, dump: Dump) -> Dump:
     """The dump of a whole .npy file with what its header says."""
     where = f"{dump.file}{dump.member and ': '}{ascii(dump.member)[1:-1][:200]}"
     form = np.lib.format

@@ -18,6 +18,8 @@ from refsd.golden.comparing.dumps import (
     size_of,
 )
 from refsd.golden.comparing.dumps_index import indexed, safetensors
+from refsd.golden.comparing.dumps_polygraphy import ENDING as JSON
+from refsd.golden.comparing.dumps_polygraphy import is_polygraphy, polygraphy
 
 INDEX, MANIFEST = "index.json", "manifest.json"
 RAW = (".bin", ".raw", *(f".{name}" for name in (*DTYPES, *SHORT)))
@@ -39,6 +41,9 @@ def tensors_in(path: Path, dtype: str | None) -> Listing:
     elif path.name == INDEX:
         with listing.noting(path):
             indexed(path, listing)
+    elif path.suffix.lower() == JSON:
+        with listing.noting(path):
+            polygraphy(path, listing)
     else:
         _file(path, path.stem, listing, dtype)
     if not listing.dumps and listing.troubles:
@@ -50,9 +55,10 @@ def tensors_in(path: Path, dtype: str | None) -> Listing:
                              "one can run any code. Save with safetensors.torch.save_file, or "
                              "numpy.savez")
         raise UsageError(
-            f"{path}: no .npy, .npz, .safetensors or raw file in this folder" if path.is_dir() else
-            f"{path}: no tensors in it; give a folder, or a .npy, .npz, .safetensors, .bin or "
-            f"{INDEX} file")
+            f"{path}: no .npy, .npz, .safetensors, raw file or Polygraphy's JSON in this folder"
+            if path.is_dir() else
+            f"{path}: no tensors in it; give a folder, or a .npy, .npz, .safetensors, .bin, "
+            f"{INDEX} or Polygraphy's .json file")
     return listing
 
 
@@ -106,7 +112,7 @@ def _is_hidden(name: str) -> bool:
 def _file(path: Path, name: str, listing: Listing, dtype: str | None) -> None:
     """The tensors of one file; `name` is that of a file with a single one. Others hold none."""
     end = path.suffix.lower()
-    if end not in ENDINGS or path.is_dir():
+    if path.is_dir() or end not in ENDINGS and not (end == JSON and is_polygraphy(path)):
         return
     single = end == ".npy" or end in RAW
     with listing.noting(path, name if single else None):
@@ -118,6 +124,8 @@ def _file(path: Path, name: str, listing: Listing, dtype: str | None) -> None:
             npz(path, listing)
         elif end == ".safetensors":
             safetensors(path, listing)
+        elif end == JSON:
+            polygraphy(path, listing)
         else:
             listing.add(name, _raw(path, end[1:], dtype))
 

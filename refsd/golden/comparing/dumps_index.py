@@ -38,10 +38,11 @@ class Twice:
 
 def parse_foreign(data: bytes, where: str | Path) -> dict[str, Any]:
     """Another program's JSON object; a key that appears twice has a Twice for its value."""
-    return as_object(files.parse_foreign(data, where, pairs=_pairs), where)
+    return as_object(files.parse_foreign(data, where, pairs=unique_pairs), where)
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's members; a key that appears twice has a Twice for its value."""
     members: dict[str, Any] = {}
     for key, value in pairs:
         members[key] = Twice() if key in members else value
