@@ -7,7 +7,7 @@ from refsd.cli.arguments import Parser
 from refsd.errors import UsageError
 
 FAMILIES = {
-    "golden": ("make", "info", "compare", "bisect", "simulate", "export"),
+    "golden": ("make", "info", "compare", "bisect", "same", "simulate", "export"),
     "export": ("tokenizer", "weights", "contracts"),
     "port": ("new", "status"),
     "lora": ("inspect",),
@@ -20,6 +20,7 @@ Golden packs: reference tensors with the tolerance that each deserves.
     refsd golden info PACK            what is in it; --verify checks every byte
     refsd golden compare PACK MINE    what differs, and what it looks like
     refsd golden bisect PACK MINE     the first op whose error is its own
+    refsd golden same RUN RUN         whether two runs of a port gave the same bits
     refsd golden simulate             a model in bf16, fp16 and others, emulated
     refsd golden export PACK          npz, npy, raw, ONNX; NHWC, NC4HW4, tiles""",
     "export": """\

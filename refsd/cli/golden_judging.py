@@ -1,4 +1,4 @@
-"""What golden compare and golden bisect have in common: options, and reports as files."""
+"""What golden compare, bisect and same have in common: options, and reports as files."""
 
 import argparse
 import json
@@ -31,6 +31,11 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--accept-tolerance", type=_tolerance, metavar="ABS[,REL]",
         help="|error| <= ABS + REL |right number| in place of the derived one")
     add("-m", "--model", metavar="MODEL", help="where the pack's model is, if not where it says")
+    add_reports(add)
+
+
+def add_reports(add: Callable[..., Any]) -> None:
+    """Which files say what was found."""
     add("--report", metavar="FILE", action="append", default=[],
         help="write .json, .md, .xml or .html; may be given again")
 

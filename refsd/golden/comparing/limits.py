@@ -76,7 +76,7 @@ def limit_of(pack: Any, entry: Entry, golden: np.ndarray, *, format: str,
         return Limit("given", uncertainty(wide, format) if golden.dtype.kind == "f" else 0.0)
     spread, note = spread_of(entry, network or format)
     if spread:
-        return Limit("spread", float(spread["rms"]), note, _largest(spread))
+        return Limit("spread", float(spread["rms"]), note, largest_of(spread))
     if has_external_inputs(pack, entry):
         return op_limit(pack, entry, golden, format)
     if entry.op == "to_bytes":
@@ -110,7 +110,7 @@ def _usable(spread: Any) -> dict[str, Any] | None:
     return spread if good else None
 
 
-def _largest(spread: dict[str, Any]) -> float:
+def largest_of(spread: dict[str, Any]) -> float:
     """What no element of one more right run is off by, but with the probability 1 - confidence."""
     runs, confidence = spread.get("runs", RUNS), spread.get("confidence", SPREAD_CONFIDENCE)
     good = type(runs) is int and runs > 1 and type(confidence) is float and 0 < confidence < 1
