@@ -9,9 +9,15 @@ BYTES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int64": "<i8"}
 RESNET = {"silu": "act1", "time_emb_proj": "time", "add": "c1", "silu.3": "act2",
           "conv_shortcut": "short", "add.2": "c2"}
 TRANSFORMER = {"norm": "gn", "proj_in": "pin", "transformer_blocks.0.norm1": "ln1",
+               # One matrix product makes several projections, of 128 channels in each of the model.
+               "transformer_blocks.0.attn1.to_q": "qkv[..., :128]",
+               "transformer_blocks.0.attn1.to_k": "qkv[..., 128:256]",
+               "transformer_blocks.0.attn1.to_v": "qkv[..., 256:]",
                "transformer_blocks.0.attn1.attention": "self",
                "transformer_blocks.0.attn1.add": "so", "transformer_blocks.0.norm2": "ln2",
                "transformer_blocks.0.attn2.to_q": "q",
+               "transformer_blocks.0.attn2.to_k": "kv[..., :128]",
+               "transformer_blocks.0.attn2.to_v": "kv[..., 128:]",
                "transformer_blocks.0.attn2.attention": "cross",
                "transformer_blocks.0.attn2.add": "co", "transformer_blocks.0.norm3": "ln3",
                "transformer_blocks.0.ff.geglu": "ff1", "transformer_blocks.0.ff.add": "ff2",
@@ -38,8 +44,10 @@ UNET = {"unet/*/time_embedding.timestep_embedding": "unet.*.waves",
 LAYER = "text/*/text_model.encoder.layers.*"
 TEXT = {"text/*/text_model.embeddings.add": "clip.*.emb",
         **{f"{LAYER}.{golden}": f"clip.*.l*.{mine}" for golden, mine in {
-            "layer_norm1": "ln1", "self_attn.attention": "attn", "self_attn.add": "proj",
-            "layer_norm2": "ln2", "mlp.quick_gelu": "fc1", "mlp.add": "fc2"}.items()},
+            "layer_norm1": "ln1", "self_attn.q_proj": "qkv[..., :128]",
+            "self_attn.k_proj": "qkv[..., 128:256]", "self_attn.v_proj": "qkv[..., 256:]",
+            "self_attn.attention": "attn", "self_attn.add": "proj", "layer_norm2": "ln2",
+            "mlp.quick_gelu": "fc1", "mlp.add": "fc2"}.items()},
         "text/*/last_hidden_state": "clip.*.last"}
 BLOCKS = {"text/*/text_model.embeddings": "clip.*.emb", LAYER: "clip.*.l*.fc2",
           "text/*/last_hidden_state": "clip.*.last", "unet/*/time_embedding": "unet.*.time2",

@@ -20,7 +20,7 @@ BLOCK = "transformer_blocks.0"
 
 @dataclass(frozen=True)
 class Mistake:
-    """`others` are further names that a map with slices of a merged tensor makes the first."""
+    """`others` are further names that are right: the parts of a merged tensor."""
 
     bugs: dict[str, Any]
     op: str

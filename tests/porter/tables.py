@@ -13,7 +13,8 @@ def read(path):
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         row = json.loads(line)
-        found[row.get("mistake"), row["kind"], row["format"], row["seed"]] = row
+        found[row.get("mistake"), row["kind"], row["format"], row["seed"], row.get("pack", 0),
+              row.get("eager", False)] = row
     return list(found.values())
 
 
@@ -75,14 +76,18 @@ def reasons_missed(rows):
 
 
 def alarms(rows):
-    lines = ["| dump | format | seeds | alarms of bisect | of compare | open |",
-             "|---|---|---|---|---|---|"]
+    """The right port: by setting how much was judged, and what of it was called wrong or open."""
+    lines = ["| dump | format | packs | runs | tensors judged | largest error / bound "
+             "| alarms of bisect | of compare | open |", "|---" * 9 + "|"]
     for kind in KINDS:
         for format in FORMATS:
             here = [row for row in rows if (row["kind"], row["format"]) == (kind, format)]
-            lines.append(f"| {kind} | {SHORT[format]} | {len(here)} | "
-                         f"{sum(bool(row['bisect']) for row in here)} | "
-                         f"{sum(bool(row['compare']) for row in here)} | "
+            judged = sum(row["counts"].get("explained", 0) + len(row["bisect"]) for row in here)
+            lines.append(f"| {kind} | {SHORT[format]} | {len({row['pack'] for row in here})} "
+                         f"| {len(here)} | {judged:,} "
+                         f"| {max((row['largest'] for row in here), default=0):.2f} | "
+                         f"{sum(len(row['bisect']) for row in here)} | "
+                         f"{sum(len(row['compare']) for row in here)} | "
                          f"{sum(len(row['open']) for row in here)} |")
     return lines
 
@@ -98,5 +103,7 @@ def show(folder):
         print("\n".join(["", "## The right port", "", *alarms(seeds), ""]))
         for row in seeds:
             if row["bisect"] or row["compare"]:
-                print(f"- seed {row['seed']} {row['kind']} {row['format']}: bisect "
+                how = "eager" if row["eager"] else "flash"
+                print(f"- pack {row['pack']} seed {row['seed']} {how} {row['kind']} "
+                      f"{row['format']}: bisect "
                       f"{row['bisect'][:3]}, compare {row['compare'][:3]}")

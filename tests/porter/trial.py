@@ -25,9 +25,9 @@ PROMPTS = ("a red cone", "two small blue cubes", "a glossy green ring on a dark 
            "a yellow ball behind a purple cylinder")
 
 
-def run(pack, model, kind, format, *, seed=0, bugs=None):
+def run(pack, model, kind, format, *, seed=0, eager=False, bugs=None):
     """The port's dump on the pack's ids and noise; of the UNet alone on its golden inputs."""
-    port = Port(model, format, seed=seed, eager=bool(seed % 2), bugs=bugs)
+    port = Port(model, format, seed=seed, eager=eager, bugs=bugs)
     if kind == "unet":
         x = pack.read("denoise/000/concat").transpose(0, 2, 3, 1)
         t = int(pack.read("schedule/timesteps")[0])
@@ -96,14 +96,16 @@ def judge(pack, model, key, kind, format, folder, *, seed=0):
         "seconds": time.perf_counter() - started}
 
 
-def alarm(pack, model, kind, format, folder, *, seed=0):
+def alarm(pack, model, kind, format, folder, *, seed=0, eager=False):
     """The right port in a setting, as plain data: what is called wrong of it."""
-    dump = run(pack, model, kind, format, seed=seed)
+    dump = run(pack, model, kind, format, seed=seed, eager=eager)
     found, compared = verdicts(pack, folder, dump, kind, format, first_only=False)
     counts = {}
     for row in found.rows:
         counts[str(row.status)] = counts.get(str(row.status), 0) + 1
-    return {"kind": kind, "format": format, "seed": seed, "counts": counts,
+    return {"kind": kind, "format": format, "seed": seed, "eager": eager, "counts": counts,
+            "largest": max(float(row.times) for row in found.rows if row.status == "explained"),
+            "compared": compared.compared,
             "bisect": [[row.name, float(row.times), *row.notes] for row in found.bad],
             "open": [row.name for row in found.rows if row.status == "open"],
             "compare": [[row.name, row.kind, float(row.times)] for row in compared.failing]}
