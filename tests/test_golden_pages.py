@@ -116,7 +116,7 @@ def _sheet(verdicts):
         kind="golden compare", title="", pack="p", candidate="c", format="float32", ok=False,
         sentence="", verdicts=verdicts, failing=verdicts, columns=("verdict", "tensor"), legend={},
         row=lambda verdict: (verdict.status, verdict.name), why=lambda verdict: "", whole=False,
-        own=False, unread=(), remarks=(), extra=(), counts={})
+        own=False, given=(), unread=(), remarks=(), extra=(), counts={})
 
 
 def _causes(*verdicts, own=False):

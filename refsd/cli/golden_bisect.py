@@ -12,6 +12,7 @@ Name the first op of a port whose error is its own.
     refsd golden bisect PACK MINE --format bf16
     refsd golden bisect PACK MINE --format bf16 --format 'denoise/*=fp32'
     refsd golden bisect PACK MINE --only 'unet/000/*'  a port of the UNet alone
+    refsd golden bisect PACK MINE --given 'denoise/*/concat'  it was fed those
     refsd golden bisect PACK MINE --report diff.html   and .json, .md, .xml (JUnit)
 
 Every op is computed again on the inputs that MINE has for it. What its result
@@ -47,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
                             layout=options.layout)
     with Pack.open(options.pack) as pack, opened as candidate:
         found = bisect(pack, candidate, format=options.format, only=options.only,
-                       accepted=accepted, model=options.model, first_only=options.first)
+                       given=options.given, accepted=accepted, model=options.model,
+                       first_only=options.first)
         answer = Answer.of(found, pack, candidate, AtLeast(*options.at_least))
         if has_page(files):
             answer = with_maps(answer, pack, candidate)

@@ -48,9 +48,9 @@ def run(options: argparse.Namespace) -> int:
                          layout=options.layout) as candidate,
           Progress(len(pack.entries), "comparing", show=not options.json) as progress):
         comparison = compare(pack, candidate, format=options.format, only=options.only,
-                             accepted=accepted, model=options.model, whole=options.all,
-                             at_least=AtLeast(*options.at_least), maps=has_page(files),
-                             on_tensor=progress.step)
+                             given=options.given, accepted=accepted, model=options.model,
+                             whole=options.all, at_least=AtLeast(*options.at_least),
+                             maps=has_page(files), on_tensor=progress.step)
     plain = as_json(comparison)
     write_reports(files, sheet(comparison), plain, quiet=options.json)
     if options.json:

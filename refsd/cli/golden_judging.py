@@ -26,6 +26,8 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--dtype", metavar="NAME", help="of raw files that do not say it (float32)")
     add("--only", metavar="PATTERN", action="append", default=[],
         help="names to judge, such as 'unet/000/*'; may be given again")
+    add("--given", metavar="PATTERN", action="append", default=[],
+        help="names of tensors that the port was fed, such as 'denoise/*/concat': never wrong")
     add("--at-least", type=_at_least, metavar="N|P%", default=(),
         help="fail if fewer tensors, or a smaller share of those wanted, could be judged")
     add("--accept-tolerance", type=_tolerance, metavar="ABS[,REL]",

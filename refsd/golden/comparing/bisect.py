@@ -10,14 +10,16 @@ Where the port left no inputs, the two cannot be told apart. Then the tensor is 
 whole network may spread (refsd.golden.tolerances.tolerance), and the answer is a region, not an op.
 """
 
+import fnmatch
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refsd import parallel
 from refsd.errors import UsageError
+from refsd.golden.comparing.given import Given
 from refsd.golden.comparing.limits import Accepted
 from refsd.golden.comparing.local_error import BAD, LocalErrorJudge
 from refsd.golden.comparing.port_formats import Formats
@@ -34,12 +36,18 @@ FEW = 0.05  # the share of elements up to which it is said where they are: a rac
 
 @dataclass(frozen=True)
 class Bisection:
-    """The first verdict that is bad, if any, and one for every tensor in the order of execution."""
+    """The first verdict that is bad, if any, and one for every tensor in the order of execution.
+
+    given: what is said of every tensor that was declared as given, judged here or not; remarks:
+    patterns that fit nothing.
+    """
 
     first: Verdict | None
     rows: list[Verdict]
     format: str = "float32"
     good: Verdict | None = None  # the last that is within its tolerance before the first
+    given: tuple[Verdict, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def bad(self) -> list[Verdict]:
@@ -54,7 +62,8 @@ class Bisection:
     @property
     def sentence(self) -> str:
         """The answer, for a person who is to repair the port."""
-        judged = [row for row in self.rows if row.status not in (Status.MISSING, Status.OPEN)]
+        judged = [row for row in self.rows
+                  if row.status not in (Status.MISSING, Status.OPEN, Status.EXTERNAL)]
         if self.first is None:
             given = any(row.kind == "accepted" for row in judged)
             return _all_well(self.rows, judged, "" if given else self.format)
@@ -71,12 +80,15 @@ class Bisection:
 
 
 def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
-           only: Iterable[str] = (), accepted: Accepted | None = None, model: Any = None,
-           confidence: float = CONFIDENCE, first_only: bool = False) -> Bisection:
+           only: Iterable[str] = (), given: Iterable[str] = (), accepted: Accepted | None = None,
+           model: Any = None, confidence: float = CONFIDENCE,
+           first_only: bool = False) -> Bisection:
     """Judge every tensor of an open Pack that an open Candidate has, one at a time.
 
     format: what the port computes in, or several with PATTERN=NAME for some names or ops; only:
     patterns of the names to judge (any fits; none: all), their inputs come from all of the dump;
+    given: patterns of tensors that the port was fed: never wrong, and what follows is judged on
+    them, or on the golden ones where they are not dumped;
     accepted: what an op's own error may be, in place of the derived bounds;
     model: where the weights are, if not where the pack says; confidence: how sure a right port is
     to pass as a whole; first_only stops at the first that is wrong. Raises ModelError if the
@@ -90,10 +102,14 @@ def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32"
                              "bisect has no bounds for that: take another, or int8 weights")
     entries = select(pack, only)
     each = 1 - (1 - confidence) / len(entries)
-    judge = LocalErrorJudge(pack, candidate, formats, model, each, accepted)
+    fed = Given(given, pack, candidate, formats)
+    judge = LocalErrorJudge(pack, candidate, formats, model, each, accepted, fed)
     largest = max(math.prod(entry.shape) for entry in pack.entries.values())
     with parallel.limited(1) if largest < LARGE else nullcontext():
-        return _judged(judge, entries, first_only, formats.name)
+        found = _judged(judge, entries, first_only, formats.name)
+        vain = [f"--only {pattern!r} fits no tensor of the pack" for pattern in only
+                if not fnmatch.filter(pack.entries, pattern)]
+        return replace(found, given=fed.found(), remarks=(*fed.remarks, *vain))
 
 
 def _judged(judge: LocalErrorJudge, entries: list[Entry], first_only: bool,
@@ -109,9 +125,13 @@ def _judged(judge: LocalErrorJudge, entries: list[Entry], first_only: bool,
                 break
         if row.status == Status.WITHIN and first is None:
             good = row
-    if all(row.status == Status.MISSING for row in rows):
-        raise UsageError(f"the port's dump has none of the pack's {len(rows)} tensors. Name them "
-                         "as the pack does, or give a name map")
+    if all(row.status == Status.EXTERNAL for row in rows):
+        raise UsageError(f"all of the {len(rows)} tensors that are judged are declared as given: "
+                         "nothing is left to judge. Give fewer patterns, or other names")
+    if all(row.status in (Status.MISSING, Status.EXTERNAL) for row in rows):
+        but = " but what it was given" if any(r.status == Status.EXTERNAL for r in rows) else ""
+        raise UsageError(f"the port's dump has none of the pack's {len(rows)} tensors{but}. Name "
+                         "them as the pack does, or give a name map")
     return Bisection(first, rows, format, good)
 
 
@@ -141,10 +161,12 @@ def _times(times: float) -> str:
 
 
 def _all_well(rows: list[Verdict], judged: list[Verdict], format: str) -> str:
-    missing = sum(row.status == Status.MISSING for row in rows)
-    open_ = sum(row.status == Status.OPEN for row in rows)
-    rest = [f"{missing} are not in the port's dump"] if missing else []
-    rest += [f"{open_} could not be judged"] if open_ else []
-    return (f"All of the {len(judged)} tensors judged are within "
+    missing, open_, fed = (sum(row.status == status for row in rows)
+                           for status in (Status.MISSING, Status.OPEN, Status.EXTERNAL))
+    counts = ((missing, "is" if missing == 1 else "are", "not in the port's dump"),
+              (open_, "could", "not be judged"), (fed, "was" if fed == 1 else "were", "given"))
+    rest = [f"{count} {verb} {what}" for count, verb, what in counts if count]
+    return (("The one tensor judged is within " if len(judged) == 1 else
+             f"All of the {len(judged)} tensors judged are within ")
             + (f"the tolerance of {format}" if format else "what was accepted")
-            + (f"; {' and '.join(rest)}" if rest else "") + ".")
+            + (f"; {', '.join(rest)}" if rest else "") + ".")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from refsd.golden.comparing.bisect import Bisection, allowance
 from refsd.golden.comparing.error_maps import error_maps
+from refsd.golden.comparing.given import said
 from refsd.golden.comparing.html import MAPS
 from refsd.golden.comparing.local_error import BAD
 from refsd.golden.comparing.sheet import Sheet, share
@@ -33,7 +34,7 @@ LEGEND = {
 class Answer(NamedTuple):
     """A bisection, with what is to be said beside it.
 
-    unread: why files cannot be read; remarks: what a name map says in vain; extra: names of the
+    unread: why files cannot be read; remarks: what is asked for in vain; extra: names of the
     candidate that mean nothing here; wanted: how many tensors are to be judged at least.
     """
 
@@ -52,13 +53,19 @@ class Answer(NamedTuple):
         expected = sum(not _given(row) for row in found.rows)
         return cls(found, str(pack.path), candidate.where,
                    tuple(trouble.why for trouble in candidate.troubles),
-                   tuple(candidate.remarks(pack.entries)), tuple(candidate.extra(pack.entries)),
+                   (*candidate.remarks(pack.entries), *found.remarks),
+                   tuple(candidate.extra(pack.entries)),
                    at_least.of(expected))
 
     @property
     def judged(self) -> int:
         """How many tensors it is known of whether they are right."""
         return sum(row.status in JUDGED for row in self.found.rows)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Sentences about what the port was given."""
+        return said(self.found.given, "what follows is judged on it")
 
     @property
     def ok(self) -> bool:
@@ -74,8 +81,9 @@ class Answer(NamedTuple):
 
 
 def _given(row: Verdict) -> bool:
-    """Missing, and an external input of an op (NAME:PARAMETER): nothing a port computes."""
-    return row.status == Status.MISSING and row.entry.op is None and ":" in row.name
+    """Declared so, or missing and an external input of an op (NAME:PARAMETER)."""
+    return row.status == Status.EXTERNAL or (
+        row.status == Status.MISSING and row.entry.op is None and ":" in row.name)
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
@@ -87,8 +95,8 @@ def as_json(answer: Answer) -> dict[str, Any]:
             "first": None if found.first is None else _plain(found.first),
             "later": [row.name for row in found.later],
             "rows": [_plain(row) for row in found.rows],
-            "unreadable": list(answer.unread), "remarks": list(answer.remarks),
-            "extra": list(answer.extra)}
+            "given": list(answer.given), "unreadable": list(answer.unread),
+            "remarks": list(answer.remarks), "extra": list(answer.extra)}
 
 
 def _plain(row: Verdict) -> dict[str, Any]:
@@ -112,8 +120,8 @@ def sheet(answer: Answer) -> Sheet:
         candidate=answer.candidate, format=answer.found.format, ok=answer.ok,
         sentence=answer.sentence, verdicts=rows, failing=[row for row in rows if row.status in BAD],
         columns=COLUMNS, legend=LEGEND, row=_row, why=what_is_wrong,
-        own=True, too_few=answer.judged < answer.wanted, unread=answer.unread,
-        remarks=answer.remarks, extra=answer.extra)
+        own=True, too_few=answer.judged < answer.wanted, given=answer.given,
+        unread=answer.unread, remarks=answer.remarks, extra=answer.extra)
 
 
 def with_maps(answer: Answer, pack: Any, candidate: Any) -> Answer:
@@ -172,5 +180,6 @@ def text(answer: Answer, *, everything: bool = False) -> Iterator[str]:
                + (f": {'; '.join(why)}" if why else ""))
     if len(rows) > SHOWN and not everything:
         yield f"and {len(rows) - SHOWN} more; --all shows every tensor, --json too"
+    yield from (f"given: {line}" for line in answer.given)
     yield from (f"unreadable: {why}" for why in answer.unread)
     yield from answer.remarks

@@ -15,6 +15,7 @@ from refsd.golden.comparing.dumps_folder import first_of
 from refsd.golden.comparing.error_maps import error_maps
 from refsd.golden.comparing.excess import Excess, beyond, excess, ratio, where
 from refsd.golden.comparing.fits import places
+from refsd.golden.comparing.given import ASSUMED, Given
 from refsd.golden.comparing.layouts import layout
 from refsd.golden.comparing.limits import Accepted, Limit, limit_of, op_limit
 from refsd.golden.comparing.metrics import Metrics, measure
@@ -38,13 +39,14 @@ PADDED, SMALL = 4, 1 << 22
 
 
 def compare(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",
-            only: Iterable[str] = (), accepted: Accepted | None = None, model: Any = None,
-            whole: bool = False, at_least: AtLeast | None = None, maps: bool = False,
-            on_tensor: Callable[[int, int], None] | None = None) -> Comparison:
+            only: Iterable[str] = (), given: Iterable[str] = (), accepted: Accepted | None = None,
+            model: Any = None, whole: bool = False, at_least: AtLeast | None = None,
+            maps: bool = False, on_tensor: Callable[[int, int], None] | None = None) -> Comparison:
     """Compare every tensor of an open Pack with its counterpart in an open Candidate.
 
     format: what the port computes in, or several with PATTERN=NAME for some names or ops; only:
-    patterns of names (any fits; none: all); accepted: a tolerance in place of the derived ones;
+    patterns of names (any fits; none: all); given: those of tensors that the port was fed, which
+    are not held to anything; accepted: a tolerance in place of the derived ones;
     model: where the weights are, for the reasons of mistakes; whole: a missing tensor fails;
     at_least: how many are to be there; maps: keep an error map of each tensor that differs;
     on_tensor(done, all) is called along the way. Two tensors are in memory at a time, and those of
@@ -54,7 +56,8 @@ def compare(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32
     """
     formats, only = Formats(format, pack.entries), tuple(only)
     entries = select(pack, only)
-    judge = GoldenJudge(pack, candidate, formats, accepted, model, maps)
+    fed = Given(given, pack, candidate, formats)
+    judge = GoldenJudge(pack, candidate, formats, accepted, model, maps, fed)
     verdicts = []
     for entry in entries:
         verdicts.append(judge(entry))
@@ -65,7 +68,7 @@ def compare(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32
     comparison = Comparison(
         str(pack.path), candidate.where, formats.name, verdicts, candidate.extra(pack.entries),
         whole, _unread(candidate, verdicts, bool(only)),
-        (*candidate.remarks(pack.entries), *vain))
+        (*candidate.remarks(pack.entries), *vain, *fed.remarks), given=fed.found())
     if not comparison.compared:
         raise _nothing(comparison, candidate)
     return replace(comparison, wanted=at_least.of(comparison.expected) if at_least else 0)
@@ -85,13 +88,17 @@ def _unread(candidate: Any, verdicts: list[Verdict], partly: bool) -> tuple[str,
 
 def _nothing(comparison: Comparison, candidate: Any) -> Exception:
     """The error where no tensor could be compared."""
-    reasons = [note for v in comparison.verdicts for note in v.notes] + list(comparison.unread)
+    reasons = [note for v in comparison.verdicts if v.status != Status.EXTERNAL
+               for note in v.notes] + list(comparison.unread)
     if reasons:
         return ModelError(first_of(reasons))
-    first = comparison.verdicts[0].name
+    first, count = comparison.verdicts[0].name, len(comparison.verdicts)
     own = candidate.names()
-    return UsageError(f"{candidate.where}: none of the {len(comparison.verdicts):,} tensors is "
-                      f"there. The pack has {first!r}"
+    if any(v.shape for v in comparison.verdicts if v.status == Status.EXTERNAL):
+        return UsageError(f"{candidate.where}: nothing is left to compare: all of it that is in "
+                          "the candidate is given. Give fewer patterns, or other names")
+    none = "the one tensor is not" if count == 1 else f"none of the {count:,} tensors is"
+    return UsageError(f"{candidate.where}: {none} there. The pack has {first!r}"
                       + (f", the candidate {own[0][:200]!r}" if own else "")
                       + "; give a name map"
                       + "".join(f". {remark}" for remark in comparison.remarks[:1]))
@@ -101,8 +108,9 @@ class GoldenJudge:
     """Verdicts on a candidate's tensors, each held to the golden one."""
 
     def __init__(self, pack: Any, candidate: Any, formats: Formats, accepted: Accepted | None,
-                 model: Any, maps: bool):
+                 model: Any, maps: bool, given: Given):
         self.pack, self.candidate, self.formats, self.accepted = pack, candidate, formats, accepted
+        self.given = given
         self.evidence = Evidence(pack, candidate, model)
         self.maps, self.left = maps, DIAGNOSES[pack.manifest.kind]
 
@@ -118,6 +126,8 @@ class GoldenJudge:
         if got is None:
             return self._absent(entry)
         golden, format = self.pack.read(entry.name), self.formats.of(entry).name
+        if (fed := self.given.of(entry, got, golden)) is not None:
+            return replace(fed, dtype=info.dtype, format=format)
         verdict = replace(verdict, shape=got.shape, notes=_notes(entry, info, got, format))
         if got.shape == entry.shape:
             verdict = self._judge(verdict, golden, got)
@@ -134,6 +144,8 @@ class GoldenJudge:
         if why:
             return Verdict(entry, Status.UNREADABLE, notes=(why,))
         # NAME:PARAMETER is an external input, made by nothing that a port computes.
+        if entry.name in self.given.names:
+            return Verdict(entry, Status.EXTERNAL, notes=(ASSUMED,))
         external = entry.op is None and ":" in entry.name
         return Verdict(entry, Status.EXTERNAL if external else Status.MISSING)
 

@@ -85,7 +85,7 @@ def page(sheet: Sheet) -> str:
         f"<p>Pack <code>{_e(sheet.pack)}</code>, candidate <code>{_e(sheet.candidate)}</code>, "
         f"format {_e(sheet.format)}: {_e(counts)}.</p>",
         "<h2>Overview</h2>", *strip(sheet.verdicts, {cause.verdict.name for cause in found[:MAPS]}),
-        *_legend(sheet), *_sections(found, sheet),
+        *_legend(sheet), *_list("What the port was given", sheet.given), *_sections(found, sheet),
         "<h2>All tensors in the order of execution</h2>",
         *_table(sheet),
         *_list("Cannot be read", sheet.unread), *_list("Without effect", sheet.remarks),

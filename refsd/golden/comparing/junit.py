@@ -26,9 +26,9 @@ def junit(sheet: Sheet) -> str:
         tests=str(len(verdicts) + len(whole)), failures=str(len(bad) + len(whole)), errors="0",
         skipped=str(skipped))
     properties = ElementTree.SubElement(suite, "properties")
-    for name in ("pack", "candidate", "format"):
-        value = _text(getattr(sheet, name))
-        ElementTree.SubElement(properties, "property", name=name, value=value)
+    for name, value in (*((name, getattr(sheet, name)) for name in ("pack", "candidate", "format")),
+                        *(("given", line) for line in sheet.given)):
+        ElementTree.SubElement(properties, "property", name=name, value=_text(value))
     for verdict in verdicts:
         _case(suite, verdict, sheet, id(verdict) in bad)
     for name, why in whole:

@@ -9,6 +9,7 @@ import numpy as np
 from refsd.errors import UsageError
 from refsd.golden.comparing.diagnose import Finding, diagnose, step_before
 from refsd.golden.comparing.excess import Excess, excess, first_lost, is_informative, ratio, rms
+from refsd.golden.comparing.given import Given
 from refsd.golden.comparing.limits import Accepted, spread_of, takes_tiles
 from refsd.golden.comparing.port_formats import Formats, tensors
 from refsd.golden.comparing.port_inputs import Inputs, OpInputs
@@ -33,18 +34,20 @@ class LocalErrorJudge:
     """
 
     def __init__(self, pack: Any, candidate: Any, formats: Formats, model: Any, confidence: float,
-                 accepted: Accepted | None = None):
+                 accepted: Accepted | None = None, given: Given | None = None):
         self.pack, self.candidate, self.formats = pack, candidate, formats
-        self.accepted = accepted
-        self.inputs = Inputs(pack, candidate, formats, model, confidence)
+        self.accepted, self.given = accepted, given or Given((), pack, candidate, formats)
+        self.inputs = Inputs(pack, candidate, formats, model, confidence, self.given.names)
         self._seen: set[str] = set()
         self._diagnosed, self._bad = 0, False
 
     def __call__(self, entry: Entry) -> Verdict:
         got = self.candidate.read(entry.name, entry.shape)
-        if got is None:
+        if got is None and entry.name not in self.given.names:
             return Verdict(entry, Status.MISSING)
         golden = self.pack.read(entry.name)
+        if (fed := self.given.of(entry, got, golden)) is not None:
+            return replace(fed, format=self.formats.of(entry).name)
         if got.shape != entry.shape:
             verdict = Verdict(entry, Status.WRONG, times=math.inf,
                               findings=self._why(entry, got, golden),

@@ -19,14 +19,15 @@ def markdown(sheet: Sheet) -> str:
         lines.append("| " + " | ".join([*map(_cell, cells), f"`{_code(name)}`"]) + " |")
     for verdict in sheet.verdicts:
         bad = id(verdict) in failing
-        if bad or verdict.notes:
+        if bad or verdict.notes and verdict.status != Status.EXTERNAL:
             lines += ["", f"## `{_code(verdict.name)}`", ""]
             if bad:
                 lines += [_cell(sheet.why(verdict)), ""]
             lines += [f"* {_cell(f'{f.reason}: {f.sentence} ({share(f)})')}"
                       for f in verdict.findings]
             lines += [f"* {_cell(note)}" for note in verdict.notes]
-    for head, texts in (("Cannot be read", sheet.unread), ("Without effect", sheet.remarks)):
+    for head, texts in (("Given", sheet.given), ("Cannot be read", sheet.unread),
+                        ("Without effect", sheet.remarks)):
         if texts:
             lines += ["", f"## {head}", "", *(f"* {_cell(text)}" for text in texts)]
     if sheet.extra:

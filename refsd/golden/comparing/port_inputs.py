@@ -8,6 +8,7 @@ Where a port keeps more digits than an op's format has (float32 latents before a
 or the golden noise), the op may have rounded them first; that is an uncertainty as well.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,11 +50,15 @@ class OpInputs:
 
 
 class Inputs:
-    """`of(entry)`: what a port gave the entry's op; `allowed`: what its result may differ by."""
+    """`of(entry)`: what a port gave the entry's op; `allowed`: what its result may differ by.
 
-    def __init__(self, pack: Any, candidate: Any, formats: Formats, model: Any, confidence: float):
+    given: names of tensors that it was fed; the golden ones where it did not dump them.
+    """
+
+    def __init__(self, pack: Any, candidate: Any, formats: Formats, model: Any, confidence: float,
+                 given: Collection[str] = ()):
         self.pack, self.candidate, self.formats = pack, candidate, formats
-        self.confidence = confidence
+        self.confidence, self.given = confidence, given
         self.weight = weights(pack, model)
         self._same: dict[tuple, list[str]] = {}
         for entry in pack.entries.values():
@@ -64,8 +69,18 @@ class Inputs:
         return self._same[_content(entry)]
 
     def is_external(self, entry: Entry) -> bool:
-        """Whether a port has it from outside: no op made it, or it is that (initial latents)."""
-        return any(self.pack.entries[name].op is None for name in self.aliases(entry))
+        """Whether a port has it from outside: it was fed it, or no op made it (initial latents)."""
+        return self.is_given(entry) or any(self.pack.entries[name].op is None
+                                           for name in self.aliases(entry))
+
+    def is_given(self, entry: Entry) -> bool:
+        """Whether the port was fed it; a block is the result of its last op.
+
+        Other aliases are not: a step's latents may be fed to the network, and the sampler has its
+        own.
+        """
+        return entry.name in self.given or entry.op == "block" and any(
+            name in self.given for name in entry.sources)
 
     def maker(self, entry: Entry) -> Entry | None:
         """The entry of the op that made a tensor: its own, or an alias's (a block's last op)."""
@@ -84,8 +99,13 @@ class Inputs:
         return _Search(self, compute).of(entry)
 
     def dump(self, entry: Entry, own: str) -> np.ndarray | None:
-        """The port's tensor for a reference: what the reader dumped, its maker, or an alias."""
-        for name in dict.fromkeys((own, entry.name, *self.aliases(entry))):
+        """The port's tensor for a reference: what the reader dumped, its maker, or an alias.
+
+        Of a tensor that it was fed (a step's latents) its own result is an alias, and is not that.
+        """
+        fed = self.is_given(entry)
+        aliases = [name for name in self.aliases(entry) if not fed or name in self.given]
+        for name in dict.fromkeys((own, entry.name, *aliases)):
             tensor = self.candidate.read(name, entry.shape)
             if tensor is not None and tensor.shape == entry.shape:
                 return _whole(tensor) if "int" in entry.dtype else tensor

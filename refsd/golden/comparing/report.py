@@ -6,6 +6,7 @@ from typing import Any
 
 from refsd.golden.comparing.diagnose import Finding
 from refsd.golden.comparing.dumps_folder import first_of
+from refsd.golden.comparing.given import said
 from refsd.golden.comparing.sheet import Sheet, share
 from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
 
@@ -74,6 +75,12 @@ def _full_stop(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
+def given(result: Comparison) -> tuple[str, ...]:
+    """Sentences about what the port was given."""
+    return said(result.given, "what follows is held to the pack all the same; refsd golden bisect "
+                              "judges it on what was given")
+
+
 def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> str:
     """One failing verdict for the person who is to repair the port.
 
@@ -139,7 +146,8 @@ def as_json(result: Comparison) -> dict[str, Any]:
         "candidate": result.candidate, "format": result.format, "ok": result.ok,
         "sentence": sentence(result), "first": first.name if first else None,
         "counts": result.counts, "compared": result.compared, "expected": result.expected,
-        "unreadable": list(result.unread), "remarks": list(result.remarks), "extra": result.extra,
+        "given": list(given(result)), "unreadable": list(result.unread),
+        "remarks": list(result.remarks), "extra": result.extra,
         "tensors": [_verdict(verdict) for verdict in result.verdicts],
     }
 
@@ -198,8 +206,8 @@ def sheet(result: Comparison) -> Sheet:
         candidate=result.candidate, format=result.format, ok=result.ok, sentence=sentence(result),
         verdicts=result.verdicts, failing=result.failing, columns=COLUMNS, legend=LEGEND, row=row,
         why=lambda verdict: what_is_wrong(verdict, result.format), whole=result.whole,
-        too_few=result.compared < result.wanted, unread=result.unread, remarks=result.remarks,
-        extra=result.extra)
+        too_few=result.compared < result.wanted, given=given(result), unread=result.unread,
+        remarks=result.remarks, extra=result.extra)
 
 
 def text(result: Comparison, *, everything: bool = False) -> Iterator[str]:
@@ -223,6 +231,7 @@ def text(result: Comparison, *, everything: bool = False) -> Iterator[str]:
         for finding in verdict.findings[1:]:
             yield (f"also like: {verdict.name}: {finding.reason}, {finding.sentence} "
                    f"({share(finding)})")
+    yield from (f"given: {line}" for line in given(result))
     yield from (f"unreadable: {why}" for why in result.unread[:5])
     if len(result.unread) > 5:
         yield f"unreadable: {len(result.unread) - 5:,} more"

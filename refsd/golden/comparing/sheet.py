@@ -14,7 +14,8 @@ class Sheet(NamedTuple):
 
     row(verdict) are the texts of `columns`, the tensor's name last; why(verdict) is for those that
     fail. legend: what the words mean; own: a wrong tensor is so on its own inputs, whatever it was
-    handed; whole: missing tensors fail too; too_few: fewer than wanted could be judged.
+    handed; whole: missing tensors fail too; too_few: fewer than wanted could be judged;
+    given: sentences about what the port was given.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Sheet(NamedTuple):
     own: bool = False
     whole: bool = False
     too_few: bool = False
+    given: Sequence[str] = ()
     unread: Sequence[str] = ()
     remarks: Sequence[str] = ()
     extra: Sequence[str] = ()

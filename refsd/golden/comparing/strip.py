@@ -15,7 +15,7 @@ MEANINGS = {
     Status.OPEN: "it differs, and nothing tells whether it may",
     Status.SHAPE: "of another shape", Status.DTYPE: "integers for floats, or the reverse",
     Status.UNREADABLE: "there, and not to be read", Status.MISSING: "not in the port's dump",
-    Status.EXTERNAL: "an input of an op, which a port need not write",
+    Status.EXTERNAL: "the port was given it: declared so, or an input of an op that is not dumped",
 }
 
 

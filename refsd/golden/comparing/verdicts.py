@@ -25,7 +25,7 @@ class Status(StrEnum):
     DTYPE = "dtype"  # integers for floats, or the reverse
     UNREADABLE = "unreadable"  # a note says why
     MISSING = "missing"
-    EXTERNAL = "given"  # missing, and an external input of an op, which the port need not write
+    EXTERNAL = "given"  # need not be made: declared so, or an external input that is missing
 
 
 FAILING = (Status.WRONG, Status.SHAPE, Status.DTYPE, Status.OPEN, Status.UNREADABLE)
@@ -88,8 +88,9 @@ class Verdict:
 class Comparison:
     """Verdicts in the order of execution, and the candidate's names that mean nothing here.
 
-    unread: why files cannot be read that no verdict is about; they fail too. remarks: what the
-    name map says in vain. wanted: how many tensors are to be compared at least.
+    unread: why files cannot be read that no verdict is about; they fail too. remarks: what is
+    asked for in vain. wanted: how many tensors are to be compared at least. given: what is said of
+    every tensor that was declared as given, compared here or not.
     """
 
     pack: str
@@ -101,6 +102,7 @@ class Comparison:
     unread: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     wanted: int = 0
+    given: tuple[Verdict, ...] = ()
 
     @property
     def ok(self) -> bool:
