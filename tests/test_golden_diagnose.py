@@ -229,6 +229,19 @@ def test_the_plain_reason_is_named_through_a_ports_own_errors(name, noise):
     assert is_hidden(wrong, golden, error) and not found or found[0].reason == reason, found
 
 
+def test_half_of_a_batch_is_no_crop():
+    """Two passes of one sample each, for guidance: which half it is, and what to do."""
+    for k, half in enumerate(("first half", "second half")):
+        found, = diagnose(entry("conv2d", X.shape), X, X[k:k + 1].astype("float32"))
+        assert half in found.sentence and "--cfg-scale 1" in found.sentence
+    # one of three is no half; of many rows, which are no samples, one less is a crop
+    found, = diagnose(entry("conv2d", T.shape), np.concatenate([T, T[:1] + 1]), T[1:])
+    assert found.sentence.startswith("it is sample 1 of the golden 3 alone: dump the whole")
+    rows = np.concatenate([T[0], T[1]])
+    found = diagnose(entry("embedding", rows.shape), rows, rows[1:])
+    assert found[0].reason == "off_by_one"
+
+
 def is_hidden(wrong, golden, error):
     """Less than nine tenths of the squared error are the mistake's, which a reason needs."""
     return wrong.shape == golden.shape and np.square(wrong - golden).sum() < 10 * np.square(

@@ -1,15 +1,24 @@
 """Parts of a port's tensors, and several that make one golden tensor up, by a name map."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from golden_port_ops import Ops
+from golden_runs import RECIPE, port
 
 from refsd.errors import UsageError
+from refsd.golden.comparing.bisect import bisect
 from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.compare import compare
 from refsd.golden.comparing.layouts import to_layout
 from refsd.golden.comparing.name_map import NameMap
 from refsd.golden.comparing.parts import parse
+from refsd.golden.comparing.report import sentence
+from refsd.golden.packs.pack import Pack
+from refsd.golden.recording.make import make
+from refsd.golden.recording.record import Selection
 
 QKV = np.arange(2 * 3 * 12, dtype="float32").reshape(2, 3, 12)
 X = np.arange(2 * 4 * 2 * 3, dtype="float32").reshape(2, 4, 2, 3)
@@ -69,6 +78,46 @@ def test_two_passes_are_one_batch(tmp_path):
     pairs = {"unet/*/x": ["uncond/*/x[h w c]", "cond/*/x[h w c]"]}
     bare = {name: array[0] for name, array in turned.items()}
     assert np.array_equal(read(tmp_path, bare, pairs, "unet/000/x", X.shape), X)
+
+
+@pytest.fixture(scope="module")
+def passes(runs, tmp_path_factory):
+    """A port that runs its network twice a step, with one sample: each pass under its own name."""
+    path = tmp_path_factory.mktemp("passes") / "a.npz"
+    with Pack.open(runs / "level3") as pack:
+        whole = port(pack, Ops(), until="unet/000/conv_out")
+    wide = {name: array for name, array in whole.items() if name.startswith("unet/000/")
+            and len(array) == 2}
+    np.savez(path, **{f"{one}/{name[5:]}": array[k:k + 1] for name, array in wide.items()
+                      for k, one in enumerate(("uncond", "cond"))})
+    return path
+
+
+def test_two_passes_of_a_network_are_bisected_by_a_map(runs, passes):
+    with Pack.open(runs / "level3") as pack:
+        with Candidate.open(passes, name_map={"unet/*": ["uncond/*", "cond/*"]}) as candidate:
+            found = bisect(pack, candidate, model=runs / "model", only=["unet/000/*"])
+        assert found.first is None
+        assert sum(row.status == "explained" for row in found.rows) > 100
+        for half, mine in (("first", "uncond/*"), ("second", "cond/*")):
+            with Candidate.open(passes, name_map={"unet/*": mine}) as candidate:
+                found = bisect(pack, candidate, model=runs / "model", only=["unet/000/*.add"])
+            assert found.first.finding.reason == "split_batch"
+            assert f"it is the {half} half of the golden batch alone" in found.sentence
+            with Candidate.open(passes, name_map={"unet/*": mine}) as candidate:
+                found = compare(pack, candidate, only=["unet/000/*.add"])
+            assert "off_by_one" not in [f.reason for v in found.verdicts for f in v.findings]
+            assert f"it is the {half} half of the golden batch alone" in sentence(found)
+
+
+def test_a_pack_for_a_port_of_one_sample(runs, passes, tmp_path):
+    """--cfg-scale 1: the prompt's own pass, in batches of one."""
+    make(tmp_path / "one", replace(RECIPE, cfg_scale=1, negative_prompt=""), model=runs / "model",
+         selection=Selection(level=3, include=("unet/000/*",)))
+    with Pack.open(tmp_path / "one") as pack, (
+            Candidate.open(passes, name_map={"unet/*": "cond/*"})) as candidate:
+        found = bisect(pack, candidate, model=runs / "model")
+        assert found.first is None and pack.entries["unet/000/conv_in"].shape[0] == 1
 
 
 def test_one_of_two_passes_is_not_enough(tmp_path):

@@ -234,13 +234,17 @@ def batches(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
 
 
 def _parts(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
-    """Some of the golden samples alone."""
-    for start in range(len(golden) - len(got) + 1 if len(golden) <= BATCH else 0):
-        samples = f"sample {start}" if len(got) == 1 else (
-            f"samples {start} to {start + len(got) - 1}")
-        part = golden[start:start + len(got)]
-        yield ("split_batch", f"it is {samples} of the golden {len(golden)} alone: dump the whole "
-               "batch as one tensor", part)
+    """Some of the golden samples alone: for guidance, a network may be run once for each prompt."""
+    n = len(got)
+    for start in range(len(golden) - n + 1 if len(golden) <= BATCH else 0):
+        samples = f"sample {start}" if n == 1 else f"samples {start} to {start + n - 1}"
+        sentence = f"it is {samples} of the golden {len(golden)} alone: dump the whole batch as one"
+        if len(golden) == 2 * n and start in (0, n):
+            half = "second half of the golden batch alone (with guidance the prompt's)" if start \
+                else "first half of the golden batch alone (with guidance the negative prompt's)"
+            sentence = (f"it is the {half}: join both passes by a name map, as [\"uncond\", "
+                        "\"cond\"], or make the pack with --cfg-scale 1, of the prompt alone")
+        yield "split_batch", sentence, golden[start:start + n]
 
 
 def _grown(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
@@ -259,7 +263,12 @@ def _grown(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
 
 
 def _cropped(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
-    """A part of the golden tensor, up to two elements shorter along each axis."""
+    """A part of the golden tensor, up to two elements shorter along each axis.
+
+    Samples that are missing are no crop: `batches` has them.
+    """
+    if golden.ndim > 1 and len(golden) <= BATCH and got.shape[1:] == golden.shape[1:]:
+        return
     less = [m - n for n, m in zip(got.shape, golden.shape)]
     if all(0 <= n <= 2 for n in less):
         for start in itertools.product(*(range(n + 1) for n in less)):
