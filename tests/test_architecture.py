@@ -71,8 +71,8 @@ ALLOWED = {
     "notebook": {"errors", "pipelines"},
     # records, replays and judges whole generations: it stands above the pipelines
     "golden": {"algorithms", "arguments", "atomic", "contracts", "dense", "errors", "examples",
-               "families", "functional", "half", "kinds", "leaf", "models", "networks", "ops",
-               "parallel", "pipelines", "places", "planning", "random", "registry", "rules",
+               "families", "functional", "graph", "half", "kinds", "leaf", "models", "networks",
+               "ops", "parallel", "pipelines", "places", "planning", "random", "registry", "rules",
                "schedulers", "shapes", "text", "version", "weights"},
     "cli": {"adapters", "algorithms", "arguments", "atomic", "backends", "cgroups", "contracts",
             "dialects", "errors", "families", "golden", "gpu", "graph", "models", "networks",

@@ -164,6 +164,8 @@ def test_onnx_says_what_it_needs(pack, tmp_path, capsys, monkeypatch):
     assert "needs the onnx package: pip install refsd[onnx]" in capsys.readouterr().err
     assert main([*command, "--layout", "NHWC"]) == 2
     assert "onnx keeps the logical layout" in capsys.readouterr().err
+    assert main([*command[:-1], "onnx-networks", "--layout", "NHWC"]) == 2
+    assert "onnx-networks keeps the logical layout" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -11,14 +11,16 @@ Write the tensors of a golden pack for programs in other languages.
 
     refsd golden export PACK -o out --to raw --layout NHWC --only 'unet/000/*'
     refsd golden export PACK -o out --to onnx
+    refsd golden export PACK -o out --to onnx-networks --only unet
     refsd golden export PACK -o out --to polygraphy --map names.json
     refsd golden export PACK -o pack.zip --to pack
 
-onnx writes each recorded op as CASE/test_data_set_0/input_0.pb and output_0.pb,
-with call.json beside it; it needs pip install refsd[onnx]. polygraphy writes
-inputs.json and outputs.json for its --load-inputs and --load-outputs. pack is
-the pack itself as one .zip or .tar.zst."""
-KINDS = ("raw", "npy", "npz", "safetensors", "onnx", "polygraphy", "pack")
+onnx writes each recorded op as CASE/model.onnx, CASE/test_data_set_0/input_0.pb
+and output_0.pb, with call.json beside them; onnx-networks likewise each network
+with its weights, and its recorded calls. Both need pip install refsd[onnx].
+polygraphy writes inputs.json and outputs.json for its --load-inputs and
+--load-outputs. pack is the pack itself as one .zip or .tar.zst."""
+KINDS = ("raw", "npy", "npz", "safetensors", "onnx", "onnx-networks", "polygraphy", "pack")
 
 
 def parser() -> Parser:
@@ -36,8 +38,8 @@ def parser() -> Parser:
         help="names such as 'unet/000/*'; may be repeated")
     add("--map", metavar="FILE", help="for polygraphy: JSON of the names that your graph has for "
         "the pack's, as golden compare takes it")
-    add("-m", "--model", metavar="MODEL", help="where the pack's model is, for onnx; its files "
-        "must be the same")
+    add("-m", "--model", metavar="MODEL", help="where the pack's model is, for onnx and "
+        "onnx-networks; its files must be the same")
     return parser.answering()
 
 
@@ -46,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from refsd.golden.packs.pack import Pack
     from refsd.golden.porting.export import export_pack
     from refsd.golden.porting.onnx import export_onnx
+    from refsd.golden.porting.onnx_networks import export_networks
     from refsd.golden.porting.polygraphy import export_polygraphy
     from refsd.golden.recording.replay import weights
 
@@ -53,19 +56,22 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--map names the tensors of --to polygraphy; leave it out")
     if options.to == "pack":
         return _pack_up(options)
-    if options.to == "onnx" and options.layout.upper() != "NCHW":
-        raise UsageError("--to onnx keeps the logical layout, NCHW; leave --layout out")
+    if options.to.startswith("onnx") and options.layout.upper() != "NCHW":
+        raise UsageError(f"--to {options.to} keeps the logical layout, NCHW; leave --layout out")
     with Pack.open(options.pack) as pack:
         if options.to == "onnx":
             written = export_onnx(pack, options.output, only=options.only,
                                   read_weight=weights(pack, options.model))
+        elif options.to == "onnx-networks":
+            written = export_networks(pack, options.output, only=options.only,
+                                      model=options.model)
         elif options.to == "polygraphy":
             written = export_polygraphy(pack, options.output, layout=options.layout,
                                         only=options.only, name_map=options.map)
         else:
             written = export_pack(pack, options.output, options.to, layout=options.layout,
                                   only=options.only).tensors
-    what = "ops" if options.to == "onnx" else "tensors"
+    what = {"onnx": "ops", "onnx-networks": "networks"}.get(options.to, "tensors")
     return answer(
         options.json, {"folder": options.output, "kind": options.to,
                        "layout": options.layout.upper(), "tensors": list(written)},

@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
     if options.onnx and options.output is None:
         raise UsageError("--onnx writes a file; give -o FILE")
     if options.onnx and options.passes:
-        raise UsageError("--onnx writes the graph before its passes: fused ops have no counterpart "
-                         "in ONNX; leave --passes out")
+        raise UsageError("--onnx writes the graph before its passes: in ONNX a fused op is those "
+                         "that it stands for; leave --passes out")
     from refsd.graph import dot, to_json, trace
     from refsd.graph.passes import optimize
     from refsd.pipelines.outline import outline

@@ -244,6 +244,31 @@ def reshape(on, x, *, shape):
     return on.reshape(x, on.result.shape)
 
 
+def group_norm_silu(on, x, weight, bias, *, groups, eps):
+    return silu(on, group_norm(on, x, weight, bias, groups=groups, eps=eps))
+
+
+def linear_add(on, x, weight, addend, bias):
+    return on("Add", linear(on, x, weight, bias), addend)
+
+
+def linear_geglu(on, x, weight, bias):
+    return geglu(on, Tensor(linear(on, x, weight, bias), None, x.dtype))
+
+
+def conv2d_add(on, x, weight, addend, bias, *, stride, padding, dilation, groups, algorithm):
+    y = conv2d(on, x, weight, bias, stride=stride, padding=padding, dilation=dilation,
+               groups=groups, algorithm=algorithm)
+    return on("Add", y, addend)
+
+
+def upsample_conv2d(on, x, weight, bias, *, height, width, stride, padding, dilation, groups,
+                    algorithm):
+    x = upsample_nearest(on, x, height=height, width=width)
+    return conv2d(on, x, weight, bias, stride=stride, padding=padding, dilation=dilation,
+                  groups=groups, algorithm=algorithm)
+
+
 def clamp(on, x, *, low, high):
     return on("Clip", x, on.constant(low, x.dtype), on.constant(high, x.dtype))
 
@@ -261,6 +286,7 @@ def _map(operator):
 COUNTERPARTS = {function.__name__: function for function in (
     linear, matmul, conv2d, attention, group_norm, layer_norm, rms_norm, silu, quick_gelu, gelu,
     gelu_tanh, geglu, softmax, embedding, gather, timestep_embedding, rope, upsample_nearest,
-    upsample_bilinear, to_tokens, to_image, concat, slice, pad, transpose, reshape, clamp)}
+    upsample_bilinear, to_tokens, to_image, concat, slice, pad, transpose, reshape, clamp,
+    group_norm_silu, linear_add, linear_geglu, conv2d_add, upsample_conv2d)}
 COUNTERPARTS |= {name: _pair(name.title()) for name in ("add", "sub", "mul", "div")}
 COUNTERPARTS |= {name: _map(name.title()) for name in ("exp", "sqrt", "tanh")}

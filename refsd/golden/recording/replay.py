@@ -83,7 +83,7 @@ def weights(pack: Any, model: Any = None) -> Callable[[str], np.ndarray]:
 
     def read(reference: str) -> np.ndarray:
         if not parts:
-            parts.update(_load(pack.manifest, model))
+            parts.update(load_weights(pack.manifest, model))
         part, _, path = reference.removeprefix(WEIGHT).partition(".")
         try:
             return parts[part][path].dense()
@@ -94,7 +94,8 @@ def weights(pack: Any, model: Any = None) -> Callable[[str], np.ndarray]:
     return read
 
 
-def _load(manifest: Any, model: Any) -> dict[str, Mapping[str, Weight]]:
+def load_weights(manifest: Any, model: Any) -> dict[str, Mapping[str, Weight]]:
+    """The weights of a pack's model in float32, by part and path; see `weights`."""
     recorded, kind = manifest.model, kind_of(manifest.recipe)
     files, variant = recorded.get("files"), recorded.get("variant")
     name = recorded.get("name")
