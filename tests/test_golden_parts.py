@@ -99,13 +99,16 @@ def test_two_passes_of_a_network_are_bisected_by_a_map(runs, passes):
             found = bisect(pack, candidate, model=runs / "model", only=["unet/000/*"])
         assert found.first is None
         assert sum(row.status == "explained" for row in found.rows) > 100
+        with Candidate.open(passes, name_map={"unet/*": "cond/*"}) as candidate:
+            found = bisect(pack, candidate, model=runs / "model", only=["unet/000/conv_in"])
+        assert "it is the first or the second half of the golden batch" in found.sentence
         for half, mine in (("first", "uncond/*"), ("second", "cond/*")):
             with Candidate.open(passes, name_map={"unet/*": mine}) as candidate:
-                found = bisect(pack, candidate, model=runs / "model", only=["unet/000/*.add"])
+                found = bisect(pack, candidate, model=runs / "model", only=["unet/*attn2.add"])
             assert found.first.finding.reason == "split_batch"
             assert f"it is the {half} half of the golden batch alone" in found.sentence
             with Candidate.open(passes, name_map={"unet/*": mine}) as candidate:
-                found = compare(pack, candidate, only=["unet/000/*.add"])
+                found = compare(pack, candidate, only=["unet/*attn2.add"])
             assert "off_by_one" not in [f.reason for v in found.verdicts for f in v.findings]
             assert f"it is the {half} half of the golden batch alone" in sentence(found)
 

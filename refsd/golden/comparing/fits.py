@@ -240,10 +240,13 @@ def _parts(golden: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
         samples = f"sample {start}" if n == 1 else f"samples {start} to {start + n - 1}"
         sentence = f"it is {samples} of the golden {len(golden)} alone: dump the whole batch as one"
         if len(golden) == 2 * n and start in (0, n):
-            half = "second half of the golden batch alone (with guidance the prompt's)" if start \
-                else "first half of the golden batch alone (with guidance the negative prompt's)"
-            sentence = (f"it is the {half}: join both passes by a name map, as [\"uncond\", "
-                        "\"cond\"], or make the pack with --cfg-scale 1, of the prompt alone")
+            half, whose = ("second half", "the prompt's") if start else (
+                "first half", "the negative prompt's")
+            if np.array_equal(golden[:n], golden[n:], equal_nan=True):  # no text has come in yet
+                half, whose = "first or the second half", "a prompt's"
+            sentence = (f"it is the {half} of the golden batch alone (with guidance {whose}): join "
+                        "both passes by a name map, as [\"uncond\", \"cond\"], or make the pack "
+                        "with --cfg-scale 1, of the prompt alone")
         yield "split_batch", sentence, golden[start:start + n]
 
 
