@@ -88,4 +88,5 @@ def _pack_up(options: argparse.Namespace) -> int:
         pack_up(pack.folder, options.output)
     return answer(
         options.json, {"file": options.output, "kind": "pack", "tensors": list(pack.entries)},
-        f"{options.output}: the pack, {len(pack.entries)} tensors")
+        f"{options.output}: the pack, {len(pack.entries):,} tensor"
+        + ("" if len(pack.entries) == 1 else "s"))

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         result_json(report)
         return int(wrong)
     read = report["read"]
-    result(one_line(f"{report['name']}: {len(read)} results read"
+    result(one_line(f"{report['name']}: {len(read)} result{'' if len(read) == 1 else 's'} read"
                     + (f" ({', '.join(read)})" if read else "")))
     for why in report["unreadable"]:
         result(one_line(f"unreadable: {why}"))

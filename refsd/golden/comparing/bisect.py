@@ -126,12 +126,14 @@ def _judged(judge: LocalErrorJudge, entries: list[Entry], first_only: bool,
         if row.status == Status.WITHIN and first is None:
             good = row
     if all(row.status == Status.EXTERNAL for row in rows):
-        raise UsageError(f"all of the {len(rows)} tensors that are judged are declared as given: "
-                         "nothing is left to judge. Give fewer patterns, or other names")
+        raise UsageError("nothing is left to judge: all that is asked for is declared as given. "
+                         "Give fewer patterns, or other names")
     if all(row.status in (Status.MISSING, Status.EXTERNAL) for row in rows):
         but = " but what it was given" if any(r.status == Status.EXTERNAL for r in rows) else ""
-        raise UsageError(f"the port's dump has none of the pack's {len(rows)} tensors{but}. Name "
-                         "them as the pack does, or give a name map")
+        none = f"none of the pack's {len(rows):,} tensors" if len(rows) > 1 else (
+            f"no {rows[0].name}")
+        raise UsageError(f"the port's dump has {none}{but}. Name its tensors as the pack does, or "
+                         "give a name map")
     return Bisection(first, rows, format, good)
 
 

@@ -76,7 +76,8 @@ class Answer(NamedTuple):
     def sentence(self) -> str:
         """The bisection's, after what is too little."""
         few = "" if self.judged >= self.wanted else (
-            f"Only {self.judged:,} tensors could be judged, and {self.wanted:,} are wanted. ")
+            f"Only {self.judged:,} tensor{'' if self.judged == 1 else 's'} could be judged, and "
+            f"{self.wanted:,} are wanted. ")
         return few + self.found.sentence
 
 

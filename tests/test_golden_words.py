@@ -1,0 +1,92 @@
+"""What the tools say of one tensor, of none, and of what they were told: small words."""
+
+import re
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from golden_compare_samples import B, W, X, right
+from golden_runs import Dump
+
+from refsd.__main__ import main
+from refsd.errors import UsageError
+from refsd.golden.comparing.bisect import bisect
+from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.compare import compare
+from refsd.golden.packs.pack import Pack, Writer
+
+PROJ = "unet/000/proj"
+
+
+@pytest.fixture
+def said(network, tmp_path, capsys):
+    """The first line of a golden command on the small pack and a port of one tensor."""
+    def command(name, *args, mine=None):
+        np.savez(tmp_path / "c.npz", **({PROJ: right()[PROJ]} if mine is None else mine))
+        code = main(["golden", name, str(network), str(tmp_path / "c.npz"), *args])
+        return code, capsys.readouterr().out.splitlines()[0]
+
+    return command
+
+
+def test_one_tensor(said):
+    assert said("bisect") == (0, "The one tensor judged is within the tolerance of float32; 7 are "
+                                 "not in the port's dump.")
+    assert said("bisect", "--only", PROJ, "--only", "unet/000/mid_block") == (
+        0, "The one tensor judged is within the tolerance of float32; 1 is not in the port's dump.")
+    assert said("bisect", "--at-least", "2")[1].startswith(
+        "Only 1 tensor could be judged, and 2 are wanted. The one tensor judged")
+    assert said("compare") == (0, "The one tensor compared is within the tolerance of float32; 4 "
+                                  "of the pack's 5 are missing from the candidate.")
+    assert said("compare", "--only", PROJ, "--only", "unet/000/mid_block")[1].endswith(
+        "; 1 of the pack's 2 is missing from the candidate.")
+
+
+def test_one_op_that_was_not_dumped(tmp_path):
+    """A chain of one: by its name, not as "the 1 ops"."""
+    y = X.astype("f8") @ W.T.astype("f8") + B
+    with Writer(tmp_path / "p", recipe={}, model={}) as pack:
+        for name, array in (("a:x", X), ("a:weight", W), ("a:bias", B)):
+            pack.add(name, array, stage="s", step=None)
+        pack.add("a", y.astype("f4"), op="linear", stage="s", step=None,
+                 inputs={name: f"tensor:a:{name}" for name in ("x", "weight", "bias")})
+        pack.add("b", (y * 2).astype("f4"), op="add", stage="s", step=None,
+                 inputs={"a": "tensor:a", "b": "tensor:a"})
+    with Pack.open(tmp_path / "p") as pack:
+        found = bisect(pack, Dump({"a:x": X, "b": (y * 3).astype("f4")}))
+    assert found.sentence.startswith("b (op add, tensor 4), with a that was not dumped, is the fi")
+
+
+def test_no_tensor(pack, tmp_path):
+    np.savez(tmp_path / "c.npz", other=X)
+    with Candidate.open(tmp_path / "c.npz") as candidate:
+        with pytest.raises(UsageError, match=rf"dump has no {PROJ}\. Name its"):
+            bisect(pack, candidate, only=[PROJ])
+        with pytest.raises(UsageError, match="none of the pack's 8 tensors. Name its"):
+            bisect(pack, candidate)
+        with pytest.raises(UsageError, match="the one tensor is not there"):
+            compare(pack, candidate, only=[PROJ])
+
+
+@pytest.mark.parametrize("dtype, noted", [("float32", False), ("bfloat16", False),
+                                          ("float16", True)])
+def test_the_type_that_was_announced_is_not_noted_for_each_tensor(pack, tmp_path, dtype, noted):
+    bits = right()[PROJ]
+    if dtype == "bfloat16":
+        (tmp_path / "proj.bf16").write_bytes((bits.view("u4") >> 16).astype("u2").tobytes())
+    else:
+        np.save(tmp_path / "proj.npy", bits.astype(dtype))
+    with Candidate.open(tmp_path, name_map={PROJ: "proj"}) as candidate:
+        found = compare(pack, candidate, format="bf16", only=[PROJ])
+    notes = [note for note in found.verdicts[0].notes if "dtype" in note]
+    assert notes == (["dtype float16, the golden tensor is float32"] if noted else [])
+
+
+@pytest.mark.parametrize("command, wanted", [("golden make", "2^64 - 1 (0)"),
+                                             ("draw", "a new one (the default)")])
+def test_help_says_the_seed_that_is_taken(capsys, command, wanted):
+    with suppress(SystemExit):
+        main([*command.split(), "--help"])
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert re.search(r"--seed N a number from 0 to " + re.escape(wanted) if wanted[0] == "2" else
+                     r"--seed N a number from 0 to 2\^64 - 1; below 0: " + re.escape(wanted), text)
