@@ -13,6 +13,7 @@ from refsd.errors import UsageError
 from refsd.golden.comparing.bisect import bisect
 from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
+from refsd.golden.comparing.report import sentence
 from refsd.golden.packs.pack import Pack, Writer
 
 PROJ = "unet/000/proj"
@@ -90,3 +91,62 @@ def test_help_says_the_seed_that_is_taken(capsys, command, wanted):
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert re.search(r"--seed N a number from 0 to " + re.escape(wanted) if wanted[0] == "2" else
                      r"--seed N a number from 0 to 2\^64 - 1; below 0: " + re.escape(wanted), text)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A pack of a row of tokens and what an embedding makes of them: right ports copy it."""
+    folder = tmp_path_factory.mktemp("table") / "p"
+    rows = W[:, :8] / 3
+    ids = np.array([[1, 7, 3, 9, 9, 9, 9, 9]])
+    none = {"float32": {"spread": {"rms": 0.0, "max": 0.0, "runs": 3, "confidence": 0.9999}}}
+    with Writer(folder, recipe={}, model={}) as pack:
+        pack.add("tokens/ids", ids, stage="tokens", step=None)
+        pack.add("text/table", rows, stage="text", step=None)
+        pack.add("text/rows", rows[ids], op="embedding", stage="text", step=None, tolerance=none,
+                 inputs={"ids": "tensor:tokens/ids", "weight": "tensor:text/table"})
+        pack.add("text/sum", rows[ids] * 2, op="add", stage="text", step=None, tolerance=none,
+                 inputs={"a": "tensor:text/rows", "b": "tensor:text/rows"})
+    return folder, ids, rows
+
+
+def asked(table, arrays):
+    """What compare and bisect say of a port."""
+    np.savez(table[0].parent / "c.npz", **arrays)
+    with Pack.open(table[0]) as pack, Candidate.open(table[0].parent / "c.npz") as candidate:
+        return sentence(compare(pack, candidate)), bisect(pack, candidate).sentence
+
+
+def test_where_no_port_rounds_the_sentence_says_so(table):
+    """Not "infinitely far": what the numbers are, and why nothing is allowed."""
+    _, ids, rows = table
+    one = rows[ids].copy()
+    one[0, 3, 5] = np.nextafter(one[0, 3, 5], np.float32(9))
+    compared, bisected = asked(table, {"tokens/ids": ids, "text/rows": one})
+    assert "infinitely" not in compared and "is right; embedding copies numbers and rounds none. " \
+        "It is off by up to " in compared
+    assert compared.endswith("1 in units of the last place, in 1 of 64 elements, at (0, 3, 5).")
+    assert "beyond what float32 rounding allows (embedding copies numbers and rounds none), in 1 " \
+        "of 64 elements" in bisected
+    # a sum rounds, but this one to no other number
+    one = 2 * rows[ids]
+    compared, _ = asked(table, {"text/sum": np.nextafter(one, np.float32(9))})
+    assert "no rounding of float32 reaches this place. It is" in compared
+    compared, _ = asked(table, {"text/table": np.nextafter(rows, np.float32(9))})
+    assert "a port in float32 holds this very number. It is" in compared
+    # a NaN is one, and no matter of rounding
+    one[0, 0, 0] = np.nan
+    assert "rounds" not in " ".join(asked(table, {"text/rows": one, "tokens/ids": ids}))
+
+
+def test_ids_that_are_filled_up_with_another_token(table):
+    _, ids, _ = table
+    for padded in (np.where(ids == 9, 0, ids), np.where(np.arange(8) > 4, 2, ids)):
+        compared, bisected = asked(table, {"tokens/ids": padded})
+        what = f"the text is filled up with {padded[0, -1]}, not with 9"
+        assert what in bisected and f"It looks like padding_token: {what}" in compared
+        assert "no port rounds whole numbers. It is off by up to" in compared
+    at = np.arange(8)
+    for other in (np.where(at == 7, 0, ids), np.where(at > 5, [[1, 2] * 4], ids),
+                  np.where(ids == 7, 0, ids)):
+        assert "filled up" not in " ".join(asked(table, {"tokens/ids": other}))

@@ -23,7 +23,7 @@ from refsd.golden.comparing.given import Given
 from refsd.golden.comparing.limits import Accepted
 from refsd.golden.comparing.local_error import BAD, LocalErrorJudge
 from refsd.golden.comparing.port_formats import Formats
-from refsd.golden.comparing.verdicts import Status, Verdict, select
+from refsd.golden.comparing.verdicts import Status, Verdict, exactly, select
 from refsd.golden.packs.manifest import Entry
 
 # How sure a whole pack without a mistake is to pass. Each tensor is held to its share of the rest.
@@ -74,9 +74,11 @@ class Bisection:
                     f"in {row.name} or before it ({row.times:.3g} times "
                     f"{allowance(row)}); dump the ops between to know which.")
         why = "" if row.finding is None else f": {row.finding.sentence}"
+        nothing = math.isinf(row.times) and math.isfinite(row.local) and row.at is not None
+        exact = f" ({exactly(row.entry, row.format)})" if nothing and not row.computed else ""
         return (f"{row.name} (op {row.entry.op}, tensor {row.entry.index}){_also(row.computed)} is "
                 f"the first that is wrong on its own inputs, {_times(row.times)} "
-                f"{allowance(row)}{_in(row)}{why}")
+                f"{allowance(row)}{exact}{_in(row)}{why}")
 
 
 def bisect(pack: Any, candidate: Any, *, format: str | Iterable[str] = "float32",

@@ -70,6 +70,8 @@ def same_shape(entry: Any, truth: np.ndarray, got: np.ndarray,
     factors: scaling factors that the model is known to have.
     """
     yield "sign", "every sign is the other one", -truth
+    if "int" in entry.dtype:
+        yield from filled(truth, got)
     yield from masked(truth, got)
     yield from laid_out(truth)
     yield from permuted(truth)
@@ -100,6 +102,17 @@ def masked(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
         yield ("nan_masked", f"{count:,} of {truth.size:,} numbers are exactly 0, the first at "
                f"{first}, and the rest are right: a NaN or an infinity was replaced by zero",
                np.where(zero, 0, truth), count)
+
+
+def filled(truth: np.ndarray, got: np.ndarray) -> Iterator[Triple]:
+    """Ids that are right up to the end of the text, and another one after it."""
+    other = got != truth
+    after = np.logical_or.accumulate(other, axis=-1) if truth.ndim else other
+    theirs, right = np.unique(got[other]), np.unique(truth[other])
+    if np.array_equal(other, after) and len(theirs) == len(right) == 1 and (
+            other.sum(axis=-1).max() > 1):
+        yield ("padding_token", f"the text is filled up with {theirs[0]:g}, not with {right[0]:g}",
+               np.where(other, theirs[0], truth), 1)
 
 
 def laid_out(truth: np.ndarray) -> Iterator[Triple]:

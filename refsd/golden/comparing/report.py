@@ -8,7 +8,7 @@ from refsd.golden.comparing.diagnose import Finding
 from refsd.golden.comparing.dumps_folder import first_of
 from refsd.golden.comparing.given import said
 from refsd.golden.comparing.sheet import Sheet, share
-from refsd.golden.comparing.verdicts import Comparison, Status, Verdict
+from refsd.golden.comparing.verdicts import Comparison, Status, Verdict, exactly
 
 SCHEMA = 1
 LEGEND = {
@@ -111,6 +111,11 @@ def what_is_wrong(verdict: Verdict, format: str, *, as_first: bool = False) -> s
                  "inherits from earlier ops is not known")
         return (f"{name} differs, and nothing tells whether it may: {there} ({known}). Run refsd "
                 f"golden bisect, or make the pack with tolerances.{looks}")
+    if not math.isfinite(verdict.times) and verdict.kind != "accepted":
+        ulp = f", {metrics.max_ulp:.3g} in units of the last place" if entry.op else ""
+        return (f"{name} is {'the first tensor that is wrong' if as_first else 'wrong'}: {there}; "
+                f"{exactly(entry, format)}. It is off by up to {metrics.max_abs:.3g}{ulp}, in "
+                f"{verdict.where}.{looks}")
     how = {"spread": "its rms error is ", "largest": "that is "}.get(verdict.kind, "")
     wrong = "the first tensor that is wrong" if as_first else "wrong"
     return (f"{name} is {wrong}: {there}; {how}"

@@ -11,6 +11,7 @@ from refsd.errors import UsageError
 from refsd.golden.comparing.diagnose import Finding
 from refsd.golden.comparing.metrics import Metrics
 from refsd.golden.packs.manifest import Entry
+from refsd.golden.tolerances.bounds import moves_data
 
 
 class Status(StrEnum):
@@ -144,6 +145,16 @@ class AtLeast(NamedTuple):
     def of(self, expected: int) -> int:
         """The number, out of so many."""
         return max(self.count, math.ceil(self.share * expected - 1e-9))
+
+
+def exactly(entry: Entry, format: str) -> str:
+    """Why a right port in a format has a tensor's very numbers, where nothing is allowed."""
+    if entry.op is None:
+        return ("no port rounds whole numbers" if "int" in entry.dtype else
+                f"a port in {format} holds this very number")
+    if moves_data(entry.op):
+        return f"{entry.op} copies numbers and rounds none"
+    return f"no rounding of {format} reaches this place"
 
 
 def select(pack: Any, only: tuple[str, ...]) -> list[Entry]:
