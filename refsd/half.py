@@ -63,6 +63,15 @@ def to_half(x: np.ndarray, dtype: Any) -> np.ndarray:
         return wide.astype(wanted)
 
 
+def as_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The array in a floating-point dtype, or itself where it is of that type."""
+    wanted = np.dtype(HALVES.get(str(dtype), dtype))
+    if array.dtype == wanted:
+        return array
+    return to_half(array, wanted) if is_half(wanted) else to_float32(array).astype(wanted,
+                                                                                   copy=False)
+
+
 def through_float32(function: Callable, dtype: Any) -> Callable:
     """What an op of halves is: function of float32, rounded once to dtype.
 

@@ -81,6 +81,10 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
         steps = zip(self._array.shape, self._array.strides)
         return self._array.size and self._array.itemsize + sum((n - 1) * s for n, s in steps)
 
+    def made(self) -> "Weight":
+        """What it is held as: itself, where nothing is left to do (refsd.quantized.AsRead)."""
+        return self
+
     def dense(self) -> np.ndarray:
         """The values, read-only."""
         return self._array.view()  # of which anybody can set the shape

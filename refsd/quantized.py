@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from refsd.half import HALVES, is_half, to_half
-from refsd.leaf import Weight
+from refsd.half import HALVES, as_dtype, is_half, to_half
+from refsd.leaf import Weight, seal
 
 MOST = 127  # of int8, symmetric: -128 is not used
 PIECE = 2**16  # numbers that are rounded at once: they stay in the caches
@@ -81,9 +81,53 @@ class W8A8(Quantized):
         return round_tokens(x, -1 if len(self.shape) == 2 else 1)
 
 
+class AsRead(Weight):
+    """A weight with the numbers of its file, which is still to be made what `made()` says.
+
+    Who lays it out for kernels does both at once, and reads each number once.
+    """
+
+    __slots__ = ("_dtype", "kind")
+
+    def __init__(self, values: Any, dtype: Any, name: str | None = None,
+                 kind: type[Quantized] | None = None):
+        super().__init__(values, name)
+        self._dtype, self.kind = np.dtype(HALVES.get(str(dtype), dtype)), kind
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What it is to read as."""
+        return self._dtype
+
+    @property
+    def values(self) -> np.ndarray:
+        """As they were read, read-only."""
+        return self._array.view()
+
+    def made(self) -> Weight:
+        """The numbers rounded to dtype; then, of a kind, to int8, if that can stand for them."""
+        array = as_dtype(self._array, self._dtype)
+        if self.kind is None or not can_quantize(array):
+            return Weight(seal(array), self.name)
+        values, scale = quantize(array)
+        return self.kind(seal(values), scale, self._dtype, self.name)
+
+    def dense(self) -> np.ndarray:
+        """That of what it is made, read-only; a new array every time."""
+        return self.made().dense()
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.values, self._dtype, self.name, self.kind)
+
+
 def can_quantize(array: np.ndarray) -> bool:
     """Whether int8 can stand for an array: nothing is infinite, NaN, or beyond 2^127."""
-    return array.ndim >= 2 and array.size > 0 and bool(_largest(array).max() < 2.0**127)
+    return array.ndim >= 2 and array.size > 0 and in_range(_largest(array))
+
+
+def in_range(largest: np.ndarray) -> bool:
+    """The same of the largest magnitudes of its output channels, float32."""
+    return bool(largest.max() < 2.0**127)
 
 
 def quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +136,7 @@ def quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The scale is the channel's largest magnitude over 127, rounded up to 16 significant bits: then
     the product with an integer of 7 bits is a float32, and nothing rounds but the values.
     """
-    scale, values = _scale(_largest(array)), np.empty_like(array, np.int8)
+    scale, values = scale_of(_largest(array)), np.empty_like(array, np.int8)
     divisor = scale.reshape(-1, *[1] * (array.ndim - 1))
     step = max(1, PIECE * len(array) // max(1, array.size))
     for i in range(0, len(array), step):
@@ -107,12 +151,12 @@ def round_tokens(x: np.ndarray, axis: int) -> np.ndarray:
     Where they hold NaN, an infinity or 2^127 they are NaN.
     """
     largest = np.abs(x).max(axis=axis, keepdims=True, initial=0).astype(np.float32)
-    scale = np.where(largest < 2.0**127, _scale(largest), np.float32(np.nan))
+    scale = np.where(largest < 2.0**127, scale_of(largest), np.float32(np.nan))
     with np.errstate(invalid="ignore"):
         return np.rint(np.divide(x, scale, dtype=np.float32)).astype(x.dtype) * scale
 
 
-def _scale(largest):
+def scale_of(largest: np.ndarray) -> np.ndarray:
     """largest / 127, not too small, rounded up to 16 significant bits.   float32"""
     bits = np.maximum(largest / np.float32(MOST), np.float32(LEAST_SCALE)).view(np.uint32)
     return ((bits + np.uint32(0xFF)) & ~np.uint32(0xFF)).view(np.float32)

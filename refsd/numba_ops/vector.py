@@ -212,7 +212,7 @@ class Elements:
         self.size = 2 if self.half else dtype.bitwidth // 8  # bytes, and their alignment
         self.memory = ir.VectorType(ir.IntType(16) if self.half else _LLVM[dtype], count)
         self.registers = Vector(dtype, count).llvm
-        self.is_int8 = dtype == types.int8  # which is loaded, never stored
+        self.is_int8 = dtype == types.int8  # of which only whole numbers that it has are stored
         self.suffix = (f"v{count}i{8 * self.size}" if self.half or self.is_int8
                        else Vector(dtype, count).suffix)
 
@@ -272,6 +272,8 @@ class Elements:
 
     def _rounded(self, builder, value):
         """To nearest, ties to even. Not by vcvtneps2bf16, which takes subnormals for 0."""
+        if self.is_int8:
+            return builder.fptosi(value, self.memory)
         if self.half is None:
             return value
         if self.half == "float16":
@@ -288,6 +290,7 @@ class Elements:
         upper = builder.lshr(bits, number(16))
         odd = builder.and_(upper, number(1))
         nearest = builder.lshr(builder.add(bits, builder.add(odd, number(0x7FFF))), number(16))
-        quiet = builder.or_(upper, number(0x40))  # rounding would make a NaN an infinity
+        sign = builder.and_(upper, number(0x8000))  # rounding would make a NaN an infinity
+        quiet = builder.or_(sign, number(0x7FC0))
         is_nan = builder.fcmp_unordered("uno", value, value)
         return builder.trunc(builder.select(is_nan, quiet, nearest), self.memory)

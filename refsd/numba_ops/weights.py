@@ -17,6 +17,7 @@ import refsd.numba_ops.settings  # noqa: F401  before Numba
 import numpy as np
 from numba import prange
 
+from refsd.half import is_half
 from refsd.leaf import Weight, seal
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import (
@@ -29,10 +30,11 @@ from refsd.numba_ops.memory import (
     panel_width,
 )
 from refsd.numba_ops.pool import LEAST
+from refsd.numba_ops.quantizing import quantized
 from refsd.numba_ops.simd import WIDTH, lanes, load, masked_store, scratch
 from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.transpose import transpose
-from refsd.quantized import Quantized
+from refsd.quantized import AsRead, Quantized
 
 logger = logging.getLogger(__name__)
 _logged = False  # the one line on weights that are repacked in every call
@@ -54,31 +56,50 @@ def _lasting(size, dtype):
     return raw[start:start + size * dtype.itemsize].view(dtype)
 
 
-def pack_weight(weight: np.ndarray, room: Callable = _lasting) -> np.ndarray:
+def pack_weight(weight: np.ndarray, room: Callable = _lasting,
+                dtype: np.dtype | None = None) -> np.ndarray:
     """The same weight (O, ...) with its outputs adjacent in memory, zeros filling up the rows.
 
-    Changes of it in place take effect at once; of a read-only one it is sealed.
+    Changes of it in place take effect at once; of a read-only one it is sealed. With a dtype it is
+    rounded to that, if `_converts` says that it can be.
     """
     O, I, *taps = weight.shape
-    memory = pack(weight, room)
+    memory = pack(weight, room, dtype)
     if not weight.flags.writeable:
         memory = seal(memory)
     return _as_weight(memory, O, I, taps)
 
 
-def pack(weight: np.ndarray, room: Callable = aligned_empty) -> np.ndarray:
+def pack(weight: np.ndarray, room: Callable = aligned_empty,
+         dtype: np.dtype | None = None) -> np.ndarray:
     """The memory of a packed weight, in what room(elements, dtype) gives."""
     O, I, *taps = weight.shape
-    size = math.prod((*taps, I)) * row_step(O, weight.dtype)
+    dtype = weight.dtype if dtype is None else dtype
+    size, step = math.prod((*taps, I)) * row_step(O, dtype), row_step(O, dtype)
     # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
-    memory = room(size + panel_width(weight.dtype), weight.dtype)
-    if weight.flags.c_contiguous and weight.flags.aligned and weight.size:
-        _turn(as_bits(flat(weight)), O, I, math.prod(taps), row_step(O, weight.dtype),
-              as_bits(flat(memory)))
+    memory = room(size + panel_width(dtype), dtype)
+    if _lies_in_order(weight):
+        _turn(*_moved(weight, memory), O, I, math.prod(taps), step)
     else:
         _as_weight(memory, O, I, taps)[...] = weight
-    memory[:size].reshape(-1, row_step(O, weight.dtype))[:, O:] = memory[size:] = 0
+    memory[:size].reshape(-1, step)[:, O:] = memory[size:] = 0
     return memory
+
+
+def _lies_in_order(values):
+    return values.flags.c_contiguous and values.flags.aligned and values.size > 0
+
+
+def _converts(values, dtype):
+    """Whether packing an array can round it to a dtype as refsd.half does: all but float64."""
+    return _lies_in_order(values) and all(
+        kind == np.float32 or is_half(kind) for kind in (values.dtype, dtype))
+
+
+def _moved(values, memory):
+    """Flat memory to copy from and to: halves are converted only if their type changes."""
+    source, target = flat(values), flat(memory)
+    return (as_bits(source), as_bits(target)) if source.dtype == target.dtype else (source, target)
 
 
 def _as_weight(memory, O, I, taps):
@@ -89,7 +110,7 @@ def _as_weight(memory, O, I, taps):
 
 
 @jit(parallel=True)
-def _turn(weight, O, I, taps, step, out):
+def _turn(weight, out, O, I, taps, step):
     """out[(tap I + i) step + o] = weight[(o I + i) taps + tap], a panel of outputs a task"""
     width = VECTORS * lanes(out)
     for panel in prange((O + width - 1) // width):
@@ -159,6 +180,11 @@ def outputs_innermost(weight):
     return np.moveaxis(weight, (0, 1), (-1, -2))
 
 
+def _outputs_outermost(rows):
+    """(*taps, I, O) -> (O, I, *taps)"""
+    return np.moveaxis(rows, (-1, -2), (0, 1))
+
+
 def pack_all(tensors: dict[str, Weight], *, passing: bool = False) -> None:
     """Pack all matrices and convolution kernels of a checkpoint in place, one after the other.
 
@@ -167,22 +193,32 @@ def pack_all(tensors: dict[str, Weight], *, passing: bool = False) -> None:
     """
     room = empty_from_pool if passing else _lasting
     for name, weight in tensors.items():
-        if len(weight.shape) not in (2, 4) or "embeddings" in name.split("."):
-            continue
-        if isinstance(weight, Quantized):
-            values = _outputs_adjacent(weight.values, room)
-            tensors[name] = type(weight)(values, weight.scale, weight.dtype, weight.name)
-        else:
-            tensors[name] = Weight(pack_weight(weight.dense(), room), weight.name)
+        if len(weight.shape) in (2, 4) and "embeddings" not in name.split("."):
+            tensors[name] = _packed(weight, room)
+
+
+def _packed(weight, room):
+    if isinstance(weight, AsRead):
+        if not _converts(weight.values, weight.dtype):
+            return _packed(weight.made(), room)
+        found = None if weight.kind is None else quantized(weight, room)
+        if found is None:
+            return Weight(pack_weight(weight.values, room, weight.dtype), weight.name)
+        rows, scale = found
+        return weight.kind(_outputs_outermost(seal(rows)), scale, weight.dtype, weight.name)
+    if isinstance(weight, Quantized):
+        values = _outputs_adjacent(weight.values, room)
+        return type(weight)(values, weight.scale, weight.dtype, weight.name)
+    return Weight(pack_weight(weight.dense(), room), weight.name)
 
 
 def _outputs_adjacent(values, room):
     """(O, I, *taps), without gaps in memory (*taps, I, O), sealed"""
     O, I, *taps = values.shape
-    if values.itemsize != 2 or not values.flags.c_contiguous or not values.size:
+    if not _lies_in_order(values):
         rows = np.ascontiguousarray(outputs_innermost(values))
     else:
         memory = room(values.size, values.dtype)
-        _turn(as_bits(flat(values)), O, I, math.prod(taps), O, as_bits(flat(memory)))
+        _turn(*_moved(values, memory), O, I, math.prod(taps), O)
         rows = memory.reshape(*taps, I, O)
-    return np.moveaxis(seal(rows), (-1, -2), (0, 1))
+    return _outputs_outermost(seal(rows))

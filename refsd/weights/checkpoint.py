@@ -191,9 +191,12 @@ def held_as(component: str, config: Mapping[str, Any], form: str | None,
 
 
 def iter_leaves(component: str, plan: Plan, *, dtype: str | None, weights: str | None = None,
-                names: Collection[str] | None = None,
-                empty: Callable = np.empty) -> Iterator[tuple[str, Weight]]:
-    """The tensors, or those of these names, as leaves: one after the other as files hold them."""
+                names: Collection[str] | None = None, empty: Callable = np.empty,
+                later: bool = False) -> Iterator[tuple[str, Weight]]:
+    """The tensors, or those of these names, as leaves: one after the other as files hold them.
+
+    later: those that are to be converted come as refsd.quantized.AsRead.
+    """
     sources = plan.sources if names is None else {name: plan.sources[name] for name in names}
     for header in {id(source.header): source.header for source in sources.values()}.values():
         here: dict[str, list[str]] = {}
@@ -201,13 +204,13 @@ def iter_leaves(component: str, plan: Plan, *, dtype: str | None, weights: str |
             if source.header is header:
                 here.setdefault(source.location.name, []).append(name)
         for stored, array in iter_tensors(
-                header, dtype=read_as(weights, dtype), names=here, empty=empty):
+                header, dtype=read_as(weights, dtype), names=here, empty=empty, later=later):
             for name in here[stored]:
                 part = sources[name].location.take(array).reshape(plan.shapes[name])
                 if (scale := sources[name].scale) is not None:
                     part = _quantized(part, scale, dtype)
                 yield name, hold(part, f"{component}.{name}", form=weights,
-                                 stored=header.tensors[stored].dtype, dtype=dtype)
+                                 stored=header.tensors[stored].dtype, dtype=dtype, later=later)
             del array, part  # before the next one is read
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from refsd.errors import UsageError
-from refsd.half import HALVES, is_half, to_float32, to_half
+from refsd.half import HALVES, as_dtype, is_half
 from refsd.leaf import Weight, seal
-from refsd.quantized import W8A8, Quantized, can_quantize, quantize
+from refsd.quantized import W8A8, AsRead, Quantized
 
 FORMS = ("float32", "bfloat16", "float16", "int8", "as-is")
 # The smallest of our forms that holds all values of a type in a file.
@@ -43,11 +43,11 @@ def item_bytes(form: str | None, stored: str, dtype: str) -> int:
 
 
 def hold(array: np.ndarray | Quantized, name: str, *, form: str | None, stored: str,
-         dtype: str | None) -> Weight:
-    """An array that was read as `read_as` says, as a leaf that reads as `dtype`.
+         dtype: str | None, later: bool = False) -> Weight:
+    """An array, read as `read_as` says or of its file's type, as a leaf that reads as `dtype`.
 
     Matrices, tables and kernels take the form; vectors (biases, norms) are plain, as is what int8
-    cannot stand for. stored: its type in the file.
+    cannot stand for. stored: its type in the file. later: what is to be converted is an AsRead.
     """
     held = _held(form, stored)
     kind = W8A8 if form == "w8a8" and _is_product(array.shape, name) else Quantized
@@ -55,12 +55,13 @@ def hold(array: np.ndarray | Quantized, name: str, *, form: str | None, stored: 
         if held == "int8":
             return kind(array.values, array.scale, dtype or "float32", name)
         array = array.dense()
-    if array.ndim >= 2 and held == "int8" and can_quantize(array):
-        values, scale = quantize(array)
-        return kind(seal(values), scale, dtype, name)
     if array.ndim >= 2 and held not in (None, "int8") and _size(held) < _size(dtype):
-        return Quantized(seal(_as(array, held)), None, dtype, name)
-    return Weight(seal(array if dtype is None else _as(array, dtype)), name)
+        return Quantized(seal(as_dtype(array, held)), None, dtype, name)
+    if dtype is None:
+        return Weight(seal(array), name)
+    leaf = AsRead(seal(array), dtype, name, kind if array.ndim >= 2 and held == "int8" else None)
+    is_done = array.ndim < 2 or leaf.kind is None and array.dtype == leaf.dtype
+    return leaf if later and not is_done else leaf.made()
 
 
 def widened(array: np.ndarray, name: str | None) -> Weight:
@@ -93,11 +94,3 @@ def _held(form, stored):
 
 def _size(dtype):
     return np.dtype(HALVES.get(dtype, dtype)).itemsize
-
-
-def _as(array, dtype):
-    """The array itself where it is of that type."""
-    wanted = np.dtype(HALVES.get(dtype, dtype))
-    if array.dtype == wanted:
-        return array
-    return to_half(array, dtype) if is_half(dtype) else to_float32(array).astype(wanted, copy=False)

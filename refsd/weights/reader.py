@@ -55,11 +55,12 @@ def read_tensors(
 
 def iter_tensors(
     header: Header, *, dtype: str | None = None, names: Collection[str] | None = None,
-    empty: Callable = np.empty,
+    empty: Callable = np.empty, later: bool = False,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The same, name and tensor, one after the other: who keeps none holds one at a time.
 
-    They are read into what empty(shape, dtype) gives.
+    They are read into what empty(shape, dtype) gives. later: those of float32 and halves stay what
+    they are in the file, whoever asks for them converts them.
     """
     if dtype not in WORKING:
         raise UsageError(f"dtype: got {dtype!r}, expected one of {WORKING}")
@@ -69,12 +70,12 @@ def iter_tensors(
     with open_file(header.path) as file:
         _check_unchanged(header, file)
         for name, info in in_order:
-            yield name, _read(file, header, name, info, dtype, empty)
+            yield name, _read(file, header, name, info, dtype, empty, later)
         _check_unchanged(header, file)
 
 
 def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: str | None,
-          empty: Callable = np.empty):
+          empty: Callable = np.empty, later: bool = False):
     kind = info.dtype.removesuffix("_SCALED")
     if kind not in NUMPY and kind not in BLOCKS:
         raise ModelError(
@@ -97,8 +98,8 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
     if sys.byteorder == "big":
         array = array.astype(array.dtype.newbyteorder("="))
 
-    if kind == "BF16" and dtype == "bfloat16" and info.scale is None:
-        return array.view(HALVES[dtype])
+    if kind == "BF16" and (later or dtype == "bfloat16") and info.scale is None:
+        return array.view(HALVES["bfloat16"])
     if kind == "BF16":
         array = np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
     elif kind in float8.TABLES:
@@ -108,6 +109,8 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
     if info.scale is not None:
         with np.errstate(all="ignore"):  # what is not finite then is said as other weights' is
             array *= _read(file, header, name, info.scale, "float32").item()
+    if later and info.dtype in ("F16", "F32"):
+        return array
     if dtype in (None, array.dtype.name) or info.dtype not in WEIGHTS:
         return array
     return _converted(array, dtype, empty)
@@ -137,9 +140,12 @@ def _check_unchanged(header: Header, file: BinaryIO) -> None:
 
 
 def nonfinite(array: np.ndarray) -> bool:
-    """Whether a floating-point array holds a NaN or an infinity."""
+    """Whether a floating-point array, or a leaf, holds a NaN or an infinity."""
     if not array.size:
         return False
+    held = getattr(array, "values", None)  # all of whose numbers wider types hold
+    if held is not None and is_half(held.dtype) and array.dtype != np.float16:
+        array = held
     if is_half(array.dtype):  # NumPy compares halves one by one, their bits many at once
         return bool((array.view(np.uint16) & 0x7FFF).max() >= INFINITE[array.dtype.name])
     if array.dtype.kind != "f":

@@ -4,8 +4,8 @@ Leaves come and go in groups. With "component" a group is a whole network: the n
 share the memory of the largest. With "block" it is some leaves that are used one after the other;
 which group follows on which is what happened last time, at first what `arrange` was told. One
 thread reads those that follow into a queue of so many bytes while kernels run, and ends when it is
-full. It computes little: a kernel waits for the slowest of its threads, of which there are as many
-as processors. So weights are laid out for kernels, on all threads, when they are asked for. A group
+full. It reads alone: a kernel waits for the slowest of its threads, of which there are as many as
+processors. So weights are converted and laid out on all threads, when they are asked for. A group
 that was not expected is read where it is asked for, and the queue begins anew there.
 
 What is read is made by the code that loads models otherwise, so it has the same bits. Files were
@@ -240,11 +240,11 @@ class Streamer:
             return self._reading
 
     def _place(self, leaves: dict[str, Weight], names: Iterable[str]) -> None:
-        """Lay leaves out as kernels read them, one after the other."""
+        """Convert leaves and lay them out as kernels read them, one after the other."""
         for name in names:
             placed = {name: leaves.pop(name)}
             self.backend.place(placed, passing=True)
-            leaves |= placed
+            leaves[name] = placed.pop(name).made()  # which a backend may have left to us
 
     def _read(self, group: Group, names: Sequence[str],
               reading: _Reading | None = None) -> dict[str, Weight]:
@@ -254,7 +254,7 @@ class Streamer:
         try:
             for name, leaf in iter_leaves(
                     group.part, plan, dtype=dtype, weights=form, empty=self.backend.empty,
-                    names=[name[start:] for name in names]):
+                    names=[name[start:] for name in names], later=True):
                 if reading is not None and reading.cancelled:
                     break
                 if leaf.name not in self._looked_at:
