@@ -55,6 +55,15 @@ def test_the_wrong_block_is_named(runs, pack, key):
         f"with {found.first.computed[0]} that was not dumped" in found.sentence)
 
 
+@pytest.mark.parametrize("format", ["float32", FORMAT])
+def test_heads_in_another_order_are_seen_through_a_transformer_block(runs, pack, format):
+    """Two dozen ops: the block, and not a region one step later."""
+    dump = port(pack, Ops(format=format, mistake="head_order", where="unet"))
+    found = judged(pack, runs, dump, format=format, first_only=True)
+    assert (found.first.name, found.first.status) == (SHOWN["geglu_halves"], "wrong")
+    assert len(found.first.computed) > 20
+
+
 def test_what_follows_a_wrong_block_is_not_wrong_on_its_own_inputs(runs, pack):
     dump = port(pack, Ops(format=FORMAT, mistake="softmax_axis", where="unet/000"))
     first = MISTAKES["softmax_axis"].first.partition(".transformer")[0]

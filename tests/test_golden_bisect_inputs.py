@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from golden_port_ops import ROUND, Ops
-from golden_runs import WEIGHTS, Dump, port
+from golden_port_ops import ROUND, Ops, schedule
+from golden_runs import STEPS, WEIGHTS, Dump, port
+from tiny import SCHEDULER
 
 from refsd.golden.comparing.bisect import bisect
 from refsd.golden.packs.pack import Pack
@@ -147,6 +148,22 @@ def test_a_small_mistake_of_a_float32_sampler_beside_a_bfloat16_network(runs, pa
     found = judged(pack, runs, dump, format=BY_STAGE)
     assert (found.first.name, found.first.format) == (last, "float32")
     assert "what float32 rounding allows" in found.sentence
+
+
+def test_the_last_alpha_bar_of_a_float32_sampler_beside_a_bfloat16_network(runs, pack):
+    """set_alpha_to_one, which bfloat16 may hide: held to the sampler's own format."""
+    dump = port(pack, Ops(format="bfloat16", formats=FLOAT32))
+    *_, (_, alpha_bar, _) = schedule(SCHEDULER, STEPS)
+    sampler = Ops(format="float32")
+    last = "denoise/002/latents"
+    wrong = dump | {last: sampler.ddim(dump["denoise/001/latents"], dump["denoise/002/guided"],
+                                       alpha_bar, 1.0)}
+    only = ["denoise/002/*"]
+    assert judged(pack, runs, dump, format=BY_STAGE, only=only).first is None
+    found = judged(pack, runs, wrong, format=BY_STAGE, only=only)
+    assert (found.first.name, found.first.finding.reason) == (last, "set_alpha_to_one")
+    coarse = judged(pack, runs, wrong, format="bfloat16", only=only).rows[-1]
+    assert coarse.name == last and found.first.times > 1000 * coarse.times
 
 
 def test_a_stage_whose_inputs_are_cast_first(runs, pack):

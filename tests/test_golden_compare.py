@@ -95,6 +95,18 @@ def test_a_single_wrong_element_is_wrong_however_many_are_right(tmp_path):
         what_is_wrong(found, "float32"))
 
 
+def test_a_race_in_one_element_of_a_convolution(tmp_path):
+    """Off by 1 where right ports differ by up to 0.119: of the root mean square that is a sixth."""
+    x = np.random.default_rng(6).standard_normal((2, 64, 16, 16)).astype("float32")
+    with Writer(tmp_path / "p", recipe={}, model={}) as writer:
+        writer.add("unet/000/conv1", x, op="block", stage="unet", step=0, tolerance={
+            "bfloat16": {"spread": {"rms": 0.0326, "max": 0.119, "runs": 4, "confidence": 0.9999}}})
+    wrong = changed_at(x, (1, 40, 3, 5), x[1, 40, 3, 5] + np.float32(1))
+    found = opened(tmp_path, {"unet/000/conv1": wrong}, format="bf16")
+    assert found.verdicts[0].metrics.rms < 0.0326 / 5
+    assert "(too far off: 1 of 32,768 elements, at (1, 40, 3, 5))" in sentence(found)
+
+
 @pytest.mark.parametrize("runs, confidence", [(2, 0.9999), (4, 0.9999), (8, 0.99), (4, 0.9)])
 def test_one_element_alone_stays_within_the_limit_of_its_runs(runs, confidence):
     """An element of its own: what runs + 1 normal errors give, as often as the confidence says."""
