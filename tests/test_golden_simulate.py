@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import fdtri
 
 from refsd import functional as F
 from refsd.__main__ import main
@@ -19,7 +20,14 @@ from refsd.golden.tolerances.emulate import Emulator, deviation
 from refsd.golden.tolerances.formats import FORMATS, round_to
 from refsd.golden.tolerances.precision import OUTLIERS, PRECISIONS
 from refsd.golden.tolerances.simulate import simulate
-from refsd.golden.tolerances.spread import Errors, add_spread, emulated_run, independent, spread
+from refsd.golden.tolerances.spread import (
+    Errors,
+    add_spread,
+    emulated_run,
+    more_than_mean,
+    narrowness,
+    spread,
+)
 from refsd.registry import trace
 
 SIZE = 32  # pixels: latents of 4 x 4
@@ -186,12 +194,38 @@ def test_a_spread_needs_a_run_and_two_of_them(pipe, pack):
             spread(opened, "bfloat16", pipe=pipe)
 
 
+def of_directions(random, count, runs):
+    """(sizes, sketches) of runs whose errors are normal in so many of 64 directions."""
+    rows = random.standard_normal((runs, count)) @ np.linalg.qr(
+        random.standard_normal((64, count)))[0].T / count**0.5
+    return np.linalg.norm(rows, axis=1), rows
+
+
 def test_directions_that_errors_vary_in():
-    g = np.random.default_rng(0)
-    assert independent([np.ones(64), 2 * np.ones(64)]) == 1
-    assert independent([np.zeros(64)] * 3) == 64
-    few = g.standard_normal((50, 4)) @ np.linalg.qr(g.standard_normal((64, 4)))[0].T
-    assert 3 < independent(few) < 5
+    random = np.random.default_rng(0)
+    assert narrowness([0.0] * 3, np.zeros((3, 64))) == 0
+    assert 3 < 1 / narrowness(*of_directions(random, 4, 50)) < 5
+    # One large run says more than small ones that are at right angles to each other.
+    assert narrowness([2, 1, 1], np.eye(64)[:3] * [[2], [1], [1]]) == pytest.approx(
+        ((2**2 + 2 * 1) / 2) / 5 / 2**2)
+    few, many = (more_than_mean(1 / count, 4, 0.9999) for count in (1, 64))
+    assert many < more_than_mean(1 / 8, 4, 0.9999) < few
+    # As if the directions were known, with many runs; with few, for want of knowing, more.
+    assert more_than_mean(1 / 8, 100, 0.9999) == pytest.approx(fdtri(8, 800, 0.9999), rel=0.05)
+    assert more_than_mean(1 / 8, 3, 0.9999) > 2 * fdtri(8, 24, 0.9999)
+
+
+@pytest.mark.parametrize("runs", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 8, 32])
+def test_one_more_run_stays_below_the_limit_as_often_as_it_says(count, runs):
+    """Though nobody tells in how many directions errors vary: 3 runs do not show that."""
+    random, confidence = np.random.default_rng([count, runs]), 0.99
+    beyond = 0
+    for _ in range(1000):
+        sizes, sketches = of_directions(random, count, runs + 1)
+        factor = more_than_mean(narrowness(sizes[1:], sketches[1:]), runs, confidence)
+        beyond += sizes[0] ** 2 > factor * np.mean(sizes[1:] ** 2)
+    assert beyond <= 10 + 3 * 10**0.5
 
 
 def test_the_command(capsys):

@@ -11,6 +11,7 @@ from refsd.golden.comparing.bisect import bisect
 from refsd.golden.comparing.candidate import Candidate
 from refsd.golden.comparing.compare import compare
 from refsd.golden.packs.pack import Pack
+from refsd.golden.tolerances.spread import RUNS
 
 from . import dumping
 from .mistakes import HALVES, MISTAKES, NEAR
@@ -115,7 +116,7 @@ def open_model():
     return Model(MODEL)
 
 
-def make_pack(folder, seed=0, *, spread=3, steps=STEPS):
+def make_pack(folder, seed=0, *, spread=RUNS, steps=STEPS):
     """A pack of level 3 of the bundled model, with bounds and, for each format, a spread."""
     from refsd.__main__ import main
 

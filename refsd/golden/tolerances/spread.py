@@ -6,6 +6,7 @@ runs, says what a right port may differ by.
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import fdtri
+from scipy.special import fdtrc, fdtri
 
 from refsd import parallel
 from refsd.errors import ModelError, UsageError
@@ -132,6 +133,7 @@ class Errors:
         buckets = signs.integers(0, 2 * SKETCH, error.size, dtype="uint8")
         signed = np.where(buckets < SKETCH, error.ravel(), -error.ravel())
         sketch = np.bincount(buckets % SKETCH, signed, minlength=SKETCH)
+        sketch = sketch / math.sqrt(max(1, error.size))  # its square is size^2, on average
         largest = float(np.max(np.abs(error), initial=0.0))
         self.seen.setdefault(name, []).append((size, largest, sketch))
 
@@ -143,27 +145,63 @@ class Errors:
         """Of no interest here."""
 
     def limit(self, name: str, confidence: float) -> dict[str, float]:
-        """The limit of one more run's mean square, from those seen: their mean times an F quantile.
-
-        Both are sums of squares of as many independent directions as the errors have.
+        """The limit of one more run's root mean square, and of its largest error, from those seen.
         """
         sizes, largest, sketches = zip(*self.seen[name])
-        runs, directions = len(sizes), independent(sketches)
-        factor = math.sqrt(fdtri(directions, runs * directions, confidence))
+        runs = len(sizes)
+        factor = math.sqrt(more_than_mean(narrowness(sizes, sketches), runs, confidence))
         return {"rms": math.sqrt(np.mean(np.square(sizes))) * factor,
                 "max": max(largest) * factor, "runs": runs, "confidence": confidence}
 
 
-def independent(sketches: Iterable[np.ndarray]) -> float:
-    """In how many directions errors vary: 1 / the mean squared cosine of two runs' errors.
+def narrowness(sizes: Iterable[float], sketches: Iterable[np.ndarray]) -> float:
+    """1 / the number of directions that errors vary in, as some runs tell of it.
 
-    Sketches give each cosine with a variance of 1 / SKETCH, so no more than SKETCH are told apart.
+    Of errors e with normal parts in nu directions, |e|^2 = s^2 on average, two runs' inner product
+    has the mean square s^4 / nu, and |e|^2 the variance 2 s^4 / nu. All pairs and all sizes but one
+    are squares of independent normal numbers, and weigh alike. The largest run says most, so that
+    products are not made cosines first.
     """
-    rows = np.array(list(sketches))
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / np.where(norms > 0, norms, 1)
-    cosines = (rows @ rows.T)[np.triu_indices(len(rows), 1)]
-    return 1 / min(1.0, max(1 / SKETCH, float(np.mean(cosines**2))))
+    rows, squares = np.array(list(sketches)), np.square(np.array(list(sizes)))
+    runs, mean = len(rows), float(np.mean(squares))
+    if not mean > 0:
+        return 0.0
+    products = (rows @ rows.T)[np.triu_indices(runs, 1)]
+    total = np.sum(products**2) + np.sum((squares - mean) ** 2) / 2
+    return float(total) / known(runs) / mean**2
+
+
+def known(runs: int) -> int:
+    """How many independent squares `narrowness` is the mean of: pairs, and sizes but for a mean."""
+    return runs * (runs - 1) // 2 + runs - 1
+
+
+def more_than_mean(narrow: float, runs: int, confidence: float) -> float:
+    """How many times the mean square of some runs one more run's may be.
+
+    With nu directions it is F-distributed, with nu and runs nu degrees of freedom. But few runs do
+    not say nu: n nu narrow is chi^2-distributed, of n = known(runs). So it is averaged over all nu
+    from 1 to SKETCH (more are not told apart), each as likely before as its double, how probable it
+    is that one more is beyond; the answer is where that is 1 - confidence.
+    """
+    directions, limits, beyond = _beyond(runs, confidence)
+    n = known(runs)
+    weights = n / 2 * (np.log(directions) - directions * narrow)
+    weights = np.exp(weights - weights.max())
+    often = weights @ beyond / weights.sum()
+    return float(limits[np.argmax(often <= 1 - confidence)])
+
+
+@functools.lru_cache
+def _beyond(runs: int, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of directions, limits, and how probable one more run beyond each limit is for each.
+
+    The last limit is large enough for any number of directions; steps are of 1.5 %.
+    """
+    directions = np.geomspace(1, SKETCH, 25)
+    most = float(fdtri(directions, runs * directions, confidence).max()) * 1.01
+    limits = np.geomspace(most / 1e6, most, 1000)
+    return directions, limits, fdtrc(directions[:, None], runs * directions[:, None], limits)
 
 
 def recipe_of(pack: Pack) -> Any:
