@@ -182,12 +182,15 @@ def test_bits(tmp_path, one, other, count):
                      "shape (2, 2, 8, 6)."),
     (NETWORK.astype("f8"), "x is the first tensor that differs, in its type alone: float32 in "
                            "{0}/one.npz, float64 in {0}/other.npz."),
+    (np.array([1, 2**62 + 1]), "x is the first tensor that differs: 1 of 2 elements, at (1,) (at "
+                               "(1,) 4611686018427387904 became 4611686018427387905)."),
     (np.copysign(NETWORK * 0, -NETWORK), ", in the sign of zeros (at "),
 ])
 def test_other_ways_to_differ(tmp_path, other, said):
     one = NETWORK if other.dtype != "f4" or (other != 0).any() else NETWORK * 0
+    one = one if other.ndim > 1 else other - [0, 1]
     found = twice(tmp_path, {"x": one}, {"x": other})
-    there = f"{NETWORK[1, 2, 3, 4]:.9g}" if "became" in said else tmp_path
+    there = f"{NETWORK[1, 2, 3, 4]:.9g}" if "became nan" in said else tmp_path
     assert said.format(there) in sentence(found) and not found.ok
     assert json.dumps(as_json(found), allow_nan=False)
 

@@ -5,7 +5,7 @@ golden name where a pack and a name map say which that is.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class RunVerdict(Verdict):
     own_name: str = ""
     units: str = ""
     spread: float | None = None
-    values: tuple[float, float] | None = None
+    values: tuple[Any, Any] | None = None
     others: tuple[str, ...] = ()
     of: int = 2
     inputs: tuple[str, ...] = ()
@@ -95,14 +95,14 @@ class Runs(NamedTuple):
 
 
 def same(paths: Sequence[str | Path], *, pack: Any = None, name_map: Any = None,
-         dtype: str | None = None, format: str | None = None, maps: bool = False,
-         on_tensor: Callable[[], None] | None = None) -> Runs:
+         dtype: str | None = None, format: str | None = None, maps: bool = False
+         ) -> Runs:
     """Compare two or more dumps of a port, tensor by tensor.
 
     pack: an open Pack, for the network's order, golden names and spreads; name_map: as for
     Candidate; dtype: of raw files that do not say theirs; format: differences within its rounding
-    are no failure; maps: keep an error map of each tensor that differs; on_tensor() is called
-    along the way. Of each tensor two runs' are in memory at a time.
+    are no failure; maps: keep an error map of each tensor that differs. Of each tensor two runs'
+    are in memory at a time.
 
     Raises UsageError for fewer than two dumps, one given twice or with nothing in it, and a map
     without a pack; ModelError where nothing of a dump can be read.
@@ -116,13 +116,10 @@ def same(paths: Sequence[str | Path], *, pack: Any = None, name_map: Any = None,
     if format is not None:
         format = format_named(format).name
     runs = [Run(path, pack, NameMap.of(name_map), dtype and dtype_name(dtype)) for path in paths]
-    judge, found, places = _Judge(runs, format, maps), [], {}
+    judge, places = _Judge(runs, format, maps), {}
     for run in reversed(runs):  # where the first run has it; behind those of the same place there
         places = {**run.places, **{k: place for k, place in places.items() if k not in run.places}}
-    for key, place in sorted(places.items(), key=lambda item: item[1].index):
-        found.append(judge(key, place))
-        if on_tensor is not None:
-            on_tensor()
+    found = [judge(*item) for item in sorted(places.items(), key=lambda item: item[1].index)]
     reported = {note for verdict in found for note in verdict.notes}
     unread = {t.why: None for run in runs for t in run.listing.troubles if t.why not in reported}
     remarks = runs[0].map.remarks(pack.entries, Names(runs[0].listing.dumps)) if pack else []
@@ -205,13 +202,14 @@ class _Judge:
         metrics = measure(base, got, format=units or "float64")
         at = metrics.nonfinite_index if metrics.nonfinite else (
             metrics.max_ulp_index if units else metrics.max_abs_index)
-        if mask.any() and not metrics.nonfinite and not metrics.max_abs:  # zeros of another sign
+        if mask.any() and not metrics.nonfinite and not metrics.max_abs:
+            # zeros of another sign, or whole numbers that are the same in float64
             at = tuple(int(i) for i in np.argwhere(mask)[0])
         spread, largest = _spread(verdict.entry, format) if units and (
             base.shape == verdict.entry.shape) else (None, None)
         verdict = replace(
             verdict, metrics=metrics, units=units, at=at,
-            values=None if at is None else (float(base[at]), float(got[at])),
+            values=None if at is None else (base[at].item(), got[at].item()),
             spread=None if spread is None else ratio(metrics.rms, spread),
             maps=error_maps(base, got) if self.maps else ())
         if self.format is None:

@@ -83,13 +83,13 @@ def _how_far(verdict: RunVerdict) -> str:
     there = f"at {verdict.at} {_number(one)} became {_number(other)}"
     if metrics.nonfinite:
         return f", {metrics.nonfinite:,} of them not finite in one run only ({there})"
+    if not verdict.units:
+        return f" ({there})"
     if not metrics.max_abs:
         return f", in the sign of zeros ({there})"
-    size = f"{_short(metrics.max_ulp)} ulp of {verdict.units}" if verdict.units else (
-        _short(metrics.max_abs))
     spread = "" if verdict.spread is None else (
         f", by {_short(verdict.spread)} of the spread in the root mean square")
-    return f", by up to {size} ({there}){spread}"
+    return f", by up to {_short(metrics.max_ulp)} ulp of {verdict.units} ({there}){spread}"
 
 
 def _whose(verdict: RunVerdict) -> str:
@@ -108,7 +108,7 @@ def _whose(verdict: RunVerdict) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.9g}"
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _short(value: float) -> str:
