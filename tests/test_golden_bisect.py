@@ -210,6 +210,15 @@ def test_without_inputs_and_spread_nothing_is_claimed(runs, pack):
     assert "could not be judged" in found.sentence
 
 
+def test_a_model_that_is_not_found_is_said(runs, pack):
+    """A pack of somebody's folder does not keep where it lies: without weights little is judged."""
+    found = bisect(pack, Dump({"unet/000/conv_in": pack.read("unet/000/conv_in"),
+                               "denoise/noise": pack.read("denoise/noise")}))
+    assert "1 could not be judged (not to be computed on the port's own inputs: the pack was " in (
+        found.sentence)
+    assert found.sentence.endswith("Say where it is, with -m MODEL).")
+
+
 def test_a_dump_with_other_names_is_refused(runs, pack):
     with pytest.raises(UsageError, match="none of the pack's"):
         bisect(pack, Dump({"x": np.zeros(3)}), model=runs / "model")

@@ -12,6 +12,7 @@ whole network may spread (refsd.golden.tolerances.tolerance), and the answer is 
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -164,11 +165,18 @@ def _times(times: float) -> str:
     return f"{times:.3g} times" if math.isfinite(times) else "beyond"
 
 
+def _why_open(rows: list[Verdict]) -> str:
+    """What most of those that are open say."""
+    notes = Counter(row.notes[0] for row in rows if row.status == Status.OPEN and row.notes)
+    return f" ({notes.most_common(1)[0][0].rstrip('.')})" if notes else ""
+
+
 def _all_well(rows: list[Verdict], judged: list[Verdict], format: str) -> str:
     missing, open_, fed = (sum(row.status == status for row in rows)
                            for status in (Status.MISSING, Status.OPEN, Status.EXTERNAL))
     counts = ((missing, "is" if missing == 1 else "are", "not in the port's dump"),
-              (open_, "could", "not be judged"), (fed, "was" if fed == 1 else "were", "given"))
+              (open_, "could", f"not be judged{_why_open(rows)}"),
+              (fed, "was" if fed == 1 else "were", "given"))
     rest = [f"{count} {verb} {what}" for count, verb, what in counts if count]
     return (("The one tensor judged is within " if len(judged) == 1 else
              f"All of the {len(judged)} tensors judged are within ")

@@ -80,7 +80,7 @@ class LocalErrorJudge:
             inputs, truth, error, cast = self._again(entry, got)
         except (IndexError, UsageError) as refusal:
             return Verdict(entry, Status.OPEN,
-                           notes=(f"the op does not take the port's own inputs: {refusal}",))
+                           notes=(f"not to be computed on the port's own inputs: {refusal}",))
         if not error.within and self._same(entry, got, golden).within:
             # As of a pack itself: its inputs were rounded on their way there, and may cancel.
             return Verdict(entry, Status.WITHIN, local=error.rms, notes=("the golden result",))

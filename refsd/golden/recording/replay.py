@@ -101,7 +101,7 @@ def load_weights(manifest: Any, model: Any) -> dict[str, Mapping[str, Weight]]:
     name = recorded.get("name")
     if model is None and name != kind.bundled and not identity.HUB_ID.fullmatch(str(name)):
         raise UsageError(f"the pack was made with the model {str(name)[:200]!r} from a local path, "
-                         "which it does not keep. Say where it is")
+                         "which it does not keep. Say where it is, with -m MODEL")
     model = name if model is None and name != kind.bundled else model
     hashes = kind.files(model, variant)
     if not isinstance(files, dict) or sorted(files.values()) != sorted(hashes.values()):
