@@ -18,6 +18,7 @@ from refsd.golden.comparing.compare import compare
 from refsd.golden.comparing.given import said
 from refsd.golden.comparing.verdicts import AtLeast, Status
 from refsd.golden.packs.pack import Pack
+from refsd.golden.tolerances.formats import round_to
 
 SCALED = "denoise/001/scaled"  # what the second step's network reads
 
@@ -103,9 +104,14 @@ def test_a_rounding_is_recognised_whatever_the_port_computes_in(runs, run, forma
         "2 tensors were given as in the pack, or as a rounding of it",)
     assert found.given[1].notes == (
         "given: the golden tensor" + (f", rounded to {format}" if format != "float32" else ""),)
+    # of other formats only the port's own is
+    given[SCALED] = round_to(exact, "fp8_e5m2")
+    for own, beyond in (("fp8_e5m2", False), ("float32", True), ("int8", True)):
+        _, found = bad(run, runs, given, given=[SCALED], format=own)
+        assert bool(found.given[0].beyond) == beyond
     # between two numbers of the format is no rounding to it
     if format != "float32":
-        off = given | {SCALED: np.nextafter(given[SCALED], np.float32(9))}
+        off = given | {SCALED: np.nextafter(ROUND[format](exact), np.float32(9))}
         _, found = bad(run, runs, off, given=[SCALED])
         assert found.given[0].beyond == exact.size
 
@@ -178,11 +184,13 @@ def test_compare_holds_what_was_fed_to_nothing(pack, mine):
 def test_every_report_says_it(network, mine, tmp_path, capsys, command):
     files = [tmp_path / f"r{end}" for end in (".json", ".md", ".xml", ".html")]
     code = main(["golden", command, str(network), str(mine), "--given", "unet/000/proj:x",
+                 "--given", "nothing*",
                  *(word for file in files for word in ("--report", str(file)))])
     assert code == (command == "compare")
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith("given: unet/000/proj:x was"))
     line = line.removeprefix("given: ")
+    assert "--given 'nothing*' fits no tensor of the pack" in out
     found, (_, markdown, xml, html) = json.loads(files[0].read_text()), files
     assert found["given"] == [line]
     row = next(row for row in found["rows" if command == "bisect" else "tensors"]
@@ -190,6 +198,7 @@ def test_every_report_says_it(network, mine, tmp_path, capsys, command):
     assert row["status"] == "given"
     assert "## Given\n\n* unet/000/proj:x was given, and differs" in (
         markdown.read_text())
+    assert "## `unet/000/proj:x`" not in markdown.read_text()
     values = [p.get("value") for p in ElementTree.parse(xml).iter("property")
               if p.get("name") == "given"]
     assert values == [line]

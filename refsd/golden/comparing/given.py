@@ -63,11 +63,10 @@ class Given:
         return replace(verdict, notes=(note,), beyond=error.beyond, where=error.where)
 
     def _rounded_to(self, entry: Entry, got: np.ndarray, golden: np.ndarray) -> str | None:
-        """The format that it is the golden tensor's rounding to: the port's, a reader's, a half."""
+        """The format that it is the golden tensor's rounding to: the port's, or a half."""
         if golden.dtype.kind != "f":
             return None
-        own = tensors(self._formats.of(entry))
-        for format in (own, *self._formats.casts(entry), *map(format_named, HALVES)):
+        for format in (tensors(self._formats.of(entry)), *map(format_named, HALVES)):
             if not np.any(uncertainty(got, format)) and (
                     excess(got, golden, uncertainty(golden, format), format).within):
                 return format.name
