@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from refsd.__main__ import main
 from refsd.errors import UsageError
+from refsd.golden.comparing.html import page as page_of
 from refsd.golden.comparing.runs import differing, same
-from refsd.golden.comparing.runs_report import as_json, sentence, text
+from refsd.golden.comparing.runs_report import as_json, sentence, sheet, text
 from refsd.golden.packs.pack import Pack, Writer
 
 WHERE = "unet/000/down_blocks.0.resnets.0.conv1"
@@ -144,6 +145,34 @@ def test_one_element_is_not_hidden_by_many(tmp_path):
     assert found.first.status == "wrong" and found.first.where.startswith("1 of 384 elements, at")
 
 
+@pytest.mark.parametrize("one, other, ok", [
+    (NETWORK, NETWORK + np.float32(0.01), False),  # less than the largest's step, each
+    (changed_at(NETWORK, (0, 0, 0, 0), np.inf), changed_at(changed_at(
+        NETWORK, (0, 0, 0, 0), np.inf), (0, 0, 0, 1), NETWORK[0, 0, 0, 1] + 1), False),
+    (NETWORK, changed_at(NETWORK, (0, 0, 0, 0), np.nan), False),
+    (np.arange(3), np.arange(3, dtype="i4"), True),  # another type, the same numbers
+    (np.arange(3), np.arange(1, 4), False),
+])
+def test_what_one_rounding_explains(tmp_path, one, other, ok):
+    found = twice(tmp_path, {"x": one}, {"x": other}, format="bf16")
+    assert (len(found.differing), found.ok) == (1, ok)
+
+
+def test_places_in_units_of_a_format(tmp_path):
+    """The element that is most units off, not the largest; eight bits are counted as eight."""
+    one = np.float32([1000, 1, 1])
+    other = one + np.float32([2**-13, 2**-22, 0])  # 2 and 2 units; then 2 and 4
+    found = twice(tmp_path, {"x": one}, {"x": other + np.float32([0, 2**-22, 0])}).first
+    assert found.at == (1,) and found.metrics.max_ulp == 4
+    assert twice(tmp_path, {"x": one}, {"x": other}, format="int8").first.units == "float32"
+    for name, byte in (("a", 0x38), ("b", 0x39)):  # 1 and the next
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.f8_e4m3").write_bytes(bytes([byte]))
+    found = same([tmp_path / "a", tmp_path / "b"])
+    assert (found.first.units, found.first.metrics.max_ulp) == ("fp8_e4m3", 1)
+    assert found.remarks[0].startswith("order: the tensors are sorted by name")
+
+
 def twice(folder, one, other, **options):
     np.savez(folder / "one", **one)
     np.savez(folder / "other", **other)
@@ -216,12 +245,19 @@ def test_of_three_runs_it_says_which(run, tmp_path):
         f"x is the first tensor that differs ({c}): all 384 elements, by up to ")
     found = same([a, c, b, d])
     assert (found.first.status, found.first.others) == ("shape", (d,))
+    assert same([a, d, c]).first.status == "shape"
     for name, place in (("e", (0, 0, 0, 0)), ("f", (0, 0, 0, 1))):
-        np.savez(tmp_path / name, x=changed_at(NETWORK, place, 0), y=NETWORK)
+        np.savez(tmp_path / name, x=changed_at(NETWORK, place, NETWORK[place] + 0.25),
+                 y=NETWORK)
     e, f = (str(tmp_path / f"{name}.npz") for name in "ef")
     both = same([a, e, b, f]).first
     assert (both.beyond, both.others) == (2, (e, f))
     assert both.where == "2 of 384 elements, in a row: [0, 0, 0, 0:2]"
+    # the numbers are those of the run that is furthest off, one that lacks it is said besides
+    np.savez(tmp_path / "g", y=NETWORK)
+    worst = same([a, e, c, str(tmp_path / "g.npz")]).first
+    assert worst.metrics.max_abs == pytest.approx(1, abs=1e-6) and worst.status == "open"
+    assert worst.notes == (f"not in {tmp_path}/g.npz",)
 
 
 def test_damaged_files_are_no_agreement(tmp_path):
@@ -233,7 +269,8 @@ def test_damaged_files_are_no_agreement(tmp_path):
     (tmp_path / "a" / "w.npz").write_bytes(b"PK")
     found = same([tmp_path / "a", tmp_path / "b"])
     assert not found.ok and [v.status for v in found.verdicts] == ["unreadable", "equal"]
-    assert "w.npz" in found.unread[0] and sentence(found).startswith(found.unread[0].rstrip("."))
+    assert len(found.unread) == 1 and "w.npz" in found.unread[0]
+    assert sentence(found).startswith(found.unread[0].rstrip("."))
     assert any(line.startswith("unreadable: ") for line in text(found))
 
 
@@ -249,7 +286,7 @@ def small(tmp_path_factory):
         pack.add("unet/000/block", 2 * NETWORK, stage="unet", step=0, op="block")
         pack.add("unet/000/last", 3 * NETWORK, stage="unet", step=0, op="scale",
                  inputs={"x": names["block"]}, tolerance={"float32": {"spread": {
-                     "rms": 1e-3, "max": 4e-3, "runs": 4, "confidence": 0.9999}}})
+                     "rms": 1e-3, "max": 2e-3, "runs": 4, "confidence": 0.9999}}})
     with Pack.open(folder) as opened:
         yield opened
 
@@ -267,9 +304,16 @@ def test_inputs_and_names(small, tmp_path):
     found = twice(tmp_path, one, {**one, "z": last}, pack=small, name_map=names)
     assert found.first.is_own and found.first.own_name == "z"
     assert found.first.spread == pytest.approx(1, rel=1e-3)
-    # 1e-3 everywhere is within 2 of the spread, and far beyond one rounding to float32
-    assert twice(tmp_path, one, {**one, "z": last}, pack=small, name_map=names,
-                 format="float32").ok
+    # twice the spread, far beyond one rounding to float32; and 2 x 5.2 x 2e-3 for an element alone
+    for z, ok in ((last, True), (last + np.float32(9e-4), True), (last + np.float32(1.1e-3), False),
+                  (changed_at(one["z"], (0, 0, 0, 0), one["z"][0, 0, 0, 0] + 0.02), True),
+                  (changed_at(one["z"], (0, 0, 0, 0), one["z"][0, 0, 0, 0] + 0.022), False),
+                  (changed_at(one["z"], (0, 0, 0, 0), np.nan), False)):
+        found = twice(tmp_path, one, {**one, "z": z}, pack=small, name_map=names, format="float32")
+        assert found.ok == ok, sentence(found)
+    turned = {**one, "z": one["z"].swapaxes(2, 3)}  # not the golden shape: of no use as a unit
+    found = twice(tmp_path, turned, {**turned, "z": turned["z"] + 1}, pack=small, name_map=names)
+    assert found.first.name == "unet/000/last" and found.first.spread is None
     assert not twice(tmp_path, one, {**one, "z": last}, format="float32").ok
     # without it nobody can tell
     for run in (one, two := {**one, "z": last}):
@@ -280,6 +324,42 @@ def test_inputs_and_names(small, tmp_path):
     assert found.remarks == ("name map: 'unet/000/q' leads to 'qkv[..., :6]', which is not there",)
     found = twice(tmp_path, one, {**one, "in": NETWORK + 1}, pack=small, name_map=names)
     assert "No op made it: the runs were not given the same." in sentence(found)
+
+
+def test_places_in_the_golden_shape(small, tmp_path):
+    """Of flat raw files, of axes of one, of an index that gives the stored shape; two passes are
+    compared each by itself."""
+    one, other = 3 * NETWORK, changed_at(3 * NETWORK, (1, 2, 3, 4), 0)
+    stored = {"unet/000/q": {"file": "q.bin", "dtype": "float32", "shape": [2, 8, 6, 4],
+                             "layout": "NHWC"}}
+    for name, z in (("a", one), ("b", other)):
+        (tmp_path / name / "unet/000").mkdir(parents=True)
+        (tmp_path / name / "unet/000/last.f32").write_bytes(z.tobytes())
+        (tmp_path / name / "q.bin").write_bytes(np.ascontiguousarray(
+            z.transpose(0, 2, 3, 1)).tobytes())
+        (tmp_path / name / "index.json").write_text(json.dumps({"tensors": stored}))
+    found = same([tmp_path / "a", tmp_path / "b"], pack=small)
+    assert [v.where for v in found.differing] == ["1 of 384 elements, at (1, 2, 3, 4)"] * 2
+    found = twice(tmp_path, {"unet/000/last": one[None]}, {"unet/000/last": other}, pack=small)
+    assert found.first.where == "1 of 384 elements, at (1, 2, 3, 4)"
+    found = twice(tmp_path, {"u": one[:1], "c": one[1:]}, {"u": one[:1], "c": other[1:]},
+                  pack=small, name_map={"unet/000/last": ["u", "c"]})
+    assert [v.name for v in found.verdicts] == ["u", "c"] and found.first.name == "c"
+
+
+def test_what_is_not_in_the_pack_has_a_place(small, tmp_path):
+    """Where the dump keeps the order of writing; in a file sorted by name nobody knows."""
+    one = {"unet/000/q": NETWORK, "aside": NETWORK, "unet/000/last": NETWORK}
+    other = {name: array + 1 for name, array in one.items()} | {"unet/000/q": NETWORK}
+    found = twice(tmp_path, one, other, pack=small)
+    assert [v.name for v in found.verdicts] == list(one) and found.first.name == "aside"
+    assert found.remarks == ("order: 1 are not in the pack and stand in the order of their "
+                             "writing",)
+    for name, arrays in (("one", one), ("other", other)):
+        save_file(arrays, tmp_path / f"{name}.safetensors")
+    found = same([tmp_path / "one.safetensors", tmp_path / "other.safetensors"], pack=small)
+    assert found.first.name == "unet/000/last" and found.verdicts[-1].name == "aside"
+    assert found.remarks == ("order: 1 are not in the pack and are sorted by name",)
 
 
 def test_layouts_and_raw_files(small, tmp_path):
@@ -322,6 +402,8 @@ def test_reports(run, dumps, runs, tmp_path):
     page = files[3].read_text()
     assert "<h1>Runs against each other</h1>" in page and f"<h3><code>{WHERE}</code></h3>" in page
     assert page.count("<section ") < 5 and "data:image/png;base64" in page
+    # without a pack nobody knows what follows from what
+    assert page_of(sheet(same([dumps / "first.npz", dumps / "raced.npz"]))).count("<section ") == 1
     code, out, _ = run(dumps / "first.npz", dumps / "raced.npz", "--json")
     assert code == 1 and json.loads(out)["first"] == WHERE
 
