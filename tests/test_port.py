@@ -320,6 +320,10 @@ def test_results_that_are_no_files(port, kind):
 def test_other_json_is_left_alone(port):
     (port / "results" / "notes.json").write_text('{"by": "me"}')
     (port / "results" / "list.json").write_text("[1, 2]")
+    # two runs of a port that are alike: both may be wrong
+    comparison(port / "results" / "runs.json", [("ops/silu/plain", "silu", "equal")])
+    runs = json.loads((port / "results" / "runs.json").read_text())
+    (port / "results" / "runs.json").write_text(json.dumps({**runs, "kind": "golden-same"}))
     assert status(port)["read"] == []
 
 

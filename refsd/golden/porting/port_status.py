@@ -154,7 +154,8 @@ def _compared(path: Path) -> Iterable[tuple[str, tuple[Any, str]]]:
     computed this one on the way: fused ops have no results of their own.
     """
     report = read_json(path, limit=LIMIT)
-    rows = report.get("tensors", report.get("rows", [])) if isinstance(report, dict) else []
+    known = isinstance(report, dict) and report.get("kind") != "golden-same"  # runs may be alike
+    rows = report.get("tensors", report.get("rows", [])) if known else []  # and both be wrong
     rows = rows if isinstance(rows, list) else []
     for row in rows:
         if not isinstance(row, dict) or any(rule(row.get(key)) for key, rule in VERDICT.items()):
