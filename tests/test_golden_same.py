@@ -401,6 +401,8 @@ def test_reports(run, dumps, runs, tmp_path):
     assert suite.get("tests") == str(COUNT)
     page = files[3].read_text()
     assert "<h1>Runs against each other</h1>" in page and f"<h3><code>{WHERE}</code></h3>" in page
+    assert all(f"{v.name}: {v.status}, {v.times:.3g} times" in page for v in same([
+        dumps / "first.npz", dumps / "raced.npz"], pack=Pack.open(runs / "level3")).failing)
     assert page.count("<section ") < 5 and "data:image/png;base64" in page
     # without a pack nobody knows what follows from what
     assert page_of(sheet(same([dumps / "first.npz", dumps / "raced.npz"]))).count("<section ") == 1

@@ -36,7 +36,8 @@ class RunVerdict(Verdict):
     own_name: the port's; units: of which format the last places are counted ("": of none); spread:
     the root mean square of the difference over the golden tensor's spread, None where there is
     none; values: the numbers at `at`, of the first run and of the one furthest off; others: the
-    runs that differ, of so many; inputs: the statuses of what its op reads, "" for what no
+    runs that differ, of so many; times: the difference over what the format's rounding explains,
+    or without one that of the type; inputs: the statuses of what its op reads, "" for what no
     run dumped.
     """
 
@@ -212,16 +213,15 @@ class _Judge:
             values=None if at is None else (base[at].item(), got[at].item()),
             spread=None if spread is None else ratio(metrics.rms, spread),
             maps=error_maps(base, got) if self.maps else ())
-        if self.format is None:
-            return replace(verdict, status=Status.OPEN)
         times = math.inf if not units or metrics.nonfinite else _times(base, metrics, units)
         if spread is not None and not metrics.nonfinite:
             # Each of two right ports is within the spread of the golden tensor: two within twice.
             times = min(times, max(ratio(metrics.rms, 2 * spread),
                                    ratio(metrics.max_abs, 2 * largest)))
-        right = times <= 1 or not mask.any()
-        return replace(verdict, status=Status.WITHIN if right else Status.WRONG,
-                       times=times if mask.any() else 0.0)
+        times = times if mask.any() else 0.0
+        status = Status.OPEN if self.format is None else (
+            Status.WITHIN if times <= 1 else Status.WRONG)
+        return replace(verdict, status=status, times=times)
 
 
 def _times(base: np.ndarray, metrics: Metrics, format: str) -> float:

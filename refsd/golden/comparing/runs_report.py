@@ -12,6 +12,8 @@ from refsd.golden.comparing.verdicts import Status
 
 SCHEMA, SHOWN = 1, 20
 LEGEND = {
+    "height": "what is allowed is one rounding to the format, or to the type of the dump without "
+              "one; or twice the spread where that is more",
     "elements": "how many of the tensor's have other bits in any run than in the first; any NaN is "
                 "as good as another",
     "max ulp": "the largest difference in units of the last place: 1 is the step to the next "
