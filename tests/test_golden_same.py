@@ -1,6 +1,7 @@
 """`golden same`: runs of a port that is deterministic, and of one that is not."""
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +15,7 @@ from refsd.__main__ import main
 from refsd.errors import UsageError
 from refsd.golden.comparing.html import page as page_of
 from refsd.golden.comparing.runs import differing, same
-from refsd.golden.comparing.runs_report import as_json, sentence, sheet, text
+from refsd.golden.comparing.runs_report import as_json, sentence, sheet, text, what_differs
 from refsd.golden.packs.pack import Pack, Writer
 
 WHERE = "unet/000/down_blocks.0.resnets.0.conv1"
@@ -321,6 +322,10 @@ def test_inputs_and_names(small, tmp_path):
     found = twice(tmp_path, one, two, pack=small, name_map=names)
     assert sentence(found).endswith("It arose in this op or in what was not dumped before it: "
                                     "unet/000/block.")
+    # where another input is known to differ, that is reason enough
+    entry = replace(found.first.entry, inputs={"a": "tensor:unet/000/block", "b": "tensor:x"})
+    assert "It arose" in what_differs(replace(found.first, entry=entry, inputs=("", "equal")))
+    assert "It arose" not in what_differs(replace(found.first, entry=entry, inputs=("", "open")))
     assert found.remarks == ("name map: 'unet/000/q' leads to 'qkv[..., :6]', which is not there",)
     found = twice(tmp_path, one, {**one, "in": NETWORK + 1}, pack=small, name_map=names)
     assert "No op made it: the runs were not given the same." in sentence(found)
