@@ -25,6 +25,13 @@ SHOWN = ("kernel flipped", "16 groups", "tokens by column", "to_q transposed",
          "upsampled bilinearly", "skip of the other sample", "keys padded to 64",
          "texts of keys swapped", "no final norm", "v taken for eps")
 
+# Beside the rounding that the format has, and in a block all that is in it.
+TOGETHER = (("group norm eps 1e-3", "full", "bfloat16", "wrong_eps"),
+            ("transformer eps 1e-5", "full", "float16", "wrong_eps"),
+            ("layer norm eps 1e-12", "full", "float16", "wrong_eps"),
+            ("transformer eps 1e-5", "blocks", "float32", "wrong_eps"),
+            ("tanh gelu", "blocks", "float16", "gelu_tanh"))
+
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
@@ -63,6 +70,29 @@ def test_a_mistake_is_named_and_why(pack, model, key, tmp_path):
     assert found.first.name in trial.expected(pack, MISTAKES[key], "full"), found.sentence
     assert found.first.finding.reason in MISTAKES[key].reasons, found.sentence
     assert compared.compared >= 228  # a pack without tolerances has nothing to judge by
+
+
+@pytest.mark.parametrize("cell", TOGETHER, ids=str)
+def test_a_mistake_that_no_element_shows_is_named_by_all_of_them(pack, model, cell, tmp_path):
+    """Projected onto what it would make, or by which of two neighbours each number is rounded to.
+
+    Of the right port the same tensor is explained.
+    """
+    key, kind, format, reason = cell
+    wanted = trial.expected(pack, MISTAKES[key], kind)
+    for bugs in (MISTAKES[key].bugs, None):
+        dump = trial.run(pack, model, kind, format, bugs=bugs)
+        dumping.write_raw(tmp_path / str(bugs is None), dumping.part(kind, dump), format)
+        with Candidate.open(tmp_path / str(bugs is None),
+                            name_map=dumping.MAPS[kind]) as candidate:
+            found = bisect(pack, candidate, format=trial.formats(kind, format), only=wanted)
+        if bugs is None:
+            assert found.first is None, found.sentence
+        else:
+            assert found.first.name in wanted and "by all its elements together: " in found.sentence
+            assert (found.first.finding.reason, found.first.beyond) == (reason, 0)
+            assert reason != "wrong_eps" or f"eps is {key.split()[-1]}" in found.sentence.replace(
+                "0.001", "1e-3").replace("1e-0", "1e-")
 
 
 def test_every_mistake_changes_what_it_says(pack, model):

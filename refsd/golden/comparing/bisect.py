@@ -22,7 +22,7 @@ from refsd import parallel
 from refsd.errors import UsageError
 from refsd.golden.comparing.given import Given
 from refsd.golden.comparing.limits import Accepted
-from refsd.golden.comparing.local_error import BAD, LocalErrorJudge
+from refsd.golden.comparing.local_error import BAD, TOGETHER, LocalErrorJudge
 from refsd.golden.comparing.port_formats import Formats
 from refsd.golden.comparing.verdicts import Status, Verdict, exactly, select
 from refsd.golden.packs.manifest import Entry
@@ -157,6 +157,8 @@ def allowance(row: Verdict) -> str:
 
 def _in(row: Verdict) -> str:
     """How many elements are wrong and where, if it is few: all of them are no pattern."""
+    if TOGETHER in row.notes:
+        return f", {TOGETHER}"
     few = 0 < row.beyond <= FEW * math.prod(row.entry.shape)
     return f", in {row.where}" if few else ""
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from refsd.errors import UsageError
+from refsd.golden.comparing.accumulated import Accumulated, Shown
 from refsd.golden.comparing.diagnose import Finding, diagnose, step_before
 from refsd.golden.comparing.excess import Excess, excess, first_lost, is_informative, ratio, rms
 from refsd.golden.comparing.given import Given
@@ -23,6 +24,10 @@ from refsd.golden.tolerances.formats import rounding, uncertainty
 
 # Mistakes that can be as small as rounding in a bad order: what looks like one of them is one.
 SMALL = ("wrong_eps", "biased_variance")
+# Of all false alarms that the confidence allows, the part that all errors together may raise.
+ALARM = 1e-3
+TOGETHER = "by all its elements together"
+NEAR = 30  # times its bound: what is further off and like no wrong version is none of the small
 DIAGNOSED = 20  # wrong ops that are looked into; the rest is mostly the same mistake
 BAD = (Status.WRONG, Status.SUSPECT)
 
@@ -38,6 +43,7 @@ class LocalErrorJudge:
         self.pack, self.candidate, self.formats = pack, candidate, formats
         self.accepted, self.given = accepted, given or Given((), pack, candidate, formats)
         self.inputs = Inputs(pack, candidate, formats, model, confidence, self.given.names)
+        self.accumulated = Accumulated(formats, (1 - confidence) * ALARM)
         self._seen: set[str] = set()
         self._diagnosed, self._bad = 0, False
 
@@ -102,9 +108,27 @@ class LocalErrorJudge:
                            borrowed=inputs.borrowed, computed=inputs.computed)
         if self.accepted is None and (inputs.computed and error.within or not error.informative):
             verdict = self._by_spread(verdict, got, golden, truth, error.informative)
+        if verdict.status == Status.WITHIN:
+            shown = self._together(entry, got, truth, inputs)
+            return verdict if shown is None else replace(
+                verdict, status=Status.WRONG, times=shown.times, at=None,
+                findings=(shown.finding,), notes=(*verdict.notes, TOGETHER))
         if verdict.status != Status.WRONG:
             return verdict
-        return replace(verdict, findings=findings or self._why(entry, got, truth, inputs))
+        findings = findings or self._why(entry, got, truth, inputs)
+        if not findings and error.times < NEAR:
+            shown = self._together(entry, got, truth, inputs)
+            findings = () if shown is None else (shown.finding,)
+        return replace(verdict, findings=findings)
+
+    def _together(self, entry: Entry, got: np.ndarray, truth: np.ndarray,
+                  inputs: OpInputs) -> Shown | None:
+        """The small mistake that all errors together are, on inputs that are the port's own."""
+        if self.accepted is not None or inputs.borrowed or inputs.size is None:
+            return None
+        with np.errstate(all="ignore"):
+            return self.accumulated(Link(entry, inputs.values, inputs.makers, truth), inputs.links,
+                                    got, inputs.size)
 
     def _again(self, entry: Entry, got: np.ndarray, *,
                compute: bool = True) -> tuple[OpInputs, np.ndarray, Excess, str]:
@@ -137,6 +161,7 @@ class LocalErrorJudge:
         if self.accepted is not None:
             return excess(got, truth, self.accepted.of(truth), self.formats.of(entry))
         own, allowed = self.formats.of(entry), self.inputs.allowed(entry, inputs, truth, **how)
+        inputs.size = inputs.size if how else allowed
         format, _ = self.formats.kept(entry, got)
         if format != own and truth.dtype.kind == "f":
             with np.errstate(all="ignore"):

@@ -35,7 +35,7 @@ class OpInputs:
     ones.
     upstream: for a computed input, the op that made it and its inputs; makers: that op's name, and
     links: all that were computed, by name. exact: the inputs before
-    they were rounded for the op, where that changes them.
+    they were rounded for the op, where that changes them. size: what its result was allowed.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -47,6 +47,7 @@ class OpInputs:
     makers: dict[str, str] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     exact: "OpInputs | None" = None
+    size: Any = None
 
 
 class Inputs:

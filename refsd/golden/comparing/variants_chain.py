@@ -4,7 +4,7 @@ A port that fuses a norm with silu leaves silu's result alone. The norm's wrong 
 the norm's inputs, and what follows is computed again on each, up to the tensor that was dumped.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,23 +38,46 @@ def through(last: Link, links: Mapping[str, Link]) -> Iterator[Triple]:
         return
     for name in sorted(links, key=lambda name: links[name].entry.index):
         link = links[name]
-        wide = {key: raise_to_float64(value) for key, value in link.values.items()}
-        for reason, sentence, array, *_ in variants(link.entry, wide, link.truth, link.truth, {}):
+        for reason, sentence, array, *_ in variants(link.entry, wide(link), link.truth, link.truth,
+                                                    {}):
             if np.shape(array) == link.truth.shape:
-                yield (reason, f"in {link.entry.name} ({link.entry.op}), before it: {sentence}",
-                       _again(last, links, {name: array}))
+                yield reason, before(link, sentence), instead(last, links, name, array)
 
 
-def _again(link: Link, links: Mapping[str, Link], changed: dict[str, np.ndarray]) -> np.ndarray:
-    """A link's result where those in `changed` gave something else; what it takes is kept there."""
-    values = {key: raise_to_float64(value) for key, value in link.values.items()}
+def instead(last: Link, links: Mapping[str, Link], name: str, array: np.ndarray) -> np.ndarray:
+    """What the last op gives if a link had given this array; only what follows is computed."""
+    follow = {name}
+    for other in sorted(links, key=lambda name: links[name].entry.index):
+        if follow.intersection(links[other].makers.values()):
+            follow.add(other)
+    kept = {other: link.truth for other, link in links.items() if other not in follow}
+    return again(last, links, {**kept, name: array})
+
+
+def before(link: Link, sentence: str) -> str:
+    """What is wrong in a link, for the tensor at the end of the chain."""
+    return f"in {link.entry.name} ({link.entry.op}), before it: {sentence}"
+
+
+def wide(link: Link) -> dict[str, Any]:
+    """A link's inputs in float64."""
+    return {name: raise_to_float64(value) for name, value in link.values.items()}
+
+
+def again(link: Link, links: Mapping[str, Link], changed: dict[str, np.ndarray],
+          compute: Callable[[Entry, dict], Any] = replay) -> np.ndarray:
+    """A link's result where those in `changed` gave something else; what it takes is kept there.
+
+    compute(entry, inputs): what an op makes of its inputs, by parameter.
+    """
+    values = wide(link)
     for parameter, name in link.makers.items():
         if name not in changed:
-            changed[name] = _again(links[name], links, changed)
+            changed[name] = again(links[name], links, changed, compute)
         key, _, member = parameter.partition(".")
         if member:
             values[key] = [changed[name] if i == int(member) else value
                            for i, value in enumerate(values[key])]
         else:
             values[key] = changed[name]
-    return np.asarray(replay(link.entry, values))
+    return np.asarray(compute(link.entry, values))

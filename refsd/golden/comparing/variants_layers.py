@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 
+from refsd.golden.tolerances.formats import round_to
 from refsd.ops import conv, embedding, norm
 from refsd.ops.activation import softmax
 
 EPSILONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12)
 # Multiplications, and scores; larger ops' wrong versions would take minutes, and gigabytes.
 LARGE, LARGE_SCORES = 1 << 31, 1 << 26
+INT8 = "its weights were rounded to int8, a scale for each output channel"
 
 
 def conv2d(inputs, options, truth, got):
@@ -21,6 +23,7 @@ def conv2d(inputs, options, truth, got):
     def with_(*, x=x, weight=weight, bias=bias, **changed):
         return conv.conv2d(x, weight, bias, **{**options, **changed})
 
+    yield "int8_weights", INT8, with_(weight=round_to(weight, "int8"))
     yield ("flipped_kernel", "the kernel is flipped: a convolution where a correlation is meant",
            with_(weight=weight[:, :, ::-1, ::-1]))
     if weight.shape[2] == weight.shape[3] > 1:
@@ -57,6 +60,8 @@ def _reached(x, weight, options, truth, padding):
 def linear(inputs, options, truth, got):
     x, weight, bias = inputs["x"], inputs["weight"], inputs.get("bias")
     yield from _of_bias(truth, bias)
+    y = x @ round_to(weight, "int8").T
+    yield "int8_weights", INT8, y if bias is None else y + bias
     if weight.shape[0] == weight.shape[1]:
         y = x @ weight
         yield ("transposed_weight", "the weight is transposed: (in, out) where (out, in) is meant",
