@@ -32,9 +32,9 @@ SMALL = {"group_norm": NORM, "layer_norm": NORM, "rms_norm": {"wrong_eps": 7},
 LONG = ("wrong_groups", "flipped_kernel", "transposed_weight", "wrong_padding")
 DOUBT = 4.0  # standard deviations from which on something is suspected
 DRAWS, MORE = 24, 256  # right ports that are emulated then, and where that makes it certain
-# Multiplications of a chain, and numbers of all emulated ports; more would take seconds for each
-# version of each op, and gigabytes.
-LARGE, LARGE_DRAWS = 1 << 31, 1 << 25
+# Ops of a chain (a block, and no text encoder before each attention), its multiplications, and
+# numbers of all emulated ports: more would take seconds for each version of each op, and gigabytes.
+LONGEST, LARGE, LARGE_DRAWS = 32, 1 << 31, 1 << 25
 
 
 class Shown(NamedTuple):
@@ -67,7 +67,8 @@ class Accumulated:
         """
         chain = [*sorted(links.values(), key=lambda link: link.entry.index), last]
         small = [link for link in chain if link.entry.op in SMALL]
-        if not small or got.dtype.kind != "f" or sum(map(_work, chain)) > LARGE:
+        if not small or got.dtype.kind != "f" or len(chain) > LONGEST or (
+                sum(map(_work, chain)) > LARGE):
             return None
         case, shown = _Case(last, links, got, allowed, self.formats), []
         for link in small:
