@@ -67,6 +67,15 @@ def test_beside_noise_that_hides_the_neighbours_the_projection_shows_it():
     assert asked(x, stored(x, 1e-5, noise=1)) is None
 
 
+@pytest.mark.parametrize("limit", ["LONGEST", "LARGE", "LARGE_DRAWS"])
+def test_what_would_take_long_is_not_asked(monkeypatch, limit):
+    x = draw(size=0.1)
+    got = stored(x, 1e-4, noise=1)
+    assert asked(x, got) is not None
+    monkeypatch.setattr(accumulated, limit, 1)
+    assert asked(x, got) is None
+
+
 @pytest.mark.parametrize("scale", [1 + 1e-3, 1 - 1e-3])
 def test_errors_of_another_size_than_any_version_makes_are_none_of_them(scale):
     x = draw(size=0.1)
