@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refsd.cli import draw
+from refsd.cli import draw, golden_cases
 from refsd.cli.arguments import Parser, integer
 from refsd.cli.progress import Progress
 from refsd.cli.report import Warnings, note, one_line, result, result_json
@@ -23,6 +23,7 @@ same pack comes of every machine like this one, and record it for those who port
     refsd golden make -o pack "a red cone" --level 2
     refsd golden make -o packs --suite golden/suites/bundled.json
     refsd golden make -o ops --ops
+    refsd golden make -o mine --ops --cases my-unet.onnx
 
 Levels: 0 tokens, embeddings, final latents, picture; 1 also the noise and every
 step's latents and predictions; 2 also every block's output; 3 every op with its
@@ -49,6 +50,7 @@ def parser() -> Parser:
     add("--exclude", metavar="PATTERN", action="append", default=[], help="none of such names")
     add("--op", metavar="NAME", help="only results of this op")
     add("--family", metavar="NAME", help="with --ops: only those of a file of refsd/ops, as norm")
+    golden_cases.add_options(group)
     add("--attention", metavar="PATTERN", action="append", default=[],
         help="at level 4: attentions to open, as *mid_block*attn2*; all of SD 1.5 are 2.7 GB")
     add("--shard", metavar="I/N", type=_fraction, default=(1, 1),
@@ -118,6 +120,7 @@ def _check(options):
     if options.text and (options.suite or options.ops or not prompted):
         raise UsageError("--text records a prompt's continuation: give a prompt, and neither "
                          "--suite nor --ops")
+    golden_cases.check(options)
     if options.ops and (options.suite or prompted):
         raise UsageError("--ops records no model: leave out the prompt and --suite")
     if options.suite and prompted:
@@ -170,6 +173,10 @@ def _tolerance(options):
 def _ops(options):
     from refsd.golden.recording.cases import make_ops
 
+    if options.cases is not None:
+        manifest, left = golden_cases.run(options, _tolerance(options))
+        return [_made(options.output, manifest) | {
+            "left_out": [one._asdict() for one in left]}]
     manifest = make_ops(options.output, op=options.op, family=options.family,
                         resume=options.resume, tolerance=_tolerance(options))
     return [_made(options.output, manifest)]

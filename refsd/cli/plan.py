@@ -88,12 +88,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def size(text: str) -> int:
+def size(text: str, option: str = "--budget") -> int:
     """Bytes: 4GiB, 4G, 800MiB, or a number. UsageError for another text."""
     found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([KMGT]?)(I?B)?", text.upper(), re.ASCII)
     count = float(found[1]) * UNITS[found[2]] if found else 0
     if not 0 < count < 2**60:
-        raise UsageError(f"--budget is {text[:40]!r}; give a size such as 4GiB or 800MiB")
+        raise UsageError(f"{option} is {text[:40]!r}; give a size such as 4GiB or 800MiB")
     return int(count)
 
 

@@ -74,9 +74,12 @@ def numbers(where: str, shape: tuple[int, ...], kind: str = "plain",
     """
     count = int(np.prod(shape))
     key = int.from_bytes(hashlib.sha256(where.encode()).digest()[:16], "little")
-    words = np.random.Philox(key=key).random_raw(2 * count).reshape(2, *shape)
-    fields = [(words[0] >> np.uint64(16 * i)) & np.uint64(0xFFFF) for i in range(4)]
-    plain = (sum(fields).astype(np.int64) - 131070) / 32768
+    both = 2 if kind in ("zeros", "wide") or kind.startswith("below_") else 1
+    words = np.random.Philox(key=key).random_raw(both * count).reshape(both, *shape)
+    plain = np.zeros(shape, np.int64)
+    for i in range(4):  # a field at a time: these may be large
+        plain += ((words[0] >> np.uint64(16 * i)) & np.uint64(0xFFFF)).view(np.int64)
+    plain = (plain - 131070) / 32768
     if kind.startswith("below_"):
         return (words[1] % np.uint64(kind.removeprefix("below_"))).astype(np.int64)
     if kind == "zeros":
@@ -105,18 +108,19 @@ def make_ops(folder: str | Path, *, op: str | None = None, family: str | None = 
     with parallel.limited(1), Writer(folder, recipe=about, model={}, kind="ops", resume=resume,
                                      title=TITLE) as writer:
         for case in cases(op, family):
-            _add(writer, case, tolerance)
+            add_case(writer, case, tolerance)
     return read_manifest((Path(folder) / MANIFEST).read_bytes())
 
 
-def _add(writer: Any, case: Case, tolerance: Callable | None) -> None:
+def add_case(writer: Any, case: Case, tolerance: Callable | None, note: str = "") -> None:
+    """Write a case's inputs and its result."""
     name = f"ops/{case.op}/{case.name}"
     references = {key: _stored(writer, f"{name}:{key}", value)
                   for key, value in case.inputs.items()}
     truth = compute(name, case.op, case.inputs, case.options)
     bounds = {} if tolerance is None else tolerance(case.op, case.inputs, case.options, truth)
     writer.add(name, truth, op=case.op, stage="ops", options=case.options, inputs=references,
-               tolerance=bounds)
+               tolerance=bounds, note=note)
 
 
 def _stored(writer, name, value):
