@@ -9,6 +9,7 @@ from porter.mistakes import MISTAKES
 
 from refsd.golden.comparing.bisect import bisect
 from refsd.golden.comparing.candidate import Candidate
+from refsd.golden.comparing.compare import compare
 from refsd.golden.comparing.name_map import NameMap, Names
 from refsd.golden.packs.pack import Pack
 from refsd.golden.recording.make import make
@@ -93,6 +94,20 @@ def test_a_mistake_that_no_element_shows_is_named_by_all_of_them(pack, model, ce
             assert (found.first.finding.reason, found.first.beyond) == (reason, 0)
             assert reason != "wrong_eps" or f"eps is {key.split()[-1]}" in found.sentence.replace(
                 "0.001", "1e-3").replace("1e-0", "1e-")
+
+
+def test_merged_projections_in_another_order_are_recognised(pack, model, tmp_path):
+    """By what reads the same tensor: neither knows the port's weights."""
+    bugs = MISTAKES["keys and values swapped"].bugs
+    dump = trial.run(pack, model, "unet", "float32", bugs=bugs)
+    dumping.write_raw(tmp_path / "dump", dump, "float32")
+    block = "unet/000/down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    with Candidate.open(tmp_path / "dump", name_map=dumping.MAPS["unet"]) as candidate:
+        found = bisect(pack, candidate, only=[f"{block}.to_k"])
+        compared = compare(pack, candidate, only=[f"{block}.to_k"])
+    for first in (found.first, compared.first):
+        assert first.name == f"{block}.to_k" and first.finding.reason == "swapped_weights"
+        assert first.finding.sentence.startswith(f"it is what {block}.to_v should be")
 
 
 def test_every_mistake_changes_what_it_says(pack, model):

@@ -158,7 +158,8 @@ MISTAKES = {
                           f"{MID}.attentions.0.{BLOCK}.attn1.attention", ("head_order",)),
     "keys and values swapped": Mistake(
         {"d1.t0.qkv.w": exchanged(1, 2, 3)}, f"{DOWN}.1.attentions.0.{BLOCK}.attn1.attention",
-        ("swapped_inputs",), others=(f"{DOWN}.1.attentions.0.{BLOCK}.attn1.to_k",)),
+        ("swapped_weights", "swapped_inputs"),
+        others=(f"{DOWN}.1.attentions.0.{BLOCK}.attn1.to_k",)),
     "causal mask": Mistake({"u1.t0.self.causal": True},
                            f"{UP}.1.attentions.0.{BLOCK}.attn1.attention", ("extra_mask",)),
     "texts of keys swapped": Mistake(

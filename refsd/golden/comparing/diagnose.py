@@ -6,6 +6,7 @@ a scale, an offset, a permutation, a shift (comparing.fits). A finding carries t
 squared error that it explains; where nothing explains the error, nothing is said.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 
 from refsd.errors import RefsdError
 from refsd.golden.comparing import fits
+from refsd.golden.comparing.siblings import siblings
 from refsd.golden.comparing.variants import ACTIVATIONS, variants
 from refsd.golden.comparing.variants_chain import Link, through
 from refsd.golden.packs.manifest import Entry
@@ -60,15 +62,16 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
              previous: np.ndarray | None = None,
              upstream: Mapping[str, tuple[Entry, Mapping[str, Any]]] | None = None,
              factors: Iterable[float] = (),
-             chain: tuple[Link, Mapping[str, Link]] | None = None) -> list[Finding]:
+             chain: tuple[Link, Mapping[str, Link]] | None = None,
+             others: Iterable[tuple[str, np.ndarray]] = ()) -> list[Finding]:
     """The reasons that explain why the candidate is not the golden tensor, the best first.
 
     golden: what the entry's op gives in float64 on these inputs (without inputs: the pack's
     tensor). inputs: the op's, by parameter. previous: the same tensor one step earlier. upstream:
     the op that made an input, and its own inputs, where a mistake may be that it was left out.
     factors: scaling factors of the model, besides those of Stable Diffusion. chain: the op with its
-    inputs, and the ops before it that the port did not dump, by name. format: what the port
-    computes in.
+    inputs, and the ops before it that the port did not dump, by name. others: by name, what layers
+    with other weights make of the same input. format: what the port computes in.
     """
     golden, candidate = np.asarray(golden), np.asarray(candidate)
     if candidate.shape != golden.shape:
@@ -79,7 +82,10 @@ def diagnose(entry: Entry, golden: np.ndarray, candidate: np.ndarray,
                                                   *fits.nonfinite(truth, got))]
     if not finite.any() or _squares(truth, got, finite) == 0:
         return findings
-    guesses = _guesses(entry, truth, got, inputs, previous, upstream, factors, chain)
+    exchanged = (Guess("swapped_weights", f"it is what {name} should be: the weights have changed "
+                       "places", array) for name, array in others)
+    guesses = itertools.chain(_guesses(
+        entry, truth, got, inputs, previous, upstream, factors, chain), exchanged)
     with np.errstate(all="ignore"):
         scores = [_scored(guess, truth, got, finite) for guess in guesses]
     findings += _ranked(scores, got[finite])
@@ -240,7 +246,8 @@ class Evidence:
         earlier = step_before(entry)
         previous = self.pack.read(earlier) if earlier in self.pack.entries else None
         return tuple(diagnose(entry, truth, got, inputs, format=format, factors=self._factors,
-                              previous=previous, upstream=upstream)), doubt
+                              previous=previous, upstream=upstream, others=siblings(
+                                  self.pack, entry, inputs, self._weight))), doubt
 
     def inputs(self, entry: Entry) -> dict[str, Any] | None:
         """The op's inputs, the candidate's own where it dumped them; None if it is no op.

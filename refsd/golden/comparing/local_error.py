@@ -290,7 +290,8 @@ class LocalErrorJudge:
             inputs and inputs.links) else None
         return tuple(diagnose(entry, truth, got, inputs and inputs.values,
                               format=self.formats.of(entry).name, previous=previous,
-                              upstream=inputs and inputs.upstream, chain=chain))
+                              upstream=inputs and inputs.upstream, chain=chain,
+                              others=self.inputs.siblings(entry, inputs)))
 
 
 def _verdict(entry: Entry, status: str, error: Excess, **more: Any) -> Verdict:

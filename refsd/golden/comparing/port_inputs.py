@@ -8,7 +8,7 @@ Where a port keeps more digits than an op's format has (float32 latents before a
 or the golden noise), the op may have rounded them first; that is an uncertainty as well.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from refsd.golden.comparing.limits import allowed, error_of
 from refsd.golden.comparing.port_formats import Formats, tensors
+from refsd.golden.comparing.siblings import siblings
 from refsd.golden.comparing.variants_chain import Link
 from refsd.golden.packs.manifest import Entry
 from refsd.golden.recording.replay import TENSOR, WEIGHT, replay, weights
@@ -126,6 +127,10 @@ class Inputs:
         """How far the port's result may be from the truth on these inputs, as limits.allowed."""
         return allowed(entry, inputs.values, truth, format=self.formats.of(entry).name,
                        confidence=self.confidence, perturbations=inputs.perturbations, **how)
+
+    def siblings(self, entry: Entry, inputs: OpInputs | None) -> Iterator[tuple[str, np.ndarray]]:
+        """What layers with other weights make of the same input, by name."""
+        return siblings(self.pack, entry, inputs and inputs.values, self.weight)
 
     def error_of(self, entry: Entry, inputs: OpInputs, truth: np.ndarray) -> np.ndarray:
         """The perturbation of the result of an op that the port did not dump."""
