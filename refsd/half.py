@@ -63,13 +63,20 @@ def to_half(x: np.ndarray, dtype: Any) -> np.ndarray:
         return wide.astype(wanted)
 
 
-def as_dtype(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """The array in a floating-point dtype, or itself where it is of that type."""
+def as_dtype(array: np.ndarray, dtype: Any, empty: Callable = np.empty) -> np.ndarray:
+    """The array in a floating-point dtype, or itself where it is of that type.
+
+    In what empty(shape, dtype) gives, and in pieces: what lies between is no large array.
+    """
     wanted = np.dtype(HALVES.get(str(dtype), dtype))
     if array.dtype == wanted:
         return array
-    return to_half(array, wanted) if is_half(wanted) else to_float32(array).astype(wanted,
-                                                                                   copy=False)
+    made = empty(array.shape, wanted)
+    source, target = np.ascontiguousarray(array).reshape(-1), made.reshape(-1)
+    for i in range(0, array.size, PART):
+        piece = source[i:i + PART]
+        target[i:i + PART] = to_half(piece, wanted) if is_half(wanted) else to_float32(piece)
+    return made
 
 
 def through_float32(function: Callable, dtype: Any) -> Callable:

@@ -81,7 +81,7 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
         steps = zip(self._array.shape, self._array.strides)
         return self._array.size and self._array.itemsize + sum((n - 1) * s for n, s in steps)
 
-    def made(self) -> "Weight":
+    def made(self, empty: Any = None) -> "Weight":
         """What it is held as: itself, where nothing is left to do (refsd.quantized.AsRead)."""
         return self
 
@@ -143,14 +143,16 @@ class Away(Weight):
     """A weight whose memory comes when it is asked for, and goes again: `source.fetch(leaf)`.
 
     What is fetched is a leaf of the same name, shape and dtype, of whatever form; `loaded_bytes` is
-    about what it takes while it is there. Kernels are given it, listeners the one that is away.
+    about what it takes while it is there, `waiting_bytes` after it was read, before it is. Kernels
+    are given it, listeners the one that is away.
     """
 
-    __slots__ = ("_dtype", "_shape", "loaded_bytes", "source")
+    __slots__ = ("_dtype", "_shape", "loaded_bytes", "source", "waiting_bytes")
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype, loaded_bytes: int,
-                 source: Any):
+                 waiting_bytes: int, source: Any):
         self._prepared, self.identity, self.name = {}, _Identity(), name
+        self.waiting_bytes = waiting_bytes
         self._shape, self._dtype, self.loaded_bytes = shape, np.dtype(dtype), loaded_bytes
         self.source = source
 

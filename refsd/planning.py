@@ -36,6 +36,17 @@ class WeightSpec(Spec):
     nbytes: int
 
 
+class AwaySpec(WeightSpec):
+    """The Spec of a weight that is away (refsd.leaf.Away): while an op is planned, it is there."""
+
+    loaded_bytes: int
+    source: Any
+
+    def fetch(self) -> WeightSpec:
+        """The one that is there."""
+        return self.source.fetch(self)
+
+
 class Asked(NamedTuple):
     """What a drawing is planned for: pictures at once, for each of which a step has `copies`.
 
@@ -57,14 +68,14 @@ class Asked(NamedTuple):
 class Plan(list):
     """The ops, in their order, and bytes of results: all of them, and the most that live at once.
 
-    `peak` also has what an op works in, if the backend's MemoryModel was given; with `directed` it
-    is what the backend's allocator holds, gaps included.
+    `peak` also has what an op works in, if the backend's MemoryModel was given; with a `replay` of
+    the backend's allocator it is what that holds, gaps included.
     """
 
-    def __init__(self, directed: Any = None) -> None:
+    def __init__(self, replay: Any = None) -> None:
         super().__init__()
         self.naive = self.peak = self.alive = 0
-        self.replay = None if directed is None else directed.Replay()
+        self.replay = replay
 
     def with_gaps(self, share: float) -> int:
         """The peak, with a share of it for gaps between results unless they are in it."""
@@ -88,15 +99,18 @@ class _Result(Spec):
 
 
 @contextmanager
-def planning(memory: MemoryModel | None = None, directed: Any = None) -> Iterator[Plan]:
+def planning(memory: MemoryModel | None = None, directed: Any = None,
+             replay: Any = None) -> Iterator[Plan]:
     """Inside the block ops are planned instead of computed; yields the list they are added to.
 
     directed: the backend's module that knows what its kernels allocate (refsd.graph.arena), or
-    None, where its MemoryModel estimates that.
+    None, where its MemoryModel estimates that. replay: the allocator of what came before, by
+    default one of its own.
     """
-    plan = Plan(directed)
+    plan = Plan(directed.Replay() if replay is None and directed is not None else replay)
 
     def answer(op, inputs, options, inferred):
+        there = [value.fetch() for value in inputs.values() if isinstance(value, AwaySpec)]
         result = _Result(inferred.shape, inferred.dtype)
         result.plan, result.held = plan, 0
         if op in VIEWS:
@@ -114,6 +128,7 @@ def planning(memory: MemoryModel | None = None, directed: Any = None) -> Iterato
             result.block = plan.replay.take(result.held)
             plan.replay.free(*plan.replay.take(work))
             plan.peak = plan.replay.peak
+        del there  # after the kernel, which holds them
         plan.append(Planned(op, {name: _plain(value) for name, value in inputs.items()}, options,
                             inferred, layer_of(inputs)))
         return result

@@ -1,5 +1,6 @@
 """Weights that take less memory than the arrays that they stand for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -104,12 +105,15 @@ class AsRead(Weight):
         """As they were read, read-only."""
         return self._array.view()
 
-    def made(self) -> Weight:
-        """The numbers rounded to dtype; then, of a kind, to int8, if that can stand for them."""
-        array = as_dtype(self._array, self._dtype)
+    def made(self, empty: Callable = np.empty) -> Weight:
+        """The numbers rounded to dtype; then, of a kind, to int8, if that can stand for them.
+
+        They lie in what empty(shape, dtype) gives.
+        """
+        array = as_dtype(self._array, self._dtype, empty)
         if self.kind is None or not can_quantize(array):
             return Weight(seal(array), self.name)
-        values, scale = quantize(array)
+        values, scale = quantize(array, empty)
         return self.kind(seal(values), scale, self._dtype, self.name)
 
     def dense(self) -> np.ndarray:
@@ -130,13 +134,15 @@ def in_range(largest: np.ndarray) -> bool:
     return bool(largest.max() < 2.0**127)
 
 
-def quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize(array: np.ndarray, empty: Callable | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(values int8, scale float32) with |array - values * scale| <= scale / 2, a scale an output.
 
     The scale is the channel's largest magnitude over 127, rounded up to 16 significant bits: then
-    the product with an integer of 7 bits is a float32, and nothing rounds but the values.
+    the product with an integer of 7 bits is a float32, and nothing rounds but the values. These lie
+    as those of array, or in what empty(shape, dtype) gives.
     """
-    scale, values = scale_of(_largest(array)), np.empty_like(array, np.int8)
+    scale = scale_of(_largest(array))
+    values = np.empty_like(array, np.int8) if empty is None else empty(array.shape, np.int8)
     divisor = scale.reshape(-1, *[1] * (array.ndim - 1))
     step = max(1, PIECE * len(array) // max(1, array.size))
     for i in range(0, len(array), step):

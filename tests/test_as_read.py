@@ -122,7 +122,7 @@ def test_the_thread_converts_nothing(tiny_model, monkeypatch, backend, options):
     """Nor does anything but the packing kernel, where there is one: tables are looked up."""
     made, real = [], AsRead.made
 
-    def noted(self):
+    def noted(self, *empty):
         if len(self.shape) > 1:
             made.append((threading.current_thread().name, self.name))
         return real(self)

@@ -42,7 +42,7 @@ def test_a_backend_on_a_device_keeps_its_weights(tiny_model, monkeypatch):
 
 @pytest.mark.parametrize("mode", [None, *streaming.MODES])
 def test_a_budget_chooses(tiny_model, mode, caplog):
-    from refsd.pipelines.figures import Request, offloads
+    from refsd.pipelines.asked import Request, offloads
     from refsd.pipelines.outline import outline
 
     ways = {way.options["offload"]: way.bytes for way in offloads(

@@ -19,7 +19,6 @@ from refsd.pipelines.lighter import lighter
 from refsd.pipelines.outline import outline
 from refsd.pipelines.planned import calls, plan_model, planned_networks, sized
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
-from refsd.pipelines.working import planned_bytes
 from refsd.registry import make_ready
 from refsd.tree import flatten
 from refsd.weights import load_checkpoint
@@ -131,8 +130,6 @@ def test_planned_weights_have_the_bytes_of_loaded_ones(model, backend, dtype, we
     assert planned.libraries == BACKENDS[backend].memory.libraries + leaves * BESIDE
     if backend == "numpy":
         assert planned.peak == checked + leaves * BESIDE
-    else:
-        assert planned.working == planned_bytes(pipe, 64, 64, 1)
 
 
 # Measured: VmHWM of a fresh process whose kernels are compiled, of random float16 weights of the
@@ -151,7 +148,9 @@ def test_keys_and_values_of_the_text():
     found = figures(outline("sd1"), Request(backend="numba"), free=8 * 2**30)
     assert found.text == 2 * 4 * 2 * 77 * (5 * 320 + 5 * 640 + 6 * 1280)
     assert figures(outline("sd3"), Request(512, 512, backend="numba")).text == 0
-    assert found.working == found.text + found.calls[2].peak + 18 * 4 * 512**2
+    assert [stage.kept for stage in found.stages] == [0, found.text, found.text]
+    alone = found.calls[2].peak + 18 * 4 * 512**2  # in a pool of its own
+    assert found.most is found.stages[2] and alone <= found.most.working < 1.01 * alone
     less = figures(outline("sd1"), Request(backend="numba"), free=4 * 2**30)
     assert less.working < found.working  # in bands
 
@@ -194,8 +193,8 @@ def test_the_figures_of_a_drawing():
     assert sum(network.parameters for network in found.networks) == 1_066_235_307
     assert sum(network.bytes for network in found.networks) == found.weights == 4 * 1_066_235_307
     assert not found.fits and all(choice.bytes <= 2**32 for choice in found.choices)
-    assert [choice.options for choice in found.choices][:2] == [{"offload": "block"},
-                                                                {"weights": "bfloat16"}]
+    assert [choice.options for choice in found.choices][:3] == [
+        {"offload": "component"}, {"offload": "block"}, {"weights": "bfloat16"}]
 
 
 def test_more_pictures_and_no_guidance():
@@ -227,9 +226,12 @@ def test_choices_fit_when_they_are_taken():
 def test_networks_share_memory_and_blocks_need_the_least():
     whole, component, block = (figures(outline("sd1"), Request(backend="numpy", offload=offload))
                                for offload in (None, "component", "block"))
-    unet = next(network.bytes for network in whole.networks if network.part == "unet")
-    assert component.weights == unet and whole.weights > unet > 4 * block.weights
-    assert whole.working == component.working == block.working
+    size = {network.part: network.bytes for network in whole.networks}
+    assert whole.most.name == block.most.name == "decode" and component.most.name == "unet"
+    assert [stage.weights for stage in component.stages] == [size["unet"], size["vae"]]
+    assert {stage.weights for stage in whole.stages} == {sum(size.values())}
+    assert component.weights > 4 * block.weights
+    assert [stage.working for stage in whole.stages] == [stage.working for stage in block.stages]
     rows = {choice.options["offload"]: choice.bytes for choice in whole.held
             if "offload" in choice.options}
     assert rows == {"component": component.peak, "block": block.peak}

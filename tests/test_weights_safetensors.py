@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from weights_samples import GOOD, entry, file_of, refused
 
+from refsd import half as halves
 from refsd.errors import ResourceError, UsageError
 from refsd.half import HALVES, to_float32, to_half
-from refsd.weights import memory, read_safetensors, reader, write_safetensors
+from refsd.weights import memory, read_safetensors, write_safetensors
 from refsd.weights.header import BYTES, TensorInfo, read_header
 from refsd.weights.reader import warn_nonfinite
 
@@ -221,14 +222,14 @@ def test_a_written_file_has_the_usual_permissions(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_numbers_are_converted_piece_by_piece(tmp_path, monkeypatch, dtype):
     """Also the last few; and nothing as large as the tensor lies between file and result."""
-    array, pieces, half = np.linspace(-9, 9, 60).reshape(4, 15).astype("f2"), [], reader.to_half
+    array, pieces, half = np.linspace(-9, 9, 60).reshape(4, 15).astype("f2"), [], halves.to_half
 
     def to_half(piece, dtype):
         pieces.append(piece.size)
         return half(piece, dtype)
 
-    monkeypatch.setattr(reader, "PIECE", 16)
-    monkeypatch.setattr(reader, "to_half", to_half)
+    monkeypatch.setattr(halves, "PART", 16)
+    monkeypatch.setattr(halves, "to_half", to_half)
     write_safetensors(tmp_path / "x.safetensors", {"x": array})
     found = read_safetensors(tmp_path / "x.safetensors", dtype=dtype)["x"]
     assert found.dtype == HALVES.get(dtype, dtype)

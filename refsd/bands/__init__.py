@@ -18,13 +18,13 @@ from refsd.bands.graph import Graph
 from refsd.registry import trace
 
 
-def compute(network: Callable[[Any], Any], x: Any) -> Any:
+def compute(network: Callable[[Any], Any], x: Any, kind: type[Graph] = Graph) -> Any:
     """network(x), in bands, keeping up to KEPT between passes.   x (N, C, H, W)
 
     On top of these come the bands of a pass, and what attention over all pixels takes. UsageError
     for a backend or a convolution whose bands would have other bits.
     """
-    graph = Graph()
+    graph = kind()
     source = graph.source(x)
     with trace(graph.answer):
         result = network(source)

@@ -103,6 +103,8 @@ def record(planned: Any) -> dict[str, Any]:
     request = shown.pop("request")
     choices = {key: [{"options": dict(one.options), "bytes": one.bytes}
                      for one in getattr(planned, key)] for key in ("held", "choices")}
+    stages = [{**asdict(stage), "bytes": stage.bytes} for stage in planned.stages]
+    shown |= {"stages": stages, "libraries": planned.libraries, "working": planned.working}
     return {**shown, **{key: value for key, value in request.items() if key not in shown},
             "weights": request["weights"], "weight_bytes": planned.weights, **choices,
             "parameters": sum(network.parameters for network in planned.networks),
@@ -123,7 +125,8 @@ def show(planned: Any, *, given: bool) -> None:
     for network in planned.networks:
         result(f"{network.part:<22}{network.parameters:>16,}{gib(network.bytes):>12}")
     total = sum(network.parameters for network in planned.networks)
-    result(f"{'all':<22}{total:>16,}{gib(planned.weights):>12}")
+    loaded = sum(network.bytes for network in planned.networks)
+    result(f"{'all':<22}{total:>16,}{gib(loaded):>12}")
 
     result(f"\n{'one call':<17}{'ops':>6}{'GFLOP':>11}{'all results':>13}{'at once':>10}"
            f"{'in an arena':>13}{'workspace':>11}")
@@ -139,10 +142,13 @@ def show(planned: Any, *, given: bool) -> None:
     result(f"\n{'peak memory':<34}{'all':>12}")
     for one in planned.held:
         result(f"{one.line:<34}{gib(one.bytes):>12}")
-    text = f" (keys and values of the text {gib(planned.text)})" if planned.text else ""
-    result(f"as asked {gib(planned.peak)}: libraries {gib(planned.libraries)}, weights "
-           f"{gib(planned.weights)} ({planned.weights / planned.peak:.0%}),\n"
-           f"working {gib(planned.working)}{text}")
+    result(f"\n{'as asked':<17}{'libraries':>12}{'weights':>12}{'read ahead':>12}{'text':>12}"
+           f"{'working':>12}{'all':>13}")
+    for stage in planned.stages:
+        sizes = stage.libraries, stage.weights, stage.ahead, stage.kept, stage.working
+        most = "  the peak" if stage is planned.most else ""
+        result(f"{stage.name:<17}{''.join(f'{gib(size):>12}' for size in sizes)}"
+               f"{gib(stage.bytes):>13}{most}")
     for line in verdict(planned, given=given):
         result(line)
 

@@ -1,6 +1,6 @@
 """What else could be drawn where memory is short, and how much that takes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from types import SimpleNamespace
 from typing import Any
@@ -12,23 +12,29 @@ from refsd.weights.lighter import Choice
 from refsd.weights.streaming import MODES
 
 
-def lighter(pipe: Any, width: int, height: int, batch: int,
-            working: Callable[..., int] = working_bytes) -> Iterator[Choice]:
-    """What else could be drawn, and what that would take; what changes least first.
-
-    working says it, of a pipeline, width, height and pictures.
+def smaller(vae: Any, width: int, height: int, pictures: int) -> Iterator[tuple[dict, dict]]:
+    """Options of a drawing that takes less, what changes least first, each as a Request has them.
     """
-    if pipe.vae.tiling == "off" and "exact" in pipe.vae.TILINGS:
-        banded = copy(pipe.coder("decoder"))
-        banded.tiling = "exact"
-        other = SimpleNamespace(vae=pipe.vae, denoiser=pipe.denoiser, networks=pipe.networks,
-                                copies=pipe.copies, coder=lambda part: banded)
-        yield Choice({"vae.tiling": "exact"}, working(other, width, height, batch))
-    if batch > 1:
-        yield Choice({"num_images_per_prompt": 1}, working(pipe, width, height, 1))
+    if vae.tiling == "off" and "exact" in vae.TILINGS:
+        yield {"vae.tiling": "exact"}, {"tiling": "exact"}
+    if pictures > 1:
+        yield {"num_images_per_prompt": 1}, {"pictures": 1}
     for part in (4, 2, 1):
         sides = [max(64, side * part // 512 * 64) for side in (width, height)]
-        yield Choice(dict(zip(("width", "height"), sides)), working(pipe, *sides, 1))
+        options = dict(zip(("width", "height"), sides))
+        yield options, {**options, "pictures": 1}
+
+
+def lighter(pipe: Any, width: int, height: int, batch: int) -> Iterator[Choice]:
+    """What else could be drawn, and what that would take; what changes least first."""
+    asked = {"width": width, "height": height, "pictures": batch, "tiling": pipe.vae.tiling}
+    for options, changed in smaller(pipe.vae, width, height, batch):
+        *request, tiling = {**asked, **changed}.values()
+        decoder = copy(pipe.coder("decoder"))
+        decoder.tiling = tiling
+        other = SimpleNamespace(vae=pipe.vae, denoiser=pipe.denoiser, networks=pipe.networks,
+                                copies=pipe.copies, coder=lambda part, vae=decoder: vae)
+        yield Choice(options, working_bytes(other, *request))
 
 
 def offloaded(pipe: Any, needed: int, available: int) -> Choice | None:

@@ -1,7 +1,7 @@
 """Weights that are away while they are not used: refsd.weights.streaming for a pipeline."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from refsd.pipelines.planned import calls, sized
 from refsd.pipelines.request import check_integer, free_bytes
 from refsd.tree import flatten
 from refsd.weights.lighter import gib
-from refsd.weights.streaming import Streamer, check_offload, order_of_use
+from refsd.weights.streaming import Streamer, check_offload
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def streaming(place: Path, offload: str | None, budget: int | None, backend: str
 def fitting(place: Path, budget: int | None, **options: Any) -> str | None:
     """The fastest of the ways that fits into the budget, or what is free; the least, if none does.
 
-    options: of refsd.pipelines.figures.Request. A drawing of the model's own size is counted.
+    options: of refsd.pipelines.asked.Request. A drawing of the model's own size is counted.
     """
-    from refsd.pipelines.figures import Request, offloads
+    from refsd.pipelines.asked import Request, offloads
     from refsd.pipelines.outline import outline
 
     free = free_bytes(options["backend"]) if budget is None else budget
@@ -62,6 +62,14 @@ def arrange(streamer: Streamer, networks: Mapping[str, Any]) -> None:
                   if isinstance(leaf, Away) and leaf.source is streamer]
         if leaves:
             streamer.arrange(part, order_of_use(read, leaves))
+
+
+def order_of_use(calls: Iterable[Iterable[Any]], leaves: Iterable[Any]) -> list[Any]:
+    """The leaves as ops, each the values that it reads, first use them; others come last."""
+    mine = {leaf.name: leaf for leaf in leaves}
+    names = (getattr(value, "name", None) for values in calls for value in values)
+    first = {name: mine[name] for name in names if name in mine}
+    return [*({**first, **mine}).values()]
 
 
 def streamers(pipe: Any) -> Iterator[Streamer]:

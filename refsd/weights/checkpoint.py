@@ -210,7 +210,8 @@ def iter_leaves(component: str, plan: Plan, *, dtype: str | None, weights: str |
                 if (scale := sources[name].scale) is not None:
                     part = _quantized(part, scale, dtype)
                 yield name, hold(part, f"{component}.{name}", form=weights,
-                                 stored=header.tensors[stored].dtype, dtype=dtype, later=later)
+                                 stored=header.tensors[stored].dtype, dtype=dtype, later=later,
+                                 empty=empty)
             del array, part  # before the next one is read
 
 

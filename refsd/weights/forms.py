@@ -1,5 +1,7 @@
 """The forms in which a model's weights are held: `weights=` of whatever loads one."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from refsd.errors import UsageError
@@ -38,30 +40,31 @@ def read_as(form: str | None, dtype: str | None) -> str | None:
 
 def item_bytes(form: str | None, stored: str, dtype: str) -> int:
     """Bytes of a number of a large tensor once it is held."""
-    held = _held(form, stored)
+    held = held_form(form, stored)
     return 1 if held == "int8" else min(_size(held or dtype), _size(dtype))
 
 
 def hold(array: np.ndarray | Quantized, name: str, *, form: str | None, stored: str,
-         dtype: str | None, later: bool = False) -> Weight:
+         dtype: str | None, later: bool = False, empty: Callable = np.empty) -> Weight:
     """An array, read as `read_as` says or of its file's type, as a leaf that reads as `dtype`.
 
     Matrices, tables and kernels take the form; vectors (biases, norms) are plain, as is what int8
-    cannot stand for. stored: its type in the file. later: what is to be converted is an AsRead.
+    cannot stand for. stored: its type in the file. later: what is to be converted is an AsRead;
+    else it lies in what empty(shape, dtype) gives.
     """
-    held = _held(form, stored)
+    held = held_form(form, stored)
     kind = W8A8 if form == "w8a8" and _is_product(array.shape, name) else Quantized
     if isinstance(array, Quantized):
         if held == "int8":
             return kind(array.values, array.scale, dtype or "float32", name)
         array = array.dense()
     if array.ndim >= 2 and held not in (None, "int8") and _size(held) < _size(dtype):
-        return Quantized(seal(as_dtype(array, held)), None, dtype, name)
+        return Quantized(seal(as_dtype(array, held, empty)), None, dtype, name)
     if dtype is None:
         return Weight(seal(array), name)
     leaf = AsRead(seal(array), dtype, name, kind if array.ndim >= 2 and held == "int8" else None)
     is_done = array.ndim < 2 or leaf.kind is None and array.dtype == leaf.dtype
-    return leaf if later and not is_done else leaf.made()
+    return leaf if later and not is_done else leaf.made(empty)
 
 
 def widened(array: np.ndarray, name: str | None) -> Weight:
@@ -84,7 +87,8 @@ def _is_product(shape, name):
     return linear or shape[2:] == (1, 1) and shape[0] == shape[1]
 
 
-def _held(form, stored):
+def held_form(form: str | None, stored: str) -> str | None:
+    """What a matrix of a type is held as where `form` is asked for; None: as what it reads as."""
     if form == "w8a8":
         return "int8"
     if form == "as-is":

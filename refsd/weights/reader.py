@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from refsd.errors import ModelError, ResourceError, UsageError
-from refsd.half import HALVES, is_half, to_float32, to_half
+from refsd.half import HALVES, as_dtype, is_half
 from refsd.weights import float8, gguf
 from refsd.weights.files import open_file
 from refsd.weights.header import BLOCKS, WEIGHTS, Header, TensorInfo, identity, read_header
@@ -101,7 +101,8 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
     if kind == "BF16" and (later or dtype == "bfloat16") and info.scale is None:
         return array.view(HALVES["bfloat16"])
     if kind == "BF16":
-        array = np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
+        wide = empty(array.shape, np.uint32)
+        array = np.left_shift(array, 16, out=wide, dtype=np.uint32).view(np.float32)
     elif kind in float8.TABLES:
         array = float8.widen(array, kind)
     elif kind in BLOCKS:
@@ -113,17 +114,7 @@ def _read(file: BinaryIO, header: Header, name: str, info: TensorInfo, dtype: st
         return array
     if dtype in (None, array.dtype.name) or info.dtype not in WEIGHTS:
         return array
-    return _converted(array, dtype, empty)
-
-
-def _converted(array: np.ndarray, dtype: str, empty: Callable) -> np.ndarray:
-    """In pieces that stay in the caches: what lies between is no large array of its own."""
-    result = empty(array.shape, HALVES.get(dtype, dtype))
-    source, target = array.reshape(-1), result.reshape(-1)
-    for i in range(0, array.size, PIECE):
-        piece = source[i:i + PIECE]
-        target[i:i + PIECE] = to_half(piece, dtype) if is_half(dtype) else to_float32(piece)
-    return result
+    return as_dtype(array, dtype, empty)
 
 
 CHANGED = "It changed while it was read. Try again when nothing writes to it"
@@ -140,18 +131,27 @@ def _check_unchanged(header: Header, file: BinaryIO) -> None:
 
 
 def nonfinite(array: np.ndarray) -> bool:
-    """Whether a floating-point array, or a leaf, holds a NaN or an infinity."""
-    if not array.size:
+    """Whether a floating-point array, or a leaf, holds a NaN or an infinity.
+
+    Leaves are looked at as they are held, in pieces: no large array is made.
+    """
+    held, dtype = getattr(array, "values", array), array.dtype
+    if held.dtype == np.int8 and held is not array:
+        return array.scale is not None and nonfinite(array.scale)
+    if not array.size or not is_half(held.dtype) and held.dtype.kind != "f":
         return False
-    held = getattr(array, "values", None)  # all of whose numbers wider types hold
-    if held is not None and is_half(held.dtype) and array.dtype != np.float16:
-        array = held
-    if is_half(array.dtype):  # NumPy compares halves one by one, their bits many at once
-        return bool((array.view(np.uint16) & 0x7FFF).max() >= INFINITE[array.dtype.name])
-    if array.dtype.kind != "f":
-        return False
+    # of halves all numbers are those of wider types, but for bfloat16's and float16
+    rounded = held.dtype != dtype and not (is_half(held.dtype) and dtype != np.float16)
+    pieces = [held] if not held.flags.c_contiguous else (
+        held.reshape(-1)[i:i + PIECE] for i in range(0, held.size, PIECE))
+    return any(_nonfinite(as_dtype(piece, dtype) if rounded else piece) for piece in pieces)
+
+
+def _nonfinite(piece):
+    if is_half(piece.dtype):  # NumPy compares halves one by one, their bits many at once
+        return bool((piece.view(np.uint16) & 0x7FFF).max() >= INFINITE[piece.dtype.name])
     with np.errstate(all="ignore"):
-        return not (np.isfinite(array.max()) and np.isfinite(array.min()))
+        return not (np.isfinite(piece.max()) and np.isfinite(piece.min()))
 
 
 def warn_nonfinite(tensors: dict[str, np.ndarray], where: str) -> None:

@@ -30,6 +30,7 @@ from refsd.leaf import Away, Weight
 from refsd.weights.checkpoint import Component, held_as, iter_leaves
 from refsd.weights.forms import item_bytes
 from refsd.weights.memory import check_memory
+from refsd.weights.passing import passing_bytes
 from refsd.weights.plan import Plan
 from refsd.weights.reader import warn_nonfinite
 
@@ -60,12 +61,12 @@ def most_bytes(mode: str | None, sizes: Iterable[Sequence[int]]) -> int:
 
 
 class Group:
-    """Leaves of a network that come and go together. `reads`: those that were used last time."""
+    """Leaves that come and go together. `reads`: those used last time; `size`: bytes that wait."""
 
     def __init__(self, part: str, leaves: Sequence[Away]):
         self.part, self.names = part, [leaf.name for leaf in leaves]
         self.reads = self.names
-        self.size = sum(leaf.loaded_bytes for leaf in leaves)
+        self.size = sum(leaf.waiting_bytes for leaf in leaves)
 
 
 class _Reading:
@@ -120,9 +121,10 @@ class Streamer:
         leaves = {}
         for name, shape in plan.shapes.items():
             count, wide = int(np.prod(shape)), np.dtype(HALVES.get(dtype, dtype))
-            size = wide.itemsize if len(shape) < 2 else item_bytes(
-                form, plan.sources[name].info.dtype, dtype)
-            leaves[name] = Away(f"{part}.{name}", tuple(shape), wide, count * size, self)
+            stored, of = plan.sources[name].info.dtype, form if len(shape) > 1 else None
+            (*_, waiting), _ = passing_bytes(count, stored, of, dtype)
+            leaves[name] = Away(f"{part}.{name}", tuple(shape), wide,
+                                count * item_bytes(of, stored, dtype), waiting, self)
         self.arrange(part, leaves.values())
         return Component(plan.config, leaves, plan.source)
 
@@ -178,11 +180,15 @@ class Streamer:
             if self.mode == "block" and not self._is_reading():
                 reading = self._begin()
                 if reading is not None:
-                    self._thread = threading.Thread(target=self._read_ahead, args=(reading,),
-                                                    name="refsd weights")
-                    # where no thread can begin, each group is read when it is asked for
-                    with suppress(RuntimeError):
-                        self._thread.start()
+                    self._start(reading)
+
+    def _start(self, reading: _Reading) -> None:
+        """Begin to read ahead; where no thread can begin, each group is read when it is asked for.
+        """
+        self._thread = threading.Thread(target=self._read_ahead, args=(reading,),
+                                        name="refsd weights")
+        with suppress(RuntimeError):
+            self._thread.start()
 
     def _is_reading(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -244,7 +250,8 @@ class Streamer:
         for name in names:
             placed = {name: leaves.pop(name)}
             self.backend.place(placed, passing=True)
-            leaves[name] = placed.pop(name).made()  # which a backend may have left to us
+            # a backend may have left converting to us
+            leaves[name] = placed.pop(name).made(self.backend.empty)
 
     def _read(self, group: Group, names: Sequence[str],
               reading: _Reading | None = None) -> dict[str, Weight]:
@@ -280,14 +287,6 @@ def _unreadable(error: Exception) -> Exception:
         return error
     said = f"weights that were to be read while they are used: {error}"
     return ResourceError(said if isinstance(error, RefsdError) else f"{said}. Try again")
-
-
-def order_of_use(calls: Iterable[Iterable[Any]], leaves: Iterable[Away]) -> list[Away]:
-    """The leaves as ops, each the values that it reads, first use them; others come last."""
-    mine = {leaf.name: leaf for leaf in leaves}
-    first = {value.name: value for values in calls for value in values
-             if isinstance(value, Away) and value.name in mine}
-    return [*({**first, **mine}).values()]
 
 
 def _after_fork() -> None:

@@ -4,7 +4,8 @@ Where results come from, how to tell, and what kernels allocate on top. Of weigh
 dtype: smaller ones have a panel a thread besides, some hundred kilobytes.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numba
@@ -25,10 +26,11 @@ from refsd.numba_ops.memory import (
 from refsd.numba_ops.pool import LEAST, LINE, Places
 from refsd.numba_ops.simd import WIDTH, lanes
 from refsd.numba_ops.tile import ROWS
+from refsd.numba_ops.weights import row_step
 from refsd.numba_ops.workspace import rooms_of
 from refsd.ops.conv import pair, sides
 
-__all__ = ["Replay", "allocate_from_pool", "allocating_with", "work_bytes"]
+__all__ = ["Replay", "allocate_from_pool", "allocating_with", "packed_bytes", "work_bytes"]
 CONVOLUTIONS = ("conv2d", "conv2d_add", "upsample_conv2d")
 LINEAR = ("linear", "linear_add", "linear_geglu")
 ADDRESSES = 2**60
@@ -38,18 +40,27 @@ class Replay:
     """The memory of calls, as allocate_from_pool would give it: what is asked and freed, in order.
 
     The pool's gaps are counted by its own code; below pool.LEAST the C library's are not known.
+    `peak` are the most bytes in memory, of the pool, idle or not, and of small pieces; `note()`, if
+    there is one, is called at each new peak.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[], None] | None = None) -> None:
         self._pool, self._small, self._most_small = Places(ADDRESSES), 0, 0
+        self.note, self.peak = note, 0
 
     def take(self, size: int) -> tuple[int | None, int]:
         """A block of so many bytes."""
         if size + WIDTH >= LEAST:
-            return self._pool.place(size + WIDTH)
-        self._small += size
-        self._most_small = max(self._most_small, self._small)
-        return None, size
+            block = self._pool.place(size + WIDTH)
+        else:
+            block = None, size
+            self._small += size
+            self._most_small = max(self._most_small, self._small)
+        if self.now > self.peak:
+            self.peak = self.now
+            if self.note is not None:
+                self.note()
+        return block
 
     def free(self, start: int | None, size: int) -> None:
         """Give a block back."""
@@ -59,9 +70,9 @@ class Replay:
             self._pool.free(start, size)
 
     @property
-    def peak(self) -> int:
-        """The most bytes in memory: of the pool, idle or not, and of small pieces."""
-        return self._pool.resident + self._most_small
+    def now(self) -> int:
+        """The bytes in memory: what the C library has had of small pieces it keeps."""
+        return self._pool.taken + sum(n for _, n in self._pool.used) + self._most_small
 
 
 def work_bytes(op: str, inputs: Mapping[str, Any], options: Mapping[str, Any],
@@ -81,6 +92,13 @@ def work_bytes(op: str, inputs: Mapping[str, Any], options: Mapping[str, Any],
         size = computed_dtype(dtype).itemsize
         return _lines(keys * size, values * size, numba.get_num_threads() * step * size)
     return _bias(inputs["weight"].shape[0], dtype) if op in LINEAR else None
+
+
+def packed_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """What a weight lies in that was packed (refsd.numba_ops.weights), in bytes."""
+    dtype = np.dtype(HALVES.get(dtype, dtype))
+    rows = math.prod(shape[1:]) * row_step(shape[0], dtype)
+    return (rows + panel_width(dtype)) * dtype.itemsize
 
 
 def _convolution(op, x, weight, options, result, dtype):
