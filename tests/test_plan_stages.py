@@ -4,9 +4,11 @@ import pytest
 
 import refsd
 from refsd.bands import graph
+from refsd.contracts import Spec
 from refsd.numba_ops import pool
 from refsd.numba_ops.cpu import planned
-from refsd.pipelines.asked import Request, peak_bytes, planned_stages
+from refsd.pipelines import vae_tiling
+from refsd.pipelines.asked import Request, decoding_room, peak_bytes, planned_stages
 from refsd.pipelines.memory import weight_bytes
 from refsd.pipelines.outline import outline
 from refsd.weights import streaming
@@ -81,12 +83,28 @@ def test_each_stage_has_its_own_weights(small_sizes):
 
 
 def test_the_decoder_goes_in_bands_where_it_does_not_fit(small_sizes):
-    asked = {"width": 256, "height": 256, "backend": "numba", "offload": "block"}
+    asked = {"width": 320, "height": 320, "backend": "numba", "offload": "block"}
     off, auto, exact = (planned_stages(outline("bundled"), Request(**asked, tiling=tiling), free)
                         for tiling, free in (("off", None), ("auto", 2**40), ("exact", None)))
     assert off == auto and exact[:2] == off[:2] and exact[2].bytes < off[2].bytes
     for less, wanted in ((0, off), (1, exact)):
         assert planned_stages(outline("bundled"), Request(**asked), off[2].bytes - less) == wanted
+
+
+def test_a_budget_that_the_decoder_fits_into_in_bands_alone():
+    """What is chosen is what the drawing does, to the byte where it turns."""
+    found, asked = outline("bundled"), {"width": 1024, "height": 1024, "backend": "numpy"}
+    off, exact = (peak_bytes(found, Request(**asked, tiling=tiling), None)
+                  for tiling in ("off", "exact"))
+    assert exact < off
+    pipe, latents = refsd.StableDiffusionPipeline.from_pretrained(backend="numpy"), (1, 4, 128, 128)
+    assert pipe.vae.room is None
+    for budget, in_bands in ((off, False), (off - 1, True)):
+        pipe.vae.room = decoding_room(found, Request(**asked), budget)
+        network = vae_tiling.tiled(pipe.vae, len, "decoder", Spec(latents, "float32"), "auto")
+        assert (network is not len) == in_bands
+    pipe = refsd.StableDiffusionPipeline.from_pretrained(backend="numpy", memory_budget=2**30)
+    assert pipe.vae.room == decoding_room(found, Request(backend="numpy"), 2**30) < 2**30
 
 
 @pytest.mark.parametrize("stored, form, dtype, read, made", [

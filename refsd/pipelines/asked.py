@@ -10,6 +10,7 @@ from refsd.pipelines.outline import Outline
 from refsd.pipelines.planned import denoiser_of, planned_network, planned_networks, sized
 from refsd.pipelines.request import check_choice
 from refsd.pipelines.staged import Stage, stages
+from refsd.pipelines.vae_tiling import coding_bytes
 from refsd.planning import Asked
 from refsd.weights.checkpoint import held_as
 from refsd.weights.forms import meant
@@ -95,6 +96,14 @@ def planned_stages(found: Outline, request: Request, free: int | None) -> list[S
 def peak_bytes(found: Outline, request: Request, free: int | None) -> int:
     """The most that the process holds."""
     return max(stage.bytes for stage in planned_stages(found, request, free))
+
+
+def decoding_room(found: Outline, request: Request, budget: int) -> int:
+    """What a budget leaves for the decoder, in bytes of coding_bytes: more goes in bands."""
+    pipe = planned_pipe(found, replace(request, tiling="off"))
+    asked, _ = with_size(pipe, request)
+    whole = coding_bytes(pipe.coder("decoder"), "decoder", asked.height, asked.width, "off")
+    return budget - (stages(pipe, asked, request.offload)[-1].bytes - whole)
 
 
 def offloads(found: Outline, request: Request, free: int | None = None) -> Iterator[Choice]:

@@ -60,6 +60,7 @@ class VAE(GraphMode):
     """
 
     TILINGS: tuple[str, ...] = ("off", "auto", "exact", "blend")
+    room: int | None = None  # bytes that "auto" may take, of a memory_budget
 
     def __init__(self, tree: dict, config: VAEConfig, backend: str, exact: bool = False):
         self.tree, self.config, self.backend, self.exact = tree, config, backend, exact
@@ -98,7 +99,7 @@ class VAE(GraphMode):
                                                         self.exact)
         found = self._wide[1]
         for name in ("tiling", "tile_overlap_factor", "tile_sample_min_size",
-                     "tile_latent_min_size", "graph"):
+                     "tile_latent_min_size", "graph", "room"):
             setattr(found, name, getattr(self, name))
         return found
 

@@ -82,12 +82,12 @@ def _load_networks(place: Path, objects: dict[str, Any], family: Family, denoise
                    backend: str, exact: bool, offload: str | None, budget: int | None,
                    **options: Any) -> dict[str, Any]:
     """The objects that compute, those that were given among them; options are load_checkpoint's."""
-    streamer = None
+    streamer = room = None
     if (offload, budget) != (None, None):
         from refsd.pipelines.offload import arrange, streaming
 
-        streamer = streaming(place, offload, budget, backend, dtype=options["dtype"],
-                             weights=options["weights"])
+        streamer, room = streaming(place, offload, budget, backend, dtype=options["dtype"],
+                                   weights=options["weights"])
     parts = load_checkpoint(place, offload=streamer, **options,
                             may_offload=find_backend(backend).device == "cpu")
     if streamer is None:
@@ -97,6 +97,8 @@ def _load_networks(place: Path, objects: dict[str, Any], family: Family, denoise
 
     networks = {part: computes(part, found.config).of(found, backend, exact)
                 for part, found in parts.items()}
+    if "vae" in networks:
+        networks["vae"].room = room
     networks |= objects
     if objects:
         _check_objects(objects, networks, family, denoises)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +19,46 @@ logger = logging.getLogger(__name__)
 
 
 def streaming(place: Path, offload: str | None, budget: int | None, backend: str,
-              **options: Any) -> Streamer | None:
-    """Where a model's weights are to come from; None where they are to stay in memory."""
+              **options: Any) -> tuple[Streamer | None, int | None]:
+    """Where a model's weights are to come from; None where they are to stay in memory.
+
+    Also what a budget leaves for the decoder.
+    """
     if budget is not None:
         check_integer("memory_budget", budget, 1, 2**60)
         if offload not in (None, "auto"):
             raise UsageError(f"memory_budget lets refsd choose, and offload is {offload!r}; give "
                              "one of them")
         offload = "auto"
-    mode = (fitting(place, budget, backend=backend, **options) if offload == "auto" else
-            check_offload(offload))
+    mode, room = (fitting(place, budget, backend=backend, **options) if offload == "auto" else
+                  (check_offload(offload), None))
     if mode is not None and find_backend(backend).device != "cpu":
         raise UsageError(f"offload: the backend {backend!r} keeps weights on its device; leave it "
                          "out, or take the backend numba")
-    return None if mode is None else Streamer(mode, find_backend(backend))
+    return None if mode is None else Streamer(mode, find_backend(backend)), room
 
 
-def fitting(place: Path, budget: int | None, **options: Any) -> str | None:
+def fitting(place: Path, budget: int | None, **options: Any) -> tuple[str | None, int | None]:
     """The fastest of the ways that fits into the budget, or what is free; the least, if none does.
 
-    options: of refsd.pipelines.asked.Request. A drawing of the model's own size is counted.
+    options: of refsd.pipelines.asked.Request. A drawing of the model's own size is counted, whose
+    decoder goes in bands where that makes it fit; also what a budget leaves for it.
     """
-    from refsd.pipelines.asked import Request, offloads
+    from refsd.pipelines.asked import Request, decoding_room, offloads
     from refsd.pipelines.outline import outline
 
     free = free_bytes(options["backend"]) if budget is None else budget
-    ways = [*offloads(outline(str(place)), Request(**options))]
+    found, request = outline(str(place)), Request(**options)
+    ways = [*offloads(found, request, free)]
     fits = [way for way in ways if free is None or way.bytes <= free]
     chosen = fits[0] if fits else ways[-1]
     mode = chosen.options["offload"]
     say = logger.info if fits else logger.warning
     say("offload: %s, with which a picture takes about %s%s", mode or "none", gib(chosen.bytes),
         "" if free is None else f" of {gib(free)}")
-    return mode
+    if budget is None or "vae" not in found.configs:
+        return mode, None
+    return mode, decoding_room(found, replace(request, offload=mode), budget)
 
 
 def arrange(streamer: Streamer, networks: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from refsd.graph import trace
 from refsd.graph.arena import directed_memory
 from refsd.graph.passes import split
 from refsd.memory_models import BESIDE
-from refsd.pipelines.memory import PICTURE, denoiser_bytes, weight_bytes
+from refsd.pipelines.memory import PICTURE, TILED_FROM, denoiser_bytes, weight_bytes
 from refsd.pipelines.offload import order_of_use
 from refsd.pipelines.planned import calls, denoiser_of, plan_networks
 from refsd.pipelines.replayed import Bands, Replayed
@@ -60,7 +60,8 @@ def stages(pipe: Any, asked: Asked, offload: str | None = None,
            free: int | None = None) -> list[Stage]:
     """Those of a drawing with a planned pipeline; offload is when its weights are in memory.
 
-    A VAE that chooses how it works does so in one piece where the process fits into `free` bytes.
+    A VAE that chooses how it works does so in one piece where the process fits into `free` bytes,
+    and of small pictures.
     Of a model that writes texts nothing is asked, and each call is a stage.
     """
     if pipe.vae is None:
@@ -70,7 +71,8 @@ def stages(pipe: Any, asked: Asked, offload: str | None = None,
     replayed = directed is not None and "layers" not in vae.tree["decoder"]  # a tiny autoencoder's
     of = partial(_replayed, directed) if replayed else _estimated
     whole = [*of(pipe, asked, offload, "off" if vae.tiling == "auto" else vae.tiling)]
-    if vae.tiling != "auto" or free is None or whole[-1].bytes <= free:
+    small = asked.width * asked.height * asked.downscale**2 <= TILED_FROM
+    if vae.tiling != "auto" or small or free is None or whole[-1].bytes <= free:
         return whole
     banded = [*of(pipe, asked, offload, "auto")]
     return min(whole, banded, key=lambda found: found[-1].bytes)

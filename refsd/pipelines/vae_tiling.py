@@ -31,13 +31,19 @@ def tiled(vae: Any, network: Callable[[Any], Any], part: str, x: Any,
     if tiling == "auto" and not is_watched():
         factor = 1 if part == "decoder" else vae.config.downscale
         tiling = fitting_tiling(vae, part, *(n // factor for n in x.shape[2:]),
-                                free_bytes(vae.backend))
+                                _room(vae))
     if tiling in ("off", "auto"):
         return network
     if tiling == "exact":
         return partial(compute, network)
     cut = tiles(vae, "latent" if part == "decoder" else "sample")
     return partial(blend, network, tiles=cut) if cut.needed(x) else network
+
+
+def _room(vae):
+    """What is free, or what the budget leaves, if that is less."""
+    found = [room for room in (free_bytes(vae.backend), vae.room) if room is not None]
+    return min(found, default=None)
 
 
 def coding_bytes(vae: Any, part: str, height: int, width: int, tiling: str) -> int:
