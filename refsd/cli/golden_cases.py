@@ -87,13 +87,18 @@ def _first(left):
     return f"; the first, {left[0].node}: {left[0].why}" if left else ""
 
 
+def _count(number, what):
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _say(cases, left, bounds):
     """How many cases of how many nodes, what they take, and what is left out."""
     nodes = sum(len(case.nodes) for case in cases)
     numbers = sum(sum(case.sizes()) for case in cases)
     most = max(cases, key=lambda case: case.memory(bounds))
-    note(one_line(f"refsd: {len(cases)} cases of {nodes} nodes, {4 * numbers / 1e6:,.1f} MB; the "
-                  f"largest, {most.name}, takes up to {most.memory(bounds) / 2**30:.1f} GiB"))
+    note(one_line(f"refsd: {_count(len(cases), 'case')} of {_count(nodes, 'node')}, "
+                  f"{4 * numbers / 1e6:,.1f} MB; the largest, {most.name}, takes up to "
+                  f"{most.memory(bounds) / 2**30:.1f} GiB"))
     reasons: dict[str, list[Any]] = {}
     for one in left:
         reasons.setdefault(one.why, []).append(one)

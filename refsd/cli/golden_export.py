@@ -17,7 +17,7 @@ Write the tensors of a golden pack for programs in other languages.
 
 onnx writes each recorded op as CASE/model.onnx, CASE/test_data_set_0/input_0.pb
 and output_0.pb, with call.json beside them; onnx-networks likewise each network
-with its weights, and its recorded calls. Both need pip install refsd[onnx].
+with its weights and recorded calls, and the JSON for Polygraphy. Both need pip install refsd[onnx].
 polygraphy writes inputs.json and outputs.json for its --load-inputs and
 --load-outputs. pack is the pack itself as one .zip or .tar.zst."""
 KINDS = ("raw", "npy", "npz", "safetensors", "onnx", "onnx-networks", "polygraphy", "pack")
@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
         else:
             written = export_pack(pack, options.output, options.to, layout=options.layout,
                                   only=options.only).tensors
-    what = {"onnx": "ops", "onnx-networks": "networks"}.get(options.to, "tensors")
+    what = {"onnx": "op", "onnx-networks": "network"}.get(options.to, "tensor")
+    what += "s" * (len(written) != 1)
     return answer(
         options.json, {"folder": options.output, "kind": options.to,
                        "layout": options.layout.upper(), "tensors": list(written)},

@@ -30,7 +30,8 @@ RANDOM = np.random.default_rng(5)
 
 def model(tmp_path, text, constants=None, opset=21):
     """A model in ONNX's text form; constants become initializers."""
-    found = parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]> {text}')
+    others = ', "com.microsoft": 1, "mine": 1'
+    found = parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}{others}]> {text}')
     for name, array in (constants or {}).items():
         found.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
     path = tmp_path / "m.onnx"
@@ -200,8 +201,43 @@ def test_attention(tmp_path):
     assert np.abs(found - y).max() <= 32 * 2.0**-24 * np.abs(y).max()
 
 
+@pytest.mark.parametrize("nodes, op, options", [
+    ("Attention<q_num_heads=2, kv_num_heads=2, is_causal=1>(q, k, k)", "attention",
+     {"heads": 2, "causal": True}),
+    ("Attention<q_num_heads=2, kv_num_heads=2, scale=0.5>(q, k, k, m)", "attention",
+     {"heads": 2, "causal": False}),
+    ("com.microsoft.MultiHeadAttention<num_heads=2>(q, k, k)", "attention",
+     {"heads": 2, "causal": False}),
+    ("RMSNormalization<epsilon=0.25>(q, w)", "rms_norm", {"eps": 0.25}),
+    ("Swish(q)", "silu", {}),
+])
+def test_operators_of_later_opsets(nodes, op, options, tmp_path):
+    path = model(tmp_path, "g (float[2,5,8] q, float[2,5,8] k, float[2,1,5,5] m) => (float y) "
+                 f"{{ y = {nodes} }}", {"w": V8}, opset=24)
+    [call], left = calls_in_onnx(path, {})
+    assert (call.op, call.options, left) == (op, options, []) and different([call])[1] == []
+    assert [*call.inputs.values()][0] == Spec((2, 5, 8), "float32")
+    assert ("mask" in call.inputs) == ("m)" in nodes)
+
+
+@pytest.mark.parametrize("nodes, why", [
+    ("Attention<q_num_heads=2, kv_num_heads=1>(q, k, k)", "of another form"),
+    ("Attention<q_num_heads=2, kv_num_heads=2, scale=1.0>(q, k, k)", "of another scale"),
+    ("com.microsoft.MultiHeadAttention<num_heads=2>(q, k, k, w)", "of another form"),
+    ("Swish<alpha=2.0>(q)", "a Swish with an alpha"),
+])
+def test_operators_of_later_opsets_that_are_others(nodes, why, tmp_path):
+    path = model(tmp_path, "g (float[2,5,8] q, float[2,5,8] k) => (float y) "
+                 f"{{ y = {nodes} }}", {"w": V8}, opset=24)
+    found, [left] = calls_in_onnx(path, {})
+    assert found == [] and why in left.why
+
+
 @pytest.mark.parametrize("inputs, nodes, constants, why", [
     (X4, "y = Sin(x)", {}, "no op of refsd is its counterpart"),
+    (X4, "y = mine.Tanh(x)", {}, "no op of refsd is its counterpart"),
+    (X4, "y = com.microsoft.Tanh(x)", {}, "no op of refsd is its counterpart"),
+    (X4, "c = mine.Constant<value_float=2.0>() y = Mul(x, c)", {}, "cannot be inferred: export"),
     (X3, "y = Conv(x, w)", {"w": np.ones((2, 5, 3), "f4")}, "over 1 axes, conv2d has two"),
     ("float[5,8] x", "y = Gemm<alpha=0.5>(x, w)", {"w": M}, "transposed or scaled product"),
     ("float[5,8] x", "y = Gemm(x, w, b)", {"w": M, "b": np.ones((5, 3), "f4")}, "is no bias"),

@@ -1,6 +1,8 @@
 """Recorded ops and networks as ONNX test cases, read back by onnx and run by onnxruntime."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +182,7 @@ def test_the_command_of_networks(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["golden", "export", str(GOLDEN / "bundled"), "-o", str(out), "--to",
                  "onnx-networks", "--only", "unet"]) == 0
-    assert capsys.readouterr().out == f"{out}: 1 networks as onnx-networks\n"
+    assert capsys.readouterr().out == f"{out}: 1 network as onnx-networks\n"
     assert sorted(path.name for path in out.iterdir()) == ["networks.json", "unet"]
     told = json.loads((out / "networks.json").read_text())["unet"]
     assert [one["step"] for one in told] == [0, 1, 2, 3]
@@ -188,6 +190,30 @@ def test_the_command_of_networks(tmp_path, capsys):
         assert told[3]["tolerance"] == {name: pack.entries[name].tolerance for name in
                                         ("denoise/003/eps_uncond", "denoise/003/eps_cond")}
         within(pack, told[3]["output"], ran(out / "unet", protos(out / "unet", 3)))
+
+
+def test_polygraphy_runs_a_network_and_compares(tmp_path, capsys):
+    """The recorded steps go in, what comes out is held to the pack; theirs agrees, coarsely."""
+    out, mine = tmp_path / "out", tmp_path / "mine.json"
+    bundled = GOLDEN / "bundled"
+    assert main(["golden", "export", str(bundled), "-o", str(out), "--to", "onnx-networks",
+                 "--only", "unet"]) == 0
+    code = polygraphy(["run", str(out / "unet" / "model.onnx"), "--onnxrt", "--load-inputs",
+                       str(out / "unet" / "inputs.json"), "--save-outputs", str(mine),
+                       "--load-outputs", str(out / "unet" / "outputs.json"), "--atol", "1e-4"])
+    assert code == 0
+    (tmp_path / "map.json").write_text(json.dumps({"denoise/*/eps_uncond": "*/output_0[:1]",
+                                                   "denoise/*/eps_cond": "*/output_0[1:]"}))
+    capsys.readouterr()
+    assert main(["golden", "compare", str(bundled), str(mine), "--map",
+                 str(tmp_path / "map.json"), "--only", "denoise/*/eps_*", "--all"]) == 0
+    assert "All 8 tensors are" in capsys.readouterr().out
+
+
+def polygraphy(words):
+    """The exit code of Polygraphy's own command."""
+    return subprocess.run([sys.executable, "-c", "from polygraphy.tools import main; main()",
+                           *words], capture_output=True).returncode
 
 
 def test_a_pack_without_networks_is_refused(pack, tmp_path):

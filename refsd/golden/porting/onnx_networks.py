@@ -1,7 +1,8 @@
 """A pack's networks as ONNX models with weights, each with its recorded calls beside it.
 
 FOLDER/unet/model.onnx, test_data_set_0/input_0.pb, ..., output_0.pb: a set for each step, or text.
-networks.json says which tensors of the pack each is made of, and what a port may differ by.
+inputs.json and outputs.json have the same for Polygraphy, an iteration a set. networks.json says
+which tensors of the pack each is made of, and what a port may differ by.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from refsd.errors import UsageError
 from refsd.golden.packs.pack import Pack
 from refsd.golden.porting.export import chosen, encode, write_folder
 from refsd.golden.porting.onnx import MODEL, encoder
+from refsd.golden.porting.polygraphy import write_inputs, write_outputs
 from refsd.golden.recording.names import full
 from refsd.golden.recording.replay import load_weights
 from refsd.graph import trace
@@ -62,6 +64,9 @@ def export_networks(pack: Pack, folder: str | Path, *, model: str | Path | None 
                      for k, (key, array) in enumerate(arrays.items())}
             files["output_0.pb"] = as_proto(_joined(pack, one.output), "output_0")
             write_folder(folder / name / f"test_data_set_{i}", files)
+        write_inputs(folder / name, ([(key, _array(pack, one, key, value)) for key, value in
+                                      _inputs(graph).items()] for one in sets))
+        write_outputs(folder / name, ([("output_0", _joined(pack, one.output))] for one in sets))
         write_onnx(graph, folder / name / MODEL, weights=parts[_part(name, parts)])
         told[name] = [one._asdict() | {"tolerance": {
             tensor: pack.entries[tensor].tolerance for tensor in one.output}} for one in sets]

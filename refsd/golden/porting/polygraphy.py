@@ -6,7 +6,7 @@ Truth for the form: polygraphy/json/serde.py and comparator/struct.py of Polygra
 import base64
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ from refsd.golden.porting.export import chosen
 
 INPUTS, OUTPUTS, RUNNER = "inputs.json", "outputs.json", "refsd"
 CLASS = "polygraphy_class"
-# A RunResults of one runner with one iteration, around the arrays' lines.
-BEFORE = f'{{"lst": [[{json.dumps(RUNNER)}, [{{"outputs": {{\n'
-AFTER = (f'\n}}, "runtime": null, "runner_name": {json.dumps(RUNNER)}, '
-         f'"{CLASS}": "IterationResult"}}]]], "{CLASS}": "RunResults"}}\n')
+LAZY = f'{{"values": %s, "{CLASS}": "LazyArray"}}'
+# A RunResults of one runner: around its iterations, and around each one's arrays.
+RESULTS = f'{{"lst": [[{json.dumps(RUNNER)}, [\n', f']]], "{CLASS}": "RunResults"}}\n'
+ITERATION = '{"outputs": {\n', (f'\n}}, "runtime": null, "runner_name": {json.dumps(RUNNER)}, '
+                                f'"{CLASS}": "IterationResult"}}')
+FEEDS, FEED = ("[", "]\n"), ("{\n", "\n}")
+Arrays = Iterable[tuple[str, np.ndarray]]
 
 
 def export_polygraphy(pack: Pack, folder: str | Path, *, layout: str = "NCHW",
@@ -43,12 +46,21 @@ def export_polygraphy(pack: Pack, folder: str | Path, *, layout: str = "NCHW",
     inputs = {name: mine for name, mine in names.items() if pack.entries[name].op is None}
     outputs = {name: mine for name, mine in names.items() if name not in inputs}
     folder = empty_folder(folder)
-    if inputs:
-        write_file(folder / INPUTS, _file("[{\n", _lines(pack, inputs, layout, "%s"), "\n}]\n"))
-    if outputs:
-        lazy = f'{{"values": %s, "{CLASS}": "LazyArray"}}'
-        write_file(folder / OUTPUTS, _file(BEFORE, _lines(pack, outputs, layout, lazy), AFTER))
+    for part, write in ((inputs, write_inputs), (outputs, write_outputs)):
+        if part:
+            write(folder, [((mine, to_layout(pack.read(name), layout.upper()))
+                            for name, mine in part.items())])
     return list(names)
+
+
+def write_inputs(folder: Path, iterations: Iterable[Arrays]) -> None:
+    """inputs.json: the arrays of each iteration, as --save-inputs writes them."""
+    write_file(folder / INPUTS, _file(FEEDS, FEED, "%s", iterations))
+
+
+def write_outputs(folder: Path, iterations: Iterable[Arrays]) -> None:
+    """outputs.json: the same of a RunResults."""
+    write_file(folder / OUTPUTS, _file(RESULTS, ITERATION, LAZY, iterations))
 
 
 def _named(golden: Iterable[str], name_map: NameMap) -> dict[str, str]:
@@ -68,17 +80,17 @@ def _named(golden: Iterable[str], name_map: NameMap) -> dict[str, str]:
     return names
 
 
-def _file(before: str, lines: Iterator[str], after: str) -> Iterator[bytes]:
-    yield before.encode()
-    for i, line in enumerate(lines):
-        yield (",\n" * bool(i) + line).encode()
-    yield after.encode()
-
-
-def _lines(pack: Pack, names: Mapping[str, str], layout: str, form: str) -> Iterator[str]:
-    """A line an array: NAME: what stands for it."""
-    for name, mine in names.items():
-        yield f"{json.dumps(mine)}: {form % _encoded(to_layout(pack.read(name), layout.upper()))}"
+def _file(whole: tuple[str, str], one: tuple[str, str], form: str,
+          iterations: Iterable[Arrays]) -> Iterator[bytes]:
+    """A line an array: NAME: what stands for it, in `form`."""
+    yield whole[0].encode()
+    for i, arrays in enumerate(iterations):
+        yield (",\n" * bool(i) + one[0]).encode()
+        for k, (name, array) in enumerate(arrays):
+            line = f"{json.dumps(name)}: {form % _encoded(array)}"
+            yield (",\n" * bool(k) + line).encode()
+        yield one[1].encode()
+    yield whole[1].encode()
 
 
 def _encoded(array: np.ndarray) -> str:

@@ -16,9 +16,10 @@ from refsd.golden.recording.asked import Call, Left
 from refsd.golden.recording.asked_json import as_spec
 from refsd.golden.recording.asked_onnx_moves import Covered, Unread
 from refsd.golden.recording.asked_onnx_ops import READ
-from refsd.golden.recording.asked_onnx_shapes import SMALL, settled
+from refsd.golden.recording.asked_onnx_shapes import OWN, SMALL, settled
 from refsd.weights.files import read_bytes
 
+CONTRIBUTED = ("com.microsoft", "MultiHeadAttention")  # what onnxruntime makes of attentions
 MOST = 2 << 30  # bytes of a model file, which protocol buffers allow; weights may lie beside
 
 
@@ -33,7 +34,8 @@ def calls_in_onnx(path: str | Path, dims: Mapping[str, int]) -> tuple[list[Call]
     calls, left = [], []
     for i, proto in enumerate(model.nodes):
         node = Node(model, proto, i)
-        read = READ.get(proto.op_type)
+        known = proto.domain in OWN or (proto.domain, proto.op_type) == CONTRIBUTED
+        read = READ.get(proto.op_type) if known else None
         try:
             if read is None:
                 raise Unread("no op of refsd is its counterpart")

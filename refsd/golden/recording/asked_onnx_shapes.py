@@ -10,6 +10,7 @@ import numpy as np
 
 from refsd.errors import damaged
 
+OWN = ("", "ai.onnx")  # the domain of ONNX's own operators
 SMALL = 1 << 12  # numbers of a constant whose values are looked at
 # Whose result is no larger than what they read, or what they read broadcast.
 FOLDED = {"Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Floor",
@@ -63,6 +64,8 @@ def _shape(kind: Any) -> tuple[int, ...] | None:
 def _value(onnx: Any, model: Any, node: Any, known: dict[str, np.ndarray],
            shapes: dict[str, tuple[int, ...] | None]) -> np.ndarray | None:
     """What a node gives, if that is a small constant."""
+    if node.domain not in OWN:
+        return None
     if node.op_type == "Constant" and node.attribute:
         value = onnx.helper.get_attribute_value(node.attribute[0])
         value = onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
