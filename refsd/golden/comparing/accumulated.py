@@ -193,7 +193,7 @@ class _Case:
         went = int((ties.side[forth] == np.sign(moved[forth])).sum())
         came = int((ties.side[back] == -np.sign(moved[back])).sum())
         elsewhere = np.count_nonzero(ties.side[(moved != 0) & ~forth])
-        if went <= n / 2 or elsewhere > went or np.count_nonzero(there & other) > n / 10:
+        if went <= n / 2 or elsewhere > went or np.count_nonzero(there & other) > n / 2:
             return 1.0
         return _hypergeometric(went, n, m, went + came)
 
