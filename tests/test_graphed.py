@@ -1,5 +1,6 @@
 """Pipelines whose networks run as graphs: the same pictures, and whoever listens hears each op."""
 
+import json
 from functools import cache
 
 import numpy as np
@@ -14,6 +15,8 @@ from refsd.leaf import Weight
 from refsd.models.layers import Text
 from refsd.pipelines import graph_mode, graphed
 from refsd.pipelines.auto import AutoPipelineForText2Image
+from refsd.pipelines.loading import bundled_model
+from refsd.pipelines.planned import planned_network
 
 WRITE = {"sd1": tiny.write_model, "sdxl": tiny_xl.write_model, "sd3": tiny_three.write_model}
 
@@ -75,12 +78,29 @@ def test_none_is_where_it_was_found_faster(pipes, ran, monkeypatch):
     draw(pipe)
     assert pipe.graph is None and not ran
     monkeypatch.setitem(graph_mode.FASTER, ("numpy", "float32", "UNet"), ("group_norm_silu",))
+    monkeypatch.setattr(graph_mode, "LARGE", 0)
+    pipe = pipes("sd1", graph=None)
     expected = draw(pipe)
     assert len(ran) == 4
     (_, chosen), = vars(pipe.unet)["_graphs"]
     assert [one.__name__ for one in chosen] == ["group_norm_silu"]
     pipe.graph = False
     assert np.array_equal(draw(pipe), expected) and len(ran) == 4
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("numba", "float32"), ("numba", "bfloat16"),
+                                               ("numpy", "float32")])
+def test_a_large_unet_is_a_graph_by_itself_where_no_bit_changes(backend, dtype):
+    found = planned_network("unet", backend=backend, dtype=dtype).as_graph(len)
+    if (backend, dtype) == ("numba", "float32"):
+        assert [one.__name__ for one in found._passes] == ["linear_geglu"]
+    else:
+        assert found is len
+
+
+def test_a_small_one_is_not_for_tracing_takes_longer():
+    config = json.loads((bundled_model() / "unet" / "config.json").read_text())
+    assert planned_network("unet", config, backend="numba").as_graph(len) is len
 
 
 def test_a_listener_hears_what_it_hears_of_eager_calls(pipes, ran):

@@ -95,6 +95,7 @@ def calls(dtype: str) -> Iterator[tuple[str, tuple, dict]]:
     yield "conv2d", (image, kernel[:4], channels[:4]), {"padding": 1}
     yield "group_norm", (image, channels, channels), {"groups": 4, **norm}
     yield "geglu", (tokens,), {}
+    yield "linear_geglu", (tokens, matrix, channels), {}  # of graphs
     yield "upsample_nearest", (image,), {"height": 40, "width": 40}
     large = np.zeros((1, 16, ALONE // 16), dtype)  # smaller ones no kernel copies
     yield "concat", ([large, large],), {"axis": 1}

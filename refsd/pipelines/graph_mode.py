@@ -1,16 +1,21 @@
 """Whether a network's calls run as graphs (refsd.pipelines.graphed), and which passes change these.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Hashable
+from functools import cached_property
 from typing import Any
 
 from refsd.arguments import shown
 from refsd.errors import UsageError
+from refsd.tree import flatten
 
-# Where graphs are faster than eager calls in a whole network, and the passes that make them so:
-# measured in turns, docs/graph.md. By backend, dtype, and the network's class.
-FASTER: dict[tuple[str, str, str], tuple[str, ...]] = {}
+# Where graphs are faster than eager calls in a whole network, with the same bits, and the passes
+# that make them so: measured in turns, docs/graph.md. By backend, dtype, and the network's class.
+FASTER = {("numba", "float32", "UNet"): ("linear_geglu",)}
+# The fewest parameters of such a network: to trace a smaller one takes longer than is gained.
+LARGE = 100_000_000
 
 
 def check_graph(value: Any) -> bool | None:
@@ -40,9 +45,16 @@ class GraphMode:
     def graph(self, value: bool | None) -> None:
         self._graph = check_graph(value)
 
+    @cached_property
+    def _faster(self) -> tuple[str, ...] | None:
+        """The passes by which graphs of this network are faster; None where none is known."""
+        size = sum(math.prod(leaf.shape) for leaf in flatten(self.tree).values())
+        found = FASTER.get((self.backend, self.dtype, type(self).__name__))
+        return found if size >= LARGE else None
+
     def as_graph(self, function: Callable[..., Any], key: Hashable = None) -> Callable[..., Any]:
         """function(text, *arrays), or the graph of it. One that is given again has the same key."""
-        passes = FASTER.get((self.backend, self.dtype, type(self).__name__))
+        passes = self._faster
         if self._graph is False or (self._graph is None and passes is None):
             return function
         from refsd.graph.passes import PASSES
