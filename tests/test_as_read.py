@@ -11,11 +11,18 @@ from offload_samples import draw, load, small_blocks  # noqa: F401  a fixture
 from refsd import quantized
 from refsd.half import HALVES, as_dtype, to_float32
 from refsd.leaf import Weight
+from refsd.numba_ops import turning
 from refsd.numba_ops.weights import is_packed, pack_all, pack_weight
 from refsd.quantized import W8A8, AsRead, Quantized, quantize
 from refsd.weights import streaming
 
 NAME = "unet.layer.weight"
+
+
+@pytest.fixture(params=[0, 2**60], ids=["past caches", "through caches"])
+def large(monkeypatch, request):
+    """From how many bytes on a packed weight is written past the caches."""
+    monkeypatch.setattr(turning, "LARGE", request.param)
 
 
 def packed(leaf):
@@ -28,7 +35,7 @@ def as_bits(array):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_every_float16_is_packed_as_it_is_rounded_elsewhere(dtype):
+def test_every_float16_is_packed_as_it_is_rounded_elsewhere(dtype, large):
     """All 65,536, in order and in rows of no whole vectors: once from the exact value."""
     every = np.arange(2**16, dtype="u2").view("f2")
     for x in (every.reshape(256, 256), np.ascontiguousarray(every.reshape(2, -1).T),
@@ -68,7 +75,7 @@ def drawn(shape, stored, seed=0):
     ("float16", "bfloat16", Quantized), ("float16", "float32", Quantized),
     ("float32", "float32", W8A8), ("bfloat16", "float16", Quantized),
     ("float32", "float64", Quantized)])
-def test_what_is_packed_is_what_it_would_be_made(stored, dtype, kind):
+def test_what_is_packed_is_what_it_would_be_made(stored, dtype, kind, large):
     for shape in ((40, 24, 3, 3), (33, 5, 1, 1), (7, 3), (70, 64)):
         values = drawn(shape, stored)
         for leaf in (AsRead(values, dtype, NAME, kind),

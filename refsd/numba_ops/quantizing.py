@@ -26,6 +26,7 @@ from refsd.numba_ops.simd import (
 )
 from refsd.numba_ops.tile import VECTORS
 from refsd.numba_ops.transpose import transpose
+from refsd.numba_ops.turning import AHEAD, next_row, prefetch_rows
 from refsd.quantized import AsRead, in_range, scale_of
 
 
@@ -70,14 +71,18 @@ def _round(weight, scale, O, I, taps, like, out):
 @jit
 def _round_panel(weight, scale, O, I, taps, like, out, low):
     size, K = lanes(out), I * taps
-    square = np.empty(size * size, like.dtype)  # row j: number k + j of `count` outputs
+    width = VECTORS * size
+    panel = np.empty(size * width, like.dtype)  # row j: number k + j of `count` outputs
+    count, at, tap = min(width, O - low), low, 0
     for k in range(0, K, size):
         wide = min(size, K - k)
-        for first in range(low, min(low + VECTORS * size, O), size):
-            count = min(size, O - first)
-            transpose(weight, first * K + k, K, count, wide, square, 0, size)
-            divisor = masked_load(scale, first, count)
-            for j in range(wide):
-                i, tap = (k + j) // taps, (k + j) % taps
-                masked_store(out, (tap * I + i) * O + first,
-                             rint(load(square, j * size) / divisor), count)
+        for first in range(0, count, size):
+            few = min(size, count - first)
+            prefetch_rows(weight, (low + first) * K + k + AHEAD * size, K, few)
+            transpose(weight, (low + first) * K + k, K, few, wide, panel, first, width)
+        for j in range(wide):
+            for first in range(0, count, size):
+                divisor = masked_load(scale, low + first, count - first)
+                masked_store(out, at + first, rint(load(panel, j * width + first) / divisor),
+                             count - first)
+            at, tap = next_row(at, tap, I, taps, O)

@@ -57,7 +57,7 @@ def _data(context, builder, kind, value):
     return context.make_array(kind)(context, builder, value).data
 
 
-def _elements(context, builder, kind, value, index, vector):
+def elements_at(context, builder, kind, value, index, vector):
     """How a vector of an array lies in memory, and the address of the one that begins at index."""
     elements = Elements(kind.dtype, vector.count)
     return elements, elements.address(builder, _data(context, builder, kind, value), index)
@@ -77,7 +77,7 @@ def load_pair(typing, a, i):
 
 def _load(a, vector):
     def emit(context, builder, signature, arguments):
-        elements, address = _elements(context, builder, signature.args[0], *arguments, vector)
+        elements, address = elements_at(context, builder, signature.args[0], *arguments, vector)
         return elements.load(builder, address)
 
     return vector(a, types.intp), emit
@@ -90,7 +90,7 @@ def load_wide(typing, a, i):
     narrow = Vector(a.dtype, vector.count)
 
     def emit(context, builder, signature, arguments):
-        elements, address = _elements(context, builder, signature.args[0], *arguments, narrow)
+        elements, address = elements_at(context, builder, signature.args[0], *arguments, narrow)
         value = elements.load(builder, address)
         return builder.fpext(value, vector.llvm) if a.dtype == types.float32 else value
 
@@ -106,7 +106,7 @@ def store_rounded(typing, a, i, x):
         array, index, value = arguments
         if a.dtype != x.dtype:
             value = builder.fptrunc(value, narrow.llvm)
-        elements, address = _elements(context, builder, signature.args[0], array, index, narrow)
+        elements, address = elements_at(context, builder, signature.args[0], array, index, narrow)
         elements.store(builder, value, address)
         return context.get_dummy_value()
 
@@ -119,7 +119,7 @@ def store(typing, a, i, x):
 
     def emit(context, builder, signature, arguments):
         array, index, value = arguments
-        elements, address = _elements(context, builder, signature.args[0], array, index, x)
+        elements, address = elements_at(context, builder, signature.args[0], array, index, x)
         elements.store(builder, value, address)
         return context.get_dummy_value()
 
@@ -154,7 +154,7 @@ def masked_load(typing, a, i, n):
 
     def emit(context, builder, signature, arguments):
         array, index, count = arguments
-        elements, address = _elements(context, builder, signature.args[0], array, index, vector)
+        elements, address = elements_at(context, builder, signature.args[0], array, index, vector)
         return elements.load(builder, address, first_lanes(builder, count, vector.count))
 
     return vector(a, types.intp, types.intp), emit
@@ -166,7 +166,7 @@ def masked_store(typing, a, i, x, n):
 
     def emit(context, builder, signature, arguments):
         array, index, value, count = arguments
-        elements, address = _elements(context, builder, signature.args[0], array, index, x)
+        elements, address = elements_at(context, builder, signature.args[0], array, index, x)
         elements.store(builder, value, address, first_lanes(builder, count, x.count))
         return context.get_dummy_value()
 

@@ -242,13 +242,14 @@ class Elements:
         return self._widened(builder, value)
 
     def store(self, builder, value, address, mask=None):
-        """The vector; with a mask its lanes."""
+        """The vector; with a mask its lanes. Gives the instruction."""
         value = self._rounded(builder, value)
         if mask is None:
-            builder.store(value, address).align = self.size
-        else:
-            align = ir.Constant(ir.IntType(32), self.size)
-            self._call(builder, "store", ir.VoidType(), [value, address, align, mask])
+            written = builder.store(value, address)
+            written.align = self.size
+            return written
+        align = ir.Constant(ir.IntType(32), self.size)
+        return self._call(builder, "store", ir.VoidType(), [value, address, align, mask])
 
     def _call(self, builder, what, result, arguments):
         kind = ir.FunctionType(result, [argument.type for argument in arguments])

@@ -15,15 +15,12 @@ from collections.abc import Callable
 import refsd.numba_ops.settings  # noqa: F401  before Numba
 
 import numpy as np
-from numba import prange
 
 from refsd.half import is_half
 from refsd.leaf import Weight, seal
-from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import (
     address_range,
     aligned_empty,
-    as_bits,
     count_copy,
     empty_from_pool,
     flat,
@@ -31,9 +28,8 @@ from refsd.numba_ops.memory import (
 )
 from refsd.numba_ops.pool import LEAST
 from refsd.numba_ops.quantizing import quantized
-from refsd.numba_ops.simd import WIDTH, lanes, load, masked_store, scratch
-from refsd.numba_ops.tile import VECTORS
-from refsd.numba_ops.transpose import transpose
+from refsd.numba_ops.simd import WIDTH
+from refsd.numba_ops.turning import turn
 from refsd.quantized import AsRead, Quantized
 
 logger = logging.getLogger(__name__)
@@ -79,7 +75,7 @@ def pack(weight: np.ndarray, room: Callable = aligned_empty,
     # Tiles read whole panels, those of a group from any column on: up to one beyond the last row.
     memory = room(size + panel_width(dtype), dtype)
     if _lies_in_order(weight):
-        _turn(*_moved(weight, memory), O, I, math.prod(taps), step)
+        turn(weight, memory, O, I, taps, step)
     else:
         _as_weight(memory, O, I, taps)[...] = weight
     memory[:size].reshape(-1, step)[:, O:] = memory[size:] = 0
@@ -96,40 +92,11 @@ def _converts(values, dtype):
         kind == np.float32 or is_half(kind) for kind in (values.dtype, dtype))
 
 
-def _moved(values, memory):
-    """Flat memory to copy from and to: halves are converted only if their type changes."""
-    source, target = flat(values), flat(memory)
-    return (as_bits(source), as_bits(target)) if source.dtype == target.dtype else (source, target)
-
-
 def _as_weight(memory, O, I, taps):
     """(O, I, *taps), seen in memory (*taps, I, step)"""
     step = row_step(O, memory.dtype)
     rows = memory[:math.prod((*taps, I)) * step].reshape(*taps, I, step)
     return np.moveaxis(rows[..., :O], (-1, -2), (0, 1))
-
-
-@jit(parallel=True)
-def _turn(weight, out, O, I, taps, step):
-    """out[(tap I + i) step + o] = weight[(o I + i) taps + tap], a panel of outputs a task"""
-    width = VECTORS * lanes(out)
-    for panel in prange((O + width - 1) // width):
-        _turn_panel(weight, O, I, taps, step, out, np.int64(panel) * width)
-
-
-@jit
-def _turn_panel(weight, O, I, taps, step, out, low):
-    """Squares of a vector's outputs by as many of their numbers are transposed in registers."""
-    size, K = lanes(out), I * taps
-    square = scratch(size * size, out)  # row j: number k + j of `count` outputs
-    for k in range(0, K, size):
-        wide = min(size, K - k)
-        for first in range(low, min(low + VECTORS * size, O), size):
-            count = min(size, O - first)
-            transpose(weight, first * K + k, K, count, wide, square, 0, size)
-            for j in range(wide):
-                i, tap = (k + j) // taps, (k + j) % taps
-                masked_store(out, (tap * I + i) * step + first, load(square, j * size), count)
 
 
 def columns(weight: np.ndarray | Weight) -> tuple[np.ndarray, int]:
@@ -219,6 +186,6 @@ def _outputs_adjacent(values, room):
         rows = np.ascontiguousarray(outputs_innermost(values))
     else:
         memory = room(values.size, values.dtype)
-        _turn(*_moved(values, memory), O, I, math.prod(taps), O)
+        turn(values, memory, O, I, taps, O)
         rows = memory.reshape(*taps, I, O)
     return _outputs_outermost(seal(rows))
