@@ -63,7 +63,7 @@ def test_int8_is_float32_and_its_own_products(monkeypatch, kernels):
     used, wanted = planned(monkeypatch, dtype="int8"), set(warmup.plan("int8"))
     assert used <= wanted and kernels < wanted
     assert {kernel.__name__ for kernel, _ in used - kernels} == {
-        "_round"} | ({"_multiply"} if INT8 == "vnni" else set())
+        "_round", "_turn"} | ({"_multiply"} if INT8 == "vnni" else set())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
