@@ -43,7 +43,7 @@ DOORS = {
                    "docs/tokenizer", "docs/dialects", "docs/checkpoints", "docs/kernels-conv",
                    "docs/cuda-speed", "docs/cuda-gpu", "docs/tolerances"),
     "Port": ("docs/golden-quickstart", "docs/porting", "docs/golden-make",
-             "docs/golden-compare", "docs/golden-bisect", "golden/README"),
+             "docs/golden-compare", "docs/golden-bisect", "docs/golden-trial", "golden/README"),
     "Work on it": ("The README <README>", "api/index", "CONTRIBUTING", "SECURITY", "CHANGELOG"),
 }
 

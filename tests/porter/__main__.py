@@ -6,7 +6,7 @@
     python -m tests.porter FOLDER --table             what is there, as tables
 
 Packs and results lie in FOLDER; what is there is not done again, so that a trial may be interrupted
-(--minutes 3 does it by itself). A whole one takes about half an hour on one core.
+(--minutes 3 does it by itself). A whole one takes about an hour on one core.
 """
 
 import argparse
