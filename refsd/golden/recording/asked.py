@@ -26,7 +26,7 @@ from refsd.kinds import Map, Pair
 from refsd.registry import Op, ops
 
 # What a case takes: bytes, and bytes for each number of its inputs and result. Measured are up to
-# 180 with bounds, of a convolution, whose bounds for Winograd's algorithm want the most; up to 48
+# 160 with bounds, of a convolution, whose bounds for Winograd's algorithm want the most; up to 48
 # without.
 AT_LEAST, WITH_BOUNDS, WITHOUT = 64 << 20, 192, 64
 NOTED = 20  # names of nodes that a case's note has
