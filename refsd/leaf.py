@@ -38,6 +38,11 @@ def _is_sealed(array: Any) -> bool:
     return isinstance(array, _Seal)
 
 
+def is_multiplied(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether the weight of a path is a matrix or a kernel, and no table that is looked up."""
+    return len(shape) in (2, 4) and "embeddings" not in name.split(".")
+
+
 class _Identity:
     """A key that is as old as its leaf: arrays, and so leaves, are == element by element."""
 

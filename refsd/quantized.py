@@ -1,4 +1,4 @@
-"""Weights that take less memory than the arrays that they stand for."""
+"""Weights that are held otherwise than the arrays that they stand for: smaller, or as read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,23 +13,14 @@ PIECE = 2**16  # numbers that are rounded at once: they stay in the caches
 LEAST_SCALE = 2.0**-100  # far from float32's denormals
 
 
-class Quantized(Weight):
-    """A weight held as `values` of a smaller type, which reads as an array of `dtype`.
+class ReadsAs(Weight):
+    """A weight held as `values`, which reads as an array of another `dtype`."""
 
-    With a scale for each output channel (its first axis) it stands for values * scale, rounded
-    once; without, for the values themselves. No wider array that is made of them is kept.
-    """
+    __slots__ = ("_dtype",)
 
-    __slots__ = ("_dtype", "_scale")
-
-    def __init__(self, values: Any, scale: Any = None, dtype: Any = "float32",
-                 name: str | None = None):
+    def __init__(self, values: Any, dtype: Any, name: str | None):
         super().__init__(values, name)
         self._dtype = np.dtype(HALVES.get(str(dtype), dtype))
-        self._scale = None if scale is None else Weight(scale)
-        if scale is not None and self._scale.shape != self.shape[:1]:
-            raise ValueError(f"weight {name}: scale has shape {self._scale.shape}, expected one "
-                             f"number for each of the outputs of {self.shape}")
 
     @property
     def dtype(self) -> np.dtype:
@@ -40,6 +31,24 @@ class Quantized(Weight):
     def values(self) -> np.ndarray:
         """As they are held, read-only."""
         return self._array.view()
+
+
+class Quantized(ReadsAs):
+    """A weight held as values of a smaller type.
+
+    With a scale for each output channel (its first axis) it stands for values * scale, rounded
+    once; without, for the values themselves. No wider array that is made of them is kept.
+    """
+
+    __slots__ = ("_scale",)
+
+    def __init__(self, values: Any, scale: Any = None, dtype: Any = "float32",
+                 name: str | None = None):
+        super().__init__(values, dtype, name)
+        self._scale = None if scale is None else Weight(scale)
+        if scale is not None and self._scale.shape != self.shape[:1]:
+            raise ValueError(f"weight {name}: scale has shape {self._scale.shape}, expected one "
+                             f"number for each of the outputs of {self.shape}")
 
     @property
     def scale(self) -> np.ndarray | None:
@@ -82,28 +91,18 @@ class W8A8(Quantized):
         return round_tokens(x, -1 if len(self.shape) == 2 else 1)
 
 
-class AsRead(Weight):
+class AsRead(ReadsAs):
     """A weight with the numbers of its file, which is still to be made what `made()` says.
 
     Who lays it out for kernels does both at once, and reads each number once.
     """
 
-    __slots__ = ("_dtype", "kind")
+    __slots__ = ("kind",)
 
     def __init__(self, values: Any, dtype: Any, name: str | None = None,
                  kind: type[Quantized] | None = None):
-        super().__init__(values, name)
-        self._dtype, self.kind = np.dtype(HALVES.get(str(dtype), dtype)), kind
-
-    @property
-    def dtype(self) -> np.dtype:
-        """What it is to read as."""
-        return self._dtype
-
-    @property
-    def values(self) -> np.ndarray:
-        """As they were read, read-only."""
-        return self._array.view()
+        super().__init__(values, dtype, name)
+        self.kind = kind
 
     def made(self, empty: Callable = np.empty) -> Weight:
         """The numbers rounded to dtype; then, of a kind, to int8, if that can stand for them.

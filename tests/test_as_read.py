@@ -11,7 +11,7 @@ from offload_samples import draw, load, small_blocks  # noqa: F401  a fixture
 from refsd import quantized
 from refsd.half import HALVES, as_dtype, to_float32
 from refsd.leaf import Weight
-from refsd.numba_ops import turning
+from refsd.numba_ops import packing
 from refsd.numba_ops.weights import is_packed, pack_all, pack_weight
 from refsd.quantized import W8A8, AsRead, Quantized, quantize
 from refsd.weights import streaming
@@ -22,7 +22,7 @@ NAME = "unet.layer.weight"
 @pytest.fixture(params=[0, 2**60], ids=["past caches", "through caches"])
 def large(monkeypatch, request):
     """From how many bytes on a packed weight is written past the caches."""
-    monkeypatch.setattr(turning, "LARGE", request.param)
+    monkeypatch.setattr(packing, "LARGE", request.param)
 
 
 def packed(leaf):

@@ -14,6 +14,7 @@ from numba import prange
 from refsd.half import as_dtype
 from refsd.numba_ops.jit import jit
 from refsd.numba_ops.memory import flat
+from refsd.numba_ops.packing import gather, next_row
 from refsd.numba_ops.simd import (
     absolute,
     lanes,
@@ -25,8 +26,6 @@ from refsd.numba_ops.simd import (
     rint,
 )
 from refsd.numba_ops.tile import VECTORS
-from refsd.numba_ops.transpose import transpose
-from refsd.numba_ops.turning import AHEAD, next_row, prefetch_rows
 from refsd.quantized import AsRead, in_range, scale_of
 
 
@@ -72,14 +71,11 @@ def _round(weight, scale, O, I, taps, like, out):
 def _round_panel(weight, scale, O, I, taps, like, out, low):
     size, K = lanes(out), I * taps
     width = VECTORS * size
-    panel = np.empty(size * width, like.dtype)  # row j: number k + j of `count` outputs
+    panel = np.empty(size * width, like.dtype)
     count, at, tap = min(width, O - low), low, 0
     for k in range(0, K, size):
         wide = min(size, K - k)
-        for first in range(0, count, size):
-            few = min(size, count - first)
-            prefetch_rows(weight, (low + first) * K + k + AHEAD * size, K, few)
-            transpose(weight, (low + first) * K + k, K, few, wide, panel, first, width)
+        gather(weight, low, k, K, count, wide, size, panel)
         for j in range(wide):
             for first in range(0, count, size):
                 divisor = masked_load(scale, low + first, count - first)

@@ -17,7 +17,7 @@ import refsd.numba_ops.settings  # noqa: F401  before Numba
 import numpy as np
 
 from refsd.half import is_half
-from refsd.leaf import Weight, seal
+from refsd.leaf import Weight, is_multiplied, seal
 from refsd.numba_ops.memory import (
     address_range,
     aligned_empty,
@@ -26,10 +26,10 @@ from refsd.numba_ops.memory import (
     flat,
     panel_width,
 )
+from refsd.numba_ops.packing import turn
 from refsd.numba_ops.pool import LEAST
 from refsd.numba_ops.quantizing import quantized
 from refsd.numba_ops.simd import WIDTH
-from refsd.numba_ops.turning import turn
 from refsd.quantized import AsRead, Quantized
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def pack_all(tensors: dict[str, Weight], *, passing: bool = False) -> None:
     """
     room = empty_from_pool if passing else _lasting
     for name, weight in tensors.items():
-        if len(weight.shape) in (2, 4) and "embeddings" not in name.split("."):
+        if is_multiplied(name, weight.shape):
             tensors[name] = _packed(weight, room)
 
 

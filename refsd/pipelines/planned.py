@@ -15,6 +15,7 @@ from refsd.errors import UsageError
 from refsd.families import DEFAULT
 from refsd.graph.arena import directed_memory
 from refsd.half import HALVES
+from refsd.leaf import is_multiplied
 from refsd.networks import shapes_of, validate
 from refsd.pipelines.loading import computes
 from refsd.planning import Asked, Plan, WeightSpec, planning
@@ -61,7 +62,7 @@ def _held(name: str, shape: tuple[int, ...], dtype: str, form: str | None, store
     size = item_bytes(form, stored, dtype)
     if size < wide or form in ("int8", "w8a8"):
         return count * size + (4 * shape[0] if size == 1 else 0)  # with a scale for each output
-    if "embeddings" in name.split(".") or len(shape) not in (2, 4):
+    if not is_multiplied(name, shape):
         return count * size
     step = find_backend(backend).conv2d_rows("im2col", shape[0], 1,
                                              "float16" if dtype in HALVES else dtype) or shape[0]

@@ -12,6 +12,7 @@ from typing import Any
 from refsd import functional as F
 from refsd.bands.graph import Graph
 from refsd.contracts import itemsize
+from refsd.leaf import is_multiplied
 from refsd.pipelines.planned import STORED
 from refsd.planning import AwaySpec, WeightSpec
 from refsd.weights.forms import item_bytes
@@ -91,7 +92,7 @@ class Replayed(Streamer):
             away.loaded_bytes = count * item_bytes(of, stored_as, leaf.dtype)
             away.place = (str(source.header.path), source.info.start) if plan else ("", len(found))
             plain = away.loaded_bytes == count * itemsize(leaf.dtype)
-            away.laid_out = 0 if not is_laid_out(name, leaf) else (
+            away.laid_out = 0 if not is_multiplied(name, leaf.shape) else (
                 self._directed.packed_bytes(leaf.shape, leaf.dtype) if plain else leaf.nbytes)
             self._away[away.name] = away
         return found
@@ -114,11 +115,6 @@ class Replayed(Streamer):
                 self._place(found, [away.name])
             del leaf  # where the next one is read
         return found
-
-
-def is_laid_out(name: str, leaf: Any) -> bool:
-    """Whether kernels read it as it does not lie in files."""
-    return len(leaf.shape) in (2, 4) and "embeddings" not in name.split(".")
 
 
 class Bands(Graph):

@@ -6,7 +6,7 @@ import numpy as np
 
 from refsd.errors import UsageError
 from refsd.half import HALVES, as_dtype, is_half
-from refsd.leaf import Weight, seal
+from refsd.leaf import Weight, is_multiplied, seal
 from refsd.quantized import W8A8, AsRead, Quantized
 
 FORMS = ("float32", "bfloat16", "float16", "int8", "as-is")
@@ -41,7 +41,7 @@ def read_as(form: str | None, dtype: str | None) -> str | None:
 def item_bytes(form: str | None, stored: str, dtype: str) -> int:
     """Bytes of a number of a large tensor once it is held."""
     held = held_form(form, stored)
-    return 1 if held == "int8" else min(_size(held or dtype), _size(dtype))
+    return 1 if held == "int8" else min(size_of(held or dtype), size_of(dtype))
 
 
 def hold(array: np.ndarray | Quantized, name: str, *, form: str | None, stored: str,
@@ -58,7 +58,7 @@ def hold(array: np.ndarray | Quantized, name: str, *, form: str | None, stored: 
         if held == "int8":
             return kind(array.values, array.scale, dtype or "float32", name)
         array = array.dense()
-    if array.ndim >= 2 and held not in (None, "int8") and _size(held) < _size(dtype):
+    if array.ndim >= 2 and held not in (None, "int8") and size_of(held) < size_of(dtype):
         return Quantized(seal(as_dtype(array, held, empty)), None, dtype, name)
     if dtype is None:
         return Weight(seal(array), name)
@@ -83,8 +83,8 @@ def _is_product(shape, name):
     Not where the number of channels changes: then it is a shortcut, and what it errs is in all that
     follows.
     """
-    linear = len(shape) == 2 and "embeddings" not in name.split(".")
-    return linear or shape[2:] == (1, 1) and shape[0] == shape[1]
+    return is_multiplied(name, shape) and (
+        len(shape) == 2 or shape[2:] == (1, 1) and shape[0] == shape[1])
 
 
 def held_form(form: str | None, stored: str) -> str | None:
@@ -96,5 +96,6 @@ def held_form(form: str | None, stored: str) -> str | None:
     return "int8" if form is None and stored == "I8" else form
 
 
-def _size(dtype):
+def size_of(dtype: str) -> int:
+    """Bytes of a number of a dtype."""
     return np.dtype(HALVES.get(dtype, dtype)).itemsize

@@ -1,9 +1,6 @@
 """What a weight takes in memory while it is streamed, as reader.py and forms.py make it."""
 
-import numpy as np
-
-from refsd.half import HALVES
-from refsd.weights.forms import held_form, read_as
+from refsd.weights.forms import held_form, read_as, size_of
 from refsd.weights.header import BLOCKS, BYTES
 
 OWN = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16", "I8": "int8"}
@@ -22,13 +19,9 @@ def passing_bytes(count: int, stored: str, form: str | None, dtype: str) -> tupl
         reads, there = [*reads, 4 * count], "float32"
     wanted, held, made = read_as(form, dtype), held_form(form, stored), []
     if kind not in LATER and there != "int8" and wanted not in (None, there):
-        reads, there = [*reads, _size(wanted) * count], wanted
-    if held not in (None, "int8") and _size(held) < _size(dtype):
-        reads += [_size(held) * count] * (there != held)
+        reads, there = [*reads, size_of(wanted) * count], wanted
+    if held not in (None, "int8") and size_of(held) < size_of(dtype):
+        reads += [size_of(held) * count] * (there != held)
     elif there != "int8":
-        made = [_size(dtype) * count] * (there != dtype) + [count] * (held == "int8")
+        made = [size_of(dtype) * count] * (there != dtype) + [count] * (held == "int8")
     return reads, made
-
-
-def _size(dtype):
-    return np.dtype(HALVES.get(dtype, dtype)).itemsize

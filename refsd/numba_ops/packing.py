@@ -2,7 +2,7 @@
 
 Reading is of a row for each output and writing of a row for each number, thousands of bytes apart:
 the rows that come next are prefetched, and whole lines are written past the caches, else each would
-be read before. Together that is two to three times as fast.
+be read before.
 """
 
 import math
@@ -61,14 +61,11 @@ def _turn_panel(weight, O, I, taps, step, out, low, past):
     """Squares of a vector's outputs by as many of their numbers are transposed in registers."""
     size, K = lanes(out), I * taps
     width = VECTORS * size
-    panel = scratch(size * width, out)  # row j: number k + j of `count` outputs
+    panel = scratch(size * width, out)
     count, at, tap = min(width, O - low), low, 0
     for k in range(0, K, size):
         wide = min(size, K - k)
-        for first in range(0, count, size):
-            few = min(size, count - first)
-            prefetch_rows(weight, (low + first) * K + k + AHEAD * size, K, few)
-            transpose(weight, (low + first) * K + k, K, few, wide, panel, first, width)
+        gather(weight, low, k, K, count, wide, size, panel)
         for j in range(wide):
             if past:
                 store_past_caches(out, at, load_pair(panel, j * width))
@@ -79,10 +76,16 @@ def _turn_panel(weight, O, I, taps, step, out, low, past):
 
 
 @jit
-def prefetch_rows(weight, at, K, rows):
-    """They lie too far apart for the hardware to follow."""
-    for row in range(rows):
-        prefetch(weight, at + row * K)
+def gather(weight, low, k, K, count, wide, size, panel):
+    """panel's row j: number k + j < k + wide of `count` outputs from `low` on, of K numbers each.
+
+    Outputs lie too far apart for the hardware to follow, so what comes next is prefetched.
+    """
+    for first in range(0, count, size):
+        at, few = (low + first) * K + k, min(size, count - first)
+        for row in range(few):
+            prefetch(weight, at + AHEAD * size + row * K)
+        transpose(weight, at, K, few, wide, panel, first, VECTORS * size)
 
 
 @jit
