@@ -3,8 +3,7 @@
 import argparse
 
 from refsd.cli.arguments import Parser
-from refsd.cli.golden_judging import add_options, has_page, report_files, write_reports
-from refsd.cli.report import one_line, result, result_json
+from refsd.cli.golden_judging import add_options, has_page, report_files, said
 
 ABOUT = """\
 Name the first op of a port whose error is its own.
@@ -53,11 +52,5 @@ def run(options: argparse.Namespace) -> int:
         answer = Answer.of(found, pack, candidate, AtLeast(*options.at_least))
         if has_page(files):
             answer = with_maps(answer, pack, candidate)
-    plain = as_json(answer)
-    write_reports(files, sheet(answer), plain, quiet=options.json)
-    if options.json:
-        result_json(plain)
-    else:
-        for line in text(answer, everything=options.all):
-            result(one_line(line))
-    return 0 if answer.ok else 1
+    return said(options, files, sheet(answer), as_json(answer),
+                text(answer, everything=options.all))

@@ -3,9 +3,9 @@
 import argparse
 
 from refsd.cli.arguments import Parser
-from refsd.cli.golden_judging import add_options, has_page, report_files, write_reports
+from refsd.cli.golden_judging import add_options, has_page, report_files, said
 from refsd.cli.progress import Progress
-from refsd.cli.report import Warnings, one_line, result, result_json
+from refsd.cli.report import Warnings
 
 ABOUT = """\
 Compare what a port wrote with a golden pack, tensor by tensor in the order of
@@ -51,11 +51,5 @@ def run(options: argparse.Namespace) -> int:
                              given=options.given, accepted=accepted, model=options.model,
                              whole=options.all, at_least=AtLeast(*options.at_least),
                              maps=has_page(files), on_tensor=progress.step)
-    plain = as_json(comparison)
-    write_reports(files, sheet(comparison), plain, quiet=options.json)
-    if options.json:
-        result_json(plain)
-    else:
-        for line in text(comparison, everything=options.every):
-            result(one_line(line))
-    return 0 if comparison.ok else 1
+    return said(options, files, sheet(comparison), as_json(comparison),
+                text(comparison, everything=options.every))

@@ -4,13 +4,13 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from refsd.cli.arguments import choice
 from refsd.cli.output import Target, save, try_out
-from refsd.cli.report import note
+from refsd.cli.report import answer, note
 
 FORMATS = ("float32", "fp32", "float16", "fp16", "bfloat16", "bf16", "int8", "tf32", "float64")
 REPORTS = (".json", ".md", ".xml", ".html")
@@ -54,7 +54,16 @@ def has_page(files: list[Path]) -> bool:
     return any(path.suffix.lower() == ".html" for path in files)
 
 
-def write_reports(files: list[Path], sheet: Any, plain: Any, *, quiet: bool) -> None:
+def said(options: argparse.Namespace, files: list[Path], sheet: Any, plain: Any,
+         lines: Iterable[str]) -> int:
+    """Write the reports, and the answer as JSON or lines; the exit code: 0 for a sheet that is ok.
+    """
+    _write_reports(files, sheet, plain, quiet=options.json)
+    answer(options.json, plain, *(() if options.json else lines))
+    return 0 if sheet.ok else 1
+
+
+def _write_reports(files: list[Path], sheet: Any, plain: Any, *, quiet: bool) -> None:
     """Write a sheet as each file's kind; `plain` is what goes into JSON."""
     from refsd.golden.comparing.html import page
     from refsd.golden.comparing.junit import junit

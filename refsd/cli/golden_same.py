@@ -3,8 +3,7 @@
 import argparse
 
 from refsd.cli.arguments import Parser, choice
-from refsd.cli.golden_judging import FORMATS, add_reports, has_page, report_files, write_reports
-from refsd.cli.report import one_line, result, result_json
+from refsd.cli.golden_judging import FORMATS, add_reports, has_page, report_files, said
 
 ABOUT = """\
 Compare two or more dumps of a port with each other, bit by bit: is it
@@ -48,11 +47,4 @@ def run(options: argparse.Namespace) -> int:
         pack = options.pack and stack.enter_context(Pack.open(options.pack))
         found = same(options.runs, pack=pack, name_map=options.map, dtype=options.dtype,
                      format=options.format, maps=has_page(files))
-    plain = as_json(found)
-    write_reports(files, sheet(found), plain, quiet=options.json)
-    if options.json:
-        result_json(plain)
-    else:
-        for line in text(found, everything=options.all):
-            result(one_line(line))
-    return 0 if found.ok else 1
+    return said(options, files, sheet(found), as_json(found), text(found, everything=options.all))
