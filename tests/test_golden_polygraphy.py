@@ -139,6 +139,17 @@ def test_arrays_are_not_held(tmp_path, monkeypatch):
             Candidate.open(path)
 
 
+@pytest.mark.parametrize("piece", [1, 7, 100])
+def test_a_file_is_read_in_pieces_of_any_size(piece, tmp_path, monkeypatch):
+    """A key may lie in two of them, also behind the backslash that makes it none."""
+    written = {f'{"x" * i}\\"array": "': entry(X + i) for i in range(9)}
+    path = write(tmp_path / "out.json", saved(("a", [written])))
+    monkeypatch.setattr(dumps_polygraphy, "PIECE", piece)
+    found = arrays(path)
+    assert list(found) == list(written)
+    assert all(np.array_equal(array, X + i) for i, array in enumerate(found.values()))
+
+
 @pytest.mark.parametrize("bad, words", [
     ({"tensor": "gAJ9cQA=", "polygraphy_class": "Tensor"}, "is a torch.Tensor, which Polygraphy"),
     ({"array": "k05V!!!!"}, "no base64"),

@@ -6,12 +6,11 @@ Polygraphy 0.53.
 """
 
 import io
-import mmap
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from refsd.errors import ModelError, RefsdError, damaged
 from refsd.golden.comparing.base64_file import Base64File, decoded_size
@@ -23,7 +22,8 @@ ENDING = ".json"
 MAX_TEXT = 64 << 20  # bytes of such a file without its arrays: a name and some 150 bytes for each
 MAX_NPY_HEADER = 1 << 16
 # No other text of JSON looks like this: inside one the quotes have a backslash before them.
-PAYLOAD = re.compile(rb'(?<!\\)"(?:array|tensor)"\s*:\s*"')
+PAYLOAD = re.compile(rb'(?<!\\)"(?:array|tensor)"\s{0,64}:\s{0,64}"')
+PIECE, TAIL = 1 << 20, 256  # bytes that are looked through at once; more than PAYLOAD can match
 # Near an end of such a file, also of one that was cut short: b"\x93NUMPY" is k05VTVBZ in base64.
 MARKS = (b'"polygraphy_class"', b"polygraphy_serialized_json_type", b'"k05VTVBZ')
 NEAR = 4096
@@ -51,11 +51,9 @@ def polygraphy(path: Path, listing: Listing) -> None:
     its files. Raises ModelError for a file that is none of Polygraphy's.
     """
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
+        if not os.fstat(file.fileno()).st_size:
             raise damaged(f"{path}: empty, expected JSON that Polygraphy saved")
-        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
-            text, payloads = _apart(data, path)
+        text, payloads = _apart(file, path)
     runs = _runs(parse_foreign(text, path, pairs=unique_pairs), path)
     runners = _short([runner for runner, _ in runs])
     first, several = _number(path)
@@ -68,25 +66,38 @@ def polygraphy(path: Path, listing: Listing) -> None:
                     listing.add(numbered + name, _dump(path, numbered + name, entry, payloads))
 
 
-def _apart(data: mmap.mmap, path: Path) -> tuple[bytes, list[tuple[int, int]]]:
+def _apart(file: BinaryIO, path: Path) -> tuple[bytes, list[tuple[int, int]]]:
     """The JSON with its number in place of every array's base64, and where these lie."""
-    parts, payloads, size, at = [], [], 0, 0
-    while match := PAYLOAD.search(data, at):
-        start = match.end()
-        stop = data.find(b'"', start)
-        stop = len(data) if stop < 0 else stop  # cut short: it ends inside the text, JSON says so
-        parts.append(b"%b%d" % (data[at:start], len(payloads)))
-        payloads.append((start, stop - start))
-        size, at = size + len(parts[-1]), stop
-        _need_room(size, path)
-    _need_room(size + len(data) - at, path)
-    return b"".join([*parts, data[at:]]), payloads
+    text, payloads = bytearray(), []
+    ahead, at = b"", 0  # what is not done with yet, and where it begins in the file
+    start = None  # of the base64 that it lies in
 
+    def done(count, keep):
+        nonlocal ahead, at
+        text.extend(ahead[:count] if keep else b"")
+        ahead, at = ahead[count:], at + count
+        if len(text) > MAX_TEXT:
+            raise ModelError(f"{path}: {len(text):,} bytes besides its arrays, at most "
+                             f"{MAX_TEXT:,} are allowed in JSON that Polygraphy saved")
 
-def _need_room(size: int, path: Path) -> None:
-    if size > MAX_TEXT:
-        raise ModelError(f"{path}: {size:,} bytes besides its arrays, at most {MAX_TEXT:,} are "
-                         "allowed in JSON that Polygraphy saved")
+    while piece := file.read(PIECE):
+        ahead += piece
+        while start is not None or (match := PAYLOAD.search(ahead)):
+            if start is None:
+                done(match.end(), keep=True)
+                text.extend(b"%d" % len(payloads))
+                start = at
+            stop = ahead.find(b'"')
+            done(len(ahead) if stop < 0 else stop, keep=False)
+            if stop < 0:
+                break
+            payloads.append((start, at - start))
+            start = None
+        done(max(0, len(ahead) - TAIL), keep=True)
+    if start is not None:  # cut short: it ends inside the text, JSON says so
+        payloads.append((start, at - start))
+    done(len(ahead), keep=True)
+    return bytes(text), payloads
 
 
 def _runs(found: Any, path: Path) -> list[tuple[str, list[dict]]]:
