@@ -36,7 +36,7 @@ def check(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, tolerance: Any) -> tuple[Any, list[Any]]:
     """Record the cases; gives the manifest, and what is left out."""
-    from refsd.golden.recording.asked import Left, different, make_asked
+    from refsd.golden.recording.graph_cases import Left, different, make_graph_cases
     from refsd.registry import ops
 
     calls, left = _calls(options)
@@ -60,14 +60,14 @@ def run(options: argparse.Namespace, tolerance: Any) -> tuple[Any, list[Any]]:
         _say(chosen, left, tolerance is not None)
     data = Path(options.cases).read_bytes()
     source = {"file": Path(options.cases).name, "sha256": hashlib.sha256(data).hexdigest()}
-    manifest = make_asked(options.output, chosen, left, source=source, seed=options.seed,
-                          resume=options.resume, tolerance=tolerance)
+    manifest = make_graph_cases(options.output, chosen, left, source=source, seed=options.seed,
+                                resume=options.resume, tolerance=tolerance)
     return manifest, left
 
 
 def _calls(options):
-    from refsd.golden.recording.asked_json import calls_in_json
-    from refsd.golden.recording.asked_onnx import calls_in_onnx
+    from refsd.golden.recording.graph_cases_json import calls_in_json
+    from refsd.golden.recording.graph_cases_onnx import calls_in_onnx
 
     if Path(options.cases).suffix.lower() == ".onnx":
         return calls_in_onnx(options.cases, dict(map(_dim, options.dim)))

@@ -1,4 +1,5 @@
-"""What each kind of ONNX's nodes that move numbers is among refsd's ops; see asked_onnx_ops."""
+"""What each kind of ONNX's nodes that move numbers is among refsd's ops, as graph_cases_onnx_ops.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Cases that a port asks for: the calls of its own graph, each different one once, as a pack.
+"""Cases out of a port's own graph: its calls, each different one once, as a pack.
 
 Inputs are random by the op's contract, of the numbers that the graph's format has. What they take
 in memory is known before any is made.
@@ -53,7 +53,7 @@ class Left(NamedTuple):
     why: str
 
 
-class Asked(NamedTuple):
+class GraphCase(NamedTuple):
     """A case: the call, what it is named, and all nodes that make it."""
 
     call: Call
@@ -79,9 +79,9 @@ class Asked(NamedTuple):
         return AT_LEAST + (WITH_BOUNDS if bounds else WITHOUT) * sum(self.sizes())
 
 
-def different(calls: Iterable[Call]) -> tuple[list[Asked], list[Left]]:
+def different(calls: Iterable[Call]) -> tuple[list[GraphCase], list[Left]]:
     """The cases of these calls, and the calls that an op's contract refuses."""
-    found: dict[str, Asked] = {}
+    found: dict[str, GraphCase] = {}
     left, names = [], set()
     for call in calls:
         if why := refused(call):
@@ -92,7 +92,7 @@ def different(calls: Iterable[Call]) -> tuple[list[Asked], list[Left]]:
         if key not in found:
             name = _named(call.node, {one for op, one in names if op == call.op})
             names.add((call.op, name))
-            found[key] = Asked(call, name, [])
+            found[key] = GraphCase(call, name, [])
         found[key].nodes.append(call.node)
     return list(found.values()), left
 
@@ -122,10 +122,10 @@ def _named(node: str, taken: set[str]) -> str:
                 if one not in taken)
 
 
-def made(asked: Asked, seed: int) -> Case:
+def made(case: GraphCase, seed: int) -> Case:
     """The call with arrays: keyed by op, case and parameter, and by the seed unless it is 0."""
-    declared, call = ops()[asked.call.op], asked.call
-    where = f"{call.op}/{asked.name}" + (f"#{seed}" if seed else "")
+    declared, call = ops()[case.call.op], case.call
+    where = f"{call.op}/{case.name}" + (f"#{seed}" if seed else "")
 
     def filled(name, value):
         if isinstance(value, list):
@@ -138,7 +138,7 @@ def made(asked: Asked, seed: int) -> Case:
         half = call.dtype in HALVES and array.dtype.kind == "f"  # the port has no other numbers
         return round_to(array, call.dtype) if half else array
 
-    return Case(call.op, asked.name, {key: filled(key, value)
+    return Case(call.op, case.name, {key: filled(key, value)
                                       for key, value in call.inputs.items()}, call.options)
 
 
@@ -160,18 +160,17 @@ def _kind(op: Op, call: Call, name: str, spec: Spec) -> tuple:
     return "plain", 2.0 ** -round(math.log2(max(1, terms)) / 2)
 
 
-def make_asked(folder: str | Path, asked: Iterable[Asked], left: Iterable[Left], *,
-               source: dict[str, Any], seed: int = 0, resume: bool = False,
-               tolerance: Callable | None = None) -> Manifest:
+def make_graph_cases(folder: str | Path, cases: Iterable[GraphCase], left: Iterable[Left], *,
+                     source: dict[str, Any], seed: int = 0, resume: bool = False,
+                     tolerance: Callable | None = None) -> Manifest:
     """Record these cases as a pack of the kind "ops"; source is what the recipe says of their file.
     """
-    asked = list(asked)
     about = {"generator": GENERATOR.replace("CASE:", "CASE#SEED:") if seed else GENERATOR,
              "seed": seed, "cases": source,
              "left_out": [one._asdict() for one in left], **TRUTH}
     with parallel.limited(1), Writer(folder, recipe=about, model={}, kind="ops", resume=resume,
                                      title=f"The ops of {source['file']}, case by case") as writer:
-        for one in asked:
+        for one in cases:
             more = len(one.nodes) - NOTED
             note = ", ".join(one.nodes[:NOTED]) + (f" and {more} more" if more > 0 else "")
             add_case(writer, made(one, seed), tolerance, note=f"of {note}"[:2000])

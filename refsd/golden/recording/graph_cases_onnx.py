@@ -1,7 +1,7 @@
 """Calls of ops out of an ONNX model: of each node that has a counterpart among refsd's ops.
 
 Shapes are inferred by onnx; weights are not read, only their shapes. What nodes mean is in
-asked_onnx_ops.
+graph_cases_onnx_ops.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ import numpy as np
 
 from refsd.contracts import FLOATS, Spec
 from refsd.errors import UsageError, damaged
-from refsd.golden.recording.asked import Call, Left
-from refsd.golden.recording.asked_json import as_spec
-from refsd.golden.recording.asked_onnx_moves import Covered, Unread
-from refsd.golden.recording.asked_onnx_ops import READ
-from refsd.golden.recording.asked_onnx_shapes import OWN, SMALL, settled
+from refsd.golden.recording.graph_cases import Call, Left
+from refsd.golden.recording.graph_cases_json import as_spec
+from refsd.golden.recording.graph_cases_onnx_moves import Covered, Unread
+from refsd.golden.recording.graph_cases_onnx_ops import READ
+from refsd.golden.recording.graph_cases_onnx_shapes import OWN, SMALL, settled
 from refsd.weights.files import read_bytes
 
 CONTRIBUTED = ("com.microsoft", "MultiHeadAttention")  # what onnxruntime makes of attentions
@@ -128,7 +128,7 @@ class _Model:
 
 
 class Node:
-    """A node as asked_onnx_ops looks at it; what it asks for and is not there is Unread."""
+    """A node as graph_cases_onnx_ops looks at it; what it asks for and is not there is Unread."""
 
     def __init__(self, model: _Model, proto: Any, index: int):
         self.model, self.proto, self.kind, self.index = model, proto, proto.op_type, index

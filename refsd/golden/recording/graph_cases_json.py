@@ -13,7 +13,7 @@ from typing import Any
 from refsd import rules
 from refsd.contracts import BYTES, FLOATS, Spec
 from refsd.errors import ModelError, UsageError
-from refsd.golden.recording.asked import Call, refused
+from refsd.golden.recording.graph_cases import Call, refused
 from refsd.graph.graph import Graph, Ref, Value
 from refsd.graph.json import FORMAT, MOST, from_json
 from refsd.weights.files import parse_json, read_text

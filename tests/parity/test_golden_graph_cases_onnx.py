@@ -16,9 +16,9 @@ from refsd.__main__ import main
 from refsd.contracts import Spec
 from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.pack import Pack
-from refsd.golden.recording.asked import different
-from refsd.golden.recording.asked_json import calls_in_json
-from refsd.golden.recording.asked_onnx import calls_in_onnx
+from refsd.golden.recording.graph_cases import different
+from refsd.golden.recording.graph_cases_json import calls_in_json
+from refsd.golden.recording.graph_cases_onnx import calls_in_onnx
 from refsd.graph import to_json, trace
 from refsd.graph.onnx import write_onnx
 from refsd.pipelines.outline import outline

@@ -1,4 +1,7 @@
-"""Packs of the calls of a port's own graph, out of JSON; ONNX: parity/test_golden_asked_onnx.py."""
+"""Packs of the calls of a port's own graph, out of JSON.
+
+Out of ONNX: parity/test_golden_graph_cases_onnx.py.
+"""
 
 import json
 import re
@@ -15,10 +18,10 @@ from refsd.cli import golden_cases
 from refsd.contracts import Spec
 from refsd.errors import ModelError, UsageError
 from refsd.golden.packs.pack import Pack
-from refsd.golden.recording import asked
-from refsd.golden.recording.asked import Call, different, made
-from refsd.golden.recording.asked_json import calls_in_json
+from refsd.golden.recording import graph_cases
 from refsd.golden.recording.cases import numbers
+from refsd.golden.recording.graph_cases import Call, different, made
+from refsd.golden.recording.graph_cases_json import calls_in_json
 from refsd.golden.recording.replay import arrays_of, compute
 from refsd.golden.tolerances import tolerance
 from refsd.golden.tolerances.formats import round_to
@@ -55,7 +58,7 @@ def make(tmp_path, file, *options):
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    place = tmp_path_factory.mktemp("asked")
+    place = tmp_path_factory.mktemp("cases")
     assert make(place, write(place / "calls.json", LIST), "-q") == 0
     with Pack.open(place / "pack") as pack:
         yield pack
@@ -214,7 +217,7 @@ def test_making_a_case_takes_no_more_than_said(bounds, call):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (case.memory(bounds) - asked.AT_LEAST) / 4 < peak < case.memory(bounds)
+    assert (case.memory(bounds) - graph_cases.AT_LEAST) / 4 < peak < case.memory(bounds)
 
 
 def test_options_that_go_together(tmp_path, capsys):

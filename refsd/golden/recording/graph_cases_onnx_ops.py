@@ -1,6 +1,6 @@
 """What each kind of ONNX's nodes that compute is among refsd's ops: one short function a kind.
 
-A function is given a node (asked_onnx.Node) and gives calls: (op, inputs, options). It raises
+A function is given a node (graph_cases_onnx.Node) and gives calls: (op, inputs, options). It raises
 Unread with the reason where the node is no such call, Covered where another node's case has it.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from refsd.contracts import Spec
-from refsd.golden.recording.asked_onnx_moves import MOVES, Calls, Covered, Unread, need
+from refsd.golden.recording.graph_cases_onnx_moves import MOVES, Calls, Covered, Unread, need
 
 
 def _conv(node) -> Calls:
