@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,27 @@ def add_options(parser: Parser) -> None:
 def chosen(options: argparse.Namespace, prompt: str) -> tuple[str, list[dict[str, Any]]]:
     """The prompt without its tags; path and weights of each adapter asked for.
 
-    Without --lora-dir tags stay in the prompt. Raises UsageError for what is not there.
+    Without --lora-dir tags stay in the prompt. `options.adapters`, where there are any, were chosen
+    before. Raises UsageError for what is not there.
     """
-    found = [{"path": path, **dict.fromkeys(("unet", "text_encoder"), weight)}
-             for path, weight in map(_argument, options.lora)]
+    found = [*getattr(options, "adapters", ()),
+             *({"path": path, **dict.fromkeys(("unet", "text_encoder"), weight)}
+               for path, weight in map(_argument, options.lora))]
     if options.lora_dir is not None:
         _require_folder(options.lora_dir)
-        for tag in TAG.finditer(prompt):
-            found.append(_of_tag(tag[0], tag[1], options.lora_dir))
-        prompt = TAG.sub("", prompt).strip() if TAG.search(prompt) else prompt
+        prompt, tagged = of_tags(prompt, lambda name, tag: find(name, options.lora_dir, tag))
+        found += tagged
     paths = [os.path.realpath(one["path"]) for one in found]
     for path in paths:
         if paths.count(path) > 1:
             raise UsageError(f"{path}: the adapter is given twice; give it once")
     return prompt, found
+
+
+def of_tags(prompt: str, find: Callable[[str, str], str]) -> tuple[str, list[dict[str, Any]]]:
+    """The prompt without its tags; path and weights of each, of find(name, tag)."""
+    found = [_of_tag(tag[0], tag[1], find) for tag in TAG.finditer(prompt)]
+    return TAG.sub("", prompt).strip() if found else prompt, found
 
 
 def _argument(given: str) -> tuple[str, float]:
@@ -79,7 +86,7 @@ def _weight(word: str, where: str) -> float:
     return value
 
 
-def _of_tag(tag: str, inside: str, folder: str) -> dict[str, Any]:
+def _of_tag(tag: str, inside: str, find: Callable[[str, str], str]) -> dict[str, Any]:
     name, *words = [word.strip() for word in inside.split(":")]
     named = dict(word.split("=", 1) for word in words if "=" in word)
     numbers = [word for word in words if "=" not in word]
@@ -89,7 +96,7 @@ def _of_tag(tag: str, inside: str, folder: str) -> dict[str, Any]:
     text_encoder = _weight(named.get("te", numbers[0] if numbers else "1"), shown(tag))
     unet = _weight(named["unet"], shown(tag)) if "unet" in named else (
         _weight(numbers[1], shown(tag)) if numbers[1:] else text_encoder)
-    return {"path": find(name, folder, tag), "unet": unet, "text_encoder": text_encoder}
+    return {"path": find(name, tag), "unet": unet, "text_encoder": text_encoder}
 
 
 def find(name: str, folder: str, tag: str) -> str:
@@ -110,6 +117,12 @@ def find(name: str, folder: str, tag: str) -> str:
 def _require_folder(folder: str) -> None:
     if not os.path.isdir(folder):
         raise UsageError(f"--lora-dir {folder}: no such folder; name one")
+
+
+def files_in(folder: str) -> list[Path]:
+    """The adapters in a folder and below it, sorted; UsageError where there is no such folder."""
+    _require_folder(folder)
+    return [*_files(folder)]
 
 
 def _files(folder: str) -> Iterator[Path]:

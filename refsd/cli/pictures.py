@@ -67,7 +67,11 @@ def read_picture(path: str, formats: tuple[str, ...] = FORMATS) -> Picture:
     """
     from refsd.weights.files import read_bytes  # refsd.weights imports NumPy
 
-    data = read_bytes(path, limit=MAX_FILE, error=UsageError)
+    return as_picture(path, read_bytes(path, limit=MAX_FILE, error=UsageError), formats)
+
+
+def as_picture(path: str, data: bytes, formats: tuple[str, ...] = FORMATS) -> Picture:
+    """The picture that bytes are; `path` is what errors call it. Raises UsageError for others."""
     kind = _format(data)
     if kind not in formats:
         what = "PNG" if formats == ("PNG",) else "PNG, JPEG or WebP"

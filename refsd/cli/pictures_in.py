@@ -77,15 +77,19 @@ def _part(mask, padding):
     return {"padding": check_integer("--mask-padding", padding, 0, MAX_SIDE)}
 
 
-def read(paths: dict[str, str], numbers: dict[str, Any]) -> Pictures:
-    """The pictures of these files; UsageError for what cannot be drawn from."""
+def read(files: dict[str, Any], numbers: dict[str, Any]) -> Pictures:
+    """The pictures of these files, paths or what read_picture gives of one.
+
+    UsageError for what cannot be drawn from.
+    """
     import hashlib
 
     from refsd.cli.pictures import read_picture
 
-    found, recorded = {}, {"mask": None, **numbers}
-    for name, path in paths.items():
-        picture = read_picture(path)
+    found, recorded, paths = {}, {"mask": None, **numbers}, {}
+    for name, file in files.items():
+        picture = read_picture(file) if isinstance(file, str) else file
+        path = paths[name] = picture.path
         image = picture.upright()
         for damage in picture.damage:  # of what can be drawn from all the same
             logger.warning("%s: %s", path, damage)

@@ -1,6 +1,7 @@
 """--prompts FILE: many requests in one file, read and refused line by line before any is drawn."""
 
 import argparse
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from refsd.arguments import nearest, shown
@@ -9,7 +10,7 @@ from refsd.cli.recipe import RNGS
 from refsd.dialects.names import find, spelled
 from refsd.errors import ModelError, UsageError
 from refsd.pipelines.request import NUMBERS, check_choice
-from refsd.rules import as_kind, number
+from refsd.rules import Rule, as_kind, number
 
 MAX_FILE = 64 << 20
 MAX_LINES = 100_000
@@ -74,7 +75,11 @@ def _text(line: bytes) -> str:
 
 def _is_text(value: str) -> bool:
     """Whether it has no halves of surrogate pairs, which no tokenizer can read."""
-    return not any("\ud800" <= c <= "\udfff" for c in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _object(line: bytes, path: str) -> dict[str, Any]:
@@ -88,13 +93,21 @@ def _object(line: bytes, path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"a JSON {type(found).__name__}; give an object such as "
                          "{\"prompt\": \"...\"}")
+    return named(found, FIELDS)
+
+
+def named(found: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """What is said of the fields, under refsd's names; null is what is not said.
+
+    UsageError for a field that there is not, with the nearest that there is, or one given twice.
+    """
     said: dict[str, Any] = {}
     for key, value in found.items():
-        name = ELSEWHERE.get(key, key)
-        if name not in FIELDS:
-            hint = nearest(key, FIELDS)
+        name = key if key in fields else ELSEWHERE.get(key, key)
+        if name not in fields:
+            hint = nearest(key, fields)
             raise UsageError(f"there is no field {shown(key)}; {hint and hint + ' '}give "
-                             + ", ".join(FIELDS))
+                             + ", ".join(fields))
         if name in said:
             raise UsageError(f"{name} is given twice, also as {key}; give it once")
         if value is not None:
@@ -102,15 +115,24 @@ def _object(line: bytes, path: str) -> dict[str, Any]:
     return said
 
 
-def _with(options, said, prompt):
-    """The options with a line's own values, each checked."""
+def checked(said: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """The values, numbers as their rules want them, all others texts; UsageError names the field.
+    """
+    found = {}
     for name, value in said.items():
-        if name in RULES:
-            said[name] = value = as_kind(value, 0)
-            if wanted := RULES[name](value):
+        if name in rules:
+            value = as_kind(value, 0)
+            if wanted := rules[name](value):
                 raise UsageError(f"{name} is {shown(value)}; give {wanted}")
         elif not isinstance(value, str) or not _is_text(value):
             raise UsageError(f"{name} is {shown(value)}; give a text")
+        found[name] = value
+    return found
+
+
+def _with(options, said, prompt):
+    """The options with a line's own values, each checked."""
+    said = checked(said, RULES)
     prompt = said.pop("prompt", prompt)
     if prompt is None:
         raise UsageError("there is no prompt; give one")

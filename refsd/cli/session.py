@@ -82,9 +82,9 @@ class Session:
             self.pipe.scheduler = sampler_names.of_model(options.sampler, self.scheduler_config)
         prompt, asked = chosen(options, prompt)
         embeddings = self.embeddings.recorded(self.pipe, prompt, options.negative_prompt)
-        size = pictures_in.size(self.pipe, options, self.pictures)
+        size = pictures_in.size(self.pipe, options, options.pictures)
         width, height = control.size(self.control, self.pipe, options, size)
-        pictures = pictures_in.settle(self.pipe, self.pictures, options)
+        pictures = pictures_in.settle(self.pipe, options.pictures, options)
         preview.require_colours(options, self.pipe,
                                 pictures_in.calls(self.pipe, pictures, options.steps))
         return drawing.effective(self.pipe, Recipe(
@@ -102,19 +102,22 @@ class Session:
             embeddings=embeddings, hires=hires.settle(self.pipe, options, width, height),
             versions=drawing.versions(self.pipe.backend)))
 
-    def picture(self, recipe: Recipe, target: output.Target, *, say: bool = True) -> dict[str, Any]:
-        """Draw the picture of a recipe, write it, and say so."""
-        from refsd.cli import drawing, png
-
-        calls = pictures_in.calls(self.pipe, recipe.pictures, recipe.steps) + hires.calls(
-            self.pipe, recipe.hires)
-        seed = recipe.seed
+    def prepare(self, recipe: Recipe) -> int:
+        """Have the model be as a recipe says; gives how many steps its picture takes."""
         if self.control is not None:
             self.control.put_on(self.pipe, recipe)
         self.embeddings.put_on(self.pipe, recipe)
         if recipe.adapters or self.adapters.places:
             with self._timed("adapters"):
                 self.adapters.put_in(self.pipe, recipe.adapters)
+        return pictures_in.calls(self.pipe, recipe.pictures, recipe.steps) + hires.calls(
+            self.pipe, recipe.hires)
+
+    def picture(self, recipe: Recipe, target: output.Target, *, say: bool = True) -> dict[str, Any]:
+        """Draw the picture of a recipe, write it, and say so."""
+        from refsd.cli import drawing, png
+
+        calls, seed = self.prepare(recipe), recipe.seed
         with Progress(calls, f"seed {seed}", show=self.chatty,
                       done=resuming.steps_done(self.options)) as progress:
             so_far = None if self.options.preview is None else preview.Preview(

@@ -1,0 +1,1 @@
+"""The server: a page, a native API and those that clients already speak. Above refsd.cli."""

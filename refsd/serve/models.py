@@ -1,0 +1,75 @@
+"""The models and LoRAs that a server was started with: a request names them, never a file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refsd.cli import adapters
+from refsd.errors import UsageError
+from refsd.pipelines.outline import BUNDLED, outline
+from refsd.pipelines.planned import denoiser_of, planned_networks, sized
+
+
+class Model(NamedTuple):
+    """A model by its id; `path` is what `refsd draw -m` takes, None for the one in refsd.
+
+    `name` is its family's. Width and height are its own, in pixels; sides are multiples of
+    `multiple`.
+    """
+
+    id: str
+    path: str | None
+    name: str
+    width: int
+    height: int
+    multiple: int
+
+
+def find_models(paths: Sequence[str] = (), **hub: Any) -> dict[str, Model]:
+    """The models at these places by their ids, the first one the default; without any refsd's own.
+
+    An id is the last part of a path, or a hub id. Of the files only configs and headers are read.
+    hub: as for refsd.weights.resolve. Raises as refsd.pipelines.outline does.
+    """
+    found: dict[str, Model] = {}
+    for path in paths or (BUNDLED,):
+        own = path == BUNDLED and not Path(path).exists()
+        about = outline(path, **hub)
+        if about.plans is None:
+            raise UsageError(f"--model {path}: refsd knows this model and has no file of it; give "
+                             "the path of one")
+        networks = planned_networks(about.configs)
+        size = sized(networks)
+        if size is None:
+            raise UsageError(f"--model {path}: this model writes texts; give one that draws")
+        id = _unique(BUNDLED if own else _named(path), found)
+        found[id] = Model(id, None if own else path, about.family.name, size.width * size.downscale,
+                          size.height * size.downscale,
+                          size.downscale * denoiser_of(networks)[1].patch_size)
+    return found
+
+
+def _named(path: str) -> str:
+    place = Path(path)
+    if not place.exists():
+        return path
+    place = place.resolve()
+    return place.stem if place.is_file() else place.name
+
+
+def _unique(name: str, taken: Mapping[str, Any]) -> str:
+    names = (name if count == 1 else f"{name}-{count}" for count in range(1, len(taken) + 2))
+    return next(each for each in names if each not in taken)
+
+
+def find_loras(folder: str | None) -> dict[str, str]:
+    """The files of a folder and below it by their names, those of one name by the way to them.
+
+    UsageError where there is no such folder.
+    """
+    if folder is None:
+        return {}
+    files = adapters.files_in(folder)
+    stems = [path.stem for path in files]
+    return {path.stem if stems.count(path.stem) == 1 else
+            path.relative_to(folder).with_suffix("").as_posix(): str(path) for path in files}
