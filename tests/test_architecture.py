@@ -74,11 +74,13 @@ ALLOWED = {
                "families", "functional", "graph", "half", "kinds", "leaf", "models", "networks",
                "ops", "parallel", "pipelines", "places", "planning", "random", "registry", "rules",
                "schedulers", "shapes", "text", "version", "weights"},
+    # deals units and has them done without knowing what they are of; what does them is found by
+    # the kind's name, so that the arrow from cli is the only one
+    "farm": {"atomic", "errors"},
     "cli": {"adapters", "algorithms", "arguments", "atomic", "backends", "cgroups", "contracts",
-            "dialects", "errors", "families", "golden", "gpu", "graph", "models", "networks",
-            "numba_ops", "parallel",
-            "pipelines", "profiling", "random", "registry", "rules", "schedulers", "text",
-            "version", "weights"},
+            "dialects", "errors", "families", "farm", "golden", "gpu", "graph", "models",
+            "networks", "numba_ops", "parallel", "pipelines", "profiling", "random", "registry",
+            "rules", "schedulers", "text", "version", "weights"},
     # what refsd draw does with a command line, it does with requests; nobody imports it, it is
     # found by its name alone
     "serve": {"arguments", "atomic", "cli", "errors", "pipelines", "rules", "schedulers", "version",
