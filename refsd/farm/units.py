@@ -90,7 +90,7 @@ def settle(unit: Unit, made: Path, folder: Path) -> None:
     for name in unit.results:
         source, place = made / name, folder / name
         if not os.path.lexists(source):
-            raise ResourceError(f"{unit.name}: {source} was not made. Do the unit again")
+            raise ResourceError(f"{unit.name}: {source} was not made. Run the unit again")
         with writing(place):
             if not (place.is_dir() and any(place.iterdir())):
                 os.replace(source, place)
