@@ -1,4 +1,4 @@
-# make image | test | cuda | test-cuda | bench-cuda | parity | parity-full | bench | bench-memory | notebooks | docs | golden | lint | train: each sets up all it needs.
+# make image | test | test-web | cuda | test-cuda | bench-cuda | parity | parity-full | bench | bench-memory | notebooks | docs | golden | lint | train: each sets up all it needs.
 PYTHON ?= python3
 PROMPT ?= a glossy red sphere left of a small blue cube
 SEED ?= 2
@@ -10,13 +10,16 @@ BENCH := .venv-bench
 NOTEBOOKS := .venv-notebooks
 DOCS := .venv-docs
 CUDA := .venv-cuda
+WEB := .venv-web
+CHROMIUM ?= /usr/bin/chromium
 BENCH_OPTIONS ?=
 
-.PHONY: help image test cuda test-cuda bench-cuda parity parity-full bench bench-memory notebooks docs golden lint train clean
+.PHONY: help image test test-web cuda test-cuda bench-cuda parity parity-full bench bench-memory notebooks docs golden lint train clean
 
 help:
 	@echo "make image        draw '$(PROMPT)' with the bundled model (PROMPT=... for another)"
 	@echo "make test         the tests, without torch"
+	@echo "make test-web     the server: real clients, a real browser, real sockets; many processes: Dask"
 	@echo "make cuda         the GPU's kernels without a GPU: in lockstep, and through its compiler"
 	@echo "make test-cuda    the same on a GPU: instructions, every kernel, bits, copies; five minutes"
 	@echo "make bench-cuda   that, and times beside torch's: eight minutes"
@@ -39,9 +42,10 @@ $(BENCH)/ready: EXTRA := bench
 $(NOTEBOOKS)/ready: EXTRA := notebooks
 $(DOCS)/ready: EXTRA := docs
 $(CUDA)/ready: EXTRA := cuda-compile
+$(WEB)/ready: EXTRA := test-web
 $(PARITY)/ready $(BENCH)/ready: TORCH := torch==2.13.0
 
-$(VENV)/ready $(PARITY)/ready $(BENCH)/ready $(NOTEBOOKS)/ready $(DOCS)/ready $(CUDA)/ready: setup.cfg pyproject.toml
+$(VENV)/ready $(PARITY)/ready $(BENCH)/ready $(NOTEBOOKS)/ready $(DOCS)/ready $(CUDA)/ready $(WEB)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
 	$(if $(TORCH),$(@D)/bin/python -m pip install --quiet $(TORCH))
@@ -55,6 +59,16 @@ image: $(VENV)/ready
 # these there are hundreds, which shall find the package compiled.
 test: $(VENV)/ready
 	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 2 --dist loadfile tests
+
+# The browser is Debian's; CHROMIUM=PATH names another Chromium or Chrome.
+test-web: $(WEB)/ready $(CHROMIUM)
+	PYTHONDONTWRITEBYTECODE= CHROMIUM=$(CHROMIUM) $(WEB)/bin/python -m pytest \
+		-o addopts="-q --strict-markers" -n 2 --dist loadfile $(wildcard tests/web tests/farm)
+
+$(CHROMIUM):
+	@echo "the page is tested in a browser, and $@ is not there: it is installed with apt-get"
+	apt-get install --yes --no-install-recommends chromium || \
+		{ apt-get update && apt-get install --yes --no-install-recommends chromium; }
 
 # The kernels of the GPU without one: in lockstep, through its compiler, on a driver that pretends.
 cuda: $(CUDA)/ready
@@ -116,4 +130,4 @@ train: $(PARITY)/ready
 	$(PARITY)/bin/python -m training
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BENCH) $(NOTEBOOKS) $(DOCS) $(CUDA) .bench build *.egg-info
+	rm -rf $(VENV) $(PARITY) $(BENCH) $(NOTEBOOKS) $(DOCS) $(CUDA) $(WEB) .bench build *.egg-info
