@@ -1,0 +1,63 @@
+"""The application: the page, health and metrics, the APIs' routes, and one way to say errors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Route, Router
+
+from refsd.serve import policy
+from refsd.serve.answers import answer, problem
+from refsd.serve.guard import Guard, Settings
+from refsd.serve.metrics import Metrics
+
+
+def make_app(routes: Sequence[BaseRoute] = (), settings: Settings | None = None, *,
+             page: bool = True, metrics: Metrics | None = None, studio: Any = None) -> Any:
+    """An ASGI application of these routes, the page, /health, and, with metrics, /metrics.
+
+    settings: who may ask. studio: whose queue the metrics show.
+    """
+    own = [Route("/health", lambda request: answer({"status": "ok"}))]
+    if page:
+        own.append(Route("/", show_page))
+    if metrics is not None:
+        own.append(Route("/metrics", lambda request: Response(
+            metrics.text(studio.jobs() if studio else ()), media_type=metrics.TYPE)))
+    app = Guard(App([*own, *routes]), settings or Settings())
+    return app if metrics is None else metrics.counting(app)
+
+
+def show_page(request: Any) -> Response:
+    """The page, which may do what its policy says."""
+    html = policy.page()
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy.policy(html)})
+
+
+class App:
+    """Routes whose errors, whatever they are, are answered as the API that was asked does."""
+
+    def __init__(self, routes: Sequence[BaseRoute]):
+        self.router = Router(routes, redirect_slashes=False)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["app"] = self  # with it Starlette raises what is not found instead of answering
+        if scope["type"] != "http":
+            await self.router(scope, receive, send)
+            return
+        begun = False
+
+        async def noted(message):
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.router(scope, receive, noted)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
+        except Exception as error:
+            if begun:
+                raise
+            await problem(error, scope["path"])(scope, receive, send)

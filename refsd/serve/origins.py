@@ -1,0 +1,91 @@
+"""Whether a request is for this server, and not another site's doing in somebody's browser."""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+from refsd.arguments import shown
+from refsd.serve.refusals import Refused
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
+ORIGIN = re.compile(r"https?://(?P<host>[^/?#@\s]+)")
+METHODS = "GET, POST, DELETE"
+
+
+def parse_host(text: str) -> tuple[str, int | None] | None:
+    """The name in small letters and the port of NAME or NAME:PORT; None for what is neither."""
+    found = HOST.fullmatch(text.lower())
+    if found is None:
+        return None
+    return found["name"], None if found["port"] is None else int(found["port"])
+
+
+def check_host(headers: Headers, server: Sequence | None, hosts: Sequence[str]) -> None:
+    """Raise Refused (421) unless the Host header is one of this server's.
+
+    These are, with the server's port, loopback's names and the address where the request came
+    in; and `hosts`. A name that somebody has lead here is none of them (DNS rebinding).
+    """
+    given = headers.getlist("host")
+    found = parse_host(given[0]) if len(given) == 1 else None
+    if found is not None:
+        name, port = found
+        own = _own(server)
+        if name in own and (80 if port is None else port) == server[1]:
+            return
+        if found in [parse_host(host) for host in hosts] or name in hosts:
+            return
+    raise Refused(421, "host", f"the Host header is {shown(', '.join(given))}, which is none of "
+                  "this server's names; start it with --allow-host to give it one")
+
+
+def _own(server):
+    """Names of the server itself; an address cannot be somebody else's name."""
+    if not server or server[1] is None:
+        return ()
+    try:
+        address = ipaddress.ip_address(server[0])
+    except ValueError:
+        return LOOPBACK
+    return (*LOOPBACK, f"[{address}]" if address.version == 6 else str(address))
+
+
+def allowed(headers: Headers, origins: Sequence[str]) -> str | None:
+    """The origin of another site that may ask, if it is one of these."""
+    origin = headers.get("origin")
+    return origin if origin in origins else None
+
+
+def check_site(method: str, path: str, headers: Headers, allowed: str | None) -> None:
+    """Raise Refused (403) for what a page of another origin has a browser ask.
+
+    Following a link to the page is none of it.
+    """
+    site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
+    if allowed or (method == "GET" and path == "/" and origin is None
+                   and headers.get("sec-fetch-mode") == "navigate"
+                   and headers.get("sec-fetch-dest") == "document"):
+        return
+    if site not in ("same-origin", "none"):
+        raise Refused(403, "site", "a page of another site asked for this; start the server with "
+                      "--allow-origin to let it")
+    if origin is not None and not _is_own(origin, headers["host"]):
+        raise Refused(403, "origin", f"the Origin header is {shown(origin)}, another site's; start "
+                      "the server with --allow-origin to let it ask")
+
+
+def _is_own(origin, host):
+    """Whether the origin is this host's; of its scheme only the browser knows before a proxy."""
+    found = ORIGIN.fullmatch(origin.lower())
+    return found is not None and found["host"] == host.lower()
+
+
+def preflight() -> Response:
+    """What a page of an allowed origin may ask: all but with cookies."""
+    return Response(status_code=204, headers={
+        "Access-Control-Allow-Methods": METHODS, "Access-Control-Max-Age": "600",
+        "Access-Control-Allow-Headers": "*, Authorization, Content-Type"})
