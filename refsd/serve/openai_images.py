@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from refsd.arguments import shown
 from refsd.cli.pictures import as_picture
@@ -14,9 +15,10 @@ from refsd.errors import UsageError
 from refsd.rules import Rule, boolean, integer, only, text
 from refsd.serve import asked
 from refsd.serve.asked import Limits
-from refsd.serve.jobs import Job, Picture
+from refsd.serve.jobs import CANCELLED, Job, Picture
 from refsd.serve.refusals import Refused
 
+STATUS = {"usage": 400, "resource": 507}  # of jobs that failed so; all others are 500
 PARTIAL_IMAGES = 3
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 # What clients send that have no way to name another model: the server's first is drawn with.
@@ -184,7 +186,7 @@ def is_due(step: int, steps: int, sent: int, most: int) -> bool:
     return step * (most + 1) >= (sent + 1) * steps
 
 
-def answer(job: Job, warnings: list[str], base: str | None) -> dict[str, Any]:
+def say_done(job: Job, warnings: list[str], base: str | None) -> dict[str, Any]:
     """What is answered of a finished job; `base` is the URL of this server, None for base64.
 
     Reads the files of its pictures. Raises what its failure is, see `require_done`.
@@ -194,12 +196,12 @@ def answer(job: Job, warnings: list[str], base: str | None) -> dict[str, Any]:
         {"b64_json": _in_base64(picture.png)} if base is None else {"url": url(picture, base)})}
         for picture in job.pictures]
     return {"created": int(job.created), **_about(job.pictures), "data": data,
-            **({"warnings": found} if (found := [*warnings, *job.warnings]) else {})}
+            **_warned(job, warnings)}
 
 
 def url(picture: Picture, base: str) -> str:
     """Where this server shows a picture."""
-    return f"{base.rstrip('/')}/api/v1/pictures/{picture.name}"
+    return f"{base.rstrip('/')}/api/v1/pictures/{quote(picture.name)}"
 
 
 def _about(pictures):
@@ -221,19 +223,22 @@ def partial_event(kind: str, job: Job, image: bytes, index: int) -> dict[str, An
             "background": "opaque", "quality": "auto", "size": f"{width}x{height}"}
 
 
-def completed_event(kind: str, job: Job, picture: Picture) -> dict[str, Any]:
+def completed_event(kind: str, job: Job, picture: Picture, warnings: list[str]) -> dict[str, Any]:
     """A picture, as a stream says it. Reads its file."""
     return {"type": f"{kind}.completed", "b64_json": _in_base64(picture.png), "seed": picture.seed,
-            "created_at": int(job.created), "quality": "auto", **_about([picture])}
+            "created_at": int(job.created), "quality": "auto", **_about([picture]),
+            **_warned(job, warnings)}
 
 
-STATUS = {"usage": 400, "model": 500, "resource": 507}
+def _warned(job, warnings):
+    """What has no effect, of the request and of the job, if anything."""
+    found = [*warnings, *job.warnings]
+    return {"warnings": found} if found else {}
 
 
 def require_done(job: Job) -> None:
-    """Raise Refused with what a job ended by, unless it is done."""
-    if job.state == "cancelled":
-        raise Refused(409, "cancelled", "the job was cancelled")
+    """Raise Refused with what a job ended by, unless it is done; no client is to try it again."""
+    if job.state == CANCELLED:
+        raise Refused(409, "cancelled", "the job was cancelled", x_should_retry="false")
     if job.error is not None:
-        code, message = job.error["code"], job.error["message"]
-        raise Refused(STATUS.get(code, 500), code, message)
+        raise Refused(STATUS.get(job.error["code"], 500), **job.error, x_should_retry="false")

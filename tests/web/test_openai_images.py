@@ -219,10 +219,10 @@ def job(tmp_path):
 def test_answers_have_the_pictures_in_base64_or_their_urls(job):
     text = base64.b64encode(PICTURE).decode()
     about = {"created": 12, "output_format": "png", "background": "opaque", "size": "8x16"}
-    assert openai_images.answer(job, [], None) == {
+    assert openai_images.say_done(job, [], None) == {
         **about, "data": [{"seed": 5, "b64_json": text}, {"seed": 6, "b64_json": text}]}
     job.warnings = ["two"]
-    assert openai_images.answer(job, ["one"], "http://localhost:1/") == {
+    assert openai_images.say_done(job, ["one"], "http://localhost:1/") == {
         **about, "warnings": ["one", "two"], "data": [
             {"seed": 5, "url": "http://localhost:1/api/v1/pictures/a.png"},
             {"seed": 6, "url": "http://localhost:1/api/v1/pictures/b.png"}]}
@@ -233,8 +233,9 @@ def test_events_have_the_clients_fields(job):
              "b64_json": base64.b64encode(PICTURE).decode()}
     assert openai_images.partial_event("image_edit", job, PICTURE, 1) == {
         **about, "type": "image_edit.partial_image", "partial_image_index": 1, "size": "8x8"}
-    assert openai_images.completed_event("image_generation", job, job.pictures[0]) == {
-        **about, "type": "image_generation.completed", "seed": 5, "size": "8x16"}
+    assert openai_images.completed_event("image_generation", job, job.pictures[0], ["b"]) == {
+        **about, "type": "image_generation.completed", "seed": 5, "size": "8x16",
+        "warnings": ["b"]}
 
 
 @pytest.mark.parametrize("state, code, status", [
@@ -244,12 +245,13 @@ def test_a_job_that_is_not_done_is_an_error(job, state, code, status):
     job.state = state
     job.error = {"code": code, "message": "why"} if state == "failed" else None
     with pytest.raises(Refused) as caught:
-        openai_images.answer(job, [], None)
+        openai_images.say_done(job, [], None)
     assert (caught.value.status, caught.value.code) == (status, code)
+    assert caught.value.headers == {"x-should-retry": "false"}
     assert str(caught.value) == ("why" if state == "failed" else "the job was cancelled")
 
 
 def test_a_picture_that_was_taken_away_is_an_error(job):
     Path(job.pictures[0].path).unlink()
     with pytest.raises(FileNotFoundError):
-        openai_images.answer(job, [], None)
+        openai_images.say_done(job, [], None)
