@@ -12,6 +12,7 @@ GROUPS = {
         "text": ("PROMPT", "a text continued by GPT-2: without -m, a prompt to draw"),
         "words": ("", "what the model that comes with refsd can draw"),
         "repro": ("PICTURE", "draw a picture again from its recipe, and compare"),
+        "serve": ("", "a page that draws, and the APIs of A1111 and OpenAI"),
         "quantize": ("-o FOLDER", "write a model with int8 weights, and what that costs"),
     },
     "look inside": {
@@ -39,10 +40,11 @@ GROUPS = {
     },
 }
 COMMANDS = tuple(name for group in GROUPS.values() for name in group)
+MODULES = {"serve": "refsd.serve.command"}  # what calls the command line, and is never imported
 
 
 def find(name: str) -> Any:
     """What answers to a command, or to FAMILY_ACTION: a module with parser() and run()."""
     if name in actions.FAMILIES:
         return actions.Family(name)
-    return importlib.import_module(f"refsd.cli.{name}")
+    return importlib.import_module(MODULES.get(name, f"refsd.cli.{name}"))

@@ -49,8 +49,7 @@ def overview() -> str:
     lines += ["options of drawing (refsd draw --help has them all):",
               _row("-m MODEL", "a folder, a .safetensors or .gguf file, a Hugging Face id"),
               _row("-o FILE, -s SEED", "where to, and which of all pictures; --preview N: so far"),
-              _row("-W N, -H N, --steps N", "its size in pixels, and the denoising steps"),
-              _row("--sampler NAME", "ddim, euler_a, dpm++2m_karras ...: see refsd samplers")]
+              _row("-W N, -H N, --steps N", "size, and denoising steps; --sampler: refsd samplers")]
     return "\n".join(lines)
 
 

@@ -122,7 +122,8 @@ class Studio:
 
     def _load_first(self):
         try:
-            asked = self.read({"prompt": ""})
+            least = self.limits.least  # some size that may be asked for
+            asked = self.read({"prompt": "", "width": least, "height": least})
             self._drawer.load(asked.model, asked.options)
         except Exception as error:
             logger.warning("%s", describe(error)[2])

@@ -1,0 +1,13 @@
+"""Everything that the server answers, in one place."""
+
+from typing import Any
+
+from refsd.serve.app import make_app
+from refsd.serve.guard import Settings
+from refsd.serve.metrics import Metrics
+from refsd.serve.studio import Studio
+
+
+def application(studio: Studio, metrics: Metrics, settings: Settings) -> Any:
+    """The ASGI application: the page and the APIs, for whom the settings let ask."""
+    return make_app([], settings, metrics=metrics, studio=studio)
