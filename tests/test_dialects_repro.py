@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from refsd.__main__ import main
-from refsd.cli import foreign, png
+from refsd.cli import foreign, png, sampler_names
 from refsd.cli.pictures import read_picture
 from refsd.errors import UsageError
 from refsd.pipelines.stable_diffusion import StableDiffusionPipeline
@@ -118,6 +118,20 @@ def test_the_samplers_sigmas_are_those_of_the_program(write, model):
     assert read(write(a1111(sampler="DPM++ 2M Karras"))).sampler == "dpm++2m_karras"
     ddim = read(write(a1111())).scheduler(pipe.scheduler.config)
     assert ddim.config["steps_offset"] == pipe.scheduler.config["steps_offset"]
+
+
+@pytest.mark.parametrize("sampler, wanted", [
+    ("DPM++ 2M", "dpm++2m_karras"), ("DPM++ SDE", "dpm++sde_karras"), ("DPM2", "dpm2_karras"),
+    ("DPM2 a", "dpm2_a_karras"), ("DPM++ 2M SDE", "dpm++2m_sde_exponential"),
+    ("DPM++ 2M SDE Heun", "dpm++2m_sde_heun_exponential"), ("Euler", "euler"), ("Heun", "heun"),
+    ("LMS", "lms"), ("Euler a", "euler_a"), ("DDIM", "ddim"), ("DPM++ 2M Karras", "dpm++2m_karras"),
+])
+def test_automatic_is_the_samplers_own_schedule_in_a1111(write, sampler, wanted):
+    automatic = read(write(a1111(sampler=sampler, schedule="Schedule type: Automatic, ")))
+    assert (automatic.sampler, automatic.missing) == (wanted, [])
+    uniform = read(write(a1111(sampler=sampler, schedule="Schedule type: Uniform, ")))
+    before = read(write(a1111(sampler=sampler)))  # A1111 1.8 had the schedule in the name alone
+    assert uniform.sampler == before.sampler == sampler_names.find_sampler(sampler)
 
 
 def test_all_settings_have_an_effect_or_a_line(write):

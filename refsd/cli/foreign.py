@@ -30,7 +30,7 @@ SAID = {"Version", "Hashes", "Lora hashes", "Lora", "User", "Guidance", "Batch s
         "VAE hash", "TI hashes", "Backend", "Operations", "Parser", "Pipeline", "App"}
 SCHEDULES = {"karras", "exponential", "beta", "discrete", "ays", "gits", "simple", "sgm_uniform",
              "smoothstep"}  # at the end of a sampler's name
-USUAL = {"", "automatic", "uniform", "normal", "discrete", "default"}
+USUAL = {"", "uniform", "normal", "discrete", "default"}
 NAMES = {"Eta": "the noise of ancestral steps", "Denoising strength": "the picture it began with"}
 # Samplers of A1111 and ComfyUI that step through training steps, not through sigmas.
 BY_STEPS = ("ddim", "ddpm", "pndm", "lcm", "unipc", "unipc_bh1", "unipc_bh2", "tcd")
@@ -134,6 +134,8 @@ def _sampler(name: str, schedule: str, missing: list[str]) -> str:
         found = sampler_names.find_sampler(name)
     except UsageError as problem:
         raise UsageError(str(problem).removeprefix("--sampler: ")) from None
+    if schedule.lower() == "automatic":
+        return sampler_names.automatic(found)
     if schedule.lower() in USUAL:
         return found
     try:

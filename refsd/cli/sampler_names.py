@@ -39,6 +39,9 @@ BH2 = {"solver_type": "bh2"}
 SCHEDULES = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas",
              "beta": "use_beta_sigmas"}
 ENDINGS = {**{name: name for name in SCHEDULES}, "ka": "karras"}
+# The sigmas of A1111's "Automatic", from its version 1.9 on, where they are not evenly spaced.
+AUTOMATIC = {"dpm++2m": "karras", "dpm++sde": "karras", "dpm2": "karras", "dpm2_a": "karras",
+             "dpm++2m_sde": "exponential", "dpm++2m_sde_heun": "exponential"}
 # The classes that are the same methods with models of flow matching.
 FLOW = {"EulerDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
         "HeunDiscreteScheduler": "FlowMatchHeunDiscreteScheduler"}
@@ -132,6 +135,15 @@ def chosen(name: str | None, schedule: str | None) -> str | None:
     if schedule is not None and found not in SAMPLERS:
         raise UsageError(f"--schedule {schedule}: --sampler says {found} already; give one of them")
     return _with_schedule(found, schedule)
+
+
+def automatic(name: str) -> str:
+    """The sampler with the schedule that A1111's "Automatic" stands for; its own stays.
+
+    >>> automatic("dpm++2m"), automatic("dpm++2m_exponential"), automatic("euler")
+    ('dpm++2m_karras', 'dpm++2m_exponential', 'euler')
+    """
+    return _with_schedule(name, AUTOMATIC.get(name))
 
 
 def _names():
