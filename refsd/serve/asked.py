@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from refsd.arguments import nearest, shown
 from refsd.cli import adapters, draw, hires, recipe, sampler_names
-from refsd.cli.pictures import as_picture
+from refsd.cli.pictures import Picture, as_picture
 from refsd.cli.requests import checked, named
 from refsd.errors import UsageError
 from refsd.pipelines.request import MAX_SIDE, NUMBERS, check_choice, check_side
@@ -129,7 +129,7 @@ def _read(said, models, loras, limits, base):
     paths = [one["path"] for one in chosen]
     if twice := [name for name, path in loras.items() if paths.count(path) > 1]:
         raise UsageError(f"loras: {twice[0]} is given twice; give it once")
-    pictures = {name: _picture(name, found.pop(name)) for name in PICTURES if name in found}
+    pictures = {name: read_picture(name, found.pop(name)) for name in PICTURES if name in found}
     preview = found.pop("preview", 1)
     if len(chosen) > limits.loras:
         raise UsageError(f"loras: {len(chosen)} are asked for; give at most {limits.loras}")
@@ -179,8 +179,10 @@ def _lora(name, loras, where):
     return loras[name]
 
 
-def _picture(name, text):
-    """The picture of base64 or a data: URL; nothing is fetched from anywhere."""
+def read_picture(name: str, text: Any) -> Picture:
+    """The picture of base64 or a data: URL; nothing is fetched from anywhere. UsageError."""
+    if not isinstance(text, str):
+        raise UsageError(f"{name} is {shown(text)}; give a text")
     head, comma, data = text.partition(",") if text.startswith("data:") else ("", "", text)
     if head and not (comma and head.endswith(";base64")):
         raise UsageError(f"{name} is {shown(text[:60])}; give a data: URL in base64")

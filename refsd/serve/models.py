@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from refsd.cli import adapters
 from refsd.errors import UsageError
+from refsd.pipelines.auto import class_of
 from refsd.pipelines.outline import BUNDLED, outline
 from refsd.pipelines.planned import denoiser_of, planned_networks, sized
 
@@ -14,7 +15,7 @@ class Model(NamedTuple):
     """A model by its id; `path` is what `refsd draw -m` takes, None for the one in refsd.
 
     `name` is its family's. Width and height are its own, in pixels; sides are multiples of
-    `multiple`.
+    `multiple`. `edits`: it is InstructPix2Pix's. `lacks`: what its pipeline does not have.
     """
 
     id: str
@@ -23,6 +24,8 @@ class Model(NamedTuple):
     width: int
     height: int
     multiple: int
+    edits: bool = False
+    lacks: frozenset[str] = frozenset()
 
 
 def find_models(paths: Sequence[str] = (), **hub: Any) -> dict[str, Model]:
@@ -43,9 +46,12 @@ def find_models(paths: Sequence[str] = (), **hub: Any) -> dict[str, Model]:
         if size is None:
             raise UsageError(f"--model {path}: this model writes texts; give one that draws")
         id = _unique(BUNDLED if own else _named(path), found)
-        found[id] = Model(id, None if own else path, about.family.name, size.width * size.downscale,
-                          size.height * size.downscale,
-                          size.downscale * denoiser_of(networks)[1].patch_size)
+        part, denoiser = denoiser_of(networks)
+        found[id] = Model(
+            id, None if own else path, about.family.name, size.width * size.downscale,
+            size.height * size.downscale, size.downscale * denoiser.patch_size,
+            about.configs[part]["in_channels"] == 2 * about.configs["vae"]["latent_channels"],
+            frozenset(class_of(about.family, "text").lacks))
     return found
 
 
