@@ -234,15 +234,22 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.lower() if c not in " _-").replace("pp", "++")
 
 
-def label(config: Mapping[str, Any]) -> tuple[str, str]:
-    """A1111's sampler and schedule name of a resolved scheduler config; the class's own if none."""
+def of_config(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The sampler's and the schedule's name of a resolved scheduler config; None for none."""
     known = getattr(schedulers.SCHEDULERS.get(config["_class_name"]), "DEFAULTS", ())
     schedule = next((word for word, option in SCHEDULES.items()
-                     if option in known and config.get(option)), "")
-    for sampler in SAMPLERS.values():
+                     if option in known and config.get(option)), None)
+    for name, sampler in SAMPLERS.items():
         if FLOW.get(sampler.scheduler) == config["_class_name"]:
-            return sampler.label, schedule.capitalize()
+            return name, schedule
         if sampler.scheduler == config["_class_name"] and all(
                 config.get(key, value) == value for key, value in sampler.options.items()):
-            return sampler.label, schedule.capitalize()
-    return config["_class_name"], schedule.capitalize()
+            return name, schedule
+    return None, schedule
+
+
+def label(config: Mapping[str, Any]) -> tuple[str, str]:
+    """A1111's sampler and schedule name of a resolved scheduler config; the class's own if none."""
+    name, schedule = of_config(config)
+    label = config["_class_name"] if name is None else SAMPLERS[name].label
+    return label, (schedule or "").capitalize()

@@ -71,7 +71,7 @@ class Drawer:
         path = Path(output.save(png.encode_png(drawn.pixels, texts), target,
                                 f"The picture of seed {recipe.seed}"))
         job.pictures.append(Picture(path.name, path, recipe.seed, *recipe.size,
-                                    texts["parameters"]))
+                                    texts["parameters"], recipe.pixels))
         job.changes.tell()
 
 

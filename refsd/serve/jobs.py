@@ -16,7 +16,7 @@ ENDS = (DONE, FAILED, CANCELLED)
 
 
 class Picture(NamedTuple):
-    """A picture that is on the disk, under its name in the folder."""
+    """A picture that is on the disk, under its name in the folder; `pixels` is their SHA-256."""
 
     name: str
     path: Path
@@ -24,6 +24,7 @@ class Picture(NamedTuple):
     width: int
     height: int
     infotext: str
+    pixels: str
 
     @property
     def png(self) -> bytes:
