@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from refsd.serve import native
 from refsd.serve.app import make_app
+from refsd.serve.gallery import Gallery
 from refsd.serve.guard import Settings
 from refsd.serve.metrics import Metrics
 from refsd.serve.studio import Studio
@@ -10,4 +12,5 @@ from refsd.serve.studio import Studio
 
 def application(studio: Studio, metrics: Metrics, settings: Settings) -> Any:
     """The ASGI application: the page and the APIs, for whom the settings let ask."""
-    return make_app([], settings, metrics=metrics, studio=studio)
+    found = native.routes(studio, Gallery(studio.folder), body=settings.body)
+    return make_app(found, settings, metrics=metrics, studio=studio)
