@@ -112,6 +112,14 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give a number") from None
 
 
+def fraction(text: str) -> tuple[int, int]:
+    """I/N, as the I-th of N parts."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) <= 10**6):
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give I/N, such as 2/4")
+    return int(part), int(parts)
+
+
 def choice(*allowed: str):
     """One of the words, else a message that suggests the nearest."""
 

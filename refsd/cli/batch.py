@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from refsd import atomic, schedulers
 from refsd.cli import output, threads, variation
@@ -26,6 +27,20 @@ NO = {"output_latents": "--output-latents is for pictures of one size",
       "save_state_at": "--save-state-at is for one picture",
       "resume": "--resume is for one picture",
       "audit": "--audit is for one request"}
+SAID = ("seed", "width", "height", "pixels")  # of a picture, where it was drawn
+
+
+class Picture(NamedTuple):
+    """A picture of the file: its place among all, its line, and what is drawn.
+
+    It is the line's `nth`, counted from 0; `asked` are the line's options.
+    """
+
+    index: int
+    line: int
+    asked: argparse.Namespace
+    nth: int
+    recipe: Recipe
 
 
 def run(options: argparse.Namespace, check: Callable) -> int:
@@ -43,11 +58,13 @@ def run(options: argparse.Namespace, check: Callable) -> int:
             pictures = _resolve(session, requests, options)
         except BadLines as bad:
             return _refuse(bad, options)
-        lines: list[str] = []
-        for index, (number, recipe) in enumerate(pictures):
-            said = {"index": index, "line": number,
-                    **_picture(session, recipe, options.output)}
-            _say(said, lines, options.results)
+        if options.shard is not None:
+            pictures = _shard(session, pictures, options, chatty)
+        said = Said(options.results)
+        for picture in pictures:
+            said.add(picture, _picture(session, picture.recipe, options.output))
+        if not pictures:  # of this shard: its file is there all the same
+            said.write()
         if chatty and session.seconds.get("steps"):
             session.say_times()
     return 0
@@ -67,12 +84,23 @@ def _check(options):
                          "exists")
     output.try_out(os.path.join(options.output, f"{'0' * 32}.png"), (".png",))
     if options.results is not None:
+        options.results = _of_shard(options.results, options.shard)
         output.try_out(options.results, (".jsonl", ".json", ".txt"))
     options.seed = max(options.seed, 0)  # not a new one: names are made of it
     if options.variation_strength:
         options.variation_seed = max(options.variation_seed or 0, 0)
     default, options.prompt = options.prompt, options.prompt or ""
     return default
+
+
+def _of_shard(name, shard):
+    """The results' file: each shard has its own, so that none takes another's place."""
+    if shard is None:
+        return name
+    if shard[1] > 1 and "{shard}" not in name:
+        raise UsageError(f"--results {name}: each shard needs a file of its own; write {{shard}} "
+                         "into the name, as in results-{shard}.jsonl")
+    return name.replace("{shard}", f"{shard[0]}-of-{shard[1]}")
 
 
 def _refuse(bad, options):
@@ -85,26 +113,51 @@ def _refuse(bad, options):
 
 
 def _resolve(session, requests, options):
-    """Each picture's line and recipe; all are refused before the first is drawn."""
+    """The pictures of all lines; all are refused before the first is drawn."""
     pictures, problems, own = [], [], session.pipe.scheduler
     for request in requests:
-        session.pipe.scheduler, asked = own, request.options
         try:
-            if asked.variation_strength and asked.variation_seed is None:
-                asked.variation_seed = 0
-            asked.variation = variation.chosen(asked, options.batch_count)
-            variation.seeds(asked, options.batch_count)
-            recipe = session.recipe(asked, asked.prompt)
-            for name in ("width", "height"):
-                check_side(name, getattr(recipe, name), session.pipe.multiple)
+            recipe = first_recipe(session, own, request.options)
         except (UsageError, ModelError) as problem:
             problems.append(f"{options.prompts}, line {request.line}: {problem}")
         else:
-            pictures += [(request.line, variation.nth(recipe, i))
-                         for i in range(options.batch_count)]
+            pictures += [Picture(len(pictures) + i, request.line, request.options, i,
+                                 variation.nth(recipe, i)) for i in range(options.batch_count)]
     if problems:
         raise BadLines(problems)
     return pictures
+
+
+def first_recipe(session: Session, own: Any, asked: argparse.Namespace) -> Recipe:
+    """That of a line's first picture; `own` is the model's scheduler as it was loaded.
+
+    UsageError or ModelError where one of the line's pictures cannot be drawn.
+    """
+    session.pipe.scheduler = own
+    if asked.variation_strength and asked.variation_seed is None:
+        asked.variation_seed = 0
+    asked.variation = variation.chosen(asked, asked.batch_count)
+    variation.seeds(asked, asked.batch_count)
+    recipe = session.recipe(asked, asked.prompt)
+    for name in ("width", "height"):
+        check_side(name, getattr(recipe, name), session.pipe.multiple)
+    return recipe
+
+
+def _shard(session, pictures, options, chatty):
+    """Those of the pictures that are dealt to this machine."""
+    from refsd.cli import units_pictures
+    from refsd.farm.shards import deal
+
+    part, parts = options.shard
+    units = units_pictures.units(session, pictures)
+    mine = [units[i] for i in deal([unit.cost for unit in units], parts)[part - 1]]
+    if chatty:
+        work = sum(unit.cost for unit in mine) / sum(unit.cost for unit in units)
+        note(f"refsd: shard {part}/{parts}: {len(mine)} of {len(units)} pictures, "
+             f"{100 * work:.1f} % of the work")
+    keys = {unit.key for unit in mine}
+    return [picture for picture in pictures if name_of(picture.recipe) in keys]
 
 
 def _picture(session, recipe, folder):
@@ -112,14 +165,22 @@ def _picture(session, recipe, folder):
     name = name_of(recipe)
     path = os.path.join(folder, f"{name}.png")
     finished = read_finished(path, name)
-    if finished is not None:
-        width, height = recipe.size
-        said = {"path": path, "seed": recipe.seed, "width": width, "height": height,
-                "pixels": finished.pixels}
-    else:
-        session.pipe.scheduler = schedulers.from_config(recipe.scheduler)
-        said = session.picture(recipe, output.Target(path), say=False)
-    return {"prompt": recipe.prompt, **said, "drawn": finished is None}
+    said = draw(session, recipe, path) if finished is None else about(finished)
+    return {"path": path, **said}
+
+
+def draw(session: Session, recipe: Recipe, path: str) -> dict[str, Any]:
+    """Draw it and write it; what is said of it, without its path."""
+    session.pipe.scheduler = schedulers.from_config(recipe.scheduler)
+    said = session.picture(recipe, output.Target(path), say=False)
+    return {**{key: said[key] for key in SAID}, "drawn": True}
+
+
+def about(recipe: Recipe) -> dict[str, Any]:
+    """The same of a picture that is there."""
+    width, height = recipe.size
+    return {"seed": recipe.seed, "width": width, "height": height, "pixels": recipe.pixels,
+            "drawn": False}
 
 
 def read_finished(path: str, name: str) -> Recipe | None:
@@ -141,12 +202,24 @@ def read_finished(path: str, name: str) -> Recipe | None:
     return None
 
 
-def _say(said, lines, file):
-    """One picture as a line of JSON: on stdout, or in the file, which is always whole."""
-    line = json.dumps(said)
-    if file is None:
-        result(line)
-        return
-    lines.append(line + "\n")
-    atomic.write_file(file, [text.encode() for text in lines])
-    result(f"{one_line(said['path'])} (seed {said['seed']})")
+class Said:
+    """A line of JSON for each picture: on stdout, or in a file, which is always whole."""
+
+    def __init__(self, file: str | None):
+        self.file, self.lines = file, []
+
+    def add(self, picture: Picture, said: dict[str, Any]) -> None:
+        """One more picture is there."""
+        line = json.dumps({"index": picture.index, "line": picture.line,
+                           "prompt": picture.recipe.prompt, **said})
+        if self.file is None:
+            result(line)
+            return
+        self.lines.append(line + "\n")
+        self.write()
+        result(f"{one_line(said['path'])} (seed {said['seed']})")
+
+    def write(self) -> None:
+        """The file, if there is to be one, with the lines so far."""
+        if self.file is not None:
+            atomic.write_file(self.file, [text.encode() for text in self.lines])

@@ -2,7 +2,7 @@
 
 import argparse
 
-from refsd.cli.arguments import Parser
+from refsd.cli.arguments import Parser, fraction
 from refsd.errors import UsageError
 
 
@@ -14,10 +14,14 @@ def add_options(parser: Parser) -> None:
         "picture each in the folder of -o, named by a hash of its recipe; those that are there "
         "are not drawn again; a line of JSON each on stdout")
     add("--results", metavar="FILE", help="write these lines to a file instead (.jsonl)")
+    add("--shard", metavar="I/N", type=fraction,
+        help="draw the I-th of N parts, which take about the same time; {shard} in --results is "
+        "filled in")
 
 
 def wanted(options: argparse.Namespace) -> bool:
-    """Whether a file of prompts is to be drawn; UsageError for --results without one."""
-    if options.prompts is None and options.results is not None:
-        raise UsageError("--results is for the pictures of --prompts; give --prompts FILE too")
+    """Whether a file of prompts is to be drawn; UsageError for what is of no use without one."""
+    for name in ("results", "shard"):
+        if options.prompts is None and getattr(options, name) is not None:
+            raise UsageError(f"--{name} is for the pictures of --prompts; give --prompts FILE too")
     return options.prompts is not None

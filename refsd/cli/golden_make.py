@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refsd.cli import draw, golden_cases
-from refsd.cli.arguments import Parser, integer
+from refsd.cli.arguments import Parser, fraction, integer
 from refsd.cli.progress import Progress
 from refsd.cli.report import Warnings, note, one_line, result, result_json
 from refsd.errors import UsageError
@@ -53,8 +53,9 @@ def parser() -> Parser:
     golden_cases.add_options(group)
     add("--attention", metavar="PATTERN", action="append", default=[],
         help="at level 4: attentions to open, as *mid_block*attn2*; all of SD 1.5 are 2.7 GB")
-    add("--shard", metavar="I/N", type=_fraction, default=(1, 1),
-        help="the I-th of N parts: of a suite's packs, or of a run's tensors")
+    add("--shard", metavar="I/N", type=fraction, default=(1, 1),
+        help="the I-th of N parts: of a suite's packs, which take about the same time, or of a "
+        "run's tensors")
     add("--resume", action="store_true", help="go on with what was interrupted")
     add("--no-tolerances", action="store_true",
         help="do not work out what a port may differ by, op by op")
@@ -69,13 +70,6 @@ def parser() -> Parser:
     parser.set_defaults(**{key: value for key, value in drawing if key not in own}
                         | {"seed": 0, "backend": "numpy", "dtype": "float64", "exact": True})
     return parser.answering(quiet="no word on the work", group=group)
-
-
-def _fraction(text):
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) <= 10**6):
-        raise argparse.ArgumentTypeError(f"got {text[:40]!r}; give I/N, such as 2/4")
-    return int(part), int(parts)
 
 
 def _steps(text):
@@ -209,13 +203,25 @@ def _runs(options):
         return [_record(pipe, options, options.output, _request(pipe, options, {}), level)]
 
     level = suite.level if options.level is None else options.level
-    part, parts = options.shard
+    requests = [_request(pipe, options, run) for run in suite.runs]
+    mine = _dealt(pipe, requests, options.shard)
     options.shard = (1, 1)
-    made = [_record(pipe, options, os.path.join(options.output, run["name"]),
-                    _request(pipe, options, run), level, run["name"])
-            for run in suite.runs[part - 1::parts]]
+    made = [_record(pipe, options, os.path.join(options.output, suite.runs[i]["name"]),
+                    requests[i], level, suite.runs[i]["name"]) for i in mine]
     write_index(Path(options.output), suite)
     return made
+
+
+def _dealt(pipe, requests, shard):
+    """Which of the requests are this machine's."""
+    from refsd.cli.costs import Costs
+    from refsd.farm.shards import deal
+
+    if shard == (1, 1):
+        return range(len(requests))
+    costs = Costs(pipe)
+    return deal([costs.calling(request, request.check(pipe)) for request in requests],
+                shard[1])[shard[0] - 1]
 
 
 def _record(pipe, options, folder, request, level, name="recording"):
