@@ -135,15 +135,15 @@ def _serve(options, given, listener):
     from refsd.serve.asked import Limits
     from refsd.serve.guard import Settings
     from refsd.serve.metrics import Metrics
-    from refsd.serve.models import find_loras, find_models
+    from refsd.serve.models import find_all, find_loras
     from refsd.serve.server import Server
     from refsd.serve.studio import Studio
 
-    models = find_models(options.model, download=options.download, variant=options.variant)
+    models, writers = find_all(options.model, download=options.download, variant=options.variant)
     loras = find_loras(options.lora_dir)
     metrics = Metrics()
     studio = Studio(models, options.output, loras, Limits(queue=options.queue), base=given.base,
-                    ended=metrics.job, ahead=True)
+                    ended=metrics.job, ahead=True, writers=writers)
     url = listening.url(options.host, listener)
     hosts = [urlsplit(url).netloc, *options.allow_host]
     app = routes.application(studio, metrics, Settings(hosts, options.allow_origin, given.token))

@@ -193,3 +193,40 @@ class Job:
             image = await asyncio.to_thread(lambda: self.preview)
             if image is not None:
                 yield "preview", {"step": step[1], "image": image}
+
+
+class Piece(NamedTuple):
+    """More of the text of a choice; stopped: why it is the last of it, as a Token's."""
+
+    index: int
+    text: str
+    stopped: str
+
+
+class TextJob(Job):
+    """A job that writes: `count` texts, of which `steps` are the tokens at most, in `pieces`."""
+
+    def __init__(self, asked: Any):
+        super().__init__(asked)
+        self.pieces: list[Piece] = []
+        self.prompt_tokens = 0
+
+    def write(self, piece: Piece) -> None:
+        """One more token is written."""
+        self.count_step()
+        self.pieces.append(piece)
+        self.changes.tell()
+
+    async def written(self) -> AsyncIterator[Piece]:
+        """All pieces as they come, until the job is over."""
+        told = 0
+        with self.changes.heard() as changed:
+            while True:
+                changed.clear()
+                over = self.state in ENDS
+                for piece in self.pieces[told:]:
+                    told += 1
+                    yield piece
+                if over:
+                    return
+                await changed.wait()

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 from refsd.cli import adapters
 from refsd.errors import UsageError
 from refsd.pipelines.auto import class_of
+from refsd.pipelines.gpt2_loading import bundled_gpt2
 from refsd.pipelines.outline import BUNDLED, outline
 from refsd.pipelines.planned import denoiser_of, planned_networks, sized
+
+BUNDLED_WRITER = "bundled-gpt2"  # which completes prompts for the model that draws
 
 
 class Model(NamedTuple):
@@ -28,31 +31,61 @@ class Model(NamedTuple):
     lacks: frozenset[str] = frozenset()
 
 
-def find_models(paths: Sequence[str] = (), **hub: Any) -> dict[str, Model]:
-    """The models at these places by their ids, the first one the default; without any refsd's own.
+class TextModel(NamedTuple):
+    """A model that writes, by its id; `path` is what `refsd text -m` takes, None for refsd's own.
 
-    An id is the last part of a path, or a hub id. Of the files only configs and headers are read.
-    hub: as for refsd.weights.resolve. Raises as refsd.pipelines.outline does.
+    `name` is its family's.
     """
-    found: dict[str, Model] = {}
-    for path in paths or (BUNDLED,):
-        own = path == BUNDLED and not Path(path).exists()
-        about = outline(path, **hub)
-        if about.plans is None:
-            raise UsageError(f"--model {path}: refsd knows this model and has no file of it; give "
-                             "the path of one")
-        networks = planned_networks(about.configs)
-        size = sized(networks)
-        if size is None:
-            raise UsageError(f"--model {path}: this model writes texts; give one that draws")
-        id = _unique(BUNDLED if own else _named(path), found)
-        part, denoiser = denoiser_of(networks)
-        found[id] = Model(
-            id, None if own else path, about.family.name, size.width * size.downscale,
-            size.height * size.downscale, size.downscale * denoiser.patch_size,
-            about.configs[part]["in_channels"] == 2 * about.configs["vae"]["latent_channels"],
-            frozenset(class_of(about.family, "text").lacks))
-    return found
+
+    id: str
+    path: str | None
+    name: str
+
+
+def find_models(paths: Sequence[str] = (), **hub: Any) -> dict[str, Model]:
+    """The models at these places that draw, as `find_all` finds them."""
+    return find_all(paths, **hub)[0]
+
+
+def find_all(paths: Sequence[str] = (), **hub: Any
+             ) -> tuple[dict[str, Model], dict[str, TextModel]]:
+    """The models at these places by their ids: those that draw, and those that write.
+
+    The first of each is its default; where there is none it is refsd's own. An id is the last part
+    of a path, or a hub id. Of the files only configs and headers are read. hub: as for
+    refsd.weights.resolve. Raises as refsd.pipelines.outline does.
+    """
+    models: dict[str, Model] = {}
+    writers: dict[str, TextModel] = {}
+    for path in paths:
+        _add(path, models, writers, hub)
+    if not models:
+        _add(BUNDLED, models, writers, hub)
+    if not writers:
+        id = _unique(BUNDLED_WRITER, models)
+        writers[id] = TextModel(id, None, outline(str(bundled_gpt2())).family.name)
+    return models, writers
+
+
+def _add(path, models, writers, hub):
+    """Put the model of a path to those that draw, or to those that write."""
+    own = path == BUNDLED and not Path(path).exists()
+    about = outline(path, **hub)
+    if about.plans is None:
+        raise UsageError(f"--model {path}: refsd knows this model and has no file of it; give "
+                         "the path of one")
+    networks = planned_networks(about.configs)
+    size = sized(networks)
+    id = _unique(BUNDLED if own else _named(path), {**models, **writers})
+    if size is None:
+        writers[id] = TextModel(id, path, about.family.name)
+        return
+    part, denoiser = denoiser_of(networks)
+    models[id] = Model(
+        id, None if own else path, about.family.name, size.width * size.downscale,
+        size.height * size.downscale, size.downscale * denoiser.patch_size,
+        about.configs[part]["in_channels"] == 2 * about.configs["vae"]["latent_channels"],
+        frozenset(class_of(about.family, "text").lacks))
 
 
 def _named(path: str) -> str:

@@ -16,7 +16,7 @@ from refsd.errors import UsageError
 from refsd.serve.answers import answer
 from refsd.serve.bodies import read_json
 from refsd.serve.gallery import Entry, Gallery
-from refsd.serve.jobs import Job, Picture
+from refsd.serve.jobs import Job, Picture, TextJob
 from refsd.serve.recall import Has, recall
 from refsd.serve.stream import events
 from refsd.serve.studio import Studio
@@ -61,7 +61,8 @@ class _Native:
         return answer(self.said)
 
     async def jobs(self, request: Request) -> Response:
-        return answer({"jobs": [plain(job) for job in self.studio.jobs()]})
+        return answer({"jobs": [plain(job) for job in self.studio.jobs()
+                                if not isinstance(job, TextJob)]})  # which draw nothing
 
     async def submit(self, request: Request) -> Response:
         asked = await asyncio.to_thread(self.studio.read, await read_json(request))

@@ -16,9 +16,10 @@ from refsd.cli.report import describe, one_line
 from refsd.serve import asked as requests
 from refsd.serve.asked import Asked, Limits
 from refsd.serve.drawer import Drawer, Stop
-from refsd.serve.jobs import CANCELLED, DONE, ENDS, FAILED, QUEUED, Job
-from refsd.serve.models import Model
+from refsd.serve.jobs import CANCELLED, DONE, ENDS, FAILED, QUEUED, Job, TextJob
+from refsd.serve.models import Model, TextModel
 from refsd.serve.refusals import QueueFull, Refused
+from refsd.serve.writer import AskedText, Writer
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,16 @@ class Studio:
 
     base: the options of `refsd draw` that hold for all jobs, such as backend and dtype. ended: told
     of each job that is over, in a thread of the studio's choice. ahead: load the first model now,
-    not for the first job.
+    not for the first job. writers: the models of jobs that write texts, of which one
+    is held beside the one that draws.
     """
 
     def __init__(self, models: Mapping[str, Model], folder: str | Path,
                  loras: Mapping[str, str] | None = None, limits: Limits | None = None, *,
                  base: argparse.Namespace | None = None,
-                 ended: Callable[[Job], Any] = lambda job: None, ahead: bool = False):
+                 ended: Callable[[Job], Any] = lambda job: None, ahead: bool = False,
+                 writers: Mapping[str, TextModel] | None = None):
+        self.writers = writers or {}
         self.models, self.folder, self.loras = models, Path(folder), loras or {}
         self.limits, self.base, self.ended = limits or Limits(), base or requests.defaults(), ended
         with atomic.writing(self.folder):
@@ -47,6 +51,7 @@ class Studio:
         self._jobs: dict[str, Job] = {}
         self._changed, self._closing = threading.Condition(threading.RLock()), False
         self._drawer = Drawer(self.models, self.folder)
+        self._writer = Writer(self.writers, self.base)
         self._thread = threading.Thread(target=self._run, args=(ahead,), name="refsd-studio",
                                         daemon=True)
         self._thread.start()
@@ -55,9 +60,12 @@ class Studio:
         """The request of these fields; UsageError names what is wrong with it."""
         return requests.read(said, self.models, self.loras, self.limits, self.base)
 
-    def submit(self, asked: Asked) -> Job:
-        """A new job at the end of the queue. Raises QueueFull, and Refused when closing."""
-        job = Job(asked)
+    def submit(self, asked: Asked | AskedText) -> Job:
+        """A new job at the end of the queue, a TextJob for a text.
+
+        Raises QueueFull, and Refused when closing.
+        """
+        job = (TextJob if isinstance(asked, AskedText) else Job)(asked)
         with self._changed:
             if self._closing:
                 raise Refused(503, "closing", "the server is being stopped; try again later")
@@ -142,7 +150,10 @@ class Studio:
     def _draw(self, job):
         """How it ended: the state, and the error."""
         try:
-            self._drawer.draw(job)
+            if isinstance(job, TextJob):
+                self._writer.write(job)
+            else:
+                self._drawer.draw(job)
         except Stop:
             return CANCELLED, None
         except Exception as error:

@@ -29,7 +29,7 @@ TOKEN = "0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory, tiny_model):
-    made = Studio(find_models([str(tiny_model), "bundled"]), tmp_path_factory.mktemp("pictures"),
+    made = Studio(find_models([str(tiny_model)] * 2), tmp_path_factory.mktemp("pictures"),
                   limits=Limits(queue=2), base=BASE)
     yield made
     made.close()
@@ -70,9 +70,9 @@ def slow(monkeypatch):
 
 
 def test_models_are_those_of_the_server(client):
-    assert [model.id for model in client.models.list()] == ["tiny", "bundled"]
-    found = client.models.retrieve("bundled")
-    assert (found.id, found.object, found.owned_by) == ("bundled", "model", "refsd")
+    assert [model.id for model in client.models.list()] == ["tiny", "tiny-2"]
+    found = client.models.retrieve("tiny-2")
+    assert (found.id, found.object, found.owned_by) == ("tiny-2", "model", "refsd")
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("org/other")
     assert caught.value.code == "model_not_found" and "'org/other'" in caught.value.message
@@ -104,8 +104,8 @@ def test_what_clients_of_openai_send_is_drawn_and_what_has_no_effect_said(client
 
 
 def test_a_model_is_drawn_with_by_name(client, studio):
-    client.images.generate(**{**SMALL, "extra_body": {"steps": 1}}, model="bundled")
-    assert studio.jobs()[-1].request["model"] == "bundled"
+    client.images.generate(**SMALL, model="tiny-2")
+    assert studio.jobs()[-1].request["model"] == "tiny-2"
 
 
 @pytest.mark.parametrize("said, message", [
@@ -201,25 +201,18 @@ def test_who_goes_away_cancels_the_job(url, studio, slow, stream):
     assert job.state == "cancelled" and job.step < 20
 
 
-def test_a_stream_has_previews_and_the_picture(client):
-    events = list(client.images.generate(**{**SMALL, "extra_body": {**OWN, "steps": 4}}, n=2,
-                                         stream=True, partial_images=1, style="vivid"))
+def test_a_stream_has_previews_and_the_pictures(client, slow):
+    """Evenly among the steps of each picture."""
+    events = list(client.images.generate(**{**SMALL, "extra_body": {**OWN, "steps": 3}}, n=2,
+                                         stream=True, partial_images=2, style="vivid"))
     kinds = [event.type.removeprefix("image_generation.") for event in events]
-    assert [kind for kind in kinds if kind == "completed"] == ["completed"] * 2
-    assert kinds[-1] == "completed" and kinds.count("partial_image") <= 2
-    ready = [event for event in events if event.type.endswith("completed")]
-    assert [event.seed for event in ready] == [5, 6]
-    assert "style" in ready[0].warnings[0] and ready[0].size == "64x64"
-
-
-def test_previews_come_in_time(client, slow):
-    events = list(client.images.generate(**{**SMALL, "extra_body": {**OWN, "steps": 4}},
-                                         stream=True, partial_images=2))
-    partial = events[:-1]
-    assert [event.partial_image_index for event in partial] == [0, 1]
-    assert {event.type for event in partial} == {"image_generation.partial_image"}
+    assert kinds == ["partial_image", "partial_image", "completed"] * 2
+    partial = [event for event in events if event.type.endswith("partial_image")]
+    assert [event.partial_image_index for event in partial] == [0, 1] * 2
     assert picture(partial[0]).size == (64, 64) and partial[0].size == "64x64"
-    assert partial[0].b64_json != partial[1].b64_json != events[-1].b64_json
+    assert partial[0].b64_json != partial[1].b64_json != events[2].b64_json
+    assert [event.seed for event in (events[2], events[5])] == [5, 6]
+    assert "style" in events[2].warnings[0] and events[2].size == "64x64"
 
 
 @pytest.mark.parametrize("broken, message", [("step", "a fault within refsd"),
