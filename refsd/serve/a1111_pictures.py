@@ -63,7 +63,7 @@ def _require_size(body, image):
 
 def _mask(body, notes):
     require(body, MASK)
-    if any(body.get(name, 4) for name in ("mask_blur", "mask_blur_x", "mask_blur_y")):
+    if any(body.get("mask_blur", body.get(f"mask_blur_{axis}", 4)) for axis in "xy"):
         notes.append(f"mask_blur: {BLUR}")
     if body.get("inpainting_fill", 0) == 0:
         notes.append("inpainting_fill: 0 is as 1, drawn over what the picture has there")

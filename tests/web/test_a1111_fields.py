@@ -289,8 +289,10 @@ def test_a_mask_with_the_defaults_of_clients():
     assert [line.partition(":")[0] for line in found.without_effect] == ["mask_blur",
                                                                          "inpainting_fill"]
     assert img2img(mask=mask).without_effect == found.without_effect
-    found = img2img(mask=mask, mask_blur=0, mask_blur_x=0, mask_blur_y=0, inpainting_fill=1,
-                    inpaint_full_res=0)
+    found = img2img(mask=mask, mask_blur_x=0, mask_blur_y=4, inpainting_fill=1)
+    assert len(found.without_effect) == 1
+    assert not img2img(mask=mask, mask_blur_x=0, mask_blur_y=0, inpainting_fill=1).without_effect
+    found = img2img(mask=mask, mask_blur=0, inpainting_fill=1, inpaint_full_res=0)
     assert more(found) == {"init_image": png(), "mask": mask} and found.without_effect == []
     assert more(img2img(mask=mask, inpaint_full_res_padding=32))["mask_padding"] == 32
     assert asked_of(found).options.pictures.images["mask"].size == (64, 64)
