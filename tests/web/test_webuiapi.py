@@ -15,10 +15,11 @@ from web_samples import HOME, PATIENCE, await_true, serving
 from refsd.__main__ import main
 from refsd.cli import draw
 from refsd.cli.recipe import parse_recipe
-from refsd.serve import a1111, drawer
+from refsd.serve import a1111, drawer, routes
 from refsd.serve.app import make_app
 from refsd.serve.asked import Limits
 from refsd.serve.guard import Settings
+from refsd.serve.metrics import Metrics
 from refsd.serve.models import find_models
 from refsd.serve.studio import Studio
 
@@ -409,3 +410,9 @@ def test_a_job_that_fails_is_an_error(studio, monkeypatch):
     assert found.status_code == 500 and "secret" not in found.text
     assert found.json()["error"] == "internal"
     assert client.post("/sdapi/v1/txt2img", json=SMALL).status_code == 200
+
+
+def test_the_server_has_it(studio):
+    app = routes.application(studio, Metrics(), Settings())
+    found = TestClient(app, base_url=HOME).get("/sdapi/v1/sd-models").json()
+    assert [one["title"] for one in found] == ["tiny", "tiny-2"]
