@@ -64,8 +64,9 @@ class Job:
     """What was asked for, and how far it is.
 
     `position` counts the jobs before it, 0 for the one that is drawn. `index` is that of the
-    picture that is drawn, of `count`; `step` of `steps` are its steps that are done. `created`,
-    `started` and `ended` are seconds since 1970, None before. `error` has a code and a message.
+    picture that is drawn, of `count`; `step` of `steps` are its steps that are done, and `made`
+    those of all pictures. `created`, `started` and `ended` are seconds since 1970, None before.
+    `error` has a code and a message.
     """
 
     def __init__(self, asked: Asked):
@@ -73,7 +74,7 @@ class Job:
         self.asked: Asked | None = asked  # which holds decoded pictures: dropped at the end
         self.request, self.count = asked.said, asked.count
         self.state, self.position = QUEUED, 0
-        self.index, self.step, self.steps = 0, 0, 0
+        self.index, self.step, self.steps, self.made = 0, 0, 0, 0
         self.pictures: list[Picture] = []
         self.warnings: list[str] = []
         self.error: dict[str, str] | None = None
@@ -131,7 +132,7 @@ class Job:
 
     def count_step(self) -> int:
         """One more step is done; gives how many are."""
-        self.step += 1
+        self.step, self.made = self.step + 1, self.made + 1
         self._clock["step"] = time.monotonic()
         return self.step
 

@@ -12,7 +12,7 @@ from refsd.serve.refusals import Refused
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
-ORIGIN = re.compile(r"https?://(?P<host>[^/?#@\s]+)")
+ORIGIN = re.compile(r"https?://(?P<host>([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)")
 METHODS = "GET, POST, DELETE"
 
 
@@ -28,16 +28,15 @@ def check_host(headers: Headers, server: Sequence | None, hosts: Sequence[str]) 
     """Raise Refused (421) unless the Host header is one of this server's.
 
     These are, with the server's port, loopback's names and the address where the request came
-    in; and `hosts`. A name that somebody has lead here is none of them (DNS rebinding).
+    in; and `hosts`. A name that somebody else had lead here is none of them (DNS rebinding).
     """
     given = headers.getlist("host")
     found = parse_host(given[0]) if len(given) == 1 else None
     if found is not None:
-        name, port = found
-        own = _own(server)
-        if name in own and (80 if port is None else port) == server[1]:
+        listed, (name, port) = [parse_host(host) for host in hosts], found
+        if (name, None) in listed or found in listed:
             return
-        if found in [parse_host(host) for host in hosts] or name in hosts:
+        if name in _own(server) and (80 if port is None else port) == server[1]:
             return
     raise Refused(421, "host", f"the Host header is {shown(', '.join(given))}, which is none of "
                   "this server's names; start it with --allow-host to give it one")
@@ -51,6 +50,7 @@ def _own(server):
         address = ipaddress.ip_address(server[0])
     except ValueError:
         return LOOPBACK
+    address = getattr(address, "ipv4_mapped", None) or address
     return (*LOOPBACK, f"[{address}]" if address.version == 6 else str(address))
 
 
@@ -60,10 +60,16 @@ def allowed(headers: Headers, origins: Sequence[str]) -> str | None:
     return origin if origin in origins else None
 
 
+def of_answer(origin: str | None, origins: Sequence[str]) -> dict[str, str]:
+    """The headers by which a browser lets the page of an allowed origin read an answer."""
+    found = {"Vary": "Origin"} if origins else {}
+    return found | {"Access-Control-Allow-Origin": origin} if origin else found
+
+
 def check_site(method: str, path: str, headers: Headers, allowed: str | None) -> None:
     """Raise Refused (403) for what a page of another origin has a browser ask.
 
-    Following a link to the page is none of it.
+    allowed: its origin, where it may. Whoever follows a link to the page opens it himself.
     """
     site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
     if allowed or (method == "GET" and path == "/" and origin is None

@@ -1,8 +1,8 @@
 """Server-sent events, and waiting for a job as long as its client is there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -22,41 +22,58 @@ class Done(str):
 def events(job: Job, shown: Callable[[str, Any], Any], beat: float = BEAT) -> StreamingResponse:
     """The job's events from here on, the value of each as `shown(name, value)` gives it."""
     async def told():
-        async for name, value in job.events():
-            yield name, shown(name, value)
+        async with aclosing(job.events()) as happening:
+            async for name, value in happening:
+                yield name, shown(name, value)
 
     return streamed(told(), beat)
 
 
-def streamed(pairs: AsyncIterator[tuple[str | None, Any]], beat: float = BEAT
+def streamed(pairs: AsyncGenerator[tuple[str | None, Any], None], beat: float = BEAT
              ) -> StreamingResponse:
     """text/event-stream of names (None for none) and values, which are sent as JSON.
 
     Where nothing happens for `beat` seconds there is a comment, so that a client that vanished
     is noticed. Then, and at the end, `pairs` is closed.
     """
-    return StreamingResponse(_lines(pairs, beat), media_type="text/event-stream",
-                             headers={"X-Accel-Buffering": "no"})
+    return _Stream(pairs, beat)
 
 
-async def _lines(pairs, beat):
-    # One event is always waited for: cancelling that ends `pairs`, wherever this is left.
-    coming = asyncio.ensure_future(anext(pairs, None))
-    try:
+class _Stream(StreamingResponse):
+    """Starlette leaves closing a generator to the collector of garbage; a job waits for none."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pairs, beat):
+        super().__init__(self._lines(), headers={"X-Accel-Buffering": "no"})
+        self._pairs, self._beat = pairs, beat
+        self._coming = None  # the next pair, which is always waited for
+
+    async def __call__(self, scope, receive, send):
+        self._wait_for_next()
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._coming.cancel()
+            await asyncio.wait([self._coming])
+            await self._pairs.aclose()
+
+    def _wait_for_next(self):
+        self._coming = asyncio.ensure_future(anext(self._pairs, None))
+
+    async def _lines(self):
         while True:
-            await asyncio.wait([coming], timeout=beat)
-            if not coming.done():
+            await asyncio.wait([self._coming], timeout=self._beat)
+            if not self._coming.done():
                 yield ": nothing new\n\n"
                 continue
-            pair = coming.result()
+            pair = self._coming.result()
             if pair is None:
                 return
-            coming = asyncio.ensure_future(anext(pairs, None))
+            self._wait_for_next()
             name, value = pair
-            data = value if isinstance(value, Done) else json_text(value)
-            yield f"{f'event: {name}' + chr(10) if name else ''}data: {data}\n\n"
-    finally:
-        coming.cancel()
+            head = f"event: {name}\n" if name else ""
+            yield f"{head}data: {value if isinstance(value, Done) else json_text(value)}\n\n"
 
 
 async def ended(job: Job, request: Request, cancel: Callable[[str], Any]) -> None:

@@ -1,17 +1,196 @@
 """The guard on real sockets: what is slow, large, half or gone, of which a TestClient knows not."""
 
+import json
+import logging
+import socket
+import threading
+import time
+
 import httpx
 import pytest
-from web_samples import serving
+from starlette.responses import Response
+from starlette.routing import Route
+from web_samples import PATIENCE, await_true, serving
 
+from refsd.serve.answers import answer
 from refsd.serve.app import make_app
+from refsd.serve.guard import Settings
+from refsd.serve.stream import streamed
+
+STALL, WHOLE, MOST = 0.4, 1.5, 1 << 20
+JSON = b"Content-Type: application/json\r\n"
+seen = []
+
+
+async def size(request):
+    body = await request.body()
+    seen.append(len(body))
+    return answer({"size": len(body)})
+
+
+def large(request):
+    return Response(bytes(64 << 20), media_type="image/png")
+
+
+async def endless(request):
+    """More than anybody takes, without ever waiting for anything."""
+    async def pairs():
+        try:
+            while True:
+                yield "part", "x" * (1 << 20)
+        finally:
+            seen.append("ended")
+
+    return streamed(pairs())
 
 
 @pytest.fixture(scope="module")
 def url():
-    with serving(make_app()) as found:
+    routes = [Route("/api/v1/size", size, methods=["GET", "POST"]), Route("/large", large),
+              Route("/endless", endless)]
+    with serving(make_app(routes, Settings(stall=STALL, whole=WHOLE, body=MOST))) as found:
         yield found
 
 
-def test_the_page_is_served(url):
-    assert "<!DOCTYPE html>" in httpx.get(url).text
+@pytest.fixture(autouse=True)
+def forgotten():
+    seen.clear()
+
+
+class Raw:
+    """A connection that says what it is told to, and nothing else."""
+
+    def __init__(self, url):
+        self.host = url.removeprefix("http://")
+        name, port = self.host.split(":")
+        self.socket = socket.create_connection((name, int(port)), PATIENCE)
+
+    def say(self, head, *headers):
+        lines = [head, b"Host: " + self.host.encode(), *headers, b"", b""]
+        self.socket.sendall(b"\r\n".join(line.removesuffix(b"\r\n") for line in lines))
+
+    def rest(self):
+        """All that comes until the other side closes."""
+        parts = []
+        while part := self.socket.recv(1 << 20):
+            parts.append(part)
+        return b"".join(parts)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.socket.close()
+
+
+def post(raw, *headers):
+    raw.say(b"POST /api/v1/size HTTP/1.1", JSON, *headers)
+
+
+def told(answer):
+    """The status, and the short name of what is refused."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def test_a_body_that_stalls_is_given_up(url):
+    with Raw(url) as raw:
+        start = time.monotonic()
+        post(raw, b"Content-Length: 100")
+        raw.socket.sendall(b"{")
+        assert told(raw.rest()) == (408, "body.slow")
+        assert STALL < time.monotonic() - start < STALL + 1 and not seen
+
+
+def test_a_body_that_trickles_is_given_up(url):
+    with Raw(url) as raw:
+        start = time.monotonic()
+        post(raw, b"Transfer-Encoding: chunked")
+        try:
+            while time.monotonic() < start + 10:
+                raw.socket.sendall(b"1\r\n{\r\n")
+                time.sleep(STALL / 4)
+        except OSError:
+            pass  # it was closed
+        assert WHOLE < time.monotonic() - start < WHOLE + 2 and not seen
+
+
+def test_a_client_that_leaves_in_the_middle_asks_nothing(url, caplog):
+    with Raw(url) as raw:
+        post(raw, b"Content-Length: 100")
+        raw.socket.sendall(b"{")
+        time.sleep(STALL / 4)
+    time.sleep(STALL * 2)
+    assert not seen and not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def chunks(count, size=1 << 16):
+    for _ in range(count):
+        yield bytes(size)
+
+
+@pytest.mark.parametrize("content, passes", [
+    (bytes(MOST), True), (bytes(MOST + 1), False), (bytes(64 << 20), False),
+    (chunks(16), True), (chunks(17), False), (chunks(1024), False)])
+def test_who_sends_too_much_is_told_so(url, content, passes):
+    """And not cut off with the answer unread, however much is still on its way."""
+    found = httpx.post(f"{url}/api/v1/size", content=content,
+                       headers={"content-type": "application/json"})
+    assert found.status_code == (200 if passes else 413) and seen == ([MOST] if passes else [])
+
+
+def test_who_waits_to_be_asked_for_a_body_is_told_before(url):
+    for length, expected in ((MOST + 1, b"HTTP/1.1 413"), (2, b"HTTP/1.1 100")):
+        with Raw(url) as raw:
+            post(raw, b"Expect: 100-continue", b"Content-Length: %d" % length)
+            assert raw.socket.recv(1 << 16).startswith(expected)
+
+
+def test_what_is_refused_is_no_next_request(url):
+    """The body of a request that was refused may look like another one."""
+    inner = b"POST /api/v1/size HTTP/1.1\r\nHost: %s\r\n\r\n" % url.removeprefix("http://").encode()
+    with Raw(url) as raw:
+        raw.say(b"POST /api/v1/size HTTP/1.1", b"Content-Type: text/plain",
+                b"Content-Length: %d" % len(inner))
+        raw.socket.sendall(inner)
+        found = raw.rest()
+    assert found.count(b"HTTP/1.1") == 1 and told(found) == (415, "content-type") and not seen
+
+
+def test_who_takes_nothing_is_left(url, caplog):
+    """Of an answer at once and of a stream; the memory of what is not taken is let go of."""
+    for path in (b"/large", b"/endless"):
+        with Raw(url) as raw:
+            raw.say(b"GET %s HTTP/1.1" % path)
+            time.sleep(STALL * 3)
+            assert len(raw.rest()) < 32 << 20
+    assert seen == ["ended"] and "Traceback" not in caplog.text
+
+
+def test_who_takes_slowly_gets_all(url):
+    with Raw(url) as raw:
+        raw.say(b"GET /large HTTP/1.1", b"Connection: close")
+        raw.socket.recv(1)
+        time.sleep(STALL / 2)
+        assert len(raw.rest()) > 64 << 20
+
+
+def test_a_stream_ends_with_its_client(url):
+    with Raw(url) as raw:
+        raw.say(b"GET /endless HTTP/1.1")
+        assert raw.socket.recv(1 << 20)
+    await_true(lambda: "ended" in seen)
+
+
+def test_many_at_once(url):
+    found = []
+
+    def ask():
+        found.append(httpx.post(f"{url}/api/v1/size", json={"a": 1}, timeout=PATIENCE).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert found == [200] * 50
