@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
@@ -87,10 +87,8 @@ async def ended(job: Job, request: Request, cancel: Callable[[str], Any]) -> Non
     finally:
         if not over.done():
             cancel(job.id)
-        for task in (gone, over):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        gone.cancel(), over.cancel()
+        await asyncio.wait([gone, over])
 
 
 async def _gone(request):
