@@ -3,14 +3,11 @@
 import argparse
 import os
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from refsd.cli import draw, golden_cases
 from refsd.cli.arguments import Parser, fraction, integer
-from refsd.cli.progress import Progress
-from refsd.cli.report import Warnings, note, one_line, result, result_json
+from refsd.cli.report import Warnings, note, result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_choice, check_integer
 
@@ -56,6 +53,8 @@ def parser() -> Parser:
     add("--shard", metavar="I/N", type=fraction, default=(1, 1),
         help="the I-th of N parts: of a suite's packs, which take about the same time, or of a "
         "run's tensors")
+    add("--dask", metavar="ADDRESS", help="have a suite's packs made by the workers of the Dask "
+        "scheduler there, as tcp://HOST:PORT, or by N processes here: local:N")
     add("--resume", action="store_true", help="go on with what was interrupted")
     add("--no-tolerances", action="store_true",
         help="do not work out what a port may differ by, op by op")
@@ -121,6 +120,12 @@ def _check(options):
         raise UsageError("the prompts are in the suite: leave out the other one")
     if not prompted:
         options.words = PROMPT
+    if options.dask is not None:
+        from refsd.farm.cluster import check_address
+
+        check_address(options.dask)
+        if options.suite is None or options.shard != (1, 1):
+            raise UsageError("--dask deals out the packs of a --suite: give one, and no --shard")
     if options.level is not None:
         check_integer("--level", options.level, 0, 4)
     options.loaded = None
@@ -155,28 +160,21 @@ def _formats(text):
     return tuple(format_named(name).name for name in text.split(","))
 
 
-def _tolerance(options):
-    """What works out the tolerances of an op, or None."""
-    if options.no_tolerances:
-        return None
-    from refsd.golden.tolerances import tolerance
-
-    return tolerance.of
-
-
 def _ops(options):
+    from refsd.cli import golden_run
     from refsd.golden.recording.cases import make_ops
 
     if options.cases is not None:
-        manifest, left = golden_cases.run(options, _tolerance(options))
-        return [_made(options.output, manifest) | {
+        manifest, left = golden_cases.run(options, golden_run.tolerance(options))
+        return [golden_run.made(options.output, manifest) | {
             "left_out": [one._asdict() for one in left]}]
     manifest = make_ops(options.output, op=options.op, family=options.family,
-                        resume=options.resume, tolerance=_tolerance(options))
-    return [_made(options.output, manifest)]
+                        resume=options.resume, tolerance=golden_run.tolerance(options))
+    return [golden_run.made(options.output, manifest)]
 
 
 def _text(options):
+    from refsd.cli import golden_run
     from refsd.golden.recording.text import TextRequest
 
     request = TextRequest(options.words if options.prompt is None else options.prompt,
@@ -184,30 +182,37 @@ def _text(options):
     pipe = request.load(options.model, variant=options.variant, download=options.download)
     options.about_model = request.model_of(pipe, options.model, variant=options.variant)
     level = 1 if options.level is None else options.level
-    return [_record(pipe, options, options.output, request, level)]
+    return [golden_run.record(pipe, options, options.output, request, level)]
 
 
 def _runs(options):
-    from refsd.cli import sampler_names
-    from refsd.golden.recording.request import load_truth, model_of
+    from refsd.cli import golden_run
     from refsd.golden.recording.suites import write_index
 
     suite = options.loaded
     named = [run.get("sampler") for run in suite.runs] if suite else []
     sampler = next(filter(None, [options.sampler, *named]), None)
-    pipe = load_truth(options.model, variant=options.variant, download=options.download,
-                      scheduler=partial(sampler_names.own_or, sampler))
-    options.about_model = model_of(pipe, options.model, variant=options.variant)
     if suite is None:
+        pipe = golden_run.load(options, sampler)
         level = 1 if options.level is None else options.level
-        return [_record(pipe, options, options.output, _request(pipe, options, {}), level)]
+        request = golden_run.request_of(pipe, options, {})
+        return [golden_run.record(pipe, options, options.output, request, level)]
 
     level = suite.level if options.level is None else options.level
-    requests = [_request(pipe, options, run) for run in suite.runs]
+    if options.dask is not None:
+        from refsd.cli import units_packs
+
+        Path(options.output).mkdir(parents=True, exist_ok=True)
+        try:
+            return units_packs.run(options, level, sampler)
+        finally:  # what is there, and what is to come
+            write_index(Path(options.output), suite)
+    pipe = golden_run.load(options, sampler)
+    requests = [golden_run.request_of(pipe, options, run) for run in suite.runs]
     mine = _dealt(pipe, requests, options.shard)
     options.shard = (1, 1)
-    made = [_record(pipe, options, os.path.join(options.output, suite.runs[i]["name"]),
-                    requests[i], level, suite.runs[i]["name"]) for i in mine]
+    made = [golden_run.record(pipe, options, os.path.join(options.output, suite.runs[i]["name"]),
+                              requests[i], level, suite.runs[i]["name"]) for i in mine]
     write_index(Path(options.output), suite)
     return made
 
@@ -222,68 +227,3 @@ def _dealt(pipe, requests, shard):
     costs = Costs(pipe)
     return deal([costs.calling(request, request.check(pipe)) for request in requests],
                 shard[1])[shard[0] - 1]
-
-
-def _record(pipe, options, folder, request, level, name="recording"):
-    """A pack of one run."""
-    from refsd.golden.recording.make import make
-    from refsd.golden.recording.record import Selection
-
-    show = not (options.quiet or options.json)
-    manifest = _finished(folder) if options.resume else None
-    if manifest is None:
-        selection = Selection(
-            level=level, steps=options.record_steps, op=options.op,
-            include=tuple(options.include), exclude=tuple(options.exclude),
-            attention=tuple(options.attention), shard=options.shard)
-        with Progress(request.steps, name, show=show) as progress:
-            manifest = make(
-                folder, request, pipe=pipe, about_model=options.about_model,
-                selection=selection, resume=options.resume, title=one_line(request.prompt, 900),
-                tolerance=_tolerance(options), on_step=progress.step)
-    if options.spread and not any("spread" in bounds for entry in manifest.tensors
-                                  for bounds in entry.tolerance.values()):
-        from refsd.golden.tolerances import spread
-
-        formats = options.spread_formats
-        with Progress(options.spread * len(formats), "spread", show=show) as progress:
-            spread.add_spread(folder, formats=formats, runs=options.spread, pipe=pipe,
-                              on_run=progress.step)
-        manifest = _finished(folder)
-    return _made(folder, manifest)
-
-
-def _finished(folder):
-    """The manifest of a pack that is whole, None where there is none yet."""
-    from refsd.golden.packs.manifest import read_manifest
-    from refsd.golden.packs.writer import MANIFEST
-
-    path = os.path.join(folder, MANIFEST)
-    if not os.path.isfile(path):
-        return None
-    with open(path, "rb") as file:
-        return read_manifest(file.read(), path)
-
-
-def _request(pipe, options, run):
-    """A picture's; what the suite's run says stands above the command line."""
-    from refsd.cli import drawing, sampler_names
-    from refsd.golden.recording.request import Request
-
-    sampler = run.get("sampler", options.sampler)
-    before = pipe.scheduler
-    drawing.choose_sampler(pipe, None if sampler is None else sampler_names.find_sampler(sampler))
-    scheduler, pipe.scheduler = pipe.scheduler.config.plain(), before
-    values = {"prompt": options.words if options.prompt is None else options.prompt,
-             "width": options.width or pipe.default_size,
-             "height": options.height or pipe.default_size}
-    for key in ("negative_prompt", "seed", "steps", "cfg_scale", "guidance_rescale", "eta",
-                "clip_skip", "rng"):
-        values[key] = getattr(options, key)
-    values |= {key: value for key, value in run.items() if key not in ("name", "sampler")}
-    return Request(**values, scheduler=scheduler)
-
-
-def _made(folder: str, manifest: Any) -> dict[str, Any]:
-    return {"folder": str(folder), "tensors": len(manifest.tensors),
-            "bytes": sum(file["bytes"] for file in manifest.files.values())}

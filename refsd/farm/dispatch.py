@@ -76,6 +76,7 @@ class Dispatch:
         self.waiting: list[Unit] = []
         self.faults: dict[str, list[str]] = {}
         self.tried: dict[str, set[Seat]] = {}
+        self.warned: set[str] = set()
 
     def run(self, units: list[Unit]) -> dict[str, str]:
         """Have the units done; gives the names of those that could not be, and why.
@@ -194,6 +195,9 @@ class Dispatch:
 
     def _answered(self, attempt, answer):
         seat, unit = attempt.seat, attempt.unit
+        for message in {*answer.get("warned", ())} - self.warned:
+            logger.warning("%s", message)
+            self.warned.add(message)
         if "differs" in answer and (answer["differs"] or unit is not None):
             self._set_aside(seat, "; ".join(answer["differs"]))
             self._again(unit)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from refsd.atomic import writing
 from refsd.errors import ResourceError, UsageError
 
-KINDS = {"pictures": "refsd.cli.units_pictures"}
+KINDS = {"pictures": "refsd.cli.units_pictures", "packs": "refsd.cli.units_packs"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -77,8 +78,28 @@ def _ready(head):
     return opened[key], differences(job["identity"], opened[key].identity)
 
 
+class Heard(logging.Handler):
+    """Keeps the library's warnings, which are the caller's to hear."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
 def _answering(work):
-    """What the work gives, or what it raised."""
+    """What the work gives, or what it raised; and what it warned of."""
+    heard = Heard()
+    logging.getLogger("refsd").addHandler(heard)
+    try:
+        return _answer(work) | {"warned": heard.said}
+    finally:
+        logging.getLogger("refsd").removeHandler(heard)
+
+
+def _answer(work):
     try:
         return work()
     except RefsdError as error:

@@ -1,5 +1,6 @@
 """Units that do what their recipe says, and go wrong as it says; workers load this first."""
 
+import logging
 import os
 import signal
 import time
@@ -52,6 +53,8 @@ class Worker:
                 os.close(os.open(recipe["once"], os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 recipe = {}
+        if "warns" in recipe:
+            logging.getLogger("refsd.sample").warning(recipe["warns"])
         time.sleep(recipe.get("sleep", 0))
         if "raises" in recipe:
             raise ERRORS[recipe["raises"]](f"{unit.name} is not to be. Give another")

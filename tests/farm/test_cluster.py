@@ -96,6 +96,11 @@ def test_results_come_over_the_network_too(do, tmp_path, sent):
     assert is_whole(tmp_path, units)
 
 
+def test_what_a_worker_warns_of_is_said_once(do, caplog):
+    do(*(unit(f"w{i}", warns="half of it is missing") for i in range(5)))
+    assert caplog.messages.count("half of it is missing") == 1
+
+
 def test_what_is_done_is_not_done_again(do, tmp_path, monkeypatch):
     (tmp_path / "u3.txt").write_text("mine")
     said = do(*TEN)
