@@ -117,7 +117,9 @@ def _limit_blas() -> None:
     first of them is kept once, and comes back with the end of the last. (An OpenBLAS on OpenMP has
     a number for each Python thread: there only this one's blocks count.)
     """
-    import numpy  # noqa: F401  (only a library that is loaded can be limited)
+    # only a library that is loaded can be limited, and SciPy's comes with its special functions
+    import numpy  # noqa: F401
+    import scipy.special  # noqa: F401
     from threadpoolctl import ThreadpoolController
 
     here = threading.get_ident()

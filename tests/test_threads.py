@@ -127,6 +127,16 @@ def test_one_setting_holds_for_kernels_and_for_blas():
     assert (threads.count(), cli_threads.in_use()) == before
 
 
+def test_a_limit_holds_for_what_is_loaded_within_it():
+    """SciPy brings a BLAS of its own: a recipe said that all threads had drawn with -t 1."""
+    code = ("from refsd import parallel\nwith parallel.limited(1):\n"
+            "    import refsd.functional, refsd.numba_ops.cpu\n"
+            "    print(*{pool['num_threads'] for pool in parallel.blas_pools()})")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=environment(), check=True)
+    assert done.stdout.split() == ["1"]
+
+
 def test_the_setting_ends_with_an_error():
     before = threads.count()
     with pytest.raises(KeyError), refsd.threads(1):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from refsd import atomic, schedulers
-from refsd.cli import output, threads, variation
+from refsd.cli import farming, output, threads, variation
 from refsd.cli.naming import name_of
 from refsd.cli.recipe import Recipe
 from refsd.cli.report import Warnings, note, one_line, result
@@ -46,6 +46,7 @@ class Picture(NamedTuple):
 def run(options: argparse.Namespace, check: Callable) -> int:
     """Draw what the lines say, after `check`, which refuses what no line changes."""
     default = _check(options)
+    asked = dict(vars(options))
     check(options)
     try:
         requests = read_requests(options.prompts, options, default)
@@ -61,6 +62,10 @@ def run(options: argparse.Namespace, check: Callable) -> int:
         if options.shard is not None:
             pictures = _shard(session, pictures, options, chatty)
         said = Said(options.results)
+        if options.dask is not None:
+            job = _job(session, asked, pictures)
+            del session  # workers of this machine need its memory
+            return _farm(job, pictures, said, options, chatty)
         for picture in pictures:
             said.add(picture, _picture(session, picture.recipe, options.output))
         if not pictures:  # of this shard: its file is there all the same
@@ -78,6 +83,9 @@ def _check(options):
     for name, why in NO.items():
         if getattr(options, name):
             raise UsageError(f"{why}: leave it out with --prompts")
+    farming.check(options)
+    if options.dask is not None and options.preview is not None:
+        raise UsageError("--preview shows what is drawn here: leave it out with --dask")
     options.output = "" if options.output is None else options.output
     if options.output and not os.path.isdir(options.output):
         raise UsageError(f"--output {options.output}: with --prompts it is a folder; name one that "
@@ -158,6 +166,33 @@ def _shard(session, pictures, options, chatty):
              f"{100 * work:.1f} % of the work")
     keys = {unit.key for unit in mine}
     return [picture for picture in pictures if name_of(picture.recipe) in keys]
+
+
+def _job(session, asked, pictures):
+    """All pictures as units, and the options as they open a worker."""
+    from refsd.cli import farming, units_pictures
+
+    setup = {**asked, "backend": session.pipe.backend,
+             "threads": farming.threads_of(asked["dask"], asked["threads"])}
+    return units_pictures.job(session, setup, units_pictures.units(session, pictures))
+
+
+def _farm(job, pictures, said, options, chatty):
+    """Have the pictures drawn by workers; of equal ones the first was drawn, the others are there.
+    """
+    from refsd.cli import farming
+
+    wanted: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        wanted.setdefault(name_of(picture.recipe), []).append(picture)
+
+    def done(unit, about):
+        path = os.path.join(options.output, unit.results[0])
+        for i, picture in enumerate(wanted[unit.key]):
+            said.add(picture, {"path": path, **about, "drawn": about["drawn"] and i == 0})
+
+    farming.run(job, options.dask, options.output, done, what="pictures", show=chatty)
+    return 0
 
 
 def _picture(session, recipe, folder):

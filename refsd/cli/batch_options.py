@@ -2,6 +2,7 @@
 
 import argparse
 
+from refsd.cli import farming
 from refsd.cli.arguments import Parser, fraction
 from refsd.errors import UsageError
 
@@ -17,11 +18,12 @@ def add_options(parser: Parser) -> None:
     add("--shard", metavar="I/N", type=fraction,
         help="draw the I-th of N parts, which take about the same time; {shard} in --results is "
         "filled in")
+    farming.add_option(add, "pictures")
 
 
 def wanted(options: argparse.Namespace) -> bool:
     """Whether a file of prompts is to be drawn; UsageError for what is of no use without one."""
-    for name in ("results", "shard"):
+    for name in ("results", "shard", "dask"):
         if options.prompts is None and getattr(options, name) is not None:
             raise UsageError(f"--{name} is for the pictures of --prompts; give --prompts FILE too")
     return options.prompts is not None

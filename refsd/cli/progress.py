@@ -12,17 +12,17 @@ QUIET_SECONDS = 30  # between two lines where there is no terminal
 
 
 class Progress:
-    """Told of every step of one picture; writes to stderr only."""
+    """Told of every step of one picture, or of whatever `each` is; writes to stderr only."""
 
-    def __init__(self, total: int, label: str, *, show: bool, done: int = 0):
-        self.total, self.label, self.show = total, label, show
+    def __init__(self, total: int, label: str, *, show: bool, done: int = 0, each: str = "step"):
+        self.total, self.label, self.show, self.each = total, label, show, each
         self.done, self.before, self.started = done, done, time.monotonic()
         self.last_line = self.started
         self.bar = None
         if show and sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=label, unit="step", leave=False, file=sys.stderr,
+            self.bar = tqdm(total=total, desc=label, unit=each, leave=False, file=sys.stderr,
                             initial=done)
 
     def step(self, *_: Any) -> None:
@@ -36,7 +36,8 @@ class Progress:
             self.last_line = now
             each = (now - self.started) / (self.done - self.before)
             left = each * (self.total - self.done)
-            report.note(f"refsd: {self.label}: step {self.done} of {self.total}, {left:.0f} s left")
+            report.note(f"refsd: {self.label}: {self.each} {self.done} of {self.total}, "
+                        f"{left:.0f} s left")
 
     @contextmanager
     def aside(self) -> Iterator[None]:
