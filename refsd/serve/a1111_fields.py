@@ -18,12 +18,14 @@ from refsd.serve.models import Model
 
 SAVED = "the server keeps every picture in its folder"
 IDLE = {
-    "comments": "A1111 fills it", "distilled_cfg_scale": "of models that refsd does not have",
+    "auth": "SillyTavern's own: its header says it", "comments": "A1111 fills it",
+    "distilled_cfg_scale": "of models that refsd does not have",
     "do_not_save_grid": "no grids are made", "do_not_save_samples": SAVED,
     "force_task_id": "progress is that of the job which is drawn",
     "refiner_switch_at": "there is no refiner", "save_images": SAVED,
     "script_args": "there is no script",
     "seed_enable_extras": "subseed_strength and seed_resize_from_w say it",
+    "url": "SillyTavern's own: where it asks",
 }
 NOTHING = (None, "", "None")
 CHURN = "refsd's Euler, Heun and DPM2 are without churn"

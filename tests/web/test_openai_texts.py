@@ -183,6 +183,7 @@ def test_texts_are_drawn_by_seeds_that_count_up(client, truth, stream):
         ends = [chunk.choices[0].finish_reason for chunk in chunks
                 if chunk.choices[0].finish_reason]
         assert {chunk.seed for chunk in chunks} == {5} and len(chunks) > 3
+        assert all(chunk.choices[0].text or chunk.choices[0].finish_reason for chunk in chunks)
     else:
         texts = [choice.text for choice in found.choices]
         ends = [choice.finish_reason for choice in found.choices]
@@ -207,6 +208,14 @@ def test_models_take_turns(client):
     assert first != other
     assert client.completions.create(model=BUNDLED, prompt="a",
                                      temperature=0).choices[0].text == first
+
+
+def test_a_model_is_loaded_once(gpt2):
+    made = writer.Writer(find_all([gpt2])[1], BASE)
+    made.load("writer")
+    first = made.gpt2
+    made.load("writer")
+    assert made.gpt2 is first
 
 
 @pytest.mark.parametrize("stream", [False, True])
