@@ -3,7 +3,7 @@
 import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from refsd.cli.report import note, one_line
 
@@ -11,18 +11,25 @@ WORDS = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICA
 
 
 class Terminal(logging.Handler):
-    """Lines on stderr; of a request's target what stands behind "?", which may be the token, is
-    not said."""
+    """Lines on stderr.
+
+    Of a request's target what stands behind "?", which may be the token, is not said.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
-        if record.name == "uvicorn.access" and isinstance(record.args, tuple):
-            client, method, target, version, status = record.args
-            note(one_line(f"refsd: {client} {method} {str(target).partition('?')[0]} {status}"))
-            return
-        note(one_line(f"refsd: {WORDS.get(record.levelno, '')}{record.getMessage().strip()}"))
-        if record.exc_info:
-            note("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        """Say it, if it can be: a full disk below a file of lines is no reason to end."""
+        with suppress(OSError):
+            note(line_of(record))
+            if record.exc_info:
+                note("".join(traceback.format_exception(*record.exc_info)).rstrip())
+
+
+def line_of(record: logging.LogRecord) -> str:
+    """What is said of it."""
+    if record.name == "uvicorn.access":
+        client, method, target, _, status = record.args
+        return one_line(f"refsd: {client} {method} {target.partition('?')[0]} {status}")
+    return one_line(f"refsd: {WORDS.get(record.levelno, '')}{record.getMessage().strip()}")
 
 
 @contextmanager

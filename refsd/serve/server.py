@@ -20,7 +20,9 @@ READING_SECONDS = 30.0  # without a byte read by who is being answered
 KEPT_SECONDS = 30  # between two requests of a connection
 CUT_SECONDS = 1  # at the end, for answers that are being sent
 HEAD_BYTES = 16_384
-CONNECTIONS = 512  # beyond which requests are answered with 503
+CONNECTIONS = 512  # beyond which requests are answered with 503,
+SENT = 1 << 18  # bytes that the system takes ahead of a client: few, so that its reading is seen
+MORE = 64  # and so many further on nobody is answered: files need descriptors too
 
 
 class Connection(H11Protocol):
@@ -31,7 +33,11 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Wait for the first head."""
         super().connection_made(transport)
-        self._watch_head()
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENT)
+        if len(self.connections) > CONNECTIONS + MORE:
+            transport.abort()
+        else:
+            self._watch_head()
 
     def data_received(self, data: bytes) -> None:
         """Of a head or of a body, which has a clock of its own (refsd.serve.guard)."""
@@ -117,3 +123,5 @@ class Server(uvicorn.Server):
         await asyncio.to_thread(self.studio.close)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
+        for connection in [*self.server_state.connections]:  # cancelled, uvicorn's tasks send on
+            connection.transport.abort()

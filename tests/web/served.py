@@ -5,6 +5,7 @@ import re
 import select
 import signal
 import socket
+import tempfile
 import time
 from contextlib import contextmanager
 
@@ -18,8 +19,8 @@ PATIENCE = 60  # seconds for what takes one
 class Served:
     """The process, where it is, and a client of it."""
 
-    def __init__(self, process, url):
-        self.process, self.url = process, url
+    def __init__(self, process, url, said):
+        self.process, self.url, self._said = process, url, said
         self.host, self.port = httpx.URL(url).host, httpx.URL(url).port
         self.client = httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False)
 
@@ -28,6 +29,10 @@ class Served:
         found = socket.create_connection((self.host, self.port), timeout=PATIENCE)
         found.sendall(data)
         return found
+
+    def newest(self):
+        """The job that came last; nothing where there is none."""
+        return (self.client.get("/api/v1/jobs").json()["jobs"] or [{}])[-1]
 
     def memory(self):
         """Resident bytes."""
@@ -40,21 +45,27 @@ class Served:
         for number in signals or (signal.SIGTERM,):
             self.process.send_signal(number)
             time.sleep(pause)
-        out, err = self.process.communicate(timeout=PATIENCE)
+        out, _ = self.process.communicate(timeout=PATIENCE)
+        seconds = time.monotonic() - begun
         self.client.close()
-        return self.process.returncode, out, err.decode(), time.monotonic() - begun
+        self._said.seek(0)
+        return self.process.returncode, out, self._said.read().decode(), seconds
 
 
 @contextmanager
 def serving(*args, **options):
-    """A server that is ready, on a port of its own; killed at the end if it still runs."""
-    process = chaos.start("serve", "--port", "0", *args, **options)
-    try:
-        yield Served(process, wait_ready(process))
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+    """A server that is ready, on a port of its own; killed at the end if it still runs.
+
+    What it says on stderr goes to a file: into a pipe that nobody reads it could not go for long.
+    """
+    with tempfile.TemporaryFile() as said:
+        process = chaos.start("serve", "--port", "0", *args, stderr=said, **options)
+        try:
+            yield Served(process, wait_ready(process), said)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
 
 def wait_ready(process):
@@ -64,6 +75,6 @@ def wait_ready(process):
         left = until - time.monotonic()
         assert left > 0 and select.select([process.stdout], [], [], left)[0], said
         read = os.read(process.stdout.fileno(), 4096)
-        assert read, (said, process.communicate())
+        assert read, (said, process.wait())
         said += read
     return found[1].decode()
