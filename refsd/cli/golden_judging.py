@@ -65,18 +65,22 @@ def said(options: argparse.Namespace, files: list[Path], sheet: Any, plain: Any,
 
 def _write_reports(files: list[Path], sheet: Any, plain: Any, *, quiet: bool) -> None:
     """Write a sheet as each file's kind; `plain` is what goes into JSON."""
+    for path in files:
+        save(rendered(path.suffix.lower(), sheet, plain), Target(str(path)), "The report")
+        if not quiet:
+            note(f"refsd: wrote {path}")
+
+
+def rendered(end: str, sheet: Any, plain: Any) -> bytes:
+    """A sheet as a report whose file ends so."""
     from refsd.golden.comparing.html import page
     from refsd.golden.comparing.junit import junit
     from refsd.golden.comparing.markdown import markdown
 
     renderers = {".md": markdown, ".xml": junit, ".html": page}
-    for path in files:
-        end = path.suffix.lower()
-        text = renderers[end](sheet) if end in renderers else (
-            json.dumps(plain, indent=1, allow_nan=False) + "\n")
-        save(text.encode("utf-8", "backslashreplace"), Target(str(path)), "The report")
-        if not quiet:
-            note(f"refsd: wrote {path}")
+    text = renderers[end](sheet) if end in renderers else (
+        json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _format(text: str) -> str:

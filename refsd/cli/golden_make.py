@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from refsd.cli import draw, golden_cases
+from refsd.cli import draw, farming, golden_cases
 from refsd.cli.arguments import Parser, fraction, integer
 from refsd.cli.report import Warnings, note, result, result_json
 from refsd.errors import UsageError
@@ -53,8 +53,7 @@ def parser() -> Parser:
     add("--shard", metavar="I/N", type=fraction, default=(1, 1),
         help="the I-th of N parts: of a suite's packs, which take about the same time, or of a "
         "run's tensors")
-    add("--dask", metavar="ADDRESS", help="have a suite's packs made by the workers of the Dask "
-        "scheduler there, as tcp://HOST:PORT, or by N processes here: local:N")
+    farming.add_option(add, "a suite's packs")
     add("--resume", action="store_true", help="go on with what was interrupted")
     add("--no-tolerances", action="store_true",
         help="do not work out what a port may differ by, op by op")
@@ -120,12 +119,9 @@ def _check(options):
         raise UsageError("the prompts are in the suite: leave out the other one")
     if not prompted:
         options.words = PROMPT
-    if options.dask is not None:
-        from refsd.farm.cluster import check_address
-
-        check_address(options.dask)
-        if options.suite is None or options.shard != (1, 1):
-            raise UsageError("--dask deals out the packs of a --suite: give one, and no --shard")
+    farming.check(options)
+    if options.dask is not None and options.suite is None:
+        raise UsageError("--dask deals out the packs of a --suite: give one, or leave it out")
     if options.level is not None:
         check_integer("--level", options.level, 0, 4)
     options.loaded = None

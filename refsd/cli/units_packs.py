@@ -11,11 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refsd.cli import drawing, golden_run
+from refsd.cli import drawing, farming, golden_run
 from refsd.cli.costs import Costs
-from refsd.cli.progress import Progress
 from refsd.errors import UsageError
-from refsd.farm import cluster
 from refsd.farm.units import Job, Unit, key_of
 from refsd.golden.packs.writer import machine, plain, versions
 from refsd.golden.recording.request import Request
@@ -27,14 +25,12 @@ OPTIONS = ("variant", "download", "record_steps", "include", "exclude", "op", "a
 def run(options: argparse.Namespace, level: int, sampler: str | None) -> list[dict[str, Any]]:
     """Have the packs of a suite made; what is said of each."""
     made = {}
-    job = _job(options, level, sampler)
-    with Progress(len(job.units), "packs", show=not (options.quiet or options.json)) as progress:
 
-        def on_done(unit, said):
-            made[unit.name] = {"folder": os.path.join(options.output, unit.name), **said}
-            progress.step()
+    def on_done(unit, said):
+        made[unit.name] = {"folder": os.path.join(options.output, unit.name), **said}
 
-        cluster.run(job, options.dask, options.output, on_done)
+    farming.run(_job(options, level, sampler), options.dask, options.output, on_done, what="packs",
+                show=not (options.quiet or options.json))
     return [made[run["name"]] for run in options.loaded.runs]
 
 

@@ -21,7 +21,8 @@ from typing import Any, Protocol
 from refsd.atomic import writing
 from refsd.errors import ResourceError, UsageError
 
-KINDS = {"pictures": "refsd.cli.units_pictures", "packs": "refsd.cli.units_packs"}
+KINDS = {"pictures": "refsd.cli.units_pictures", "packs": "refsd.cli.units_packs",
+         "comparisons": "refsd.cli.units_comparisons"}
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,13 @@ from refsd.weights.files import read_object
 SCHEMA = 1
 INDEX = "suite.json"
 TEXT = that(lambda value: isinstance(value, str), "a text")
+NAME = matching(re.compile(r"[a-z0-9][a-z0-9_-]{0,63}"), "small letters, digits, - and _")
 RUN_RULES = {"prompt": TEXT, "negative_prompt": TEXT, "sampler": TEXT, "rng": TEXT,
              **{key: rule for key, rule in NUMBERS.items() if key != "threads"}}
+ROW_RULES = {**RUN_RULES, "name": NAME, "folder": NAME,
+             "manifest": optional(matching(re.compile(r"[0-9a-f]{64}"), "a SHA-256"))}
 SUITE_RULES = {"schema": anything, "title": TEXT, "model": optional(TEXT), "level": integer(0, 4),
                "defaults": anything, "runs": each(anything, 1)}
-NAME = matching(re.compile(r"[a-z0-9][a-z0-9_-]{0,63}"), "small letters, digits, - and _")
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,14 @@ def write_index(folder: Path, suite: Suite) -> list[dict[str, Any]]:
     data = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode("ascii")
     write_file(folder / INDEX, [data])
     return rows
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The packs of a suite as write_index lists them. Raises ModelError."""
+    where = str(folder / INDEX)
+    index = read_object(folder / INDEX)
+    check_schema(index.get("schema"), SCHEMA, where, "the suite's index")
+    check(index, {"schema": anything, "title": TEXT, "packs": each(anything, 1)}, where)
+    for i, row in enumerate(index["packs"], 1):
+        check(row, ROW_RULES, f"{where}: pack {i}", optional=RUN_RULES)
+    return index["packs"]
