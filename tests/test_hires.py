@@ -95,7 +95,10 @@ def test_every_upscaler(pipe, small, upscaler):
     assert not np.array_equal(draw(pipe, small, upscaler=upscaler), draw(pipe, small))
 
 
-def test_one_first_pass_for_several_pictures(pipe, small):
+def test_one_first_pass_for_several_pictures(model, small):
+    """On the backend that has the same bits for any batch: NumPy's products have them not."""
+    pipe = StableDiffusionHiresPipeline.from_pipe(
+        StableDiffusionPipeline.from_pretrained(model, backend="numba"))
     found = draw(pipe, small, num_images_per_prompt=2, generator=[1, 2])
     assert found.shape == (2, 4, 8, 8)
     assert np.array_equal(found[1:], draw(pipe, small, generator=2))
