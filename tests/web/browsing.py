@@ -38,7 +38,7 @@ class opened:
         self.context.on("console", lambda message: self.said.append(message.text)
                         if message.type in ("error", "warning") else None)
         self.context.on("weberror", lambda error: self.said.append(str(error.error)))
-        page.goto(self.served.url)
+        page.goto(self.served.url + getattr(self.served, "path", ""))
         expect(page.locator("#version")).not_to_be_empty()
         return page
 

@@ -220,3 +220,91 @@ def test_two_pictures_are_compared(tab):
     tab.keyboard.press("Escape")
     tab.get_by_role("button", name="Clear").click()
     expect(tab.locator("#compare")).to_be_hidden()
+
+
+def test_keys_are_enough(tab):
+    """To draw, to look at one picture after another, and to go back."""
+    for seed in (51, 52):
+        drawn(tab, seed=seed)
+    tab.locator("#prompt").focus()
+    tab.locator("#seed").fill("53")
+    tab.keyboard.press("Control+Enter")
+    expect(tab.locator("#status")).to_have_text(re.compile("seed 53$"))
+    expect(tab.locator("#pictures img").first).to_have_attribute("alt", re.compile("seed 53$"))
+    tab.locator("#pictures button").first.focus()
+    tab.keyboard.press("Enter")
+    for key, seed in (("ArrowRight", 52), ("ArrowRight", 51), ("ArrowLeft", 52)):
+        tab.keyboard.press(key)
+        expect(tab.locator("#large")).to_have_attribute("alt", f"a red sphere, seed {seed}")
+    expect(tab.locator("#values")).to_contain_text("seed52")
+    tab.keyboard.press("Escape")
+    expect(tab.locator("#pictures button").first).to_be_focused()
+    tab.locator("#show-keys").press("Enter")
+    expect(tab.locator("#keys")).to_be_visible()
+    tab.keyboard.press("Control+Enter")  # not through a dialog
+    tab.keyboard.press("Escape")
+    expect(tab.locator("#pictures img").first).to_have_attribute("alt", re.compile("seed 53$"))
+
+
+def test_another_model_brings_its_own_size_and_guidance(tab):
+    for name, value in (("width", "128"), ("height", "128"), ("cfg_scale", "3")):
+        expect(tab.locator(f"#{name}")).to_have_value(value)
+    tab.locator("#height").fill("96")
+    tab.locator("#model").select_option("tiny")
+    for name, value in (("width", "32"), ("height", "96"), ("cfg_scale", "7")):
+        expect(tab.locator(f"#{name}")).to_have_value(value)
+    tab.locator("#swap-sides").click()
+    expect(tab.locator("#width")).to_have_value("96")
+    tab.reload()
+    expect(tab.locator("#model")).to_have_value("tiny")
+    expect(tab.locator("#width")).to_have_value("96")
+
+
+def test_what_is_said_by_prompts_is_never_html(tab):
+    drawn(tab, prompt="<img src=x onerror=alert(1)><b>bold</b>", seed=61)
+    expect(tab.locator("#drawn-prompt")).to_have_text("<img src=x onerror=alert(1)><b>bold</b>")
+    tab.locator("#pictures button").first.click()
+    expect(tab.locator("#infotext")).to_contain_text("<b>bold</b>")
+    expect(tab.locator("#viewer b, #viewer [onerror], #gallery b")).to_have_count(0)
+
+
+def test_more_pictures_come_when_they_are_scrolled_to(tab, served):
+    name = drawn(tab, seed=71)
+    data = (served.folder / name).read_bytes()
+    for number in range(30):
+        (served.folder / f"copy-{number}.png").write_bytes(data)
+    try:
+        drawn(tab, seed=72)
+        tab.reload()
+        expect(tab.locator("#pictures li")).not_to_have_count(0)
+        tab.locator("footer").scroll_into_view_if_needed()
+        expect(tab.locator("#pictures img[src*='/copy-']")).to_have_count(30)
+        expect(tab.locator("#more")).to_be_hidden()
+        names = tab.locator("#pictures img").evaluate_all("all => all.map(one => one.src)")
+        assert len(names) == len(set(names)) == len(list(served.folder.iterdir()))
+    finally:
+        for file in served.folder.glob("copy-*.png"):
+            file.unlink()
+
+
+def test_a_picture_that_is_pasted_becomes_the_start_image(tab):
+    tab.evaluate("""data => {
+        const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+        const given = new DataTransfer();
+        given.items.add(new File([bytes], "it.png", { type: "image/png" }));
+        dispatchEvent(new ClipboardEvent("paste", { clipboardData: given, bubbles: true,
+                                                    cancelable: true })); }""",
+                 base64.b64encode(png(64, 64, "red")).decode())
+    expect(tab.locator("#start")).to_be_visible()
+    expect(tab.locator("#start-size")).to_contain_text("64 × 64, scaled to 128 × 128")
+
+
+@pytest.mark.parametrize("data, kind, words", [
+    (b"GIF89a", "image/gif", "it.png: choose a PNG, JPEG or WebP"),
+    (b"no picture", "image/png", "it.png: it cannot be read as a picture"),
+])
+def test_what_is_no_picture_is_no_start_image(tab, data, kind, words):
+    tab.locator("summary", has_text="Start image").click()
+    drop(tab, data, kind=kind, over="#start-zone")
+    expect(tab.get_by_role("alert")).to_have_text(words)
+    expect(tab.locator("#start-tools")).to_be_hidden()
