@@ -84,8 +84,7 @@ class Guard:
                 headers, receive, most=settings.body, stall=settings.stall, whole=settings.whole)
         except Refused as refused:
             response = problem(refused, scope["path"])
-            await last(response, scope, receive, send,
-                       0 if refused.status == 408 else settings.stall)
+            await last(response, scope, receive, send, settings.stall)
             return
         if early is not None:
             await early(scope, receive, send)
