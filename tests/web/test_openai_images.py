@@ -212,7 +212,8 @@ def job(tmp_path):
     paths = [tmp_path / name for name in ("a.png", "b.png")]
     for path in paths:
         path.write_bytes(PICTURE)
-    pictures = [Picture(path.name, path, seed, 8, 16, "it") for seed, path in enumerate(paths, 5)]
+    pictures = [Picture(path.name, path, seed, 8, 16, "it", "00")
+                for seed, path in enumerate(paths, 5)]
     return SimpleNamespace(state="done", error=None, created=12.7, pictures=pictures, warnings=[])
 
 
