@@ -36,9 +36,10 @@ FAMILY_TITLES = {
 }
 # The table of contents: which pages stand under which door.
 DOORS = {
-    "Draw": ("docs/cli", "commands", "docs/server", "docs/farm", "docs/python",
-             "docs/features", "docs/pictures-in", "docs/controlnet", "docs/adapters", "docs/text",
-             "docs/weights", "docs/memory", "docs/cuda", "docs/profiling", "docs/benchmarks"),
+    "Draw": ("docs/cli", "commands", "docs/server", "docs/server-openai", "docs/farm",
+             "docs/python", "docs/features", "docs/pictures-in", "docs/controlnet",
+             "docs/adapters", "docs/text", "docs/weights", "docs/memory", "docs/cuda",
+             "docs/profiling", "docs/benchmarks"),
     "Understand": ("notebooks/README", "ops/index", "docs/graph", "docs/noise", "docs/schedules",
                    "docs/tokenizer", "docs/dialects", "docs/checkpoints", "docs/kernels-conv",
                    "docs/cuda-speed", "docs/cuda-gpu", "docs/tolerances"),

@@ -52,7 +52,7 @@ def parser() -> Parser:
 
     add = found.add_argument_group("what").add_argument
     add("-m", "--model", metavar="MODEL", action="append", default=[],
-        help="a model, as refsd draw takes it; may be repeated")
+        help="a model, as refsd draw takes it, or a GPT-2 that writes; may be repeated")
     add("--lora-dir", metavar="DIR", help="the LoRAs that may be asked for by name")
     add("--vae", metavar="PATH", help="another VAE, or a tiny one, for all models")
     add("--download", action="store_true", help="let a model id be fetched from huggingface.co")

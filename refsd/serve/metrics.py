@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from refsd.serve.jobs import DONE, DRAWING, ENDS, QUEUED, Job
+from refsd.serve.jobs import DONE, DRAWING, ENDS, QUEUED, Job, TextJob
 from refsd.version import __version__
 
 SECONDS = (0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800)  # upper ends of the buckets
@@ -27,13 +27,16 @@ class Metrics:
         self._lock, self._started = threading.Lock(), time.time()
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._jobs = Counter(dict.fromkeys(ENDS, 0))
-        self._pictures = self._steps = 0
+        self._pictures = self._steps = self._tokens = 0
         self._seconds, self._buckets = 0.0, [0] * (len(SECONDS) + 1)
 
     def job(self, job: Job) -> None:
         """A job is over."""
         with self._lock:
             self._jobs[job.state] += 1
+            if isinstance(job, TextJob):
+                self._tokens += len(job.pieces)
+                return
             self._pictures += len(job.pictures)
             self._steps += job.made
             if job.state == DONE:
@@ -77,12 +80,13 @@ class Metrics:
                        for end, count in self._jobs.items()),
                      *_counter("refsd_pictures_total", "Pictures written.", self._pictures),
                      *_counter("refsd_steps_total", "Steps of jobs that are over.", self._steps),
+                     *_counter("refsd_tokens_total", "Tokens written of texts.", self._tokens),
                      *self._histogram(), *self._answers(), *_memory()]
         return "".join(f"{line}\n" for line in lines)
 
     def _histogram(self):
         name = "refsd_drawing_seconds"
-        yield from _head(name, "histogram", "Seconds that jobs took which are done.")
+        yield from _head(name, "histogram", "Seconds that jobs took whose pictures are done.")
         counts = list(accumulate(self._buckets))
         for end, count in zip((*SECONDS, "+Inf"), counts, strict=True):
             yield _line(f"{name}_bucket", count, le=str(end))

@@ -12,7 +12,7 @@ from web_samples import HOME
 
 from refsd.serve.answers import answer
 from refsd.serve.app import make_app
-from refsd.serve.jobs import Job
+from refsd.serve.jobs import Job, Piece, TextJob
 from refsd.serve.metrics import SECONDS, Metrics, memory
 from refsd.version import __version__
 
@@ -62,6 +62,19 @@ def test_jobs_are_counted_by_their_end():
     buckets = found["refsd_drawing_seconds_bucket"]
     assert list(buckets) == [*((str(end),) for end in SECONDS), ("+Inf",)]
     assert [*buckets.values()] == [0, 1, *[2] * 9, 3]
+
+
+def test_texts_are_no_pictures():
+    metrics, job = Metrics(), TextJob(SimpleNamespace(said={}, count=1))
+    job.begin()
+    for stopped in ("", "length"):
+        job.write(Piece(0, "a", stopped))
+    job.end("done")
+    metrics.job(job)
+    found = read(metrics.text())
+    assert (found["refsd_tokens_total"], found["refsd_steps_total"]) == ({(): 2}, {(): 0})
+    assert found["refsd_jobs_total"]["done",] == 1
+    assert found["refsd_drawing_seconds_count"] == {(): 0}
 
 
 def test_jobs_that_are_known_are_counted_by_their_state():
