@@ -79,7 +79,7 @@ def _of_routes(error, path):
     if error.status_code == 404:
         message = f"there is no {path} here; {DOCS} lists what there is"
     elif error.status_code == 405:
-        message = f"{path} takes {headers.get('Allow', 'another method')} alone; see {DOCS}"
+        message = f"{path} takes {headers.get('Allow', 'other methods')}; see {DOCS}"
     else:
         message = str(error.detail)
     return Refused(error.status_code, code, message, **headers)

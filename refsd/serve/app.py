@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import BaseRoute, Match, Route, Router
 
 from refsd.serve import policy
 from refsd.serve.answers import answer, problem
@@ -60,4 +61,12 @@ class App:
         except Exception as error:
             if begun:
                 raise
+            if isinstance(error, HTTPException) and error.status_code == 405:
+                error.headers = {"Allow": self._methods(scope)}
             await problem(error, scope["path"])(scope, receive, send)
+
+    def _methods(self, scope):
+        """Those of all routes of a path; the router knows of the first alone."""
+        found = [route.methods for route in self.router.routes
+                 if route.matches(scope)[0] is not Match.NONE]
+        return ", ".join(sorted(set().union(*found)))

@@ -110,7 +110,7 @@ def test_a_message_is_one_line(caplog):
 
 
 @pytest.mark.parametrize("status, code, words", [
-    (404, "not-found", "docs/server.md lists"), (405, "method-not-allowed", "takes GET alone"),
+    (404, "not-found", "docs/server.md lists"), (405, "method-not-allowed", "takes GET; see"),
     (400, "bad-request", "no boundary")])
 def test_what_starlette_says(status, code, words):
     error = HTTPException(status, "no boundary", {"Allow": "GET"} if status == 405 else None)

@@ -80,8 +80,16 @@ def test_what_is_not_there_is_said_with_where_to_look(client):
     assert client.post("/api/v1/echo/").status_code == client.get("/%2f").status_code == 404
     found = client.get("/api/v1/echo")
     assert found.status_code == 405 and found.headers["allow"] == "POST"
-    assert found.json()["error"]["message"] == "/api/v1/echo takes POST alone; see docs/server.md"
+    assert found.json()["error"]["message"] == "/api/v1/echo takes POST; see docs/server.md"
+    assert client.post("/health").headers["allow"] == "GET, HEAD"
     assert client.get("/metrics").status_code == 404
+
+
+def test_the_methods_of_all_routes_of_a_path_are_said():
+    routes = [Route("/a/{id}", fail, methods=["GET"]), Route("/b", fail, methods=["PUT"]),
+              Route("/a/{id}", echo, methods=["DELETE"])]
+    found = TestClient(make_app(routes), HOME).post("/a/1")
+    assert (found.status_code, found.headers["allow"]) == (405, "DELETE, GET, HEAD")
 
 
 def test_without_the_page_there_is_none():
