@@ -14,6 +14,7 @@ from refsd.serve import a1111_answers, a1111_fields, a1111_samplers
 from refsd.serve.a1111_settings import Settings
 from refsd.serve.answers import answer, failure
 from refsd.serve.bodies import read_json
+from refsd.serve.jobs import Job
 from refsd.serve.stream import ended
 from refsd.serve.studio import Studio
 
@@ -51,6 +52,7 @@ class _A1111:
 
     def __init__(self, studio):
         self.studio, self.settings = studio, Settings(studio.models)
+        self.waited: set[Job] = set()  # for by this API's clients
 
     async def txt2img(self, request: Request) -> Response:
         """Pictures of a text."""
@@ -65,8 +67,12 @@ class _A1111:
         wanted, asked = await asyncio.to_thread(self._read, kind, body)
         job = self.studio.submit(asked)
         self.settings.change(wanted.kept)
+        self.waited.add(job)
         del asked  # the job drops it at its end
-        await ended(job, request, self.studio.cancel)
+        try:
+            await ended(job, request, self.studio.cancel)
+        finally:
+            self.waited.discard(job)
         if job.error is not None:
             message = a1111_fields.in_fields(job.error["message"])
             return failure({**job.error, "message": message}, request.url.path)
@@ -89,15 +95,20 @@ class _A1111:
         return answer(a1111_answers.progress(job, image))
 
     async def interrupt(self, request: Request) -> Response:
-        """End the job that is drawn after this step; what it has drawn is answered."""
+        """End the job that is drawn after this step; what it has drawn is answered.
+
+        Clients say so as they leave, when their job may be over already: those of the page and of
+        other APIs are not meant.
+        """
         job = self.studio.current
-        if job is not None:
+        if job in self.waited:
             self.studio.cancel(job.id)
         return answer({})
 
     async def skip(self, request: Request) -> Response:
         """Go on with the next picture after this step."""
-        self.studio.skip()
+        if self.studio.current in self.waited:
+            self.studio.skip()
         return answer(None)
 
     async def known(self, request: Request) -> Response:

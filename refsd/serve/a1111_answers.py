@@ -29,7 +29,8 @@ LISTS: dict[str, Any] = {
     "prompt-styles": [], "hypernetworks": [], "face-restorers": [], "realesrgan-models": [],
     "extensions": [],
     "upscalers": [{"name": label, "model_name": None, "model_path": None, "model_url": None,
-                   "scale": 4} for label in UPSCALERS.values() if not label.startswith("Latent")],
+                   "scale": 4} for label in ("None", *UPSCALERS.values())
+                  if not label.startswith("Latent")],
     "latent-upscale-modes": [{"name": label} for label in UPSCALERS.values()
                              if label.startswith("Latent")],
 }

@@ -157,7 +157,7 @@ def _second_pass(body):
     same = {name: body.get(name.removeprefix("hr_")) for name in (
         "hr_prompt", "hr_negative_prompt", "hr_sampler_name", "hr_scheduler")}
     require({name: value for name, value in body.items() if same.get(name) != value}, HIRES)
-    labels = {label: name for name, label in UPSCALERS.items()}
+    labels = {label: name for name, label in UPSCALERS.items()} | {"None": "lanczos"}
     upscaler = field(body, "hr_upscaler", "Latent", only(*labels))
     steps = field(body, "hr_second_pass_steps", 0, integer(0, 1000))
     found = {"hires_scale": field(body, "hr_scale", 2.0, number(1, 8)),

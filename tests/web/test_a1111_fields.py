@@ -76,7 +76,8 @@ SILLYTAVERN = {
     "denoising_strength": 0.7, "hr_second_pass_steps": 0,
     "override_settings": {"CLIP_stop_at_last_layers": 1},
     "override_settings_restore_afterwards": True, "clip_skip": 1, "save_images": True,
-    "send_images": True, "do_not_save_grid": False, "do_not_save_samples": False}
+    "send_images": True, "do_not_save_grid": False, "do_not_save_samples": False,
+    "url": "http://localhost:7860", "auth": ""}
 OPEN_WEBUI = {"prompt": "a fox", "batch_size": 1, "width": 512, "height": 512, "steps": 50,
               "negative_prompt": "blue", "cfg_scale": 7.5, "sampler_name": "Euler",
               "scheduler": "Simple"}
@@ -133,6 +134,8 @@ def test_the_defaults_of_clients_are_taken():
       "sampler_name": "Euler", "hr_sampler_name": "Euler", "hr_scheduler": "Use same scheduler"},
      {"prompt": "a", "sampler": "euler", "hires_scale": 1.5, "hires_steps": 4,
       "hires_denoising": 0.5, "hires_upscaler": "latent-nearest-exact"}),
+    ({"enable_hr": True, "hr_upscaler": "None"},
+     {"hires_scale": 2.0, "hires_upscaler": "lanczos"}),
     ({"enable_hr": False, "hr_scale": 0, "hr_upscaler": "none", "hr_resize_x": 9}, {}),
 ])
 def test_what_each_field_of_txt2img_becomes(body, fields):

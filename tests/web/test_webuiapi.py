@@ -2,11 +2,13 @@
 
 import base64
 import io
+import json
 import threading
 
 import httpx
 import numpy as np
 import pytest
+import tiny
 import webuiapi
 from PIL import Image
 from starlette.testclient import TestClient
@@ -15,7 +17,9 @@ from web_samples import HOME, PATIENCE, await_true, serving
 from refsd.__main__ import main
 from refsd.cli import draw
 from refsd.cli.recipe import parse_recipe
+from refsd.networks import shapes_of
 from refsd.serve import a1111, drawer, routes
+from refsd.serve.a1111_settings import CHECKPOINT
 from refsd.serve.app import make_app
 from refsd.serve.asked import Limits
 from refsd.serve.guard import Settings
@@ -220,12 +224,30 @@ def test_models_are_switched(api, studio):
     assert api.set_options({"sd_vae": "x"})["error"] == "usage"
 
 
+def test_open_webuis_way(place):
+    """It sends all options back with another model, and no word of who it is."""
+    with httpx.Client(base_url=f"{place}/sdapi/v1", headers={"Authorization": ""}) as client:
+        titles = [(one["title"], one["model_name"]) for one in client.get("/sd-models").json()]
+        assert titles == [("tiny", "tiny"), ("tiny-2", "tiny-2")]
+        options = client.get("/options").json()
+        assert client.post("/options", json={**options, CHECKPOINT: "tiny-2"}).json() is None
+        said = {"prompt": "a", "batch_size": 1, "width": 64, "height": 64, "steps": 2}
+        found = client.post("/txt2img", json=said).json()
+        assert len(found["images"]) == 1 and client.post("/options", json=options).is_success
+        said |= {"init_images": [found["images"][0]], "denoising_strength": 1}
+        for mask, status in (("white", 200), ("black", 422)):
+            said["mask"] = base64.b64encode(plain(64, mask)).decode()
+            found = client.post("/img2img", json=said)
+            assert found.status_code == status, found.text
+        assert found.json()["detail"] == "x"
+
+
 def test_lists(api, place):
     assert "DPM++ 2M" in api.util_get_sampler_names()
     assert api.util_get_scheduler_names() == ["automatic", "beta", "exponential", "karras",
                                               "normal", "uniform"]
     assert [one["name"] for one in api.get_loras()] == ["style"]
-    assert [one["name"] for one in api.get_upscalers()] == ["Lanczos", "Nearest"]
+    assert [one["name"] for one in api.get_upscalers()] == ["None", "Lanczos", "Nearest"]
     assert api.get_latent_upscale_modes()[0] == {"name": "Latent"}
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
@@ -268,9 +290,9 @@ def test_png_info(api, place):
         assert found.status_code == 422 and message in found.json()["detail"]
 
 
-def plain(side):
+def plain(side, colour="black"):
     file = io.BytesIO()
-    Image.new("RGB", (side, side)).save(file, "PNG")
+    Image.new("RGB", (side, side), colour).save(file, "PNG")
     return file.getvalue()
 
 
@@ -333,6 +355,16 @@ def test_skip(api, gate):
     assert api.skip() is None and api.get_progress()["state"]["skipped"]
     held.opened.set()
     assert asking.answer().info["all_seeds"] == [6]
+
+
+def test_jobs_of_others_are_neither_interrupted_nor_skipped(api, studio, gate):
+    """SillyTavern interrupts as it leaves, when the next job may be somebody else's."""
+    held = gate()
+    job = studio.submit(studio.read({**SMALL, "steps": 3}))
+    held.wait()
+    api.interrupt(), api.skip()
+    held.opened.set()
+    assert job.join(PATIENCE) and (job.state, len(job.pictures)) == ("done", 1)
 
 
 def test_a_client_that_goes_away_cancels_its_job(place, studio, gate):
@@ -416,3 +448,27 @@ def test_the_server_has_it(studio):
     app = routes.application(studio, Metrics(), Settings())
     found = TestClient(app, base_url=HOME).get("/sdapi/v1/sd-models").json()
     assert [one["title"] for one in found] == ["tiny", "tiny-2"]
+
+
+def test_an_instruct_pix2pix_model(tmp_path_factory, tmp_path):
+    """webuiapi's own scale of pictures, 1.5, and a strength that has no effect."""
+    unet = {**tiny.UNET, "in_channels": 8}
+    random = np.random.default_rng(0)
+    folder = tiny.write_model(tmp_path_factory.mktemp("models") / "edits", unet={
+        name: tiny._weight(name, shape, random) for name, shape in shapes_of("unet", unet).items()})
+    (folder / "unet" / "config.json").write_text(json.dumps(unet))
+    models = find_models([str(folder)])
+    assert models["edits"].edits and not find_models()["bundled"].edits
+    image = Image.new("RGB", (64, 64), "red")
+    image.save(tmp_path / "image.png")
+    shop = Studio(models, tmp_path, base=BASE)
+    try:
+        with serving(make_app(a1111.routes(shop))) as url:
+            host, port = url.removeprefix("http://").split(":")
+            known = webuiapi.WebUIApi(host=host, port=int(port), sampler="Euler")
+            found = known.img2img(**SMALL, images=[image])
+    finally:
+        shop.close()
+    assert same(found.image, *command(folder, tmp_path, "-i", str(tmp_path / "image.png"),
+                                      "--img-cfg-scale", "1.5", "--sampler", "euler"))
+    assert found.info["warnings"] == ["denoising_strength: edits begins with noise alone"]
