@@ -83,7 +83,7 @@ ALLOWED = {
             "rules", "schedulers", "text", "version", "weights"},
     # what refsd draw does with a command line, it does with requests; nobody imports it, it is
     # found by its name alone
-    "serve": {"arguments", "atomic", "cli", "errors", "pipelines", "registry", "rules",
+    "serve": {"arguments", "atomic", "cli", "errors", "families", "pipelines", "registry", "rules",
               "schedulers", "version", "weights"},
     "__main__": {"cli", "errors"},
     "__init__": {"functional", "parallel", "pipelines", "registry", "version"},

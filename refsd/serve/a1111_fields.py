@@ -67,7 +67,9 @@ FIELDS = {"txt2img": (*COMMON, "enable_hr", "hr_scale", "hr_upscaler", "hr_secon
 WITHIN = {"clip_skip": "CLIP_stop_at_last_layers", "hires_denoising": "denoising_strength",
           "hires_scale": "hr_scale", "hires_steps": "hr_second_pass_steps",
           "hires_upscaler": "hr_upscaler", "img_cfg_scale": "image_cfg_scale",
-          "init_image": "init_images[0]", "mask_padding": "inpaint_full_res_padding",
+          "init_image": "init_images[0]", "mask_image": "mask",
+          "mask_padding": "inpaint_full_res_padding",
+          "padding_mask_crop": "inpaint_full_res_padding",
           "seed_resize_from": "seed_resize_from_w", "variation_seed": "subseed",
           "variation_strength": "subseed_strength"}
 IN_FRONT = {"count": "batch_size * n_iter", "model": a1111_settings.CHECKPOINT,

@@ -37,7 +37,7 @@ def read(body: Mapping[str, Any], model: Model, notes: list[str]) -> dict[str, A
     _require_size(body, images[0])
     numbers = {name: as_said(body[name]) for name in ("denoising_strength", "image_cfg_scale")
                if name in body}
-    if model.edits:
+    if model.takes == "image":
         if "denoising_strength" in numbers:
             notes.append(f"denoising_strength: {model.id} begins with noise alone")
         if "image_cfg_scale" in numbers:

@@ -14,6 +14,7 @@ from refsd.cli import adapters, draw, hires, recipe, sampler_names
 from refsd.cli.pictures import Picture, as_picture
 from refsd.cli.requests import checked, named
 from refsd.errors import UsageError
+from refsd.families.inputs import INPUTS
 from refsd.pipelines.request import MAX_SIDE, NUMBERS, check_choice, check_side
 from refsd.rules import Rule, integer, number
 from refsd.serve.models import Model
@@ -36,8 +37,11 @@ class Limits:
 
 
 PICTURES = ("init_image", "mask")
+TAKEN = {"image": ("init_image",), "mask": PICTURES}  # by models that draw from no text alone
 TEXTS = ("prompt", "negative_prompt", "model", "sampler", "schedule", "rng", "compat",
          "seed_resize_from", "hires_upscaler", *PICTURES)
+REALS = ("cfg_scale", "guidance_rescale", "eta", "variation_strength", "strength", "img_cfg_scale",
+         "hires_scale", "hires_denoising")  # which a recipe writes as such
 CHOICES = {"rng": recipe.RNGS, "schedule": tuple(sampler_names.SCHEDULES),
            "hires_upscaler": tuple(hires.NAMES)}
 # Fields whose option has another name.
@@ -116,7 +120,8 @@ def _read(said, models, loras, limits, base):
         if isinstance(found.get(name), str) and len(found[name]) > limits.prompt:
             raise UsageError(f"{name} has {len(found[name]):,} characters; give at most "
                              f"{limits.prompt:,}")
-    found = checked(found, rules(limits))
+    found = {name: float(value) if name in REALS else value
+             for name, value in checked(found, rules(limits)).items()}
     for name, choices in CHOICES.items():
         if name in found:
             check_choice(name, found[name], choices)
@@ -130,6 +135,7 @@ def _read(said, models, loras, limits, base):
     if twice := [name for name, path in loras.items() if paths.count(path) > 1]:
         raise UsageError(f"loras: {twice[0]} is given twice; give it once")
     pictures = {name: read_picture(name, found.pop(name)) for name in PICTURES if name in found}
+    _require_taken(model, pictures)
     preview = found.pop("preview", 1)
     if len(chosen) > limits.loras:
         raise UsageError(f"loras: {len(chosen)} are asked for; give at most {limits.loras}")
@@ -142,6 +148,15 @@ def _read(said, models, loras, limits, base):
     _check_size(options, model, limits)
     kept = {name: value for name, value in said.items() if name not in PICTURES}
     return Asked(model.id, prompt, options, preview, kept)
+
+
+def _require_taken(model, pictures):
+    """Refuse a request without the pictures that its model reads; only one for texts does with any.
+    """
+    wanted = TAKEN.get(model.takes, pictures)
+    if {*pictures} != {*wanted}:
+        raise UsageError(f"model {model.id} is {INPUTS[model.takes][0]}; give "
+                         f"{' and '.join(wanted)}, and no other picture")
 
 
 def _model(name, models):

@@ -9,6 +9,7 @@ from typing import Any
 
 from refsd import schedulers
 from refsd.cli import output
+from refsd.cli.pictures_in import Pictures
 from refsd.cli.report import Warnings
 from refsd.cli.session import Session
 from refsd.errors import UsageError
@@ -37,8 +38,11 @@ class Drawer:
         if self.model == model:
             return
         self.model = self.session = self._own = None
+        found = self.models[model]
+        wanted = None if found.takes == "latents" else Pictures(
+            {}, {"mask": found.takes == "mask" or None})  # which class loads it, not a job's own
         self.session = Session(argparse.Namespace(**{
-            **vars(options), "pictures": None, "model": self.models[model].path}), False)
+            **vars(options), "pictures": wanted, "model": found.path}), False)
         self._own, self.model = self.session.pipe.scheduler, model
 
     def draw(self, job: Job) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from refsd.cli import adapters
 from refsd.errors import UsageError
+from refsd.families.inputs import input_of
 from refsd.pipelines.auto import class_of
 from refsd.pipelines.gpt2_loading import bundled_gpt2
 from refsd.pipelines.outline import BUNDLED, outline
@@ -18,7 +19,8 @@ class Model(NamedTuple):
     """A model by its id; `path` is what `refsd draw -m` takes, None for the one in refsd.
 
     `name` is its family's. Width and height are its own, in pixels; sides are multiples of
-    `multiple`. `edits`: it is InstructPix2Pix's. `lacks`: what its pipeline does not have.
+    `multiple`. `takes` is what it reads beside the prompt: "latents" alone, an "image" with them,
+    or a "mask" and an image. `lacks`: what its pipeline does not have.
     """
 
     id: str
@@ -27,7 +29,7 @@ class Model(NamedTuple):
     width: int
     height: int
     multiple: int
-    edits: bool = False
+    takes: str = "latents"
     lacks: frozenset[str] = frozenset()
 
 
@@ -84,7 +86,8 @@ def _add(path, models, writers, hub):
     models[id] = Model(
         id, None if own else path, about.family.name, size.width * size.downscale,
         size.height * size.downscale, size.downscale * denoiser.patch_size,
-        about.configs[part]["in_channels"] == 2 * about.configs["vae"]["latent_channels"],
+        input_of(about.configs[part]["in_channels"], about.configs["vae"]["latent_channels"])
+        or "latents",
         frozenset(class_of(about.family, "text").lacks))
 
 

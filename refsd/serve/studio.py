@@ -129,6 +129,8 @@ class Studio:
                 del job  # nothing of it is held while there is nothing to do
 
     def _load_first(self):
+        if next(iter(self.models.values())).takes != "latents":
+            return  # its first request has the pictures that it is loaded for
         try:
             least = self.limits.least  # some size that may be asked for
             asked = self.read({"prompt": "", "width": least, "height": least})

@@ -14,8 +14,8 @@ from refsd.serve.models import Model, find_models
 
 MODELS = {"one": Model("one", None, "Stable Diffusion 1.x", 128, 128, 8),
           "two": Model("two", "/models/two", "Stable Diffusion 1.x", 512, 512, 8),
-          "edits": Model("edits", "/models/edits", "Stable Diffusion 1.x", 512, 512, 8, True),
-          "three": Model("three", "/models/three", "Stable Diffusion 3", 1024, 1024, 16, False,
+          "edits": Model("edits", "/models/edits", "Stable Diffusion 1.x", 512, 512, 8, "image"),
+          "three": Model("three", "/models/three", "Stable Diffusion 3", 1024, 1024, 16, "latents",
                          frozenset({"dialect"}))}
 ALWAYS = {"prompt": "", "count": 1, "model": "one", "rng": "cuda", "clip_skip": None, "preview": 1,
           "compat": "a1111"}
@@ -378,4 +378,4 @@ def test_fields_that_are_not_said_are_null():
 
 def test_models_say_what_they_do_not_have(tiny_model):
     found = find_models([str(tiny_model)])["tiny"]
-    assert not found.edits and "dialect" not in found.lacks
+    assert found.takes == "latents" and "dialect" not in found.lacks

@@ -45,6 +45,8 @@ def test_the_options_are_those_of_refsd_draw():
     different = {name for name in found if found[name] != wanted.get(name)}
     assert different == {"prompt", "words", "adapters", "embeddings"}  # the latter an object each
     assert found["adapters"] == [] and found["embeddings"].files == []
+    assert {name for name in found if type(found[name]) is not type(wanted.get(name))} == {
+        "prompt", "words", "adapters"}  # for a recipe 2 is not 2.0
 
 
 def test_what_is_not_said_is_as_refsd_draw_has_it():
