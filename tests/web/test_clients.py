@@ -97,6 +97,7 @@ def test_sillytavern_looks_around(web):
              for path, name in (("upscalers", "name"), ("latent-upscale-modes", "name"),
                                 ("samplers", "name"), ("schedulers", "name"),
                                 ("sd-models", "title"), ("sd-vae", "model_name"))}
+    assert names["upscalers"].pop(0) == "None"  # before the latent ones that it puts in between
     assert {*names["upscalers"], *names["latent-upscale-modes"]} == set(hires.NAMES.values())
     assert "Euler a" in names["samplers"] and "automatic" in names["schedulers"]
     assert len(names["sd-models"]) == 2
