@@ -36,8 +36,8 @@ FAMILY_TITLES = {
 }
 # The table of contents: which pages stand under which door.
 DOORS = {
-    "Draw": ("docs/cli", "commands", "docs/server", "docs/server-openai", "docs/farm",
-             "docs/python", "docs/features", "docs/pictures-in", "docs/controlnet",
+    "Draw": ("docs/cli", "commands", "docs/server", "docs/server-a1111", "docs/server-openai",
+             "docs/farm", "docs/python", "docs/features", "docs/pictures-in", "docs/controlnet",
              "docs/adapters", "docs/text", "docs/weights", "docs/memory", "docs/cuda",
              "docs/profiling", "docs/benchmarks"),
     "Understand": ("notebooks/README", "ops/index", "docs/graph", "docs/noise", "docs/schedules",
