@@ -150,6 +150,21 @@ def test_a_worker_draws_the_picture_that_it_was_asked_for(setup, tmp_path):
     assert units_pictures.finished(unit, tmp_path / "nowhere") is None
 
 
+def test_places_are_those_of_the_caller_wherever_a_worker_is(tmp_path, monkeypatch):
+    named = {action.dest for action in draw.parser()._actions
+             if str(action.metavar).startswith(("PATH", "DIR", "MODEL"))}
+    assert named - {"output"} == set(units_pictures.PLACES)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b:1"):
+        (tmp_path / name).touch()
+    found = {"model": "a", "vae": "org/name", "lora": ["a:0.5", "b:1", "b:1:2", "c:3"]}
+    session = Namespace(model={}, pipe=Namespace(backend="numpy"))
+    setup = units_pictures.job(session, {**dict.fromkeys(units_pictures.PLACES), **found}, ()).setup
+    assert setup == {**dict.fromkeys(units_pictures.PLACES), "model": f"{tmp_path}/a",
+                     "vae": "org/name", "lora": [f"{tmp_path}/a:0.5", f"{tmp_path}/b:1",
+                                                 f"{tmp_path}/b:1:2", "c:3"]}
+
+
 def test_a_worker_with_another_file_does_not_draw(setup, tmp_path):
     here = units_pictures.open_worker(setup)
     made = pictures(here, {"prompt": "a <lora:a:2> cat"})

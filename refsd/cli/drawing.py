@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -52,10 +53,15 @@ def versions(backend: str) -> dict[str, str]:
     Not only programs: kernels add up as many partial sums as a vector has numbers, and NumPy and
     BLAS choose their code by the processor.
     """
-    libraries = {name: version(name) for name in LIBRARIES}
-    return {"refsd": __version__, "python": platform.python_version(), **libraries,
+    return {"refsd": __version__, "python": platform.python_version(), **_libraries(),
             "machine": platform.machine(), "numpy vectors": _numpy_vectors(),
             **find_backend(backend).versions()}
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """Milliseconds of reading files, which a run of thousands of pictures need not repeat."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def _numpy_vectors() -> str:

@@ -5,6 +5,7 @@ makes that name anew of its own files, and refuses to draw what would be another
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from refsd.cli.session import Session
 from refsd.errors import ModelError
 from refsd.farm.units import Job, Unit, key_of
 from refsd.version import __version__
+
+# Options that name files or folders, each of one place or of several.
+PLACES = ("model", "vae", "text_encoder", "text_encoder_2", "taesd", "lora", "lora_dir",
+          "embedding", "embd_dir", "init_img", "mask", "control_net", "control_image")
 
 
 def units(session: Session, pictures: Sequence[batch.Picture]) -> tuple[Unit, ...]:
@@ -34,7 +39,21 @@ def units(session: Session, pictures: Sequence[batch.Picture]) -> tuple[Unit, ..
 
 def job(session: Session, setup: dict[str, Any], units: Sequence[Unit]) -> Job:
     """Units with what opens a worker: the options before draw.check made something of them."""
+    setup = {**setup, **{name: _anywhere(setup[name]) for name in PLACES}}
     return Job("pictures", setup, identity(session), tuple(units))
+
+
+def _anywhere(value):
+    """A place from the root, since workers are where they were started; PATH:WEIGHT too.
+
+    What is not there, such as the id of a model, stays.
+    """
+    if isinstance(value, list):
+        return [_anywhere(one) for one in value]
+    if value is None or os.path.exists(value):
+        return value and os.path.abspath(value)
+    path, colon, weight = value.rpartition(":")
+    return f"{os.path.abspath(path)}:{weight}" if colon and os.path.exists(path) else value
 
 
 def identity(session: Session) -> dict[str, str]:

@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
+import chaos
 import distributed
 import pytest
 
@@ -33,8 +35,8 @@ def draw(model, tmp_path, monkeypatch, capfd):
     def run(folder, *args, lines=LINES):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        code = main(["--prompts", "prompts.jsonl", "-m", model, "-o", folder, "-t", "1",
-                     "--backend", "numpy", *args])
+        code = main(["--prompts", "prompts.jsonl", "-m", os.path.relpath(model), "-o", folder,
+                     "-t", "1", "--backend", "numpy", *args])
         said = capfd.readouterr()
         found = [json.loads(line) for line in said.out.splitlines() if line.startswith("{")]
         return code, sorted(found, key=lambda one: one.get("index", 0)), said.err
@@ -133,3 +135,41 @@ def test_processes_of_one_machine_share_its_processors(monkeypatch):
     assert threads_of("local:2", 7) == 7 and threads_of("tcp://host:8786", None) is None
     monkeypatch.setattr(parallel, "quota", lambda: 2)
     assert threads_of("local:2", None) == 1
+
+
+def test_ctrl_c_ends_the_workers_too(model, tmp_path):
+    """What is drawn by then is there, and nothing that is not whole."""
+    lines = [{"prompt": "a cat", "steps": 9, "seed": seed} for seed in range(200)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    process = chaos.start("--prompts", tmp_path / "p.jsonl", "-m", model, "-o", tmp_path, "--dask",
+                          "local:2", "--backend", "numpy", "-q", start_new_session=True)
+    while not list(tmp_path.glob("*.png")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = children(process.pid)
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - begun < 5
+    assert err.decode() == "refsd: error: stopped by SIGINT\n"
+    while any(map(alive, workers)):  # the last is Python's own, which ends when the others have
+        assert time.monotonic() - begun < 5
+        time.sleep(0.05)
+    assert len(workers) >= 2
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".jsonl"}
+
+
+def children(pid):
+    """The processes that a process has started, and those that they have."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found + [each for child in found for each in children(child)]
+
+
+def alive(pid):
+    """Whether a process is there, and not only its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
