@@ -44,7 +44,7 @@ def check_host(headers: Headers, server: Sequence | None, hosts: Sequence[str]) 
 
 def _own(server):
     """Names of the server itself; an address cannot be somebody else's name."""
-    if not server or server[1] is None:
+    if not server:
         return ()
     try:
         address = ipaddress.ip_address(server[0])

@@ -1,6 +1,7 @@
 """Bodies as they come and answers as they go: bounded in bytes and in time."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,7 +27,7 @@ def length(headers: Headers) -> int | None:
     if "transfer-encoding" in headers:
         return None
     text = headers.get("content-length", "0")
-    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+    if not re.fullmatch(r"[0-9]{1,20}", text):
         raise Refused(400, "length", "Content-Length is no number of bytes; send one")
     return int(text)
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from web_samples import HOME
 
 from refsd.errors import UsageError
-from refsd.serve import guard, origins, tokens
+from refsd.serve import guard, origins, tokens, wire
 from refsd.serve.answers import answer
 from refsd.serve.app import make_app
 from refsd.serve.guard import Settings
@@ -351,6 +351,13 @@ def test_a_length_is_a_number(open_, length, expected):
     found = open_.post("/api/v1/jobs", headers={
         "content-length": length.encode("latin-1"), "content-type": "application/json"})
     assert found.status_code == expected
+
+
+@pytest.mark.parametrize("text", ["\xb2", "1\n", " 1", "0x1", "+1", "1_0", "1" * 21])
+def test_a_length_that_python_alone_reads_is_none(text):
+    with pytest.raises(Refused) as caught:
+        wire.length(Headers(raw=[(b"content-length", text.encode("latin-1"))]))
+    assert caught.value.status == 400
 
 
 # --- All answers
