@@ -54,7 +54,8 @@ def run(job: Job, address: str, folder: str | Path, on_done: Callable[[Unit, dic
     from refsd.farm.dispatch import Dispatch
 
     with _scratch(folder) as scratch, connected(address) as client:
-        missing = Dispatch(client, job, folder, scratch, on_done, patience).run(left)
+        missing = Dispatch(client, job, folder, scratch, on_done, patience,
+                           grows=LOCAL.fullmatch(address) is None).run(left)
     if missing:
         first = "; ".join(f"{name}: {why}" for name, why in list(missing.items())[:3])
         raise ResourceError(f"{len(missing)} of {len(job.units)} could not be done: {first}"

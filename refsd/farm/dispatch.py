@@ -11,6 +11,7 @@ import os
 import queue
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -55,15 +56,20 @@ class Attempt:
     future: Any
     made: Path  # where its results go first
     begun: float = field(default_factory=time.monotonic)
+    ended: bool = False  # the work; the answer is on its way
 
 
 class Dispatch:
-    """Deals a job's units out; `scratch` is a new folder, in `folder` where the results go."""
+    """Deals a job's units out; `scratch` is a new folder, in `folder` where the results go.
+
+    `grows` says whether workers may come later, for which it waits while it has none to use.
+    """
 
     def __init__(self, client: Any, job: Job, folder: Path, scratch: Path,
-                 on_done: Callable[[Unit, dict[str, Any]], None], patience: float):
+                 on_done: Callable[[Unit, dict[str, Any]], None], patience: float,
+                 grows: bool = True):
         self.client, self.folder, self.scratch = client, folder, scratch
-        self.on_done, self.patience = on_done, patience
+        self.on_done, self.patience, self.grows = on_done, patience, grows
         self.head = json.dumps({"kind": job.kind, "setup": job.setup, "identity": job.identity})
         self.seats: dict[str, Seat] = {}
         self.attempts: set[Attempt] = set()
@@ -117,11 +123,11 @@ class Dispatch:
                 self._fault(attempt, "it ended", strike=False)
         if any(seat.state != "aside" for seat in self.seats.values()):
             self.served = now
-        elif now - self.served > self.patience:
+        elif now - self.served > self.patience or (self.seats and not self.grows):
             raise ResourceError(
-                f"there is no worker that can be used, since {self.patience:.0f} s: "
-                f"{len(self.left)} of {len(self.faults)} are not done. Start workers, or mend what "
-                "is said of those that are set aside, and run the command again, which goes on")
+                f"there is no worker that can be used: {len(self.left)} of {len(self.faults)} are "
+                "not done. Start workers, or mend what is said of those that are set aside, and "
+                "run the command again, which goes on")
 
     def _addresses(self):
         try:
@@ -133,8 +139,17 @@ class Dispatch:
                 "goes on") from None
 
     def _hand_out(self):
-        for seat in [seat for seat in self.seats.values() if seat.state == "free"]:
-            unit = self._next(seat) or self._slowest(seat)
+        """A unit to each that is free: one that waits, or else one that is late elsewhere."""
+        free = [seat for seat in self.seats.values() if seat.state == "free"]
+        if not free:
+            return
+        usable = {seat for seat in self.seats.values() if seat.state in ("free", "busy")}
+        late = None if self.waiting else self._late()
+        for seat in free:
+            unit = self._next(seat, usable)
+            if unit is None and late:
+                unit = next((each.unit for each in late if each.seat is not seat), None)
+                late = [each for each in late if each.unit is not unit]
             if unit is None:
                 continue
             seat.state = "busy"
@@ -142,25 +157,23 @@ class Dispatch:
             self._start(seat, unit, made, worker.do, self.head, json.dumps(asdict(unit)), str(made),
                         seat.shared)
 
-    def _next(self, seat):
+    def _next(self, seat, usable):
         """The costliest unit that waits; one that failed here only if it did so everywhere."""
-        usable = {each for each in self.seats.values() if each.state in ("free", "busy")}
         for index, unit in enumerate(self.waiting):
             if seat not in self.tried[unit.key] or usable <= self.tried[unit.key]:
                 return self.waiting.pop(index)
         return None
 
-    def _slowest(self, seat):
-        """A unit that takes much longer than it should, which this worker is to do as well."""
+    def _late(self):
+        """Who takes much longer than a unit should, alone with it; the longest first."""
         if not self.pace:
-            return None
+            return []
         pace, now = statistics.median(self.pace), time.monotonic()
-        copies = [attempt.unit.key for attempt in self.attempts if attempt.unit is not None]
-        slow = [(now - attempt.begun, attempt.unit) for attempt in self.attempts
-                if attempt.unit is not None and attempt.unit.key in self.left
-                and attempt.seat is not seat and copies.count(attempt.unit.key) == 1
-                and now - attempt.begun > max(AT_LEAST, SLOW * pace * attempt.unit.cost)]
-        return max(slow, key=lambda each: each[0], default=(0, None))[1]
+        copies = Counter(each.unit.key for each in self.attempts if each.unit is not None)
+        late = [each for each in self.attempts if each.unit is not None and not each.ended
+                and each.unit.key in self.left and copies[each.unit.key] == 1
+                and now - each.begun > max(AT_LEAST, SLOW * pace * each.unit.cost)]
+        return sorted(late, key=lambda each: each.begun)
 
     def _start(self, seat, unit, made, function, *args):
         future = self.client.submit(function, *args, workers=[seat.address], pure=False, retries=0,
@@ -170,11 +183,18 @@ class Dispatch:
         future.add_done_callback(lambda _: self.events.put((attempt, None)))
 
     def _hear(self):
-        """Wait for the next event for a moment: a worker is done, or its answer has come."""
-        try:
-            attempt, fetched = self.events.get(timeout=LOOK / 4)
-        except queue.Empty:
-            return
+        """Wait a moment for an event, and take all that there are in another moment."""
+        timeout, until = LOOK / 4, None
+        while until is None or time.monotonic() < until:
+            try:
+                event = self.events.get(timeout=timeout)
+            except queue.Empty:
+                return
+            timeout, until = 0, until or time.monotonic() + LOOK / 20
+            self._happened(*event)
+
+    def _happened(self, attempt, fetched):
+        """A worker is done, or its answer has come."""
         if attempt not in self.attempts:
             return  # of a worker that is gone
         if fetched is not None:
@@ -185,6 +205,7 @@ class Dispatch:
             attempt.future.release()
             self._answered(attempt, answer)
             return
+        attempt.ended = True
         if attempt.seat.state == "busy":
             attempt.seat.state = "free"
         if attempt.unit is not None and attempt.unit.key not in self.left:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -128,7 +129,8 @@ def test_a_unit_that_ends_every_worker_is_given_up(do, tmp_path):
     assert is_whole(tmp_path, TEN[:4])
 
 
-def test_a_unit_that_takes_too_long_is_done_by_an_idle_worker_too(do, tmp_path, monkeypatch):
+def test_a_unit_that_takes_too_long_is_done_by_an_idle_worker_too(
+        do, tmp_path, client, monkeypatch):
     monkeypatch.setattr(dispatch, "AT_LEAST", 0.5)
     log, once = (tmp_path.parent / f"{tmp_path.name}-{name}" for name in ("log", "once"))
     units = [*TEN[:4], unit("slow", cost=5, sleep=60, once=str(once))]
@@ -137,7 +139,10 @@ def test_a_unit_that_takes_too_long_is_done_by_an_idle_worker_too(do, tmp_path, 
     assert time.monotonic() - begun < 10 and is_whole(tmp_path, units)
     slow = [int(line.split()[1]) for line in log.read_text().splitlines() if "slow" in line]
     assert len(slow) == len(set(slow)) == 2
+    there = client.nthreads()
     os.kill(slow[0], signal.SIGKILL)  # which still sleeps
+    while client.nthreads() == there:
+        time.sleep(0.05)
 
 
 def test_a_full_disk_on_one_worker_costs_nothing(do, tmp_path, client, pids, caplog, sent):
@@ -168,9 +173,20 @@ def test_a_worker_that_is_another_is_named_and_not_used(do, tmp_path, pids, capl
 
 def test_a_worker_without_refsd_is_named(do, monkeypatch, caplog):
     monkeypatch.setattr(dispatch.worker, "greet", farm_samples.Absent())
-    with pytest.raises(ResourceError, match="no worker that can be used, since 1 s: 10 of 10"):
+    with pytest.raises(ResourceError, match="no worker that can be used: 10 of 10"):
         do(*TEN, patience=1.0)
     assert caplog.text.count("No module named 'not_installed_here'") == 2
+
+
+def test_processes_of_this_machine_that_are_all_set_aside_are_not_waited_for(
+        tmp_path, monkeypatch, two):
+    monkeypatch.setattr(cluster, "LOCAL", re.compile(".*"))
+    monkeypatch.setattr(cluster, "connected", lambda _: distributed.Client(two))
+    monkeypatch.setattr(dispatch.worker, "greet", farm_samples.Absent())
+    begun = time.monotonic()
+    with pytest.raises(ResourceError, match="no worker that can be used: 10 of 10"):
+        cluster.run(job(*TEN), "local:2", tmp_path, print)
+    assert time.monotonic() - begun < 10
 
 
 def test_a_worker_that_has_become_another_gives_its_unit_back(do, tmp_path, pids, monkeypatch):
@@ -247,7 +263,7 @@ def test_the_callers_disk_is_full(do, tmp_path, sent):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(ResourceError, match="large.txt: cannot be written: File too large"):
-            do(unit("large", lines=1000), unit("small", cost=9))
+            do(unit("large", lines=1000, sleep=1), unit("small"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert is_whole(tmp_path, [unit("small")])
@@ -271,7 +287,7 @@ def test_the_scheduler_ends(tmp_path, monkeypatch):
 
 def test_a_scheduler_without_workers_is_waited_for(tmp_path):
     with (distributed.LocalCluster(1, processes=False, protocol="tcp", silence_logs=60) as none,
-          pytest.raises(ResourceError, match="no worker that can be used, since 1 s: 10 of 10")):
+          pytest.raises(ResourceError, match="no worker that can be used: 10 of 10")):
         none.scale(0)
         cluster.run(job(*TEN), none.scheduler_address, tmp_path, print, patience=1.0)
 
