@@ -1,14 +1,16 @@
 """refsd serve, as far as it needs no web framework: what is refused, and where it listens."""
 
 import errno
+import logging
 import os
 import socket
 
 import pytest
 
 from refsd.__main__ import main
+from refsd.cli.report import Warnings
 from refsd.errors import ResourceError, UsageError
-from refsd.serve import command, listening
+from refsd.serve import command, listening, log
 
 IPV6 = pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="no IPv6 here")
 TOKEN = "abcdefgh_-.~0123"
@@ -117,3 +119,38 @@ def test_clients_can_connect_at_once():
 def test_what_is_to_be_opened(host, name):
     with listening.listen(host, 0) as found:
         assert listening.url(host, found) == f"http://{name}:{found.getsockname()[1]}/"
+
+
+def test_faults_are_shown_whole_whatever_is_drawn(capfd):
+    """By the terminal, and not in the warnings of the job that is drawn meanwhile."""
+    with log.logged(verbose=False), Warnings(show=False) as warnings:
+        try:
+            raise ZeroDivisionError("a\nb")
+        except ZeroDivisionError as error:
+            logging.getLogger("refsd.serve.studio").error("job 1:\n%s", error, exc_info=error)
+        logging.getLogger("refsd.serve.answers").warning("%s", "full")
+        logging.getLogger("refsd.serve.answers").info("%s", "nothing")
+    said = capfd.readouterr().err
+    assert said.startswith("refsd: error: job 1:\\na\\nb\nTraceback (most recent call last):\n")
+    assert said.endswith("ZeroDivisionError: a\nb\nrefsd: warning: full\n") and not warnings.said
+    logging.getLogger("refsd.serve.studio").error("not any more")
+    assert "refsd: " not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_line_for_each_request_if_wanted_without_what_is_secret(capfd, verbose):
+    with log.logged(verbose=verbose):
+        logging.getLogger("uvicorn.access").info(
+            '%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", f"/?token={TOKEN}", "1.1", 303)
+        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    assert capfd.readouterr().err == verbose * (
+        "refsd: 127.0.0.1:5 GET / 303\nrefsd: warning: Invalid HTTP request received.\n")
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(monkeypatch):
+    def full(text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log, "note", full)
+    with log.logged(verbose=True):
+        logging.getLogger("refsd.serve.studio").error("x")

@@ -4,6 +4,9 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from refsd.errors import ModelError, RefsdError, ResourceError, UsageError
@@ -91,15 +94,27 @@ def fail(code: str, exit_code: int, message: str, *, as_json: bool) -> int:
 class Warnings(logging.Handler):
     """The library's warnings, each said once as `refsd: warning: ...` and kept in `said`.
 
-    Of blocks within one another the innermost hears them.
+    Of blocks within one another the innermost hears them; of other threads too, unless they are
+    `apart`.
     """
+
+    _apart: ContextVar["Warnings | None"] = ContextVar("apart", default=None)
 
     def __init__(self, *, show: bool):
         super().__init__(logging.WARNING)
         self.show, self.said = show, []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.say(record.getMessage())
+        (self._apart.get() or self).say(record.getMessage())
+
+    @contextmanager
+    def apart(self) -> Iterator["Warnings"]:
+        """Within the block the warnings of this thread are heard by this one, whoever listens."""
+        token = self._apart.set(self)
+        try:
+            yield self
+        finally:
+            self._apart.reset(token)
 
     def say(self, message: str) -> None:
         """One warning, unless it was said before."""

@@ -72,7 +72,7 @@ class Asked(NamedTuple):
     """What is to be drawn: the model's id, the prompt without tags, the options of `refsd draw`.
 
     preview: after how many steps each the picture so far is to be seen, 0 for never. said: the
-    request's fields without its pictures.
+    request's fields without its pictures. warnings: what is odd about the pictures.
     """
 
     model: str
@@ -80,6 +80,7 @@ class Asked(NamedTuple):
     options: argparse.Namespace
     preview: int
     said: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:

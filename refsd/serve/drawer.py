@@ -49,6 +49,7 @@ class Drawer:
         """Draw and write the job's pictures. Raises Stop, and what drawing raises."""
         asked = job.asked
         with Warnings(show=False) as warnings:
+            warnings.said += asked.warnings
             job.warnings = warnings.said
             self.load(asked.model, asked.options)
             self.session.pipe.scheduler = self._own

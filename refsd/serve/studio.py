@@ -12,7 +12,7 @@ from typing import Any
 
 from refsd import atomic
 from refsd.cli import output, threads
-from refsd.cli.report import describe, one_line
+from refsd.cli.report import Warnings, describe, one_line
 from refsd.serve import asked as requests
 from refsd.serve.asked import Asked, Limits
 from refsd.serve.drawer import Drawer, Stop
@@ -58,7 +58,9 @@ class Studio:
 
     def read(self, said: Mapping[str, Any]) -> Asked:
         """The request of these fields; UsageError names what is wrong with it."""
-        return requests.read(said, self.models, self.loras, self.limits, self.base)
+        with Warnings(show=False).apart() as warnings:
+            asked = requests.read(said, self.models, self.loras, self.limits, self.base)
+        return asked._replace(warnings=(*map(requests.in_fields, warnings.said),))
 
     def submit(self, asked: Asked | AskedText) -> Job:
         """A new job at the end of the queue, a TextJob for a text.

@@ -1,6 +1,7 @@
 """The studio: its pictures are those of `refsd draw`, and its jobs can be watched and ended."""
 
 import asyncio
+import base64
 import io
 import threading
 from pathlib import Path
@@ -335,6 +336,20 @@ def test_what_the_model_cannot_do_is_said_in_the_fields_words(shop):
 def test_what_changes_nothing_is_said(shop):
     job = drawn(shop, cfg_scale=1, negative_prompt="b")
     assert job.state == "done" and "negative-prompt changes nothing" in job.warnings[0]
+
+
+def test_what_is_odd_about_a_picture_is_said_to_who_sent_it(shop, held):
+    """And not to whom a picture is drawn for meanwhile."""
+    other = shop.submit(shop.read(SMALL))
+    held.wait()
+    file = io.BytesIO()
+    Image.new("RGBA", (64, 64), (9, 9, 9, 9)).save(file, "PNG")
+    job = shop.submit(shop.read({**SMALL, "init_image": base64.b64encode(file.getvalue()).decode(),
+                                 "strength": 1}))
+    held.go()
+    assert job.join(PATIENCE) and (job.state, other.state) == ("done", "done")
+    assert job.warnings == ["init_image: its transparency is not looked at; its colours are taken"]
+    assert other.warnings == []
 
 
 def test_a_full_disk_fails_the_job_and_says_where_the_picture_is(shop, monkeypatch, folder):
