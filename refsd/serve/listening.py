@@ -35,7 +35,8 @@ def is_loopback(address: Any) -> bool:
 def listen(host: str, port: int) -> socket.socket:
     """A socket to which clients can connect from now on. Raises ResourceError, UsageError."""
     family, address = resolve(host, port)
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small answers at once (TCP_NODELAY) where the socket says that it is TCP
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and not ipaddress.ip_address(address[0]).is_unspecified:

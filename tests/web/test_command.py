@@ -41,6 +41,15 @@ def test_the_page_and_health_are_answered(served):
     assert "server" not in page.headers
 
 
+def test_small_answers_come_at_once(served):
+    """Not when the client's system acknowledges the head, a twentieth of a second later."""
+    served.client.get("/health")
+    begun = time.monotonic()
+    for _ in range(50):
+        served.client.get("/health")
+    assert time.monotonic() - begun < 50 * 0.03
+
+
 def test_another_name_is_refused(served):
     answer = served.client.get("/", headers={"Host": f"evil.example:{served.port}"})
     assert answer.status_code == 421
