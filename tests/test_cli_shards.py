@@ -1,12 +1,15 @@
 """`refsd --prompts FILE --shard I/N`, and pictures as units of work, which any worker draws."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
 from dataclasses import asdict
 
 import pytest
 import tiny
 import tiny_three
+from chaos import environment
 from safetensors.numpy import save_file
 from test_cli_adapters import tensors
 
@@ -180,3 +183,13 @@ def test_a_worker_with_another_model_is_another(setup, tmp_path):
     other = tiny.write_model(tmp_path / "other", seed=1)
     two = units_pictures.open_worker({**setup, "model": str(other)}).identity
     assert one["model"] != two["model"] and {**one, "model": ""} == {**two, "model": ""}
+
+
+def test_a_picture_alone_imports_nothing_of_this(model, tmp_path):
+    code = ("import sys\nfrom refsd.__main__ import main\n"
+            f"main(['a cat', '-m', {str(model)!r}, '--steps', '1', '-q', '-o', 'a.png'])\n"
+            "print(*(name for name in sys.modules if name.startswith('refsd.farm')"
+            " or name in ('distributed', 'refsd.cli.batch', 'refsd.cli.costs')))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=tmp_path, env=environment(), check=True)
+    assert done.stdout.splitlines()[1:] == [""]
