@@ -1,5 +1,6 @@
 """The guard: which requests pass, what the others are told, and what every answer says."""
 
+import asyncio
 import base64
 from urllib.parse import urlsplit
 
@@ -372,6 +373,24 @@ def test_every_answer_forbids_what_no_page_needs(open_):
         assert "frame-ancestors 'none'" in found.headers["content-security-policy"]
         own = found.url.path == "/api/v1/own"
         assert found.headers["cache-control"] == ("immutable" if own else "no-store")
+
+
+def test_others_have_their_turn_while_a_large_answer_is_sent():
+    turns = []
+
+    async def send(message):  # which does not wait for anything
+        turns.append(len(message["body"]))
+
+    async def other():
+        turns.append("other")
+
+    async def both():
+        task = asyncio.ensure_future(other())
+        await wire.Out(send, {}, 30)({"type": "http.response.body", "body": bytes(150_000)})
+        await task
+
+    asyncio.run(both())
+    assert turns == [wire.PIECE, "other", wire.PIECE, 150_000 - 2 * wire.PIECE]
 
 
 def test_no_socket_of_the_web_is_opened(open_):

@@ -139,6 +139,14 @@ def test_who_sends_too_much_is_told_so(url, content, passes):
     assert found.status_code == (200 if passes else 413) and seen == ([MOST] if passes else [])
 
 
+def test_a_client_that_sends_before_it_listens_hears_the_answer():
+    """A connection that was closed meanwhile would be reset, and many clients stop there."""
+    with serving(make_app([], Settings(body=MOST))) as url, Raw(url) as raw:
+        post(raw, b"Content-Length: %d" % (64 << 20))
+        raw.socket.sendall(bytes(64 << 20))
+        assert told(raw.rest()) == (413, "body.large")
+
+
 def test_who_waits_to_be_asked_for_a_body_is_told_before(url):
     for length, expected in ((MOST + 1, b"HTTP/1.1 413"), (2, b"HTTP/1.1 100")):
         with Raw(url) as raw:
