@@ -316,6 +316,12 @@ def test_masks_are_as_a1111_sees_them(mask, inverted, level):
     assert asked_of(body).options.pictures.images["mask"].getextrema() == (level, level)
 
 
+def test_a_mask_that_is_white_where_it_is_to_be_drawn_stays_as_it_is():
+    for mask in (png(mode="L"), png(mode="RGBA", colour=(255, 255, 255, 255)), png()):
+        said = "data:image/png;base64," + mask
+        assert a1111_pictures.painted(said, False) == said
+
+
 @pytest.mark.parametrize("body, message", [
     ({"init_images": None}, "init_images: 0 pictures; give a list of one"),
     ({"init_images": []}, "init_images: 0 pictures"),

@@ -394,6 +394,7 @@ def test_a_full_queue(place, api, studio, gate):
     ({"restore_faces": True}, "restore_faces is True: refsd restores no faces"),
     ({"promt": "a"}, "txt2img has no field 'promt'; did you mean prompt?"),
     ({"steps": 500}, "steps is 500; give an integer from 1 to 150"),
+    ({"batch_size": 9}, "batch_size * n_iter is 9; give an integer from 1 to 8"),
     ({"override_settings": {"CLIP_stop_at_last_layers": 40}}, "CLIP_stop_at_last_layers"),
     ({"prompt": "<lora:styl:1>"}, "this server has no LoRA 'styl'; did you mean style"),
 ])
