@@ -249,7 +249,10 @@ def of_config(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def label(config: Mapping[str, Any]) -> tuple[str, str]:
-    """A1111's sampler and schedule name of a resolved scheduler config; the class's own if none."""
+    """A1111's sampler and schedule name of a resolved scheduler config; the class's own if none.
+
+    Evenly spaced sigmas are named only where A1111 would take others for no schedule.
+    """
     name, schedule = of_config(config)
     label = config["_class_name"] if name is None else SAMPLERS[name].label
-    return label, (schedule or "").capitalize()
+    return label, (schedule or ("uniform" if name in AUTOMATIC else "")).capitalize()
