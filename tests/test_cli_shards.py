@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import tiny
@@ -107,6 +107,14 @@ def test_a_transformer_has_costs_too(tmp_path):
     assert small[0] < large[0] < 2 * small[0] and small[1] < large[1]
 
 
+@pytest.mark.parametrize("condition, cfg_scale, copies", [
+    (None, 3.0, 2), (None, 1.0, 1), (256, 8.0, 1)])
+def test_a_model_that_reads_the_guidance_is_called_for_one_picture(condition, cfg_scale, copies):
+    costs = Costs(Namespace(copies=2, denoiser=Namespace(time_cond_dim=condition)))
+    costs._planned = lambda *asked: asked
+    assert costs.sized(64, 32, cfg_scale) == (64, 32, copies)
+
+
 # Pictures as units.
 
 @pytest.fixture
@@ -141,6 +149,11 @@ def test_a_worker_draws_the_picture_that_it_was_asked_for(setup, tmp_path):
     units = [units_pictures.Unit(**{**unit, "results": tuple(unit["results"])})
              for unit in job["units"]]
     assert len({unit.key for unit in units}) == 4
+    again = [picture._replace(line=9) for picture in made]  # a unit is named after the first line
+    assert units_pictures.units(here.session, [*made, *again]) == tuple(units)
+    costs, recipe = Costs(here.session.pipe), made[0].recipe
+    step, decode = costs.sized(64, 64, 7.0)  # of the second pass, of two steps as well
+    assert units[0].cost == costs.of(replace(recipe, hires={})) + 2 * step + decode
     for picture, unit in zip(made, units):
         said = there.do(unit, tmp_path)
         path = tmp_path / unit.results[0]
