@@ -7,10 +7,12 @@ import resource
 import signal
 import sys
 import time
+import urllib.request
 from contextlib import suppress
 
 import distributed
 import farm_samples
+import psutil
 import pytest
 from farm_samples import job, unit
 
@@ -290,6 +292,23 @@ def test_a_scheduler_without_workers_is_waited_for(tmp_path):
           pytest.raises(ResourceError, match="no worker that can be used: 10 of 10")):
         none.scale(0)
         cluster.run(job(*TEN), none.scheduler_address, tmp_path, print, patience=1.0)
+
+
+def test_nobody_else_reaches_processes_of_this_machine():
+    """A scheduler runs what it is sent: only here, with a certificate, and nothing over HTTP."""
+    with cluster.connected("local:1") as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        mine = psutil.Process()
+        ports = {at.laddr for each in [mine, *mine.children(recursive=True)]
+                 for at in each.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+        assert len(ports) >= 3 and {at.ip for at in ports} == {"127.0.0.1"}
+        for at in ports:
+            with pytest.raises(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{at.port}/health", timeout=5)
+        for scheme in ("tls", "tcp"):
+            with pytest.raises((OSError, TypeError)):
+                distributed.Client(f"{scheme}://{address[6:]}", timeout=2)
 
 
 @pytest.mark.parametrize("address", ["", "local", "local:0", "local:x", "localhost", "http://a:1",
