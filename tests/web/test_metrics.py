@@ -128,6 +128,11 @@ def test_requests_are_counted_by_route_and_status(client):
         ("GET", "other", "421"): 1, ("GET", "/metrics", "200"): 1}
 
 
+def test_the_start_and_the_end_are_no_requests(client):
+    with client:
+        assert requests(client) == {}
+
+
 def test_who_left_before_the_answer_is_counted():
     import asyncio
 
