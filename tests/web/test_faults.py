@@ -197,7 +197,7 @@ def test_memory_stays_flat(served):
 
     draw(16)
     before = served.memory()
-    draw(40)
+    draw(24)
     assert served.memory() - before < 6 << 20
 
 
@@ -218,7 +218,9 @@ def test_more_connections_than_there_is_room_for(served):
     idle = [served.connect() for _ in range(server.CONNECTIONS)]
     late = httpx.get(f"{served.url}health", trust_env=False)
     more = [served.connect() for _ in range(2 * server.MORE)]
-    assert [client.recv(1) for client in more[-server.MORE // 2:]] == [b""] * (server.MORE // 2)
+    for client in more[-server.MORE // 2:]:
+        client.settimeout(5)  # long before the head's time is over
+        assert client.recv(1) == b""
     assert late.status_code == 503 and files(served) < server.CONNECTIONS + server.MORE + 100
     for client in (*idle, *more):
         client.close()
