@@ -103,16 +103,17 @@ def read(kind: str, body: Mapping[str, Any], values: Mapping[str, Any],
     _require_no_scripts(body.get("alwayson_scripts", {}))
     override = a1111_settings.read(body.get("override_settings", {}), models, "override_settings")
     values = {**values, **_clip_skip(body), **override}
-    notes: list[str] = []
+    model, notes = models[values[a1111_settings.CHECKPOINT]], []
     fields = {"prompt": "", **{name: body[name] for name in TEXTS if name in body},
               **{name: as_said(body[name]) for name in NUMBERS if name in body},
               "count": field(body, "batch_size", 1, integer(1, 1000))
               * field(body, "n_iter", 1, integer(1, 1000)),
               **a1111_settings.fields(values),
-              **a1111_samplers.read(body, values["eta_ddim"], notes), **_variation(body)}
-    model = models[fields["model"]]
+              **a1111_samplers.read(body, values["eta_ddim"], model.flows, notes),
+              **_variation(body)}
     if "dialect" in model.lacks:
         fields["compat"] = "diffusers"
+        notes.append(f"prompt: {model.id} reads it as diffusers does, without weights and editing")
     if kind == "img2img":
         fields |= a1111_pictures.read(body, model, notes)
     elif field(body, "enable_hr", False, boolean):

@@ -15,10 +15,12 @@ OWN = ("", "automatic")
 STEPPED = ("ddim", "pndm", "unipc")  # through training steps: A1111 looks at no schedule with them
 
 
-def read(body: Mapping[str, Any], eta_ddim: float, notes: list[str]) -> dict[str, Any]:
+def read(body: Mapping[str, Any], eta_ddim: float, flows: bool, notes: list[str]
+         ) -> dict[str, Any]:
     """The sampler with the schedule that A1111 takes, and its eta; {} is the model's own.
 
-    notes takes a line for what has no effect. UsageError names a field.
+    flows: the model is one of flow matching, which has a schedule of its own. notes takes a line
+    for what has no effect. UsageError names a field.
     """
     name, schedule = (_text(body, key) for key in (
         "sampler_name" if body.get("sampler_name") else "sampler_index", "scheduler"))
@@ -31,15 +33,15 @@ def read(body: Mapping[str, Any], eta_ddim: float, notes: list[str]) -> dict[str
     try:
         found = sampler_names.find_sampler(name)
         if found in SAMPLERS:  # else its name says a schedule, which goes before
-            found = _scheduled(found, schedule, body, notes)
+            found = _scheduled(found, schedule, body, flows, notes)
     except UsageError as problem:
         raise UsageError(str(problem).replace("--sampler", "sampler_name")) from None
     return {"sampler": found, **_eta(body, found, eta_ddim)}
 
 
-def _scheduled(found, schedule, body, notes):
+def _scheduled(found, schedule, body, flows, notes):
     if schedule in OWN:
-        return sampler_names.automatic(found)
+        return found if flows else sampler_names.automatic(found)
     if schedule in EVEN:
         return found
     if found in STEPPED:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refsd import schedulers
 from refsd.cli import adapters
 from refsd.errors import UsageError
 from refsd.families.inputs import input_of
@@ -20,7 +21,8 @@ class Model(NamedTuple):
 
     `name` is its family's. Width and height are its own, in pixels; sides are multiples of
     `multiple`. `takes` is what it reads beside the prompt: "latents" alone, an "image" with them,
-    or a "mask" and an image. `lacks`: what its pipeline does not have.
+    or a "mask" and an image. `lacks`: what its pipeline does not have. `flows`: it is one of flow
+    matching.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Model(NamedTuple):
     multiple: int
     takes: str = "latents"
     lacks: frozenset[str] = frozenset()
+    flows: bool = False
 
 
 class TextModel(NamedTuple):
@@ -88,7 +91,8 @@ def _add(path, models, writers, hub):
         size.height * size.downscale, size.downscale * denoiser.patch_size,
         input_of(about.configs[part]["in_channels"], about.configs["vae"]["latent_channels"])
         or "latents",
-        frozenset(class_of(about.family, "text").lacks))
+        frozenset(class_of(about.family, "text").lacks),
+        schedulers.predicts_flow(about.scheduler.config))
 
 
 def _named(path: str) -> str:

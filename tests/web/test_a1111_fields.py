@@ -4,6 +4,8 @@ import base64
 import io
 
 import pytest
+import tiny_three
+import tiny_xl
 from PIL import Image
 
 from refsd.errors import UsageError
@@ -16,7 +18,7 @@ MODELS = {"one": Model("one", None, "Stable Diffusion 1.x", 128, 128, 8),
           "two": Model("two", "/models/two", "Stable Diffusion 1.x", 512, 512, 8),
           "edits": Model("edits", "/models/edits", "Stable Diffusion 1.x", 512, 512, 8, "image"),
           "three": Model("three", "/models/three", "Stable Diffusion 3", 1024, 1024, 16, "latents",
-                         frozenset({"dialect"}))}
+                         frozenset({"dialect"}), True)}
 ALWAYS = {"prompt": "", "count": 1, "model": "one", "rng": "cuda", "clip_skip": None, "preview": 1,
           "compat": "a1111"}
 
@@ -126,8 +128,6 @@ def test_the_defaults_of_clients_are_taken():
     ({"override_settings": {"emphasis": "No norm", "eta_noise_seed_delta": 31337,
                             "pad_cond_uncond": True, "use_old_scheduling": True}},
      {"compat": "a1111,emphasis=no-norm,ensd=31337,pad=yes,old-editing=yes"}),
-    ({"override_settings": {CHECKPOINT: "three", "randn_source": None}},
-     {"model": "three", "compat": "diffusers"}),
     ({"enable_hr": True}, {"hires_scale": 2.0, "hires_upscaler": "latent"}),
     ({"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent (nearest-exact)",
       "hr_second_pass_steps": 4, "denoising_strength": 0.5, "prompt": "a", "hr_prompt": "a",
@@ -163,6 +163,16 @@ def test_samplers_are_a1111s(name, schedule, sampler):
                                               and schedule != "Uniform")
     assert asked_of(found).options.sampler == sampler
     assert read(sampler_name="Euler", sampler_index=name).fields["sampler"] == "euler"
+
+
+def test_models_that_read_prompts_as_diffusers_do_and_have_schedules_of_their_own():
+    said = {"override_settings": {CHECKPOINT: "three", "randn_source": None}}
+    found = read(**said, sampler_name="DPM++ 2M", scheduler="Automatic")
+    assert more(found) == {"model": "three", "compat": "diffusers", "sampler": "dpm++2m"}
+    assert found.without_effect == ["prompt: three reads it as diffusers does, without weights and "
+                                    "editing"]
+    found = read(**said, sampler_name="DPM++ 2M", scheduler="Karras")  # refused when it is drawn
+    assert found.fields["sampler"] == "dpm++2m_karras"
 
 
 def test_every_sampler_of_the_list_is_taken_with_its_schedules():
@@ -382,6 +392,10 @@ def test_fields_that_are_not_said_are_null():
     assert a1111_bodies.as_said("1e5") == "1e5" and a1111_bodies.as_said("-1") == -1
 
 
-def test_models_say_what_they_do_not_have(tiny_model):
+def test_models_say_what_they_do_not_have(tiny_model, tmp_path):
     found = find_models([str(tiny_model)])["tiny"]
-    assert found.takes == "latents" and "dialect" not in found.lacks
+    assert (found.takes, found.flows) == ("latents", False) and "dialect" not in found.lacks
+    for module, flows in ((tiny_xl, False), (tiny_three, True)):
+        folder = module.write_model(tmp_path / module.__name__)
+        found = find_models([str(folder)])[module.__name__]
+        assert found.flows == flows and "dialect" in found.lacks
