@@ -14,6 +14,7 @@ from refsd.cli import compat, draw, pictures_in, sampler_names
 from refsd.cli.pictures import as_picture
 from refsd.errors import UsageError
 from refsd.serve.answers import answer
+from refsd.serve.asked import in_fields
 from refsd.serve.bodies import read_json
 from refsd.serve.gallery import Entry, Gallery
 from refsd.serve.jobs import Job, Picture, TextJob
@@ -117,7 +118,8 @@ def about(studio: Studio, body: int) -> dict[str, Any]:
     return {
         "version": __version__, "model": models[0].id,
         "models": [{"id": model.id, "name": model.name, "width": model.width,
-                    "height": model.height, "multiple": model.multiple, "cfg_scale": scale}
+                    "height": model.height, "multiple": model.multiple, "cfg_scale": scale,
+                    "edits": model.takes == "image"}
                    for model, scale in zip(models, scales)],
         "loras": list(studio.loras), "samplers": list(sampler_names.SAMPLERS),
         "schedules": list(sampler_names.SCHEDULES),
@@ -134,7 +136,8 @@ def plain(job: Job) -> dict[str, Any]:
     """A job as JSON."""
     return {name: getattr(job, name) for name in (
         "id", "state", "position", "index", "count", "step", "steps", "seconds", "remaining",
-        "error", "warnings", "request", "created", "started", "ended")} | {
+        "error", "request", "created", "started", "ended")} | {
+        "warnings": [in_fields(line) for line in job.warnings],
         "pictures": [shown(picture, job.request["prompt"]) for picture in [*job.pictures]]}
 
 

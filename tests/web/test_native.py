@@ -68,7 +68,8 @@ def test_what_the_server_has(client):
     assert (said["version"], said["model"], said["loras"]) == (__version__, "tiny", ["style"])
     assert said["models"][0] == {
         "id": "tiny", "name": "Stable Diffusion 1.x", "width": 64, "height": 64, "multiple": 2,
-        "cfg_scale": 7.0} | {key: said["models"][0][key] for key in ("width", "height", "multiple")}
+        "cfg_scale": 7.0, "edits": False,
+    } | {key: said["models"][0][key] for key in ("width", "height", "multiple")}
     assert said["models"][1]["cfg_scale"] == draw.BUNDLED_CFG_SCALE
     assert "euler" in said["samplers"] and "karras" in said["schedules"]
     assert said["defaults"] == {"steps": 20, "cfg_scale": 7.0, "count": 1, "strength": 0.75,
@@ -108,6 +109,13 @@ def test_a_new_job_is_answered_at_once(client, held, shop):
         if waiting["state"] == "queued":
             over = client.delete(f"/api/v1/jobs/{waiting['id']}")
             assert (over.status_code, over.json()["state"]) == (200, "cancelled")
+
+
+def test_warnings_call_fields_as_they_are_called(client, shop):
+    job = client.post("/api/v1/jobs", json={**SMALL, "negative_prompt": "b", "cfg_scale": 1}).json()
+    assert shop.get(job["id"]).join(60)
+    warnings = client.get(f"/api/v1/jobs/{job['id']}").json()["warnings"]
+    assert len(warnings) == 1 and warnings[0].startswith("negative_prompt changes nothing")
 
 
 def test_what_is_drawn_is_cancelled_after_its_step(client, held):

@@ -60,6 +60,14 @@ def test_a_reload_in_the_middle_loses_nothing(tab, served):
     expect(tab.locator("#status")).to_have_text("Cancelled")
 
 
+def test_what_changes_nothing_is_said(tab):
+    drawn(tab, negative_prompt="blue", cfg_scale=1)
+    expect(tab.get_by_role("list", name="Warnings")).to_contain_text(
+        "negative_prompt changes nothing")
+    drawn(tab, negative_prompt="", cfg_scale=1)
+    expect(tab.locator("#warnings")).to_be_hidden()
+
+
 def test_jobs_that_wait_are_listed_and_can_be_cancelled(tab, served):
     draw(tab, steps=LONG, width=128, height=128)
     for prompt in ("first", "second"):
@@ -178,6 +186,26 @@ def test_a_mask_is_painted_and_what_is_not_painted_stays(tab, served):
     with sent(tab) as request:
         drawn(tab)
     assert not {"init_image", "strength"} & request.value.post_data_json.keys()
+
+
+def test_a_model_that_edits_is_asked_without_a_strength(tab):
+    def changed(route):
+        answer = route.fetch()
+        about = answer.json()
+        about["models"][0]["edits"] = True
+        route.fulfill(response=answer, json=about)
+
+    tab.route("**/api/v1/about", changed)
+    tab.reload()
+    drop(tab, png(64, 64, "red"), over="#start-zone")
+    expect(tab.locator("#mask")).to_be_visible()
+    expect(tab.locator("#strength")).to_be_hidden()
+    with sent(tab) as request:
+        drawn(tab)
+    assert "init_image" in request.value.post_data_json
+    assert "strength" not in request.value.post_data_json
+    tab.locator("#model").select_option("tiny")
+    expect(tab.locator("#strength")).to_be_visible()
 
 
 def test_a_mask_is_painted_with_keys(tab):
