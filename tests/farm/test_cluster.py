@@ -295,14 +295,20 @@ def test_a_scheduler_without_workers_is_waited_for(tmp_path):
         cluster.run(job(*TEN), none.scheduler_address, tmp_path, print, patience=1.0)
 
 
+def listened_at():
+    """Where this process and its children listen."""
+    mine = psutil.Process()
+    return {at.laddr for each in [mine, *mine.children(recursive=True)]
+            for at in each.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+
+
 def test_nobody_else_reaches_processes_of_this_machine():
     """A scheduler runs what it is sent: only here, with a certificate, and nothing over HTTP."""
+    others = listened_at()  # the clusters of the tests before
     with cluster.connected("local:1") as client:
         address = client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
-        mine = psutil.Process()
-        ports = {at.laddr for each in [mine, *mine.children(recursive=True)]
-                 for at in each.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+        ports = listened_at() - others
         assert len(ports) >= 3 and {at.ip for at in ports} == {"127.0.0.1"}
         for at in ports:
             with pytest.raises(OSError):

@@ -124,7 +124,8 @@ def test_sigterm_in_the_middle_keeps_what_is_finished(tiny_model, tmp_path):
 def test_a_second_signal_ends_it_in_the_middle_of_a_step(tiny_model, tmp_path):
     with serving("-m", tiny_model, "--backend", "numpy", "-o", tmp_path) as found:
         thread, answers = drawing(found, size="1024x1024")  # a step takes many seconds
-        await_true(lambda: found.newest().get("state") == "drawing")
+        await_true(lambda: found.newest().get("steps"))  # the first one is next
+        time.sleep(0.2)
         code, _, err, seconds = found.end(signal.SIGTERM, signal.SIGINT, pause=0.5)
         thread.join(PATIENCE)
     assert code == 130 and seconds < 2 and not [*tmp_path.iterdir()]
