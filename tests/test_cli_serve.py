@@ -33,11 +33,12 @@ def no_token(monkeypatch):
     (["--port", "65536"], "--port"), (["--port", "-1"], "--port"), (["--queue", "0"], "--queue"),
     (["--token", "short"], "the token is not one: give 16 to 200"),
     (["--token", TOKEN + "\n"], "the token is not one"),
-    (["--token", ""], "the token is not one"),
+    (["--token", ""], "the token is not one"), (["--token", "a" * 201], "the token is not one"),
     (["--allow-host", "http://x"], "--allow-host is 'http://x'; give a name"),
     (["--allow-origin", "*"], "--allow-origin is '*'; give what comes before the path"),
     (["--allow-origin", "https://example.org/"], "--allow-origin"),
     (["--allow-origin", "null"], "--allow-origin"),
+    (["--allow-origin", "https://Example.org"], "in small letters"),
     (["--backend", "cudaa"], "cudaa"), (["--budget", "much"], "--budget is 'much'"),
     (["--embd-dir", "no/such"], "--embd-dir no/such: no such folder"),
     (["--exact", "--tuned"], "--tuned"),
@@ -52,6 +53,7 @@ def test_what_is_wrong_is_said_before_anything_is_read(words, said):
     ["--host", "127.0.0.1"], ["--host", "localhost"], ["--host", "127.9.9.9"], ["--host", "::1"],
     ["--host", "0.0.0.0", "--token", TOKEN], ["--allow-host", "draw.example.org"],
     ["--allow-host", "[::1]:80"], ["--allow-origin", "https://example.org:8443"],
+    ["--allow-host", "Draw.example.org:80"], ["--token", "a" * 16], ["--token", "a" * 200],
 ])
 def test_what_is_served(words):
     checked(*words)
@@ -59,10 +61,10 @@ def test_what_is_served(words):
 
 def test_the_token_of_the_environment(monkeypatch):
     monkeypatch.setenv("REFSD_TOKEN", TOKEN)
-    assert checked("--host", "0.0.0.0").token == TOKEN
-    assert checked("--token", TOKEN[::-1]).token == TOKEN[::-1]
+    assert checked("--host", "0.0.0.0").settings.token == TOKEN
+    assert checked("--token", TOKEN[::-1]).settings.token == TOKEN[::-1]
     monkeypatch.setenv("REFSD_TOKEN", "")
-    assert checked().token is None
+    assert checked().settings.token is None
 
 
 def test_what_holds_for_all_jobs_is_as_refsd_draw_has_it():

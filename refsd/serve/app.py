@@ -10,8 +10,9 @@ from starlette.routing import BaseRoute, Match, Route, Router
 
 from refsd.serve import policy
 from refsd.serve.answers import answer, problem
-from refsd.serve.guard import Guard, Settings
+from refsd.serve.guard import Guard
 from refsd.serve.metrics import Metrics
+from refsd.serve.settings import Settings
 
 
 def make_app(routes: Sequence[BaseRoute] = (), settings: Settings | None = None, *,

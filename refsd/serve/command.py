@@ -3,8 +3,8 @@
 import argparse
 import importlib.util
 import os
-import re
 import signal
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -14,12 +14,10 @@ from refsd.cli.report import note, one_line, result, result_json
 from refsd.errors import UsageError
 from refsd.pipelines.request import check_integer
 from refsd.serve import listening
+from refsd.serve.settings import Settings
 
 PORT, FOLDER, QUEUE = 7860, "pictures", 16
 NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
-TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,200}")
-HOST = re.compile(r"(?:[A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-ORIGIN = re.compile(rf"https?://{HOST.pattern}")
 
 ABOUT = """\
 Open a page on which pictures are drawn, watched and found again, and answer
@@ -72,7 +70,7 @@ class Given(NamedTuple):
     """What can be known before a model is read."""
 
     base: argparse.Namespace
-    token: str | None
+    settings: Settings
 
 
 def run(options: argparse.Namespace) -> int:
@@ -90,23 +88,12 @@ def check(options: argparse.Namespace) -> Given:
     check_integer("--port", options.port, 0, 65535)
     check_integer("--queue", options.queue, 1, 1000)
     token = options.token if options.token is not None else os.environ.get("REFSD_TOKEN") or None
-    if token is not None and not TOKEN.fullmatch(token):
-        raise UsageError("the token is not one: give 16 to 200 of the letters A-Z, a-z, 0-9 and "
-                         "._~-, such as those of: python -c 'import secrets; "
-                         "print(secrets.token_urlsafe())'")
+    settings = Settings(options.allow_host, options.allow_origin, token)
     _, address = listening.resolve(options.host, options.port)
     if token is None and not listening.is_loopback(address):
         raise UsageError(f"--host {options.host}: whoever reaches this machine could draw; give "
                          "--token, or --host 127.0.0.1")
-    for name in options.allow_host:
-        if not HOST.fullmatch(name):
-            raise UsageError(f"--allow-host is {name[:100]!r}; give a name such as example.org, "
-                             "with :PORT where the port is another")
-    for origin in options.allow_origin:
-        if not ORIGIN.fullmatch(origin):
-            raise UsageError(f"--allow-origin is {origin[:100]!r}; give what comes before the "
-                             "path, such as https://example.org")
-    return Given(drawing_options(options), token)
+    return Given(drawing_options(options), settings)
 
 
 def drawing_options(options: argparse.Namespace) -> argparse.Namespace:
@@ -133,7 +120,6 @@ def _serve(options, given, listener):
     from refsd.registry import make_ready
     from refsd.serve import routes
     from refsd.serve.asked import Limits
-    from refsd.serve.guard import Settings
     from refsd.serve.metrics import Metrics
     from refsd.serve.models import find_all, find_loras
     from refsd.serve.server import Server
@@ -145,8 +131,8 @@ def _serve(options, given, listener):
     studio = Studio(models, options.output, loras, Limits(queue=options.queue), base=given.base,
                     ended=metrics.job, ahead=True, writers=writers)
     url = listening.url(options.host, listener)
-    hosts = [urlsplit(url).netloc, *options.allow_host]
-    app = routes.application(studio, metrics, Settings(hosts, options.allow_origin, given.token))
+    settings = replace(given.settings, hosts=[urlsplit(url).netloc, *given.settings.hosts])
+    app = routes.application(studio, metrics, settings)
     with Compiling(show=not (options.quiet or options.json)):
         make_ready(given.base.backend, given.base.dtype)
     server = Server(app, studio, lambda: _say(options, url, models), verbose=options.verbose)

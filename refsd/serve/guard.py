@@ -1,20 +1,17 @@
 """What every request passes before all else: who asks, from where, and with how large a body."""
 
-import re
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from refsd.arguments import shown
-from refsd.errors import UsageError
 from refsd.serve import origins, tokens
 from refsd.serve.answers import problem
 from refsd.serve.policy import NOTHING
 from refsd.serve.refusals import Refused
+from refsd.serve.settings import Settings
 from refsd.serve.wire import Gone, In, Out, last, length, read_body, replayed
 
 # The Content-Type of bodies, by path. A page of another site can have a browser send forms and
@@ -27,35 +24,6 @@ OPEN = ("/health",)  # asked for without a token
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
            "Cross-Origin-Resource-Policy": "same-origin", "Content-Security-Policy": NOTHING,
            "Cache-Control": "no-store"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Who may ask: names beside loopback's in a Host header, other sites' origins, a token.
-
-    A host is NAME, for any port, or NAME:PORT. A body has at most `body` bytes and comes within
-    `whole` seconds; no client may neither send of it nor take of its answer for `stall` seconds.
-    Raises UsageError.
-    """
-
-    hosts: Sequence[str] = ()
-    origins: Sequence[str] = ()
-    token: str | None = None
-    body: int = 32 << 20
-    stall: float = 30.0
-    whole: float = 300.0
-
-    def __post_init__(self):
-        for host in self.hosts:
-            if origins.parse_host(host) is None:
-                raise UsageError(f"the host {shown(host)} is no name; give NAME or NAME:PORT")
-        for origin in self.origins:
-            if origins.ORIGIN.fullmatch(origin) is None:
-                raise UsageError(f"the origin {shown(origin)} is none as browsers write it; give "
-                                 "https://NAME or https://NAME:PORT, in small letters")
-        if self.token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", self.token):
-            raise UsageError("the token is too short or has other characters than a token has; "
-                             "give 16 to 256 of A-Z, a-z, 0-9, '.', '_', '~' and '-'")
 
 
 class Guard:

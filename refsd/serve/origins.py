@@ -1,7 +1,6 @@
 """Whether a request is for this server, and not another site's doing in somebody's browser."""
 
 import ipaddress
-import re
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -9,19 +8,10 @@ from starlette.responses import Response
 
 from refsd.arguments import shown
 from refsd.serve.refusals import Refused
+from refsd.serve.settings import ORIGIN, parse_host
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
-ORIGIN = re.compile(r"https?://(?P<host>([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)")
 METHODS = "GET, POST, DELETE"
-
-
-def parse_host(text: str) -> tuple[str, int | None] | None:
-    """The name in small letters and the port of NAME or NAME:PORT; None for what is neither."""
-    found = HOST.fullmatch(text.lower())
-    if found is None:
-        return None
-    return found["name"], None if found["port"] is None else int(found["port"])
 
 
 def check_host(headers: Headers, server: Sequence | None, hosts: Sequence[str]) -> None:

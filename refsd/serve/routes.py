@@ -5,8 +5,8 @@ from typing import Any
 from refsd.serve import a1111, native, openai
 from refsd.serve.app import make_app
 from refsd.serve.gallery import Gallery
-from refsd.serve.guard import Settings
 from refsd.serve.metrics import Metrics
+from refsd.serve.settings import Settings
 from refsd.serve.studio import Studio
 
 

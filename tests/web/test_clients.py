@@ -13,10 +13,10 @@ from PIL import Image
 from web_samples import serving
 
 from refsd.cli import draw, hires
-from refsd.serve.guard import Settings
 from refsd.serve.metrics import Metrics
 from refsd.serve.models import find_all
 from refsd.serve.routes import application
+from refsd.serve.settings import Settings
 from refsd.serve.studio import Studio
 
 BASE = draw.parser().parse_args(["--backend", "numpy"])

@@ -19,7 +19,7 @@ from web_samples import serving as in_thread
 
 from refsd.serve import server
 from refsd.serve.app import make_app
-from refsd.serve.guard import Settings
+from refsd.serve.settings import Settings
 
 SMALL = {"prompt": "a fox", "width": 64, "height": 64, "steps": 1, "preview": 0}
 LONG = {**SMALL, "count": 8, "steps": 150, "preview": 1}

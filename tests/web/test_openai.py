@@ -17,8 +17,8 @@ from refsd.serve import drawer
 from refsd.serve import openai as served
 from refsd.serve.app import make_app
 from refsd.serve.asked import Limits
-from refsd.serve.guard import Settings
 from refsd.serve.models import find_models
+from refsd.serve.settings import Settings
 from refsd.serve.studio import Studio
 
 BASE = draw.parser().parse_args(["--backend", "numpy"])

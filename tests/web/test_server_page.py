@@ -12,9 +12,9 @@ from refsd.cli import draw
 from refsd.serve import command, routes
 from refsd.serve.app import App
 from refsd.serve.asked import FIELDS, Limits
-from refsd.serve.guard import Settings
 from refsd.serve.metrics import Metrics
 from refsd.serve.models import find_all
+from refsd.serve.settings import Settings
 from refsd.serve.studio import Studio
 
 TEXT = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from web_samples import PATIENCE, await_true, serving
 
 from refsd.serve.answers import answer
 from refsd.serve.app import make_app
-from refsd.serve.guard import Settings
+from refsd.serve.settings import Settings
 from refsd.serve.stream import streamed
 
 STALL, WHOLE, MOST = 0.4, 1.5, 1 << 20

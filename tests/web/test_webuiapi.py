@@ -21,9 +21,9 @@ from refsd.serve import a1111, drawer, routes
 from refsd.serve.a1111_settings import CHECKPOINT
 from refsd.serve.app import make_app
 from refsd.serve.asked import Limits
-from refsd.serve.guard import Settings
 from refsd.serve.metrics import Metrics
 from refsd.serve.models import find_models
+from refsd.serve.settings import Settings
 from refsd.serve.studio import Studio
 
 BASE = draw.parser().parse_args(["--backend", "numpy"])
