@@ -12,6 +12,7 @@ from refsd.serve import policy
 from refsd.serve.answers import answer, problem
 from refsd.serve.guard import Guard
 from refsd.serve.metrics import Metrics
+from refsd.serve.refusals import Refused
 from refsd.serve.settings import Settings
 
 
@@ -19,9 +20,16 @@ def make_app(routes: Sequence[BaseRoute] = (), settings: Settings | None = None,
              page: bool = True, metrics: Metrics | None = None, studio: Any = None) -> Any:
     """An ASGI application of these routes, the page, /health, and, with metrics, /metrics.
 
-    settings: who may ask. studio: whose queue the metrics show.
+    settings: who may ask. studio: whose queue the metrics show, and without whose thread the
+    server is not well.
     """
-    own = [Route("/health", lambda request: answer({"status": "ok"}))]
+    async def health(request):  # nothing to wait for: on the loop, not in a thread
+        if studio is not None and not studio.alive:
+            raise Refused(503, "studio", "the thread that draws has ended: no job is drawn any "
+                          "more. Start the server again")
+        return answer({"status": "ok"})
+
+    own = [Route("/health", health)]
     if page:
         own.append(Route("/", show_page))
     if metrics is not None:

@@ -56,6 +56,11 @@ class Studio:
                                         daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that draws is there: until `close`, or a fault outside of a job."""
+        return self._thread.is_alive()
+
     def read(self, said: Mapping[str, Any]) -> Asked:
         """The request of these fields; UsageError names what is wrong with it."""
         with Warnings(show=False).apart() as warnings:

@@ -50,6 +50,13 @@ def test_it_is_up(client):
     assert client.head("/health").status_code == 200
 
 
+def test_whether_it_is_up_is_said_without_a_thread(client, monkeypatch):
+    """Of which there are few: they may all be reading pictures."""
+    monkeypatch.setattr("anyio.to_thread.run_sync", None)
+    assert client.get("/health").status_code == 200
+    assert client.get("/").status_code == 500  # which is read in one
+
+
 def test_the_page_may_do_what_it_does(client):
     """Its own script and style, as they are, run: a browser would say so if a hash were wrong."""
     found = client.get("/")

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
+from web_samples import HOME, await_true
 
 from refsd.__main__ import main
 from refsd.cli import draw, output
@@ -16,7 +18,9 @@ from refsd.cli.png import read_png
 from refsd.cli.recipe import parse_recipe
 from refsd.errors import ResourceError
 from refsd.serve import drawer, studio
+from refsd.serve.app import make_app
 from refsd.serve.asked import Limits
+from refsd.serve.jobs import Job
 from refsd.serve.models import find_models
 from refsd.serve.refusals import QueueFull, Refused
 
@@ -325,6 +329,26 @@ def test_a_job_that_fails_stops_nothing(shop, monkeypatch, caplog, problem, code
     assert bool(logged) == (code == "internal")
     assert events_of(job) == [("failed", job)]
     assert drawn(shop).state == "done"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_without_its_thread_the_server_is_not_well(models, tmp_path, monkeypatch):
+    """It ends by a fault outside of a job alone, which would be one of the studio's own."""
+    made = studio.Studio(models, tmp_path, base=BASE)
+    client = TestClient(make_app(studio=made), HOME)
+    assert client.get("/health").status_code == 200
+
+    def fail(job):
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(Job, "begin", fail)
+    made.submit(made.read(SMALL))
+    await_true(lambda: not made.alive)
+    answer = client.get("/health")
+    assert answer.status_code == 503 and answer.json() == {"error": {
+        "code": "studio", "message": "the thread that draws has ended: no job is drawn any more. "
+        "Start the server again"}}
+    made.close()
 
 
 def test_what_the_model_cannot_do_is_said_in_the_fields_words(shop):
