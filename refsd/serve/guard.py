@@ -12,7 +12,7 @@ from refsd.serve.answers import problem
 from refsd.serve.policy import NOTHING
 from refsd.serve.refusals import Refused
 from refsd.serve.settings import Settings
-from refsd.serve.wire import Gone, In, Out, last, length, read_body, replayed
+from refsd.serve.wire import Gone, In, Out, Room, last, length, read_body, replayed
 
 # The Content-Type of bodies, by path. A page of another site can have a browser send forms and
 # plain text without asking before, none of what stands here but the form.
@@ -30,7 +30,7 @@ class Guard:
     """An ASGI application before another one, which gets what passes, its body read whole."""
 
     def __init__(self, app: Any, settings: Settings):
-        self.app, self.settings = app, settings
+        self.app, self.settings, self.room = app, settings, Room(settings.bodies)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -46,18 +46,21 @@ class Guard:
         origin = origins.allowed(headers, settings.origins)
         receive = In(receive)
         send = Out(send, HEADERS | origins.of_answer(origin, settings.origins), settings.stall)
-        try:
-            early = self._admit(scope, headers, origin)
-            body = None if early else await read_body(
-                headers, receive, most=settings.body, stall=settings.stall, whole=settings.whole)
-        except Refused as refused:
-            response = problem(refused, scope["path"])
-            await last(response, scope, receive, send, settings.stall)
-            return
-        if early is not None:
-            await early(scope, receive, send)
-        else:
-            await self.app(scope, replayed(body, receive), send)
+        with self.room.share() as take:  # until the application is done with the request
+            try:
+                early = self._admit(scope, headers, origin)
+                body = None if early else await read_body(
+                    headers, receive, take, most=settings.body, stall=settings.stall,
+                    whole=settings.whole)
+            except Refused as refused:
+                refusal = problem(refused, scope["path"])
+            else:
+                if early is not None:
+                    await early(scope, receive, send)
+                else:
+                    await self.app(scope, replayed(body, receive), send)
+                return
+        await last(refusal, scope, receive, send, settings.stall)
 
     def _admit(self, scope, headers, origin) -> Response | None:
         """Nothing for who may ask; or an answer that ends it. Raises Refused."""

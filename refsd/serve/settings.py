@@ -20,15 +20,16 @@ TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,200}")
 class Settings:
     """Who may ask: names beside loopback's in a Host header, other sites' origins, a token.
 
-    A host is NAME, for any port, or NAME:PORT. A body has at most `body` bytes and comes within
-    `whole` seconds; no client may neither send of it nor take of its answer for `stall` seconds.
-    Raises UsageError.
+    A host is NAME, for any port, or NAME:PORT. A body has at most `body` bytes, all that are held
+    at the same time `bodies`. It comes within `whole` seconds; no client may neither send of it
+    nor take of its answer for `stall` seconds. Raises UsageError.
     """
 
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     token: str | None = None
     body: int = 32 << 20
+    bodies: int = 256 << 20
     stall: float = 30.0
     whole: float = 300.0
 

@@ -3,8 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from refsd.serve.refusals import Refused
 
+RETRY_SECONDS = 5  # when there is no room for a body
 PIECE = 64 << 10  # bytes; what is larger is sent so, and who takes nothing of it is noticed
 
 
@@ -44,15 +45,46 @@ class In:
         return message
 
 
-async def read_body(headers: Headers, receive: In, *, most: int, stall: float, whole: float
-                    ) -> bytes:
-    """A request's body.
+class Room:
+    """For the bytes of all bodies that are held at the same time: `most`. Of one event loop."""
+
+    def __init__(self, most: int):
+        self.most, self.held = most, 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes so many bytes more, which are given back after the block.
+
+        It raises Refused (503) where there is no room for them.
+        """
+        taken = 0
+
+        def take(count):
+            nonlocal taken
+            if self.held + count > self.most:
+                raise Refused(503, "bodies", f"the bodies of requests that are being answered "
+                              f"take {self.held:,} bytes of {self.most:,}. Try again in "
+                              f"{RETRY_SECONDS} seconds", retry_after=str(RETRY_SECONDS))
+            self.held += count
+            taken += count
+
+        try:
+            yield take
+        finally:
+            self.held -= taken
+
+
+async def read_body(headers: Headers, receive: In, take: Callable[[int], None], *, most: int,
+                    stall: float, whole: float) -> bytes:
+    """A request's body, whose bytes are taken before they are held: all if it is said how many.
 
     Raises Refused where more than `most` bytes are said to come, or do come (413), and where none
-    come for `stall` seconds or not all of them in `whole` (408); Gone where they never will.
+    come for `stall` seconds or not all of them in `whole` (408); what `take` raises; Gone where
+    they never will.
     """
     said = length(headers)
     _require_small(said or 0, most)
+    take(said or 0)
     body, end = bytearray(), time.monotonic() + whole
     while said != 0 and receive.more:
         try:
@@ -62,8 +94,10 @@ async def read_body(headers: Headers, receive: In, *, most: int, stall: float, w
             raise Refused(408, "body.slow", "the body does not come; send it faster") from None
         if message["type"] == "http.disconnect":
             raise Gone
-        body += message.get("body", b"")
-        _require_small(len(body), most)
+        piece = message.get("body", b"")
+        _require_small(len(body) + len(piece), most)
+        take(len(piece) if said is None else 0)
+        body += piece
     return bytes(body)
 
 

@@ -91,6 +91,7 @@ def test_limits_are_as_they_are_said():
     limits = Limits()
     for words in (f"{limits.batch} pictures", f"{limits.steps} steps", f"{limits.pixels:,} pixels",
                   f"{limits.least} to {limits.side} pixels", f"{limits.prompt:,} characters",
-                  f"{limits.loras} LoRAs", f"{Settings().body >> 20} MiB"):
+                  f"{limits.loras} LoRAs", f"{Settings().body >> 20} MiB",
+                  f"{Settings().bodies >> 20} MiB"):
         assert words in TEXT, words
     assert limits.kept == 600 and "ten minutes" in TEXT

@@ -1,5 +1,6 @@
 """The guard on real sockets: what is slow, large, half or gone, of which a TestClient knows not."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -137,6 +138,105 @@ def test_who_sends_too_much_is_told_so(url, content, passes):
     found = httpx.post(f"{url}/api/v1/size", content=content,
                        headers={"content-type": "application/json"})
     assert found.status_code == (200 if passes else 413) and seen == ([MOST] if passes else [])
+
+
+class Waiting:
+    """An endpoint that answers when it is let, in another thread."""
+
+    def __init__(self):
+        self.reached, self.free = threading.Event(), threading.Event()
+
+    async def __call__(self, scope, receive, send):
+        self.reached.set()
+        await asyncio.to_thread(self.free.wait, PATIENCE)
+        await answer({})(scope, receive, send)
+
+
+async def fail(request):
+    raise ZeroDivisionError
+
+
+@pytest.fixture
+def narrow():
+    """A server with room for one of the largest bodies, not for a byte more."""
+    waiting = Waiting()
+    routes = [Route("/api/v1/size", size, methods=["POST"]),
+              Route("/api/v1/fail", fail, methods=["POST"]),
+              Route("/api/v1/wait", waiting, methods=["POST"])]
+    with serving(make_app(routes, Settings(stall=STALL, whole=WHOLE, body=MOST,
+                                           bodies=MOST))) as url:
+        yield url, waiting
+        waiting.free.set()
+
+
+def fits(url, content=bytes(MOST)):
+    """Whether there is room for a largest body now."""
+    found = httpx.post(f"{url}/api/v1/size", content=content,
+                       headers={"content-type": "application/json"})
+    if found.status_code == 503:
+        assert found.json()["error"]["code"] == "bodies" and found.headers["retry-after"] == "5"
+    return found.status_code == 200
+
+
+def test_bodies_have_room_together_until_they_are_answered(narrow):
+    url, waiting = narrow
+    held = threading.Thread(target=httpx.post, args=[f"{url}/api/v1/wait"], kwargs={
+        "content": b"{", "headers": {"content-type": "application/json"}, "timeout": PATIENCE})
+    held.start()
+    assert waiting.reached.wait(PATIENCE)
+    assert not fits(url) and not fits(url, chunks(16)) and seen == []
+    assert fits(url, bytes(MOST - 1)) and fits(url, chunks(15))
+    assert httpx.get(f"{url}/health").status_code == 200
+    waiting.free.set()
+    held.join(PATIENCE)
+    assert fits(url) and fits(url, chunks(16))
+
+
+def test_a_body_for_which_there_is_no_room_is_not_asked_for():
+    app = make_app([Route("/api/v1/size", size, methods=["POST"])],
+                   Settings(body=MOST, bodies=MOST))
+    with serving(app) as url, Raw(url) as first, Raw(url) as second:
+        post(first, b"Content-Length: %d" % MOST)  # counted, before it is there
+        first.socket.sendall(b"{")
+        await_true(lambda: not fits(url, b"{"))
+        post(second, b"Expect: 100-continue", b"Content-Length: 1")
+        assert second.socket.recv(1 << 16).startswith(b"HTTP/1.1 503")
+
+
+def leave(raw):
+    raw.socket.close()
+
+
+def read(raw):
+    raw.rest()
+
+
+@pytest.mark.parametrize("headers, sent, ending", [
+    ([b"Content-Length: 100000"], bytes(1000), leave),
+    ([b"Content-Length: 100000"], bytes(1000), read),  # it stalls: 408
+    ([b"Transfer-Encoding: chunked"], b"3e8\r\n" + bytes(1000) + b"\r\n", leave),
+    ([b"Transfer-Encoding: chunked"], b"3e8\r\n" + bytes(1000) + b"\r\n", read),
+    ([b"Transfer-Encoding: chunked"], b"3e8\r\n" + bytes(1000) + b"\r\nnonsense\r\n", read),
+    ([b"Transfer-Encoding: chunked"], b"f0000\r\n" + bytes(0xf0000) + b"\r\n100000\r\n"
+     + bytes(1 << 20) + b"\r\n0\r\n\r\n", read),  # too large: 413
+])
+def test_the_room_of_a_body_that_never_comes_is_given_back(narrow, headers, sent, ending):
+    url, _ = narrow
+    with Raw(url) as raw:
+        post(raw, *headers)
+        raw.socket.sendall(sent)
+        time.sleep(STALL / 4)
+        ending(raw)
+        await_true(lambda: fits(url))
+
+
+@pytest.mark.parametrize("path, status", [("size", 200), ("fail", 500), ("nowhere", 404)])
+def test_the_room_of_a_body_is_given_back_with_the_answer(narrow, path, status):
+    url, _ = narrow
+    for content in (bytes(MOST), chunks(16)):
+        found = httpx.post(f"{url}/api/v1/{path}", content=content,
+                           headers={"content-type": "application/json"})
+        assert found.status_code == status and fits(url)
 
 
 def test_a_client_that_sends_before_it_listens_hears_the_answer():
