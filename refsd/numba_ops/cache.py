@@ -2,7 +2,7 @@
 
 Numba's own cache is keyed by less than what decides the machine code, lies where others may write,
 and unpickles what it finds. Here the folder's name holds a hash of every source file of this
-package, the versions, the vector width, the level of bfloat16 products and Numba's settings; the
+package, the versions, the vector width, how bfloat16 is multiplied and Numba's settings; the
 folder belongs to this user alone; and a cache problem never breaks a run: it costs one warning and
 a compilation.
 """
@@ -24,6 +24,7 @@ import llvmlite
 import numba
 from numba.core import caching
 
+from refsd.numba_ops.amx import EMULATED
 from refsd.numba_ops.folders import locked, not_kept, own_folder
 from refsd.numba_ops.levels import BFLOAT16
 from refsd.numba_ops.simd import WIDTH
@@ -58,7 +59,7 @@ def _fingerprint() -> str:
         digest.update(str(path.relative_to(here)).encode() + b"\0" + path.read_bytes() + b"\0")
     settings = [f"{name}={getattr(numba.config, name, None)}" for name in SETTINGS]
     for part in (numba.__version__, llvmlite.__version__, platform.python_version(), WIDTH,
-                 BFLOAT16, *settings):
+                 BFLOAT16, f"emulated tiles: {EMULATED}", *settings):
         digest.update(f"{part}\0".encode())
     return digest.hexdigest()[:16]
 
