@@ -114,7 +114,7 @@ def save(data: bytes, target: Target, what: str) -> str:
     except BrokenPipeError:
         raise
     except OSError as error:
-        why = f"{target.path}: cannot be written: {error.strerror}"
+        failed, why = error, f"{target.path}: cannot be written: {error.strerror}"
     folder = "a temporary folder"
     try:
         suffix = os.path.splitext(target.path)[1] or ".png"
@@ -122,8 +122,8 @@ def save(data: bytes, target: Target, what: str) -> str:
         kept = _write(data, Target(os.path.join(folder, f"refsd-kept{suffix}"), True))
     except OSError as error:
         raise ResourceError(f"{why}. {what} is lost: {folder} cannot be written to either "
-                            f"({error.strerror}). Free some place and draw again") from None
-    raise ResourceError(f"{why}. {what} is kept as {kept}")
+                            f"({error.strerror}). Free some place and draw again") from failed
+    raise ResourceError(f"{why}. {what} is kept as {kept}") from failed
 
 
 def _write(data: bytes, target: Target) -> str:

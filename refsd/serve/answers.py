@@ -1,6 +1,5 @@
 """Answers as JSON, and errors as the API that was asked writes them."""
 
-import errno
 import json
 import logging
 from http import HTTPStatus
@@ -9,16 +8,14 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from refsd.cli.report import describe, one_line
-from refsd.serve.refusals import Refused
+from refsd.cli.report import one_line
+from refsd.serve.refusals import STATUS, Refused, describe
 from refsd.serve.studio import FAULT
 
 logger = logging.getLogger(__name__)
 
 DOCS = "docs/server.md"
 OPENAI, A1111 = "/v1/", "/sdapi/"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-STATUS = {"usage": 422}  # of codes of errors; all others are 500
 
 
 def json_text(value: Any) -> str:
@@ -37,19 +34,17 @@ def problem(error: Exception, path: str) -> Response:
         error = _of_routes(error, path)
     if isinstance(error, Refused):
         return _refusal(path, error.status, error.code, str(error), error.headers)
-    code, _, message = describe(error)
+    code, message = describe(error)
     if code == "internal":
         logger.error("%s: %s", one_line(path), message, exc_info=error)
     elif code != "usage":
         logger.warning("%s: %s", one_line(path), one_line(message))
-    return failure({"code": code, "message": FAULT if code == "internal" else message}, path,
-                   507 if _is_full(error) else None)
+    return failure({"code": code, "message": FAULT if code == "internal" else message}, path)
 
 
-def failure(error: dict[str, str], path: str, status: int | None = None) -> Response:
+def failure(error: dict[str, str], path: str) -> Response:
     """The error of a job, such as `job.error`, as the API of `path` says it."""
-    return _refusal(path, status or STATUS.get(error["code"], 500), error["code"],
-                    error["message"], {})
+    return _refusal(path, STATUS.get(error["code"], 500), error["code"], error["message"], {})
 
 
 def _refusal(path, status, code, message, headers):
@@ -83,15 +78,6 @@ def _of_routes(error, path):
     else:
         message = str(error.detail)
     return Refused(error.status_code, code, message, **headers)
-
-
-def _is_full(error):
-    """Whether a disk, a quota or a file's limit was full: of this error or of its cause."""
-    while error is not None:
-        if getattr(error, "errno", None) in FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _dashed(headers):

@@ -13,12 +13,12 @@ from refsd.cli.pictures import as_picture
 from refsd.cli.png import encode_png
 from refsd.errors import UsageError
 from refsd.rules import Rule, boolean, integer, only, text
-from refsd.serve import asked
+from refsd.serve import asked, refusals
 from refsd.serve.asked import Limits
 from refsd.serve.jobs import CANCELLED, Job, Picture
 from refsd.serve.refusals import Refused
 
-STATUS = {"usage": 400, "resource": 507}  # of jobs that failed so; all others are 500
+STATUS = {**refusals.STATUS, "usage": 400}  # of jobs that failed so; all others are 500
 PARTIAL_IMAGES = 3
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 # What clients send that have no way to name another model: the server's first is drawn with.

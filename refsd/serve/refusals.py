@@ -1,6 +1,29 @@
-"""What the server refuses: errors that carry their HTTP status, without a web framework."""
+"""What the server refuses and what fails: errors by their HTTP status, without a web framework."""
 
+import errno
+
+from refsd.cli import report
 from refsd.errors import RefsdError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+STATUS = {"usage": 422, "disk-full": 507}  # of codes of errors; all others are 500
+
+
+def describe(error: Exception) -> tuple[str, str]:
+    """The short name and the message of an error, as the command line has them.
+
+    But a disk, a quota or a file's limit that was full, for the error or its cause, is "disk-full".
+    """
+    code, _, message = report.describe(error)
+    return ("disk-full" if code != "internal" and _is_full(error) else code), message
+
+
+def _is_full(error):
+    while error is not None:
+        if getattr(error, "errno", None) in FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Refused(RefsdError):

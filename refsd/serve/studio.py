@@ -12,13 +12,13 @@ from typing import Any
 
 from refsd import atomic
 from refsd.cli import output, threads
-from refsd.cli.report import Warnings, describe, one_line
+from refsd.cli.report import Warnings, one_line
 from refsd.serve import asked as requests
 from refsd.serve.asked import Asked, Limits
 from refsd.serve.drawer import Drawer, Stop
 from refsd.serve.jobs import CANCELLED, DONE, ENDS, FAILED, QUEUED, Job, TextJob
 from refsd.serve.models import Model, TextModel
-from refsd.serve.refusals import QueueFull, Refused
+from refsd.serve.refusals import QueueFull, Refused, describe
 from refsd.serve.writer import AskedText, Writer
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class Studio:
             asked = self.read({"prompt": "", "width": least, "height": least})
             self._drawer.load(asked.model, asked.options)
         except Exception as error:
-            logger.warning("%s", describe(error)[2])
+            logger.warning("%s", describe(error)[1])
 
     def _next(self):
         """The next job, when there is one; None at the end."""
@@ -166,7 +166,7 @@ class Studio:
         except Stop:
             return CANCELLED, None
         except Exception as error:
-            code, _, message = describe(error)
+            code, message = describe(error)
             if code == "internal":
                 logger.error("job %s: %s", job.id, message, exc_info=error)
                 message = FAULT

@@ -155,7 +155,7 @@ def bodies(client, kind):
 
 
 @pytest.mark.parametrize("kind, status, code", [
-    ("usage", 422, "usage"), ("fault", 500, "internal"), ("full", 507, "resource"),
+    ("usage", 422, "usage"), ("fault", 500, "internal"), ("full", 507, "disk-full"),
     ("disk", 500, "resource"), ("refused", 429, "queue.full"),
 ])
 def test_errors_are_said_as_each_api_says_them(client, kind, status, code):

@@ -176,14 +176,18 @@ def test_a_full_disk_fails_the_job_alone(served, folder):
     former = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (1000, -1))
     try:
         job = ended(served, post(served, {**SMALL, "seed": 40}))
-        answer = served.client.post("/v1/images/generations", json={
-            "prompt": "a fox", "size": "64x64", "steps": 1})
+        answers = [served.client.post("/v1/images/generations", json={
+            "prompt": "a fox", "size": "64x64", "steps": 1}),
+            served.client.post("/sdapi/v1/txt2img", json={
+                "prompt": "a fox", "width": 64, "height": 64, "steps": 1})]
         text = served.client.get("/api/v1/jobs").text
     finally:
         resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, former)
-    assert (job["state"], job["error"]["code"], job["pictures"]) == ("failed", "resource", [])
+    assert (job["state"], job["error"]["code"], job["pictures"]) == ("failed", "disk-full", [])
     assert "File too large" in job["error"]["message"] and "Free some" in job["error"]["message"]
-    assert answer.status_code >= 500 and "File too large" in answer.text and "Traceback" not in text
+    for answer in answers:
+        assert answer.status_code == 507 and "disk-full" in answer.text
+        assert "File too large" in answer.text and "Traceback" not in text
     assert sorted(folder.iterdir()) == before  # no half file, no draft
     job = ended(served, post(served, {**SMALL, "seed": 41}))
     assert job["state"] == "done" and (folder / job["pictures"][0]["name"]).exists()

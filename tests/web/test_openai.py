@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import io
 import time
 
@@ -148,9 +149,11 @@ def test_a_full_queue_says_when_to_come_again(client, studio, slow):
         assert job.join(PATIENCE)
 
 
-@pytest.mark.parametrize("code, status", [("resource", 507), ("internal", 500)])
+@pytest.mark.parametrize("code, status", [("disk-full", 507), ("resource", 500),
+                                          ("internal", 500)])
 def test_a_job_that_fails_is_not_asked_for_again(url, studio, monkeypatch, code, status):
-    failing = MemoryError() if code == "resource" else ZeroDivisionError("secret")
+    failing = {"disk-full": OSError(errno.ENOSPC, "No space left on device"),
+               "resource": MemoryError(), "internal": ZeroDivisionError("secret")}[code]
 
     def fail(*said):
         raise failing

@@ -240,7 +240,8 @@ def test_events_have_the_clients_fields(job):
 
 
 @pytest.mark.parametrize("state, code, status", [
-    ("failed", "usage", 400), ("failed", "resource", 507), ("failed", "internal", 500),
+    ("failed", "usage", 400), ("failed", "resource", 500), ("failed", "disk-full", 507),
+    ("failed", "internal", 500),
     ("failed", "model", 500), ("cancelled", "cancelled", 409)])
 def test_a_job_that_is_not_done_is_an_error(job, state, code, status):
     job.state = state

@@ -314,7 +314,7 @@ def test_as_many_wait_as_may(shop, held):
     (ResourceError("no place. Free some"), "resource", "no place. Free some"),
     (MemoryError(), "resource", "out of memory"), (ZeroDivisionError("/secret"), "internal",
                                                    "a fault within refsd"),
-    (OSError(28, "No space left", "/x"), "resource", "/x: No space left"),
+    (OSError(28, "No space left", "/x"), "disk-full", "/x: No space left"),
 ])
 def test_a_job_that_fails_stops_nothing(shop, monkeypatch, caplog, problem, code, message):
     def failing(*said):
@@ -387,7 +387,7 @@ def test_a_full_disk_fails_the_job_and_says_where_the_picture_is(shop, monkeypat
     with monkeypatch.context() as broken:
         broken.setattr(output, "_write", full)
         job = drawn(shop, count=2)
-    assert (job.state, job.error["code"], job.pictures) == ("failed", "resource", [])
+    assert (job.state, job.error["code"], job.pictures) == ("failed", "disk-full", [])
     assert "No space left on device. The picture of seed 5 is kept as " in job.error["message"]
     kept = Path(job.error["message"].rpartition(" as ")[2])
     assert pixels(kept).shape == (64, 64, 3)
