@@ -7,6 +7,7 @@ request has the same name on every machine, and a run that was stopped goes on w
 import argparse
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -182,16 +183,23 @@ def _farm(job, pictures, said, options, chatty):
     """
     from refsd.cli import farming
 
+    begun, drawn = time.perf_counter(), 0
     wanted: dict[str, list[Picture]] = {}
     for picture in pictures:
         wanted.setdefault(name_of(picture.recipe), []).append(picture)
 
     def done(unit, about):
+        nonlocal drawn
+        drawn += about["drawn"]
         path = os.path.join(options.output, unit.results[0])
         for i, picture in enumerate(wanted[unit.key]):
             said.add(picture, {"path": path, **about, "drawn": about["drawn"] and i == 0})
 
     farming.run(job, options.dask, options.output, done, what="pictures", show=chatty)
+    if chatty:
+        there = "" if drawn == len(job.units) else "; the others were there"
+        note(f"refsd: {drawn} of {len(job.units)} pictures drawn in "
+             f"{time.perf_counter() - begun:.1f} s{there}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -44,6 +45,11 @@ def draw(model, tmp_path, monkeypatch, capfd):
     return run
 
 
+def closing(err):
+    """The last line of what was said, without its time."""
+    return re.sub(r" in \d+\.\d s(?=$|;)", "", err.splitlines()[-1].removeprefix("refsd: "))
+
+
 def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -61,13 +67,15 @@ def test_two_processes_draw_what_one_draws_to_the_byte(draw, tmp_path):
 def test_what_is_there_is_not_drawn_again(draw, two, tmp_path):
     assert draw("out", "-q", "--shard", "1/2")[0] == 0
     there = {f"out/{path.name}": path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    code, said, _ = draw("out", "--dask", two.scheduler_address, "--results", "r.jsonl")
-    assert code == 0
+    code, said, err = draw("out", "--dask", two.scheduler_address, "--results", "r.jsonl")
+    assert code == 0 and closing(err) == (
+        f"{7 - len(there)} of 7 pictures drawn; the others were there")
     said = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert sorted(one["index"] for one in said) == [*range(8)]
     assert there.keys() <= {one["path"] for one in said if not one["drawn"]} and len(there) < 7
     assert {path: (tmp_path / path).stat().st_mtime_ns for path in there} == there
-    code, said, _ = draw("out", "--dask", "127.0.0.1:1")  # nobody answers there, or is asked
+    code, said, err = draw("out", "--dask", "127.0.0.1:1")  # nobody answers there, or is asked
+    assert closing(err) == "0 of 7 pictures drawn; the others were there"
     assert code == 0 and not any(one["drawn"] for one in said)
 
 
@@ -85,6 +93,7 @@ def test_a_worker_that_is_killed_takes_no_picture_with_it(draw, two, tmp_path):
     code, said, err = draw("out", "--dask", two.scheduler_address, lines=lines)
     killer.join()
     assert code == 0 and [one["index"] for one in said] == [*range(16)], err
+    assert closing(err) == "16 of 16 pictures drawn"
     assert len(bytes_of(tmp_path / "out")) == 16
 
 
