@@ -123,5 +123,3 @@ class Server(uvicorn.Server):
         await asyncio.to_thread(self.studio.close)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
-        for connection in [*self.server_state.connections]:  # cancelled, uvicorn's tasks send on
-            connection.transport.abort()
