@@ -171,7 +171,8 @@ def test_memory_is_that_of_the_process(tmp_path):
     assert 20 << 20 < now["resident"] <= now["peak"]
     found = read(Metrics().text())
     assert found["process_resident_memory_bytes"][()] > 20 << 20
-    assert found["process_peak_memory_bytes"][()] >= now["peak"]
+    # Linux adds up what each thread counts in batches: a peak may seem a little lower later on.
+    assert found["process_peak_memory_bytes"][()] > now["peak"] - (1 << 20)
     assert memory(tmp_path / "none") == {}
     (tmp_path / "status").write_text("Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t  10 kB\n")
     assert memory(tmp_path / "status") == {"resident": 10240, "peak": 20480}
